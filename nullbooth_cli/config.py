@@ -1,0 +1,320 @@
+"""The config: one YAML file, one section per stage, every key with a default, unknown keys refused.
+
+1. `find_config()` says which file is meant; `load_config()` reads it strictly and applies `--set` overrides.
+2. `Config` and its sections are frozen; every field's description is the comment in configs/nullbooth.yaml.
+3. `stage_settings()` gives the part of it that a stage's result depends on, and `fingerprint()` its digest.
+
+YAML is read as YAML 1.2 means it: `1e-5` is a number, `no` is a word, a key stands once.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nullbooth_cli.errors import ConfigError
+
+Strategy = Literal[
+    "DPM++ 2M", "DPM++ 2M Karras", "DPM++ 3M", "DPM++ 3M SDE Karras", "Euler", "Euler a", "UniPC", "DDIM", "LCM", "model"
+]
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
+STAGES = ("schedule", "collect", "covariance", "project")
+DEFAULT_RELATIVE_THRESHOLD = 1.0e-3
+THRESHOLD_RULES = ("nullspace_threshold", "threshold_percent", "relative_threshold", "energy", "target_leakage", "null_dim")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class ScheduleSection(Section):
+    num_denoising_steps: int = Field(30, ge=1, description="denoising steps, counted as the scheduler counts them")
+    sampler_strategy: Strategy | None = Field(
+        "DPM++ 2M Karras", description="null (uniform DDIM steps) or one of: " + ", ".join(STRATEGIES)
+    )
+    timestep_mode: Literal["avg", "first"] = Field(
+        "avg", description="avg: mean over the prompts' sequences; first: the first prompt's (they differ for SDE only)"
+    )
+    timestep_spacing: Literal["linspace", "leading", "trailing"] | None = Field(
+        None, description="null keeps the strategy's own; or linspace, leading, trailing"
+    )
+    sde_jitter: float = Field(
+        0.02, ge=0.0, lt=1.0, description="relative noise on the sigmas of each prompt, SDE strategies only; 0 for none"
+    )
+    seed: int | None = Field(None, ge=0, description="seed of that noise; null draws fresh noise on every run")
+
+
+class FeatureSwitches(Section):
+    q_features: bool = Field(True, description="what enters to_q")
+    k_features: bool = Field(True, description="what enters to_k")
+    v_features: bool = Field(True, description="what enters to_v")
+    out_features: bool = Field(True, description="what enters to_out.0")
+
+    def chosen(self) -> tuple[str, ...]:
+        """The features that are switched on, of q, k, v, out."""
+        return tuple(name for name in ("q", "k", "v", "out") if getattr(self, f"{name}_features"))
+
+
+class CollectSection(Section):
+    collect_features: FeatureSwitches = Field(FeatureSwitches(), description="which projections to look at")
+    cross_attention_layers: Literal["all"] | list[str | int] = Field(
+        "all", description="all, or a list of layer names, glob patterns or indices"
+    )
+    side: Literal["input", "output"] = Field("input", description="input (for projectors) or output (for analysis only)")
+    keep: Literal["features"] = Field("features", description="features: every token's vector is stored")
+    tokens_per_prompt: None = Field(None, description="null keeps every token; sampling is not offered yet")
+    latents: Literal["path"] = Field("path", description="path: features are taken along the model's own denoising path")
+    images: None = Field(None, description="null; noised images are not offered yet")
+    guidance_scale: float = Field(7.5, ge=0.0, description="classifier-free guidance, as the pipeline takes it")
+    branches: Literal["both", "cond"] = Field("both", description="both branches of guidance, or only the prompt's own")
+    batch_size: int = Field(8, ge=1, description="prompts per forward; also the size of a unit, the piece that is resumed")
+    height: int | None = Field(None, ge=1, description="pixels; null takes the model's own size")
+    width: int | None = Field(None, ge=1, description="pixels; null takes the model's own size")
+    seed: int = Field(0, ge=0, description="prompt i starts from the noise of seed + i")
+    feature_dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="how features are stored")
+    compression: Literal["lz4"] | None = Field(None, description="null (features hardly shrink) or lz4, for slow disks")
+    visual_attention_map: Literal[False] = Field(False, description="false; attention maps are not offered yet")
+
+
+class CovarianceSection(Section):
+    accumulate: Literal["float64", "float32"] = Field(
+        "float64", description="precision of the products; chunks are always summed in float64"
+    )
+    centred: bool = Field(
+        False,
+        description="subtract the mean; an uncentred moment keeps the mean out of the null space, a centred one does not",
+    )
+
+
+class ProjectSection(Section):
+    scope: Literal["pooled", "timestep"] = Field(
+        "pooled", description="pooled over all timesteps (for use) or one per timestep (for looking)"
+    )
+    nullspace_threshold: float | None = Field(None, gt=0.0, description="rule: eigenvalues below this are null")
+    threshold_percent: float | None = Field(None, gt=0.0, lt=100.0, description="rule: the lowest so many percent are null")
+    relative_threshold: float | None = Field(
+        DEFAULT_RELATIVE_THRESHOLD,
+        gt=0.0,
+        lt=1.0,
+        description="rule: below this times the largest is null; the default gives way to any other rule",
+    )
+    energy: float | None = Field(None, gt=0.0, le=1.0, description="rule: share of the trace kept outside the null space")
+    target_leakage: float | None = Field(None, gt=0.0, lt=1.0, description="rule: the largest null space that leaks at most this")
+    null_dim: int | None = Field(None, ge=1, description="rule: so many of the smallest")
+
+    @model_validator(mode="after")
+    def one_rule(self) -> "ProjectSection":
+        rules = self._set_rules()
+        if not rules:
+            raise ValueError(f"no threshold rule is set: give one of {', '.join(THRESHOLD_RULES)}")
+        if len(rules) > 1 and set(rules) != {"nullspace_threshold", "threshold_percent"}:
+            raise ValueError(f"two threshold rules are set: {', '.join(sorted(rules))}")
+        return self
+
+    def rule(self) -> tuple[str, float]:
+        """The one rule in force and its value; of an absolute threshold and a percentile, the percentile."""
+        rules = self._set_rules()
+        name = "threshold_percent" if "threshold_percent" in rules else rules[0]
+        return name, getattr(self, name)
+
+    def _set_rules(self) -> list[str]:
+        rules = [name for name in THRESHOLD_RULES if getattr(self, name) is not None]
+        if len(rules) > 1 and self.relative_threshold == DEFAULT_RELATIVE_THRESHOLD:
+            rules.remove("relative_threshold")
+        return rules
+
+
+class Config(Section):
+    model: str = Field("toy", description="toy (ships with nullbooth), a local pipeline folder, or a hub id")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    variant: str | None = Field(None, description="weight variant, such as fp16")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="precision the model runs in")
+    local_files_only: bool = Field(False, description="never ask the hub")
+    store: str = Field("runs/toy.zarr", description="folder of the Zarr store")
+    original_knowledge_prompts: str | list[str] = Field(
+        "dataset/prompts/toy.txt", description="knowledge to keep: a text file, one prompt a line, or a list"
+    )
+    heldout_prompts: None = Field(None, description="null; held-out leakage is not offered yet")
+    schedule: ScheduleSection = Field(ScheduleSection(), description="which timesteps")
+    collect: CollectSection = Field(CollectSection(), description="what to record")
+    covariance: CovarianceSection = Field(CovarianceSection(), description="how to sum it up")
+    project: ProjectSection = Field(ProjectSection(), description="what counts as null; set at most one rule")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's core scalars instead of PyYAML's 1.1: numbers with exponents, no `yes`/`no`, no dates, no sexagesimals."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ConfigError(f"{_mark(node.start_mark)}: the key '{key}' stands twice", "remove one of them")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+0123456789."),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+
+
+def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(str(loader.construct_scalar(node)))  # PyYAML's own reads 010 as octal
+
+
+def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    return float(str(loader.construct_scalar(node)).lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)
+
+
+def _mark(mark: Any) -> str:
+    return f"{mark.name}, line {mark.line + 1}"
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Read YAML strictly; `name` stands in the messages."""
+    loader = _Loader(text)
+    loader.name = name
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = _mark(mark) if mark else name
+        raise ConfigError(f"{where}: {getattr(error, 'problem', None) or error}", "this is not valid YAML") from error
+    finally:
+        loader.dispose()
+
+
+def find_config(given: str | None) -> Path | None:
+    """-c, $NULLBOOTH_CONFIG, ./nullbooth.yaml, ./configs/nullbooth.yaml; None if there is none. A named one must exist."""
+    named = given or os.environ.get("NULLBOOTH_CONFIG")
+    if named:
+        if not Path(named).is_file():
+            raise ConfigError(f"no config file at {named}", "give one with -c; configs/nullbooth.yaml is an example")
+        return Path(named)
+    return next((path for path in (Path("nullbooth.yaml"), Path("configs/nullbooth.yaml")) if path.is_file()), None)
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a config file and apply `KEY=VALUE` overrides. Raises ConfigError naming the key and the file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}", "a config is a UTF-8 text file") from error
+    data = parse_yaml(text, str(path))
+    if data is not None and not isinstance(data, dict):
+        raise ConfigError(f"{path} holds a {type(data).__name__}, not keys and values", "see configs/nullbooth.yaml")
+    return build_config(data or {}, overrides, str(path))
+
+
+def build_config(data: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "--set") -> Config:
+    """Validate a nested mapping, with `a.b=c` overrides on top."""
+    merged: dict[str, Any] = json.loads(json.dumps(data))
+    for override in overrides:
+        key, sign, value = override.partition("=")
+        if not sign:
+            raise ConfigError(f"--set {override} has no '='", "write --set section.key=value")
+        *sections, last = key.strip().split(".")
+        place = merged
+        for section in sections:
+            inner = place.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"--set {key}: '{section}' is not a section", f"sections: {', '.join(STAGES)}")
+            place = inner
+        place[last] = parse_yaml(value, f"--set {key}")
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise _explain(error, source) from error
+
+
+def _explain(error: ValidationError, source: str) -> ConfigError:
+    """All problems at once, one a line; the nearest known key for an unknown one."""
+    lines, hints = [], []
+    for problem in error.errors():
+        path = [str(part) for part in problem["loc"]]
+        key = ".".join(path)
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(path[:-1])
+            lines.append(f"unknown key '{key}'")
+            near = difflib.get_close_matches(path[-1], known, n=1)
+            hints.append(f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(known)}")
+        elif problem["type"] == "value_error":
+            lines.append(f"{key}: {problem['ctx']['error']}")
+            hints.append("keep one rule and set the others to null")
+        else:
+            lines.append(f"{_readable(path)}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}")
+            text = isinstance(problem["input"], str) and problem["type"] in ("float_type", "int_type")
+            hints.append("a number stands without quotes" if text else "docs/reference/config.md lists what each key takes")
+    separator = "\n  "
+    return ConfigError(f"{source}: {separator.join(dict.fromkeys(lines))}", "\n".join(dict.fromkeys(hints)))
+
+
+def _readable(path: list[str]) -> str:
+    """A union's branch (`list[str]`, `literal['all']`) stands at the end of pydantic's path; the user never wrote it."""
+    return ".".join(part for part in path if re.fullmatch(r"\w+", part) and part not in ("str", "int"))
+
+
+def _known_keys(sections: list[str]) -> list[str]:
+    model: type[BaseModel] = Config
+    for section in sections:
+        annotation = model.model_fields[section].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        model = annotation
+    return list(model.model_fields)
+
+
+def stage_settings(config: Config, stage: str) -> dict[str, Any]:
+    """The settings that decide the result of a stage, beside the results of the stages before it.
+
+    What only decides speed or layout (`batch_size`, `compression`) is left out. `covariance.centred` belongs to `project`:
+    the stored sums serve both readings.
+    """
+    model = {key: getattr(config, key) for key in ("model", "revision", "variant")}
+    if stage == "schedule":
+        return {**model, **_flat(config.schedule, "schedule")}
+    if stage == "collect":
+        collect = _flat(config.collect, "collect", without=("batch_size", "compression", "keep"))
+        return {**model, "dtype": config.dtype, **collect}
+    if stage == "covariance":
+        return {"covariance.accumulate": config.covariance.accumulate}
+    rule, value = config.project.rule()
+    return {**decomposition_settings(config), "project.rule": rule, f"project.{rule}": value}
+
+
+def decomposition_settings(config: Config) -> dict[str, Any]:
+    """The part of project's settings that a new threshold leaves alone."""
+    return {"covariance.centred": config.covariance.centred, "project.scope": config.project.scope}
+
+
+def _flat(section: BaseModel, prefix: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if name in without:
+            continue
+        if isinstance(value, BaseModel):
+            flat |= _flat(value, f"{prefix}.{name}")
+        else:
+            flat[f"{prefix}.{name}"] = value
+    return flat
+
+
+def fingerprint(values: Any) -> str:
+    """SHA-256 of the values as canonical JSON, cut to 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

@@ -1,0 +1,23 @@
+"""What a running stage says about itself. Stages are generators of events; commands draw them. The library never prints."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` units are finished; `what` is the one that just was."""
+
+    stage: str
+    done: int
+    total: int
+    what: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something the user should know that is not an error."""
+
+    text: str
+
+
+Event = Progress | Note
