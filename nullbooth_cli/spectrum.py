@@ -1,0 +1,85 @@
+"""Pure functions of eigenvalues: how many are null, and what that costs.
+
+Eigenvalues are `[D]` float64, ascending, of a second moment (positive semi-definite up to round-off: negative ones count as 0).
+A null space is always the `null_dim` smallest, so every rule returns a number.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nullbooth_cli.errors import ConfigError
+
+Eigenvalues = NDArray[np.float64]
+
+
+def null_dim(eigenvalues: Eigenvalues, rule: str, value: float) -> int:
+    """How many eigenvalues are null under a rule.
+
+    nullspace_threshold  l < value
+    threshold_percent    l < the value-th percentile of all eigenvalues
+    relative_threshold   l < value * largest
+    energy               all but the fewest largest ones that hold the share `value` of the trace
+    target_leakage       the most whose leakage is at most value
+    null_dim             value of them
+    """
+    positive = np.clip(eigenvalues, 0.0, None)
+    cut = _absolute(positive, rule, value)
+    if cut is not None:
+        return int(np.count_nonzero(positive < cut))
+    if rule == "energy":
+        kept_from_the_top = np.cumsum(positive[::-1])
+        # Share 1 means the whole trace up to round-off: the sums of the last, zero, eigenvalues must not decide.
+        enough = kept_from_the_top >= value * kept_from_the_top[-1] * (1.0 - 1e-12)
+        return len(positive) - int(np.argmax(enough)) - 1
+    if rule == "target_leakage":
+        return int(np.count_nonzero(np.sqrt(_shares(positive)) <= value))
+    if rule == "null_dim":
+        if value > len(positive):
+            raise ConfigError(f"null_dim {int(value)} is more than the {len(positive)} dimensions there are", "ask for fewer")
+        return int(value)
+    raise ValueError(f"unknown threshold rule {rule!r}")
+
+
+def _absolute(positive: Eigenvalues, rule: str, value: float) -> float | None:
+    """The eigenvalue that a rule cuts at, for the rules that name one."""
+    if rule == "nullspace_threshold":
+        return value
+    if rule == "threshold_percent":
+        return float(np.percentile(positive, value))
+    return value * float(positive[-1]) if rule == "relative_threshold" else None
+
+
+def threshold(eigenvalues: Eigenvalues, rule: str, value: float) -> float | None:
+    """The eigenvalue below which all are null; for rules that count or sum, the smallest that is not null (None if all are)."""
+    cut = _absolute(np.clip(eigenvalues, 0.0, None), rule, value)
+    if cut is not None:
+        return cut
+    null = null_dim(eigenvalues, rule, value)
+    return float(eigenvalues[null]) if null < len(eigenvalues) else None
+
+
+def _shares(positive: Eigenvalues) -> Eigenvalues:
+    """Share of the trace in the smallest 1, 2, ... eigenvalues, `[D]`; zeros where the trace is 0."""
+    sums = np.cumsum(positive)
+    return sums / sums[-1] if sums[-1] > 0 else np.zeros_like(sums)
+
+
+def leakage(eigenvalues: Eigenvalues, null_dim: int) -> float:
+    """norm(P K) / norm(K) on the data of the moment: sqrt(sum of the null eigenvalues / sum of all)."""
+    shares = _shares(np.clip(eigenvalues, 0.0, None))
+    return float(np.sqrt(shares[null_dim - 1])) if null_dim else 0.0
+
+
+def effective_rank(eigenvalues: Eigenvalues) -> float:
+    """exp of the entropy of the eigenvalues as shares of the trace (Roy and Vetterli, EUSIPCO 2007); 0 for a zero moment."""
+    positive = np.clip(eigenvalues, 0.0, None)
+    if positive.sum() == 0:
+        return 0.0
+    shares = positive / positive.sum()
+    shares = shares[shares > 0]
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def condition(eigenvalues: Eigenvalues) -> float:
+    """Largest over smallest; infinite where the smallest is not above 0."""
+    return float(eigenvalues[-1] / eigenvalues[0]) if eigenvalues[0] > 0 else float("inf")
