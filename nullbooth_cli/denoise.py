@@ -1,0 +1,61 @@
+"""The denoising path: the model's own pipeline, called as its users call it, held to the stored schedule.
+
+Every prompt has its own CPU generator, seeded by the base seed plus its index: starting noise and the noise of stochastic
+samplers depend neither on the batch nor on the process that runs it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nullbooth_cli.prompts import Prompt
+from nullbooth_cli.schedule import Step, install
+
+
+@dataclass(frozen=True)
+class DenoisingPath:
+    """How a batch of prompts is denoised: everything but the prompts."""
+
+    steps: tuple[Step, ...]
+    guidance_scale: float
+    height: int | None
+    width: int | None
+    seed: int
+
+
+def hold_to_schedule(pipe: Any, scheduler: Any, steps: tuple[Step, ...]) -> None:
+    """Give the pipeline a scheduler that walks exactly the stored steps."""
+    pipe.scheduler = install(scheduler, steps)
+
+
+def denoise(pipe: Any, path: DenoisingPath, prompts: Sequence[Prompt], first_index: int) -> torch.Tensor:
+    """Denoise prompts, the first of which has index `first_index` in the store; returns latents. The VAE is not run."""
+    generators = [torch.Generator("cpu").manual_seed(path.seed + first_index + i) for i in range(len(prompts))]
+    size = {name: value for name, value in (("height", path.height), ("width", path.width)) if value is not None}
+    result = pipe(
+        prompt=[prompt.text for prompt in prompts],
+        num_inference_steps=len(path.steps),
+        guidance_scale=path.guidance_scale,
+        generator=generators,
+        output_type="latent",
+        **size,
+    )
+    latents: torch.Tensor = result.images
+    return latents
+
+
+def cut_words(pipe: Any, prompts: Sequence[Prompt]) -> list[tuple[Prompt, str]]:
+    """The prompts that are longer than a tokenizer of the pipeline takes, each with the text that is cut off."""
+    cut: dict[Prompt, str] = {}
+    for name, tokenizer in pipe.components.items():
+        if not name.startswith("tokenizer") or tokenizer is None:
+            continue
+        room = tokenizer.model_max_length
+        for prompt in prompts:
+            ids = tokenizer(prompt.text, truncation=False, verbose=False).input_ids
+            if len(ids) > room:
+                # The last token of a cut prompt is the end mark, so the words after room - 1 tokens are lost.
+                cut[prompt] = tokenizer.decode(ids[room - 1 :], skip_special_tokens=True).strip()
+    return list(cut.items())

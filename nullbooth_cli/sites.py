@@ -1,0 +1,169 @@
+"""Finds the projections of the cross-attention layers, and watches what enters or leaves them. No files.
+
+1. `find_projections()` picks the projection modules by name and parent: PEFT wraps them, so their class says nothing.
+2. `Watch` hooks them and hands every tensor over at once; any hook that does not fire exactly once per forward is an error.
+3. `group_shared()` compares what was seen in two forwards and says which projections always get the same tensor.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from nullbooth_cli.errors import ConfigError
+
+_CROSS_ATTENTION = re.compile(r"^(?P<layer>(.*\.)?attn2)\.(?P<projection>to_q|to_k|to_v|to_out\.0)$")
+_FEATURE = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One linear map of a cross-attention layer; `weight` is the name of its parameter in the plain model."""
+
+    layer: str
+    feature: str
+    weight: str
+    module: nn.Module
+
+    def __str__(self) -> str:
+        return f"{self.layer} {self.feature}"
+
+
+Receive = Callable[[Projection, int, torch.Tensor], None]
+
+
+def find_projections(denoiser: nn.Module, features: tuple[str, ...], layers: str | list[str | int]) -> tuple[Projection, ...]:
+    """The projections of the chosen layers and features, in the model's order.
+
+    `layers` is "all" or a list of names, glob patterns and indices. Raises ConfigError for a pattern that matches nothing, a
+    model without cross-attention, no feature, or fused projections (their to_k and to_v are never called).
+    """
+    if not features:
+        raise ConfigError("no feature is switched on", "switch on one of collect.collect_features.{q,k,v,out}_features")
+    modules = dict(denoiser.named_modules())
+    found = [(match, modules[name]) for name in modules if (match := _CROSS_ATTENTION.match(name))]
+    found = [(match, module) for match, module in found if getattr(modules[match["layer"]], "is_cross_attention", True)]
+    names = list(dict.fromkeys(match["layer"] for match, _ in found))
+    if not names:
+        raise ConfigError(
+            f"{type(denoiser).__name__} has no cross-attention layer (attn2)", "choose a model with text cross-attention"
+        )
+    for name in names:
+        if getattr(modules[name], "fused_projections", False):
+            raise ConfigError(
+                f"the projections of {name} are fused", "call pipe.unfuse_qkv_projections() before saving the model"
+            )
+    chosen = _choose(names, layers)
+    return tuple(
+        Projection(match["layer"], feature, f"{match['layer']}.{match['projection']}.weight", module)
+        for match, module in found
+        if match["layer"] in chosen and (feature := _FEATURE[match["projection"]]) in features
+    )
+
+
+def _choose(names: list[str], layers: str | list[str | int]) -> set[str]:
+    if isinstance(layers, str):
+        return set(names)
+    if not layers:
+        raise ConfigError("collect.cross_attention_layers is an empty list", "set it to all, or name layers")
+    chosen: set[str] = set()
+    for wanted in layers:
+        if isinstance(wanted, int):
+            matching = set(names[wanted : wanted + 1]) if wanted >= 0 else set()
+        else:
+            matching = {name for name in names if fnmatchcase(name, wanted)}
+        if not matching:
+            listed = "\n  ".join(f"{i:2d}  {name}" for i, name in enumerate(names))
+            raise ConfigError(
+                f"collect.cross_attention_layers: {wanted!r} matches none of the {len(names)} layers",
+                f"the layers are\n  {listed}",
+            )
+        chosen |= matching
+    return chosen
+
+
+class Watch:
+    """Context manager: `receive(projection, forward, tensor)` for every watched projection in every forward of the denoiser.
+
+    `forward` counts from 0. `after(forward)` is called when all have fired. Tensors are the model's own: copy what is kept.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        projections: tuple[Projection, ...],
+        side: str,
+        receive: Receive,
+        after: Callable[[int], None] = lambda forward: None,
+    ) -> None:
+        self._denoiser, self._projections, self._side = denoiser, projections, side
+        self._receive, self._after = receive, after
+        self._handles: list[Any] = []
+        self._fired: Counter[Projection] = Counter()
+        self._forward = 0
+
+    def __enter__(self) -> "Watch":
+        for projection in self._projections:
+            self._handles.append(self._hook(projection))
+        self._handles.append(self._denoiser.register_forward_pre_hook(lambda *_: self._fired.clear()))
+        self._handles.append(self._denoiser.register_forward_hook(lambda *_: self._finish()))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, projection: Projection) -> Any:
+        def fire(tensor: torch.Tensor) -> None:
+            self._fired[projection] += 1
+            self._receive(projection, self._forward, tensor)
+
+        if self._side == "input":
+            return projection.module.register_forward_pre_hook(lambda _, inputs: fire(inputs[0]))
+        return projection.module.register_forward_hook(lambda _, __, output: fire(output))
+
+    def _finish(self) -> None:
+        wrong = [f"{p} {self._fired[p]} times" for p in self._projections if self._fired[p] != 1]
+        if wrong:
+            raise ConfigError(
+                f"in forward {self._forward} these projections did not fire exactly once: {', '.join(wrong)}",
+                "load the model without compiled, fused or custom attention processors",
+            )
+        self._after(self._forward)
+        self._forward += 1
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Projections that always receive one and the same tensor, in firing order; `example` is that tensor, `[rows, L, D]`."""
+
+    projections: tuple[Projection, ...]
+    timestep_free: bool
+    example: torch.Tensor
+
+
+def group_shared(forwards: list[list[tuple[Projection, torch.Tensor]]]) -> tuple[Shared, ...]:
+    """Group the projections that shared one tensor in every forward that was seen (one list a forward, in firing order).
+
+    Sharing is the same memory, so the tensors of a forward must all be alive; timestep-free is equal values in every forward,
+    which one forward alone cannot show.
+    """
+    groups: dict[tuple[Any, ...], list[Projection]] = {}
+    seen = [dict(forward) for forward in forwards]
+    for projection, _ in forwards[0]:
+        key = tuple((t[projection].data_ptr(), tuple(t[projection].shape), t[projection].stride()) for t in seen)
+        groups.setdefault(key, []).append(projection)
+    return tuple(
+        Shared(
+            tuple(members),
+            len(seen) > 1 and all(torch.equal(seen[0][members[0]], later[members[0]]) for later in seen[1:]),
+            seen[0][members[0]],
+        )
+        for members in groups.values()
+    )
