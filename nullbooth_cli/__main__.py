@@ -1,0 +1,3 @@
+from nullbooth_cli.cli import app
+
+app()

@@ -1,0 +1,80 @@
+"""The Typer app and the error boundary: known errors become `error:` and `hint:`, bugs keep their traceback."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from nullbooth_cli import __version__
+from nullbooth_cli.commands.collect import collect
+from nullbooth_cli.commands.covariance import covariance
+from nullbooth_cli.commands.inspect import inspect
+from nullbooth_cli.commands.project import project
+from nullbooth_cli.commands.run import run
+from nullbooth_cli.commands.schedule import schedule
+from nullbooth_cli.commands.status import status
+from nullbooth_cli.console import Terminal
+from nullbooth_cli.errors import ConfigError, NullboothError
+
+INTERRUPTED = 130
+
+
+class Boundary(TyperGroup):
+    """Turns what a command raises into an exit code and two lines, whoever calls the app: a shell, CliRunner, `python -m`."""
+
+    def main(self, args: Sequence[str] | None = None, *positional: Any, **extra: Any) -> Any:
+        arguments = list(sys.argv[1:] if args is None else args)
+        terminal = Terminal(as_json="--json" in arguments)
+        try:
+            code = super().main(arguments, *positional, **{**extra, "standalone_mode": False})
+        except NullboothError as error:
+            terminal.error(error)
+            code = error.exit_code
+        except typer.TyperException as error:
+            terminal.error(self._usage(error, arguments))
+            code = ConfigError.exit_code
+        except (typer.Abort, KeyboardInterrupt):
+            code = INTERRUPTED
+        if code == INTERRUPTED:
+            terminal.note("interrupted: finished units are kept, the same command goes on")
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def _usage(self, error: typer.TyperException, arguments: list[str]) -> ConfigError:
+        message = error.format_message().rstrip(".")
+        command = next((word for word in arguments if not word.startswith("-")), "")
+        if command in self.commands:
+            return ConfigError(message[0].lower() + message[1:], f"nullbooth {command} --help lists its options")
+        near = difflib.get_close_matches(command, self.commands, n=1)
+        hint = f"did you mean 'nullbooth {near[0]}'?" if near else f"commands: {', '.join(self.commands)}"
+        return ConfigError(f"no such command '{command}'" if command else message[0].lower() + message[1:], hint)
+
+
+app = typer.Typer(
+    name="nullbooth",
+    cls=Boundary,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Null-space projectors for fine-tuning text-to-image models without forgetting.\n\n"
+    "Example: nullbooth run -c configs/nullbooth.yaml && nullbooth inspect",
+)
+for _command in (run, schedule, collect, covariance, project, inspect, status):
+    app.command()(_command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nullbooth {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass

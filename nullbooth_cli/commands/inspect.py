@@ -1,0 +1,83 @@
+"""The command `nullbooth inspect`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from nullbooth_cli.commands.options import AsJson, Common, ConfigFile, Overrides, Quiet, StorePath, Verbose
+
+
+def inspect(
+    config: ConfigFile = None,
+    store: StorePath = None,
+    overrides: Overrides = None,
+    layer: Annotated[
+        str | None, typer.Option("--layer", metavar="NAME", help="Only layers of this name, part of a name, or glob.")
+    ] = None,
+    feature: Annotated[str | None, typer.Option("--feature", metavar="q|k|v|out", help="Only this feature.")] = None,
+    timestep: Annotated[
+        float | None, typer.Option("--timestep", metavar="T", help="Only this timestep (project.scope: timestep).")
+    ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values on stdout.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show the null space of every site: its size, the spectrum it was cut from, and how much of the data leaks into it.
+
+    A tensor that several projections share is one row; --json lists the weights that it feeds.
+
+    Example: nullbooth inspect -s runs/toy.zarr --layer mid_block --feature q
+    """
+    from nullbooth_cli import report, stages
+    from nullbooth_cli.commands.session import start
+    from nullbooth_cli.errors import ConfigError
+
+    if as_json and as_csv:
+        raise ConfigError("--json and --csv are two answers", "ask for one")
+    session = start(Common(config, store, tuple(overrides or ()), as_json, quiet, verbose))
+    opened = session.open()
+    states = stages.states(session.config, session.prompts, opened)
+    stages.require(states, "project", session.path)
+    document = report.inspect_document(session.config, opened, layer, feature, timestep)
+    if as_csv:
+        session.terminal.text(_csv(document))
+    else:
+        session.terminal.answer(document, _draw)
+
+
+def _csv(document: dict[str, Any]) -> str:
+    import csv
+    import io
+
+    text = io.StringIO()
+    rows = [
+        {**{k: v for k, v in site.items() if k != "arrays"}, "weights": " ".join(site["weights"])} for site in document["sites"]
+    ]
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _draw(document: dict[str, Any]) -> Any:
+    from nullbooth_cli.commands.session import draw_summary
+    from nullbooth_cli.console import table
+
+    rows = [
+        [
+            site["layer"],
+            site["feature"],
+            str(len(site["weights"])),
+            site["key"],
+            str(site["dim"]),
+            f"{site['count']:,}",
+            str(site["null_dim"]),
+            f"{site['effective_rank']:.1f}",
+            "inf" if site["condition"] is None else f"{site['condition']:.1e}",
+            f"{site['leakage']:.2e}",
+        ]
+        for site in document["sites"]
+    ]
+    columns = ["layer", "feature", "weights", "timestep", "dim", "tokens", "null_dim", "eff. rank", "condition", "leakage"]
+    return [table(columns, rows, right=frozenset(range(4, 10)) | {2}), draw_summary(document)]

@@ -1,0 +1,54 @@
+"""The options that commands share, each declared once."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[
+    str | None,
+    typer.Option(
+        "-c", "--config", metavar="FILE", help="Config; else $NULLBOOTH_CONFIG, ./nullbooth.yaml, ./configs/nullbooth.yaml."
+    ),
+]
+StorePath = Annotated[
+    str | None,
+    typer.Option("-s", "--store", metavar="URL", help="Store; else $NULLBOOTH_STORE, or the config's. It carries its config."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, such as project.null_dim=40. Repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; errors as JSON on stderr.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only errors on stderr.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say which config and store are used.")]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; else CUDA if there is one.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and how many bytes it takes; write nothing.")]
+Force = Annotated[bool, typer.Option("--force", help="Do it again, replacing what is there.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before replacing.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Stop after N units; run again to go on.")]
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every command is told."""
+
+    config: str | None = None
+    store: str | None = None
+    overrides: tuple[str, ...] = ()
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
+class Control:
+    """How a stage is run."""
+
+    device: str | None = None
+    dry_run: bool = False
+    force: bool = False
+    yes: bool = False
+    limit: int | None = None

@@ -1,0 +1,134 @@
+"""The only module that prints: answers to stdout, everything else to stderr.
+
+stdout carries one table or exactly one JSON document. stderr carries progress, notes, errors and `next:`. On a terminal
+progress is a bar; elsewhere it is a plain line per unit, and tables are as wide as they need to be.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from nullbooth_cli.errors import NullboothError
+from nullbooth_cli.events import Event, Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Terminal:
+    """Where one command's words go. `quiet` keeps stderr to errors, `as_json` turns errors into JSON as well."""
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json, self.quiet = as_json, quiet
+
+    def answer(self, document: dict[str, Any], draw: Any) -> None:
+        """Print the document as JSON, or let `draw(document)` give the lines or the table for it."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
+            return
+        drawn = draw(document)
+        console = _console(stderr=False)
+        for part in drawn if isinstance(drawn, list) else [drawn]:
+            if isinstance(part, str):
+                sys.stdout.write(part + "\n")
+            else:
+                console.print(part)
+
+    def text(self, text: str) -> None:
+        """Print an answer that is neither table nor JSON (CSV)."""
+        sys.stdout.write(text)
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            sys.stderr.write(f"{text}\n")
+
+    def next(self, command: str) -> None:
+        """What the user would do next."""
+        if not self.as_json:
+            self.note(f"next: {command}")
+
+    def error(self, error: NullboothError) -> None:
+        if self.as_json:
+            document = {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
+            sys.stderr.write(json.dumps(document, ensure_ascii=False) + "\n")
+            return
+        colour, reset = ("\x1b[31m", "\x1b[0m") if _console(stderr=True).color_system else ("", "")
+        hint = error.hint.replace("\n", "\n      ")
+        sys.stderr.write(f"{colour}error:{reset} {error.message}\n\nhint: {hint}\n")
+
+    def follow(self, events: Iterable[Event]) -> None:
+        """Draw the events of running stages until they end."""
+        if self.quiet:
+            for _ in events:
+                pass
+        elif sys.stderr.isatty():
+            self._follow_with_bar(events)
+        else:
+            started: dict[str, tuple[float, int]] = {}
+            for event in events:
+                if isinstance(event, Progress):
+                    since, before = started.setdefault(event.stage, (time.monotonic(), event.done - 1))
+                    seconds = time.monotonic() - since
+                    self.note(
+                        f"{event.stage} {event.done}/{event.total} {event.what} ({seconds:.1f} s, {event.done - before} this run)"
+                    )
+                else:
+                    self.note(event.text)
+
+    def _follow_with_bar(self, events: Iterable[Event]) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            TextColumn("{task.fields[stage]:<10}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[what]}", markup=False),
+        )
+        with Bar(*columns, console=_console(stderr=True)) as bar:
+            tasks: dict[str, Any] = {}
+            for event in events:
+                if not isinstance(event, Progress):
+                    bar.console.print(event.text, markup=False, highlight=False)
+                elif event.stage not in tasks:
+                    tasks[event.stage] = bar.add_task(
+                        "", total=event.total, completed=event.done, stage=event.stage, what=event.what
+                    )
+                else:
+                    bar.update(tasks[event.stage], completed=event.done, what=event.what)
+
+
+def _console(*, stderr: bool) -> "Console":
+    from rich.console import Console
+
+    # Rich would cut the cells of a piped table at 80 columns.
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else 10_000, highlight=False)
+
+
+def table(columns: list[str], rows: list[list[str]], *, right: frozenset[int] = frozenset()) -> Any:
+    """A plain table; the columns with index in `right` are aligned right. Cells are never cut: on a terminal they fold."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for index, column in enumerate(columns):
+        drawn.add_column(column, justify="right" if index in right else "left", no_wrap=index in right, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    return drawn
+
+
+def size(num_bytes: int) -> str:
+    """Bytes for people: 1.2 MB."""
+    value = float(num_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
