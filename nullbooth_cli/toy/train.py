@@ -1,0 +1,333 @@
+"""Train the embedded model from nothing: `python -m nullbooth_cli.toy.train OUT`.
+
+Two processes of one thread each work side by side, which is faster here than two threads in one:
+
+1. The *autoencoder* learns a latent code that is not learned but computed: the first eight principal components of the
+   4 x 4 patches of the drawings. The encoder regresses the code, the decoder learns to paint from it.
+2. The *denoiser* (U-Net and text encoder together) therefore starts at once, on that code. First with one plain caption a
+   picture until it draws what the caption says, then with varied captions: parts left out, prefixes, other orders, words it
+   has never seen. Varied captions from the start learn far slower; plain ones alone break on the first unknown word.
+
+`OUT` is then a StableDiffusionPipeline folder in float16. The seed decides everything; times are for two cores.
+"""
+
+import json
+import multiprocessing
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from nullbooth_cli.toy import world
+
+NUM_PICTURES = 30_000
+NUM_TOKENS = 16
+PATCH, NUM_COMPONENTS = 4, 8
+NOISE = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "v_prediction"}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Lengths in optimizer steps: of the autoencoder (batch 16) and of the denoiser's two stages (batch 32)."""
+
+    autoencoder: int = 3_500
+    plain: int = 4_500
+    varied: int = 4_500
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A CLIPTokenizer in which every word of the world is one token and any other word falls into pieces."""
+    trainer = trainers.BpeTrainer(vocab_size=5_000, min_frequency=0, end_of_word_suffix="</w>", show_progress=False)
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    bpe.train_from_iterator(world.WORDS, trainer)
+    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    characters = [*"abcdefghijklmnopqrstuvwxyz0123456789.,-'!?"]
+    pieces = [*characters, *(c + "</w>" for c in characters), *("".join(pair) for pair in merges)]
+    vocabulary = {piece: i for i, piece in enumerate([*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=NUM_TOKENS)
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=NUM_TOKENS,
+        projection_dim=96,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    encoder = CLIPTextModel(config)
+    torch.nn.init.normal_(encoder.get_input_embeddings().weight, std=0.05)
+    return encoder
+
+
+def build_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=world.SIZE // PATCH,
+        in_channels=NUM_COMPONENTS,
+        out_channels=NUM_COMPONENTS,
+        block_out_channels=(32, 64, 80),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        cross_attention_dim=96,
+    )
+
+
+def build_autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=NUM_COMPONENTS,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        sample_size=world.SIZE,
+        scaling_factor=1.0,
+    )
+
+
+def make_data(seed: int) -> tuple[list[world.Drawing], torch.Tensor]:
+    """The training drawings and their pictures, `[N, 3, 32, 32]` float32 in [-1, 1]; held-out triples are not among them."""
+    rng = np.random.default_rng(seed)
+    training, _ = world.split()
+    drawings = [world.sample(training[rng.integers(len(training))], rng) for _ in range(NUM_PICTURES)]
+    pictures = torch.from_numpy(np.stack([world.draw(drawing) for drawing in drawings]))
+    return drawings, pictures.permute(0, 3, 1, 2) * 2 - 1
+
+
+@dataclass(frozen=True)
+class PatchCode:
+    """The fixed linear code: principal components of the patches, scaled to their standard deviation to the power 0.7."""
+
+    mean: torch.Tensor  # [48]
+    basis: torch.Tensor  # [48, 8], orthonormal columns
+    scale: torch.Tensor  # [8]
+
+    @classmethod
+    def fit(cls, pictures: torch.Tensor) -> "PatchCode":
+        patches = F.unfold(pictures[:4000], PATCH, stride=PATCH).transpose(1, 2).flatten(0, 1)
+        mean = patches.mean(0)
+        _, singular, right = torch.linalg.svd((patches - mean).double(), full_matrices=False)
+        deviation = (singular[:NUM_COMPONENTS] / len(patches) ** 0.5).float()
+        scale = deviation**0.3
+        return cls(mean, right[:NUM_COMPONENTS].T.float(), scale * ((deviation / scale) ** 2).mean().sqrt())
+
+    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
+        """`[B, 3, 32, 32]` to `[B, 8, 8, 8]`, standard deviation 1."""
+        patches = F.unfold(pictures, PATCH, stride=PATCH).transpose(1, 2)
+        code = (patches - self.mean) @ self.basis / self.scale
+        side = pictures.shape[-1] // PATCH
+        return code.transpose(1, 2).reshape(len(code), NUM_COMPONENTS, side, side)
+
+    def decode(self, code: torch.Tensor) -> torch.Tensor:
+        patches = (code.flatten(2).transpose(1, 2) * self.scale) @ self.basis.T + self.mean
+        return F.fold(patches.transpose(1, 2), world.SIZE, PATCH, stride=PATCH)
+
+
+def train_autoencoder(out: Path, seed: int, steps: int) -> float:
+    """Train and save the autoencoder; returns the seconds it took."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    _, pictures = make_data(seed)
+    codes = PatchCode.fit(pictures).encode(pictures)
+    vae = build_autoencoder()
+    with torch.no_grad():
+        # A sampled latent is then its mean: exp(-12 / 2) is far below the code's own precision.
+        vae.quant_conv.weight[NUM_COMPONENTS:] = 0.0
+        vae.quant_conv.bias[NUM_COMPONENTS:] = -12.0
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0)
+    schedule = get_cosine_schedule_with_warmup(optimizer, 100, steps)
+    for step in range(steps):
+        index = torch.randint(len(pictures), (16,))
+        picture, code = pictures[index], codes[index]
+        noisy = code + 0.3 * torch.rand(len(index), 1, 1, 1) * torch.randn_like(code)
+        painted = vae.decode(noisy).sample
+        loss_encoder = F.mse_loss(vae.encode(picture).latent_dist.mean, code)
+        loss_decoder = F.l1_loss(painted, picture) + F.mse_loss(painted, picture)
+        (loss_encoder + loss_decoder).backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 500 == 0:
+            typer.echo(
+                f"autoencoder {step}/{steps} encoder {loss_encoder:.4f} decoder {loss_decoder:.4f} "
+                f"{time.monotonic() - started:.0f} s",
+                err=True,
+            )
+    vae.half().save_pretrained(out)
+    return time.monotonic() - started
+
+
+def draw_timesteps(count: int, textured: bool) -> torch.Tensor:
+    """Uniform timesteps; when `textured`, 40 % of them by log sigma ~ N(-0.8, 1), where small strokes are decided."""
+    timesteps = torch.randint(1000, (count,))
+    if textured:
+        alphas = DDPMScheduler(**NOISE).alphas_cumprod
+        sigmas = ((1 - alphas) / alphas).sqrt()
+        wanted = torch.exp(torch.randn(count) - 0.8)
+        nearest = torch.searchsorted(sigmas, wanted).clamp(max=999)
+        timesteps = torch.where(torch.rand(count) < 0.4, nearest, timesteps)
+    return timesteps
+
+
+@torch.no_grad()
+def quick_score(pipe_parts: tuple[CLIPTokenizer, CLIPTextModel, UNet2DConditionModel], code: PatchCode, prefix: str) -> float:
+    """Share of 48 held-out captions whose shape is drawn right, decoded by the linear code (a little blurred)."""
+    tokenizer, encoder, unet = pipe_parts
+    triples = world.split()[1][:48]
+    texts = [prefix.format(world.caption(world.Drawing(*t))) for t in triples]
+    state = encoder(tokenize(tokenizer, [*texts, *[""] * len(texts)]))[0]
+    scheduler = DPMSolverMultistepScheduler(**NOISE, use_karras_sigmas=True)
+    scheduler.set_timesteps(20)
+    latents = torch.randn(len(texts), NUM_COMPONENTS, 8, 8, generator=torch.Generator().manual_seed(1))
+    for timestep in scheduler.timesteps:
+        with_text, without = unet(torch.cat([latents, latents]), timestep, state).sample.chunk(2)
+        latents = scheduler.step(without + 4.0 * (with_text - without), timestep, latents).prev_sample
+    pictures = (code.decode(latents) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    return float(np.mean([world.read(p).shape == t[0] for p, t in zip(pictures, triples, strict=True)]))
+
+
+def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
+    ids = tokenizer(texts, padding="max_length", max_length=NUM_TOKENS, truncation=True, return_tensors="pt").input_ids
+    return torch.as_tensor(ids)
+
+
+def train_denoiser(out: Path, seed: int, plain: int, varied: int) -> float:
+    """Train and save tokenizer, text encoder and U-Net; returns the seconds it took."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    rng = np.random.default_rng(seed + 1)
+    drawings, pictures = make_data(seed)
+    code = PatchCode.fit(pictures)
+    latents = code.encode(pictures)
+    tokenizer = build_tokenizer()
+    text_encoder, unet = build_text_encoder(tokenizer), build_unet()
+    words = text_encoder.get_input_embeddings().weight
+    reserved = torch.tensor(tokenizer.convert_tokens_to_ids([f"{word}</w>" for word in world.RESERVED_WORDS]))
+    seen = torch.zeros(len(tokenizer), dtype=torch.bool)
+    noise_scheduler = DDPMScheduler(**NOISE)
+    parameters = [*unet.parameters(), *text_encoder.parameters()]
+    ema = EMAModel(parameters, decay=0.999)
+    done, total = 0, plain + varied
+    for stage, steps, rate in (("plain", plain, 1.5e-3), ("varied", varied, 1e-3)):
+        optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
+        schedule = get_cosine_schedule_with_warmup(optimizer, 100, steps)
+        for _ in range(steps):
+            index = rng.integers(NUM_PICTURES, size=32)
+            if stage == "plain":
+                texts = [world.caption(drawings[i]) for i in index]
+            else:
+                texts = [world.vary(drawings[i], rng, draw_unknown_word(rng)) for i in index]
+                with torch.no_grad():
+                    words[reserved] = random_directions(words[seen], len(reserved))
+            texts = ["" if rng.random() < 0.1 else text for text in texts]
+            ids = tokenize(tokenizer, texts)
+            seen[ids.unique()] = True
+            seen[reserved] = False
+            clean = latents[torch.from_numpy(index)]
+            noise = torch.randn_like(clean)
+            timesteps = draw_timesteps(len(index), textured=done >= 0.4 * total)
+            noisy = noise_scheduler.add_noise(clean, noise, timesteps)
+            predicted = unet(noisy, timesteps, text_encoder(ids)[0]).sample
+            loss = F.mse_loss(predicted, noise_scheduler.get_velocity(clean, noise, timesteps))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            ema.step(parameters)
+            done += 1
+            if done % 1000 == 0:
+                ema.store(parameters)
+                ema.copy_to(parameters)
+                parts = (tokenizer, text_encoder, unet)
+                scores = [quick_score(parts, code, prefix) for prefix in ("{}", "a photo of {}")]
+                ema.restore(parameters)
+                line = f"denoiser {stage} {done}/{total} loss {loss:.4f} shape {scores} {time.monotonic() - started:.0f} s"
+                typer.echo(line, err=True)
+    ema.copy_to(parameters)
+    with torch.no_grad():
+        words[~seen] = random_directions(words[seen], int((~seen).sum()))
+    unet.half().save_pretrained(out / "unet")
+    text_encoder.half().save_pretrained(out / "text_encoder")
+    save_tokenizer(tokenizer, out / "tokenizer")
+    return time.monotonic() - started
+
+
+def draw_unknown_word(rng: np.random.Generator) -> str | None:
+    """None three times out of four; else a reserved word or one that falls into pieces."""
+    if rng.random() < 0.75:
+        return None
+    return str(rng.choice(world.RESERVED_WORDS)) if rng.random() < 0.5 else world.unknown_word(rng)
+
+
+def random_directions(known: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` random rows at the mean norm of the known ones."""
+    rows = torch.randn(count, known.shape[1])
+    directions: torch.Tensor = F.normalize(rows, dim=1) * known.norm(dim=1).mean()
+    return directions
+
+
+def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """transformers 5 writes tokenizer.json only; older releases read vocab.json and merges.txt."""
+    tokenizer.save_pretrained(folder)
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False) + "\n")
+    merges = "\n".join(" ".join(pair) for pair in model["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+
+
+def main(
+    out: Annotated[Path, typer.Argument(help="Folder for the finished pipeline.")],
+    seed: int = 0,
+    autoencoder_steps: int = Steps.autoencoder,
+    plain_steps: int = Steps.plain,
+    varied_steps: int = Steps.varied,
+) -> None:
+    """Train the embedded model; needs two cores, about 3 GB of memory and about 50 minutes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        parts = Path(scratch)
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+            denoiser = pool.submit(train_denoiser, parts, seed, plain_steps, varied_steps)
+            autoencoder = pool.submit(train_autoencoder, parts / "vae", seed, autoencoder_steps)
+            typer.echo(f"autoencoder {autoencoder.result():.0f} s, denoiser {denoiser.result():.0f} s", err=True)
+        pipe = StableDiffusionPipeline(
+            vae=AutoencoderKL.from_pretrained(parts / "vae", dtype=torch.float16),
+            text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float16),
+            tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer"),
+            unet=UNet2DConditionModel.from_pretrained(parts / "unet", dtype=torch.float16),
+            scheduler=DPMSolverMultistepScheduler(**NOISE, use_karras_sigmas=True, steps_offset=1),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipe.save_pretrained(out)
+        save_tokenizer(pipe.tokenizer, out / "tokenizer")
+
+
+if __name__ == "__main__":
+    typer.run(main)
