@@ -1,0 +1,80 @@
+"""Shared fixtures: the embedded model (loaded once) and one small finished run.
+
+Eight prompts and four steps are enough: every property tested here holds or fails at any size.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nullbooth_cli import model, stages
+from nullbooth_cli.config import Config, build_config
+from nullbooth_cli.prompts import Prompt, load_prompts
+from nullbooth_cli.store import Store
+
+ROOT = Path(__file__).parent.parent
+PROMPTS = [
+    "a red circle on a blue background",
+    "a green square on a white background",
+    "a yellow star at the left of a black background",
+    "a cyan ring on a gray background",
+    "a purple cross on a red background",
+    "a pink triangle at the top of a green background",
+    "a blue circle on a yellow background",
+    "an orange star on a purple background",
+]
+
+
+def small_config(store: Path, **changes: Any) -> Config:
+    """Eight prompts, four steps, three prompts a unit; `changes` are dotted keys with `__` for the dot."""
+    data: dict[str, Any] = {
+        "store": str(store),
+        "original_knowledge_prompts": PROMPTS,
+        "schedule": {"num_denoising_steps": 4, "sampler_strategy": "DPM++ 2M Karras"},
+        "collect": {"batch_size": 3, "feature_dtype": "float32", "guidance_scale": 4.0},
+        "project": {"relative_threshold": 0.05},
+    }
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        place = data
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    return build_config(data)
+
+
+def execute(config: Config, *wanted: str, store: Store | None = None, **control: Any) -> Store:
+    """Run stages through the library, as the commands do."""
+    store = store or (
+        Store.open(config.store, write=True) if Store.exists(config.store) else Store.create(config.store, config.model_dump())
+    )
+    prompts = prompts_of(config)
+    for stage in wanted:
+        with store.lock():
+            for _ in stages.execute(stage, stages.Run(config, prompts, store, "cpu", **control)):
+                pass
+    return store
+
+
+def prompts_of(config: Config) -> tuple[Prompt, ...]:
+    return load_prompts(config.original_knowledge_prompts)
+
+
+def states_of(config: Config) -> dict[str, str]:
+    return {name: found.state for name, found in stages.states(config, prompts_of(config), Store.open(config.store)).items()}
+
+
+@pytest.fixture(scope="session")
+def pipe() -> Any:
+    """The embedded model in float32 on the CPU. Tests that change its scheduler put another one in; none relies on it."""
+    return model.load_pipeline(
+        "toy", revision=None, variant=None, dtype="float32", local_files_only=True, device=model.pick_device("cpu")
+    )
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Store]:
+    """A complete small run. Read only: a test that changes a store makes its own."""
+    config = small_config(tmp_path_factory.mktemp("finished") / "run.zarr")
+    return config, execute(config, "schedule", "collect", "covariance", "project")

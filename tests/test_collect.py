@@ -1,0 +1,184 @@
+"""What collect stores is what the model's projections received, on the model's own path."""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from nullbooth_cli import features, stages
+from nullbooth_cli.denoise import cut_words
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.events import Note
+from nullbooth_cli.model import denoiser_of
+from nullbooth_cli.prompts import Prompt
+from nullbooth_cli.store import Site, Store
+from tests.conftest import PROMPTS, execute, prompts_of, small_config
+
+
+def by_hand(pipe: Any, prompts: list[str], first: int, module: str) -> np.ndarray:
+    """Inputs of one projection at each of four steps, `[T, rows, L, D]`, through a pipeline and a scheduler of our own."""
+    pipe.scheduler = diffusers.DPMSolverMultistepScheduler(
+        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type="v_prediction", use_karras_sigmas=True
+    )
+    seen: list[np.ndarray] = []
+    handle = pipe.unet.get_submodule(module).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy().copy()))
+    try:
+        generators = [torch.Generator("cpu").manual_seed(first + i) for i in range(len(prompts))]
+        pipe(prompts, num_inference_steps=4, guidance_scale=4.0, generator=generators, output_type="latent")
+    finally:
+        handle.remove()
+    return np.stack(seen)
+
+
+@pytest.mark.parametrize("feature", ["q", "k", "v", "out"])
+def test_features_are_what_an_independent_hook_sees(finished: Any, pipe: Any, feature: str) -> None:
+    _, store = finished
+    layer = "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
+    projection = f"{layer}.to_{feature}" + (".0" if feature == "out" else "")
+    site = next(site for site in store.sites if f"{projection}.weight" in site.weights)
+    expected = by_hand(pipe, PROMPTS[3:6], 3, projection)
+    tokens = expected.shape[2]
+    assert site.num_tokens == 2 * tokens
+    for t in range(1 if site.timestep_free else 4):
+        stored = store.read_features(site, t, 1)
+        np.testing.assert_allclose(stored[:, :tokens], expected[t, :3], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(stored[:, tokens:], expected[t, 3:], rtol=1e-4, atol=1e-4)
+
+
+def test_text_is_stored_once_for_all_layers_and_steps(finished: Any) -> None:
+    _, store = finished
+    text = [site for site in store.sites if site.feature in "kv"]
+    assert len(text) == 1
+    assert text[0].timestep_free
+    assert len(text[0].weights) == 20
+    assert len(store.sites) == 21
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_features_do_not_depend_on_the_batch(finished: Any, tmp_path: Path, batch_size: int) -> None:
+    _, store = finished
+    other = execute(small_config(tmp_path / "other.zarr", collect__batch_size=batch_size), "collect")
+    for site in store.sites:
+        for t in range(1 if site.timestep_free else 4):
+            mine, theirs = (
+                np.concatenate([s.read_features(site, t, u) for u in range(len(s.progress("collect")))]) for s in (store, other)
+            )
+            assert np.abs(mine - theirs).max() <= 1e-4 * np.abs(mine).max()
+
+
+@pytest.mark.parametrize("strategy", [None, "DPM++ 3M SDE Karras", "Euler a", "UniPC", "LCM", "model"])
+def test_every_sampler_can_be_walked_and_repeated(tmp_path: Path, strategy: str | None) -> None:
+    changes = {
+        "schedule__sampler_strategy": strategy,
+        "schedule__seed": 5,
+        "original_knowledge_prompts": PROMPTS[:2],
+        "collect__cross_attention_layers": ["mid_block*"],
+    }
+    first, second = (
+        execute(small_config(tmp_path / f"{name}.zarr", collect__batch_size=batch, **changes), "collect")
+        for name, batch in (("a", 2), ("b", 1))
+    )
+    for site in first.sites:
+        for t in range(1 if site.timestep_free else 4):
+            one, two = (
+                np.concatenate([s.read_features(site, t, u) for u in range(len(s.progress("collect")))]) for s in (first, second)
+            )
+            assert np.abs(one - two).max() <= 2e-4 * np.abs(one).max()
+
+
+def test_chosen_layers_and_features(tmp_path: Path) -> None:
+    store = execute(
+        small_config(
+            tmp_path / "run.zarr",
+            collect__cross_attention_layers=["mid_block*", 0],
+            collect__collect_features={"k_features": False, "v_features": False},
+        ),
+        "collect",
+    )
+    assert [site.name.split(".attentions")[0] + " " + site.feature for site in store.sites] == [
+        "down_blocks.0 q",
+        "down_blocks.0 out",
+        "mid_block q",
+        "mid_block out",
+    ]
+
+
+def test_only_the_prompts_branch_or_no_guidance(tmp_path: Path, finished: Any) -> None:
+    _, both = finished
+    cond = execute(small_config(tmp_path / "cond.zarr", collect__branches="cond", collect__cross_attention_layers=[0]), "collect")
+    site = cond.sites[0]
+    twin = next(s for s in both.sites if s.name == site.name)
+    assert twin.num_tokens == 2 * site.num_tokens
+    np.testing.assert_allclose(cond.read_features(site, 3, 0), both.read_features(twin, 3, 0)[:, site.num_tokens :], atol=1e-5)
+    single = execute(
+        small_config(tmp_path / "one.zarr", collect__guidance_scale=1.0, collect__cross_attention_layers=[0]), "collect"
+    )
+    assert single.sites[0].num_tokens == site.num_tokens
+
+
+def test_outputs_can_be_collected_but_not_projected(tmp_path: Path, pipe: Any) -> None:
+    config = small_config(tmp_path / "run.zarr", collect__side="output", collect__cross_attention_layers=["mid_block*"])
+    store = execute(config, "collect", "covariance")
+    site = next(site for site in store.sites if site.feature == "k")
+    assert (site.side, site.timestep_free, len(site.weights)) == ("output", True, 1)
+    text = by_hand(pipe, PROMPTS[:3], 0, f"{site.layer}.to_k")[0]
+    with torch.no_grad():
+        expected = pipe.unet.get_submodule(f"{site.layer}.to_k")(torch.from_numpy(text[3:])).numpy()
+    np.testing.assert_allclose(store.read_features(site, 0, 0)[:, 16:], expected, atol=1e-4)
+    with pytest.raises(ConfigError, match=r"features are outputs"):
+        execute(config, "project")
+
+
+@pytest.mark.parametrize("where", ["model", "dtype"])
+def test_a_value_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    config = small_config(
+        tmp_path / "run.zarr",
+        collect__cross_attention_layers=["mid_block*"],
+        collect__feature_dtype="float16" if where == "dtype" else "float32",
+    )
+    real = features.split_branches
+
+    def spoiled(tensor: torch.Tensor, num_prompts: int, branches: str) -> torch.Tensor:
+        values = real(tensor, num_prompts, branches).clone()
+        if num_prompts > 1:
+            values[1, 0, 0] = float("nan") if where == "model" else 1e6
+        return values
+
+    monkeypatch.setattr(features, "split_branches", spoiled)
+    expected = (
+        rf"{'not finite' if where == 'model' else 'does not fit float16'}: prompt '{PROMPTS[1]}', layer mid_block.*timestep 999"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        execute(config, "collect")
+
+
+def test_sharing_that_changes_on_the_way_is_an_error(pipe: Any, tmp_path: Path) -> None:
+    """The first two steps look shared and timestep-free; a later one is not."""
+    text = torch.zeros(2, 3, 4)
+    site = Site("l", "k", "input", ("l.to_k.weight", "l.to_v.weight"), True, 3, 4)
+    k, v = object(), object()
+    recorder = features._Recorder(None, None, (Prompt("a"), Prompt("b")), {k: site, v: site}, "both", 0, "float32")  # type: ignore[arg-type]
+    recorder._write = lambda *_: None  # type: ignore[method-assign]
+    recorder.receive(k, 0, text)
+    recorder.receive(v, 0, text)
+    with pytest.raises(ConfigError, match="no longer shares"):
+        recorder.receive(v, 0, text.clone())
+    recorder.receive(k, 1, text)
+    with pytest.raises(ConfigError, match="changes with the timestep after all"):
+        recorder.receive(k, 2, text + 1)
+
+
+def test_long_prompts_are_said_with_the_lost_words(tmp_path: Path, pipe: Any) -> None:
+    long = "a photo of a sks red circle at the left of a blue background with a green star"
+    assert cut_words(pipe, [Prompt(PROMPTS[0]), Prompt(long)]) == [(Prompt(long), "with a green star")]
+    config = small_config(tmp_path / "run.zarr", original_knowledge_prompts=[long], collect__cross_attention_layers=[0])
+    store = Store.create(config.store, config.model_dump())
+    events = list(stages.execute("collect", stages.Run(config, prompts_of(config), store, "cpu")))
+    assert any(isinstance(event, Note) and "green star' is cut off" in event.text for event in events)
+
+
+def test_no_hooks_are_left_behind(pipe: Any) -> None:
+    assert not any(module._forward_pre_hooks for module in denoiser_of(pipe).modules())

@@ -1,0 +1,177 @@
+"""Moments equal plain float64 numpy for any chunking, and projectors are what the mathematics says."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nullbooth_cli.features import unpack
+from nullbooth_cli.moments import SecondMoment, pooled, read_ahead, second_moment
+from nullbooth_cli.projectors import Projector, decompose, load_projector
+from tests.conftest import execute, small_config
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-10) -> None:
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 12),
+    st.lists(st.integers(1, 17), min_size=1, max_size=6),
+    st.integers(0, 2**31),
+    st.sampled_from(["float16", "float32"]),
+)
+def test_any_chunking_gives_the_numpy_moment(dim: int, chunks: list[int], seed: int, dtype: str) -> None:
+    x = (np.random.default_rng(seed).standard_normal((sum(chunks), dim)) * 3 + 1).astype(dtype)
+    moment = SecondMoment(dim)
+    for part in np.split(x, np.cumsum(chunks)[:-1]):
+        moment.update(torch.from_numpy(part))
+    wide = x.astype(np.float64)
+    assert_close(moment.sum_xxt.numpy(), wide.T @ wide)
+    assert_close(moment.sum_x.numpy(), wide.sum(0), 1e-9)
+    assert moment.count == len(x)
+    sums = (moment.sum_xxt.numpy(), moment.sum_x.numpy(), moment.count)
+    assert_close(second_moment(*sums), wide.T @ wide / len(x))
+    deviations = wide - wide.mean(0)
+    difference = second_moment(*sums, centred=True) - deviations.T @ deviations / len(x)
+    assert np.abs(difference).max() <= 1e-10 * np.abs(wide.T @ wide / len(x)).max()
+
+
+def test_float32_products_are_close_and_summed_in_float64() -> None:
+    x = torch.randn(4096, 16, generator=torch.Generator().manual_seed(0))
+    moment = SecondMoment(16, accumulate="float32")
+    for part in x.split(64):
+        moment.update(part)
+    assert moment.sum_xxt.dtype == torch.float64
+    assert_close(moment.sum_xxt.numpy(), (x.double().T @ x.double()).numpy(), 1e-6)
+
+
+class TestReadAhead:
+    def test_order_and_depth(self) -> None:
+        running, most, lock = 0, 0, threading.Lock()
+
+        def read(item: int) -> int:
+            nonlocal running, most
+            with lock:
+                running += 1
+                most = max(most, running)
+            with lock:
+                running -= 1
+            return item * item
+
+        assert list(read_ahead(read, range(50), depth=3)) == [i * i for i in range(50)]
+        assert most <= 2
+
+    def test_it_reads_before_it_is_asked(self) -> None:
+        started = [threading.Event() for _ in range(4)]
+
+        def read(item: int) -> int:
+            started[item].set()
+            return item
+
+        reader = read_ahead(read, range(4), depth=3)
+        assert next(reader) == 0
+        assert started[1].wait(5)
+        reader.close()
+
+    def test_a_failure_comes_in_its_turn(self) -> None:
+        def read(item: int) -> int:
+            if item == 2:
+                raise OSError("torn")
+            return item
+
+        reader = read_ahead(read, range(5))
+        assert [next(reader), next(reader)] == [0, 1]
+        with pytest.raises(OSError, match="torn"):
+            next(reader)
+
+
+def assert_is_projector(p: np.ndarray, null_dim: int) -> None:
+    assert np.abs(p - p.T).max() == 0
+    assert np.abs(p @ p - p).max() < 1e-10
+    assert abs(np.trace(p) - null_dim) < 1e-10
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(2, 24), st.data())
+def test_a_projector_is_one_and_kills_what_is_known(dim: int, data: st.DataObject) -> None:
+    rank = data.draw(st.integers(1, dim - 1))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    known = rng.standard_normal((50, rank)) @ rng.standard_normal((rank, dim))
+    eigenvalues, eigenvectors = decompose(second_moment(known.T @ known, known.sum(0), 50))
+    assert (np.diff(eigenvalues) >= 0).all()
+    assert np.abs(eigenvectors.T @ eigenvectors - np.eye(dim)).max() < 1e-10
+    projector = Projector(eigenvectors[:, : dim - rank])
+    p = projector.dense()
+    assert_is_projector(p, dim - rank)
+    assert np.linalg.norm(known @ p) <= 1e-6 * np.linalg.norm(known)
+    edit = rng.standard_normal((5, dim))
+    np.testing.assert_allclose(projector.apply(edit), edit @ p, atol=1e-10)
+
+
+def test_a_moment_that_is_not_finite_is_no_moment() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        decompose(np.array([[1.0, np.nan], [np.nan, 1.0]]))
+
+
+def test_a_centred_moment_leaks_the_mean() -> None:
+    """Why the default is uncentred: the mean direction is known, and a centred matrix calls it null."""
+    rng = np.random.default_rng(0)
+    known = np.zeros((200, 6))
+    known[:, :2] = rng.standard_normal((200, 2))
+    known[:, 2] = 3.0
+    sums = (known.T @ known, known.sum(0), 200)
+    leaks = {}
+    for centred in (False, True):
+        eigenvalues, eigenvectors = decompose(second_moment(*sums, centred=centred))
+        p = Projector(eigenvectors[:, eigenvalues < 1e-9 * eigenvalues[-1]]).dense()
+        leaks[centred] = np.linalg.norm(known @ p) / np.linalg.norm(known)
+    assert leaks[False] < 1e-12
+    assert leaks[True] > 0.5
+
+
+class TestOnTheModel:
+    """The stages against plain numpy on the stored features."""
+
+    def test_moments_are_numpys(self, finished) -> None:
+        _, store = finished
+        units = len(store.progress("collect"))
+        _, dtype = store.feature_layout()
+        for site in store.sites:
+            for t in range(1 if site.timestep_free else 4):
+                x = np.concatenate([unpack(store.read_features(site, t, u), dtype).numpy() for u in range(units)])
+                x = x.reshape(-1, site.dim).astype(np.float64)
+                sum_xxt, sum_x, count = store.read_moment(site, t)
+                assert count == len(x) == 8 * site.num_tokens
+                assert_close(sum_xxt, x.T @ x)
+                assert_close(sum_x, x.sum(0), 1e-9)
+
+    def test_projectors_and_leakage_follow_from_the_features(self, finished) -> None:
+        _, store = finished
+        units = len(store.progress("collect"))
+        for site in store.sites:
+            k = np.concatenate(
+                [
+                    store.read_features(site, t, u).reshape(-1, site.dim)
+                    for t in range(1 if site.timestep_free else 4)
+                    for u in range(units)
+                ]
+            ).astype(np.float64)
+            projector = load_projector(store, site)
+            null_dim, leakage = store.read_cut(site, 0)
+            p = projector.dense()
+            assert_is_projector(p, null_dim)
+            assert null_dim == projector.null_dim > 0
+            assert leakage == pytest.approx(np.linalg.norm(k @ p) / np.linalg.norm(k), rel=1e-6, abs=1e-10)
+
+    def test_another_batch_size_gives_the_same_moments(self, finished, tmp_path) -> None:
+        _, store = finished
+        other = execute(small_config(tmp_path / "other.zarr", collect__batch_size=8), "collect", "covariance")
+        for site in store.sites:
+            mine, theirs = pooled(store, site, 4), pooled(other, site, 4)
+            assert_close(theirs[0], mine[0], 1e-4)
+            assert theirs[2] == mine[2]
