@@ -7,7 +7,8 @@ from typing import Any
 from nullbooth_cli import spectrum
 from nullbooth_cli.config import Config
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.stages import Plan, StageState
+from nullbooth_cli.stages import Plan
+from nullbooth_cli.states import StageState
 from nullbooth_cli.store import Site, Store
 
 SCHEMA_VERSION = 1
@@ -112,7 +113,7 @@ def _entries(config: Config, store: Store, site: Site, rule: str, value: float) 
     steps = store.schedule()
     recorded = 1 if site.timestep_free else len(steps)
     pooled = config.project.scope == "pooled"
-    counts = [store.read_moment(site, t)[2] for t in range(recorded)]
+    counts = [store.read_count(site, t) for t in range(recorded)]
     for index in range(1 if pooled else recorded):
         eigenvalues = store.read_eigenvalues(site, index)
         null_dim, leakage = store.read_cut(site, index)

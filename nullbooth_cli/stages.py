@@ -1,11 +1,4 @@
-"""The stages: their order, their state, and how each one is begun, continued or refused.
-
-A stage leaves a record in the store: its settings, the fingerprints of the stages it was built on, and its own. A stage is
-
-- missing   if it has no record,
-- stale     if its settings or one of its inputs are not what the config asks for now,
-- partial   if some of its units are not done,
-- complete  otherwise.
+"""The stages: how each one is begun, continued or refused, and what it would take.
 
 Running a complete stage says so and does nothing; a partial one goes on; a stale one is refused unless forced.
 """
@@ -16,34 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nullbooth_cli.config import STAGES, Config, decomposition_settings, fingerprint, stage_settings
+from nullbooth_cli.config import STAGES, Config, decomposition_settings, fingerprint
 from nullbooth_cli.errors import ConfigError, ResourceError, StageError
 from nullbooth_cli.events import Event, Note, Progress
 from nullbooth_cli.prompts import Prompt
+from nullbooth_cli.states import StageState, listed, require, stage_states, wanted_settings
 from nullbooth_cli.store import Site, Store
-
-PROMPTS_FIELD = "original_knowledge_prompts"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Why a stage is stale: what it was built with, and what is asked for now."""
-
-    field: str
-    old: Any
-    new: Any
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.old} -> {self.new}"
-
-
-@dataclass(frozen=True)
-class StageState:
-    stage: str
-    state: str
-    units_done: int
-    units_total: int | None
-    stale_because: tuple[Difference, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,74 +42,12 @@ class Plan:
     device_bytes_free: int
 
 
-def wanted_settings(config: Config, prompts: tuple[Prompt, ...], stage: str) -> dict[str, Any]:
-    settings = stage_settings(config, stage)
-    if stage == "collect":
-        settings[PROMPTS_FIELD] = f"{len(prompts)} prompts, {fingerprint([prompt.id for prompt in prompts])}"
-    return settings
-
-
-def states(config: Config, prompts: tuple[Prompt, ...], store: Store | None) -> dict[str, StageState]:
-    """The state of every stage under a config, in order."""
-    found: dict[str, StageState] = {}
-    records = store.records if store else {}
-    for stage in STAGES:
-        found[stage] = _state(stage, config, prompts, store, records, found)
-    return found
-
-
-def _state(
-    stage: str,
-    config: Config,
-    prompts: tuple[Prompt, ...],
-    store: Store | None,
-    records: dict[str, dict[str, Any]],
-    before: dict[str, StageState],
-) -> StageState:
-    record = records.get(stage)
-    if record is None or store is None:
-        total = 1 if stage == "schedule" else -(-len(prompts) // config.collect.batch_size) if stage == "collect" else None
-        return StageState(stage, "missing", 0, total)
-    differences = [*_differences(record["settings"], wanted_settings(config, prompts, stage))]
-    for upstream, built_on in record["upstream"].items():
-        now = records.get(upstream, {}).get("fingerprint")
-        if before[upstream].state == "stale":
-            differences.append(Difference(upstream, "as it was", "stale"))
-        elif now != built_on:
-            differences.append(Difference(upstream, built_on, now or "missing"))
-    progress = store.progress(stage) if stage != "schedule" else [True]
-    done, total = int(sum(progress)), len(progress)
-    state = "stale" if differences else "complete" if done == total else "partial"
-    return StageState(stage, state, done, total, tuple(differences))
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[Difference]:
-    for name in dict.fromkeys([*old, *new]):
-        if old.get(name) != new.get(name):
-            yield Difference(name, old.get(name, "not set"), new.get(name, "not set"))
-
-
-def require(run_states: dict[str, StageState], stage: str, store: Path) -> None:
-    """Raise StageError unless the stage is complete."""
-    found = run_states[stage]
-    if found.state == "complete":
-        return
-    if found.state == "stale":
-        raise StageError(f"{stage} is stale{_listed(found)}", f"nullbooth {stage} --force   (in {store})")
-    units = f": {found.units_done} of {found.units_total} units" if found.state == "partial" else ""
-    raise StageError(f"{stage} is {found.state}{units}", f"nullbooth {stage}   (in {store})")
-
-
-def _listed(state: StageState) -> str:
-    return "".join(f"\n  {difference}" for difference in state.stale_because)
-
-
 def execute(stage: str, run: Run) -> Iterator[Event]:
     """Run one stage: begin it, go on with it, or say that it is complete. Raises StageError where that is refused."""
-    now = states(run.config, run.prompts, run.store)
+    now = stage_states(run.config, run.prompts, run.store)
     if stage == "collect" and now["schedule"].state == "missing":
         yield from execute("schedule", run)
-        now = states(run.config, run.prompts, run.store)
+        now = stage_states(run.config, run.prompts, run.store)
     for upstream in STAGES[: STAGES.index(stage)]:
         require(now, upstream, run.store.path)
     found = now[stage]
@@ -148,7 +57,7 @@ def execute(stage: str, run: Run) -> Iterator[Event]:
     if found.state == "stale" and not run.force:
         size = run.store.bytes_of({"collect": "features", "covariance": "moments", "project": "projectors"}.get(stage, stage))
         raise StageError(
-            f"{stage} in {run.store.path} was made with other settings or inputs{_listed(found)}",
+            f"{stage} in {run.store.path} was made with other settings or inputs{listed(found)}",
             f"nullbooth {stage} --force   (replaces {size / 1e6:,.1f} MB), or name another store with -s",
         )
     afresh = found.state == "missing" or run.force
@@ -355,7 +264,7 @@ def plan(stage: str, config: Config, prompts: tuple[Prompt, ...], store: Store |
     """What running a stage would do, without writing anything. Loads the model if no collection says which sites there are."""
     from nullbooth_cli import features, model, moments, projectors, schedule
 
-    found = states(config, prompts, store)[stage]
+    found = stage_states(config, prompts, store)[stage]
     chosen = model.pick_device(device)
     if found.state in ("complete", "partial"):
         done, total = found.units_done, found.units_total or 0
@@ -369,7 +278,7 @@ def plan(stage: str, config: Config, prompts: tuple[Prompt, ...], store: Store |
     if stage == "schedule":
         done, total, needed = int(found.state == "complete"), 1, len(steps) * 32
     else:
-        fresh = store is None or not store.sites or states(config, prompts, store)["collect"].state in ("missing", "stale")
+        fresh = store is None or not store.sites or stage_states(config, prompts, store)["collect"].state in ("missing", "stale")
         sites = _load_collection(config, steps, prompts, device).sites if fresh or store is None else store.sites
         covariance_units = moments.covariance_units(sites, len(steps))
         project_units = projectors.project_units(sites, config.project.scope, len(steps))

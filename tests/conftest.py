@@ -11,6 +11,7 @@ import pytest
 from nullbooth_cli import model, stages
 from nullbooth_cli.config import Config, build_config
 from nullbooth_cli.prompts import Prompt, load_prompts
+from nullbooth_cli.states import stage_states
 from nullbooth_cli.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +63,7 @@ def prompts_of(config: Config) -> tuple[Prompt, ...]:
 
 
 def states_of(config: Config) -> dict[str, str]:
-    return {name: found.state for name, found in stages.states(config, prompts_of(config), Store.open(config.store)).items()}
+    return {name: found.state for name, found in stage_states(config, prompts_of(config), Store.open(config.store)).items()}
 
 
 @pytest.fixture(scope="session")

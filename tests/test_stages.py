@@ -18,6 +18,7 @@ from nullbooth_cli.config import STAGES, Config, build_config
 from nullbooth_cli.errors import ConfigError, ResourceError, StageError
 from nullbooth_cli.events import Note, Progress
 from nullbooth_cli.moments import pooled
+from nullbooth_cli.states import stage_states
 from nullbooth_cli.store import Store
 from tests.conftest import PROMPTS, execute, prompts_of, small_config, states_of
 
@@ -36,7 +37,7 @@ def changed(config: Config, **changes: Any) -> Config:
 
 
 def stale_stages(config: Config, store: Store) -> set[str]:
-    found = stages.states(config, prompts_of(config), store)
+    found = stage_states(config, prompts_of(config), store)
     assert {state.state for state in found.values()} <= {"complete", "stale"}
     return {name for name, state in found.items() if state.state == "stale"}
 
@@ -103,7 +104,7 @@ def _leaves(data: Any, prefix: str = "") -> set[str]:
 
 def test_the_reason_names_field_old_and_new(finished: Any) -> None:
     config, store = finished
-    found = stages.states(changed(config, collect__guidance_scale=5.0), prompts_of(config), store)
+    found = stage_states(changed(config, collect__guidance_scale=5.0), prompts_of(config), store)
     assert [str(because) for because in found["collect"].stale_because] == ["collect.guidance_scale: 4.0 -> 5.0"]
     assert found["covariance"].stale_because[0].field == "collect"
 

@@ -29,16 +29,17 @@ def inspect(
 
     Example: nullbooth inspect -s runs/toy.zarr --layer mid_block --feature q
     """
-    from nullbooth_cli import report, stages
+    from nullbooth_cli import report
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.errors import ConfigError
+    from nullbooth_cli.states import require, stage_states
 
     if as_json and as_csv:
         raise ConfigError("--json and --csv are two answers", "ask for one")
     session = start(Common(config, store, tuple(overrides or ()), as_json, quiet, verbose))
     opened = session.open()
-    states = stages.states(session.config, session.prompts, opened)
-    stages.require(states, "project", session.path)
+    states = stage_states(session.config, session.prompts, opened)
+    require(states, "project", session.path)
     document = report.inspect_document(session.config, opened, layer, feature, timestep)
     if as_csv:
         session.terminal.text(_csv(document))

@@ -15,6 +15,7 @@ from nullbooth_cli.console import Terminal, size, table
 from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.events import Event
 from nullbooth_cli.prompts import Prompt, load_prompts
+from nullbooth_cli.states import StageState, stage_states
 from nullbooth_cli.store import Store
 
 
@@ -35,7 +36,7 @@ class Session:
     def open_if_there(self) -> Store | None:
         return Store.open(self.path) if self.path.exists() else None
 
-    def next(self, states: dict[str, stages.StageState]) -> None:
+    def next(self, states: dict[str, StageState]) -> None:
         """Point to the first stage that is not complete."""
         for stage, found in states.items():
             if found.state != "complete":
@@ -85,8 +86,6 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
         session.terminal.answer(report.plan_document(plans), _draw_plans)
         return
     needs_store = wanted[0] in ("covariance", "project")
-    if not needs_store and not session.path.exists():
-        session.path.parent.mkdir(parents=True, exist_ok=True)
     store = (
         session.open(write=True)
         if needs_store or Store.exists(session.path)
@@ -94,7 +93,7 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
     )
     with store.lock():
         session.terminal.follow(_events(wanted, session, store, control))
-    states = stages.states(session.config, session.prompts, store)
+    states = stage_states(session.config, session.prompts, store)
     session.terminal.answer(*_answer(wanted[-1], session, store, states))
     session.next(states)
 
@@ -102,7 +101,7 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
 def _events(wanted: tuple[str, ...], session: Session, store: Store, control: Control) -> Iterator[Event]:
     several = len(wanted) > 1
     for stage in wanted:
-        state = stages.states(session.config, session.prompts, store)[stage]
+        state = stage_states(session.config, session.prompts, store)[stage]
         # `run --force` replaces what is stale; a single stage with --force is done again whatever its state.
         force = control.force and (not several or state.state == "stale")
         if force and not control.yes and state.units_done and os.isatty(0) and os.isatty(2):
@@ -112,7 +111,7 @@ def _events(wanted: tuple[str, ...], session: Session, store: Store, control: Co
 
 
 def _answer(
-    stage: str, session: Session, store: Store, states: dict[str, stages.StageState]
+    stage: str, session: Session, store: Store, states: dict[str, StageState]
 ) -> tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]:
     if stage == "schedule":
         return report.schedule_document(session.config, store), draw_schedule

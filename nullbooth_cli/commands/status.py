@@ -20,19 +20,20 @@ def status(
 
     Example: nullbooth status -s runs/toy.zarr --check project && echo ready
     """
-    from nullbooth_cli import report, stages
+    from nullbooth_cli import report
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.config import STAGES
     from nullbooth_cli.errors import ConfigError
+    from nullbooth_cli.states import require, stage_states
 
     if check is not None and check not in STAGES:
         raise ConfigError(f"--check {check}: no such stage", f"stages: {', '.join(STAGES)}")
     session = start(Common(config, store, tuple(overrides or ()), as_json, quiet, verbose))
     opened = session.open_if_there()
-    states = stages.states(session.config, session.prompts, opened)
+    states = stage_states(session.config, session.prompts, opened)
     session.terminal.answer(report.status_document(str(session.path), opened, states), _draw)
     if check is not None:
-        stages.require(states, check, session.path)
+        require(states, check, session.path)
     session.next(states)
 
 

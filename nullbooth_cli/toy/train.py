@@ -315,18 +315,23 @@ def main(
             denoiser = pool.submit(train_denoiser, parts, seed, plain_steps, varied_steps)
             autoencoder = pool.submit(train_autoencoder, parts / "vae", seed, autoencoder_steps)
             typer.echo(f"autoencoder {autoencoder.result():.0f} s, denoiser {denoiser.result():.0f} s", err=True)
-        pipe = StableDiffusionPipeline(
-            vae=AutoencoderKL.from_pretrained(parts / "vae", dtype=torch.float16),
-            text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float16),
-            tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer"),
-            unet=UNet2DConditionModel.from_pretrained(parts / "unet", dtype=torch.float16),
-            scheduler=DPMSolverMultistepScheduler(**NOISE, use_karras_sigmas=True, steps_offset=1),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipe.save_pretrained(out)
-        save_tokenizer(pipe.tokenizer, out / "tokenizer")
+        assemble(parts, out)
+
+
+def assemble(parts: Path, out: Path) -> None:
+    """Put the trained parts into one pipeline folder."""
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(parts / "vae", dtype=torch.float16),
+        text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float16),
+        tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer"),
+        unet=UNet2DConditionModel.from_pretrained(parts / "unet", dtype=torch.float16),
+        scheduler=DPMSolverMultistepScheduler(**NOISE, use_karras_sigmas=True, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(out)
+    save_tokenizer(pipe.tokenizer, out / "tokenizer")
 
 
 if __name__ == "__main__":

@@ -186,7 +186,8 @@ def read(picture: NDArray[np.floating]) -> Reading:
 
     The background is the known colour nearest to the border's median. The object is what differs from the border by more
     than half of the largest difference; its colour is the known colour nearest to its median, and its shape the template
-    with the largest overlap, over a grid of places and sizes about its bounding box. Cost: about 20 ms.
+    with the largest overlap, over a grid of places and sizes about its bounding box. A picture that is not mostly made of
+    those two colours (noise, a blur) has no shape. Cost: about 0.1 s.
     """
     picture = np.asarray(picture, dtype=np.float64)
     border = np.median(np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]), axis=0)
@@ -195,7 +196,11 @@ def read(picture: NDArray[np.floating]) -> Reading:
     mask = distance > 0.5 * np.quantile(distance, 0.98)
     if not mask.any():
         return Reading(None, background, background, 0.0)
-    colour = _nearest(np.median(picture[mask], axis=0), COLOURS)
+    front = np.median(picture[mask], axis=0)
+    colour = _nearest(front, COLOURS)
+    two_colours = np.minimum(distance, np.linalg.norm(picture - front, axis=-1)) < 0.3
+    if two_colours.mean() < 0.7:
+        return Reading(None, colour, background, 0.0)
     overlaps = {shape: _best_overlap(mask, shape) for shape in SHAPES}
     shape = max(SHAPES, key=overlaps.__getitem__)
     overlap = overlaps[shape]

@@ -1,0 +1,115 @@
+"""Draw held-out captions with the embedded model and score the pictures exactly: `python -m nullbooth_cli.toy.score`.
+
+Held out are combinations of shape, colour and background that training never saw. Every caption is drawn three ways: as it is,
+with a word the model does not know, and with "a photo of" before it. The scorer (`world.read`) reads the picture back.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+
+from nullbooth_cli.toy import FOLDER, world
+
+WAYS: dict[str, Callable[[str, np.random.Generator], str]] = {
+    "plain": lambda text, rng: text,
+    "unknown word": lambda text, rng: text.replace("a ", f"a {unknown_word(rng)} ", 1),
+    "a photo of": lambda text, rng: f"a photo of {text}",
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Shares of the pictures, 0 to 1."""
+
+    colour: float
+    background: float
+    shape: float
+
+
+def unknown_word(rng: np.random.Generator) -> str:
+    """A reserved word (one token, never trained) or letters that fall into pieces, evenly."""
+    return str(rng.choice(world.RESERVED_WORDS)) if rng.random() < 0.5 else world.unknown_word(rng)
+
+
+def paint(
+    pipe: Any, texts: Sequence[str], *, steps: int, guidance: float, seed: int, batch_size: int = 50
+) -> NDArray[np.float32]:
+    """Draw captions, caption i from the noise of `seed + i`; RGB in [0, 1], `[N, 32, 32, 3]`."""
+    pictures = []
+    for start in range(0, len(texts), batch_size):
+        batch = list(texts[start : start + batch_size])
+        generators = [torch.Generator("cpu").manual_seed(seed + start + i) for i in range(len(batch))]
+        drawn = pipe(batch, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np")
+        pictures.append(drawn.images)
+    return np.concatenate(pictures)
+
+
+def held_out_triples(count: int, seed: int = 0) -> list[world.Triple]:
+    """`count` held-out (shape, colour, background), each as often as the others."""
+    _, held_out = world.split()
+    rng = np.random.default_rng(seed)
+    rounds = -(-count // len(held_out))
+    return [held_out[i] for _ in range(rounds) for i in rng.permutation(len(held_out))][:count]
+
+
+def score(pictures: NDArray[np.float32], triples: Sequence[world.Triple]) -> Scores:
+    """How often each part of the caption is what the picture shows."""
+    readings = [world.read(picture) for picture in pictures]
+    pairs = list(zip(readings, triples, strict=True))
+    return Scores(
+        colour=float(np.mean([reading.colour == colour for reading, (_, colour, _) in pairs])),
+        background=float(np.mean([reading.background == background for reading, (_, _, background) in pairs])),
+        shape=float(np.mean([reading.shape == shape for reading, (shape, _, _) in pairs])),
+    )
+
+
+def grid(pictures: NDArray[np.float32], columns: int, scale: int = 3) -> Any:
+    """The pictures in rows, each pixel `scale` wide, with white gutters, as a PIL image."""
+    from PIL import Image
+
+    gutter = 2
+    rows = -(-len(pictures) // columns)
+    canvas = np.ones((rows * (world.SIZE + gutter) - gutter, columns * (world.SIZE + gutter) - gutter, 3), np.float32)
+    for i, picture in enumerate(pictures):
+        y, x = (i // columns) * (world.SIZE + gutter), (i % columns) * (world.SIZE + gutter)
+        canvas[y : y + world.SIZE, x : x + world.SIZE] = picture
+    image = Image.fromarray((canvas.clip(0, 1) * 255).round().astype(np.uint8))
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="Pipeline folder.")] = FOLDER,
+    count: Annotated[int, typer.Option(help="How many held-out captions.")] = 100,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 4.0,
+    seed: int = 0,
+    picture: Annotated[Path | None, typer.Option("--grid", help="Write the first pictures of each way into this PNG.")] = None,
+) -> None:
+    """Score the model on held-out captions; prints one JSON document."""
+    from nullbooth_cli.model import load_pipeline, pick_device
+
+    pipe = load_pipeline(
+        str(folder), revision=None, variant=None, dtype="float32", local_files_only=True, device=pick_device(None)
+    )
+    triples = held_out_triples(count)
+    found, shown = {}, []
+    for way, say in WAYS.items():
+        rng = np.random.default_rng(seed)
+        texts = [say(world.caption(world.Drawing(*triple)), rng) for triple in triples]
+        pictures = paint(pipe, texts, steps=steps, guidance=guidance, seed=seed)
+        found[way] = asdict(score(pictures, triples))
+        shown.append(pictures[:12])
+    if picture is not None:
+        grid(np.concatenate(shown), columns=12).save(picture)
+    typer.echo(json.dumps({"count": count, "steps": steps, "guidance": guidance, "seed": seed, "scores": found}, indent=2))
+
+
+if __name__ == "__main__":
+    typer.run(main)
