@@ -116,12 +116,23 @@ def table(columns: list[str], rows: list[list[str]], *, right: frozenset[int] = 
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for index, column in enumerate(columns):
         drawn.add_column(column, justify="right" if index in right else "left", no_wrap=index in right, overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
     return drawn
+
+
+def shortened(names: list[str]) -> tuple[list[str], str]:
+    """On a terminal, dotted names without the ending that all of them share, and that ending; elsewhere as they are."""
+    if not sys.stdout.isatty():
+        return names, ""
+    parts = [name.split(".") for name in names]
+    shared = 0
+    while all(len(p) > shared + 1 for p in parts) and len({p[-1 - shared] for p in parts}) == 1:
+        shared += 1
+    return [".".join(p[: len(p) - shared]) for p in parts], ".".join(["", *parts[0][len(parts[0]) - shared :]])
 
 
 def size(num_bytes: int) -> str:

@@ -63,22 +63,25 @@ def _csv(document: dict[str, Any]) -> str:
 
 def _draw(document: dict[str, Any]) -> Any:
     from nullbooth_cli.commands.session import draw_summary
-    from nullbooth_cli.console import table
+    from nullbooth_cli.console import shortened, table
 
-    rows = [
-        [
-            site["layer"],
-            site["feature"],
-            str(len(site["weights"])),
-            site["key"],
-            str(site["dim"]),
-            f"{site['count']:,}",
-            str(site["null_dim"]),
-            f"{site['effective_rank']:.1f}",
-            "inf" if site["condition"] is None else f"{site['condition']:.1e}",
-            f"{site['leakage']:.2e}",
-        ]
-        for site in document["sites"]
-    ]
-    columns = ["layer", "feature", "weights", "timestep", "dim", "tokens", "null_dim", "eff. rank", "condition", "leakage"]
-    return [table(columns, rows, right=frozenset(range(4, 10)) | {2}), draw_summary(document)]
+    sites = document["sites"]
+    layers, ending = shortened([site["layer"] for site in sites])
+    columns: dict[str, list[str]] = {
+        "layer": layers,
+        "feature": [site["feature"] for site in sites],
+        "weights": [str(len(site["weights"])) for site in sites],
+        "timestep": [site["key"] for site in sites],
+        "dim": [str(site["dim"]) for site in sites],
+        "tokens": [f"{site['count']:,}" for site in sites],
+        "null_dim": [str(site["null_dim"]) for site in sites],
+        "eff. rank": [f"{site['effective_rank']:.1f}" for site in sites],
+        "condition": ["inf" if site["condition"] is None else f"{site['condition']:.1e}" for site in sites],
+        "leakage": [f"{site['leakage']:.2e}" for site in sites],
+    }
+    if document["scope"] == "pooled":
+        del columns["timestep"]
+    words = {"layer", "feature", "timestep"}
+    right = frozenset(i for i, name in enumerate(columns) if name not in words)
+    drawn = table(list(columns), [list(row) for row in zip(*columns.values(), strict=True)], right=right)
+    return [drawn, *([f"layers end in {ending}"] if ending else []), draw_summary(document)]
