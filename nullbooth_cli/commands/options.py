@@ -1,5 +1,7 @@
-"""The options that commands share, each declared once."""
+"""The options that commands share, each declared once; and the shape that all stage commands have."""
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -52,3 +54,38 @@ class Control:
     force: bool = False
     yes: bool = False
     limit: int | None = None
+
+
+def stage_command(*stages: str) -> Callable[[Callable[[], None]], Callable[..., None]]:
+    """Make a command that runs these stages in order, out of a function that only has the help text.
+
+    `--limit` counts units of one stage, so it is offered where there is one that has many.
+    """
+
+    def decorate(described: Callable[[], None]) -> Callable[..., None]:
+        def command(
+            config: ConfigFile = None,
+            store: StorePath = None,
+            overrides: Overrides = None,
+            device: Device = None,
+            limit: Limit = None,
+            dry_run: DryRun = False,
+            force: Force = False,
+            yes: Yes = False,
+            as_json: AsJson = False,
+            quiet: Quiet = False,
+            verbose: Verbose = False,
+        ) -> None:
+            from nullbooth_cli.commands.session import run_stages
+
+            common = Common(config, store, tuple(overrides or ()), as_json, quiet, verbose)
+            run_stages(stages, common, Control(device, dry_run, force, yes, limit))
+
+        signature = inspect.signature(command)
+        if stages == ("schedule",) or len(stages) > 1:
+            kept = [parameter for name, parameter in signature.parameters.items() if name != "limit"]
+            command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+        command.__name__, command.__doc__ = described.__name__, described.__doc__
+        return command
+
+    return decorate

@@ -1,40 +1,13 @@
 """The command `nullbooth schedule`."""
 
-from nullbooth_cli.commands.options import (
-    AsJson,
-    Common,
-    ConfigFile,
-    Control,
-    Device,
-    DryRun,
-    Force,
-    Overrides,
-    Quiet,
-    StorePath,
-    Verbose,
-    Yes,
-)
+from nullbooth_cli.commands.options import stage_command
 
 
-def schedule(
-    config: ConfigFile = None,
-    store: StorePath = None,
-    overrides: Overrides = None,
-    device: Device = None,
-    dry_run: DryRun = False,
-    force: Force = False,
-    yes: Yes = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
+@stage_command("schedule")
+def schedule() -> None:
     """Write down the timesteps and sigmas that all later stages use.
 
     They come from a diffusers scheduler built from the model's own noise schedule; later stages read them from the store.
 
     Example: nullbooth schedule --set schedule.sampler_strategy="DPM++ 2M Karras" --json
     """
-    from nullbooth_cli.commands.session import run_stages
-
-    common = Common(config, store, tuple(overrides or ()), as_json, quiet, verbose)
-    run_stages(("schedule",), common, Control(device, dry_run, force, yes))
