@@ -7,7 +7,10 @@
 Cost: bytes per prompt = sum over sites of T * L * D * itemsize (T = 1 where the timestep plays no part).
 """
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -21,9 +24,45 @@ from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.sites import Projection, Shared, Watch, group_shared
 from nullbooth_cli.store import STORED_DTYPES, Site, Store
 
+MAX_PENDING_WRITES = 64
+
 
 class _Enough(Exception):
     """Ends a denoising path early, from inside a hook."""
+
+
+class Writer:
+    """Runs writes in one thread beside the model, at most `MAX_PENDING_WRITES` of them waiting. `drain()` before a commit.
+
+    A failed write is raised by the next `submit` or `drain`, as its own error.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._room = threading.Semaphore(MAX_PENDING_WRITES)
+        self._pending: list[Future[None]] = []
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def submit(self, write: Callable[..., None], *arguments: Any) -> None:
+        done = [future for future in self._pending if future.done()]
+        self._pending = [future for future in self._pending if not future.done()]
+        for future in done:
+            future.result()
+        self._room.acquire()
+        future = self._pool.submit(write, *arguments)
+        future.add_done_callback(lambda _: self._room.release())
+        self._pending.append(future)
+
+    def drain(self) -> None:
+        """Return when everything submitted is written."""
+        pending, self._pending = self._pending, []
+        for future in pending:
+            future.result()
 
 
 def find_sites(
@@ -79,8 +118,8 @@ def split_branches(tensor: torch.Tensor, num_prompts: int, branches: str) -> tor
 
 
 def pack(tensor: torch.Tensor, dtype: str) -> NDArray[Any]:
-    """To the stored dtype on the host; bfloat16 becomes its uint16 bits."""
-    host = tensor.to(getattr(torch, dtype)).cpu()
+    """A copy in the stored dtype on the host; bfloat16 becomes its uint16 bits."""
+    host = tensor.to(device="cpu", dtype=getattr(torch, dtype), copy=True)
     return (host.view(torch.uint16) if dtype == "bfloat16" else host).numpy()
 
 
@@ -111,36 +150,40 @@ def collect(
     shared or timestep-free in the first two steps and is not any more.
     """
     batch_size, dtype = store.feature_layout()
-    for unit in units:
-        first = unit * batch_size
-        recorder = _Recorder(store, path, prompts[first : first + batch_size], owners, branches, unit, dtype)
-        with Watch(denoiser_of(pipe), tuple(owners), next(iter(owners.values())).side, recorder.receive):
-            denoise(pipe, path, recorder.prompts, first)
-        if recorder.num_forwards != len(path.steps):
-            raise ConfigError(
-                f"the pipeline ran {recorder.num_forwards} forwards for {len(path.steps)} steps",
-                "this pipeline skips steps; it cannot be recorded",
-            )
-        store.commit("collect", unit)
-        yield unit
+    with Writer() as writer:
+        for unit in units:
+            first = unit * batch_size
+
+            def keep(site: Site, step: int, values: NDArray[Any], unit: int = unit) -> None:
+                writer.submit(store.write_features, site, step, unit, values)
+
+            recorder = _Recorder(path, prompts[first : first + batch_size], owners, branches, dtype, keep)
+            with Watch(denoiser_of(pipe), tuple(owners), next(iter(owners.values())).side, recorder.receive):
+                denoise(pipe, path, recorder.prompts, first)
+            if recorder.num_forwards != len(path.steps):
+                raise ConfigError(
+                    f"the pipeline ran {recorder.num_forwards} forwards for {len(path.steps)} steps",
+                    "this pipeline skips steps; it cannot be recorded",
+                )
+            writer.drain()
+            store.commit("collect", unit)
+            yield unit
 
 
 class _Recorder:
-    """Writes the tensors of one unit as they are seen."""
+    """Checks the tensors of one unit as they are seen, and hands a copy of each recording to `keep`."""
 
     def __init__(
         self,
-        store: Store,
         path: DenoisingPath,
         prompts: tuple[Prompt, ...],
         owners: dict[Projection, Site],
         branches: str,
-        unit: int,
         dtype: str,
+        keep: Callable[[Site, int, NDArray[Any]], None],
     ) -> None:
         self.prompts, self.num_forwards = prompts, 0
-        self._store, self._path, self._owners, self._branches = store, path, owners, branches
-        self._unit, self._dtype = unit, dtype
+        self._path, self._owners, self._branches, self._dtype, self._keep = path, owners, branches, dtype, keep
         self._current: dict[Site, torch.Tensor] = {}
         self._constant: dict[Site, torch.Tensor] = {}
 
@@ -149,14 +192,14 @@ class _Recorder:
         if forward == self.num_forwards:
             self._current.clear()
             self.num_forwards += 1
-        if len(site.weights) > 1:
-            first = self._current.setdefault(site, tensor)
-            if first.data_ptr() != tensor.data_ptr():
+        if site in self._current:
+            if self._current[site].data_ptr() != tensor.data_ptr():
                 raise ConfigError(
                     f"{projection} no longer shares its tensor with {site.name}", "this model's sharing changes on the way"
                 )
-            if first is not tensor:
-                return
+            return
+        if len(site.weights) > 1:
+            self._current[site] = tensor
         if site.timestep_free and forward > 0:
             if not torch.equal(self._constant[site], tensor):
                 raise ConfigError(f"{projection} changes with the timestep after all", "this model's sharing changes on the way")
@@ -179,4 +222,4 @@ class _Recorder:
                     f"a value does not fit {self._dtype}: {where}", "set collect.feature_dtype to bfloat16 or float32"
                 )
             raise ConfigError(f"a value is not finite: {where}", "the model itself gave it; try dtype: float32")
-        self._store.write_features(site, forward, self._unit, pack(stored, self._dtype))
+        self._keep(site, forward, pack(stored, self._dtype))

@@ -1,5 +1,6 @@
 """What collect stores is what the model's projections received, on the model's own path."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from nullbooth_cli import features, stages
 from nullbooth_cli.denoise import cut_words
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.events import Note
 from nullbooth_cli.model import denoiser_of
 from nullbooth_cli.prompts import Prompt
@@ -160,15 +161,47 @@ def test_sharing_that_changes_on_the_way_is_an_error(pipe: Any, tmp_path: Path) 
     text = torch.zeros(2, 3, 4)
     site = Site("l", "k", "input", ("l.to_k.weight", "l.to_v.weight"), True, 3, 4)
     k, v = object(), object()
-    recorder = features._Recorder(None, None, (Prompt("a"), Prompt("b")), {k: site, v: site}, "both", 0, "float32")  # type: ignore[arg-type]
-    recorder._write = lambda *_: None  # type: ignore[method-assign]
+    kept: list[int] = []
+    prompts = (Prompt("a"), Prompt("b"))
+    recorder = features._Recorder(
+        None, prompts, {k: site, v: site}, "both", "float32", lambda site, step, values: kept.append(step)
+    )
     recorder.receive(k, 0, text)
     recorder.receive(v, 0, text)
     with pytest.raises(ConfigError, match="no longer shares"):
         recorder.receive(v, 0, text.clone())
     recorder.receive(k, 1, text)
+    assert kept == [0]
     with pytest.raises(ConfigError, match="changes with the timestep after all"):
         recorder.receive(k, 2, text + 1)
+
+
+def test_a_failed_write_stops_the_run_with_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ResourceError("the disk is gone", "plug it in")
+
+    monkeypatch.setattr(Store, "write_features", fail)
+    config = small_config(tmp_path / "run.zarr", collect__cross_attention_layers=["mid_block*"])
+    with pytest.raises(ResourceError, match="the disk is gone"):
+        execute(config, "collect")
+    assert not Store.open(config.store).progress("collect").any()
+
+
+def test_the_writer_keeps_order_and_bounds_what_waits() -> None:
+    gate, written = threading.Event(), []
+
+    def write(item: int) -> None:
+        gate.wait(10)
+        written.append(item)
+
+    with features.Writer() as writer:
+        for item in range(features.MAX_PENDING_WRITES):
+            writer.submit(write, item)
+        assert writer._room.acquire(blocking=False) is False
+        gate.set()
+        writer.submit(write, features.MAX_PENDING_WRITES)
+        writer.drain()
+    assert written == list(range(features.MAX_PENDING_WRITES + 1))
 
 
 def test_long_prompts_are_said_with_the_lost_words(tmp_path: Path, pipe: Any) -> None:
