@@ -58,6 +58,20 @@ def test_text_is_stored_once_for_all_layers_and_steps(finished: Any) -> None:
     assert len(store.sites) == 21
 
 
+def test_every_chunk_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[str, int, int]] = []
+    real = Store.write_features
+
+    def recorded(self: Store, site: Site, step: int, unit: int, values: Any) -> None:
+        written.append((site.name, step, unit))
+        real(self, site, step, unit, values)
+
+    monkeypatch.setattr(Store, "write_features", recorded)
+    store = execute(small_config(tmp_path / "run.zarr", collect__cross_attention_layers=[0, "mid_block*"]), "collect")
+    steps = {site.name: range(1 if site.timestep_free else 4) for site in store.sites}
+    assert sorted(written) == sorted((name, t, unit) for name, ts in steps.items() for t in ts for unit in range(3))
+
+
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_features_do_not_depend_on_the_batch(finished: Any, tmp_path: Path, batch_size: int) -> None:
     _, store = finished
