@@ -16,8 +16,12 @@ from nullbooth_cli.schedule import Step, install
 
 @dataclass(frozen=True)
 class DenoisingPath:
-    """How a batch of prompts is denoised: everything but the prompts."""
+    """How a batch of prompts is denoised: everything but the prompts.
 
+    `num_inference_steps` is what the pipeline is asked for; some schedulers (PNDM) walk one step more than that.
+    """
+
+    num_inference_steps: int
     steps: tuple[Step, ...]
     guidance_scale: float
     height: int | None
@@ -36,7 +40,7 @@ def denoise(pipe: Any, path: DenoisingPath, prompts: Sequence[Prompt], first_ind
     size = {name: value for name, value in (("height", path.height), ("width", path.width)) if value is not None}
     result = pipe(
         prompt=[prompt.text for prompt in prompts],
-        num_inference_steps=len(path.steps),
+        num_inference_steps=path.num_inference_steps,
         guidance_scale=path.guidance_scale,
         generator=generators,
         output_type="latent",

@@ -140,7 +140,9 @@ def _load_collection(config: Config, steps: tuple[Any, ...], prompts: tuple[Prom
     projections = sites.find_projections(
         model.denoiser_of(pipe), section.collect_features.chosen(), section.cross_attention_layers
     )
-    path = denoise.DenoisingPath(steps, section.guidance_scale, section.height, section.width, section.seed)
+    path = denoise.DenoisingPath(
+        config.schedule.num_denoising_steps, steps, section.guidance_scale, section.height, section.width, section.seed
+    )
     found, owners = features.find_sites(pipe, path, projections, section.side, section.branches, prompts[0])
     return _Collection(pipe, path, found, owners)
 

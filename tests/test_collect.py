@@ -1,5 +1,6 @@
 """What collect stores is what the model's projections received, on the model's own path."""
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ from nullbooth_cli.events import Note
 from nullbooth_cli.model import denoiser_of
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.store import Site, Store
+from nullbooth_cli.toy import FOLDER
 from tests.conftest import PROMPTS, execute, prompts_of, small_config
 
+NOISE = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "v_prediction"}
 
-def by_hand(pipe: Any, prompts: list[str], first: int, module: str) -> np.ndarray:
+
+def by_hand(pipe: Any, prompts: list[str], first: int, module: str, scheduler: Any = None) -> np.ndarray:
     """Inputs of one projection at each of four steps, `[T, rows, L, D]`, through a pipeline and a scheduler of our own."""
-    pipe.scheduler = diffusers.DPMSolverMultistepScheduler(
-        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type="v_prediction", use_karras_sigmas=True
-    )
+    pipe.scheduler = scheduler or diffusers.DPMSolverMultistepScheduler(**NOISE, use_karras_sigmas=True)
     seen: list[np.ndarray] = []
     handle = pipe.unet.get_submodule(module).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy().copy()))
     try:
@@ -102,6 +104,27 @@ def test_every_sampler_can_be_walked_and_repeated(tmp_path: Path, strategy: str 
                 np.concatenate([s.read_features(site, t, u) for u in range(len(s.progress("collect")))]) for s in (first, second)
             )
             assert np.abs(one - two).max() <= 2e-4 * np.abs(one).max()
+
+
+def test_the_models_own_scheduler_may_walk_more_steps_than_asked(tmp_path: Path, pipe: Any) -> None:
+    """PNDM, which Stable Diffusion 1 ships with, repeats its second step."""
+    shutil.copytree(FOLDER, tmp_path / "model", ignore=shutil.ignore_patterns("scheduler", "*.py", "__pycache__"))
+    pndm = diffusers.PNDMScheduler(**NOISE, skip_prk_steps=True, steps_offset=1)
+    pndm.save_pretrained(tmp_path / "model" / "scheduler")
+    index = tmp_path / "model" / "model_index.json"
+    index.write_text(index.read_text().replace("DPMSolverMultistepScheduler", "PNDMScheduler"))
+    config = small_config(
+        tmp_path / "run.zarr",
+        model=str(tmp_path / "model"),
+        schedule__sampler_strategy="model",
+        collect__cross_attention_layers=["mid_block*"],
+    )
+    store = execute(config, "collect")
+    assert len(store.schedule()) == 5
+    site = next(site for site in store.sites if site.feature == "q")
+    projection = f"{site.layer}.to_q"
+    expected = by_hand(pipe, PROMPTS[:3], 0, projection, diffusers.PNDMScheduler.from_config(pndm.config))
+    np.testing.assert_allclose(store.read_features(site, 4, 0)[:, :4], expected[4, :3], rtol=1e-3, atol=1e-3)
 
 
 def test_chosen_layers_and_features(tmp_path: Path) -> None:
