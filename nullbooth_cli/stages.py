@@ -154,12 +154,10 @@ def _run_collect(run: Run, afresh: bool, found: StageState) -> Iterator[Event]:
     steps = run.store.schedule()
     loaded = _load_collection(run.config, steps, run.prompts, run.device)
     weights = model.weights_digest(loaded.pipe)
+    needed = features.features_nbytes(loaded.sites, len(steps), len(run.prompts), section.feature_dtype)
     # The size of a unit is the size of a chunk. It may change as long as nothing has been collected.
     if afresh or found.units_done == 0:
-        needed = features.features_nbytes(loaded.sites, len(steps), len(run.prompts), section.feature_dtype)
-        if not run.force:
-            needed -= run.store.bytes_of("features")
-        ensure_room(run.store.path, needed)
+        ensure_room(run.store.path, needed - run.store.bytes_of("features"))
         run.store.write_record("collect", None)
         run.store.write_prompts(run.prompts)
         run.store.create_features(
@@ -167,6 +165,7 @@ def _run_collect(run: Run, afresh: bool, found: StageState) -> Iterator[Event]:
         )
         _begin(run, "collect", {"weights": weights})
     else:
+        ensure_room(run.store.path, needed - needed * found.units_done // (found.units_total or 1))
         recorded = run.store.records["collect"]["weights"]
         if recorded != weights or loaded.sites != run.store.sites:
             changed = f"weights {recorded} -> {weights}" if recorded != weights else "the layers and their sharing"
@@ -181,9 +180,9 @@ def _run_collect(run: Run, afresh: bool, found: StageState) -> Iterator[Event]:
             )
     for prompt, lost in denoise.cut_words(loaded.pipe, run.prompts):
         yield Note(f"too long for the tokenizer, '{lost}' is cut off: '{prompt.text}'")
-    total = len(run.store.progress("collect"))
+    progress = run.store.progress("collect")
+    done, total = int(progress.sum()), len(progress)
     todo = _todo(run, "collect")
-    done = int(run.store.progress("collect").sum())
     for unit in features.collect(run.store, loaded.pipe, loaded.path, run.prompts, loaded.owners, section.branches, todo):
         done += 1
         yield Progress("collect", done, total, f"prompts of unit {unit}")
@@ -197,7 +196,7 @@ def _run_covariance(run: Run, afresh: bool, found: StageState) -> Iterator[Event
     sites, steps = run.store.sites, run.store.schedule()
     units = covariance_units(sites, len(steps))
     if afresh:
-        ensure_room(run.store.path, sum(site.dim * (site.dim + 1) * 8 for site, _ in units) - run.store.bytes_of("moments"))
+        ensure_room(run.store.path, _matrices_nbytes(units) - run.store.bytes_of("moments"))
         run.store.write_record("covariance", None)
         run.store.create_moments(sites, len(steps))
         _begin(run, "covariance")
@@ -230,7 +229,7 @@ def _run_project(run: Run, afresh: bool, found: StageState) -> Iterator[Event]:
         only_recut = found.state == "stale" and store.records.get("decomposition") == basis
         store.write_record("project", None)
         if not only_recut:
-            ensure_room(store.path, sum(site.dim * (site.dim + 1) * 8 for site, _ in units) - store.bytes_of("projectors"))
+            ensure_room(store.path, _matrices_nbytes(units) - store.bytes_of("projectors"))
             store.write_record("decomposition", None)
             store.create_projectors(sites, {site.name: num_scopes(site, section.scope, num_steps) for site in sites})
             store.write_record("decomposition", basis)
@@ -262,32 +261,50 @@ def ensure_room(path: Path, needed: int) -> None:
         )
 
 
-def plan(stage: str, config: Config, prompts: tuple[Prompt, ...], store: Store | None, path: Path, device: str | None) -> Plan:
-    """What running a stage would do, without writing anything. Loads the model if no collection says which sites there are."""
+def plan(
+    wanted: tuple[str, ...], config: Config, prompts: tuple[Prompt, ...], store: Store | None, path: Path, device: str | None
+) -> list[Plan]:
+    """What running these stages would do, without writing anything.
+
+    Cost: loads the model and runs two steps of one prompt, unless a current collection says which sites there are.
+    """
     from nullbooth_cli import features, model, moments, projectors, schedule
 
-    found = stage_states(config, prompts, store)[stage]
+    found = stage_states(config, prompts, store)
     chosen = model.pick_device(device)
-    if found.state in ("complete", "partial"):
-        done, total = found.units_done, found.units_total or 0
-    else:
-        done, total = 0, -(-len(prompts) // config.collect.batch_size)
-    if store is not None and store.records.get("schedule"):
+    if store is not None and found["schedule"].state == "complete":
         steps = store.schedule()
     else:
         scheduler = schedule.build_scheduler(config.schedule.sampler_strategy, _shipped(config), config.schedule.timestep_spacing)
         steps = compute_steps(config, scheduler, len(prompts))
-    if stage == "schedule":
-        done, total, needed = int(found.state == "complete"), 1, len(steps) * 32
+    if wanted == ("schedule",):
+        sites: tuple[Site, ...] = ()
+    elif store is not None and found["collect"].state in ("complete", "partial"):
+        sites = store.sites
     else:
-        fresh = store is None or not store.sites or stage_states(config, prompts, store)["collect"].state in ("missing", "stale")
-        sites = _load_collection(config, steps, prompts, device).sites if fresh or store is None else store.sites
-        covariance_units = moments.covariance_units(sites, len(steps))
-        project_units = projectors.project_units(sites, config.project.scope, len(steps))
-        if stage == "collect":
-            needed = features.features_nbytes(sites, len(steps), len(prompts), config.collect.feature_dtype)
-        else:
-            units = covariance_units if stage == "covariance" else project_units
-            total, needed = len(units), sum(site.dim * (site.dim + 1) * 8 for site, _ in units)
-    needed = needed * (total - done) // max(total, 1)
-    return Plan(stage, done, total, needed, free_bytes(path), str(chosen), model.free_memory(chosen))
+        sites = _load_collection(config, steps, prompts, device).sites
+    covariance_units = moments.covariance_units(sites, len(steps))
+    project_units = projectors.project_units(sites, config.project.scope, len(steps))
+    totals = {
+        "schedule": (1, len(steps) * 32),
+        "collect": (
+            -(-len(prompts) // config.collect.batch_size),
+            features.features_nbytes(sites, len(steps), len(prompts), config.collect.feature_dtype),
+        ),
+        "covariance": (len(covariance_units), _matrices_nbytes(covariance_units)),
+        "project": (len(project_units), _matrices_nbytes(project_units)),
+    }
+    plans = []
+    for stage in wanted:
+        total, needed = totals[stage]
+        done = 0
+        if found[stage].state in ("complete", "partial"):
+            done, total = found[stage].units_done, found[stage].units_total or total
+        needed = needed * (total - done) // total
+        plans.append(Plan(stage, done, total, needed, free_bytes(path), str(chosen), model.free_memory(chosen)))
+    return plans
+
+
+def _matrices_nbytes(units: list[tuple[Site, int]]) -> int:
+    """A [D, D] matrix and a [D] vector in float64 for every unit."""
+    return sum(site.dim * (site.dim + 1) * 8 for site, _ in units)

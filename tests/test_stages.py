@@ -246,7 +246,7 @@ def test_no_room_is_said_before_anything_starts(tmp_path: Path, monkeypatch: pyt
 def test_the_planned_bytes_are_the_written_bytes(tmp_path: Path, tiny: Any) -> None:
     _, store = tiny
     fresh = small_config(tmp_path / "fresh.zarr", **TINY)
-    planned = {stage: stages.plan(stage, fresh, prompts_of(fresh), None, Path(fresh.store), "cpu") for stage in STAGES}
+    planned = {plan.stage: plan for plan in stages.plan(STAGES, fresh, prompts_of(fresh), None, Path(fresh.store), "cpu")}
     for stage, folder in (("collect", "features"), ("covariance", "moments"), ("project", "projectors")):
         assert planned[stage].units_total == len(store.progress(stage))
         # Metadata, checksums and counts come on top.

@@ -82,7 +82,7 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
     session = start(common)
     if control.dry_run:
         store = session.open_if_there()
-        plans = [stages.plan(stage, session.config, session.prompts, store, session.path, control.device) for stage in wanted]
+        plans = stages.plan(wanted, session.config, session.prompts, store, session.path, control.device)
         session.terminal.answer(report.plan_document(plans), _draw_plans)
         return
     needs_store = wanted[0] in ("covariance", "project")
