@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from nullbooth_cli.prompts import Prompt
-from nullbooth_cli.schedule import Step, install
+from nullbooth_cli.schedule import install
+from nullbooth_cli.steps import Step
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@
 import functools
 import inspect
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from diffusers import (
 )
 
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.steps import Step, step_key
 
 NOISE_KEYS = (
     "num_train_timesteps",
@@ -36,16 +36,6 @@ NOISE_KEYS = (
     "rescale_betas_zero_snr",
 )
 LCM_MAX_STEPS = 50
-
-
-@dataclass(frozen=True)
-class Step:
-    """One denoising step. `key` is a label; only `timestep` and `sigma` are computed with."""
-
-    index: int
-    key: str
-    timestep: float
-    sigma: float
 
 
 class CorrectedDPMSolver(DPMSolverMultistepScheduler):  # type: ignore[misc]
@@ -229,15 +219,6 @@ def _check(timesteps: np.ndarray[Any, Any], last: int) -> None:
         raise ConfigError(f"the scheduler gave increasing timesteps: {shown}", hint)
     if timesteps[0] < last / 2:
         raise ConfigError(f"the path starts at timestep {timesteps[0]:g}, below half of {last}: {shown}", hint)
-
-
-def step_key(strategy: str | None, index: int, timestep: float) -> str:
-    """`timestep_0999`, or `alpha_00_9e2` with a strategy: the timestep cut to one digit, the index making it unique."""
-    whole = int(timestep)
-    if strategy is None:
-        return f"timestep_{whole:04d}"
-    digits = str(whole)
-    return f"alpha_{index:02d}_{digits[0]}e{len(digits) - 1}"
 
 
 def install(scheduler: Any, steps: tuple[Step, ...]) -> Any:

@@ -15,6 +15,7 @@ ORDER = [
     "spectrum",
     "config",
     "prompts",
+    "steps",
     "schedule",
     "store",
     "toy",

@@ -318,6 +318,15 @@ class TestHelp:
         ]
         assert min(seconds) < 0.5
 
+    @pytest.mark.parametrize("command", ["status", "inspect"])
+    def test_looking_at_a_store_imports_no_torch(self, done: str, command: str) -> None:
+        code = (
+            "import sys; from typer.testing import CliRunner; from nullbooth_cli.cli import app; "
+            f"assert CliRunner().invoke(app, [{command!r}, '-s', {done!r}]).exit_code == 0; "
+            "heavy = {'torch', 'diffusers', 'transformers', 'accelerate'} & set(sys.modules); assert not heavy, heavy"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+
     def test_both_entry_points_answer(self) -> None:
         for command in ([sys.executable, "-m", "nullbooth_cli"], [str(Path(sys.executable).parent / "nullbooth")]):
             shown = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout

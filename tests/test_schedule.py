@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from nullbooth_cli.config import STRATEGIES
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.schedule import CorrectedDPMSolver, build_scheduler, compute_schedule, install, is_sde, step_key
+from nullbooth_cli.schedule import CorrectedDPMSolver, build_scheduler, compute_schedule, install, is_sde
+from nullbooth_cli.steps import step_key
 
 BETAS = {
     "num_train_timesteps": 1000,

@@ -14,7 +14,7 @@ import zarr
 from nullbooth_cli.errors import ResourceError, StoreError
 from nullbooth_cli.features import pack, unpack
 from nullbooth_cli.prompts import Prompt
-from nullbooth_cli.schedule import Step
+from nullbooth_cli.steps import Step
 from nullbooth_cli.store import DurableLocalStore, Site, Store
 
 FREE = Site("mid.attn2", "k", "input", ("mid.attn2.to_k.weight", "mid.attn2.to_v.weight"), True, 4, 6)

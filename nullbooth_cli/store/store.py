@@ -13,7 +13,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from nullbooth_cli.errors import StoreError
 from nullbooth_cli.prompts import Prompt
-from nullbooth_cli.schedule import Step
+from nullbooth_cli.steps import Step
 from nullbooth_cli.store.arrays import ArrayGroup
 from nullbooth_cli.store.files import DurableLocalStore, resource_error
 
