@@ -58,7 +58,7 @@ def execute(stage: str, run: Run) -> Iterator[Event]:
         size = run.store.bytes_of({"collect": "features", "covariance": "moments", "project": "projectors"}.get(stage, stage))
         raise StageError(
             f"{stage} in {run.store.path} was made with other settings or inputs{listed(found)}",
-            f"nullbooth {stage} --force   (replaces {size / 1e6:,.1f} MB), or name another store with -s",
+            f"add --force to replace its {size / 1e6:,.1f} MB, or name another store with -s",
         )
     afresh = found.state == "missing" or run.force
     yield from _RUNNERS[stage](run, afresh, found)

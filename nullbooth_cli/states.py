@@ -95,9 +95,11 @@ def require(run_states: dict[str, StageState], stage: str, store: Path) -> None:
     if found.state == "complete":
         return
     if found.state == "stale":
-        raise StageError(f"{stage} is stale{listed(found)}", f"nullbooth {stage} --force   (in {store})")
+        raise StageError(
+            f"{stage} in {store} is stale{listed(found)}", f"run nullbooth {stage} --force first, with the same options"
+        )
     units = f": {found.units_done} of {found.units_total} units" if found.state == "partial" else ""
-    raise StageError(f"{stage} is {found.state}{units}", f"nullbooth {stage}   (in {store})")
+    raise StageError(f"{stage} in {store} is {found.state}{units}", f"run nullbooth {stage} first, with the same options")
 
 
 def listed(state: StageState) -> str:

@@ -1,6 +1,7 @@
 """From options to a config, its prompts and a store; and the one way in which stage commands run."""
 
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import typer
 
 from nullbooth_cli import report, stages
 from nullbooth_cli.commands.options import Common, Control
-from nullbooth_cli.config import STAGES, Config, build_config, find_config, load_config
+from nullbooth_cli.config import Config, build_config, find_config, load_config
 from nullbooth_cli.console import Terminal, size, table
 from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.events import Event
@@ -59,7 +60,7 @@ def start(common: Common) -> Session:
         config, source = build_config(store.config, common.overrides), f"in {named_store}"
         if config.original_knowledge_prompts == store.config["original_knowledge_prompts"]:
             prompts = store.prompts()
-        arguments = f" -s {named_store}"
+        arguments = f" -s {shlex.quote(named_store)}"
     else:
         file = find_config(named_config)
         if file is None:
@@ -68,10 +69,11 @@ def start(common: Common) -> Session:
                 "give one with -c, or an existing store with -s",
             )
         config, source = load_config(file, common.overrides), str(file)
-        arguments = (f" -c {common.config}" if common.config else "") + (f" -s {common.store}" if common.store else "")
+        given = (("-c", common.config), ("-s", common.store))
+        arguments = "".join(f" {flag} {shlex.quote(value)}" for flag, value in given if value)
     if named_store:
         config = config.model_copy(update={"store": named_store})
-    arguments += "".join(f" --set {override}" for override in common.overrides)
+    arguments += "".join(f" --set {shlex.quote(override)}" for override in common.overrides)
     if common.verbose:
         terminal.note(f"config {source}; store {config.store}")
     return Session(config, Path(config.store), prompts or load_prompts(config.original_knowledge_prompts), terminal, arguments)
@@ -154,6 +156,3 @@ def _draw_plans(document: dict[str, Any]) -> Any:
         for plan in document["stages"].values()
     ]
     return table(["stage", "done", "to do", "needs", "free", "device", "free there"], rows, right=frozenset({1, 2, 3, 4, 6}))
-
-
-__all__ = ["STAGES", "Session", "run_stages", "start"]
