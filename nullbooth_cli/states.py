@@ -95,9 +95,8 @@ def require(run_states: dict[str, StageState], stage: str, store: Path) -> None:
     if found.state == "complete":
         return
     if found.state == "stale":
-        raise StageError(
-            f"{stage} in {store} is stale{listed(found)}", f"run nullbooth {stage} --force first, with the same options"
-        )
+        reasons = listed(found)
+        raise StageError(f"{stage} in {store} is stale{reasons}", f"run nullbooth {stage} --force first, with the same options")
     units = f": {found.units_done} of {found.units_total} units" if found.state == "partial" else ""
     raise StageError(f"{stage} in {store} is {found.state}{units}", f"run nullbooth {stage} first, with the same options")
 

@@ -143,7 +143,7 @@ def test_a_stale_stage_is_refused_and_loses_nothing(tiny: Any) -> None:
     with pytest.raises(StageError, match=r"collect\.guidance_scale: 4\.0 -> 5\.0") as caught:
         events(other, store, "collect")
     assert "--force" in caught.value.hint
-    with pytest.raises(StageError, match="collect in .* is stale"):
+    with pytest.raises(StageError, match=r"collect in .* is stale"):
         events(other, store, "covariance")
     assert set(states_of(config).values()) == {"complete"}
     events(other, store, "collect", force=True)
@@ -162,7 +162,7 @@ def test_limit_stops_and_the_next_run_goes_on(tmp_path: Path) -> None:
     config = small_config(tmp_path / "run.zarr", **TINY)
     store = execute(config, "collect", limit=1)
     assert states_of(config)["collect"] == "partial"
-    with pytest.raises(StageError, match="collect in .* is partial: 1 of 4 units"):
+    with pytest.raises(StageError, match=r"collect in .* is partial: 1 of 4 units"):
         events(config, store, "covariance")
     rest = [event for event in events(config, store, "collect") if isinstance(event, Progress)]
     assert [(event.done, event.total) for event in rest] == [(2, 4), (3, 4), (4, 4)]
