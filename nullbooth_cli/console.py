@@ -94,11 +94,10 @@ class Terminal:
             for event in events:
                 if not isinstance(event, Progress):
                     bar.console.print(event.text, markup=False, highlight=False)
-                elif event.stage not in tasks:
-                    tasks[event.stage] = bar.add_task(
-                        "", total=event.total, completed=event.done, stage=event.stage, what=event.what
-                    )
                 else:
+                    if event.stage not in tasks:
+                        tasks[event.stage] = bar.add_task("", total=event.total, stage=event.stage, what="")
+                    # A task that is added as finished would never stop its clock.
                     bar.update(tasks[event.stage], completed=event.done, what=event.what)
 
 

@@ -8,7 +8,7 @@ Two processes of one thread each work side by side, which is faster here than tw
    picture until it draws what the caption says, then with varied captions: parts left out, prefixes, other orders, words it
    has never seen. Varied captions from the start learn far slower; plain ones alone break on the first unknown word.
 
-`OUT` is then a StableDiffusionPipeline folder in float16. The seed decides everything; times are for two cores.
+`OUT` is then a StableDiffusionPipeline folder in float16. The seed decides data, order and noise.
 """
 
 import json
@@ -308,7 +308,7 @@ def main(
     plain_steps: int = Steps.plain,
     varied_steps: int = Steps.varied,
 ) -> None:
-    """Train the embedded model; needs two cores, about 3 GB of memory and about 50 minutes."""
+    """Train the embedded model; needs two cores, about 3 GB of memory and one to one and a half hours."""
     with tempfile.TemporaryDirectory() as scratch:
         parts = Path(scratch)
         with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
