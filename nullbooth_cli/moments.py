@@ -104,5 +104,8 @@ def covariance(
 
 def pooled(store: Store, site: Site, num_steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
     """(sum_xxT, sum_x, count) of a site over all its recorded timesteps: what protects a weight that all of them share."""
-    parts = [store.read_moment(site, t) for t in range(1 if site.timestep_free else num_steps)]
-    return sum(p[0] for p in parts), sum(p[1] for p in parts), sum(p[2] for p in parts)  # type: ignore[return-value]
+    sum_xxt, sum_x, count = np.zeros((site.dim, site.dim)), np.zeros(site.dim), 0
+    for t in range(1 if site.timestep_free else num_steps):
+        of_xxt, of_x, of_count = store.read_moment(site, t)
+        sum_xxt, sum_x, count = sum_xxt + of_xxt, sum_x + of_x, count + of_count
+    return sum_xxt, sum_x, count

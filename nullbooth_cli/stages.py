@@ -237,8 +237,17 @@ def _run_project(run: Run, afresh: bool, found: StageState) -> Iterator[Event]:
         _begin(run, "project")
     todo = [(unit, *units[unit]) for unit in _todo(run, "project")]
     done = int(store.progress("project").sum())
-    settings = {"scope": section.scope, "centred": run.config.covariance.centred, "rule": rule, "value": value}
-    for _, site, _ in project(store, device, **settings, num_steps=num_steps, units=todo):  # type: ignore[arg-type]
+    cut = project(
+        store,
+        device,
+        scope=section.scope,
+        centred=run.config.covariance.centred,
+        rule=rule,
+        value=value,
+        num_steps=num_steps,
+        units=todo,
+    )
+    for _, site, _ in cut:
         done += 1
         yield Progress("project", done, len(units), site.name)
 

@@ -266,6 +266,12 @@ class TestBadInput:
         (Path(done) / "zarr.json").write_text(json.dumps(document))
         refused(nullbooth("inspect", "-s", done), 4, "store format 99", "upgrade")
 
+    def test_a_store_that_is_a_url(self, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        refused(nullbooth("schedule", "-c", str(small), "-s", "s3://bucket/run.zarr"), 2, "s3://bucket/run.zarr is a URL")
+        refused(nullbooth("schedule", "-c", str(small), "--set", "store=s3://bucket/run.zarr"), 2, "is a URL")
+        assert not (tmp_path / "s3:").exists()
+
     def test_a_damaged_chunk_and_the_command_that_mends_it(self, done: str) -> None:
         chunk = next((Path(done) / "moments").rglob("sum_xxT/c.0.0.0"))
         data = bytearray(chunk.read_bytes())

@@ -15,7 +15,7 @@ ConfigFile = Annotated[
 ]
 StorePath = Annotated[
     str | None,
-    typer.Option("-s", "--store", metavar="URL", help="Store; else $NULLBOOTH_STORE, or the config's. It carries its config."),
+    typer.Option("-s", "--store", metavar="PATH", help="Store; else $NULLBOOTH_STORE, or the config's. It carries its config."),
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -55,6 +55,7 @@ def start(common: Common) -> Session:
     named_store = common.store or os.environ.get("NULLBOOTH_STORE")
     named_config = common.config or os.environ.get("NULLBOOTH_CONFIG")
     prompts: tuple[Prompt, ...] = ()
+    _refuse_url(named_store)
     if named_store and not named_config and Store.exists(named_store):
         store = Store.open(named_store)
         config, source = build_config(store.config, common.overrides), f"in {named_store}"
@@ -73,10 +74,17 @@ def start(common: Common) -> Session:
         arguments = "".join(f" {flag} {shlex.quote(value)}" for flag, value in given if value)
     if named_store:
         config = config.model_copy(update={"store": named_store})
+    _refuse_url(config.store)
     arguments += "".join(f" --set {shlex.quote(override)}" for override in common.overrides)
     if common.verbose:
         terminal.note(f"config {source}; store {config.store}")
     return Session(config, Path(config.store), prompts or load_prompts(config.original_knowledge_prompts), terminal, arguments)
+
+
+def _refuse_url(store: str | None) -> None:
+    """As a path, s3://bucket would quietly become a folder called `s3:`."""
+    if store is not None and "://" in store:
+        raise ConfigError(f"the store {store} is a URL; stores are local folders so far", "name a folder with -s")
 
 
 def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> None:
