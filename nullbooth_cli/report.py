@@ -8,11 +8,10 @@ from nullbooth_cli import spectrum
 from nullbooth_cli.config import Config
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.stages import Plan
-from nullbooth_cli.states import StageState
+from nullbooth_cli.states import FOLDERS, StageState
 from nullbooth_cli.store import Site, Store
 
 SCHEMA_VERSION = 1
-_FOLDERS = {"schedule": "schedule", "collect": "features", "covariance": "moments", "project": "projectors"}
 
 
 def schedule_document(config: Config, store: Store) -> dict[str, Any]:
@@ -39,7 +38,7 @@ def status_document(path: str, store: Store | None, states: dict[str, StageState
                 "state": found.state,
                 "units_done": found.units_done,
                 "units_total": found.units_total,
-                "bytes": store.bytes_of(_FOLDERS[stage]) if store else 0,
+                "bytes": store.bytes_of(FOLDERS[stage]) if store else 0,
                 "stale_because": [
                     {"field": because.field, "old": because.old, "new": because.new} for because in found.stale_because
                 ],
@@ -62,7 +61,7 @@ def stage_document(stage: str, state: StageState, store: Store) -> dict[str, Any
         "state": state.state,
         "units_done": state.units_done,
         "units_total": state.units_total,
-        "bytes": store.bytes_of(_FOLDERS[stage]),
+        "bytes": store.bytes_of(FOLDERS[stage]),
     }
 
 

@@ -13,7 +13,7 @@ from nullbooth_cli.config import STAGES, Config, decomposition_settings, fingerp
 from nullbooth_cli.errors import ConfigError, ResourceError, StageError
 from nullbooth_cli.events import Event, Note, Progress
 from nullbooth_cli.prompts import Prompt
-from nullbooth_cli.states import StageState, listed, require, stage_states, wanted_settings
+from nullbooth_cli.states import FOLDERS, StageState, listed, require, stage_states, wanted_settings
 from nullbooth_cli.store import Site, Store
 
 
@@ -55,7 +55,7 @@ def execute(stage: str, run: Run) -> Iterator[Event]:
         yield Note(f"{stage} is complete: {found.units_total} unit{'s' if found.units_total != 1 else ''} in {run.store.path}")
         return
     if found.state == "stale" and not run.force:
-        size = run.store.bytes_of({"collect": "features", "covariance": "moments", "project": "projectors"}.get(stage, stage))
+        size = run.store.bytes_of(FOLDERS[stage])
         raise StageError(
             f"{stage} in {run.store.path} was made with other settings or inputs{listed(found)}",
             f"add --force to replace its {size / 1e6:,.1f} MB, or name another store with -s",

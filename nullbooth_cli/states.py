@@ -19,6 +19,8 @@ from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.store import Store
 
 PROMPTS_FIELD = "original_knowledge_prompts"
+# Where in the store each stage writes.
+FOLDERS = {"schedule": "schedule", "collect": "features", "covariance": "moments", "project": "projectors"}
 
 
 @dataclass(frozen=True)
