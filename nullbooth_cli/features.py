@@ -132,7 +132,7 @@ def unpack(values: NDArray[Any], dtype: str) -> torch.Tensor:
 def features_nbytes(sites: Sequence[Site], num_steps: int, num_prompts: int, dtype: str) -> int:
     """Bytes that the features of so many prompts take, without compression."""
     item = np.dtype(STORED_DTYPES[dtype][0]).itemsize
-    return sum((1 if s.timestep_free else num_steps) * num_prompts * s.num_tokens * s.dim * item for s in sites)
+    return sum(s.num_recorded(num_steps) * num_prompts * s.num_tokens * s.dim * item for s in sites)
 
 
 def collect(

@@ -81,7 +81,7 @@ def read_ahead(read: Callable[[int], T], items: Iterable[int], depth: int = READ
 
 def covariance_units(sites: Sequence[Site], num_steps: int) -> list[tuple[Site, int]]:
     """The units of stage covariance, in order: one per site and recorded timestep."""
-    return [(site, t) for site in sites for t in range(1 if site.timestep_free else num_steps)]
+    return [(site, t) for site in sites for t in range(site.num_recorded(num_steps))]
 
 
 def covariance(
@@ -105,7 +105,7 @@ def covariance(
 def pooled(store: Store, site: Site, num_steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
     """(sum_xxT, sum_x, count) of a site over all its recorded timesteps: what protects a weight that all of them share."""
     sum_xxt, sum_x, count = np.zeros((site.dim, site.dim)), np.zeros(site.dim), 0
-    for t in range(1 if site.timestep_free else num_steps):
+    for t in range(site.num_recorded(num_steps)):
         of_xxt, of_x, of_count = store.read_moment(site, t)
         sum_xxt, sum_x, count = sum_xxt + of_xxt, sum_x + of_x, count + of_count
     return sum_xxt, sum_x, count

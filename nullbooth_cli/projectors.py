@@ -53,7 +53,7 @@ def decompose(moment: NDArray[np.float64], device: torch.device | str = "cpu") -
 
 def num_scopes(site: Site, scope: str, num_steps: int) -> int:
     """How many decompositions a site has: one pooled over all timesteps, or one per recorded timestep."""
-    return 1 if scope == "pooled" or site.timestep_free else num_steps
+    return 1 if scope == "pooled" else site.num_recorded(num_steps)
 
 
 def project_units(sites: Sequence[Site], scope: str, num_steps: int) -> list[tuple[Site, int]]:

@@ -110,7 +110,7 @@ def _layer_and_feature(weight: str) -> tuple[str, str]:
 
 def _entries(config: Config, store: Store, site: Site, rule: str, value: float) -> Iterable[dict[str, Any]]:
     steps = store.schedule()
-    recorded = 1 if site.timestep_free else len(steps)
+    recorded = site.num_recorded(len(steps))
     pooled = config.project.scope == "pooled"
     counts = [store.read_count(site, t) for t in range(recorded)]
     for index in range(1 if pooled else recorded):

@@ -38,7 +38,7 @@ NOISE_KEYS = (
 LCM_MAX_STEPS = 50
 
 
-class CorrectedDPMSolver(DPMSolverMultistepScheduler):  # type: ignore[misc]
+class CorrectedDPMSolver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is untyped
     """DPMSolverMultistepScheduler with the sign of the third-order SDE update put right.
 
     diffusers 0.42.1 multiplies D2 by `(1 - exp(-2h) - 2h) / (2h)^2 - 0.5`; k-diffusion's dpmpp_3m_sde has phi_3 with `+ 0.5`.

@@ -14,6 +14,7 @@ from nullbooth_cli.errors import ConfigError, ResourceError, StageError
 from nullbooth_cli.events import Event, Note, Progress
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.states import FOLDERS, StageState, listed, require, stage_states, wanted_settings
+from nullbooth_cli.steps import Step
 from nullbooth_cli.store import Site, Store
 
 
@@ -81,28 +82,23 @@ def _todo(run: Run, stage: str) -> list[int]:
 
 
 def _run_schedule(run: Run, afresh: bool, found: StageState) -> Iterator[Event]:
-    from nullbooth_cli.schedule import build_scheduler
-
-    scheduler = build_scheduler(run.config.schedule.sampler_strategy, _shipped(run.config), run.config.schedule.timestep_spacing)
-    steps = compute_steps(run.config, scheduler, len(run.prompts))
+    scheduler, steps = _compute_steps(run.config, len(run.prompts))
     run.store.write_record("schedule", None)
     run.store.write_schedule(steps)
     values = fingerprint([(step.timestep, step.sigma) for step in steps])
-    _begin(run, "schedule", {"scheduler": type(scheduler).__name__, "values": values})
+    _begin(run, "schedule", {"scheduler": scheduler, "values": values})
     yield Progress("schedule", 1, 1, f"{len(steps)} steps")
 
 
-def _shipped(config: Config) -> Any:
+def _compute_steps(config: Config, num_prompts: int) -> tuple[str, tuple[Step, ...]]:
+    """(the scheduler's class name, the steps) that the config asks for; needs the model's scheduler, not its weights."""
     from nullbooth_cli.model import load_scheduler
-
-    return load_scheduler(config.model, revision=config.revision, local_files_only=config.local_files_only)
-
-
-def compute_steps(config: Config, scheduler: Any, num_prompts: int) -> tuple[Any, ...]:
-    from nullbooth_cli.schedule import compute_schedule
+    from nullbooth_cli.schedule import build_scheduler, compute_schedule
 
     section = config.schedule
-    return compute_schedule(
+    shipped = load_scheduler(config.model, revision=config.revision, local_files_only=config.local_files_only)
+    scheduler = build_scheduler(section.sampler_strategy, shipped, section.timestep_spacing)
+    steps = compute_schedule(
         section.sampler_strategy,
         scheduler,
         section.num_denoising_steps,
@@ -111,6 +107,7 @@ def compute_steps(config: Config, scheduler: Any, num_prompts: int) -> tuple[Any
         seed=section.seed,
         num_prompts=num_prompts,
     )
+    return type(scheduler).__name__, steps
 
 
 @dataclass(frozen=True)
@@ -123,7 +120,7 @@ class _Collection:
     owners: dict[Any, Site] = field(repr=False)
 
 
-def _load_collection(config: Config, steps: tuple[Any, ...], prompts: tuple[Prompt, ...], device: str | None) -> _Collection:
+def _load_collection(config: Config, steps: tuple[Step, ...], prompts: tuple[Prompt, ...], device: str | None) -> _Collection:
     from nullbooth_cli import denoise, features, model, schedule, sites
 
     section = config.collect
@@ -277,15 +274,14 @@ def plan(
 
     Cost: loads the model and runs two steps of one prompt, unless a current collection says which sites there are.
     """
-    from nullbooth_cli import features, model, moments, projectors, schedule
+    from nullbooth_cli import features, model, moments, projectors
 
     found = stage_states(config, prompts, store)
     chosen = model.pick_device(device)
     if store is not None and found["schedule"].state == "complete":
         steps = store.schedule()
     else:
-        scheduler = schedule.build_scheduler(config.schedule.sampler_strategy, _shipped(config), config.schedule.timestep_spacing)
-        steps = compute_steps(config, scheduler, len(prompts))
+        _, steps = _compute_steps(config, len(prompts))
     if wanted == ("schedule",):
         sites: tuple[Site, ...] = ()
     elif store is not None and found["collect"].state in ("complete", "partial"):

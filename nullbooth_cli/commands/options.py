@@ -84,7 +84,7 @@ def stage_command(*stages: str) -> Callable[[Callable[[], None]], Callable[..., 
         signature = inspect.signature(command)
         if stages == ("schedule",) or len(stages) > 1:
             kept = [parameter for name, parameter in signature.parameters.items() if name != "limit"]
-            command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+            command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]  # read by inspect.signature
         command.__name__, command.__doc__ = described.__name__, described.__doc__
         return command
 

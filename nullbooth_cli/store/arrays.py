@@ -62,7 +62,7 @@ class ArrayGroup:
         """Which units of a stage are done, `[units]`; empty before the stage was begun. Cost: about 0.5 ms a unit."""
         if f"progress/{stage}" not in self._group:
             return np.zeros(0, dtype=bool)
-        return np.asarray(self._read(self._array(f"progress/{stage}"), slice(None), stage) == 1)
+        return np.asarray(self._read(self._array(f"progress/{stage}"), slice(None)) == 1)
 
     def commit(self, stage: str, unit: int) -> None:
         """Make all that was written durable, then mark the unit done: in this order."""
@@ -128,7 +128,7 @@ class ArrayGroup:
         with self._writing():
             array[where] = values
 
-    def _read(self, array: zarr.Array[Any], where: Any, stage: str) -> NDArray[Any]:
+    def _read(self, array: zarr.Array[Any], where: Any) -> NDArray[Any]:
         try:
             return np.asarray(array[where])
         except (ValueError, RuntimeError, OSError) as error:
@@ -138,7 +138,7 @@ class ArrayGroup:
             )
             raise StoreError(
                 f"{self.path}: a chunk of {chunk} is damaged: {error}",
-                f"nullbooth {stage} -s {self.path} --force writes it again",
+                f"nullbooth {_stage_of(array.path)} -s {self.path} --force writes it again",
             ) from error
 
     @contextlib.contextmanager
@@ -157,12 +157,14 @@ class ArrayGroup:
 
 
 def _stage_of(name: str) -> str:
+    """The command that writes an array; progress is written by the stage that it is of."""
+    group, _, rest = name.partition("/")
+    owner = rest if group == "progress" else group
     owners = {
-        "schedule": "schedule",
         "prompts": "collect",
         "features": "collect",
         "moments": "covariance",
         "projectors": "project",
+        "decomposition": "project",
     }
-    group, _, rest = name.partition("/")
-    return owners.get(group, rest or group)
+    return owners.get(owner, owner)

@@ -43,6 +43,10 @@ class Site:
     def name(self) -> str:
         return f"{self.layer}.{self.feature}"
 
+    def num_recorded(self, num_steps: int) -> int:
+        """How many timesteps are stored of a schedule of `num_steps`."""
+        return 1 if self.timestep_free else num_steps
+
 
 class Store(ArrayGroup):
     """An open store. `Store.create` and `Store.open` make one; `lock()` guards every stage that writes."""
@@ -127,7 +131,7 @@ class Store(ArrayGroup):
 
     def schedule(self) -> tuple[Step, ...]:
         names = ("timesteps", "sigmas", "keys")
-        timesteps, sigmas, keys = (self._read(self._array(f"schedule/{name}"), slice(None), "schedule") for name in names)
+        timesteps, sigmas, keys = (self._read(self._array(f"schedule/{name}"), slice(None)) for name in names)
         columns = zip(keys, timesteps, sigmas, strict=True)
         return tuple(Step(i, str(key), float(t), float(s)) for i, (key, t, s) in enumerate(columns))
 
@@ -141,7 +145,7 @@ class Store(ArrayGroup):
         """The prompts of the collection, in its order; none before a collection was begun."""
         if "prompts/text" not in self._group:
             return ()
-        return tuple(Prompt(str(text)) for text in self._read(self._array("prompts/text"), slice(None), "collect"))
+        return tuple(Prompt(str(text)) for text in self._read(self._array("prompts/text"), slice(None)))
 
     # Features
 
@@ -156,7 +160,7 @@ class Store(ArrayGroup):
         for site in sites:
             self._create(
                 f"features/{site.name}",
-                (1 if site.timestep_free else num_steps, num_prompts, site.num_tokens, site.dim),
+                (site.num_recorded(num_steps), num_prompts, site.num_tokens, site.dim),
                 (1, batch_size, site.num_tokens, site.dim),
                 stored,
                 fill,
@@ -181,18 +185,18 @@ class Store(ArrayGroup):
         """Read one chunk, `[b, L, D]` in the stored dtype (bfloat16 as its uint16 bits)."""
         array = self._array(f"features/{site.name}")
         batch = array.chunks[1]
-        return self._read(array, (step_index, slice(unit * batch, (unit + 1) * batch)), "collect")
+        return self._read(array, (step_index, slice(unit * batch, (unit + 1) * batch)))
 
     # Moments
 
     def create_moments(self, sites: tuple[Site, ...], num_steps: int) -> None:
         self.delete("moments")
         for site in sites:
-            t, d = 1 if site.timestep_free else num_steps, site.dim
+            t, d = site.num_recorded(num_steps), site.dim
             self._create(f"moments/{site.name}/sum_xxT", (t, d, d), (1, d, d), "f8", "NaN")
             self._create(f"moments/{site.name}/sum_x", (t, d), (1, d), "f8", "NaN")
             self._create(f"moments/{site.name}/count", (t,), (1,), "i8", 0)
-        self.create_progress("covariance", sum(1 if site.timestep_free else num_steps for site in sites))
+        self.create_progress("covariance", sum(site.num_recorded(num_steps) for site in sites))
 
     def write_moment(self, site: Site, step_index: int, sum_xxt: NDArray[Any], sum_x: NDArray[Any], count: int) -> None:
         for name, value in (("sum_xxT", sum_xxt), ("sum_x", sum_x), ("count", count)):
@@ -201,12 +205,12 @@ class Store(ArrayGroup):
     def read_moment(self, site: Site, step_index: int) -> tuple[NDArray[Any], NDArray[Any], int]:
         """(sum_xxT `[D, D]`, sum_x `[D]`, count) of one timestep."""
         parts = (self._array(f"moments/{site.name}/{name}") for name in ("sum_xxT", "sum_x", "count"))
-        sum_xxt, sum_x, count = (self._read(array, (step_index,), "covariance") for array in parts)
+        sum_xxt, sum_x, count = (self._read(array, (step_index,)) for array in parts)
         return sum_xxt, sum_x, int(count)
 
     def read_count(self, site: Site, step_index: int) -> int:
         """How many vectors are in a moment, without reading its matrix."""
-        return int(self._read(self._array(f"moments/{site.name}/count"), (step_index,), "covariance"))
+        return int(self._read(self._array(f"moments/{site.name}/count"), (step_index,)))
 
     # Projectors
 
@@ -227,11 +231,11 @@ class Store(ArrayGroup):
 
     def read_eigenvalues(self, site: Site, index: int) -> NDArray[np.float64]:
         """`[D]`, ascending."""
-        return self._read(self._array(f"projectors/{site.name}/eigenvalues"), (index,), "project")
+        return self._read(self._array(f"projectors/{site.name}/eigenvalues"), (index,))
 
     def read_eigenvectors(self, site: Site, index: int) -> NDArray[np.float64]:
         """`[D, D]`, column i belongs to eigenvalue i."""
-        return self._read(self._array(f"projectors/{site.name}/eigenvectors"), (index,), "project")
+        return self._read(self._array(f"projectors/{site.name}/eigenvectors"), (index,))
 
     def write_cut(self, site: Site, index: int, null_dim: int, leakage: float) -> None:
         """What a threshold made of one decomposition."""
@@ -241,6 +245,6 @@ class Store(ArrayGroup):
     def read_cut(self, site: Site, index: int) -> tuple[int, float]:
         """(null_dim, leakage) of one decomposition."""
         null_dim, leakage = (
-            self._read(self._array(f"projectors/{site.name}/{name}"), (index,), "project") for name in ("null_dim", "leakage")
+            self._read(self._array(f"projectors/{site.name}/{name}"), (index,)) for name in ("null_dim", "leakage")
         )
         return int(null_dim), float(leakage)
