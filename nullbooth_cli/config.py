@@ -68,8 +68,13 @@ class CollectSection(Section):
         "all", description="all, or a list of layer names, glob patterns or indices"
     )
     side: Literal["input", "output"] = Field("input", description="input (for projectors) or output (for analysis only)")
-    keep: Literal["features"] = Field("features", description="features: every token's vector is stored")
-    tokens_per_prompt: None = Field(None, description="null keeps every token; sampling is not offered yet")
+    keep: Literal["features", "moments", "both"] = Field(
+        "features",
+        description="features: every vector is stored; moments: folded while the model runs, no vectors kept; or both",
+    )
+    tokens_per_prompt: int | None = Field(
+        None, ge=1, description="so many image tokens of each prompt, timestep and site, drawn at random; null keeps all"
+    )
     latents: Literal["path"] = Field("path", description="path: features are taken along the model's own denoising path")
     images: None = Field(None, description="null; noised images are not offered yet")
     guidance_scale: float = Field(7.5, ge=0.0, description="classifier-free guidance, as the pipeline takes it")
@@ -137,7 +142,10 @@ class Config(Section):
     variant: str | None = Field(None, description="weight variant, such as fp16")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="precision the model runs in")
     local_files_only: bool = Field(False, description="never ask the hub")
-    store: str = Field("runs/toy.zarr", description="folder of the Zarr store")
+    store: str = Field("runs/toy.zarr", description="the Zarr store: a folder, or a URL such as s3://bucket/run.zarr")
+    storage_options: dict[str, Any] = Field(
+        {}, description="for a URL: what its client takes (endpoint, region, credentials); never written anywhere"
+    )
     original_knowledge_prompts: str | list[str] = Field(
         "dataset/prompts/toy.txt", description="knowledge to keep: a text file, one prompt a line, or a list"
     )
@@ -146,6 +154,11 @@ class Config(Section):
     collect: CollectSection = Field(CollectSection(), description="what to record")
     covariance: CovarianceSection = Field(CovarianceSection(), description="how to sum it up")
     project: ProjectSection = Field(ProjectSection(), description="what counts as null; set at most one rule")
+
+
+def public_settings(config: Config) -> dict[str, Any]:
+    """The config as it may be written down: without the credentials in `storage_options`."""
+    return config.model_dump(exclude={"storage_options"})
 
 
 class _Loader(yaml.SafeLoader):
@@ -279,18 +292,22 @@ def _known_keys(sections: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def stage_settings(config: Config, stage: str) -> dict[str, Any]:
+def stage_settings(config: Config, stage: str, keep: str | None = None) -> dict[str, Any]:
     """The settings that decide the result of a stage, beside the results of the stages before it.
 
-    What only decides speed or layout (`batch_size`, `compression`) is left out. `covariance.centred` belongs to `project`:
+    What only decides speed or layout (`batch_size`, `compression`) is left out. What collect depends on follows from what it
+    keeps (`keep`, else the config's): the precision of features, or that of the sums. `covariance.centred` belongs to `project`:
     the stored sums serve both readings.
     """
     model = {key: getattr(config, key) for key in ("model", "revision", "variant")}
     if stage == "schedule":
         return {**model, **_flat(config.schedule, "schedule")}
     if stage == "collect":
-        collect = _flat(config.collect, "collect", without=("batch_size", "compression", "keep"))
-        return {**model, "dtype": config.dtype, **collect}
+        keep = keep or config.collect.keep
+        unused = ("feature_dtype",) if keep == "moments" else ()
+        collect = _flat(config.collect, "collect", without=("batch_size", "compression", "keep", *unused))
+        sums = {} if keep == "features" else {"covariance.accumulate": config.covariance.accumulate}
+        return {**model, "dtype": config.dtype, **collect, **sums}
     if stage == "covariance":
         return {"covariance.accumulate": config.covariance.accumulate}
     rule, value = config.project.rule()

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
 
 class Terminal:
-    """Where one command's words go. `quiet` keeps stderr to errors, `as_json` turns errors into JSON as well."""
+    """Where one command's words go.
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
-        self.as_json, self.quiet = as_json, quiet
+    `quiet` keeps stderr to errors, `as_json` turns errors into JSON as well. A `silent` one answers nothing either: it belongs to
+    one of the other processes of a launch.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, silent: bool = False) -> None:
+        self.as_json, self.quiet, self.silent = as_json, quiet or silent, silent
 
     def answer(self, document: dict[str, Any], draw: Any) -> None:
         """Print the document as JSON, or let `draw(document)` give the lines or the table for it."""
@@ -142,3 +146,11 @@ def size(num_bytes: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

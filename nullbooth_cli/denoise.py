@@ -1,7 +1,7 @@
 """The denoising path: the model's own pipeline, called as its users call it, held to the stored schedule.
 
-Every prompt has its own CPU generator, seeded by the base seed plus its index: starting noise and the noise of stochastic
-samplers depend neither on the batch nor on the process that runs it.
+Every prompt has its own CPU generator, seeded by the base seed plus its row in the store: starting noise and the noise of
+stochastic samplers depend neither on the batch nor on the process that runs it.
 """
 
 from collections.abc import Sequence
@@ -35,12 +35,12 @@ def hold_to_schedule(pipe: Any, scheduler: Any, steps: tuple[Step, ...]) -> None
     pipe.scheduler = install(scheduler, steps)
 
 
-def denoise(pipe: Any, path: DenoisingPath, prompts: Sequence[Prompt], first_index: int) -> torch.Tensor:
-    """Denoise prompts, the first of which has index `first_index` in the store; returns latents. The VAE is not run."""
-    generators = [torch.Generator("cpu").manual_seed(path.seed + first_index + i) for i in range(len(prompts))]
+def denoise(pipe: Any, path: DenoisingPath, members: Sequence[tuple[int, Prompt]]) -> torch.Tensor:
+    """Denoise prompts, each with its row in the store; returns latents. The VAE is not run."""
+    generators = [torch.Generator("cpu").manual_seed(path.seed + row) for row, _ in members]
     size = {name: value for name, value in (("height", path.height), ("width", path.width)) if value is not None}
     result = pipe(
-        prompt=[prompt.text for prompt in prompts],
+        prompt=[prompt.text for _, prompt in members],
         num_inference_steps=path.num_inference_steps,
         guidance_scale=path.guidance_scale,
         generator=generators,

@@ -1,45 +1,51 @@
-"""Stage collect: runs the model over the prompts and appends what its cross-attention projections receive to the store.
+"""Stage collect: runs the model over the prompts and records what its cross-attention projections receive.
 
-1. `find_sites()` runs one prompt for two steps and looks which projections share a tensor, and which tensors ignore the timestep.
-2. `collect()` then runs the missing units, one batch of prompts over the whole schedule each, and writes one chunk per site
-   and step. A unit counts once all of it is durable; an interrupted one is done again.
+1. `find_sites()` runs one prompt for two steps and looks which projections share a tensor, which tensors ignore the timestep, and
+   which are an argument of the denoiser.
+2. `collect()` then runs the missing units, one batch of prompts over the whole schedule each. Every tensor goes to the sinks that
+   are wanted: `FeatureSink` stores its vectors, `moments.MomentSink` adds them up. A unit counts once all of it is durable.
 
-Cost: bytes per prompt = sum over sites of T * L * D * itemsize (T = 1 where the timestep plays no part).
+Nothing is computed that nobody asked for: the last forward ends at the last wanted projection, and tensors that are an argument
+of the denoiser need no forward at all.
+
+Cost of features: bytes per prompt = sum over sites of T * L * D * itemsize (T = 1 where the timestep plays no part).
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from nullbooth_cli.denoise import DenoisingPath, denoise
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.events import Interrupts
 from nullbooth_cli.model import denoiser_of
 from nullbooth_cli.prompts import Prompt
-from nullbooth_cli.sites import Projection, Shared, Watch, group_shared
+from nullbooth_cli.sites import Enough, Projection, Shared, Watch, group_shared
 from nullbooth_cli.store import STORED_DTYPES, Site, Store
+from nullbooth_cli.tensors import pack
 
-MAX_PENDING_WRITES = 64
-
-
-class _Enough(Exception):
-    """Ends a denoising path early, from inside a hook."""
+WRITERS = 2
+MAX_PENDING_BYTES = 512 << 20
+TEXT_ARGUMENT = "encoder_hidden_states"
 
 
 class Writer:
-    """Runs writes in one thread beside the model, at most `MAX_PENDING_WRITES` of them waiting. `drain()` before a commit.
+    """Runs writes in threads beside the model, at most `MAX_PENDING_BYTES` of them waiting. `drain()` before a commit.
 
     A failed write is raised by the next `submit` or `drain`, as its own error.
     """
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1)
-        self._room = threading.Semaphore(MAX_PENDING_WRITES)
+        self._pool = ThreadPoolExecutor(max_workers=WRITERS)
+        self._room = threading.Condition()
+        self._waiting_bytes = 0
         self._pending: list[Future[None]] = []
 
     def __enter__(self) -> "Writer":
@@ -48,15 +54,22 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def submit(self, write: Callable[..., None], *arguments: Any) -> None:
+    def submit(self, nbytes: int, write: Callable[..., None], *arguments: Any) -> None:
         done = [future for future in self._pending if future.done()]
         self._pending = [future for future in self._pending if not future.done()]
         for future in done:
             future.result()
-        self._room.acquire()
+        with self._room:
+            self._room.wait_for(lambda: not self._waiting_bytes or self._waiting_bytes + nbytes <= MAX_PENDING_BYTES)
+            self._waiting_bytes += nbytes
         future = self._pool.submit(write, *arguments)
-        future.add_done_callback(lambda _: self._room.release())
+        future.add_done_callback(lambda _: self._release(nbytes))
         self._pending.append(future)
+
+    def _release(self, nbytes: int) -> None:
+        with self._room:
+            self._waiting_bytes -= nbytes
+            self._room.notify()
 
     def drain(self) -> None:
         """Return when everything submitted is written."""
@@ -65,37 +78,60 @@ class Writer:
             future.result()
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a probe of the model found: the recordings to make, the recording of each projection, and those that the denoiser
+    is given as an argument."""
+
+    sites: tuple[Site, ...]
+    owners: dict[Projection, Site]
+    given: frozenset[Site]
+
+
 def find_sites(
-    pipe: Any, path: DenoisingPath, projections: tuple[Projection, ...], side: str, branches: str, prompt: Prompt
-) -> tuple[tuple[Site, ...], dict[Projection, Site]]:
-    """(the recordings to make, the recording of each projection), found by running the first two steps of one prompt."""
+    pipe: Any,
+    path: DenoisingPath,
+    projections: tuple[Projection, ...],
+    side: str,
+    branches: str,
+    prompt: Prompt,
+    tokens_per_prompt: int | None = None,
+) -> Found:
+    """Run the first two steps of one prompt and look which tensor each projection gets."""
     forwards: list[list[tuple[Projection, torch.Tensor]]] = []
+    given: list[torch.Tensor | None] = []
 
     def receive(projection: Projection, forward: int, tensor: torch.Tensor) -> None:
         if forward == len(forwards):
             forwards.append([])
         forwards[forward].append((projection, tensor))
 
-    def after(forward: int) -> None:
-        if forward == 1:
-            raise _Enough
-
+    denoiser = denoiser_of(pipe)
+    handle = denoiser.register_forward_pre_hook(
+        lambda _, __, arguments: given.append(arguments.get(TEXT_ARGUMENT)), with_kwargs=True
+    )
     try:
-        with Watch(denoiser_of(pipe), projections, side, receive, after):
-            denoise(pipe, path, [prompt], 0)
-    except _Enough:
+        with Watch(denoiser, projections, side, receive, last=1):
+            denoise(pipe, path, [(0, prompt)])
+    except Enough:
         pass
-    owners = {}
+    finally:
+        handle.remove()
+    owners, arguments = {}, set()
     for shared in group_shared(forwards):
-        site = _site_of(shared, side, branches)
+        site = _site_of(shared, side, branches, tokens_per_prompt)
         owners.update(dict.fromkeys(shared.projections, site))
+        if side == "input" and given[0] is not None and shared.timestep_free and shared.example.data_ptr() == given[0].data_ptr():
+            arguments.add(site)
     order = {projection: i for i, projection in enumerate(projections)}
-    return tuple(dict.fromkeys(owners[p] for p in sorted(owners, key=order.__getitem__))), owners
+    return Found(tuple(dict.fromkeys(owners[p] for p in sorted(owners, key=order.__getitem__))), owners, frozenset(arguments))
 
 
-def _site_of(shared: Shared, side: str, branches: str) -> Site:
+def _site_of(shared: Shared, side: str, branches: str, tokens_per_prompt: int | None) -> Site:
     first = shared.projections[0]
     _, num_tokens, dim = split_branches(shared.example, 1, branches).shape
+    if tokens_per_prompt is not None and first.feature in ("q", "out"):
+        num_tokens = min(num_tokens, tokens_per_prompt)
     return Site(
         first.layer, first.feature, side, tuple(p.weight for p in shared.projections), shared.timestep_free, num_tokens, dim
     )
@@ -117,16 +153,20 @@ def split_branches(tensor: torch.Tensor, num_prompts: int, branches: str) -> tor
     return own if branches == "cond" else torch.cat([empty, own], dim=1)
 
 
-def pack(tensor: torch.Tensor, dtype: str) -> NDArray[Any]:
-    """A copy in the stored dtype on the host; bfloat16 becomes its uint16 bits."""
-    host = tensor.to(device="cpu", dtype=getattr(torch, dtype), copy=True)
-    return (host.view(torch.uint16) if dtype == "bfloat16" else host).numpy()
+def sample_tokens(values: torch.Tensor, num_tokens: int, seed: int, rows: Sequence[int], step: int, site: str) -> torch.Tensor:
+    """`[B, n, D]` of `[B, L, D]`: n tokens of each prompt, uniformly and without replacement, so that means stay unbiased.
 
-
-def unpack(values: NDArray[Any], dtype: str) -> torch.Tensor:
-    """The inverse of `pack`."""
-    tensor = torch.from_numpy(values)
-    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
+    The choice depends on seed, row, step and site alone: not on the batch, the process or the run.
+    """
+    if values.shape[1] <= num_tokens:
+        return values
+    name = zlib.crc32(site.encode())
+    chosen = [
+        np.random.default_rng([seed, row, step, name]).choice(values.shape[1], num_tokens, replace=False, shuffle=False)
+        for row in rows
+    ]
+    index = torch.from_numpy(np.sort(np.stack(chosen))).to(values.device)
+    return values[torch.arange(len(rows), device=values.device)[:, None], index]
 
 
 def features_nbytes(sites: Sequence[Site], num_steps: int, num_prompts: int, dtype: str) -> int:
@@ -135,57 +175,127 @@ def features_nbytes(sites: Sequence[Site], num_steps: int, num_prompts: int, dty
     return sum(s.num_recorded(num_steps) * num_prompts * s.num_tokens * s.dim * item for s in sites)
 
 
+class Sink(Protocol):
+    """Where the recorded tensors of a unit go."""
+
+    dtype: str | None  # what values must fit, or None for what the model gives
+
+    def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
+        """Take `[B, L, D]`, on the model's device; keep a copy of what is kept."""
+
+    def due(self) -> bool:
+        """Whether finished units should be made durable now."""
+
+    def checkpoint(self, units: Sequence[int]) -> None:
+        """Write all that was received, which includes these units whole."""
+
+
+class FeatureSink:
+    """Stores every vector, in chunks that threads write beside the model."""
+
+    def __init__(self, store: Store, writer: Writer) -> None:
+        self._store, self._writer = store, writer
+        self.dtype: str | None = store.layout.dtype
+
+    def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
+        assert self.dtype is not None
+        host = pack(values, self.dtype)
+        nbytes = values.numel() * getattr(torch, self.dtype).itemsize
+        self._writer.submit(nbytes, lambda: self._store.write_features(site, step, rows, host()))
+
+    def due(self) -> bool:
+        return True
+
+    def checkpoint(self, units: Sequence[int]) -> None:
+        self._writer.drain()
+
+
 def collect(
     store: Store,
     pipe: Any,
     path: DenoisingPath,
-    prompts: tuple[Prompt, ...],
-    owners: dict[Projection, Site],
+    found: Found,
     branches: str,
-    units: Sequence[int],
+    units: Iterable[int],
+    sinks: Sequence[Sink],
+    interrupts: Interrupts,
 ) -> Iterator[int]:
     """Run the given units and yield each once it is durable.
 
     Raises ConfigError for a hook that misfires, a value that is not finite (named: prompt, layer, timestep), a tensor that was
     shared or timestep-free in the first two steps and is not any more.
     """
-    batch_size, dtype = store.feature_layout()
-    with Writer() as writer:
-        for unit in units:
-            first = unit * batch_size
+    finished: list[int] = []
+    for unit in units:
+        recorder = _Recorder(path, store.members(unit), found, branches, sinks)
+        _run(pipe, path, recorder, found)
+        recorder.check()
+        finished.append(unit)
+        if interrupts.requested or all(sink.due() for sink in sinks):
+            yield from _make_durable(store, finished, sinks)
+            finished = []
+        interrupts.holding = bool(finished)
+        if interrupts.requested:
+            raise KeyboardInterrupt
+    yield from _make_durable(store, finished, sinks)
+    interrupts.holding = False
 
-            def keep(site: Site, step: int, values: NDArray[Any], unit: int = unit) -> None:
-                writer.submit(store.write_features, site, step, unit, values)
 
-            recorder = _Recorder(path, prompts[first : first + batch_size], owners, branches, dtype, keep)
-            with Watch(denoiser_of(pipe), tuple(owners), next(iter(owners.values())).side, recorder.receive):
-                denoise(pipe, path, recorder.prompts, first)
-            if recorder.num_forwards != len(path.steps):
-                raise ConfigError(
-                    f"the pipeline ran {recorder.num_forwards} forwards for {len(path.steps)} steps",
-                    "this pipeline skips steps; it cannot be recorded",
-                )
-            writer.drain()
-            store.commit("collect", unit)
-            yield unit
+def _make_durable(store: Store, units: list[int], sinks: Sequence[Sink]) -> list[int]:
+    if units:
+        for sink in sinks:
+            sink.checkpoint(units)
+        store.commit("collect", units)
+    return units
+
+
+def _run(pipe: Any, path: DenoisingPath, recorder: "_Recorder", found: Found) -> None:
+    """Run as much of the denoising path as the recordings need."""
+    denoiser = denoiser_of(pipe)
+    if found.given == set(found.sites):
+        first_of = {site: projection for projection, site in reversed(found.owners.items())}
+
+        def take(_: Any, __: Any, arguments: dict[str, Any]) -> None:
+            for site in found.sites:
+                recorder.receive(first_of[site], 0, arguments[TEXT_ARGUMENT])
+            raise Enough
+
+        handle = denoiser.register_forward_pre_hook(take, with_kwargs=True)
+        try:
+            denoise(pipe, path, recorder.members)
+        except Enough:
+            return
+        finally:
+            handle.remove()
+    else:
+        last = 0 if all(site.timestep_free for site in found.sites) else len(path.steps) - 1
+        try:
+            with Watch(denoiser, tuple(found.owners), found.sites[0].side, recorder.receive, last):
+                denoise(pipe, path, recorder.members)
+        except Enough:
+            return
+    raise ConfigError(
+        f"the pipeline ran {recorder.num_forwards} forwards for {len(path.steps)} steps",
+        "this pipeline skips steps; it cannot be recorded",
+    )
 
 
 class _Recorder:
-    """Checks the tensors of one unit as they are seen, and hands a copy of each recording to `keep`."""
+    """Checks the tensors of one unit as they are seen, and hands each recording to the sinks.
+
+    On CUDA nothing here waits for the device: what must hold is noted as flags, and `check` reads them after the unit.
+    """
 
     def __init__(
-        self,
-        path: DenoisingPath,
-        prompts: tuple[Prompt, ...],
-        owners: dict[Projection, Site],
-        branches: str,
-        dtype: str,
-        keep: Callable[[Site, int, NDArray[Any]], None],
+        self, path: DenoisingPath, members: list[tuple[int, Prompt]], found: Found, branches: str, sinks: Sequence[Sink]
     ) -> None:
-        self.prompts, self.num_forwards = prompts, 0
-        self._path, self._owners, self._branches, self._dtype, self._keep = path, owners, branches, dtype, keep
+        self.members, self.num_forwards = members, 0
+        self._path, self._owners, self._branches, self._sinks = path, found.owners, branches, sinks
+        self._rows = [row for row, _ in members]
         self._current: dict[Site, torch.Tensor] = {}
-        self._constant: dict[Site, torch.Tensor] = {}
+        self._constant: dict[Site, tuple[torch.Tensor, int]] = {}
+        self._changed: list[tuple[Projection, torch.Tensor]] = []
+        self._finite: list[tuple[Site, int, str | None, torch.Tensor]] = []
 
     def receive(self, projection: Projection, forward: int, tensor: torch.Tensor) -> None:
         site = self._owners[projection]
@@ -201,25 +311,35 @@ class _Recorder:
         if len(site.weights) > 1:
             self._current[site] = tensor
         if site.timestep_free and forward > 0:
-            if not torch.equal(self._constant[site], tensor):
-                raise ConfigError(f"{projection} changes with the timestep after all", "this model's sharing changes on the way")
+            first, version = self._constant[site]
+            if first.data_ptr() != tensor.data_ptr() or first._version != version:
+                self._changed.append((projection, (first != tensor).any()))
             return
         if site.timestep_free:
-            self._constant[site] = tensor
-        self._write(site, forward, tensor)
+            self._constant[site] = (tensor, tensor._version)
+        values = split_branches(tensor, len(self.members), self._branches)
+        values = sample_tokens(values, site.num_tokens, self._path.seed, self._rows, forward, site.name)
+        for dtype in dict.fromkeys([None, *(sink.dtype for sink in self._sinks)]):
+            if dtype is None or getattr(torch, dtype) != values.dtype:
+                fitted = values if dtype is None else values.to(getattr(torch, dtype))
+                self._finite.append((site, forward, dtype, torch.isfinite(fitted).flatten(1).all(1)))
+        for sink in self._sinks:
+            sink.receive(site, forward, self._rows, values)
 
-    def _write(self, site: Site, forward: int, tensor: torch.Tensor) -> None:
-        values = split_branches(tensor, len(self.prompts), self._branches)
-        stored = values.to(getattr(torch, self._dtype))
-        if not torch.isfinite(stored).all():
-            bad = torch.isfinite(stored).flatten(1).all(1).logical_not().nonzero()[0].item()
-            step = self._path.steps[forward]
-            where = (
-                f"prompt '{self.prompts[int(bad)].text}', layer {site.layer}, feature {site.feature}, timestep {step.timestep:g}"
-            )
-            if torch.isfinite(values).all():
-                raise ConfigError(
-                    f"a value does not fit {self._dtype}: {where}", "set collect.feature_dtype to bfloat16 or float32"
-                )
-            raise ConfigError(f"a value is not finite: {where}", "the model itself gave it; try dtype: float32")
-        self._keep(site, forward, pack(stored, self._dtype))
+    def check(self) -> None:
+        """Raise ConfigError for what was seen to be wrong in the unit. Waits for the device once."""
+        if self._changed and torch.stack([changed for _, changed in self._changed]).any():
+            wrong = next(projection for projection, changed in self._changed if changed)
+            raise ConfigError(f"{wrong} changes with the timestep after all", "this model's sharing changes on the way")
+        finite = torch.stack([flags for *_, flags in self._finite]).cpu()
+        if finite.all():
+            return
+        record, member = (int(i) for i in finite.logical_not().nonzero()[0])
+        site, forward, dtype, _ = self._finite[record]
+        where = (
+            f"prompt '{self.members[member][1].text}', layer {site.layer}, feature {site.feature}, "
+            f"timestep {self._path.steps[forward].timestep:g}"
+        )
+        if dtype is not None:
+            raise ConfigError(f"a value does not fit {dtype}: {where}", "set collect.feature_dtype to bfloat16 or float32")
+        raise ConfigError(f"a value is not finite: {where}", "the model itself gave it; try dtype: float32")

@@ -5,27 +5,35 @@ mean-centred matrix puts that direction into its "null space" (leakage 0.31 meas
 `sum_xxT`, so both can be read from one pass.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nullbooth_cli.features import unpack
-from nullbooth_cli.store import Site, Store
+from nullbooth_cli.errors import StoreError
+from nullbooth_cli.features import Writer
+from nullbooth_cli.store import Part, Site, Store, Sums, check_disjoint, pack_sums
+from nullbooth_cli.tensors import unpack
 
 T = TypeVar("T")
+U = TypeVar("U")
 READ_AHEAD = 4
+STAGED = 1 << 31  # in a cell of covariance: the moment of so many units lies beside the one in force
+CHECKPOINT_SHARE = 0.05  # of the running time, for writing what is folded so far
+COMMIT_SECONDS = 1.0
 
 
 class SecondMoment:
     """Sums of vectors of `dim` values: sum_xxT `[D, D]`, sum_x `[D]`, both float64, and count.
 
     `accumulate` "float64" multiplies in float64; "float32" multiplies each chunk in float32 (TF32 off) and sums the chunks in
-    float64: eigenvalues below about 1e-7 of the largest are then noise. Cost of `update`: 2 N D^2 operations.
+    float64: eigenvalues below about 1e-7 of the largest are then noise. Products are formed where the vectors are; the sums
+    stay on `device`. Cost of `update`: 2 N D^2 operations.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu", accumulate: str = "float64") -> None:
@@ -35,19 +43,68 @@ class SecondMoment:
         self._dtype = getattr(torch, accumulate)
 
     def update(self, x: torch.Tensor) -> None:
-        """Add vectors, `[N, D]` of any floating dtype, on the moment's device."""
+        """Add vectors, `[N, D]` of any floating dtype."""
         x = x.to(self._dtype)
-        if x.dtype == torch.float64:
+        if x.dtype == torch.float64 and x.device == self.sum_xxt.device:
             self.sum_xxt.addmm_(x.T, x)
         else:
             allowed = torch.backends.cuda.matmul.allow_tf32
             torch.backends.cuda.matmul.allow_tf32 = False
             try:
-                self.sum_xxt += x.T @ x
+                self.sum_xxt += (x.T @ x).to(self.sum_xxt.device)
             finally:
                 torch.backends.cuda.matmul.allow_tf32 = allowed
-        self.sum_x += x.sum(0, dtype=torch.float64)
+        self.sum_x += x.sum(0, dtype=torch.float64).to(self.sum_x.device)
         self.count += x.shape[0]
+
+    def add(self, sums: Sums) -> None:
+        """Add the sums of other vectors."""
+        self.sum_xxt += torch.from_numpy(sums[0]).to(self.sum_xxt.device)
+        self.sum_x += torch.from_numpy(sums[1]).to(self.sum_x.device)
+        self.count += sums[2]
+
+    def sums(self) -> Sums:
+        return self.sum_xxt.cpu().numpy(), self.sum_x.cpu().numpy(), self.count
+
+
+class MomentSink:
+    """Folds what is recorded straight into moments: one process's part of them, nothing else on disk.
+
+    Memory: 8 D (D + 1) bytes for each site and timestep, on `device`. A checkpoint writes all of it, so they come as often as
+    `CHECKPOINT_SHARE` of the running time allows; a kill loses what came after the last one, and nothing is counted twice.
+    """
+
+    dtype: str | None = None
+
+    def __init__(self, part: Part, sites: Sequence[Site], num_steps: int, device: torch.device, accumulate: str) -> None:
+        self._part, self._sites = part, sites
+        self._moments = {
+            site: [SecondMoment(site.dim, device, accumulate) for _ in range(site.num_recorded(num_steps))] for site in sites
+        }
+        self._units = set(part.units)
+        for site in sites if self._units else ():
+            for moment, sums in zip(self._moments[site], part.read(site), strict=True):
+                moment.add(sums)
+        self._last, self._cost = time.monotonic(), 0.0
+
+    def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
+        self._moments[site][step].update(values.flatten(0, 1))
+
+    def due(self) -> bool:
+        return time.monotonic() - self._last >= self._cost / CHECKPOINT_SHARE
+
+    def checkpoint(self, units: Sequence[int]) -> None:
+        started = time.monotonic()
+        self._units |= set(units)
+        packed = ((site, [pack_sums(*moment.sums()) for moment in moments]) for site, moments in self._moments.items())
+        self._part.checkpoint(packed, self._units)
+        self._last = time.monotonic()
+        self._cost = self._last - started
+
+
+def sums_nbytes(sites: Sequence[Site], num_steps: int) -> int:
+    """Bytes of the sums of all sites and timesteps."""
+    return sum(site.num_recorded(num_steps) * 8 * site.dim * (site.dim + 2) for site in sites)
 
 
 def second_moment(
@@ -60,7 +117,7 @@ def second_moment(
     return np.asarray((moment + moment.T) / 2)
 
 
-def read_ahead(read: Callable[[int], T], items: Iterable[int], depth: int = READ_AHEAD) -> Iterator[T]:
+def read_ahead(read: Callable[[U], T], items: Iterable[U], depth: int = READ_AHEAD) -> Iterator[T]:
     """`read(item)` for each item in order, up to `depth` of them running in threads before they are asked for.
 
     The first failure is raised in its turn; what was started is waited for, never left running.
@@ -84,22 +141,105 @@ def covariance_units(sites: Sequence[Site], num_steps: int) -> list[tuple[Site, 
     return [(site, t) for site in sites for t in range(site.num_recorded(num_steps))]
 
 
-def covariance(
-    store: Store, device: torch.device, accumulate: str, num_chunks: int, units: Sequence[tuple[int, Site, int]]
-) -> Iterator[tuple[int, Site, int]]:
-    """Reduce the features of the given units (number, site, timestep index) and yield each once it is durable."""
-    _, dtype = store.feature_layout()
-    for unit, site, step in units:
-        moment = SecondMoment(site.dim, device, accumulate)
+Unit = tuple[int, Site, int]
 
-        def read(chunk: int, site: Site = site, step: int = step) -> NDArray[Any]:
-            return store.read_features(site, step, chunk)
 
-        for values in read_ahead(read, range(num_chunks)):
-            moment.update(unpack(values, dtype).flatten(0, 1).to(device))
-        store.write_moment(site, step, moment.sum_xxt.cpu().numpy(), moment.sum_x.cpu().numpy(), moment.count)
-        store.commit("covariance", unit)
-        yield unit, site, step
+def covariance(store: Store, device: torch.device, accumulate: str, units: Iterable[Unit]) -> Iterator[Unit]:
+    """Reduce what was collected to the moments of the given units (number, site, timestep index); yield each once it is durable.
+
+    Features are read once: a unit whose moment covers the first n units of the collection only reads those after them. Where the
+    model's run folded the moments already, the parts are added up.
+    """
+    target = len(store.cells("collect"))
+    moments = (
+        _from_features(store, device, accumulate, units, target) if store.layout.keep == "features" else _from_parts(store, units)
+    )
+    finished: list[Unit] = []
+    last = time.monotonic()
+    with Writer() as writer:
+        for unit, sums in moments:
+            writer.submit(sums[0].nbytes, store.write_moment, *unit[1:], *sums)
+            finished.append(unit)
+            if time.monotonic() - last >= COMMIT_SECONDS:
+                yield from _make_durable(store, writer, finished, target)
+                finished, last = [], time.monotonic()
+        yield from _make_durable(store, writer, finished, target)
+
+
+def _make_durable(store: Store, writer: Writer, units: list[Unit], target: int) -> list[Unit]:
+    writer.drain()
+    store.commit("covariance", [number for number, _, _ in units], target)
+    return units
+
+
+def _from_features(
+    store: Store, device: torch.device, accumulate: str, units: Iterable[Unit], target: int
+) -> Iterator[tuple[Unit, Sums]]:
+    dtype, cells = store.layout.dtype, store.cells("covariance")
+    live = [unit for unit in range(target) if store.members(unit)]
+
+    def read(item: tuple[Unit, int | None]) -> tuple[Unit, torch.Tensor | None]:
+        unit, chunk = item
+        if chunk is None:
+            return unit, None
+        vectors = unpack(store.read_features(unit[1], unit[2], chunk), dtype).flatten(0, 1)
+        return unit, vectors.pin_memory() if device.type == "cuda" else vectors
+
+    def chunks() -> Iterator[tuple[Unit, int | None]]:
+        """The chunks that each unit lacks, and None after them."""
+        for unit in units:
+            covered = _finish_staged(store, unit, int(cells[unit[0]]))
+            cells[unit[0]] = covered
+            yield from ((unit, chunk) for chunk in live if chunk >= covered)
+            yield unit, None
+
+    moment = None
+    for unit, vectors in read_ahead(read, chunks()):
+        number, site, step = unit
+        if moment is None:
+            moment = SecondMoment(site.dim, device, accumulate)
+        if vectors is not None:
+            moment.update(vectors.to(device, non_blocking=True))
+            continue
+        if cells[number]:
+            moment.add(store.read_moment(site, step))
+            store.stage_moment(site, step, *moment.sums())
+            store.commit("covariance", number, target | STAGED)
+        yield unit, moment.sums()
+        moment = None
+
+
+def _finish_staged(store: Store, unit: Unit, cell: int) -> int:
+    """Put a staged moment in force if a kill left one. Returns how many units the moment in force covers."""
+    number, site, step = unit
+    if cell & STAGED:
+        cell &= ~STAGED
+        store.write_moment(site, step, *store.read_staged(site, step))
+        store.commit("covariance", number, cell)
+    return cell
+
+
+def _from_parts(store: Store, units: Iterable[Unit]) -> Iterator[tuple[Unit, Sums]]:
+    parts = [part for part in store.parts() if part.units]
+    check_disjoint(parts)
+    folded = {unit for part in parts for unit in part.units}
+    missing = [unit for unit in range(len(store.cells("collect"))) if store.members(unit) and unit not in folded]
+    if missing:
+        raise StoreError(
+            f"{store.url}: no part of the moments holds unit {missing[0]} ({len(missing)} units are missing)",
+            f"nullbooth collect --repair -s {store.url}",
+        )
+    last: tuple[Site, list[Sums]] | None = None
+    for unit in units:
+        _, site, step = unit
+        if last is None or last[0] != site:
+            last = site, [_total(sums) for sums in zip(*(part.read(site) for part in parts), strict=True)]
+        yield unit, last[1][step]
+
+
+def _total(sums: Iterable[Sums]) -> Sums:
+    matrices, vectors, counts = zip(*sums, strict=True)
+    return np.sum(matrices, axis=0), np.sum(vectors, axis=0), sum(counts)
 
 
 def pooled(store: Store, site: Site, num_steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:

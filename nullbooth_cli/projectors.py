@@ -7,7 +7,7 @@
 (AlphaEdit, arXiv 2410.02355, section 3.2.) The decomposition is stored, so another threshold only cuts it again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +70,7 @@ def project(
     rule: str,
     value: float,
     num_steps: int,
-    units: Sequence[tuple[int, Site, int]],
+    units: Iterable[tuple[int, Site, int]],
 ) -> Iterator[tuple[int, Site, int]]:
     """Decompose (where that is not done yet) and cut the given units (number, site, scope index); yield each once it is durable.
 

@@ -7,8 +7,8 @@ from typing import Any
 from nullbooth_cli import spectrum
 from nullbooth_cli.config import Config
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.stages import Plan
-from nullbooth_cli.states import FOLDERS, StageState
+from nullbooth_cli.plans import Plan
+from nullbooth_cli.states import StageState, bytes_of
 from nullbooth_cli.store import Site, Store
 
 SCHEMA_VERSION = 1
@@ -18,7 +18,7 @@ def schedule_document(config: Config, store: Store) -> dict[str, Any]:
     section = config.schedule
     return {
         "schema_version": SCHEMA_VERSION,
-        "store": str(store.path),
+        "store": store.url,
         "strategy": section.sampler_strategy,
         "mode": section.timestep_mode,
         "scheduler": store.records["schedule"]["scheduler"],
@@ -38,7 +38,7 @@ def status_document(path: str, store: Store | None, states: dict[str, StageState
                 "state": found.state,
                 "units_done": found.units_done,
                 "units_total": found.units_total,
-                "bytes": store.bytes_of(FOLDERS[stage]) if store else 0,
+                "bytes": bytes_of(store, stage) if store else 0,
                 "stale_because": [
                     {"field": because.field, "old": because.old, "new": because.new} for because in found.stale_because
                 ],
@@ -56,12 +56,12 @@ def stage_document(stage: str, state: StageState, store: Store) -> dict[str, Any
     """What collect and covariance answer."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "store": str(store.path),
+        "store": store.url,
         "stage": stage,
         "state": state.state,
         "units_done": state.units_done,
         "units_total": state.units_total,
-        "bytes": store.bytes_of(FOLDERS[stage]),
+        "bytes": bytes_of(store, stage),
     }
 
 
@@ -77,7 +77,7 @@ def inspect_document(
         raise ConfigError("no site passes the filters", f"--layer takes a name or a glob pattern; the sites are on\n  {layers}")
     return {
         "schema_version": SCHEMA_VERSION,
-        "store": str(store.path),
+        "store": store.url,
         "scope": config.project.scope,
         "rule": {"name": rule, "value": value},
         "centred": config.covariance.centred,

@@ -35,6 +35,10 @@ class Projection:
         return f"{self.layer} {self.feature}"
 
 
+class Enough(Exception):
+    """Ends a denoising path early, from inside a hook."""
+
+
 Receive = Callable[[Projection, int, torch.Tensor], None]
 
 
@@ -91,7 +95,8 @@ def _choose(names: list[str], layers: str | list[str | int]) -> set[str]:
 class Watch:
     """Context manager: `receive(projection, forward, tensor)` for every watched projection in every forward of the denoiser.
 
-    `forward` counts from 0. `after(forward)` is called when all have fired. Tensors are the model's own: copy what is kept.
+    `forward` counts from 0. Once all have fired in forward `last`, what is left of the model is not computed: `Enough` is
+    raised. Tensors are the model's own: copy what is kept.
     """
 
     def __init__(
@@ -100,10 +105,10 @@ class Watch:
         projections: tuple[Projection, ...],
         side: str,
         receive: Receive,
-        after: Callable[[int], None] = lambda forward: None,
+        last: int | None = None,
     ) -> None:
         self._denoiser, self._projections, self._side = denoiser, projections, side
-        self._receive, self._after = receive, after
+        self._receive, self._last = receive, last
         self._handles: list[Any] = []
         self._fired: Counter[Projection] = Counter()
         self._forward = 0
@@ -123,6 +128,8 @@ class Watch:
         def fire(tensor: torch.Tensor) -> None:
             self._fired[projection] += 1
             self._receive(projection, self._forward, tensor)
+            if self._forward == self._last and len(self._fired) == len(self._projections):
+                raise Enough
 
         if self._side == "input":
             return projection.module.register_forward_pre_hook(lambda _, inputs: fire(inputs[0]))
@@ -135,7 +142,6 @@ class Watch:
                 f"in forward {self._forward} these projections did not fire exactly once: {', '.join(wrong)}",
                 "load the model without compiled, fused or custom attention processors",
             )
-        self._after(self._forward)
         self._forward += 1
 
 

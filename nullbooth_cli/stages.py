@@ -1,21 +1,34 @@
-"""The stages: how each one is begun, continued or refused, and what it would take.
+"""The stages: how each one is begun, continued or refused.
 
-Running a complete stage says so and does nothing; a partial one goes on; a stale one is refused unless forced.
+Running a complete stage says so and does nothing; a partial one goes on; a stale one is refused unless forced. Of several
+processes one decides and prepares; all of them work (`workers`).
 """
 
-import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from nullbooth_cli.config import STAGES, Config, decomposition_settings, fingerprint
-from nullbooth_cli.errors import ConfigError, ResourceError, StageError
-from nullbooth_cli.events import Event, Note, Progress
+from nullbooth_cli.config import STAGES, Config, decomposition_settings, fingerprint, public_settings
+from nullbooth_cli.errors import ConfigError, StageError
+from nullbooth_cli.events import Event, Interrupts, Note, Progress
 from nullbooth_cli.prompts import Prompt
-from nullbooth_cli.states import FOLDERS, StageState, listed, require, stage_states, wanted_settings
+from nullbooth_cli.states import (
+    PROMPTS_FIELD,
+    added_prompts,
+    bytes_of,
+    covered_rows,
+    listed,
+    removed_prompts,
+    require,
+    stage_states,
+    wanted_settings,
+)
 from nullbooth_cli.steps import Step
-from nullbooth_cli.store import Site, Store
+from nullbooth_cli.store import RELEASED, Layout, Site, Store
+from nullbooth_cli.workers import Workers
+
+PACE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -28,69 +41,121 @@ class Run:
     device: str | None = None
     force: bool = False
     limit: int | None = None
+    repair: bool = False
+    auto_batch: bool = False
+    workers: Workers = field(default_factory=Workers)
+    interrupts: Interrupts = field(default_factory=Interrupts)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a stage would do: units, and bytes it would add against those that are free."""
+@dataclass
+class Begun:
+    """What the process that prepares a stage tells all of them: the units to do, and what the user should know."""
 
-    stage: str
-    units_done: int
-    units_total: int
-    bytes_needed: int
-    bytes_free: int
-    device: str
-    device_bytes_free: int
+    todo: list[int] = field(default_factory=list)
+    done: int = 0
+    total: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 def execute(stage: str, run: Run) -> Iterator[Event]:
     """Run one stage: begin it, go on with it, or say that it is complete. Raises StageError where that is refused."""
-    now = stage_states(run.config, run.prompts, run.store)
-    if stage == "collect" and now["schedule"].state == "missing":
+    if stage == "collect" and run.workers.agree(lambda: _state(run, "schedule") == "missing"):
         yield from execute("schedule", run)
-        now = stage_states(run.config, run.prompts, run.store)
-    for upstream in STAGES[: STAGES.index(stage)]:
-        require(now, upstream, run.store.path)
-    found = now[stage]
-    if found.state == "complete" and not run.force:
-        yield Note(f"{stage} is complete: {found.units_total} unit{'s' if found.units_total != 1 else ''} in {run.store.path}")
+    run.store.reload()
+    said = run.workers.agree(lambda: _refuse_or_say(stage, run))
+    if said:
+        yield Note(said)
         return
-    if found.state == "stale" and not run.force:
-        size = run.store.bytes_of(FOLDERS[stage])
+    yield from _RUNNERS[stage](run)
+
+
+def _state(run: Run, stage: str) -> str:
+    return stage_states(run.config, run.prompts, run.store)[stage].state
+
+
+def _refuse_or_say(stage: str, run: Run) -> str | None:
+    """Raise StageError if a stage cannot run now; say so if there is nothing to do."""
+    now = stage_states(run.config, run.prompts, run.store)
+    for upstream in STAGES[: STAGES.index(stage)]:
+        require(now, upstream, run.store.url)
+    found = now[stage]
+    if run.force or run.repair:
+        if run.repair and found.state in ("missing", "stale"):
+            raise StageError(f"{stage} in {run.store.url} is {found.state}: there is nothing to repair", f"nullbooth {stage}")
+        return None
+    units = f"{found.units_total} unit{'s' if found.units_total != 1 else ''}"
+    if found.state == "complete":
+        return f"{stage} is complete: {units} in {run.store.url}"
+    if found.state == "released":
+        return f"{stage} is done: {units}, whose features were released; --force collects them again"
+    if found.state == "stale":
+        size = bytes_of(run.store, stage)
+        removed = stage == "collect" and [because.field for because in found.stale_because] == [PROMPTS_FIELD]
+        way = "to take them out" if removed else f"to replace its {size / 1e6:,.1f} MB"
         raise StageError(
-            f"{stage} in {run.store.path} was made with other settings or inputs{listed(found)}",
-            f"add --force to replace its {size / 1e6:,.1f} MB, or name another store with -s",
+            f"{stage} in {run.store.url} was made with other settings or inputs{listed(found)}",
+            f"add --force {way}, or name another store with -s",
         )
-    afresh = found.state == "missing" or run.force
-    yield from _RUNNERS[stage](run, afresh, found)
+    return None
 
 
-def _begin(run: Run, stage: str, extra: dict[str, Any] | None = None) -> None:
-    """Write the record that marks a stage as begun under the current config."""
+def _begin(run: Run, stage: str, extra: dict[str, Any] | None = None, **notes: Any) -> None:
+    """Write the record that marks a stage as begun under the current config; `notes` are no part of its fingerprint."""
     records = run.store.records
     record = {
         "settings": wanted_settings(run.config, run.prompts, stage),
         "upstream": {name: records[name]["fingerprint"] for name in STAGES[: STAGES.index(stage)]},
         **(extra or {}),
     }
-    run.store.write_config(run.config.model_dump())
-    run.store.write_record(stage, {**record, "fingerprint": fingerprint(record)})
+    run.store.write_config(public_settings(run.config))
+    run.store.write_record(stage, {**record, "fingerprint": fingerprint(record), **notes})
 
 
-def _todo(run: Run, stage: str) -> list[int]:
-    return [unit for unit, done in enumerate(run.store.progress(stage)) if not done][: run.limit]
+def _begun(run: Run, stage: str, is_done: Callable[[int], bool], notes: list[str] | None = None) -> dict[str, Any]:
+    cells = [is_done(int(cell)) for cell in run.store.cells(stage)]
+    todo = run.workers.mine([unit for unit, done in enumerate(cells) if not done])[: run.limit]
+    return vars(Begun(todo, sum(cells), len(cells), notes or []))
 
 
-def _run_schedule(run: Run, afresh: bool, found: StageState) -> Iterator[Event]:
-    scheduler, steps = _compute_steps(run.config, len(run.prompts))
+def _work(run: Run, stage: str, begun: Begun, units: Iterator[str]) -> Iterator[Event]:
+    """Report the units that a stage finishes (their descriptions), with those of the other processes, until all are done."""
+    started, mine = time.monotonic(), 0
+    noted = started
+    done = begun.done
+    for what in units:
+        mine += 1
+        done = begun.done + run.workers.count(1)
+        now = time.monotonic()
+        if run.workers.rank == 0 and now - noted >= PACE_SECONDS:
+            run.store.note_pace(stage, (now - started) / mine)
+            noted = now
+        yield Progress(stage, done, begun.total, what)
+    if run.workers.rank == 0 and mine:
+        run.store.note_pace(stage, (time.monotonic() - started) / mine)
+    for count in run.workers.finish():
+        if begun.done + count > done:
+            done = begun.done + count
+            yield Progress(stage, done, begun.total, "units of other processes")
+
+
+def _run_schedule(run: Run) -> Iterator[Event]:
+    run.workers.agree(lambda: _write_schedule(run))
+    run.store.reload()
+    yield Progress("schedule", 1, 1, f"{len(run.store.schedule())} steps")
+
+
+def _write_schedule(run: Run) -> None:
+    run.store.reload()
+    if run.workers.shard and _state(run, "schedule") == "complete":
+        return  # another shard was faster
+    scheduler, steps = compute_steps(run.config, len(run.prompts))
     run.store.write_record("schedule", None)
     run.store.write_schedule(steps)
     values = fingerprint([(step.timestep, step.sigma) for step in steps])
     _begin(run, "schedule", {"scheduler": scheduler, "values": values})
-    yield Progress("schedule", 1, 1, f"{len(steps)} steps")
 
 
-def _compute_steps(config: Config, num_prompts: int) -> tuple[str, tuple[Step, ...]]:
+def compute_steps(config: Config, num_prompts: int) -> tuple[str, tuple[Step, ...]]:
     """(the scheduler's class name, the steps) that the config asks for; needs the model's scheduler, not its weights."""
     from nullbooth_cli.model import load_scheduler
     from nullbooth_cli.schedule import build_scheduler, compute_schedule
@@ -111,16 +176,21 @@ def _compute_steps(config: Config, num_prompts: int) -> tuple[str, tuple[Step, .
 
 
 @dataclass(frozen=True)
-class _Collection:
+class Collection:
     """A loaded model, ready to be recorded."""
 
     pipe: Any
     path: Any
-    sites: tuple[Site, ...]
-    owners: dict[Any, Site] = field(repr=False)
+    found: Any = field(repr=False)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        sites: tuple[Site, ...] = self.found.sites
+        return sites
 
 
-def _load_collection(config: Config, steps: tuple[Step, ...], prompts: tuple[Prompt, ...], device: str | None) -> _Collection:
+def load_collection(config: Config, steps: tuple[Step, ...], prompts: tuple[Prompt, ...], device: str | None) -> Collection:
+    """Load the model, hold it to the schedule and find its sites (two steps of one prompt)."""
     from nullbooth_cli import denoise, features, model, schedule, sites
 
     section = config.collect
@@ -140,176 +210,231 @@ def _load_collection(config: Config, steps: tuple[Step, ...], prompts: tuple[Pro
     path = denoise.DenoisingPath(
         config.schedule.num_denoising_steps, steps, section.guidance_scale, section.height, section.width, section.seed
     )
-    found, owners = features.find_sites(pipe, path, projections, section.side, section.branches, prompts[0])
-    return _Collection(pipe, path, found, owners)
+    found = features.find_sites(pipe, path, projections, section.side, section.branches, prompts[0], section.tokens_per_prompt)
+    return Collection(pipe, path, found)
 
 
-def _run_collect(run: Run, afresh: bool, found: StageState) -> Iterator[Event]:
-    from nullbooth_cli import denoise, features, model
+def _run_collect(run: Run) -> Iterator[Event]:
+    from nullbooth_cli import batches, denoise, features, model, moments, resources
 
-    section = run.config.collect
     steps = run.store.schedule()
-    loaded = _load_collection(run.config, steps, run.prompts, run.device)
+    device = model.pick_device(run.device or run.workers.device)
+    loaded = load_collection(run.config, steps, run.prompts, str(device))
     weights = model.weights_digest(loaded.pipe)
-    needed = features.features_nbytes(loaded.sites, len(steps), len(run.prompts), section.feature_dtype)
-    # The size of a unit is the size of a chunk. It may change as long as nothing has been collected.
-    if afresh or found.units_done == 0:
-        ensure_room(run.store.path, needed - run.store.bytes_of("features"))
-        run.store.write_record("collect", None)
-        run.store.write_prompts(run.prompts)
-        run.store.create_features(
-            loaded.sites, len(steps), len(run.prompts), section.batch_size, section.feature_dtype, section.compression
-        )
-        _begin(run, "collect", {"weights": weights})
-    else:
-        ensure_room(run.store.path, needed - needed * found.units_done // (found.units_total or 1))
-        recorded = run.store.records["collect"]["weights"]
-        if recorded != weights or loaded.sites != run.store.sites:
-            changed = f"weights {recorded} -> {weights}" if recorded != weights else "the layers and their sharing"
-            raise StageError(
-                f"the model {run.config.model} is not the one this collection was begun with\n  {changed}",
-                "nullbooth collect --force",
-            )
-        batch_size, _ = run.store.feature_layout()
-        if batch_size != section.batch_size:
-            yield Note(
-                f"batch_size stays {batch_size} in this store: the size of its chunks (the config says {section.batch_size})"
-            )
+    batch_size = run.config.collect.batch_size
+    if run.auto_batch:
+        batch_size = batches.largest_batch(loaded.pipe, loaded.path, loaded.found, run.prompts, device)
+    begun = Begun(**run.workers.agree(lambda: _begin_collect(run, loaded, weights, batch_size, len(steps))))
+    run.store.reload()
     for prompt, lost in denoise.cut_words(loaded.pipe, run.prompts):
-        yield Note(f"too long for the tokenizer, '{lost}' is cut off: '{prompt.text}'")
-    progress = run.store.progress("collect")
-    done, total = int(progress.sum()), len(progress)
-    todo = _todo(run, "collect")
-    for unit in features.collect(run.store, loaded.pipe, loaded.path, run.prompts, loaded.owners, section.branches, todo):
-        done += 1
-        yield Progress("collect", done, total, f"prompts of unit {unit}")
+        begun.notes.append(f"too long for the tokenizer, '{lost}' is cut off: '{prompt.text}'")
+    yield from map(Note, begun.notes)
+    layout, mine = run.store.layout, (begun.todo[i] for i in run.workers.share(len(begun.todo)))
+    with features.Writer() as writer:
+        sinks: list[features.Sink] = []
+        if layout.features:
+            sinks.append(features.FeatureSink(run.store, writer))
+        if layout.moments and begun.todo:
+            place = resources.place_for_sums(loaded.sites, len(steps), device)
+            if place != device:
+                yield Note(f"the sums do not fit {device} beside the model: they stay in host memory")
+            part = run.store.part(run.workers.part)
+            if not part.units:
+                part.create(loaded.sites, len(steps))
+            sinks.append(moments.MomentSink(part, loaded.sites, len(steps), place, run.config.covariance.accumulate))
+        units = features.collect(
+            run.store, loaded.pipe, loaded.path, loaded.found, run.config.collect.branches, mine, sinks, run.interrupts
+        )
+        yield from _work(run, "collect", begun, (f"prompts of unit {unit}" for unit in units))
+    run.store.reload()
+    if layout.moments and not run.workers.shard and _state(run, "collect") == "complete" and run.workers.agree(lambda: True):
+        yield from _run_covariance(run)
 
 
-def _run_covariance(run: Run, afresh: bool, found: StageState) -> Iterator[Event]:
+def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, num_steps: int) -> dict[str, Any]:
+    """Make room for what is to be collected, or check that it goes on as it was begun."""
+    from nullbooth_cli import features, moments, resources
+    from nullbooth_cli.verify import forget_damaged
+
+    store, section, notes = run.store, run.config.collect, []
+    store.reload()
+    found = stage_states(run.config, run.prompts, store)["collect"]
+    afresh = found.state == "missing" or run.force
+    if run.force and found.state == "stale" and [because.field for because in found.stale_because] == [PROMPTS_FIELD]:
+        note = _take_out(run)
+        afresh = note is None
+        notes.append(note or "sums cannot give back single prompts exactly, and their features are not there: collecting again")
+    if not afresh and found.units_done == 0 and store.layout.batch_size != batch_size:
+        afresh = True  # the size of a unit is the size of a chunk: it may change as long as nothing has been collected
+    sums = moments.sums_nbytes(loaded.sites, num_steps)
+    if afresh:
+        layout = Layout(section.keep, batch_size, section.feature_dtype, section.compression)
+        needed = features.features_nbytes(loaded.sites, num_steps, len(run.prompts), layout.dtype) if layout.features else 0
+        needed += 2 * sums * run.workers.size if layout.moments else 0
+        resources.ensure_room(store, needed - bytes_of(store, "collect"))
+        store.write_record("collect", None)
+        store.create_collection(loaded.sites, num_steps, len(run.prompts), layout)
+        store.write_rows(0, run.prompts)
+        _begin(run, "collect", {"weights": weights}, layout=vars(layout))
+        return _begun(run, "collect", bool, notes)
+    layout = store.layout
+    recorded = store.records["collect"]["weights"]
+    if recorded != weights or loaded.sites != store.sites:
+        changed = f"weights {recorded} -> {weights}" if recorded != weights else "the layers and their sharing"
+        raise StageError(
+            f"the model {run.config.model} is not the one this collection was begun with\n  {changed}",
+            "nullbooth collect --force",
+        )
+    if layout.batch_size != batch_size:
+        notes.append(f"batch_size stays {layout.batch_size} in this store: the size of its units (now {batch_size} is asked for)")
+    for part in store.parts():
+        # A kill may have come between a part and the cells of its units.
+        cells = store.cells("collect")
+        store.mark("collect", [unit for unit in part.units if not cells[unit]], 1)
+    if run.repair:
+        notes.append(forget_damaged(store, "collect"))
+    added = added_prompts(run.prompts, store)
+    if layout.features:
+        missing = int((store.cells("collect") == 0).sum()) * layout.batch_size + len(added)
+        resources.ensure_room(store, features.features_nbytes(loaded.sites, num_steps, missing, layout.dtype))
+    if added:
+        start = len(store.cells("collect")) * layout.batch_size
+        store.extend_collection(start + len(added))
+        store.write_rows(start, added)
+        notes.append(f"{len(added)} prompts are new: they are added to the {start} rows that are there")
+    return _begun(run, "collect", bool, notes)
+
+
+def _take_out(run: Run) -> str | None:
+    """Take the prompts that are not wanted any more out of the collection; None where only collecting again is exact."""
+    store = run.store
+    removed = set(removed_prompts(run.prompts, store))
+    if not store.layout.features or (store.cells("collect") == RELEASED).any():
+        return None
+    for row, prompt in enumerate(store.rows):
+        if prompt in removed:
+            store.write_rows(row, [None])
+    cells = store.cells("collect")
+    store.mark("collect", [unit for unit in range(len(cells)) if not cells[unit] and not store.members(unit)], 1)
+    if store.layout.moments:
+        record = store.records["collect"]
+        store.write_record("collect", {**record, "layout": {**record["layout"], "keep": "features"}})
+        store.delete("parts")
+    return f"{len(removed)} prompts are taken out; their moments are recomputed from the features that stay (covariance --force)"
+
+
+def _run_covariance(run: Run) -> Iterator[Event]:
     from nullbooth_cli.model import pick_device
     from nullbooth_cli.moments import covariance, covariance_units
 
-    device = pick_device(run.device)
-    sites, steps = run.store.sites, run.store.schedule()
-    units = covariance_units(sites, len(steps))
+    begun = Begun(**run.workers.agree(lambda: _begin_covariance(run)))
+    run.store.reload()
+    yield from map(Note, begun.notes)
+    steps = run.store.schedule()
+    every = covariance_units(run.store.sites, len(steps))
+    mine = ((begun.todo[i], *every[begun.todo[i]]) for i in run.workers.share(len(begun.todo)))
+    device = pick_device(run.device or run.workers.device)
+    units = covariance(run.store, device, run.config.covariance.accumulate, mine)
+    yield from _work(run, "covariance", begun, (f"{site.name} {steps[step].key}" for _, site, step in units))
+    if run.workers.rank == 0:
+        run.store.delete("staged")
+
+
+def _begin_covariance(run: Run) -> dict[str, Any]:
+    from nullbooth_cli import moments, resources
+    from nullbooth_cli.verify import forget_damaged
+
+    store, notes = run.store, []
+    store.reload()
+    sites, num_steps = store.sites, len(store.schedule())
+    found = stage_states(run.config, run.prompts, store)["covariance"]
+    afresh = found.state in ("missing", "stale") or run.force
+    released = store.layout.keep == "features" and bool((store.cells("collect") == RELEASED).any())
+    if released and (afresh or run.repair):
+        raise StageError(
+            f"the features in {store.url} were released, and moments cannot be made without them",
+            "nullbooth collect --force collects them again",
+        )
     if afresh:
-        ensure_room(run.store.path, _matrices_nbytes(units) - run.store.bytes_of("moments"))
-        run.store.write_record("covariance", None)
-        run.store.create_moments(sites, len(steps))
-        _begin(run, "covariance")
-    num_chunks = len(run.store.progress("collect"))
-    todo = [(unit, *units[unit]) for unit in _todo(run, "covariance")]
-    done = int(run.store.progress("covariance").sum())
-    for _, site, step in covariance(run.store, device, run.config.covariance.accumulate, num_chunks, todo):
-        done += 1
-        yield Progress("covariance", done, len(units), f"{site.name} {steps[step].key}")
+        resources.ensure_room(
+            store, resources.matrices_nbytes(moments.covariance_units(sites, num_steps)) - store.bytes_of("moments")
+        )
+        store.write_record("covariance", None)
+        store.create_moments(sites, num_steps)
+    elif run.repair:
+        notes.append(forget_damaged(store, "covariance"))
+    _begin(run, "covariance", rows=covered_rows(store))
+    target = len(store.cells("collect"))
+    return _begun(run, "covariance", lambda cell: cell == target, notes)
 
 
-def _run_project(run: Run, afresh: bool, found: StageState) -> Iterator[Event]:
+def release(store: Store) -> str:
+    """Remove the features whose moments are complete. Returns what was done."""
+    if not store.layout.features:
+        return "nothing to release: no features are kept here (collect.keep: moments)"
+    before = bytes_of(store, "collect")
+    store.release_features([unit for unit, cell in enumerate(store.cells("collect")) if cell])
+    freed = (before - bytes_of(store, "collect")) / 1e6
+    return f"released {freed:,.1f} MB of features; nullbooth collect --force collects them again"
+
+
+def _run_project(run: Run) -> Iterator[Event]:
     from nullbooth_cli.model import pick_device
-    from nullbooth_cli.projectors import num_scopes, project, project_units
+    from nullbooth_cli.projectors import project, project_units
 
     section, store = run.config.project, run.store
-    if run.config.collect.side == "output":
-        raise ConfigError(
-            "these features are outputs (collect.side: output); a projector must come from the inputs of the edited weight",
-            "collect with collect.side: input into another store",
-        )
-    device = pick_device(run.device)
     rule, value = section.rule()
-    if section.nullspace_threshold is not None and section.threshold_percent is not None:
-        yield Note("nullspace_threshold and threshold_percent are both set: the percentile is in force")
-    sites, num_steps = store.sites, len(store.schedule())
-    units = project_units(sites, section.scope, num_steps)
-    if afresh:
-        basis = {"settings": decomposition_settings(run.config), "upstream": store.records["covariance"]["fingerprint"]}
-        only_recut = found.state == "stale" and store.records.get("decomposition") == basis
-        store.write_record("project", None)
-        if not only_recut:
-            ensure_room(store.path, _matrices_nbytes(units) - store.bytes_of("projectors"))
-            store.write_record("decomposition", None)
-            store.create_projectors(sites, {site.name: num_scopes(site, section.scope, num_steps) for site in sites})
-            store.write_record("decomposition", basis)
-        store.create_progress("project", len(units))
-        _begin(run, "project")
-    todo = [(unit, *units[unit]) for unit in _todo(run, "project")]
-    done = int(store.progress("project").sum())
-    cut = project(
+    begun = Begun(**run.workers.agree(lambda: _begin_project(run)))
+    store.reload()
+    yield from map(Note, begun.notes)
+    num_steps = len(store.schedule())
+    every = project_units(store.sites, section.scope, num_steps)
+    units = project(
         store,
-        device,
+        pick_device(run.device or run.workers.device),
         scope=section.scope,
         centred=run.config.covariance.centred,
         rule=rule,
         value=value,
         num_steps=num_steps,
-        units=todo,
+        units=((begun.todo[i], *every[begun.todo[i]]) for i in run.workers.share(len(begun.todo))),
     )
-    for _, site, _ in cut:
-        done += 1
-        yield Progress("project", done, len(units), site.name)
+    yield from _work(run, "project", begun, (site.name for _, site, _ in units))
+
+
+def _begin_project(run: Run) -> dict[str, Any]:
+    from nullbooth_cli import resources
+    from nullbooth_cli.projectors import num_scopes, project_units
+
+    section, store, notes = run.config.project, run.store, []
+    store.reload()
+    if run.config.collect.side == "output":
+        raise ConfigError(
+            "these features are outputs (collect.side: output); a projector must come from the inputs of the edited weight",
+            "collect with collect.side: input into another store",
+        )
+    if section.nullspace_threshold is not None and section.threshold_percent is not None:
+        notes.append("nullspace_threshold and threshold_percent are both set: the percentile is in force")
+    sites, num_steps = store.sites, len(store.schedule())
+    units = project_units(sites, section.scope, num_steps)
+    found = stage_states(run.config, run.prompts, store)["project"]
+    if found.state == "missing" or run.force:
+        covariance = store.records["covariance"]
+        basis = {
+            "settings": decomposition_settings(run.config),
+            "upstream": covariance["fingerprint"],
+            "rows": covariance["rows"]["digest"],
+        }
+        if found.state != "stale" or store.records.get("decomposition") != basis:
+            resources.ensure_room(store, resources.matrices_nbytes(units) - store.bytes_of("projectors"))
+            store.write_record("decomposition", None)
+            store.write_record("project", None)
+            store.create_projectors(sites, {site.name: num_scopes(site, section.scope, num_steps) for site in sites})
+            store.write_record("decomposition", basis)
+        store.write_record("project", None)
+        store.create_progress("project", len(units))
+        _begin(run, "project")
+    return _begun(run, "project", bool, notes)
 
 
 _RUNNERS = {"schedule": _run_schedule, "collect": _run_collect, "covariance": _run_covariance, "project": _run_project}
-
-
-def free_bytes(path: Path) -> int:
-    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    return shutil.disk_usage(existing).free
-
-
-def ensure_room(path: Path, needed: int) -> None:
-    """Raise ResourceError unless so many bytes are free where the store is."""
-    free = free_bytes(path)
-    if needed > free:
-        raise ResourceError(
-            f"{path} needs {needed:,} bytes, {free:,} are free",
-            "free some space, keep fewer prompts, layers or steps, or name another place with -s",
-        )
-
-
-def plan(
-    wanted: tuple[str, ...], config: Config, prompts: tuple[Prompt, ...], store: Store | None, path: Path, device: str | None
-) -> list[Plan]:
-    """What running these stages would do, without writing anything.
-
-    Cost: loads the model and runs two steps of one prompt, unless a current collection says which sites there are.
-    """
-    from nullbooth_cli import features, model, moments, projectors
-
-    found = stage_states(config, prompts, store)
-    chosen = model.pick_device(device)
-    if store is not None and found["schedule"].state == "complete":
-        steps = store.schedule()
-    else:
-        _, steps = _compute_steps(config, len(prompts))
-    if wanted == ("schedule",):
-        sites: tuple[Site, ...] = ()
-    elif store is not None and found["collect"].state in ("complete", "partial"):
-        sites = store.sites
-    else:
-        sites = _load_collection(config, steps, prompts, device).sites
-    covariance_units = moments.covariance_units(sites, len(steps))
-    project_units = projectors.project_units(sites, config.project.scope, len(steps))
-    totals = {
-        "schedule": (1, len(steps) * 32),
-        "collect": (
-            -(-len(prompts) // config.collect.batch_size),
-            features.features_nbytes(sites, len(steps), len(prompts), config.collect.feature_dtype),
-        ),
-        "covariance": (len(covariance_units), _matrices_nbytes(covariance_units)),
-        "project": (len(project_units), _matrices_nbytes(project_units)),
-    }
-    plans = []
-    for stage in wanted:
-        total, needed = totals[stage]
-        done = 0
-        if found[stage].state in ("complete", "partial"):
-            done, total = found[stage].units_done, found[stage].units_total or total
-        needed = needed * (total - done) // total
-        plans.append(Plan(stage, done, total, needed, free_bytes(path), str(chosen), model.free_memory(chosen)))
-    return plans
-
-
-def _matrices_nbytes(units: list[tuple[Site, int]]) -> int:
-    """A [D, D] matrix and a [D] vector in float64 for every unit."""
-    return sum(site.dim * (site.dim + 1) * 8 for site, _ in units)

@@ -4,23 +4,29 @@ A stage leaves a record in the store: its settings, the fingerprints of the stag
 
 - missing   if it has no record,
 - stale     if its settings or one of its inputs are not what the config asks for now,
-- partial   if some of its units are not done,
+- partial   if some of its units are not done (prompts that were added make new ones),
+- released  if all were done and the features were then removed on request,
 - complete  otherwise.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nullbooth_cli.config import STAGES, Config, fingerprint, stage_settings
 from nullbooth_cli.errors import StageError
 from nullbooth_cli.prompts import Prompt
-from nullbooth_cli.store import Store
+from nullbooth_cli.store import RELEASED, Store
 
 PROMPTS_FIELD = "original_knowledge_prompts"
 # Where in the store each stage writes.
-FOLDERS = {"schedule": "schedule", "collect": "features", "covariance": "moments", "project": "projectors"}
+FOLDERS = {
+    "schedule": ("schedule",),
+    "collect": ("features", "parts"),
+    "covariance": ("moments", "staged"),
+    "project": ("projectors",),
+}
+DONE = ("complete", "released")
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,44 @@ class StageState:
     units_total: int | None
     stale_because: tuple[Difference, ...] = ()
 
+    @property
+    def is_done(self) -> bool:
+        """Whether later stages can build on it."""
+        return self.state in DONE
 
-def wanted_settings(config: Config, prompts: tuple[Prompt, ...], stage: str) -> dict[str, Any]:
-    settings = stage_settings(config, stage)
-    if stage == "collect":
-        settings[PROMPTS_FIELD] = f"{len(prompts)} prompts, {fingerprint([prompt.id for prompt in prompts])}"
+
+def wanted_settings(config: Config, prompts: Iterable[Prompt], stage: str, keep: str | None = None) -> dict[str, Any]:
+    settings = stage_settings(config, stage, keep)
+    if stage == "project":
+        ids = sorted(prompt.id for prompt in prompts)
+        settings[PROMPTS_FIELD] = f"{len(ids)} prompts, {fingerprint(ids)}"
     return settings
+
+
+def covered_rows(store: Store) -> dict[str, Any]:
+    """What covariance notes of the rows it was made from: they must stay as they are, others may come."""
+    rows = store.rows
+    return {"count": len(rows), "digest": _digest(rows)}
+
+
+def _digest(rows: Iterable[Prompt | None]) -> str:
+    return fingerprint([row.id if row else "" for row in rows])
+
+
+def bytes_of(store: Store, stage: str) -> int:
+    return sum(store.bytes_of(folder) for folder in FOLDERS[stage])
+
+
+def removed_prompts(prompts: Iterable[Prompt], store: Store) -> list[Prompt]:
+    """The collected prompts that are not wanted any more."""
+    wanted = set(prompts)
+    return [prompt for prompt in store.prompts() if prompt not in wanted]
+
+
+def added_prompts(prompts: Iterable[Prompt], store: Store) -> list[Prompt]:
+    """The wanted prompts that are not in the store."""
+    there = set(store.prompts())
+    return [prompt for prompt in prompts if prompt not in there]
 
 
 def stage_states(config: Config, prompts: tuple[Prompt, ...], store: Store | None) -> dict[str, StageState]:
@@ -72,16 +110,36 @@ def _state(
     if record is None or store is None:
         total = 1 if stage == "schedule" else -(-len(prompts) // config.collect.batch_size) if stage == "collect" else None
         return StageState(stage, "missing", 0, total)
-    differences = [*_differences(record["settings"], wanted_settings(config, prompts, stage))]
+    keep = record["layout"]["keep"] if stage == "collect" else None
+    differences = [*_differences(record["settings"], wanted_settings(config, prompts, stage, keep))]
+    if keep == "moments" and config.collect.keep != "moments":
+        differences.append(Difference("collect.keep", keep, config.collect.keep))
     for upstream, built_on in record["upstream"].items():
         now = records.get(upstream, {}).get("fingerprint")
         if before[upstream].state == "stale":
             differences.append(Difference(upstream, "as it was", "stale"))
         elif now != built_on:
             differences.append(Difference(upstream, built_on, now or "missing"))
-    progress = store.progress(stage) if stage != "schedule" else [True]
-    done, total = int(sum(progress)), len(progress)
-    state = "stale" if differences else "complete" if done == total else "partial"
+    done, total, released = 1, 1, False
+    if stage == "collect":
+        cells = store.cells(stage)
+        added = added_prompts(prompts, store)
+        if removed := removed_prompts(prompts, store):
+            listed = ", ".join(f"'{prompt.text}'" for prompt in removed)
+            wanted = f"{len(prompts)} prompts; removed or edited: {listed}"
+            differences.append(Difference(PROMPTS_FIELD, f"{len(store.prompts())} prompts", wanted))
+        done, total = int((cells > 0).sum()), len(cells) + -(-len(added) // record["layout"]["batch_size"])
+        released = bool((cells == RELEASED).any())
+    elif stage == "covariance":
+        cells, count = store.cells(stage), record["rows"]["count"]
+        if _digest(store.rows[:count]) != record["rows"]["digest"]:
+            differences.append(
+                Difference(PROMPTS_FIELD, f"{count} rows, {record['rows']['digest']}", _digest(store.rows[:count]))
+            )
+        done, total = int((cells == before["collect"].units_total).sum()), len(cells)
+    elif stage == "project":
+        done, total = int(store.progress(stage).sum()), len(store.progress(stage))
+    state = "stale" if differences else "partial" if done < total else "released" if released else "complete"
     return StageState(stage, state, done, total, tuple(differences))
 
 
@@ -91,10 +149,10 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[Differenc
             yield Difference(name, old.get(name, "not set"), new.get(name, "not set"))
 
 
-def require(run_states: dict[str, StageState], stage: str, store: Path) -> None:
+def require(run_states: dict[str, StageState], stage: str, store: str) -> None:
     """Raise StageError unless the stage is complete."""
     found = run_states[stage]
-    if found.state == "complete":
+    if found.is_done:
         return
     if found.state == "stale":
         reasons = listed(found)

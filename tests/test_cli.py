@@ -268,7 +268,9 @@ class TestBadInput:
 
     def test_a_store_that_is_a_url(self, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        refused(nullbooth("schedule", "-c", str(small), "-s", "s3://bucket/run.zarr"), 2, "s3://bucket/run.zarr is a URL")
+        result = nullbooth("schedule", "-c", str(small), "-s", "s3://key:secret@bucket/run.zarr")
+        refused(result, 2, "carries credentials", "storage_options")
+        assert "secret" not in result.output
         refused(nullbooth("schedule", "-c", str(small), "--set", "store=s3://bucket/run.zarr"), 2, "is a URL")
         assert not (tmp_path / "s3:").exists()
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nullbooth_cli import features, stages
-from nullbooth_cli.denoise import cut_words
+from nullbooth_cli.denoise import DenoisingPath, cut_words
 from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.events import Note
 from nullbooth_cli.model import denoiser_of
@@ -64,9 +64,9 @@ def test_every_chunk_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     written: list[tuple[str, int, int]] = []
     real = Store.write_features
 
-    def recorded(self: Store, site: Site, step: int, unit: int, values: Any) -> None:
-        written.append((site.name, step, unit))
-        real(self, site, step, unit, values)
+    def recorded(self: Store, site: Site, step: int, rows: list[int], values: Any) -> None:
+        written.append((site.name, step, rows[0] // 3))
+        real(self, site, step, rows, values)
 
     monkeypatch.setattr(Store, "write_features", recorded)
     store = execute(small_config(tmp_path / "run.zarr", collect__cross_attention_layers=[0, "mid_block*"]), "collect")
@@ -193,24 +193,36 @@ def test_a_value_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest
         execute(config, "collect")
 
 
-def test_sharing_that_changes_on_the_way_is_an_error(pipe: Any, tmp_path: Path) -> None:
+def test_sharing_that_changes_on_the_way_is_an_error() -> None:
     """The first two steps look shared and timestep-free; a later one is not."""
     text = torch.zeros(2, 3, 4)
     site = Site("l", "k", "input", ("l.to_k.weight", "l.to_v.weight"), True, 3, 4)
     k, v = object(), object()
     kept: list[int] = []
-    prompts = (Prompt("a"), Prompt("b"))
-    recorder = features._Recorder(
-        None, prompts, {k: site, v: site}, "both", "float32", lambda site, step, values: kept.append(step)
-    )
+
+    class Sink:
+        dtype = None
+
+        def receive(self, site: Site, step: int, rows: list[int], values: torch.Tensor) -> None:
+            kept.append(step)
+
+    found = features.Found((site,), {k: site, v: site}, frozenset())
+    path = DenoisingPath(3, (), 1.0, None, None, 0)
+    recorder = features._Recorder(path, [(0, Prompt("a")), (1, Prompt("b"))], found, "both", [Sink()])
     recorder.receive(k, 0, text)
     recorder.receive(v, 0, text)
     with pytest.raises(ConfigError, match="no longer shares"):
         recorder.receive(v, 0, text.clone())
-    recorder.receive(k, 1, text)
+    recorder.receive(k, 1, text.clone())
+    recorder.check()
     assert kept == [0]
+    recorder.receive(k, 2, text + 1)
     with pytest.raises(ConfigError, match="changes with the timestep after all"):
-        recorder.receive(k, 2, text + 1)
+        recorder.check()
+    text += 1
+    recorder.receive(k, 3, text)
+    with pytest.raises(ConfigError, match="changes with the timestep after all"):
+        recorder.check()
 
 
 def test_a_failed_write_stops_the_run_with_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,21 +236,27 @@ def test_a_failed_write_stops_the_run_with_its_own_error(tmp_path: Path, monkeyp
     assert not Store.open(config.store).progress("collect").any()
 
 
-def test_the_writer_keeps_order_and_bounds_what_waits() -> None:
+def test_the_writer_bounds_the_bytes_that_wait() -> None:
     gate, written = threading.Event(), []
 
     def write(item: int) -> None:
         gate.wait(10)
         written.append(item)
 
+    half = features.MAX_PENDING_BYTES // 2
     with features.Writer() as writer:
-        for item in range(features.MAX_PENDING_WRITES):
-            writer.submit(write, item)
-        assert writer._room.acquire(blocking=False) is False
+        for item in range(2):
+            writer.submit(half, write, item)
+        third = threading.Thread(target=writer.submit, args=(half, write, 2))
+        third.start()
+        third.join(0.2)
+        assert third.is_alive()
         gate.set()
-        writer.submit(write, features.MAX_PENDING_WRITES)
+        third.join(10)
+        assert not third.is_alive()
+        writer.submit(10 * features.MAX_PENDING_BYTES, write, 3)
         writer.drain()
-    assert written == list(range(features.MAX_PENDING_WRITES + 1))
+    assert sorted(written) == [0, 1, 2, 3]
 
 
 def test_long_prompts_are_said_with_the_lost_words(tmp_path: Path, pipe: Any) -> None:

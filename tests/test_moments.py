@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nullbooth_cli.features import unpack
 from nullbooth_cli.moments import SecondMoment, pooled, read_ahead, second_moment
 from nullbooth_cli.projectors import Projector, decompose, load_projector
+from nullbooth_cli.tensors import unpack
 from tests.conftest import execute, small_config
 
 
@@ -140,7 +140,7 @@ class TestOnTheModel:
     def test_moments_are_numpys(self, finished) -> None:
         _, store = finished
         units = len(store.progress("collect"))
-        _, dtype = store.feature_layout()
+        dtype = store.layout.dtype
         for site in store.sites:
             for t in range(1 if site.timestep_free else 4):
                 x = np.concatenate([unpack(store.read_features(site, t, u), dtype).numpy() for u in range(units)])

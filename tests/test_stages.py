@@ -18,8 +18,10 @@ from nullbooth_cli.config import STAGES, Config, build_config
 from nullbooth_cli.errors import ConfigError, ResourceError, StageError
 from nullbooth_cli.events import Note, Progress
 from nullbooth_cli.moments import pooled
+from nullbooth_cli.plans import plan
 from nullbooth_cli.states import stage_states
 from nullbooth_cli.store import Store
+from nullbooth_cli.store.local import LocalBacking
 from tests.conftest import PROMPTS, execute, prompts_of, small_config, states_of
 
 TINY = {"collect__cross_attention_layers": ["mid_block*"], "collect__batch_size": 2}
@@ -55,7 +57,7 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"schedule__seed": 1}, ALL),
     ({"dtype": "bfloat16"}, COLLECT_ON),
     ({"original_knowledge_prompts": PROMPTS[:7]}, COLLECT_ON),
-    ({"original_knowledge_prompts": PROMPTS[::-1]}, COLLECT_ON),
+    ({"original_knowledge_prompts": PROMPTS[::-1]}, set()),
     ({"collect__collect_features__q_features": False}, COLLECT_ON),
     ({"collect__collect_features__k_features": False}, COLLECT_ON),
     ({"collect__collect_features__v_features": False}, COLLECT_ON),
@@ -77,7 +79,9 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"collect__compression": "lz4"}, set()),
     ({"local_files_only": True}, set()),
     ({"store": "elsewhere"}, set()),
-    ({"collect__keep": "features"}, set()),
+    ({"collect__keep": "moments"}, set()),
+    ({"collect__tokens_per_prompt": 2}, COLLECT_ON),
+    ({"storage_options": {"region": "x"}}, set()),
     ({"collect__latents": "path"}, set()),
 ]
 
@@ -90,9 +94,9 @@ def test_a_setting_makes_exactly_the_right_stages_stale(finished: Any, changes: 
 
 def test_every_setting_is_among_the_changes() -> None:
     """A new key without a row above fails here."""
-    leaves = _leaves(Config().model_dump())
+    leaves = _leaves(Config().model_dump()) | {"storage_options"}
     rules = {f"project.{name}" for name in ("nullspace_threshold", "threshold_percent", "target_leakage", "null_dim")}
-    unoffered = {"heldout_prompts", "collect.tokens_per_prompt", "collect.images", "collect.visual_attention_map"}
+    unoffered = {"heldout_prompts", "collect.images", "collect.visual_attention_map"}
     assert leaves - rules - unoffered == {key.replace("__", ".") for changes, _ in CHANGES for key in changes}
 
 
@@ -237,7 +241,7 @@ def test_centred_leakage_is_measured_about_zero(tiny: Any) -> None:
 def test_no_room_is_said_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config(tmp_path / "run.zarr", **TINY)
     execute(config, "schedule")
-    monkeypatch.setattr(stages, "free_bytes", lambda path: 1000)
+    monkeypatch.setattr(LocalBacking, "free_nbytes", lambda self: 1000)
     with pytest.raises(ResourceError, match="1,000 are free"):
         execute(config, "collect")
     assert states_of(config)["collect"] == "missing"
@@ -246,7 +250,7 @@ def test_no_room_is_said_before_anything_starts(tmp_path: Path, monkeypatch: pyt
 def test_the_planned_bytes_are_the_written_bytes(tmp_path: Path, tiny: Any) -> None:
     _, store = tiny
     fresh = small_config(tmp_path / "fresh.zarr", **TINY)
-    planned = {plan.stage: plan for plan in stages.plan(STAGES, fresh, prompts_of(fresh), None, Path(fresh.store), "cpu")}
+    planned = {p.stage: p for p in plan(STAGES, fresh, prompts_of(fresh), None, "cpu", None)}
     for stage, folder in (("collect", "features"), ("covariance", "moments"), ("project", "projectors")):
         assert planned[stage].units_total == len(store.progress(stage))
         # Metadata, checksums and counts come on top.

@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ import torch
 import zarr
 
 from nullbooth_cli.errors import ResourceError, StoreError
-from nullbooth_cli.features import pack, unpack
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.steps import Step
-from nullbooth_cli.store import DurableLocalStore, Site, Store
+from nullbooth_cli.store import Layout, Site, Store
+from nullbooth_cli.tensors import pack, unpack
 
 FREE = Site("mid.attn2", "k", "input", ("mid.attn2.to_k.weight", "mid.attn2.to_v.weight"), True, 4, 6)
 TIMED = Site("mid.attn2", "q", "input", ("mid.attn2.to_q.weight",), False, 2, 3)
@@ -25,14 +26,21 @@ TIMED = Site("mid.attn2", "q", "input", ("mid.attn2.to_q.weight",), False, 2, 3)
 def store(tmp_path: Path) -> Store:
     """Five prompts, two a unit, three steps, float32."""
     made = Store.create(tmp_path / "run.zarr", {"model": "toy"})
-    made.create_features((FREE, TIMED), 3, 5, 2, "float32", None)
+    begin(made, (FREE, TIMED), 3, 5)
     return made
+
+
+def begin(store: Store, sites: tuple[Site, ...], num_steps: int, num_rows: int, dtype: str = "float32", **how: str) -> None:
+    layout = Layout("features", 2, dtype, **how)
+    store.create_collection(sites, num_steps, num_rows, layout)
+    store.write_rows(0, [Prompt(f"prompt {row}") for row in range(num_rows)])
+    store.write_record("collect", {"layout": vars(layout)})
 
 
 def fill(store: Store, unit: int, site: Site = TIMED, step: int = 0) -> np.ndarray:
     count = 1 if unit == 2 else 2
     values = np.random.default_rng(unit).standard_normal((count, site.num_tokens, site.dim)).astype(np.float32)
-    store.write_features(site, step, unit, values)
+    store.write_features(site, step, [2 * unit + i for i in range(count)], values)
     return values
 
 
@@ -53,7 +61,7 @@ def test_features_come_back_whole_and_in_parts(store: Store) -> None:
 
 
 def test_zeros_are_stored_too(store: Store) -> None:
-    store.write_features(TIMED, 1, 0, np.zeros((2, 2, 3), np.float32))
+    store.write_features(TIMED, 1, [0, 1], np.zeros((2, 2, 3), np.float32))
     assert (store.path / "features/mid.attn2.q/c.1.0.0.0").exists()
     assert (store.read_features(TIMED, 1, 0) == 0).all()
 
@@ -61,10 +69,10 @@ def test_zeros_are_stored_too(store: Store) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_every_dtype_comes_back_to_the_bit(tmp_path: Path, dtype: str) -> None:
     store = Store.create(tmp_path / "run.zarr", {})
-    store.create_features((TIMED,), 1, 2, 2, dtype, "lz4")
+    begin(store, (TIMED,), 1, 2, dtype, compression="lz4")
     values = torch.randn(2, 2, 3).to(getattr(torch, dtype))
-    store.write_features(TIMED, 0, 0, pack(values, dtype))
-    assert store.feature_layout() == (2, dtype)
+    store.write_features(TIMED, 0, [0, 1], pack(values, dtype)())
+    assert store.layout == Layout("features", 2, dtype, "lz4")
     assert torch.equal(unpack(store.read_features(TIMED, 0, 0), dtype), values)
 
 
@@ -73,7 +81,8 @@ def test_schedule_prompts_sites_and_records_come_back(store: Store) -> None:
     prompts = (Prompt("a dog"), Prompt("ein Hündchen, 犬"))
     store.write_schedule(steps)
     store.write_schedule(steps)
-    store.write_prompts(prompts)
+    store.delete("prompts")
+    store.write_rows(0, prompts)
     store.write_record("collect", {"fingerprint": "x"})
     again = Store.open(store.path)
     assert again.schedule() == steps
@@ -82,30 +91,50 @@ def test_schedule_prompts_sites_and_records_come_back(store: Store) -> None:
     assert again.records == {"collect": {"fingerprint": "x"}}
 
 
-def test_progress_is_marked_after_the_data_is_durable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    happened: list[str] = []
-    sync, put = DurableLocalStore.sync, DurableLocalStore._set
+def test_the_order_of_a_commit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunk, fdatasync, rename, directory, and only then the progress cell, the same way."""
+    happened: list[tuple[str, str]] = []
 
-    async def recorded_set(self, key, value, exclusive=False):
-        happened.append(key)
-        await put(self, key, value, exclusive=exclusive)
+    def watch(function: str, of: Callable[..., str]) -> None:
+        real = getattr(os, function)
 
-    monkeypatch.setattr(DurableLocalStore, "_set", recorded_set)
-    monkeypatch.setattr(DurableLocalStore, "sync", lambda self: (happened.append("sync"), sync(self))[1])
+        def watched(*arguments, **options):
+            happened.append((function, of(*arguments)))
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(os, function, watched)
+
+    def place(path: str) -> str:
+        path = path.removeprefix(f"{store.path}/")
+        return path.rsplit(".", 2)[0] if path.endswith(".partial") else path
+
+    watch("fdatasync", lambda fd: place(os.readlink(f"/proc/self/fd/{fd}")))
+    watch("fsync", lambda fd: place(os.readlink(f"/proc/self/fd/{fd}")))
+    watch("replace", lambda old, new: place(str(new)))
     fill(store, 0)
     store.commit("collect", 0)
-    assert happened == ["features/mid.attn2.q/c.0.0.0.0", "sync", "progress/collect/c.0"]
+    chunk, cell = "features/mid.attn2.q/c.0.0.0.0", "progress/collect/c.0"
+    assert happened[:2] == [("fdatasync", chunk), ("replace", chunk)]
+    folders = happened[2 : happened.index(("fdatasync", cell))]
+    assert ("fsync", "features/mid.attn2.q") in folders
+    assert {function for function, _ in folders} == {"fsync"}
+    assert happened[2 + len(folders) :][:3] == [("fdatasync", cell), ("replace", cell), ("fsync", "progress/collect")]
     np.testing.assert_array_equal(store.progress("collect"), [True, False, False])
 
 
-def test_commit_flushes_every_file_and_its_folder(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(store, 0)
-    flushed: list[str] = []
-    real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (flushed.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd))[1])
-    store.commit("collect", 0)
-    assert str(store.path / "features/mid.attn2.q/c.0.0.0.0") in flushed
-    assert str(store.path / "features/mid.attn2.q") in flushed
+@pytest.mark.parametrize("compression", [None, "lz4"])
+def test_zarr_reads_what_we_write_and_we_read_what_zarr_writes(tmp_path: Path, compression: str | None) -> None:
+    store = Store.create(tmp_path / "run.zarr", {})
+    begin(store, (TIMED,), 3, 4, "float16", compression=compression)
+    values = np.random.default_rng(0).standard_normal((2, 2, 3)).astype(np.float16)
+    store.write_features(TIMED, 1, [2, 3], values)
+    array = zarr.open_group(store.path, mode="r+")["features/mid.attn2.q"]
+    np.testing.assert_array_equal(array[1, 2:4], values)
+    array[2, 0:2] = values
+    np.testing.assert_array_equal(store.read_features(TIMED, 2, 0), values)
+    if compression is None:
+        ours, theirs = (store.path / f"features/mid.attn2.q/c.{i}.0.0" for i in ("1.1", "2.0"))
+        assert ours.read_bytes() == theirs.read_bytes()
 
 
 class TestDamage:
@@ -116,9 +145,9 @@ class TestDamage:
         return store.path / "features/mid.attn2.q/c.0.1.0.0"
 
     def assert_refused(self, store: Store) -> None:
-        with pytest.raises(StoreError, match=r"features/mid\.attn2\.q\[0, prompts 2\.\.\] is damaged") as caught:
+        with pytest.raises(StoreError, match=r"features/mid\.attn2\.q chunk c\.0\.1\.0\.0 is damaged") as caught:
             Store.open(store.path).read_features(TIMED, 0, 1)
-        assert "nullbooth collect" in caught.value.hint
+        assert f"nullbooth collect --repair -s {store.path}" in caught.value.hint
 
     def test_one_flipped_bit(self, store: Store) -> None:
         path = self.chunk(store)
@@ -193,9 +222,12 @@ def test_leftovers_of_a_kill_are_swept(store: Store) -> None:
 
 
 def test_a_full_disk_is_a_resource_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def full(self, key, value, exclusive=False):
+    def full(descriptor, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(DurableLocalStore, "_set", full)
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(ResourceError, match="no room left"):
         fill(store, 0)
+    monkeypatch.undo()
+    assert not list(store.path.rglob("*.partial"))
+    fill(store, 0)

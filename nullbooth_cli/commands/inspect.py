@@ -39,7 +39,7 @@ def inspect(
     session = start(Common(config, store, tuple(overrides or ()), as_json, quiet, verbose))
     opened = session.open()
     states = stage_states(session.config, session.prompts, opened)
-    require(states, "project", session.path)
+    require(states, "project", session.url)
     document = report.inspect_document(session.config, opened, layer, feature, timestep)
     if as_csv:
         session.terminal.text(_csv(document))

@@ -31,6 +31,17 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done,
 Force = Annotated[bool, typer.Option("--force", help="Do it again, replacing what is there.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before replacing.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Stop after N units; run again to go on.")]
+Repair = Annotated[
+    bool, typer.Option("--repair", help="Read everything this stage wrote, and do the units that are damaged again.")
+]
+AutoBatch = Annotated[
+    bool, typer.Option("--auto-batch", help="Find the largest batch that fits the device, instead of collect.batch_size.")
+]
+ShardOf = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="K/N", help="Do the K-th of N parts; run the N jobs on one store, in any order or at once."),
+]
+Release = Annotated[bool, typer.Option("--release", help="Afterwards, remove the features that the moments were made from.")]
 
 
 @dataclass(frozen=True)
@@ -54,13 +65,24 @@ class Control:
     force: bool = False
     yes: bool = False
     limit: int | None = None
+    repair: bool = False
+    auto_batch: bool = False
+    shard: str | None = None
+    release: bool = False
+
+
+# The options that only some stage commands have. `--limit` counts units of one stage, so `run` has none.
+_SPECIAL = {
+    "limit": {("collect",), ("covariance",), ("project",)},
+    "repair": {("collect",), ("covariance",)},
+    "auto_batch": {("collect",)},
+    "shard": {("collect",)},
+    "release": {("covariance",)},
+}
 
 
 def stage_command(*stages: str) -> Callable[[Callable[[], None]], Callable[..., None]]:
-    """Make a command that runs these stages in order, out of a function that only has the help text.
-
-    `--limit` counts units of one stage, so it is offered where there is one that has many.
-    """
+    """Make a command that runs these stages in order, out of a function that only has the help text."""
 
     def decorate(described: Callable[[], None]) -> Callable[..., None]:
         def command(
@@ -69,6 +91,10 @@ def stage_command(*stages: str) -> Callable[[Callable[[], None]], Callable[..., 
             overrides: Overrides = None,
             device: Device = None,
             limit: Limit = None,
+            auto_batch: AutoBatch = False,
+            shard: ShardOf = None,
+            repair: Repair = False,
+            release: Release = False,
             dry_run: DryRun = False,
             force: Force = False,
             yes: Yes = False,
@@ -79,12 +105,11 @@ def stage_command(*stages: str) -> Callable[[Callable[[], None]], Callable[..., 
             from nullbooth_cli.commands.session import run_stages
 
             common = Common(config, store, tuple(overrides or ()), as_json, quiet, verbose)
-            run_stages(stages, common, Control(device, dry_run, force, yes, limit))
+            run_stages(stages, common, Control(device, dry_run, force, yes, limit, repair, auto_batch, shard, release))
 
         signature = inspect.signature(command)
-        if stages == ("schedule",) or len(stages) > 1:
-            kept = [parameter for name, parameter in signature.parameters.items() if name != "limit"]
-            command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]  # read by inspect.signature
+        kept = [p for name, p in signature.parameters.items() if stages in _SPECIAL.get(name, {stages})]
+        command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]  # read by inspect.signature
         command.__name__, command.__doc__ = described.__name__, described.__doc__
         return command
 

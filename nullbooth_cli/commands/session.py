@@ -1,46 +1,63 @@
 """From options to a config, its prompts and a store; and the one way in which stage commands run."""
 
+import contextlib
 import os
 import shlex
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from nullbooth_cli import report, stages
+from nullbooth_cli import plans, report, stages
 from nullbooth_cli.commands.options import Common, Control
-from nullbooth_cli.config import Config, build_config, find_config, load_config
-from nullbooth_cli.console import Terminal, size, table
+from nullbooth_cli.config import Config, build_config, find_config, load_config, public_settings
+from nullbooth_cli.console import Terminal, duration, size, table
 from nullbooth_cli.errors import ConfigError, StageError
-from nullbooth_cli.events import Event
+from nullbooth_cli.events import Event, Interrupts, Note
 from nullbooth_cli.prompts import Prompt, load_prompts
 from nullbooth_cli.states import StageState, stage_states
-from nullbooth_cli.store import Store
+from nullbooth_cli.store import Store, is_url, locked, open_backing, shard_locked
+from nullbooth_cli.workers import Shard, Workers, start_workers
+
+PREPARING_SECONDS = 600.0  # that shards wait for the one that makes the store ready
 
 
 @dataclass(frozen=True)
 class Session:
+    """A command's config, prompts and store; `url` is the store's folder or URL."""
+
     config: Config
-    path: Path
+    url: str
     prompts: tuple[Prompt, ...]
     terminal: Terminal
     arguments: str
 
     def open(self, *, write: bool = False) -> Store:
         """The store. Raises StageError if nothing was collected into it yet."""
-        if not self.path.exists():
-            raise StageError(f"nothing was collected yet: no store at {self.path}", f"nullbooth collect{self.arguments}")
-        return Store.open(self.path, write=write)
+        if not self._exists():
+            raise StageError(f"nothing was collected yet: no store at {self.url}", f"nullbooth collect{self.arguments}")
+        return Store.open(self.url, write=write, options=self.config.storage_options)
 
     def open_if_there(self) -> Store | None:
-        return Store.open(self.path) if self.path.exists() else None
+        return self.open() if self._exists() else None
+
+    def open_or_create(self) -> Store:
+        if Store.exists(self.url, self.config.storage_options):
+            return self.open(write=True)
+        return Store.create(self.url, public_settings(self.config), self.config.storage_options)
+
+    def _exists(self) -> bool:
+        return open_backing(self.url, self.config.storage_options, read_only=True).exists()
 
     def next(self, states: dict[str, StageState]) -> None:
         """Point to the first stage that is not complete."""
         for stage, found in states.items():
-            if found.state != "complete":
+            if not found.is_done:
                 force = " --force" if found.state == "stale" else ""
                 return self.terminal.next(f"nullbooth {stage}{self.arguments}{force}")
         self.terminal.next(f"nullbooth inspect{self.arguments}")
@@ -51,13 +68,12 @@ def start(common: Common) -> Session:
 
     A config that comes from the store brings the store's prompts with it, so that a moved store needs no prompt file.
     """
-    terminal = Terminal(as_json=common.as_json, quiet=common.quiet)
+    # Of the processes of a launch, one speaks.
+    terminal = Terminal(as_json=common.as_json, quiet=common.quiet, silent=os.environ.get("RANK", "0") != "0")
     named_store = common.store or os.environ.get("NULLBOOTH_STORE")
     named_config = common.config or os.environ.get("NULLBOOTH_CONFIG")
     prompts: tuple[Prompt, ...] = ()
-    _refuse_url(named_store)
-    if named_store and not named_config and Store.exists(named_store):
-        store = Store.open(named_store)
+    if named_store and not named_config and (store := _there(named_store, common.overrides)):
         config, source = build_config(store.config, common.overrides), f"in {named_store}"
         if config.original_knowledge_prompts == store.config["original_knowledge_prompts"]:
             prompts = store.prompts()
@@ -74,17 +90,19 @@ def start(common: Common) -> Session:
         arguments = "".join(f" {flag} {shlex.quote(value)}" for flag, value in given if value)
     if named_store:
         config = config.model_copy(update={"store": named_store})
-    _refuse_url(config.store)
-    arguments += "".join(f" --set {shlex.quote(override)}" for override in common.overrides)
+    url = config.store if is_url(config.store) else str(Path(config.store))
+    arguments += "".join(
+        f" --set {shlex.quote(override)}" for override in common.overrides if not override.startswith("storage_options")
+    )
     if common.verbose:
-        terminal.note(f"config {source}; store {config.store}")
-    return Session(config, Path(config.store), prompts or load_prompts(config.original_knowledge_prompts), terminal, arguments)
+        terminal.note(f"config {source}; store {url}")
+    return Session(config, url, prompts or load_prompts(config.original_knowledge_prompts), terminal, arguments)
 
 
-def _refuse_url(store: str | None) -> None:
-    """As a path, s3://bucket would quietly become a folder called `s3:`."""
-    if store is not None and "://" in store:
-        raise ConfigError(f"the store {store} is a URL; stores are local folders so far", "name a folder with -s")
+def _there(place: str, overrides: tuple[str, ...]) -> Store | None:
+    """The store at a place, if there is one; its own config cannot say how to get there, but `--set storage_options.` can."""
+    options = build_config({}, [text for text in overrides if text.startswith("storage_options")]).storage_options
+    return Store.open(place, options=options) if Store.exists(place, options) else None
 
 
 def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> None:
@@ -92,32 +110,108 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
     session = start(common)
     if control.dry_run:
         store = session.open_if_there()
-        plans = stages.plan(wanted, session.config, session.prompts, store, session.path, control.device)
-        session.terminal.answer(report.plan_document(plans), _draw_plans)
+        free = open_backing(session.url, session.config.storage_options, read_only=True).free_nbytes()
+        planned = plans.plan(wanted, session.config, session.prompts, store, control.device, free)
+        session.terminal.answer(report.plan_document(planned), _draw_plans)
         return
-    needs_store = wanted[0] in ("covariance", "project")
-    store = (
-        session.open(write=True)
-        if needs_store or Store.exists(session.path)
-        else Store.create(session.path, session.config.model_dump())
-    )
-    with store.lock():
-        session.terminal.follow(_events(wanted, session, store, control))
+    shard = Shard.parse(control.shard) if control.shard else None
+    if shard and control.force:
+        raise ConfigError(
+            "--force would throw away what the other shards did",
+            "begin again with nullbooth schedule --force",
+        )
+    if wanted[0] in ("covariance", "project"):
+        session.open()
+    interrupts = Interrupts()
+    with (
+        _signals(session.terminal, interrupts),
+        start_workers(shard, partial(_preparing, session) if shard else None) as workers,
+        _held(session, workers),
+    ):
+        workers.agree(lambda: session.open_or_create().url)
+        store = session.open(write=True)
+        session.terminal.follow(_events(wanted, session, store, control, workers, interrupts))
     states = stage_states(session.config, session.prompts, store)
-    session.terminal.answer(*_answer(wanted[-1], session, store, states))
-    session.next(states)
+    if not session.terminal.silent:
+        session.terminal.answer(*_answer(wanted[-1], session, store, states))
+        session.next(states)
 
 
-def _events(wanted: tuple[str, ...], session: Session, store: Store, control: Control) -> Iterator[Event]:
+def _preparing(session: Session) -> contextlib.AbstractContextManager[None]:
+    backing = open_backing(session.url, session.config.storage_options)
+    return locked(backing, PREPARING_SECONDS, among_shards=True)
+
+
+@contextlib.contextmanager
+def _held(session: Session, workers: Workers) -> Iterator[None]:
+    """Hold the store, or one shard of it; of the processes of a launch the first does."""
+    if workers.rank != 0:
+        yield
+        return
+    backing = open_backing(session.url, session.config.storage_options)
+    if workers.shard:
+        with shard_locked(backing, workers.shard.number, workers.shard.count):
+            yield
+    else:
+        with locked(backing):
+            backing.sweep()
+            yield
+
+
+@contextlib.contextmanager
+def _signals(terminal: Terminal, interrupts: Interrupts) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a stage at once, or after its unit if that saves unwritten work; the second always at once."""
+
+    def receive(*_: Any) -> None:
+        if not interrupts.holding or interrupts.requested:
+            raise KeyboardInterrupt
+        interrupts.requested = True
+        terminal.note("interrupted: finishing and writing the unit that runs; Ctrl-C again stops at once and loses it")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _events(
+    wanted: tuple[str, ...], session: Session, store: Store, control: Control, workers: Workers, interrupts: Interrupts
+) -> Iterator[Event]:
     several = len(wanted) > 1
     for stage in wanted:
-        state = stage_states(session.config, session.prompts, store)[stage]
+
+        def look(stage: str = stage) -> list[Any]:
+            state = stage_states(session.config, session.prompts, store)[stage]
+            return [state.state, state.units_done]
+
+        store.reload()
+        state, units_done = workers.agree(look)
         # `run --force` replaces what is stale; a single stage with --force is done again whatever its state.
-        force = control.force and (not several or state.state == "stale")
-        if force and not control.yes and state.units_done and os.isatty(0) and os.isatty(2):
-            typer.confirm(f"replace the {state.units_done} finished units of {stage}?", abort=True, err=True)
-        run = stages.Run(session.config, session.prompts, store, control.device, force, control.limit)
-        yield from stages.execute(stage, run)
+        force = control.force and (not several or state == "stale")
+        if force and not control.yes and units_done and workers.size == 1 and os.isatty(0) and os.isatty(2):
+            typer.confirm(f"replace the {units_done} finished units of {stage}?", abort=True, err=True)
+        yield from stages.execute(
+            stage,
+            stages.Run(
+                session.config,
+                session.prompts,
+                store,
+                control.device,
+                force,
+                control.limit,
+                control.repair,
+                control.auto_batch,
+                workers,
+                interrupts,
+            ),
+        )
+    if control.release and workers.rank == 0 and look()[0] == "complete":
+        yield Note(stages.release(store))
 
 
 def _answer(
@@ -156,11 +250,14 @@ def _draw_plans(document: dict[str, Any]) -> Any:
             plan["stage"],
             str(plan["units_done"]),
             str(plan["units_total"] - plan["units_done"]),
+            "?" if plan["seconds"] is None else duration(plan["seconds"]),
             size(plan["bytes_needed"]),
-            size(plan["bytes_free"]),
+            "?" if plan["bytes_free"] is None else size(plan["bytes_free"]),
             plan["device"],
+            size(plan["device_bytes_needed"]),
             size(plan["device_bytes_free"]),
         ]
         for plan in document["stages"].values()
     ]
-    return table(["stage", "done", "to do", "needs", "free", "device", "free there"], rows, right=frozenset({1, 2, 3, 4, 6}))
+    columns = ["stage", "done", "to do", "time", "needs", "free", "device", "sums there", "free there"]
+    return table(columns, rows, right=frozenset({1, 2, 3, 4, 5, 7, 8}))

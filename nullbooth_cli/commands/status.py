@@ -12,6 +12,7 @@ def status(
     store: StorePath = None,
     overrides: Overrides = None,
     check: Annotated[str | None, typer.Option("--check", metavar="STAGE", help="Exit 3 unless this stage is complete.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read everything, check all checksums; exit 4 for damage.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -23,7 +24,7 @@ def status(
     from nullbooth_cli import report
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.config import STAGES
-    from nullbooth_cli.errors import ConfigError
+    from nullbooth_cli.errors import ConfigError, StoreError
     from nullbooth_cli.states import require, stage_states
 
     if check is not None and check not in STAGES:
@@ -31,10 +32,30 @@ def status(
     session = start(Common(config, store, tuple(overrides or ()), as_json, quiet, verbose))
     opened = session.open_if_there()
     states = stage_states(session.config, session.prompts, opened)
-    session.terminal.answer(report.status_document(str(session.path), opened, states), _draw)
+    document = report.status_document(session.url, opened, states)
+    if verify and opened:
+        document["verify"] = _verified(opened)
+    session.terminal.answer(document, _draw)
+    if verify and document.get("verify", {}).get("damaged"):
+        damaged = document["verify"]["damaged"]
+        first = damaged[0]
+        raise StoreError(f"{len(damaged)} of {document['verify']['checked']} pieces are damaged; {first['error']}", first["hint"])
     if check is not None:
-        require(states, check, session.path)
+        require(states, check, session.url)
     session.next(states)
+
+
+def _verified(store: Any) -> dict[str, Any]:
+    from nullbooth_cli.config import STAGES
+    from nullbooth_cli.verify import Damage, damages
+
+    checked, damaged = 0, []
+    for stage in STAGES:
+        for result in damages(store, stage):
+            checked += 1
+            if isinstance(result, Damage):
+                damaged.append({"stage": stage, "error": result.error.message, "hint": result.error.hint})
+    return {"checked": checked, "damaged": damaged}
 
 
 def _draw(document: dict[str, Any]) -> Any:
@@ -45,4 +66,9 @@ def _draw(document: dict[str, Any]) -> Any:
         total = "?" if found["units_total"] is None else str(found["units_total"])
         reasons = "; ".join(f"{because['field']}: {because['old']} -> {because['new']}" for because in found["stale_because"])
         rows.append([stage, found["state"], f"{found['units_done']}/{total}", size(found["bytes"]), reasons])
-    return [document["store"], table(["stage", "state", "units", "size", "stale because"], rows, right=frozenset({2, 3}))]
+    drawn = [document["store"], table(["stage", "state", "units", "size", "stale because"], rows, right=frozenset({2, 3}))]
+    if "verify" in document:
+        found = document["verify"]
+        drawn.append(f"verified: {found['checked']} pieces read, {len(found['damaged'])} damaged")
+        drawn += [f"  {damage['error']}" for damage in found["damaged"]]
+    return drawn

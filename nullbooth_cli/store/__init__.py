@@ -2,23 +2,42 @@
 
     run.zarr/                  attributes: format version, config, records of the stages, sites, package versions
     ├── schedule/              timesteps [T], sigmas [T], keys [T]
-    ├── prompts/               text [N], ids [N]
+    ├── prompts/               text [N], ids [N]; "" in a row that holds no prompt
     ├── features/<site>        [T, N, L, D], chunks (1, B, L, D); a site that no timestep changes has T = 1
+    ├── parts/<part>/<site>    [2, T, D + 2, D] float64, the sums that one process folds while the model runs
     ├── moments/<site>         sum_xxT [T, D, D] float64, sum_x [T, D] float64, count [T] int64
+    ├── staged/<site>          [T, D + 2, D] float64, only while prompts are added to moments
     ├── projectors/<site>      eigenvalues [S, D], eigenvectors [S, D, D], null_dim [S], leakage [S]; S = 1 pooled
     └── progress/<stage>       one cell per unit, one chunk per cell, written last; `decomposition` is the first half of project
 
 What must stay true:
 
-- A chunk is written whole by one writer, to a temporary file that is renamed: a kill leaves the old or the new one.
+- A chunk is written whole by one writer, to a temporary file that is flushed and renamed: a kill leaves the old or the new one.
 - `commit()` makes everything written so far durable and only then marks the unit. A chunk that is there proves nothing; only
   `progress` does. So no interruption can leave a mark beside data that the unit has not finished writing.
-- A missing, empty or altered chunk never reads as data: it is an error that names the array and the chunk.
+- Sums that grow are never written over the sums in force: `parts` and `staged` say how.
+- A missing, empty or altered chunk never reads as data: it is an error that names array, chunk and the command that mends it.
 
-`files` makes writes durable, `arrays` reads and writes arrays and progress, `store` knows what they mean.
+`backing` says where the bytes are (`local`, `remote`), `chunks` what a chunk is as bytes, `arrays` reads and writes arrays and
+progress, `store` knows what they mean.
 """
 
-from nullbooth_cli.store.files import DurableLocalStore
-from nullbooth_cli.store.store import STORED_DTYPES, Site, Store
+from nullbooth_cli.store.backing import is_url, locked, open_backing, shard_locked
+from nullbooth_cli.store.parts import Part, Sums, check_disjoint, pack_sums
+from nullbooth_cli.store.store import RELEASED, STORED_DTYPES, Layout, Site, Store
 
-__all__ = ["STORED_DTYPES", "DurableLocalStore", "Site", "Store"]
+__all__ = [
+    "RELEASED",
+    "STORED_DTYPES",
+    "Layout",
+    "Part",
+    "Site",
+    "Store",
+    "Sums",
+    "check_disjoint",
+    "is_url",
+    "locked",
+    "open_backing",
+    "pack_sums",
+    "shard_locked",
+]

@@ -1,6 +1,7 @@
 """What a store holds: schedule, prompts, features, moments, projectors, and the records of the stages."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -9,18 +10,19 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 from nullbooth_cli.errors import StoreError
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.steps import Step
 from nullbooth_cli.store.arrays import ArrayGroup
-from nullbooth_cli.store.files import DurableLocalStore, resource_error
+from nullbooth_cli.store.backing import locked, open_backing
+from nullbooth_cli.store.parts import Part, pack_sums, unpack_sums
 
 FORMAT = "nullbooth"
 FORMAT_VERSION = 1
 PACKAGES = ("nullbooth", "torch", "diffusers", "transformers", "zarr", "numpy")
 # bfloat16 has no Zarr data type: its bits are stored, and a chunk that was never written reads as its NaN.
+RELEASED = 2  # in a cell of collect: done, but the features were removed
 STORED_DTYPES: dict[str, tuple[str, Any]] = {"float16": ("f2", "NaN"), "float32": ("f4", "NaN"), "bfloat16": ("u2", 0x7FC0)}
 
 
@@ -48,16 +50,35 @@ class Site:
         return 1 if self.timestep_free else num_steps
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a collection is kept: what (features, moments, both), prompts per unit, torch dtype and compression of features."""
+
+    keep: str
+    batch_size: int
+    dtype: str
+    compression: str | None = None
+
+    @property
+    def features(self) -> bool:
+        return self.keep != "moments"
+
+    @property
+    def moments(self) -> bool:
+        return self.keep != "features"
+
+
 class Store(ArrayGroup):
     """An open store. `Store.create` and `Store.open` make one; `lock()` guards every stage that writes."""
 
+    _rows: tuple[Prompt | None, ...] | None = None
+
     @classmethod
-    def create(cls, path: str | Path, config: Mapping[str, Any]) -> "Store":
+    def create(cls, place: str | Path, config: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> "Store":
         """Make an empty store. Raises StoreError if something else is there."""
-        path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise StoreError(f"{path} exists and is not a nullbooth store", "name another place with -s; nothing was changed")
-        backing = DurableLocalStore(path)
+        backing = open_backing(place, options)
+        if backing.is_foreign():
+            raise StoreError(f"{place} exists and is not a nullbooth store", "name another place with -s; nothing was changed")
         attributes = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -67,36 +88,55 @@ class Store(ArrayGroup):
             "sites": [],
         }
         try:
-            group = zarr.create_group(backing, attributes=attributes)
+            group = zarr.create_group(backing.zarr, attributes=attributes)
         except OSError as error:
-            raise resource_error(error, path) from error
-        return cls(path, group, backing)
+            raise backing.failure(error) from error
+        return cls(group, backing)
 
     @classmethod
-    def open(cls, path: str | Path, *, write: bool = False) -> "Store":
+    def open(cls, place: str | Path, *, write: bool = False, options: Mapping[str, Any] | None = None) -> "Store":
         """Open an existing store. Raises StoreError if there is none, or it is foreign or of a newer format."""
-        path = Path(path)
-        if not path.exists():
-            raise StoreError(f"no store at {path}", "nullbooth collect makes one, from a config (-c)")
-        backing = DurableLocalStore(path, read_only=not write)
+        backing = open_backing(place, options, read_only=not write)
+        if not backing.exists():
+            raise StoreError(f"no store at {place}", "nullbooth collect makes one, from a config (-c)")
         try:
-            group = zarr.open_group(backing, mode="r+" if write else "r", use_consolidated=False)
+            group = zarr.open_group(backing.zarr, mode="r+" if write else "r", use_consolidated=False)
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path} is not a Zarr v3 group", "a store is the folder that nullbooth collect made") from error
+            raise StoreError(f"{place} is not a Zarr v3 group", "a store is the folder that nullbooth collect made") from error
         if group.attrs.get("format") != FORMAT:
             raise StoreError(
-                f"{path} is a Zarr group, but not a nullbooth store", "name another place with -s; nothing was changed"
+                f"{place} is a Zarr group, but not a nullbooth store", "name another place with -s; nothing was changed"
             )
         found = group.attrs.get("format_version")
         if not isinstance(found, int) or found > FORMAT_VERSION:
             raise StoreError(
-                f"{path} has store format {found}; this nullbooth reads up to {FORMAT_VERSION}", "pip install --upgrade nullbooth"
+                f"{place} has store format {found}; this nullbooth reads up to {FORMAT_VERSION}",
+                "pip install --upgrade nullbooth",
             )
-        return cls(path, group, backing)
+        return cls(group, backing)
 
     @staticmethod
-    def exists(path: str | Path) -> bool:
-        return (Path(path) / "zarr.json").exists()
+    def exists(place: str | Path, options: Mapping[str, Any] | None = None) -> bool:
+        return open_backing(place, options, read_only=True).get("zarr.json") is not None
+
+    @property
+    def path(self) -> Path:
+        """The folder of a local store."""
+        return Path(self.url)
+
+    def reload(self) -> None:
+        super().reload()
+        self._rows = None
+
+    def free_nbytes(self) -> int | None:
+        return self._backing.free_nbytes()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the store alone for writing. Raises StoreError naming the holder; a killed holder leaves nothing behind."""
+        with locked(self._backing):
+            self._backing.sweep()
+            yield
 
     # Attributes: config, records, sites
 
@@ -124,73 +164,120 @@ class Store(ArrayGroup):
 
     def write_schedule(self, steps: tuple[Step, ...]) -> None:
         self.delete("schedule")
-        self._write_vector("schedule/timesteps", np.array([step.timestep for step in steps]))
-        self._write_vector("schedule/sigmas", np.array([step.sigma for step in steps]))
-        self._write_vector("schedule/keys", [step.key for step in steps])
+        self._write_vector("schedule/timesteps", [step.timestep for step in steps])
+        self._write_vector("schedule/sigmas", [step.sigma for step in steps])
+        self._write_texts("schedule/keys", 0, [step.key for step in steps])
         self._backing.sync()
 
     def schedule(self) -> tuple[Step, ...]:
-        names = ("timesteps", "sigmas", "keys")
-        timesteps, sigmas, keys = (self._read(self._array(f"schedule/{name}"), slice(None)) for name in names)
-        columns = zip(keys, timesteps, sigmas, strict=True)
-        return tuple(Step(i, str(key), float(t), float(s)) for i, (key, t, s) in enumerate(columns))
+        columns = zip(
+            self._read_texts("schedule/keys"),
+            self._read_vector("schedule/timesteps"),
+            self._read_vector("schedule/sigmas"),
+            strict=True,
+        )
+        return tuple(Step(i, key, float(t), float(s)) for i, (key, t, s) in enumerate(columns))
 
-    def write_prompts(self, prompts: tuple[Prompt, ...]) -> None:
-        self.delete("prompts")
-        self._write_vector("prompts/text", [prompt.text for prompt in prompts])
-        self._write_vector("prompts/ids", [prompt.id for prompt in prompts])
-        self._backing.sync()
+    @property
+    def rows(self) -> tuple[Prompt | None, ...]:
+        """The prompt in each row of the features; None where one was taken out, or where a unit was filled up.
+
+        A prompt keeps its row, and with it the noise it starts from, whatever is added or taken out later.
+        """
+        if self._rows is None:
+            texts = self._read_texts("prompts/text") if self._has("prompts/text") else []
+            self._rows = tuple(Prompt(text) if text else None for text in texts)
+        return self._rows
 
     def prompts(self) -> tuple[Prompt, ...]:
         """The prompts of the collection, in its order; none before a collection was begun."""
-        if "prompts/text" not in self._group:
-            return ()
-        return tuple(Prompt(str(text)) for text in self._read(self._array("prompts/text"), slice(None)))
+        return tuple(prompt for prompt in self.rows if prompt is not None)
 
-    # Features
+    def write_rows(self, start: int, rows: Sequence[Prompt | None]) -> None:
+        """Put prompts into rows from `start`; the text is written last."""
+        self._write_texts("prompts/ids", start, [prompt.id if prompt else "" for prompt in rows])
+        self._write_texts("prompts/text", start, [prompt.text if prompt else "" for prompt in rows])
+        self._backing.sync()
+        self._rows = None
 
-    def create_features(
-        self, sites: tuple[Site, ...], num_steps: int, num_prompts: int, batch_size: int, dtype: str, compression: str | None
-    ) -> None:
-        """Size every features array at once, before any worker starts. Cost: about 5 ms a site."""
-        stored, fill = STORED_DTYPES[dtype]
-        crc = Crc32cCodec()
-        codecs = [crc] if compression is None else [BloscCodec(cname="lz4", shuffle="bitshuffle"), crc]
-        self.delete("features")
-        for site in sites:
+    # Collection: layout, features, parts
+
+    @property
+    def layout(self) -> Layout:
+        """How the collection is kept, once it was begun."""
+        return Layout(**self.records["collect"]["layout"])
+
+    def create_collection(self, sites: tuple[Site, ...], num_steps: int, num_rows: int, layout: Layout) -> None:
+        """Size every array at once, before any worker starts. Cost: about 5 ms a site."""
+        stored, fill = STORED_DTYPES[layout.dtype]
+        for name in ("features", "parts", "prompts"):
+            self.delete(name)
+        self._rows = None
+        for site in sites if layout.features else ():
             self._create(
                 f"features/{site.name}",
-                (site.num_recorded(num_steps), num_prompts, site.num_tokens, site.dim),
-                (1, batch_size, site.num_tokens, site.dim),
+                (site.num_recorded(num_steps), num_rows, site.num_tokens, site.dim),
+                (1, layout.batch_size, site.num_tokens, site.dim),
                 stored,
                 fill,
-                codecs,
-                {"torch_dtype": dtype},
+                {"torch_dtype": layout.dtype},
+                compressed=layout.compression is not None,
             )
         self._update(sites=[asdict(site) for site in sites])
-        self.create_progress("collect", -(-num_prompts // batch_size))
+        self.create_progress("collect", -(-num_rows // layout.batch_size))
 
-    def feature_layout(self) -> tuple[int, str]:
-        """(prompts per unit, torch dtype) of the features."""
-        array = self._array(f"features/{self.sites[0].name}")
-        return array.chunks[1], str(array.attrs["torch_dtype"])
+    def extend_collection(self, num_rows: int) -> None:
+        """Make room for more rows."""
+        for site in self.sites if self.layout.features else ():
+            self._resize(f"features/{site.name}", num_rows, axis=1)
+        self.extend_progress("collect", -(-num_rows // self.layout.batch_size))
 
-    def write_features(self, site: Site, step_index: int, unit: int, values: NDArray[Any]) -> None:
-        """Write one chunk, `[b, L, D]` in the stored dtype; b is a whole unit, or what the last one has."""
-        array = self._array(f"features/{site.name}")
-        start = unit * array.chunks[1]
-        self._write(array, (step_index, slice(start, start + len(values))), values)
+    def members(self, unit: int) -> list[tuple[int, Prompt]]:
+        """(row, prompt) of each prompt in a unit."""
+        batch = self.layout.batch_size
+        rows = self.rows[unit * batch : (unit + 1) * batch]
+        return [(unit * batch + i, prompt) for i, prompt in enumerate(rows) if prompt is not None]
 
-    def read_features(self, site: Site, step_index: int, unit: int) -> NDArray[Any]:
-        """Read one chunk, `[b, L, D]` in the stored dtype (bfloat16 as its uint16 bits)."""
+    def write_features(self, site: Site, step_index: int, rows: Sequence[int], values: NDArray[Any]) -> None:
+        """Write one chunk: `[b, L, D]` in the stored dtype, the rows all of one unit. What no prompt fills is NaN."""
         array = self._array(f"features/{site.name}")
         batch = array.chunks[1]
-        return self._read(array, (step_index, slice(unit * batch, (unit + 1) * batch)))
+        unit = rows[0] // batch
+        if len(rows) < batch:
+            whole = np.full((batch, *values.shape[1:]), array.fill_value, array.dtype)
+            whole[[row - unit * batch for row in rows]] = values
+            values = whole
+        self._write_chunk(f"features/{site.name}", (step_index, unit, 0, 0), values[None])
+
+    def read_features(self, site: Site, step_index: int, unit: int) -> NDArray[Any]:
+        """Read the vectors of a unit's prompts, `[b, L, D]` in the stored dtype (bfloat16 as its uint16 bits)."""
+        name = f"features/{site.name}"
+        batch = self._array(name).chunks[1]
+        slots = [row - unit * batch for row, _ in self.members(unit)]
+        values = self._read_chunk(name, (step_index, unit, 0, 0))[0]
+        chosen: NDArray[Any] = values if len(slots) == batch else values[slots]
+        return chosen
+
+    def release_features(self, units: Sequence[int]) -> None:
+        """Remove the chunks of units; the cells say so first, so that a kill leaves nothing that looks whole."""
+        self.mark("collect", units, RELEASED)
+        for site in self.sites:
+            for t in range(self._array(f"features/{site.name}").shape[0]):
+                for unit in units:
+                    self._backing.delete(f"features/{site.name}/c.{t}.{unit}.0.0")
+
+    def part(self, name: str) -> Part:
+        return Part(self, name)
+
+    def parts(self) -> list[Part]:
+        """The parts that some process has begun."""
+        return [Part(self, name) for name in sorted(self._group["parts"])] if self._has("parts") else []  # type: ignore[arg-type]  # a group
 
     # Moments
 
     def create_moments(self, sites: tuple[Site, ...], num_steps: int) -> None:
         self.delete("moments")
+        self.delete("staged")
         for site in sites:
             t, d = site.num_recorded(num_steps), site.dim
             self._create(f"moments/{site.name}/sum_xxT", (t, d, d), (1, d, d), "f8", "NaN")
@@ -199,18 +286,36 @@ class Store(ArrayGroup):
         self.create_progress("covariance", sum(site.num_recorded(num_steps) for site in sites))
 
     def write_moment(self, site: Site, step_index: int, sum_xxt: NDArray[Any], sum_x: NDArray[Any], count: int) -> None:
-        for name, value in (("sum_xxT", sum_xxt), ("sum_x", sum_x), ("count", count)):
-            self._write(self._array(f"moments/{site.name}/{name}"), (step_index,), value)
+        name = f"moments/{site.name}"
+        self._write_chunk(f"{name}/sum_xxT", (step_index, 0, 0), sum_xxt[None])
+        self._write_chunk(f"{name}/sum_x", (step_index, 0), sum_x[None])
+        self._write_chunk(f"{name}/count", (step_index,), np.array([count]))
 
     def read_moment(self, site: Site, step_index: int) -> tuple[NDArray[Any], NDArray[Any], int]:
         """(sum_xxT `[D, D]`, sum_x `[D]`, count) of one timestep."""
-        parts = (self._array(f"moments/{site.name}/{name}") for name in ("sum_xxT", "sum_x", "count"))
-        sum_xxt, sum_x, count = (self._read(array, (step_index,)) for array in parts)
-        return sum_xxt, sum_x, int(count)
+        name = f"moments/{site.name}"
+        sum_xxt = self._read_chunk(f"{name}/sum_xxT", (step_index, 0, 0))[0]
+        return sum_xxt, self._read_chunk(f"{name}/sum_x", (step_index, 0))[0], self.read_count(site, step_index)
 
     def read_count(self, site: Site, step_index: int) -> int:
         """How many vectors are in a moment, without reading its matrix."""
-        return int(self._read(self._array(f"moments/{site.name}/count"), (step_index,)))
+        return int(self._read_chunk(f"moments/{site.name}/count", (step_index,))[0])
+
+    def stage_moment(self, site: Site, step_index: int, sum_xxt: NDArray[Any], sum_x: NDArray[Any], count: int) -> None:
+        """Put a moment that grew beside the one in force, so that a kill between its chunks can lose neither."""
+        name = f"staged/{site.name}"
+        if not self._has(name):
+            self._create(
+                name,
+                (self._array(f"moments/{site.name}/count").shape[0], site.dim + 2, site.dim),
+                (1, site.dim + 2, site.dim),
+                "f8",
+                "NaN",
+            )
+        self._write_chunk(name, (step_index, 0, 0), pack_sums(sum_xxt, sum_x, count)[None])
+
+    def read_staged(self, site: Site, step_index: int) -> tuple[NDArray[Any], NDArray[Any], int]:
+        return unpack_sums(self._read_chunk(f"staged/{site.name}", (step_index, 0, 0))[0])
 
     # Projectors
 
@@ -226,25 +331,29 @@ class Store(ArrayGroup):
         self.create_progress("decomposition", sum(num_scopes[site.name] for site in sites))
 
     def write_decomposition(self, site: Site, index: int, eigenvalues: NDArray[Any], eigenvectors: NDArray[Any]) -> None:
-        self._write(self._array(f"projectors/{site.name}/eigenvalues"), (index,), eigenvalues)
-        self._write(self._array(f"projectors/{site.name}/eigenvectors"), (index,), eigenvectors)
+        self._write_chunk(f"projectors/{site.name}/eigenvalues", (index, 0), eigenvalues[None])
+        self._write_chunk(f"projectors/{site.name}/eigenvectors", (index, 0, 0), eigenvectors[None])
 
     def read_eigenvalues(self, site: Site, index: int) -> NDArray[np.float64]:
         """`[D]`, ascending."""
-        return self._read(self._array(f"projectors/{site.name}/eigenvalues"), (index,))
+        values: NDArray[np.float64] = self._read_chunk(f"projectors/{site.name}/eigenvalues", (index, 0))[0]
+        return values
 
     def read_eigenvectors(self, site: Site, index: int) -> NDArray[np.float64]:
         """`[D, D]`, column i belongs to eigenvalue i."""
-        return self._read(self._array(f"projectors/{site.name}/eigenvectors"), (index,))
+        vectors: NDArray[np.float64] = self._read_chunk(f"projectors/{site.name}/eigenvectors", (index, 0, 0))[0]
+        return vectors
+
+    def num_decompositions(self, site: Site) -> int:
+        """How many decompositions of a site there are room for: 1 pooled, or one per timestep."""
+        return int(self._array(f"projectors/{site.name}/null_dim").shape[0])
 
     def write_cut(self, site: Site, index: int, null_dim: int, leakage: float) -> None:
         """What a threshold made of one decomposition."""
-        self._write(self._array(f"projectors/{site.name}/null_dim"), (index,), null_dim)
-        self._write(self._array(f"projectors/{site.name}/leakage"), (index,), leakage)
+        self._write_chunk(f"projectors/{site.name}/null_dim", (index,), np.array([null_dim]))
+        self._write_chunk(f"projectors/{site.name}/leakage", (index,), np.array([leakage]))
 
     def read_cut(self, site: Site, index: int) -> tuple[int, float]:
         """(null_dim, leakage) of one decomposition."""
-        null_dim, leakage = (
-            self._read(self._array(f"projectors/{site.name}/{name}"), (index,)) for name in ("null_dim", "leakage")
-        )
+        null_dim, leakage = (self._read_chunk(f"projectors/{site.name}/{name}", (index,))[0] for name in ("null_dim", "leakage"))
         return int(null_dim), float(leakage)

@@ -1,0 +1,61 @@
+"""How many prompts fit a forward."""
+
+from typing import Any
+
+import psutil
+import torch
+from accelerate.utils import find_executable_batch_size
+
+from nullbooth_cli.denoise import DenoisingPath, denoise
+from nullbooth_cli.features import Found
+from nullbooth_cli.model import denoiser_of, free_memory
+from nullbooth_cli.prompts import Prompt
+from nullbooth_cli.sites import Enough, Watch
+
+MARGIN = 0.8  # of the free memory: later steps, sums and waiting writes need some too
+MOST = 256
+
+
+def largest_batch(pipe: Any, path: DenoisingPath, found: Found, prompts: tuple[Prompt, ...], device: torch.device) -> int:
+    """The largest number of prompts per forward that fits, at most `MOST` and the number of prompts.
+
+    On CUDA a step is tried and the batch cut down until it fits. Elsewhere nothing says that memory is short before the system
+    ends the process, so the memory of one and of two prompts is measured and the rest is computed. Cost: a few forwards.
+    """
+    most = min(len(prompts), MOST)
+
+    def attempt(batch_size: int) -> int:
+        repeated = [(row, prompts[row % len(prompts)]) for row in range(batch_size)]
+        try:
+            with Watch(denoiser_of(pipe), tuple(found.owners), found.sites[0].side, lambda *_: None, last=0):
+                denoise(pipe, path, repeated)
+        except Enough:
+            pass
+        return batch_size
+
+    if device.type == "cuda":
+        free = free_memory(device)
+        torch.cuda.set_per_process_memory_fraction(MARGIN * free / torch.cuda.get_device_properties(device).total_memory, device)
+        try:
+            fits: int = find_executable_batch_size(attempt, starting_batch_size=most)()
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, device)
+        return fits
+    peaks = []
+    for batch_size in (1, 2):
+        before = psutil.Process().memory_info().rss
+        attempt(batch_size)
+        peaks.append(_peak_rss() - before)
+    return fitting(peaks[0], peaks[1], int(MARGIN * free_memory(device)), most)
+
+
+def fitting(one: int, two: int, free: int, most: int) -> int:
+    """How many prompts fit, if memory grows in proportion: from the bytes that one and two prompts took."""
+    each = max(two - one, two // 2, 1)
+    return max(1, min(most, free // each))
+
+
+def _peak_rss() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,80 @@
+"""What running a stage would do and take, without writing anything."""
+
+from dataclasses import dataclass
+
+from nullbooth_cli.config import Config
+from nullbooth_cli.prompts import Prompt
+from nullbooth_cli.stages import compute_steps, load_collection
+from nullbooth_cli.states import stage_states
+from nullbooth_cli.store import Site, Store
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage would do: units, seconds (from units measured here before), and bytes against those that are free."""
+
+    stage: str
+    units_done: int
+    units_total: int
+    seconds: float | None
+    bytes_needed: int
+    bytes_free: int | None
+    device: str
+    device_bytes_needed: int
+    device_bytes_free: int
+
+
+def plan(
+    wanted: tuple[str, ...],
+    config: Config,
+    prompts: tuple[Prompt, ...],
+    store: Store | None,
+    device: str | None,
+    free: int | None,
+) -> list[Plan]:
+    """The plans of stages; `free` are the bytes free where the store is.
+
+    Cost: loads the model and runs two steps of one prompt, unless a current collection says which sites there are.
+    """
+    from nullbooth_cli import features, model, moments, projectors
+    from nullbooth_cli.resources import matrices_nbytes
+
+    found = stage_states(config, prompts, store)
+    chosen = model.pick_device(device)
+    if store is not None and found["schedule"].state == "complete":
+        steps = store.schedule()
+    else:
+        _, steps = compute_steps(config, len(prompts))
+    if wanted == ("schedule",):
+        sites: tuple[Site, ...] = ()
+    elif store is not None and found["collect"].state in ("complete", "partial", "released"):
+        sites = store.sites
+    else:
+        sites = load_collection(config, steps, prompts, device).sites
+    covariance_units = moments.covariance_units(sites, len(steps))
+    project_units = projectors.project_units(sites, config.project.scope, len(steps))
+    sums, widest = moments.sums_nbytes(sites, len(steps)), max((site.dim for site in sites), default=0)
+    keep = config.collect.keep
+    kept = features.features_nbytes(sites, len(steps), len(prompts), config.collect.feature_dtype) if keep != "moments" else 0
+    totals = {
+        "schedule": (1, len(steps) * 32, 0),
+        "collect": (
+            -(-len(prompts) // config.collect.batch_size),
+            kept + (2 * sums if keep != "features" else 0),
+            sums if keep != "features" else 0,
+        ),
+        "covariance": (len(covariance_units), matrices_nbytes(covariance_units), 8 * widest * (widest + 1)),
+        "project": (len(project_units), matrices_nbytes(project_units), 3 * 8 * widest * widest),
+    }
+    plans = []
+    for stage in wanted:
+        total, needed, on_device = totals[stage]
+        done, pace = 0, None
+        if found[stage].state not in ("missing", "stale"):
+            done, total = found[stage].units_done, found[stage].units_total or total
+        if store is not None and stage != "schedule":
+            pace = store.pace(stage)
+        needed = needed * (total - done) // (total or 1)
+        seconds = None if pace is None else pace * (total - done)
+        plans.append(Plan(stage, done, total, seconds, needed, free, str(chosen), on_device, model.free_memory(chosen)))
+    return plans

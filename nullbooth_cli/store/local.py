@@ -1,0 +1,145 @@
+"""A store in a local folder: writes that survive a power cut, and one writer at a time."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore
+
+from nullbooth_cli.errors import ResourceError, StoreError
+from nullbooth_cli.store.backing import Backing, Part, holder_text, in_use
+
+TEMPORARY = ".partial"
+
+
+class LocalBacking(Backing):
+    """A folder. The order of a commit: data to a temporary file, fdatasync, rename; all folders; then the progress cell."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path, self.url = path, str(path)
+        self.zarr = DurableLocalStore(self, read_only=read_only)
+        self._folders: set[Path] = set()
+        self._guard = threading.Lock()
+
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    def is_foreign(self) -> bool:
+        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+
+    def get(self, key: str) -> NDArray[np.uint8] | None:
+        try:
+            return np.fromfile(self.path / key, np.uint8)
+        except FileNotFoundError:
+            return None
+
+    def put(self, key: str, parts: list[Part]) -> None:
+        path = self.path / key
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+        try:
+            descriptor = self._new_file(temporary)
+            try:
+                for part in parts:
+                    view = memoryview(part)
+                    while view.nbytes:
+                        view = view[os.write(descriptor, view) :]
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise self.failure(error) from error
+        with self._guard:
+            self._folders |= {path.parent, path.parent.parent}
+
+    def _new_file(self, path: Path) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        try:
+            return os.open(path, flags, 0o666)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, flags, 0o666)
+
+    def sync(self) -> None:
+        with self._guard:
+            folders, self._folders = self._folders, set()
+        for folder in folders:
+            if folder.exists():
+                descriptor = os.open(folder, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+
+    def delete(self, key: str) -> None:
+        (self.path / key).unlink(missing_ok=True)
+
+    def nbytes(self, prefix: str) -> int:
+        return sum(os.path.getsize(os.path.join(root, file)) for root, _, files in os.walk(self.path / prefix) for file in files)
+
+    def free_nbytes(self) -> int | None:
+        existing = next(parent for parent in (self.path.absolute(), *self.path.absolute().parents) if parent.exists())
+        return shutil.disk_usage(existing).free
+
+    def sweep(self) -> None:
+        for leftover in self.path.rglob(f"*{TEMPORARY}"):
+            leftover.unlink()
+
+    @contextlib.contextmanager
+    def lock(self, name: str = "", wait: float = 0) -> Iterator[None]:
+        # Beside the store: inside, Zarr would find an object that it does not know.
+        path = Path(f"{self.path}.lock{name and f'.{name}'}")
+        lock = FileLock(path, timeout=wait)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise in_use(self.url, path.read_text()) from error
+        except OSError as error:
+            raise self.failure(error) from error
+        try:
+            path.write_text(holder_text())
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # a full disk must not hide what went wrong before
+                path.write_text("")
+            lock.release()
+
+    def other_locks(self) -> list[str]:
+        start = f"{self.path.name}.lock."
+        return [path.name.removeprefix(start) for path in self.path.absolute().parent.glob(f"{self.path.name}.lock.*")]
+
+    def failure(self, error: OSError) -> ResourceError | StoreError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return ResourceError(
+                f"no room left for {self.url} ({self.free_nbytes():,} bytes free)",
+                "free some space and run the same command: finished units are kept",
+            )
+        return ResourceError(
+            f"cannot write to {self.url}: {error}", "check the path and its permissions; finished units are kept"
+        )
+
+
+class DurableLocalStore(LocalStore):
+    """What Zarr itself writes (metadata, small vectors) goes the same durable way as the chunks."""
+
+    def __init__(self, backing: LocalBacking, *, read_only: bool = False) -> None:
+        super().__init__(backing.path, read_only=read_only)
+        self._backing = backing
+
+    async def _set(self, key: str, value: Buffer, exclusive: bool = False) -> None:
+        if exclusive and await self.exists(key):
+            return
+        self._check_writable()
+        await asyncio.to_thread(self._backing.put, key, [memoryview(value.as_buffer_like())])

@@ -1,0 +1,47 @@
+"""Tensors on their way to the store and back."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+
+def pack(tensor: torch.Tensor, dtype: str) -> Callable[[], NDArray[Any]]:
+    """Start copying a tensor to host memory in a stored dtype; the function that comes back waits for it.
+
+    bfloat16 becomes its uint16 bits. On CUDA the copy goes to pinned memory on a stream of its own, beside the model's work.
+    """
+    stored = tensor.to(getattr(torch, dtype), copy=True)
+    if stored.device.type != "cuda":
+        return lambda: _bits(stored.cpu())
+    host = torch.empty(stored.shape, dtype=stored.dtype, pin_memory=True)
+    stream = _copy_stream(stored.device)
+    stream.wait_stream(torch.cuda.current_stream(stored.device))
+    with torch.cuda.stream(stream):
+        host.copy_(stored, non_blocking=True)
+        stored.record_stream(stream)
+        copied = torch.cuda.Event()
+        copied.record(stream)
+
+    def wait() -> NDArray[Any]:
+        copied.synchronize()
+        return _bits(host)
+
+    return wait
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def _bits(host: torch.Tensor) -> NDArray[Any]:
+    return (host.view(torch.uint16) if host.dtype == torch.bfloat16 else host).numpy()
+
+
+def unpack(values: NDArray[Any], dtype: str) -> torch.Tensor:
+    """The inverse of `pack`."""
+    tensor = torch.from_numpy(values)
+    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
