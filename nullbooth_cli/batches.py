@@ -23,30 +23,39 @@ def largest_batch(pipe: Any, path: DenoisingPath, found: Found, prompts: tuple[P
     ends the process, so the memory of one and of two prompts is measured and the rest is computed. Cost: a few forwards.
     """
     most = min(len(prompts), MOST)
-
-    def attempt(batch_size: int) -> int:
-        repeated = [(row, prompts[row % len(prompts)]) for row in range(batch_size)]
-        try:
-            with Watch(denoiser_of(pipe), tuple(found.owners), found.sites[0].side, lambda *_: None, last=0):
-                denoise(pipe, path, repeated)
-        except Enough:
-            pass
-        return batch_size
-
     if device.type == "cuda":
-        free = free_memory(device)
-        torch.cuda.set_per_process_memory_fraction(MARGIN * free / torch.cuda.get_device_properties(device).total_memory, device)
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(MARGIN * free_memory(device) / total, device)
         try:
-            fits: int = find_executable_batch_size(attempt, starting_batch_size=most)()
+            return trial_and_error(pipe, path, found, prompts, most)
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0, device)
-        return fits
     peaks = []
     for batch_size in (1, 2):
         before = psutil.Process().memory_info().rss
-        attempt(batch_size)
+        _one_step(pipe, path, found, prompts, batch_size)
         peaks.append(_peak_rss() - before)
     return fitting(peaks[0], peaks[1], int(MARGIN * free_memory(device)), most)
+
+
+def trial_and_error(pipe: Any, path: DenoisingPath, found: Found, prompts: tuple[Prompt, ...], most: int) -> int:
+    """The first batch, from `most` downwards, for which the device does not run out of memory."""
+
+    def attempt(batch_size: int) -> int:
+        _one_step(pipe, path, found, prompts, batch_size)
+        return batch_size
+
+    fits: int = find_executable_batch_size(attempt, starting_batch_size=most)()
+    return fits
+
+
+def _one_step(pipe: Any, path: DenoisingPath, found: Found, prompts: tuple[Prompt, ...], batch_size: int) -> None:
+    members = [(row, prompts[row % len(prompts)]) for row in range(batch_size)]
+    try:
+        with Watch(denoiser_of(pipe), tuple(found.owners), found.sites[0].side, lambda *_: None, last=0):
+            denoise(pipe, path, members)
+    except Enough:
+        pass
 
 
 def fitting(one: int, two: int, free: int, most: int) -> int:

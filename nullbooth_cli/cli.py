@@ -12,6 +12,7 @@ from nullbooth_cli import __version__
 from nullbooth_cli.commands.collect import collect
 from nullbooth_cli.commands.covariance import covariance
 from nullbooth_cli.commands.inspect import inspect
+from nullbooth_cli.commands.merge import merge
 from nullbooth_cli.commands.project import project
 from nullbooth_cli.commands.run import run
 from nullbooth_cli.commands.schedule import schedule
@@ -63,7 +64,7 @@ app = typer.Typer(
     help="Null-space projectors for fine-tuning text-to-image models without forgetting.\n\n"
     "Example: nullbooth run -c configs/nullbooth.yaml && nullbooth inspect",
 )
-for _command in (run, schedule, collect, covariance, project, inspect, status):
+for _command in (run, schedule, collect, covariance, project, inspect, status, merge):
     app.command()(_command)
 
 

@@ -239,6 +239,8 @@ def collect(
             raise KeyboardInterrupt
     yield from _make_durable(store, finished, sinks)
     interrupts.holding = False
+    if interrupts.requested:
+        raise KeyboardInterrupt
 
 
 def _make_durable(store: Store, units: list[int], sinks: Sequence[Sink]) -> list[int]:

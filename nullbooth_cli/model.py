@@ -1,6 +1,7 @@
 """Loads the user's pipeline: device, precision, evaluation mode, frozen. And says which weights it holds."""
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -138,5 +139,6 @@ def _be_quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
     import diffusers
 
-    diffusers.utils.logging.set_verbosity_error()
+    # Not even errors: what stops a load is raised as well, and becomes our message.
+    diffusers.utils.logging.set_verbosity(logging.CRITICAL)
     diffusers.utils.logging.disable_progress_bar()

@@ -60,7 +60,7 @@ def plan(
         "schedule": (1, len(steps) * 32, 0),
         "collect": (
             -(-len(prompts) // config.collect.batch_size),
-            kept + (2 * sums if keep != "features" else 0),
+            kept,
             sums if keep != "features" else 0,
         ),
         "covariance": (len(covariance_units), matrices_nbytes(covariance_units), 8 * widest * (widest + 1)),
@@ -75,6 +75,8 @@ def plan(
         if store is not None and stage != "schedule":
             pace = store.pace(stage)
         needed = needed * (total - done) // (total or 1)
+        if stage == "collect" and keep != "features" and not done:
+            needed += 2 * sums
         seconds = None if pace is None else pace * (total - done)
         plans.append(Plan(stage, done, total, seconds, needed, free, str(chosen), on_device, model.free_memory(chosen)))
     return plans

@@ -6,7 +6,7 @@ processes one decides and prepares; all of them work (`workers`).
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nullbooth_cli.config import STAGES, Config, decomposition_settings, fingerprint, public_settings
@@ -75,6 +75,8 @@ def _state(run: Run, stage: str) -> str:
 
 def _refuse_or_say(stage: str, run: Run) -> str | None:
     """Raise StageError if a stage cannot run now; say so if there is nothing to do."""
+    if run.repair:
+        run.store.mend_cells(stage)
     now = stage_states(run.config, run.prompts, run.store)
     for upstream in STAGES[: STAGES.index(stage)]:
         require(now, upstream, run.store.url)
@@ -99,7 +101,7 @@ def _refuse_or_say(stage: str, run: Run) -> str | None:
     return None
 
 
-def _begin(run: Run, stage: str, extra: dict[str, Any] | None = None, **notes: Any) -> None:
+def begin(run: Run, stage: str, extra: dict[str, Any] | None = None, **notes: Any) -> None:
     """Write the record that marks a stage as begun under the current config; `notes` are no part of its fingerprint."""
     records = run.store.records
     record = {
@@ -127,11 +129,13 @@ def _work(run: Run, stage: str, begun: Begun, units: Iterator[str]) -> Iterator[
         done = begun.done + run.workers.count(1)
         now = time.monotonic()
         if run.workers.rank == 0 and now - noted >= PACE_SECONDS:
-            run.store.note_pace(stage, (now - started) / mine)
+            with run.workers.preparing():
+                run.store.note_pace(stage, (now - started) / mine)
             noted = now
         yield Progress(stage, done, begun.total, what)
     if run.workers.rank == 0 and mine:
-        run.store.note_pace(stage, (time.monotonic() - started) / mine)
+        with run.workers.preparing():
+            run.store.note_pace(stage, (time.monotonic() - started) / mine)
     for count in run.workers.finish():
         if begun.done + count > done:
             done = begun.done + count
@@ -141,7 +145,7 @@ def _work(run: Run, stage: str, begun: Begun, units: Iterator[str]) -> Iterator[
 def _run_schedule(run: Run) -> Iterator[Event]:
     run.workers.agree(lambda: _write_schedule(run))
     run.store.reload()
-    yield Progress("schedule", 1, 1, f"{len(run.store.schedule())} steps")
+    yield Progress("schedule", 1, 1, f"{run.store.num_steps} steps")
 
 
 def _write_schedule(run: Run) -> None:
@@ -152,7 +156,7 @@ def _write_schedule(run: Run) -> None:
     run.store.write_record("schedule", None)
     run.store.write_schedule(steps)
     values = fingerprint([(step.timestep, step.sigma) for step in steps])
-    _begin(run, "schedule", {"scheduler": scheduler, "values": values})
+    begin(run, "schedule", {"scheduler": scheduler, "values": values})
 
 
 def compute_steps(config: Config, num_prompts: int) -> tuple[str, tuple[Step, ...]]:
@@ -247,8 +251,8 @@ def _run_collect(run: Run) -> Iterator[Event]:
         )
         yield from _work(run, "collect", begun, (f"prompts of unit {unit}" for unit in units))
     run.store.reload()
-    if layout.moments and not run.workers.shard and _state(run, "collect") == "complete" and run.workers.agree(lambda: True):
-        yield from _run_covariance(run)
+    if layout.moments and not run.workers.shard and run.workers.agree(lambda: _state(run, "collect") == "complete"):
+        yield from _run_covariance(replace(run, limit=None, repair=False))
 
 
 def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, num_steps: int) -> dict[str, Any]:
@@ -264,7 +268,7 @@ def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, 
         note = _take_out(run)
         afresh = note is None
         notes.append(note or "sums cannot give back single prompts exactly, and their features are not there: collecting again")
-    if not afresh and found.units_done == 0 and store.layout.batch_size != batch_size:
+    if not afresh and not run.workers.shard and found.units_done == 0 and store.layout.batch_size != batch_size:
         afresh = True  # the size of a unit is the size of a chunk: it may change as long as nothing has been collected
     sums = moments.sums_nbytes(loaded.sites, num_steps)
     if afresh:
@@ -275,7 +279,7 @@ def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, 
         store.write_record("collect", None)
         store.create_collection(loaded.sites, num_steps, len(run.prompts), layout)
         store.write_rows(0, run.prompts)
-        _begin(run, "collect", {"weights": weights}, layout=vars(layout))
+        begin(run, "collect", {"weights": weights}, layout=vars(layout))
         return _begun(run, "collect", bool, notes)
     layout = store.layout
     recorded = store.records["collect"]["weights"]
@@ -298,10 +302,14 @@ def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, 
         missing = int((store.cells("collect") == 0).sum()) * layout.batch_size + len(added)
         resources.ensure_room(store, features.features_nbytes(loaded.sites, num_steps, missing, layout.dtype))
     if added:
-        start = len(store.cells("collect")) * layout.batch_size
+        cells = store.cells("collect")
+        # A kill may have left room behind the last unit that holds anything.
+        start = max((unit + 1 for unit in range(len(cells)) if cells[unit] or store.members(unit)), default=0) * layout.batch_size
         store.extend_collection(start + len(added))
         store.write_rows(start, added)
         notes.append(f"{len(added)} prompts are new: they are added to the {start} rows that are there")
+    cells = store.cells("collect")
+    store.mark("collect", [unit for unit in range(len(cells)) if not cells[unit] and not store.members(unit)], 1)
     return _begun(run, "collect", bool, notes)
 
 
@@ -311,14 +319,11 @@ def _take_out(run: Run) -> str | None:
     removed = set(removed_prompts(run.prompts, store))
     if not store.layout.features or (store.cells("collect") == RELEASED).any():
         return None
-    for row, prompt in enumerate(store.rows):
-        if prompt in removed:
-            store.write_rows(row, [None])
-    cells = store.cells("collect")
-    store.mark("collect", [unit for unit in range(len(cells)) if not cells[unit] and not store.members(unit)], 1)
+    store.write_rows(0, [None if prompt in removed else prompt for prompt in store.rows])
     if store.layout.moments:
         record = store.records["collect"]
-        store.write_record("collect", {**record, "layout": {**record["layout"], "keep": "features"}})
+        settings = {name: value for name, value in record["settings"].items() if name != "covariance.accumulate"}
+        store.write_record("collect", {**record, "settings": settings, "layout": {**record["layout"], "keep": "features"}})
         store.delete("parts")
     return f"{len(removed)} prompts are taken out; their moments are recomputed from the features that stay (covariance --force)"
 
@@ -346,7 +351,7 @@ def _begin_covariance(run: Run) -> dict[str, Any]:
 
     store, notes = run.store, []
     store.reload()
-    sites, num_steps = store.sites, len(store.schedule())
+    sites, num_steps = store.sites, store.num_steps
     found = stage_states(run.config, run.prompts, store)["covariance"]
     afresh = found.state in ("missing", "stale") or run.force
     released = store.layout.keep == "features" and bool((store.cells("collect") == RELEASED).any())
@@ -363,7 +368,7 @@ def _begin_covariance(run: Run) -> dict[str, Any]:
         store.create_moments(sites, num_steps)
     elif run.repair:
         notes.append(forget_damaged(store, "covariance"))
-    _begin(run, "covariance", rows=covered_rows(store))
+    begin(run, "covariance", rows=covered_rows(store))
     target = len(store.cells("collect"))
     return _begun(run, "covariance", lambda cell: cell == target, notes)
 
@@ -387,7 +392,7 @@ def _run_project(run: Run) -> Iterator[Event]:
     begun = Begun(**run.workers.agree(lambda: _begin_project(run)))
     store.reload()
     yield from map(Note, begun.notes)
-    num_steps = len(store.schedule())
+    num_steps = store.num_steps
     every = project_units(store.sites, section.scope, num_steps)
     units = project(
         store,
@@ -415,7 +420,7 @@ def _begin_project(run: Run) -> dict[str, Any]:
         )
     if section.nullspace_threshold is not None and section.threshold_percent is not None:
         notes.append("nullspace_threshold and threshold_percent are both set: the percentile is in force")
-    sites, num_steps = store.sites, len(store.schedule())
+    sites, num_steps = store.sites, store.num_steps
     units = project_units(sites, section.scope, num_steps)
     found = stage_states(run.config, run.prompts, store)["project"]
     if found.state == "missing" or run.force:
@@ -433,7 +438,7 @@ def _begin_project(run: Run) -> dict[str, Any]:
             store.write_record("decomposition", basis)
         store.write_record("project", None)
         store.create_progress("project", len(units))
-        _begin(run, "project")
+        begin(run, "project")
     return _begun(run, "project", bool, notes)
 
 

@@ -30,12 +30,12 @@ class Damage:
 
 def checks(store: Store, stage: str) -> Iterator[Check]:
     """All that the progress of a stage vouches for, in pieces of about a chunk."""
-    num_steps = len(store.schedule()) if "schedule" in store.records else 0
-    if stage == "schedule" and num_steps:
-        yield Check(stage, (), store.schedule)
     if stage not in store.records:
         return
-    if stage == "collect":
+    num_steps = store.num_steps
+    if stage == "schedule":
+        yield Check(stage, (), store.schedule)
+    elif stage == "collect":
         yield Check(stage, (), lambda: store.rows)
         yield from _collect_checks(store, num_steps)
     elif stage == "covariance":
@@ -84,13 +84,11 @@ def damages(store: Store, stage: str) -> Iterator[Check | Damage]:
 def forget_damaged(store: Store, stage: str) -> str:
     """Mark the damaged units of collect or covariance as not done. Returns what was found."""
     found = [damage for damage in damages(store, stage) if isinstance(damage, Damage)]
-    beyond = [damage for damage in found if not damage.check.units and "progress/" not in damage.error.message]
-    if beyond:
-        raise beyond[0].error
+    for damage in found:
+        if not damage.check.units:
+            raise damage.error
     units = sorted({unit for damage in found for unit in damage.check.units})
-    cells = store.cells(stage, damaged=0)
     store.mark(stage, units, 0)
-    store.mark(stage, [unit for unit, cell in enumerate(cells) if not cell], 0)
     for name in sorted({damage.check.part.name for damage in found if damage.check.part}):
         store.delete(f"parts/{name}")
     listed = "".join(f"\n  {damage.error.message}" for damage in found)

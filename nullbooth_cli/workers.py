@@ -9,21 +9,22 @@
 import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from nullbooth_cli.errors import ConfigError, StageError
 
 POLL_SECONDS = 0.2
-LONGEST_STAGE = timedelta(days=30)
+BEAT_SECONDS = 5.0
+DEAD_SECONDS = 60.0  # without a sign of life; a thread gives them, however long a unit takes
 
 
 class OtherProcessFailed(StageError):
-    """Another process of the launch stopped with an error, which it has told itself."""
+    """Another process of the launch stopped: with an error, which it has told itself, or without a word."""
 
     def __init__(self) -> None:
         super().__init__("another process of this launch failed", "its own message says why; finished units are kept")
@@ -55,16 +56,22 @@ class Workers:
 
     def __init__(self, shard: Shard | None = None, preparing: Callable[[], AbstractContextManager[None]] | None = None) -> None:
         self.shard = shard
-        self._preparing = preparing or contextlib.nullcontext
+        self.preparing = preparing or contextlib.nullcontext
 
     @property
     def part(self) -> str:
         """A name that no process running at the same time has."""
         return f"{self.shard or Shard(1, 1)}.{self.rank}"
 
+    @property
+    def lock(self) -> str:
+        """The lock that a process other than the first of its launch holds, so that no later run begins beside it."""
+        shard = self.shard or Shard(1, 1)
+        return f"{shard.number}.{self.rank}-of-{shard.count}"
+
     def agree(self, decide: Callable[[], Any]) -> Any:
         """What `decide()` returns (a JSON value), run by one process for all. Its error stops all of them."""
-        with self._preparing():
+        with self.preparing():
             return decide()
 
     def mine(self, units: Sequence[int]) -> list[int]:
@@ -87,7 +94,11 @@ class Workers:
 
 
 class Launched(Workers):
-    """One of the processes of a launcher. No collective is used: a process that dies cannot make the others hang in one."""
+    """One of the processes of a launcher. No collective is used: a process that dies cannot make the others hang in one.
+
+    A process that fails says so; one that is killed, or whose machine is gone, is missed after `DEAD_SECONDS`. The others then
+    draw no more units, write what they have and end.
+    """
 
     def __init__(self, shard: Shard | None = None, preparing: Callable[[], AbstractContextManager[None]] | None = None) -> None:
         super().__init__(shard, preparing)
@@ -96,7 +107,7 @@ class Launched(Workers):
         from torch.distributed.distributed_c10d import _get_default_store
 
         # Without cpu=True on a machine without CUDA every process believes that it is alone.
-        self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_STAGE)
+        self._state = PartialState(cpu=not torch.cuda.is_available())
         wanted = int(os.environ["WORLD_SIZE"])
         if self._state.num_processes != wanted:
             self._state.destroy_process_group()
@@ -110,37 +121,48 @@ class Launched(Workers):
         # The store that every process already talks to: no further port, and it counts tickets.
         self._keys: Any = _get_default_store()
         self._round = 0
+        self._looked, self._seen = 0.0, {rank: (0, time.monotonic()) for rank in range(self.size) if rank != self.rank}
+        self._ending = threading.Event()
+        threading.Thread(target=self._beat, daemon=True).start()
 
     def agree(self, decide: Callable[[], Any]) -> Any:
         self._round += 1
         key = self._key("decision")
         if self.rank == 0:
             decision = super().agree(decide)
-            self._keys.set(key, json.dumps(decision))
+            self._ask("set", key, json.dumps(decision))
             return decision
-        while not self._keys.check([key]):
-            self._check_others()
+        while not self._ask("check", [key]):
+            if self._is_broken():
+                raise OtherProcessFailed
             time.sleep(POLL_SECONDS)
-        return json.loads(self._keys.get(key))
+        return json.loads(self._ask("get", key))
 
     def share(self, num_items: int) -> Iterator[int]:
-        while (ticket := self._keys.add(self._key("ticket"), 1) - 1) < num_items:
+        # Once another failed this one ends as if all were done, which writes what it holds; `finish` then raises.
+        while not self._is_broken() and (ticket := self._ask("add", self._key("ticket"), 1) - 1) < num_items:
             yield ticket
 
     def count(self, done: int) -> int:
-        return int(self._keys.add(self._key("done"), done))
+        return int(self._ask("add", self._key("done"), done))
 
     def finish(self) -> Iterator[int]:
+        if self._is_broken():
+            raise OtherProcessFailed
         finished = self._key("finished")
-        self._keys.add(finished, 1)
-        while self._keys.add(finished, 0) < self.size:
-            self._check_others()
+        self._ask("add", finished, 1)
+        while self._ask("add", finished, 0) < self.size:
+            if self._is_broken():
+                raise OtherProcessFailed
             if self.rank == 0:
                 yield self.count(0)
             time.sleep(POLL_SECONDS)
+        if self.rank == 0:
+            yield self.count(0)
 
     def close(self, failed: bool) -> None:
         """Leave the launch; the others learn whether this process failed."""
+        self._ending.set()
         try:
             if failed:
                 self._keys.set("failed", str(self.rank))
@@ -158,13 +180,33 @@ class Launched(Workers):
     def _key(self, name: str) -> str:
         return f"nullbooth/{self._round}/{name}"
 
-    def _check_others(self) -> None:
+    def _ask(self, operation: str, *arguments: Any) -> Any:
         try:
-            failed = self._keys.check(["failed"])
-        except RuntimeError as error:
+            return getattr(self._keys, operation)(*arguments)
+        except RuntimeError as error:  # the rendezvous ends with the process that holds it
             raise OtherProcessFailed from error
-        if failed:
-            raise OtherProcessFailed
+
+    def _beat(self) -> None:
+        with contextlib.suppress(OtherProcessFailed):
+            while not self._ending.wait(BEAT_SECONDS):
+                self._ask("add", f"beat/{self.rank}", 1)
+
+    def _is_broken(self) -> bool:
+        """Whether another process failed, or gave no sign of life for a while."""
+        try:
+            return bool(self._ask("check", ["failed"])) or self._is_one_silent()
+        except OtherProcessFailed:
+            return True
+
+    def _is_one_silent(self) -> bool:
+        now = time.monotonic()
+        if now - self._looked < BEAT_SECONDS:
+            return False
+        self._looked = now
+        for rank, (beats, since) in self._seen.items():
+            found = self._ask("add", f"beat/{rank}", 0)
+            self._seen[rank] = (found, now if found != beats else since)
+        return any(now - since > DEAD_SECONDS for _, since in self._seen.values())
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ ORDER = [
     "batches",
     "stages",
     "plans",
+    "merging",
     "report",
     "console",
     "commands",

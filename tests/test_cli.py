@@ -13,13 +13,15 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from nullbooth_cli import console, model, stages
+from nullbooth_cli import console, model
 from nullbooth_cli.cli import app
 from nullbooth_cli.config import Config
+from nullbooth_cli.plans import plan
 from nullbooth_cli.store import Store
-from tests.conftest import prompts_of, small_config
+from nullbooth_cli.store.local import LocalBacking
+from tests.conftest import PROMPTS, prompts_of, small_config
 
-COMMANDS = ("run", "schedule", "collect", "covariance", "project", "inspect", "status")
+COMMANDS = ("run", "schedule", "collect", "covariance", "project", "inspect", "status", "merge")
 
 
 def nullbooth(*arguments: str) -> Result:
@@ -109,7 +111,55 @@ class TestAnswers:
         document = json.loads(result.stdout)
         assert set(document["stages"]) == {"schedule", "collect", "covariance", "project"}
         assert document["stages"]["collect"]["units_total"] == 2
+        assert all(stage["seconds"] is None for stage in document["stages"].values())
         assert not (small.parent / "run.zarr").exists()
+        assert not (small.parent / "run.zarr.lock").exists()
+
+    @pytest.mark.parametrize("keep", ["features", "moments"])
+    def test_dry_run_of_what_is_begun_knows_the_time(self, small: Path, keep: str) -> None:
+        keeping = ("--set", f"collect.keep={keep}")
+        assert nullbooth("collect", "-c", str(small), *keeping, "--limit", "1").exit_code == 0
+        before = {path: path.stat().st_mtime_ns for path in (small.parent / "run.zarr").rglob("*")}
+        result = nullbooth("collect", "-c", str(small), *keeping, "--dry-run", "--json")
+        plan = json.loads(result.stdout)["stages"]["collect"]
+        assert (plan["units_done"], plan["units_total"]) == (1, 2)
+        assert 0 < plan["seconds"] < 600
+        assert plan["bytes_free"] > plan["bytes_needed"] > 0
+        assert (plan["device_bytes_needed"] > 0) == (keep == "moments")
+        assert plan["device_bytes_free"] > 0
+        table = nullbooth("collect", "-c", str(small), *keeping, "--dry-run").stdout
+        assert re.search(r"collect +1 +1 +\d+ s", table)
+        assert {path: path.stat().st_mtime_ns for path in (small.parent / "run.zarr").rglob("*")} == before
+
+    def test_verify_reads_everything(self, done: str) -> None:
+        result = nullbooth("status", "-s", done, "--verify")
+        assert result.exit_code == 0, result.stderr
+        assert re.search(r"verified: \d+ pieces read, 0 damaged", result.stdout)
+        chunk = next(Path(done, "features").rglob("c.1.0.0.0"))
+        chunk.write_bytes(chunk.read_bytes()[:-1] + b"x")
+        Path(done, "schedule/sigmas/c.0").unlink()
+        result = nullbooth("status", "-s", done, "--verify", "--json")
+        assert result.exit_code == 4
+        verified = json.loads(result.stdout)["verify"]
+        assert [damage["stage"] for damage in verified["damaged"]] == ["schedule", "collect"]
+        assert "schedule/sigmas chunk c.0 is damaged: it is missing" in verified["damaged"][0]["error"]
+        assert f"collect --repair -s {done}" in verified["damaged"][1]["hint"]
+
+    def test_release_and_merge(self, small: Path, tmp_path: Path) -> None:
+        half = ("--set", f"original_knowledge_prompts=[{PROMPTS[0]}, {PROMPTS[1]}]", "-s", str(tmp_path / "half.zarr"))
+        for arguments in (("-c", str(small), "--set", f"original_knowledge_prompts=[{PROMPTS[2]}]"), ("-c", str(small), *half)):
+            assert nullbooth("collect", *arguments).exit_code == 0
+            released = nullbooth("covariance", *arguments, "--release")
+            assert re.search(r"released \d+\.\d MB of features", released.stderr)
+        status = json.loads(nullbooth("status", "-s", str(tmp_path / "half.zarr"), "--json").stdout)
+        assert status["stages"]["collect"]["state"] == "released"
+        sources = (str(tmp_path / "run.zarr"), str(tmp_path / "half.zarr"))
+        merged = nullbooth("merge", *sources, "-s", str(tmp_path / "all.zarr"), "--json")
+        assert merged.exit_code == 0, merged.stderr
+        assert json.loads(merged.stdout)["state"] == "complete"
+        assert nullbooth("project", "-s", str(tmp_path / "all.zarr")).exit_code == 0
+        refused(nullbooth("merge", *sources, "-s", str(tmp_path / "all.zarr")), 4, "holds a collection already")
+        refused(nullbooth("merge", sources[0], sources[0], "-s", str(tmp_path / "x.zarr")), 2, "two or more different stores")
 
     def test_quiet_and_verbose(self, small: Path) -> None:
         assert nullbooth("schedule", "-c", str(small), "-q").stderr == ""
@@ -266,13 +316,10 @@ class TestBadInput:
         (Path(done) / "zarr.json").write_text(json.dumps(document))
         refused(nullbooth("inspect", "-s", done), 4, "store format 99", "upgrade")
 
-    def test_a_store_that_is_a_url(self, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(tmp_path)
+    def test_credentials_in_the_url_of_a_store(self, small: Path) -> None:
         result = nullbooth("schedule", "-c", str(small), "-s", "s3://key:secret@bucket/run.zarr")
         refused(result, 2, "carries credentials", "storage_options")
         assert "secret" not in result.output
-        refused(nullbooth("schedule", "-c", str(small), "--set", "store=s3://bucket/run.zarr"), 2, "is a URL")
-        assert not (tmp_path / "s3:").exists()
 
     def test_a_damaged_chunk_and_the_command_that_mends_it(self, done: str) -> None:
         chunk = next((Path(done) / "moments").rglob("sum_xxT/c.0.0.0"))
@@ -285,8 +332,18 @@ class TestBadInput:
         assert nullbooth("status", "-s", done, "--check", "project").exit_code == 0
 
     def test_no_room(self, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(stages, "free_bytes", lambda path: 10)
+        monkeypatch.setattr(LocalBacking, "free_nbytes", lambda self: 10)
         refused(nullbooth("collect", "-c", str(small)), 5, "10 are free")
+
+    @pytest.mark.parametrize("shard", ["4/3", "0/3", "3", "a/b"])
+    def test_a_shard_of_nothing(self, small: Path, shard: str) -> None:
+        refused(nullbooth("collect", "-c", str(small), "--shard", shard), 2, f"--shard {shard}", "such as 3/16")
+
+    def test_force_would_undo_other_shards(self, small: Path) -> None:
+        refused(nullbooth("collect", "-c", str(small), "--shard", "1/2", "--force"), 2, "what the other shards did")
+
+    def test_nothing_to_repair(self, small: Path) -> None:
+        refused(nullbooth("collect", "-c", str(small), "--repair"), 3, "there is nothing to repair")
 
     @pytest.mark.parametrize("device", ["cuda:7", "gpu", "tpu"])
     def test_no_such_device(self, small: Path, device: str) -> None:
@@ -368,7 +425,9 @@ class TestProcess:
     def test_a_second_writer_is_told_who_holds_the_store(self, done: str) -> None:
         code = f"""
 import time
+from nullbooth_cli.plans import plan
 from nullbooth_cli.store import Store
+from nullbooth_cli.store.local import LocalBacking
 with Store.open({done!r}, write=True).lock():
     print(1, flush=True)
     time.sleep(60)
@@ -389,7 +448,7 @@ with Store.open({done!r}, write=True).lock():
         disk.mkdir()
         config = small_config(disk / "run.zarr", collect__batch_size=2, collect__cross_attention_layers=[0, 9])
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(config.model_dump()))
-        needed = stages.plan(("collect",), config, prompts_of(config), None, disk / "run.zarr", "cpu")[0].bytes_needed
+        needed = plan(("collect",), config, prompts_of(config), None, "cpu", None)[0].bytes_needed
         # The estimate fits; the metadata and the rounding to whole pages that come on top do not.
         mount = ["mount", "-t", "tmpfs", "-o", f"size={needed + 60_000}", "tmpfs", str(disk)]
         if subprocess.run(mount, capture_output=True, check=False).returncode:

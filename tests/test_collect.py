@@ -1,8 +1,11 @@
 """What collect stores is what the model's projections received, on the model's own path."""
 
+import dataclasses
 import shutil
 import threading
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from nullbooth_cli import features, stages
+from nullbooth_cli import batches, features, stages
 from nullbooth_cli.denoise import DenoisingPath, cut_words
 from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.events import Note
@@ -18,7 +21,7 @@ from nullbooth_cli.model import denoiser_of
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.store import Site, Store
 from nullbooth_cli.toy import FOLDER
-from tests.conftest import PROMPTS, execute, prompts_of, small_config
+from tests.conftest import PROMPTS, execute, prompts_of, small_config, states_of
 
 NOISE = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "v_prediction"}
 
@@ -270,3 +273,89 @@ def test_long_prompts_are_said_with_the_lost_words(tmp_path: Path, pipe: Any) ->
 
 def test_no_hooks_are_left_behind(pipe: Any) -> None:
     assert not any(module._forward_pre_hooks for module in denoiser_of(pipe).modules())
+
+
+class TestNothingMoreIsComputed:
+    """Modules of the model are counted: what nobody asked for does not run."""
+
+    @pytest.fixture
+    def calls(self, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        load = stages.load_collection
+
+        def counted(*arguments: Any) -> Any:
+            loaded = load(*arguments)
+            unet = loaded.pipe.unet
+            for name, module in {
+                "unet": unet,
+                "down": unet.down_blocks[0],
+                "up": unet.up_blocks[-1],
+                "text": loaded.pipe.text_encoder,
+                "vae": loaded.pipe.vae.decoder,
+            }.items():
+                module.register_forward_hook(lambda *_, name=name: counts.update([name]))
+            return loaded
+
+        monkeypatch.setattr(stages, "load_collection", counted)
+        return counts
+
+    @pytest.mark.parametrize("keep", ["features", "moments"])
+    def test_text_needs_no_denoiser(self, tmp_path: Path, finished: Any, calls: Counter[str], keep: str) -> None:
+        switches = {"q_features": False, "out_features": False}
+        config = small_config(tmp_path / "run.zarr", collect__collect_features=switches, collect__keep=keep)
+        store = execute(config, "collect", "covariance")
+        assert calls["text"] > 0
+        assert calls["unet"] == calls["down"] == calls["vae"] == 0
+        _, whole = finished
+        text = next(site for site in whole.sites if site.feature == "k")
+        (site,) = store.sites
+        assert (site, site.timestep_free) == (text, True)
+        np.testing.assert_allclose(store.read_moment(site, 0)[0], whole.read_moment(text, 0)[0], rtol=1e-6, atol=1e-6)
+
+    def test_the_last_forward_ends_at_the_last_wanted_layer(self, tmp_path: Path, calls: Counter[str]) -> None:
+        execute(small_config(tmp_path / "run.zarr", collect__cross_attention_layers=["down_blocks.1*"]), "collect")
+        # Three units of four steps each; the last step of each does not reach the end.
+        assert calls["down"] == 12
+        assert calls["unet"] == calls["up"] == 9
+        assert calls["vae"] == 0
+
+    def test_one_forward_is_enough_for_what_is_free_of_the_timestep(
+        self, tmp_path: Path, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As in PixArt, whose text is transformed inside the denoiser: nothing is given, yet no timestep plays a part."""
+        find = features.find_sites
+        monkeypatch.setattr(features, "find_sites", lambda *arguments: dataclasses.replace(find(*arguments), given=frozenset()))
+        switches = {"q_features": False, "out_features": False}
+        execute(small_config(tmp_path / "run.zarr", collect__collect_features=switches), "collect")
+        assert calls["down"] == 3
+        assert calls["unet"] == 0
+
+
+class TestAutoBatch:
+    def test_the_largest_batch_that_fits_memory(self) -> None:
+        assert batches.fitting(one=300, two=400, free=2000, most=64) == 10
+        assert batches.fitting(one=100, two=200, free=10**9, most=64) == 64
+        assert batches.fitting(one=100, two=200, free=10, most=64) == 1
+
+    def test_it_sets_the_unit_and_is_recorded(self, tmp_path: Path) -> None:
+        config = small_config(tmp_path / "run.zarr", collect__cross_attention_layers=["mid_block*"])
+        store = execute(config, "collect", auto_batch=True, limit=1)
+        assert store.layout.batch_size == len(PROMPTS)
+        assert states_of(config)["collect"] == "complete"
+
+    def test_a_device_without_room_is_tried_with_less(self, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The search on CUDA, driven by a denoiser that runs out of memory above five prompts."""
+        tried: list[int] = []
+
+        def denoise(pipe: Any, path: Any, members: list[Any]) -> None:
+            tried.append(len(members))
+            if len(members) > 5:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+        monkeypatch.setattr(batches, "denoise", denoise)
+        found = SimpleNamespace(owners={}, sites=[SimpleNamespace(side="input")])
+        prompts = tuple(Prompt(f"prompt {i}") for i in range(40))
+        fits = batches.trial_and_error(pipe, None, found, prompts, 40)
+        assert 1 <= fits <= 5
+        assert tried[0] == 40
+        assert tried == sorted(tried, reverse=True)

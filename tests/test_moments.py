@@ -8,8 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nullbooth_cli.errors import ResourceError
+from nullbooth_cli.features import sample_tokens
 from nullbooth_cli.moments import SecondMoment, pooled, read_ahead, second_moment
 from nullbooth_cli.projectors import Projector, decompose, load_projector
+from nullbooth_cli.resources import place_for_sums
+from nullbooth_cli.store import Site
 from nullbooth_cli.tensors import unpack
 from tests.conftest import execute, small_config
 
@@ -175,3 +179,88 @@ class TestOnTheModel:
             mine, theirs = pooled(store, site, 4), pooled(other, site, 4)
             assert_close(theirs[0], mine[0], 1e-4)
             assert theirs[2] == mine[2]
+
+
+@pytest.mark.parametrize("accumulate", ["float64", "float32"])
+def test_moments_folded_on_the_way_are_those_of_the_features(finished, tmp_path, accumulate: str) -> None:
+    """keep: moments and keep: both give what covariance makes of float32 features, for any batch."""
+    _, store = finished
+    for keep, batch in (("moments", 3), ("both", 8)):
+        changes = {"collect__keep": keep, "collect__batch_size": batch, "covariance__accumulate": accumulate}
+        folded = execute(small_config(tmp_path / f"{keep}.zarr", **changes), "collect")
+        assert (folded.path / "features").exists() == (keep == "both")
+        for site, twin in zip(store.sites, folded.sites, strict=True):
+            for t in range(site.num_recorded(4)):
+                mine, theirs = store.read_moment(site, t), folded.read_moment(twin, t)
+                assert_close(theirs[0], mine[0], 1e-12 if batch == 3 and accumulate == "float64" else 1e-4)
+                assert theirs[2] == mine[2]
+
+
+class TestSampling:
+    def test_the_choice_depends_on_seed_row_step_and_site_alone(self) -> None:
+        values = torch.arange(4 * 50).reshape(4, 50, 1)
+
+        def chosen(rows: list[int], seed: int = 0, step: int = 0, site: str = "a") -> torch.Tensor:
+            return sample_tokens(values[: len(rows)], 7, seed, rows, step, site) % 50
+
+        every = chosen([0, 1, 2, 3])
+        assert every.shape == (4, 7, 1)
+        assert all(len(set(prompt.flatten().tolist())) == 7 for prompt in every)
+        assert torch.equal(chosen([2])[0], every[2])
+        assert torch.equal(chosen([3, 0])[1], every[0])
+        for other in (chosen([0], seed=1), chosen([0], step=1), chosen([0], site="b"), chosen([1])):
+            assert not torch.equal(other[0], every[0])
+        assert torch.equal(sample_tokens(values, 50, 0, [0, 1, 2, 3], 0, "a"), values)
+
+    def test_every_token_is_as_likely(self) -> None:
+        """4,000 draws of 8 of 20 tokens: each token comes 1,600 times, give or take five standard deviations."""
+        index = torch.arange(20).reshape(1, 20, 1)
+        drawn = torch.cat([sample_tokens(index, 8, 0, [row], 0, "site").flatten() for row in range(4000)])
+        counts = torch.bincount(drawn, minlength=20)
+        assert (counts - 1600).abs().max() < 5 * (4000 * 0.4 * 0.6) ** 0.5
+
+    def test_moments_of_a_sample_are_unbiased(self) -> None:
+        """The mean over many samples of the second moment of a sample is the second moment of all tokens, within its error."""
+        values = torch.randn(1, 30, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * torch.arange(1.0, 5.0)
+        exact = values[0].T @ values[0] / 30
+        samples = torch.stack([sample_tokens(values, 6, 0, [row], 0, "s")[0] for row in range(3000)])
+        moments = samples.transpose(1, 2) @ samples / 6
+        error = moments.std(0) / 3000**0.5
+        assert ((moments.mean(0) - exact).abs() < 5 * error).all()
+
+    def test_on_the_model_it_is_repeatable_and_leaves_text_alone(self, tmp_path) -> None:
+        layers = {"collect__cross_attention_layers": ["mid_block*", 0], "collect__tokens_per_prompt": 5}
+        one, two, folded, whole = (
+            execute(small_config(tmp_path / f"{name}.zarr", **{**layers, **changes}), "collect", "covariance")
+            for name, changes in (
+                ("one", {}),
+                ("two", {"collect__batch_size": 8}),
+                ("folded", {"collect__keep": "moments"}),
+                ("whole", {"collect__tokens_per_prompt": None}),
+            )
+        )
+        for site, full in zip(one.sites, whole.sites, strict=True):
+            assert site.num_tokens == (full.num_tokens if site.feature == "k" else 5)
+            for t in range(site.num_recorded(4)):
+                sampled = one.read_features(site, t, 0)
+                np.testing.assert_allclose(sampled, two.read_features(site, t, 0)[:3], rtol=1e-3, atol=1e-3)
+                everything = whole.read_features(full, t, 0)
+                assert all((np.abs(everything[0] - token).max(1) < 1e-4).any() for token in sampled[0])
+                assert one.read_moment(site, t)[2] == folded.read_moment(site, t)[2] == 8 * site.num_tokens
+                assert_close(folded.read_moment(site, t)[0], one.read_moment(site, t)[0], 1e-12)
+
+
+def test_sums_may_stay_elsewhere_than_the_vectors() -> None:
+    """Products are formed where the vectors are; the sums of a large model may stay in host memory."""
+    x = torch.randn(9, 3, dtype=torch.float64)
+    moment = SecondMoment(3)
+    moment.update(x)
+    again = SecondMoment(3)
+    again.add(moment.sums())
+    again.add(moment.sums())
+    assert_close(again.sum_xxt.numpy(), 2 * (x.T @ x).numpy())
+    assert again.count == 18
+    site = Site("l", "q", "input", ("w",), False, 1, 1000)
+    assert place_for_sums([site], 1, torch.device("cpu")) == torch.device("cpu")
+    with pytest.raises(ResourceError, match="the sums of 1 sites and 10000000 steps need"):
+        place_for_sums([site], 10_000_000, torch.device("cpu"))

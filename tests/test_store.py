@@ -188,9 +188,16 @@ def test_a_store_of_another_project(tmp_path: Path) -> None:
 def test_a_newer_format(store: Store) -> None:
     path = store.path / "zarr.json"
     document = json.loads(path.read_text())
-    document["attributes"]["format_version"] = 2
+    document["attributes"]["format_version"] = 3
     path.write_text(json.dumps(document))
-    with pytest.raises(StoreError, match="has store format 2; this nullbooth reads up to 1"):
+    with pytest.raises(StoreError, match="has store format 3; this nullbooth reads 2"):
+        Store.open(store.path)
+
+
+def test_an_older_format(store: Store) -> None:
+    path = store.path / "zarr.json"
+    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 1'))
+    with pytest.raises(StoreError, match="store format 1, of an earlier nullbooth"):
         Store.open(store.path)
 
 

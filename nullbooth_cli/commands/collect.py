@@ -5,10 +5,11 @@ from nullbooth_cli.commands.options import stage_command
 
 @stage_command("collect")
 def collect() -> None:
-    """Run the model over the prompts and store what enters its cross-attention projections.
+    """Run the model over the prompts and store what enters its cross-attention projections, or add it up on the way.
 
     Writes the schedule first if there is none. Stop it at any time: finished batches of prompts are kept, and the same
-    command goes on.
+    command goes on. Prompts that were added to the file are collected, the others are left alone; with --force, prompts that
+    were removed are taken out. Under accelerate launch or torchrun the processes share the work out.
 
     Example: nullbooth collect -c configs/nullbooth.yaml --dry-run
     """

@@ -9,7 +9,8 @@ def covariance() -> None:
 
     The moment is about zero by default, although the command has the name that the field uses. With covariance.centred the
     mean is subtracted: the mean direction then looks null, and an edit along it changes what the model knows. Both are read
-    from the same sums, so changing it costs no new pass.
+    from the same sums, so changing it costs no new pass. Prompts that were added to the collection are added to the moments.
+    With collect.keep: moments there is nothing left to do.
 
     Example: nullbooth covariance -s runs/toy.zarr
     """

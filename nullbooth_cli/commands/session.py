@@ -94,6 +94,7 @@ def start(common: Common) -> Session:
     arguments += "".join(
         f" --set {shlex.quote(override)}" for override in common.overrides if not override.startswith("storage_options")
     )
+    open_backing(url, config.storage_options, read_only=True)  # refuses a URL with credentials before anything shows it
     if common.verbose:
         terminal.note(f"config {source}; store {url}")
     return Session(config, url, prompts or load_prompts(config.original_knowledge_prompts), terminal, arguments)
@@ -101,8 +102,13 @@ def start(common: Common) -> Session:
 
 def _there(place: str, overrides: tuple[str, ...]) -> Store | None:
     """The store at a place, if there is one; its own config cannot say how to get there, but `--set storage_options.` can."""
-    options = build_config({}, [text for text in overrides if text.startswith("storage_options")]).storage_options
+    options = options_of(overrides)
     return Store.open(place, options=options) if Store.exists(place, options) else None
+
+
+def options_of(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The storage options among the overrides."""
+    return build_config({}, [text for text in overrides if text.startswith("storage_options")]).storage_options
 
 
 def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> None:
@@ -144,17 +150,23 @@ def _preparing(session: Session) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _held(session: Session, workers: Workers) -> Iterator[None]:
-    """Hold the store, or one shard of it; of the processes of a launch the first does."""
-    if workers.rank != 0:
-        yield
-        return
+    """Hold the store, or one shard of it: the first process of a launch for all, then each other one a lock of its own.
+
+    The first may be killed while others still write; nothing may begin beside them.
+    """
     backing = open_backing(session.url, session.config.storage_options)
-    if workers.shard:
+    if workers.rank != 0:
+        workers.agree(lambda: None)
+        with backing.lock(workers.lock):
+            yield
+    elif workers.shard:
         with shard_locked(backing, workers.shard.number, workers.shard.count):
+            workers.agree(lambda: None)
             yield
     else:
         with locked(backing):
             backing.sweep()
+            workers.agree(lambda: None)
             yield
 
 
@@ -221,7 +233,7 @@ def _answer(
         return report.schedule_document(session.config, store), draw_schedule
     if stage == "project" and states["project"].state == "complete":
         return report.inspect_document(session.config, store), draw_summary
-    return report.stage_document(stage, states[stage], store), _draw_stage
+    return report.stage_document(stage, states[stage], store), draw_stage
 
 
 def draw_schedule(document: dict[str, Any]) -> Any:
@@ -237,7 +249,7 @@ def draw_summary(document: dict[str, Any]) -> str:
     )
 
 
-def _draw_stage(document: dict[str, Any]) -> str:
+def draw_stage(document: dict[str, Any]) -> str:
     return (
         f"{document['store']}: {document['stage']} {document['state']}, "
         f"{document['units_done']} of {document['units_total']} units, {size(document['bytes'])}"

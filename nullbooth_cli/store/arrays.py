@@ -8,6 +8,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.array import AsyncArray
 
 from nullbooth_cli.errors import StoreError
 from nullbooth_cli.store.backing import Backing
@@ -61,6 +62,11 @@ class ArrayGroup:
                 cells[unit] = damaged
         return cells
 
+    def mend_cells(self, stage: str) -> None:
+        """Make damaged cells say that their units are not done."""
+        unreadable = 2**32 - 1
+        self.mark(stage, np.flatnonzero(self.cells(stage, damaged=unreadable) == unreadable).tolist(), 0)
+
     def progress(self, stage: str) -> NDArray[np.bool_]:
         """Which units of a stage are done, `[units]`."""
         return self.cells(stage) > 0
@@ -77,14 +83,16 @@ class ArrayGroup:
 
     def note_pace(self, stage: str, seconds_per_unit: float) -> None:
         """Leave behind how long a unit takes, for those who plan."""
+        self._arrays.pop(f"progress/{stage}", None)  # what another shard has made longer must not become short again
+        # On the group: an array's attributes share a file with its shape, which another process may have changed since.
         with self._writing():
-            self._array(f"progress/{stage}").update_attributes({"seconds_per_unit": seconds_per_unit})
+            self._group["progress"].update_attributes({f"{stage}_seconds_per_unit": seconds_per_unit})
 
     def pace(self, stage: str) -> float | None:
         """Seconds that a unit of a stage took when it was last run here; None if it never was."""
-        if not self._has(f"progress/{stage}"):
+        if not self._has("progress"):
             return None
-        found = self._array(f"progress/{stage}").attrs.get("seconds_per_unit")
+        found = self._group["progress"].attrs.get(f"{stage}_seconds_per_unit")
         return float(found) if isinstance(found, int | float) else None
 
     # Plumbing
@@ -182,13 +190,20 @@ class ArrayGroup:
         return self._read_chunk(name, (0,))
 
     def _write_texts(self, name: str, start: int, texts: list[str]) -> None:
-        """Put texts into rows from `start`; the array is made or grown as needed, and a row never written is empty."""
+        """Put texts into rows from `start`; the array is made or grown as needed, and a row never written is empty.
+
+        An array that grows does so last: a kill before that leaves it as it was, not without a chunk.
+        """
         if not self._has(name):
-            self._create(name, (start + len(texts),), (TEXT_CHUNK,), str, "")
-        self._resize(name, start + len(texts))
-        if texts:
+            self._create(name, (0,), (TEXT_CHUNK,), str, "")
+        array, end = self._array(name).async_array, start + len(texts)
+        first = min(start, array.shape[0])
+        if end > first:
+            longer = array.metadata.update_shape((max(end, array.shape[0]),))
             with self._writing():
-                self._array(name)[start : start + len(texts)] = np.array(texts, dtype=object)
+                values = np.array([""] * (start - first) + texts, dtype=object)
+                zarr.Array(AsyncArray(longer, array.store_path, array.config))[first:end] = values
+        self._resize(name, end)
 
     def _read_texts(self, name: str) -> list[str]:
         array = self._array(name)

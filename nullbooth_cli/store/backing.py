@@ -17,6 +17,7 @@ from zarr.abc.store import Store as ZarrStore
 from nullbooth_cli.errors import ResourceError, StoreError
 
 Part = bytes | memoryview
+PROBE_SECONDS = 2.0  # a lock is held for a moment by whoever looks whether it is held
 
 
 class Backing(ABC):
@@ -104,7 +105,7 @@ def locked(backing: Backing, wait: float = 0, *, among_shards: bool = False) -> 
     with backing.lock(wait=wait):
         if not among_shards:
             for name in backing.other_locks():
-                with backing.lock(name):
+                with backing.lock(name, PROBE_SECONDS):
                     pass
         yield
 
@@ -113,9 +114,10 @@ def locked(backing: Backing, wait: float = 0, *, among_shards: bool = False) -> 
 def shard_locked(backing: Backing, number: int, count: int) -> Iterator[None]:
     """Hold one shard of a place. Raises StoreError if another process holds it, or a shard of another division."""
     ending = f"-of-{count}"
-    for name in backing.other_locks():
-        if not name.endswith(ending):
-            with backing.lock(name):
-                pass
     with backing.lock(f"{number}{ending}"):
+        # First taken, then looked: of two divisions that begin at the same moment at least one sees the other.
+        for name in backing.other_locks():
+            if not name.endswith(ending) or name.startswith(f"{number}."):
+                with backing.lock(name, PROBE_SECONDS):
+                    pass
         yield

@@ -58,7 +58,8 @@ class LocalBacking(Backing):
                 os.close(descriptor)
             os.replace(temporary, path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a read-only file system refuses even what is not there
+                temporary.unlink(missing_ok=True)
             raise self.failure(error) from error
         with self._guard:
             self._folders |= {path.parent, path.parent.parent}
@@ -86,15 +87,19 @@ class LocalBacking(Backing):
         (self.path / key).unlink(missing_ok=True)
 
     def nbytes(self, prefix: str) -> int:
-        return sum(os.path.getsize(os.path.join(root, file)) for root, _, files in os.walk(self.path / prefix) for file in files)
+        files = (os.path.join(root, file) for root, _, names in os.walk(self.path / prefix) for file in names)
+        return sum(map(_size_of, files))
 
     def free_nbytes(self) -> int | None:
         existing = next(parent for parent in (self.path.absolute(), *self.path.absolute().parents) if parent.exists())
         return shutil.disk_usage(existing).free
 
     def sweep(self) -> None:
-        for leftover in self.path.rglob(f"*{TEMPORARY}"):
-            leftover.unlink()
+        try:
+            for leftover in self.path.rglob(f"*{TEMPORARY}"):
+                leftover.unlink(missing_ok=True)
+        except OSError as error:
+            raise self.failure(error) from error
 
     @contextlib.contextmanager
     def lock(self, name: str = "", wait: float = 0) -> Iterator[None]:
@@ -109,7 +114,8 @@ class LocalBacking(Backing):
         except OSError as error:
             raise self.failure(error) from error
         try:
-            path.write_text(holder_text())
+            with contextlib.suppress(OSError):  # the lock holds on a full disk too, only without a name
+                path.write_text(holder_text())
             yield
         finally:
             with contextlib.suppress(OSError):  # a full disk must not hide what went wrong before
@@ -129,6 +135,13 @@ class LocalBacking(Backing):
         return ResourceError(
             f"cannot write to {self.url}: {error}", "check the path and its permissions; finished units are kept"
         )
+
+
+def _size_of(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except FileNotFoundError:
+        return 0  # a temporary file of a process at work, which has its name by now
 
 
 class DurableLocalStore(LocalStore):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.errors import ContainsArrayError
 
 from nullbooth_cli.errors import StoreError
 from nullbooth_cli.prompts import Prompt
@@ -19,7 +20,7 @@ from nullbooth_cli.store.backing import locked, open_backing
 from nullbooth_cli.store.parts import Part, pack_sums, unpack_sums
 
 FORMAT = "nullbooth"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PACKAGES = ("nullbooth", "torch", "diffusers", "transformers", "zarr", "numpy")
 # bfloat16 has no Zarr data type: its bits are stored, and a chunk that was never written reads as its NaN.
 RELEASED = 2  # in a cell of collect: done, but the features were removed
@@ -110,8 +111,13 @@ class Store(ArrayGroup):
         found = group.attrs.get("format_version")
         if not isinstance(found, int) or found > FORMAT_VERSION:
             raise StoreError(
-                f"{place} has store format {found}; this nullbooth reads up to {FORMAT_VERSION}",
+                f"{place} has store format {found}; this nullbooth reads {FORMAT_VERSION}",
                 "pip install --upgrade nullbooth",
+            )
+        if found < FORMAT_VERSION:
+            raise StoreError(
+                f"{place} has store format {found}, of an earlier nullbooth; this one reads {FORMAT_VERSION}",
+                "collect into another place with -s, or remove it",
             )
         return cls(group, backing)
 
@@ -168,6 +174,11 @@ class Store(ArrayGroup):
         self._write_vector("schedule/sigmas", [step.sigma for step in steps])
         self._write_texts("schedule/keys", 0, [step.key for step in steps])
         self._backing.sync()
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps the schedule has."""
+        return int(self._array("schedule/timesteps").shape[0])
 
     def schedule(self) -> tuple[Step, ...]:
         columns = zip(
@@ -305,13 +316,9 @@ class Store(ArrayGroup):
         """Put a moment that grew beside the one in force, so that a kill between its chunks can lose neither."""
         name = f"staged/{site.name}"
         if not self._has(name):
-            self._create(
-                name,
-                (self._array(f"moments/{site.name}/count").shape[0], site.dim + 2, site.dim),
-                (1, site.dim + 2, site.dim),
-                "f8",
-                "NaN",
-            )
+            shape = (self._array(f"moments/{site.name}/count").shape[0], site.dim + 2, site.dim)
+            with contextlib.suppress(ContainsArrayError):  # another process was faster
+                self._create(name, shape, (1, *shape[1:]), "f8", "NaN")
         self._write_chunk(name, (step_index, 0, 0), pack_sums(sum_xxt, sum_x, count)[None])
 
     def read_staged(self, site: Site, step_index: int) -> tuple[NDArray[Any], NDArray[Any], int]:

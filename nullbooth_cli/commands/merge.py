@@ -1,0 +1,46 @@
+"""The command `nullbooth merge`."""
+
+from typing import Annotated
+
+import typer
+
+from nullbooth_cli.commands.options import AsJson, Overrides, Quiet
+
+
+def merge(
+    stores: Annotated[list[str], typer.Argument(metavar="STORE...", help="Two or more stores with complete moments.")],
+    out: Annotated[str, typer.Option("-s", "--store", metavar="PATH", help="The new store.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Add the moments of stores that were collected apart, into a new one.
+
+    They must agree in model, schedule and settings, and share no prompt. The new store holds moments only; more prompts
+    can be added to it.
+
+    Example: nullbooth merge runs/a.zarr runs/b.zarr -s runs/all.zarr && nullbooth project -s runs/all.zarr
+    """
+    from nullbooth_cli import merging, report
+    from nullbooth_cli.commands.session import draw_stage, options_of
+    from nullbooth_cli.config import build_config
+    from nullbooth_cli.console import Terminal
+    from nullbooth_cli.errors import ConfigError
+    from nullbooth_cli.states import stage_states
+    from nullbooth_cli.store import Store, locked, open_backing
+
+    if len(stores) < 2 or len(set(stores)) < len(stores):
+        raise ConfigError(f"merge takes two or more different stores, got {' '.join(stores)}", "name each once")
+    terminal = Terminal(as_json=as_json, quiet=quiet)
+    options = options_of(tuple(overrides or ()))
+    sources = [Store.open(place, options=options) for place in stores]
+    merging.check_mergeable(sources)
+    backing = open_backing(out, options)
+    with locked(backing):
+        backing.sweep()
+        there = Store.exists(out, options)
+        store = Store.open(out, write=True, options=options) if there else Store.create(out, sources[0].config, options)
+        terminal.follow(merging.merge(sources, store))
+    states = stage_states(build_config(store.config), store.prompts(), store)
+    terminal.answer(report.stage_document("covariance", states["covariance"], store), draw_stage)
+    terminal.next(f"nullbooth project -s {out}")
