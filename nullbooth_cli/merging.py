@@ -8,7 +8,8 @@ from nullbooth_cli.config import Config, build_config, fingerprint
 from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.events import Event
 from nullbooth_cli.prompts import Prompt
-from nullbooth_cli.stages import Run, begin, execute
+from nullbooth_cli.runs import Run, begin
+from nullbooth_cli.stages import execute
 from nullbooth_cli.states import require, stage_states
 from nullbooth_cli.store import Layout, Store, pack_sums
 

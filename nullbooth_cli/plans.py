@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from nullbooth_cli.collecting import compute_steps, load_collection
 from nullbooth_cli.config import Config
 from nullbooth_cli.prompts import Prompt
-from nullbooth_cli.stages import compute_steps, load_collection
 from nullbooth_cli.states import stage_states
 from nullbooth_cli.store import Site, Store
 

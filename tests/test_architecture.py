@@ -31,6 +31,8 @@ ORDER = [
     "workers",
     "resources",
     "batches",
+    "runs",
+    "collecting",
     "stages",
     "plans",
     "merging",

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from nullbooth_cli import batches, features, stages
+from nullbooth_cli import batches, collecting, features, stages
 from nullbooth_cli.denoise import DenoisingPath, cut_words
 from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.events import Note
@@ -281,7 +281,7 @@ class TestNothingMoreIsComputed:
     @pytest.fixture
     def calls(self, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counts: Counter[str] = Counter()
-        load = stages.load_collection
+        load = collecting.load_collection
 
         def counted(*arguments: Any) -> Any:
             loaded = load(*arguments)
@@ -296,7 +296,7 @@ class TestNothingMoreIsComputed:
                 module.register_forward_hook(lambda *_, name=name: counts.update([name]))
             return loaded
 
-        monkeypatch.setattr(stages, "load_collection", counted)
+        monkeypatch.setattr(collecting, "load_collection", counted)
         return counts
 
     @pytest.mark.parametrize("keep", ["features", "moments"])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nullbooth_cli import merging, moments, stages
+from nullbooth_cli import collecting, merging, moments, stages
 from nullbooth_cli.config import Config, build_config
 from nullbooth_cli.errors import ConfigError, StageError, StoreError
 from nullbooth_cli.events import Note
@@ -70,12 +70,11 @@ class TestAdding:
         assert states_of(more) == {"schedule": "complete", "collect": "partial", "covariance": "partial", "project": "stale"}
         ran: list[str] = []
         read: list[int] = []
-        denoise, read_features = stages.load_collection, Store.read_features
+        read_features = Store.read_features
         monkeypatch.setattr("nullbooth_cli.features.denoise", self._noting(ran))
         monkeypatch.setattr(
             Store, "read_features", lambda self, site, t, unit: (read.append(unit), read_features(self, site, t, unit))[1]
         )
-        assert denoise
         assert "3 prompts are new" in notes(more, "collect")
         notes(more, "covariance")
         monkeypatch.undo()
@@ -166,7 +165,7 @@ class TestReleasing:
         config = config_of(tmp_path / "run.zarr", PROMPTS[:4])
         store = execute(config, *PIPELINE)
         before = {site.name: store.read_moment(site, 0) for site in store.sites}
-        said = stages.release(store)
+        said = collecting.release(store)
         assert "released" in said
         assert not list((store.path / "features").rglob("c.*"))
         assert states_of(config) == {
@@ -193,10 +192,10 @@ class TestReleasing:
         store = execute(config, "collect", "covariance")
         monkeypatch.setattr(type(store._backing), "delete", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            stages.release(store)
+            collecting.release(store)
         assert states_of(config)["collect"] == "released"
         monkeypatch.undo()
-        stages.release(store)
+        collecting.release(store)
         assert not list((store.path / "features").rglob("c.*"))
 
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import typer
 
-from nullbooth_cli import plans, report, stages
+from nullbooth_cli import collecting, plans, report, stages
 from nullbooth_cli.commands.options import Common, Control
 from nullbooth_cli.config import Config, build_config, find_config, load_config, public_settings
 from nullbooth_cli.console import Terminal, duration, size, table
 from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.events import Event, Interrupts, Note
 from nullbooth_cli.prompts import Prompt, load_prompts
+from nullbooth_cli.runs import Run
 from nullbooth_cli.states import StageState, stage_states
 from nullbooth_cli.store import Store, is_url, locked, open_backing, shard_locked
 from nullbooth_cli.workers import Shard, Workers, start_workers
@@ -209,7 +210,7 @@ def _events(
             typer.confirm(f"replace the {units_done} finished units of {stage}?", abort=True, err=True)
         yield from stages.execute(
             stage,
-            stages.Run(
+            Run(
                 session.config,
                 session.prompts,
                 store,
@@ -223,7 +224,7 @@ def _events(
             ),
         )
     if control.release and workers.rank == 0 and look()[0] == "complete":
-        yield Note(stages.release(store))
+        yield Note(collecting.release(store))
 
 
 def _answer(

@@ -1,0 +1,87 @@
+"""A run of a stage: what was asked for, what it begins with, how its units are reported."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from nullbooth_cli.config import STAGES, Config, fingerprint, public_settings
+from nullbooth_cli.events import Event, Interrupts, Progress
+from nullbooth_cli.prompts import Prompt
+from nullbooth_cli.states import stage_states, wanted_settings
+from nullbooth_cli.store import Store
+from nullbooth_cli.workers import Workers
+
+PACE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command was asked to do. `store` is open for writing."""
+
+    config: Config
+    prompts: tuple[Prompt, ...]
+    store: Store
+    device: str | None = None
+    force: bool = False
+    limit: int | None = None
+    repair: bool = False
+    auto_batch: bool = False
+    workers: Workers = field(default_factory=Workers)
+    interrupts: Interrupts = field(default_factory=Interrupts)
+
+
+@dataclass
+class Prepared:
+    """What the process that prepares a stage tells all of them: the units to do, and what the user should know."""
+
+    todo: list[int] = field(default_factory=list)
+    done: int = 0
+    total: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def state_of(run: Run, stage: str) -> str:
+    return stage_states(run.config, run.prompts, run.store)[stage].state
+
+
+def begin(run: Run, stage: str, extra: dict[str, Any] | None = None, **notes: Any) -> None:
+    """Write the record that marks a stage as begun under the current config; `notes` are no part of its fingerprint."""
+    records = run.store.records
+    record = {
+        "settings": wanted_settings(run.config, run.prompts, stage),
+        "upstream": {name: records[name]["fingerprint"] for name in STAGES[: STAGES.index(stage)]},
+        **(extra or {}),
+    }
+    run.store.write_config(public_settings(run.config))
+    run.store.write_record(stage, {**record, "fingerprint": fingerprint(record), **notes})
+
+
+def remaining(run: Run, stage: str, is_done: Callable[[int], bool], notes: list[str] | None = None) -> dict[str, Any]:
+    cells = [is_done(int(cell)) for cell in run.store.cells(stage)]
+    todo = run.workers.mine([unit for unit, done in enumerate(cells) if not done])[: run.limit]
+    return vars(Prepared(todo, sum(cells), len(cells), notes or []))
+
+
+def work(run: Run, stage: str, prepared: Prepared, units: Iterator[str]) -> Iterator[Event]:
+    """Report the units that a stage finishes (their descriptions), with those of the other processes, until all are done.
+
+    The pace that is left behind is that of the first process; of shards, that of the last one to say it.
+    """
+    started, mine = time.monotonic(), 0
+    noted = started
+    done = prepared.done
+    for what in units:
+        mine += 1
+        done = prepared.done + run.workers.count(1)
+        now = time.monotonic()
+        if run.workers.rank == 0 and now - noted >= PACE_SECONDS:
+            run.store.note_pace(stage, (now - started) / mine)
+            noted = now
+        yield Progress(stage, done, prepared.total, what)
+    if run.workers.rank == 0 and mine:
+        run.store.note_pace(stage, (time.monotonic() - started) / mine)
+    for count in run.workers.finish():
+        if prepared.done + count > done:
+            done = prepared.done + count
+            yield Progress(stage, done, prepared.total, "units of other processes")
