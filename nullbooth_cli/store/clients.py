@@ -1,4 +1,4 @@
-"""The two clients of object stores, as Zarr and the backing see them: obstore and fsspec."""
+"""The two clients of object stores, obstore and fsspec, as Zarr and the backing see them."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from nullbooth_cli.errors import NullboothError, ResourceError, StoreError
 from nullbooth_cli.store.lease import HELD, LEASE_SECONDS
 
 # obstore alone tries for 3 minutes. That is long to learn of a wrong endpoint, and longer than a lease bears.
-RETRIES = {"max_retries": 10, "retry_timeout": 20.0}
+RETRIES = {"max_retries": 10, "retry_timeout": 15.0}
 
 
 class Client(WrapperStore[Any]):

@@ -13,7 +13,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from zarr.core.sync import sync
@@ -21,16 +21,19 @@ from zarr.core.sync import sync
 from nullbooth_cli.errors import ResourceError
 from nullbooth_cli.store.backing import holder_text
 
+if TYPE_CHECKING:
+    from nullbooth_cli.store.clients import Client
+
 RENEW_SECONDS = 15.0
-# A holder begins no write later than half of this after its last sign, and a write ends within 50 s (30 s that a request may
-# take, 20 s of retries): so nothing of a holder arrives once its lease may be taken over.
+# A holder begins no write later than half of this after its last sign, and obstore ends a write within the other half (15 s of
+# retries, at most 15 s before the last of them, 30 s for that one): nothing arrives once the lease may be somebody else's.
 LEASE_SECONDS = 120.0
 
 
 class Lease:
-    """The right to write below a URL, as long as it is renewed."""
+    """The object `key` among the leases of a place, held or wished for."""
 
-    def __init__(self, objects: Client, key: str) -> None:
+    def __init__(self, objects: "Client", key: str) -> None:
         self.lost = False
         self._objects, self._key, self._nonce = objects, key, uuid.uuid4().hex
         self._guard = threading.Lock()
@@ -42,7 +45,7 @@ class Lease:
         found, self._tag = sync(self._objects.read_lease(self._key))
         if found and not _is_dead(found):
             return f"{found['text']} (if it was killed, the store is free {LEASE_SECONDS:.0f} s after its last sign)"
-        if found and found["machine"] != _machine():
+        if found and found["machine"] != machine():
             time.sleep(RENEW_SECONDS * 4 / 3)  # clocks differ: one that lives after all renews its lease in this time
         self.lost = False
         self.renew()
@@ -52,15 +55,16 @@ class Lease:
         return time.time() - self._renewed > LEASE_SECONDS / 2
 
     def renew(self) -> None:
-        """Give a sign, unless the lease is somebody else's by now."""
+        """Give a sign, unless the lease is somebody else's by now; once lost it is never taken back."""
         with self._guard:
-            now = time.time()
-            lease = {"nonce": self._nonce, "text": holder_text(), "machine": _machine(), "pid": os.getpid(), "time": now}
-            sync(self._objects.replace_lease(self._key, json.dumps(lease).encode(), self._tag))
+            if self.lost:
+                return
+            sign = {"text": holder_text(), "machine": machine(), "pid": os.getpid(), "time": time.time()}
+            sync(self._objects.replace_lease(self._key, json.dumps({"nonce": self._nonce, **sign}).encode(), self._tag))
             # Read in any case: a put that was tried twice may have failed against itself.
             found, self._tag = sync(self._objects.read_lease(self._key))
             self.lost = found is None or found["nonce"] != self._nonce
-            self._renewed = now
+            self._renewed = float(found["time"]) if found and not self.lost else 0.0
 
     @contextlib.contextmanager
     def renewing(self) -> Iterator[None]:
@@ -90,12 +94,12 @@ HELD: defaultdict[str, list[Lease]] = defaultdict(list)
 
 
 def _is_dead(lease: Mapping[str, Any]) -> bool:
-    if lease["machine"] == _machine() and not psutil.pid_exists(int(lease["pid"])):
+    if lease["machine"] == machine() and not psutil.pid_exists(int(lease["pid"])):
         return True
     return time.time() - float(lease["time"]) > LEASE_SECONDS
 
 
-def _machine() -> str:
+def machine() -> str:
     """Where a process id means one process: containers may share a host's name, but not its process ids."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):  # only Linux has them

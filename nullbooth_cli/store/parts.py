@@ -56,11 +56,12 @@ class Part:
     def create(self, sites: Iterable["Site"], num_steps: int) -> None:
         """Make the arrays. They belong to the part only from its first checkpoint on."""
         self.store.delete(f"parts/{self.name}")
+        with self.store._writing():
+            self.store._group.create_group(f"parts/{self.name}", attributes={"slot": 0, "units": []})
         for site in sites:
             t, d = site.num_recorded(num_steps), site.dim
             steps = max(1, min(t, CHUNK_BYTES // (8 * d * (d + 2))))
             self.store._create(f"parts/{self.name}/{site.name}", (2, t, d + 2, d), (1, steps, d + 2, d), "f8", "NaN")
-        self._group.update_attributes({"slot": 0, "units": []})
 
     def read(self, site: "Site") -> Iterator[Sums]:
         """(sum_xxT, sum_x, count) of each timestep, from the slot in force; a chunk of timesteps is read at a time."""

@@ -101,7 +101,7 @@ class Store(ArrayGroup):
         if not backing.exists():
             raise StoreError(f"no store at {place}", "nullbooth collect makes one, from a config (-c)")
         try:
-            group = zarr.open_group(backing.zarr, mode="r+" if write else "r", use_consolidated=False)
+            group = zarr.open_group(backing.zarr, mode="r+" if write else "r", use_consolidated=False, zarr_format=3)
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{place} is not a Zarr v3 group", "a store is the folder that nullbooth collect made") from error
         if group.attrs.get("format") != FORMAT:
