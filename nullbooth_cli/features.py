@@ -285,7 +285,7 @@ def _run(pipe: Any, path: DenoisingPath, recorder: "_Recorder", found: Found) ->
 class _Recorder:
     """Checks the tensors of one unit as they are seen, and hands each recording to the sinks.
 
-    On CUDA nothing here waits for the device: what must hold is noted as flags, and `check` reads them after the unit.
+    On CUDA nothing here waits for the device: what must hold is noted there, and `check` reads it after the unit.
     """
 
     def __init__(
@@ -297,7 +297,7 @@ class _Recorder:
         self._current: dict[Site, torch.Tensor] = {}
         self._constant: dict[Site, tuple[torch.Tensor, int]] = {}
         self._changed: list[tuple[Projection, torch.Tensor]] = []
-        self._finite: list[tuple[Site, int, str | None, torch.Tensor]] = []
+        self._largest: list[tuple[Site, int, torch.Tensor]] = []
 
     def receive(self, projection: Projection, forward: int, tensor: torch.Tensor) -> None:
         site = self._owners[projection]
@@ -321,10 +321,8 @@ class _Recorder:
             self._constant[site] = (tensor, tensor._version)
         values = split_branches(tensor, len(self.members), self._branches)
         values = sample_tokens(values, site.num_tokens, self._path.seed, self._rows, forward, site.name)
-        for dtype in dict.fromkeys([None, *(sink.dtype for sink in self._sinks)]):
-            if dtype is None or getattr(torch, dtype) != values.dtype:
-                fitted = values if dtype is None else values.to(getattr(torch, dtype))
-                self._finite.append((site, forward, dtype, torch.isfinite(fitted).flatten(1).all(1)))
+        # The largest magnitude of each prompt tells it all: NaN outlives amax, and rounding to a dtype keeps the order.
+        self._largest.append((site, forward, values.abs().flatten(1).amax(1).float()))
         for sink in self._sinks:
             sink.receive(site, forward, self._rows, values)
 
@@ -333,11 +331,14 @@ class _Recorder:
         if self._changed and torch.stack([changed for _, changed in self._changed]).any():
             wrong = next(projection for projection, changed in self._changed if changed)
             raise ConfigError(f"{wrong} changes with the timestep after all", "this model's sharing changes on the way")
-        finite = torch.stack([flags for *_, flags in self._finite]).cpu()
+        largest = torch.stack([of_prompts for *_, of_prompts in self._largest]).cpu()
+        dtypes = list(dict.fromkeys([None, *(sink.dtype for sink in self._sinks)]))
+        fitted = [largest if dtype is None else largest.to(getattr(torch, dtype)) for dtype in dtypes]
+        finite = torch.stack([torch.isfinite(values) for values in fitted], dim=1)
         if finite.all():
             return
-        record, member = (int(i) for i in finite.logical_not().nonzero()[0])
-        site, forward, dtype, _ = self._finite[record]
+        record, which, member = (int(i) for i in finite.logical_not().nonzero()[0])
+        (site, forward, _), dtype = self._largest[record], dtypes[which]
         where = (
             f"prompt '{self.members[member][1].text}', layer {site.layer}, feature {site.feature}, "
             f"timestep {self._path.steps[forward].timestep:g}"

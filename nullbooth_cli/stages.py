@@ -25,12 +25,17 @@ def execute(stage: str, run: Run) -> Iterator[Event]:
     said = run.workers.agree(lambda: _refuse_or_say(stage, run))
     if said:
         yield Note(said)
-        return
-    yield from _RUNNERS[stage](run)
+    else:
+        yield from _RUNNERS[stage](run)
     folded = stage == "collect" and run.store.layout.moments and not run.workers.shard
-    if folded and run.workers.agree(lambda: state_of(run, "collect") == "complete"):
-        # All that is left is to add up the parts.
+    if folded and run.workers.agree(lambda: _parts_are_left(run, worked=not said)):
         yield from _run_covariance(replace(run, limit=None, repair=False))
+
+
+def _parts_are_left(run: Run, *, worked: bool) -> bool:
+    """Whether moments that were folded while the model ran are still to be added up: after work, or after a kill."""
+    now = stage_states(run.config, run.prompts, run.store)
+    return now["collect"].state == "complete" and (worked or now["covariance"].state in ("missing", "partial"))
 
 
 def _refuse_or_say(stage: str, run: Run) -> str | None:

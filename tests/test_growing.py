@@ -326,3 +326,13 @@ def test_keeping_moments_serves_moments_only(tmp_path: Path) -> None:
     assert states_of(other_dtype)["collect"] == "complete"
     other_sums = config_of(tmp_path / "run.zarr", PROMPTS[:2], collect__keep="moments", covariance__accumulate="float32")
     assert states_of(other_sums)["collect"] == "stale"
+
+
+def test_collect_finishes_its_own_fold_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(tmp_path / "run.zarr", PROMPTS[:2], collect__keep="moments")
+    monkeypatch.setattr(stages, "_run_covariance", lambda run: iter(()))
+    execute(config, "collect")
+    assert states_of(config)["covariance"] == "missing"
+    monkeypatch.undo()
+    assert "collect is complete" in notes(config, "collect")
+    assert states_of(config)["covariance"] == "complete"

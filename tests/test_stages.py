@@ -1,11 +1,9 @@
 """Stages: what makes which of them stale, and that stopping at any moment changes nothing."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -265,26 +263,6 @@ class TestKilled:
         config = small_config(tmp_path / "killed.zarr", **TINY)
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(config.model_dump()))
         return [sys.executable, "-m", "nullbooth_cli", "run", "-c", str(tmp_path / "c.yaml")], config
-
-    def test_kill_9_at_random_moments(self, tmp_path: Path, tiny: Any) -> None:
-        command, config = self.command(tmp_path)
-        rng = random.Random(0)
-        lines_seen, rounds = 0, 0
-        while rounds < 6:
-            rounds += 1
-            process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, bufsize=1)
-            assert process.stderr is not None
-            # Killed a random moment after a random line of progress: kills during the imports would test nothing.
-            for _ in range(rng.randint(1, 12)):
-                if not process.stderr.readline():
-                    break
-                lines_seen += 1
-            time.sleep(rng.random() * 0.05)
-            process.kill()
-            process.wait()
-            process.stderr.close()
-        assert lines_seen > rounds
-        self.finish_and_compare(command, config, tiny)
 
     def test_ctrl_c_exits_130_and_keeps_finished_units(self, tmp_path: Path, tiny: Any) -> None:
         command, config = self.command(tmp_path)

@@ -125,7 +125,7 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
     if shard and control.force:
         raise ConfigError(
             "--force would throw away what the other shards did",
-            "begin again with nullbooth schedule --force",
+            "begin again with nullbooth collect --force --limit 1, and then start the shards",
         )
     if wanted[0] in ("covariance", "project"):
         session.open()
