@@ -33,6 +33,7 @@ from nullbooth_cli.tensors import pack
 
 WRITERS = 2
 MAX_PENDING_BYTES = 512 << 20
+TOGETHER_BYTES = 4 << 20
 TEXT_ARGUMENT = "encoder_hidden_states"
 
 
@@ -46,7 +47,7 @@ class Writer:
         self._pool = ThreadPoolExecutor(max_workers=WRITERS)
         self._room = threading.Condition()
         self._waiting_bytes = 0
-        self._pending: list[Future[None]] = []
+        self._pending: list[Future[object]] = []
 
     def __enter__(self) -> "Writer":
         return self
@@ -54,7 +55,7 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def submit(self, nbytes: int, write: Callable[..., None], *arguments: Any) -> None:
+    def submit(self, nbytes: int, write: Callable[..., object], *arguments: Any) -> None:
         done = [future for future in self._pending if future.done()]
         self._pending = [future for future in self._pending if not future.done()]
         for future in done:
@@ -160,13 +161,23 @@ def sample_tokens(values: torch.Tensor, num_tokens: int, seed: int, rows: Sequen
     """
     if values.shape[1] <= num_tokens:
         return values
-    name = zlib.crc32(site.encode())
-    chosen = [
-        np.random.default_rng([seed, row, step, name]).choice(values.shape[1], num_tokens, replace=False, shuffle=False)
-        for row in rows
-    ]
-    index = torch.from_numpy(np.sort(np.stack(chosen))).to(values.device)
+    key = torch.zeros((), dtype=torch.int64)
+    for part in (seed, step, zlib.crc32(site.encode())):
+        key = _draw(key, torch.tensor(part))
+    # Each token draws a number where the vectors are, and the smallest win: one generator per prompt would hold up a GPU.
+    of_rows = _draw(key.to(values.device), torch.tensor(rows, device=values.device)[:, None])
+    drawn = _draw(of_rows, torch.arange(values.shape[1], device=values.device))
+    index = drawn.topk(num_tokens, dim=1, largest=False, sorted=False).indices.sort(dim=1).values
     return values[torch.arange(len(rows), device=values.device)[:, None], index]
+
+
+def _draw(key: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+    """Output `number` of the SplitMix64 generator (Steele, Lea and Flood 2014) that starts at `key`: 64 uniform bits as int64."""
+    mixed = key + (number + 1) * (0x9E3779B97F4A7C15 - 2**64)
+    # Shifts of signed integers copy the sign: the masks take it away.
+    mixed = (mixed ^ (mixed >> 30 & 2**34 - 1)) * (0xBF58476D1CE4E5B9 - 2**64)
+    mixed = (mixed ^ (mixed >> 27 & 2**37 - 1)) * (0x94D049BB133111EB - 2**64)
+    return mixed ^ (mixed >> 31 & 2**33 - 1)
 
 
 def features_nbytes(sites: Sequence[Site], num_steps: int, num_prompts: int, dtype: str) -> int:
@@ -196,17 +207,28 @@ class FeatureSink:
     def __init__(self, store: Store, writer: Writer) -> None:
         self._store, self._writer = store, writer
         self.dtype: str | None = store.layout.dtype
+        self._waiting: list[Callable[[], None]] = []
+        self._waiting_bytes = 0
 
     def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
         assert self.dtype is not None
         host = pack(values, self.dtype)
-        nbytes = values.numel() * getattr(torch, self.dtype).itemsize
-        self._writer.submit(nbytes, lambda: self._store.write_features(site, step, rows, host()))
+        self._waiting.append(lambda: self._store.write_features(site, step, rows, host()))
+        self._waiting_bytes += values.numel() * getattr(torch, self.dtype).itemsize
+        # Small chunks go together: on a CPU each time a thread wakes up, the model's own threads wait for each other.
+        if self._waiting_bytes >= TOGETHER_BYTES:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        together, nbytes = self._waiting, self._waiting_bytes
+        self._waiting, self._waiting_bytes = [], 0
+        self._writer.submit(nbytes, lambda: [write() for write in together])
 
     def due(self) -> bool:
         return True
 
     def checkpoint(self, units: Sequence[int]) -> None:
+        self._hand_over()
         self._writer.drain()
 
 

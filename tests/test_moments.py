@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nullbooth_cli.errors import ResourceError
-from nullbooth_cli.features import sample_tokens
+from nullbooth_cli.features import _draw, sample_tokens
 from nullbooth_cli.moments import SecondMoment, pooled, read_ahead, second_moment
 from nullbooth_cli.projectors import Projector, decompose, load_projector
 from nullbooth_cli.resources import place_for_sums
@@ -197,6 +197,11 @@ def test_moments_folded_on_the_way_are_those_of_the_features(finished, tmp_path,
 
 
 class TestSampling:
+    def test_the_generator_is_splitmix64(self) -> None:
+        """The first outputs for the seed 1234567, as published with the reference implementation."""
+        drawn = [int(_draw(torch.tensor(1234567), torch.tensor(i))) % 2**64 for i in range(3)]
+        assert drawn == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
     def test_the_choice_depends_on_seed_row_step_and_site_alone(self) -> None:
         values = torch.arange(4 * 50).reshape(4, 50, 1)
 

@@ -77,8 +77,9 @@ class ArrayGroup:
         self.mark(stage, [units] if isinstance(units, int) else units, cell)
 
     def mark(self, stage: str, units: Iterable[int], cell: int) -> None:
-        for unit in units:
-            self._write_chunk(f"progress/{stage}", (unit,), np.array([cell]))
+        name = f"progress/{stage}"
+        parts = encode(np.array([cell]), self._array(name).dtype, False)
+        self._backing.put_many([(_chunk_key(name, (unit,)), parts) for unit in units])
         self._backing.sync()
 
     def note_pace(self, stage: str, seconds_per_unit: float) -> None:

@@ -6,6 +6,7 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from zarr.abc.store import Store as ZarrStore
 from nullbooth_cli.errors import ResourceError, StoreError
 
 Part = bytes | memoryview
+CONCURRENT_WRITES = 8
 PROBE_SECONDS = 2.0  # a lock is held for a moment by whoever looks whether it is held
 
 
@@ -43,6 +45,12 @@ class Backing(ABC):
     @abstractmethod
     def put(self, key: str, parts: list[Part]) -> None:
         """Write an object whole: a reader sees the old one or the new one. Raises ResourceError if it cannot be written."""
+
+    def put_many(self, objects: list[tuple[str, list[Part]]]) -> None:
+        """Write several objects, none of which depends on another: they wait for the disk or the network together."""
+        with ThreadPoolExecutor(CONCURRENT_WRITES) as pool:
+            for done in [pool.submit(self.put, key, parts) for key, parts in objects]:
+                done.result()
 
     @abstractmethod
     def sync(self) -> None:

@@ -75,7 +75,7 @@ class LocalBacking(Backing):
     def sync(self) -> None:
         with self._guard:
             folders, self._folders = self._folders, set()
-        for folder in folders:
+        for folder in sorted(folders):
             if folder.exists():
                 descriptor = os.open(folder, os.O_RDONLY)
                 try:

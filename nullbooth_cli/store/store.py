@@ -269,6 +269,11 @@ class Store(ArrayGroup):
         chosen: NDArray[Any] = values if len(slots) == batch else values[slots]
         return chosen
 
+    def chunk_nbytes(self, site: Site) -> int:
+        """Bytes of one chunk of features, without compression."""
+        array = self._array(f"features/{site.name}")
+        return int(np.prod(array.chunks)) * array.dtype.itemsize
+
     def release_features(self, units: Sequence[int]) -> None:
         """Remove the chunks of units; the cells say so first, so that a kill leaves nothing that looks whole."""
         self.mark("collect", units, RELEASED)

@@ -1,0 +1,170 @@
+"""The whole work on a CUDA device: Stable Diffusion 1.5 in full size with random weights, guidance on, as many prompts as fit.
+
+For each precision: the bare loop and collect (keep: moments) in turns over one batch, then one collection for its share of
+--minutes, with the device's utilisation, then stage covariance over stored features (64 tokens a prompt).
+`--device cpu --tiny` runs all of it in seconds, to show that it runs.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nullbooth_cli.events import Interrupts
+from nullbooth_cli.features import FeatureSink, Writer, collect
+from nullbooth_cli.moments import MomentSink, sums_nbytes
+from nullbooth_cli.resources import place_for_sums
+from tests.benchmarks.collect import bare, collected
+from tests.benchmarks.common import (
+    Stopwatch,
+    disk_rates,
+    figure,
+    in_turns,
+    median_wall,
+    multiply_rate,
+    parse,
+    parser,
+    show,
+    workplace,
+)
+from tests.benchmarks.covariance import reduced
+from tests.benchmarks.subjects import Subject, multiply_operations, sd15_pipeline, subject
+
+TARGET = 1.10
+
+
+class Utilisation:
+    """Samples the share of time in which the device computes, in percent, twice a second."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._end, self.samples = device, threading.Event(), []  # type: ignore[var-annotated]
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Utilisation":
+        if self._device.type == "cuda":
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._end.wait(0.5):
+            self.samples.append(self._now())
+
+    def _now(self) -> float:
+        try:
+            return float(torch.cuda.utilization(self._device))
+        except ModuleNotFoundError:  # torch asks pynvml
+            query = [
+                "nvidia-smi",
+                "--query-gpu=utilization.gpu",
+                "--format=csv,noheader,nounits",
+                f"--id={self._device.index or 0}",
+            ]
+            return float(subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0])
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.samples) if self.samples else None
+
+
+def collection(of: Subject, place: Path, device: torch.device, seconds: float) -> dict[str, Any]:
+    """Collect moments until the seconds are over; at least one unit."""
+    store = of.new_store(place, "moments")
+    sums = place_for_sums(of.found.sites, of.num_steps, device)
+    start, done = time.perf_counter(), 0
+    units = iter(range(of.num_units))
+    timely = (unit for unit in units if not unit or time.perf_counter() - start < seconds)
+    with Utilisation(device) as used, Writer():
+        sink = MomentSink(store.part("0"), of.found.sites, of.num_steps, sums, "float64")
+        for _ in collect(store, of.pipe, of.path, of.found, "both", timely, [sink], Interrupts()):
+            done += 1
+    elapsed = time.perf_counter() - start
+    shutil.rmtree(place)
+    prompts = done * of.batch_size
+    return {
+        "prompts": prompts,
+        "seconds": elapsed,
+        "seconds_a_prompt": elapsed / prompts,
+        "sums_on": str(sums),
+        "utilisation_percent": used.mean,
+    }
+
+
+def features_reduced(of: Subject, place: Path, device: torch.device) -> dict[str, Any]:
+    """Collect the features of one unit, then reduce them."""
+    store = of.new_store(place, "features")
+    with Writer() as writer:
+        for _ in collect(store, of.pipe, of.path, of.found, "both", [0], [FeatureSink(store, writer)], Interrupts()):
+            pass
+    watch, nbytes = Stopwatch(), store.bytes_of("features")
+    reduced(watch, store, of, device)
+    shutil.rmtree(place)
+    rate = multiply_rate(device)
+    multiply = multiply_operations(of.found.sites, of.num_steps, of.batch_size) / rate
+    return {"seconds": watch.wall, "bytes": nbytes, "multiply_seconds_at_floor": multiply, "multiply_rate": rate}
+
+
+def main() -> None:
+    made = parser(__doc__, repeats=3)
+    made.add_argument("--device", default="cuda")
+    made.add_argument("--dtypes", nargs="+", default=["bfloat16", "float16"])
+    made.add_argument("--minutes", type=float, default=8.0, help="for the collections, all precisions together")
+    made.add_argument("--steps", type=int, default=30)
+    made.add_argument("--batch", type=int, default=16)
+    made.add_argument("--prompts", type=int, default=1000, help="at most so many")
+    made.add_argument("--tiny", action="store_true", help="a tiny model, 2 steps, 4 prompts")
+    arguments = parse(made)
+    if arguments.tiny:
+        arguments.steps, arguments.batch, arguments.prompts, arguments.repeats = 2, 2, 4, 1
+    measure(arguments, torch.device(arguments.device))
+
+
+def measure(arguments: argparse.Namespace, device: torch.device) -> None:
+    figures, details = [], {}
+    for dtype in arguments.dtypes:
+        pipe = sd15_pipeline(device, getattr(torch, dtype), tiny=arguments.tiny)
+        sizes = {"num_steps": arguments.steps, "batch_size": arguments.batch}
+        of = subject(pipe, **sizes, num_units=max(1, arguments.prompts // arguments.batch))
+        one = subject(pipe, **sizes, num_units=1)
+        sums = place_for_sums(one.found.sites, one.num_steps, device)
+        with workplace(arguments) as folder:
+            runs = {"bare": lambda w, o=one: bare(w, o), "moments": lambda w, o=one, f=folder, s=sums: _moments(w, o, f, s)}
+            for warm_up in () if arguments.tiny else runs.values():
+                warm_up(Stopwatch())
+            times = in_turns(runs, arguments.repeats)
+            whole = collection(of, folder / "run.zarr", device, 60 * arguments.minutes / len(arguments.dtypes))
+            reduction = features_reduced(one.with_tokens(64), folder / "run.zarr", device)
+            written, _ = disk_rates(folder)
+        base, multiply = median_wall(times["bare"]), multiply_operations(one.found.sites, one.num_steps, one.batch_size)
+        whole["over_bare"] = whole["seconds_a_prompt"] * one.batch_size / base
+        at_floor = {
+            "multiply": multiply / reduction["multiply_rate"],
+            "write": sums_nbytes(one.found.sites, one.num_steps) / written,
+        }
+        rest = ", ".join(
+            f"{what} at the floor {100 * seconds / base:.1f} % of the bare loop" for what, seconds in at_floor.items()
+        )
+        floor = 1 + sum(at_floor.values()) / base
+        figures.append(figure(f"one unit, {dtype}", times["moments"], times["bare"], floor=floor, at_most=TARGET, rest=rest))
+        details[dtype] = {"bare_seconds": base, "at_floor": at_floor, "collection": whole, "covariance": reduction}
+        del pipe, of, one, runs
+    show("gpu", figures, arguments, details=details if arguments.json else json.dumps(details, indent=2))
+
+
+def _moments(watch: Stopwatch, of: Subject, folder: Path, sums: torch.device) -> None:
+    collected(watch, of, "moments", folder / "run.zarr", sums)
+
+
+if __name__ == "__main__":
+    main()
