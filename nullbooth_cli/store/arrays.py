@@ -77,7 +77,9 @@ class ArrayGroup:
         self.mark(stage, [units] if isinstance(units, int) else units, cell)
 
     def mark(self, stage: str, units: Iterable[int], cell: int) -> None:
-        name = f"progress/{stage}"
+        name, units = f"progress/{stage}", list(units)
+        if not units:
+            return
         parts = encode(np.array([cell]), self._array(name).dtype, False)
         self._backing.put_many([(_chunk_key(name, (unit,)), parts) for unit in units])
         self._backing.sync()
