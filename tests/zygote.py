@@ -31,6 +31,7 @@ if "pytest" not in sys.modules:
 
     from nullbooth_cli import batches, cli, features, model, moments, plans, projectors, stages, workers  # noqa: F401
     from nullbooth_cli.commands import session  # noqa: F401
+    from nullbooth_cli.store import Store
 
     pipe: Any = model.load_pipeline(
         "toy", revision=None, variant=None, dtype="float32", local_files_only=True, device=model.pick_device("cpu")
@@ -110,7 +111,13 @@ class Worker(ForkServerProcess):
             time.sleep(self.twist.slow)
             real(a_pipe, path, recorder, found)
 
-        features._run = run_unit
+        write = Store.write_moment
+
+        def write_moment(store: Store, *moment: Any) -> None:
+            time.sleep(self.twist.slow)
+            write(store, *moment)
+
+        features._run, Store.write_moment = run_unit, write_moment  # type: ignore[method-assign]
         cli.app(self.arguments, prog_name="nullbooth")
 
 
