@@ -11,6 +11,7 @@ import json
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -107,7 +108,10 @@ class Launched(Workers):
         from torch.distributed.distributed_c10d import _get_default_store
 
         # Without cpu=True on a machine without CUDA every process believes that it is alone.
-        self._state = PartialState(cpu=not torch.cuda.is_available())
+        with warnings.catch_warnings():
+            # It shares out the cores of a machine without CUDA, which is wanted, and says so in every process.
+            warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
+            self._state = PartialState(cpu=not torch.cuda.is_available())
         wanted = int(os.environ["WORLD_SIZE"])
         if self._state.num_processes != wanted:
             self._state.destroy_process_group()
