@@ -10,7 +10,7 @@ from nullbooth_cli.denoise import DenoisingPath, denoise
 from nullbooth_cli.features import Found
 from nullbooth_cli.model import denoiser_of, free_memory
 from nullbooth_cli.prompts import Prompt
-from nullbooth_cli.sites import Enough, Watch
+from nullbooth_cli.sites import Watch
 
 MARGIN = 0.8  # of the free memory: later steps, sums and waiting writes need some too
 MOST = 256
@@ -51,11 +51,8 @@ def trial_and_error(pipe: Any, path: DenoisingPath, found: Found, prompts: tuple
 
 def _one_step(pipe: Any, path: DenoisingPath, found: Found, prompts: tuple[Prompt, ...], batch_size: int) -> None:
     members = [(row, prompts[row % len(prompts)]) for row in range(batch_size)]
-    try:
-        with Watch(denoiser_of(pipe), tuple(found.owners), found.sites[0].side, lambda *_: None, last=0):
-            denoise(pipe, path, members)
-    except Enough:
-        pass
+    with Watch(denoiser_of(pipe), tuple(found.owners), found.sites[0].side, lambda *_: None, last=0):
+        denoise(pipe, path, members)
 
 
 def fitting(one: int, two: int, free: int, most: int) -> int:

@@ -9,7 +9,7 @@ from nullbooth_cli.errors import StageError
 from nullbooth_cli.events import Event, Note, Progress
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.runs import Prepared, Run, begin, remaining, state_of, work
-from nullbooth_cli.states import PROMPTS_FIELD, added_prompts, bytes_of, removed_prompts, stage_states
+from nullbooth_cli.states import added_prompts, bytes_of, removed_prompts, stage_states
 from nullbooth_cli.steps import Step
 from nullbooth_cli.store import RELEASED, Layout, Site, Store
 
@@ -91,7 +91,7 @@ def load_collection(config: Config, steps: tuple[Step, ...], prompts: tuple[Prom
 
 
 def run_collect(run: Run) -> Iterator[Event]:
-    from nullbooth_cli import batches, denoise, features, model, moments, resources
+    from nullbooth_cli import batches, denoise, features, model, moments, resources, writer
 
     steps = run.store.schedule()
     device = model.pick_device(run.device or run.workers.device)
@@ -106,10 +106,10 @@ def run_collect(run: Run) -> Iterator[Event]:
         prepared.notes.append(f"too long for the tokenizer, '{lost}' is cut off: '{prompt.text}'")
     yield from map(Note, prepared.notes)
     layout, mine = run.store.layout, (prepared.todo[i] for i in run.workers.share(len(prepared.todo)))
-    with features.Writer() as writer:
+    with writer.Writer() as writing:
         sinks: list[features.Sink] = []
         if layout.features:
-            sinks.append(features.FeatureSink(run.store, writer))
+            sinks.append(features.FeatureSink(run.store, writing))
         if layout.moments and prepared.todo:
             place = resources.place_for_sums(loaded.sites, len(steps), device)
             if place != device:
@@ -134,7 +134,7 @@ def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, 
     store.reload()
     found = stage_states(run.config, run.prompts, store)["collect"]
     afresh = found.state == "missing" or run.force
-    if run.force and found.state == "stale" and [because.field for because in found.stale_because] == [PROMPTS_FIELD]:
+    if run.force and found.only_lost_prompts:
         note = _take_out(run)
         afresh = note is None
         notes.append(note or "sums cannot give back single prompts exactly, and their features are not there: collecting again")
@@ -161,7 +161,7 @@ def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, 
         )
     if layout.batch_size != batch_size:
         notes.append(f"batch_size stays {layout.batch_size} in this store: the size of its units (now {batch_size} is asked for)")
-    for part in store.parts():
+    for part in store.parts() if layout.moments else ():
         # A kill may have come between a part and the cells of its units.
         cells = store.cells("collect")
         store.mark("collect", [unit for unit in part.units if not cells[unit]], 1)
@@ -189,12 +189,13 @@ def _take_out(run: Run) -> str | None:
     removed = set(removed_prompts(run.prompts, store))
     if not store.layout.features or (store.cells("collect") == RELEASED).any():
         return None
-    store.write_rows(0, [None if prompt in removed else prompt for prompt in store.rows])
     if store.layout.moments:
         record = store.records["collect"]
         settings = {name: value for name, value in record["settings"].items() if name != "covariance.accumulate"}
         store.write_record("collect", {**record, "settings": settings, "layout": {**record["layout"], "keep": "features"}})
         store.delete("parts")
+    # Last: once they are gone nothing tells a later run that the parts still hold them.
+    store.write_rows(0, [None if prompt in removed else prompt for prompt in store.rows])
     return f"{len(removed)} prompts are taken out; their moments are recomputed from the features that stay (covariance --force)"
 
 

@@ -11,12 +11,8 @@ of the denoiser need no forward at all.
 Cost of features: bytes per prompt = sum over sites of T * L * D * itemsize (T = 1 where the timestep plays no part).
 """
 
-import threading
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,56 +23,14 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.events import Interrupts
 from nullbooth_cli.model import denoiser_of
 from nullbooth_cli.prompts import Prompt
+from nullbooth_cli.sampling import sample_tokens
 from nullbooth_cli.sites import Enough, Projection, Shared, Watch, group_shared
 from nullbooth_cli.store import STORED_DTYPES, Site, Store
 from nullbooth_cli.tensors import pack
+from nullbooth_cli.writer import Writer
 
-WRITERS = 2
-MAX_PENDING_BYTES = 512 << 20
 TOGETHER_BYTES = 4 << 20
 TEXT_ARGUMENT = "encoder_hidden_states"
-
-
-class Writer:
-    """Runs writes in threads beside the model, at most `MAX_PENDING_BYTES` of them waiting. `drain()` before a commit.
-
-    A failed write is raised by the next `submit` or `drain`, as its own error.
-    """
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=WRITERS)
-        self._room = threading.Condition()
-        self._waiting_bytes = 0
-        self._pending: list[Future[object]] = []
-
-    def __enter__(self) -> "Writer":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def submit(self, nbytes: int, write: Callable[..., object], *arguments: Any) -> None:
-        done = [future for future in self._pending if future.done()]
-        self._pending = [future for future in self._pending if not future.done()]
-        for future in done:
-            future.result()
-        with self._room:
-            self._room.wait_for(lambda: not self._waiting_bytes or self._waiting_bytes + nbytes <= MAX_PENDING_BYTES)
-            self._waiting_bytes += nbytes
-        future = self._pool.submit(write, *arguments)
-        future.add_done_callback(lambda _: self._release(nbytes))
-        self._pending.append(future)
-
-    def _release(self, nbytes: int) -> None:
-        with self._room:
-            self._waiting_bytes -= nbytes
-            self._room.notify()
-
-    def drain(self) -> None:
-        """Return when everything submitted is written."""
-        pending, self._pending = self._pending, []
-        for future in pending:
-            future.result()
 
 
 @dataclass(frozen=True)
@@ -114,8 +68,6 @@ def find_sites(
     try:
         with Watch(denoiser, projections, side, receive, last=1):
             denoise(pipe, path, [(0, prompt)])
-    except Enough:
-        pass
     finally:
         handle.remove()
     owners, arguments = {}, set()
@@ -152,32 +104,6 @@ def split_branches(tensor: torch.Tensor, num_prompts: int, branches: str) -> tor
         )
     empty, own = tensor[:num_prompts], tensor[num_prompts:]
     return own if branches == "cond" else torch.cat([empty, own], dim=1)
-
-
-def sample_tokens(values: torch.Tensor, num_tokens: int, seed: int, rows: Sequence[int], step: int, site: str) -> torch.Tensor:
-    """`[B, n, D]` of `[B, L, D]`: n tokens of each prompt, uniformly and without replacement, so that means stay unbiased.
-
-    The choice depends on seed, row, step and site alone: not on the batch, the process or the run.
-    """
-    if values.shape[1] <= num_tokens:
-        return values
-    key = torch.zeros((), dtype=torch.int64)
-    for part in (seed, step, zlib.crc32(site.encode())):
-        key = _draw(key, torch.tensor(part))
-    # Each token draws a number where the vectors are, and the smallest win: one generator per prompt would hold up a GPU.
-    of_rows = _draw(key.to(values.device), torch.tensor(rows, device=values.device)[:, None])
-    drawn = _draw(of_rows, torch.arange(values.shape[1], device=values.device))
-    index = drawn.topk(num_tokens, dim=1, largest=False, sorted=False).indices.sort(dim=1).values
-    return values[torch.arange(len(rows), device=values.device)[:, None], index]
-
-
-def _draw(key: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
-    """Output `number` of the SplitMix64 generator (Steele, Lea and Flood 2014) that starts at `key`: 64 uniform bits as int64."""
-    mixed = key + (number + 1) * (0x9E3779B97F4A7C15 - 2**64)
-    # Shifts of signed integers copy the sign: the masks take it away.
-    mixed = (mixed ^ (mixed >> 30 & 2**34 - 1)) * (0xBF58476D1CE4E5B9 - 2**64)
-    mixed = (mixed ^ (mixed >> 27 & 2**37 - 1)) * (0x94D049BB133111EB - 2**64)
-    return mixed ^ (mixed >> 31 & 2**33 - 1)
 
 
 def features_nbytes(sites: Sequence[Site], num_steps: int, num_prompts: int, dtype: str) -> int:
@@ -293,10 +219,9 @@ def _run(pipe: Any, path: DenoisingPath, recorder: "_Recorder", found: Found) ->
             handle.remove()
     else:
         last = 0 if all(site.timestep_free for site in found.sites) else len(path.steps) - 1
-        try:
-            with Watch(denoiser, tuple(found.owners), found.sites[0].side, recorder.receive, last):
-                denoise(pipe, path, recorder.members)
-        except Enough:
+        with Watch(denoiser, tuple(found.owners), found.sites[0].side, recorder.receive, last) as watch:
+            denoise(pipe, path, recorder.members)
+        if watch.ended:
             return
     raise ConfigError(
         f"the pipeline ran {recorder.num_forwards} forwards for {len(path.steps)} steps",

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from nullbooth_cli.config import Config, build_config, fingerprint
 from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.events import Event
+from nullbooth_cli.moments import add_up
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.runs import Run, begin
 from nullbooth_cli.stages import execute
@@ -79,7 +78,13 @@ def merge(sources: Sequence[Store], out: Store) -> Iterator[Event]:
     part, units = out.part(PART), range(-(-len(rows) // batch_size))
     part.create(sites, len(steps))
     sums = (
-        (site, [_summed(sources, number, step) for step in range(site.num_recorded(len(steps)))])
+        (
+            site,
+            [
+                pack_sums(*add_up(source.read_moment(source.sites[number], step) for source in sources))
+                for step in range(site.num_recorded(len(steps)))
+            ],
+        )
         for number, site in enumerate(sites)
     )
     part.checkpoint(sums, units)
@@ -97,9 +102,3 @@ def _config_of(first: Store, out: Store, prompts: Sequence[Prompt]) -> Config:
             "collect": config.collect.model_copy(update={"keep": "moments"}),
         }
     )
-
-
-def _summed(sources: Sequence[Store], number: int, step: int) -> np.ndarray:
-    """One site and timestep of all sources, packed as a part holds it."""
-    matrices, vectors, counts = zip(*(source.read_moment(source.sites[number], step) for source in sources), strict=True)
-    return pack_sums(np.sum(matrices, axis=0), np.sum(vectors, axis=0), sum(counts))

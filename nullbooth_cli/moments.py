@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import reduce
 from typing import TypeVar
 
 import numpy as np
@@ -17,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from nullbooth_cli.errors import StoreError
-from nullbooth_cli.features import Writer
 from nullbooth_cli.store import Part, Site, Store, Sums, check_disjoint, pack_sums
 from nullbooth_cli.tensors import unpack
+from nullbooth_cli.writer import Writer
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -84,7 +85,7 @@ class MomentSink:
     dtype: str | None = None
 
     def __init__(self, part: Part, sites: Sequence[Site], num_steps: int, device: torch.device, accumulate: str) -> None:
-        self._part, self._sites = part, sites
+        self._part = part
         self._moments = {
             site: [SecondMoment(site.dim, device, accumulate) for _ in range(site.num_recorded(num_steps))] for site in sites
         }
@@ -189,8 +190,8 @@ def _from_features(
         unit, group = item
         if not group:
             return unit, None
-        read = [unpack(store.read_features(unit[1], unit[2], chunk), dtype).flatten(0, 1) for chunk in group]
-        vectors = read[0] if len(read) == 1 else torch.cat(read)
+        of_chunks = [unpack(store.read_features(unit[1], unit[2], chunk), dtype).flatten(0, 1) for chunk in group]
+        vectors = of_chunks[0] if len(of_chunks) == 1 else torch.cat(of_chunks)
         return unit, vectors.pin_memory() if device.type == "cuda" else vectors
 
     def chunks() -> Iterator[tuple[Unit, list[int]]]:
@@ -243,19 +244,15 @@ def _from_parts(store: Store, units: Iterable[Unit]) -> Iterator[tuple[Unit, Sum
     for unit in units:
         _, site, step = unit
         if last is None or last[0] != site:
-            last = site, [_total(sums) for sums in zip(*(part.read(site) for part in parts), strict=True)]
+            last = site, [add_up(sums) for sums in zip(*(part.read(site) for part in parts), strict=True)]
         yield unit, last[1][step]
 
 
-def _total(sums: Iterable[Sums]) -> Sums:
-    matrices, vectors, counts = zip(*sums, strict=True)
-    return np.sum(matrices, axis=0), np.sum(vectors, axis=0), sum(counts)
+def add_up(several: Iterable[Sums]) -> Sums:
+    """(sum_xxT, sum_x, count) of all vectors of one or more sums, holding two of them at a time."""
+    return reduce(lambda one, other: (one[0] + other[0], one[1] + other[1], one[2] + other[2]), several)
 
 
-def pooled(store: Store, site: Site, num_steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+def pooled(store: Store, site: Site, num_steps: int) -> Sums:
     """(sum_xxT, sum_x, count) of a site over all its recorded timesteps: what protects a weight that all of them share."""
-    sum_xxt, sum_x, count = np.zeros((site.dim, site.dim)), np.zeros(site.dim), 0
-    for t in range(site.num_recorded(num_steps)):
-        of_xxt, of_x, of_count = store.read_moment(site, t)
-        sum_xxt, sum_x, count = sum_xxt + of_xxt, sum_x + of_x, count + of_count
-    return sum_xxt, sum_x, count
+    return add_up(store.read_moment(site, t) for t in range(site.num_recorded(num_steps)))

@@ -96,7 +96,7 @@ class Watch:
     """Context manager: `receive(projection, forward, tensor)` for every watched projection in every forward of the denoiser.
 
     `forward` counts from 0. Once all have fired in forward `last`, what is left of the model is not computed: `Enough` is
-    raised. Tensors are the model's own: copy what is kept.
+    raised, ends the block without an error, and leaves `ended` true. Tensors are the model's own: copy what is kept.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class Watch:
     ) -> None:
         self._denoiser, self._projections, self._side = denoiser, projections, side
         self._receive, self._last = receive, last
+        self.ended = False
         self._handles: list[Any] = []
         self._fired: Counter[Projection] = Counter()
         self._forward = 0
@@ -120,9 +121,11 @@ class Watch:
         self._handles.append(self._denoiser.register_forward_hook(lambda *_: self._finish()))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         for handle in self._handles:
             handle.remove()
+        self.ended = kind is Enough
+        return self.ended
 
     def _hook(self, projection: Projection) -> Any:
         def fire(tensor: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ from nullbooth_cli.config import STAGES, decomposition_settings
 from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.events import Event, Note
 from nullbooth_cli.runs import Prepared, Run, begin, remaining, state_of, work
-from nullbooth_cli.states import PROMPTS_FIELD, bytes_of, covered_rows, listed, require, stage_states
+from nullbooth_cli.states import bytes_of, covered_rows, listed, require, stage_states
 from nullbooth_cli.store import RELEASED
 
 
@@ -57,8 +57,7 @@ def _refuse_or_say(stage: str, run: Run) -> str | None:
         return f"{stage} is done: {units}, whose features were released; --force collects them again"
     if found.state == "stale":
         size = bytes_of(run.store, stage)
-        removed = stage == "collect" and [because.field for because in found.stale_because] == [PROMPTS_FIELD]
-        way = "to take them out" if removed else f"to replace its {size / 1e6:,.1f} MB"
+        way = "to take them out" if stage == "collect" and found.only_lost_prompts else f"to replace its {size / 1e6:,.1f} MB"
         raise StageError(
             f"{stage} in {run.store.url} was made with other settings or inputs{listed(found)}",
             f"add --force {way}, or name another store with -s",

@@ -50,6 +50,11 @@ class StageState:
     stale_because: tuple[Difference, ...] = ()
 
     @property
+    def only_lost_prompts(self) -> bool:
+        """Whether it is stale for nothing but prompts that were removed or edited."""
+        return [because.field for because in self.stale_because] == [PROMPTS_FIELD]
+
+    @property
     def is_done(self) -> bool:
         """Whether later stages can build on it."""
         return self.state in DONE

@@ -57,7 +57,8 @@ class Workers:
 
     def __init__(self, shard: Shard | None = None, preparing: Callable[[], AbstractContextManager[None]] | None = None) -> None:
         self.shard = shard
-        self.preparing = preparing or contextlib.nullcontext
+        self._preparing = preparing or contextlib.nullcontext
+        self._done = 0
 
     @property
     def part(self) -> str:
@@ -72,7 +73,7 @@ class Workers:
 
     def agree(self, decide: Callable[[], Any]) -> Any:
         """What `decide()` returns (a JSON value), run by one process for all. Its error stops all of them."""
-        with self.preparing():
+        with self._preparing():
             return decide()
 
     def mine(self, units: Sequence[int]) -> list[int]:
@@ -84,8 +85,8 @@ class Workers:
         yield from range(num_items)
 
     def count(self, done: int) -> int:
-        """Report items that are done; returns how many all processes have done since the last `agree`."""
-        self._done = getattr(self, "_done", 0) + done
+        """Report items that are done; returns how many all processes have done of the stage."""
+        self._done += done
         return self._done
 
     def finish(self) -> Iterator[int]:

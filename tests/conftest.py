@@ -47,9 +47,7 @@ def small_config(store: Path, **changes: Any) -> Config:
 
 def execute(config: Config, *wanted: str, store: Store | None = None, **control: Any) -> Store:
     """Run stages through the library, as the commands do."""
-    store = store or (
-        Store.open(config.store, write=True) if Store.exists(config.store) else Store.create(config.store, config.model_dump())
-    )
+    store = store or Store.open_or_create(config.store, config.model_dump())
     prompts = prompts_of(config)
     for stage in wanted:
         with store.lock():

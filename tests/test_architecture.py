@@ -19,6 +19,8 @@ ORDER = [
     "schedule",
     "store",
     "tensors",
+    "sampling",
+    "writer",
     "toy",
     "model",
     "sites",

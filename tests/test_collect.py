@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from nullbooth_cli import batches, collecting, features, stages
+from nullbooth_cli import batches, collecting, features, stages, writer
 from nullbooth_cli.denoise import DenoisingPath, cut_words
 from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.events import Note
@@ -246,19 +246,19 @@ def test_the_writer_bounds_the_bytes_that_wait() -> None:
         gate.wait(10)
         written.append(item)
 
-    half = features.MAX_PENDING_BYTES // 2
-    with features.Writer() as writer:
+    half = writer.MAX_PENDING_BYTES // 2
+    with writer.Writer() as writing:
         for item in range(2):
-            writer.submit(half, write, item)
-        third = threading.Thread(target=writer.submit, args=(half, write, 2))
+            writing.submit(half, write, item)
+        third = threading.Thread(target=writing.submit, args=(half, write, 2))
         third.start()
         third.join(0.2)
         assert third.is_alive()
         gate.set()
         third.join(10)
         assert not third.is_alive()
-        writer.submit(10 * features.MAX_PENDING_BYTES, write, 3)
-        writer.drain()
+        writing.submit(10 * writer.MAX_PENDING_BYTES, write, 3)
+        writing.drain()
     assert sorted(written) == [0, 1, 2, 3]
 
 

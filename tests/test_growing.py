@@ -336,3 +336,20 @@ def test_collect_finishes_its_own_fold_after_a_kill(tmp_path: Path, monkeypatch:
     monkeypatch.undo()
     assert "collect is complete" in notes(config, "collect")
     assert states_of(config)["covariance"] == "complete"
+
+
+def test_taking_out_that_was_killed_leaves_no_sums_of_what_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped before any of its writes: nothing is summed up before the same command has finished, and then only what stays."""
+    wanted = [PROMPTS[0], PROMPTS[3]]
+    for step in ("write_record", "delete", "write_rows"):
+        place = tmp_path / f"{step}.zarr"
+        execute(config_of(place, PROMPTS[:4], collect__keep="both"), "collect")
+        config = config_of(place, wanted, collect__keep="both")
+        with monkeypatch.context() as killed:
+            killed.setattr(Store, step, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                execute(config, "collect", force=True)
+        with pytest.raises(StageError, match="collect in .* is stale"):
+            execute(config, "covariance", force=True)
+        notes(config, "collect", force=True)
+        assert_moments_are_numpys(execute(config, "covariance", force=True), set(wanted))

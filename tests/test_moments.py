@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nullbooth_cli.errors import ResourceError
-from nullbooth_cli.features import _draw, sample_tokens
 from nullbooth_cli.moments import SecondMoment, pooled, read_ahead, second_moment
 from nullbooth_cli.projectors import Projector, decompose, load_projector
 from nullbooth_cli.resources import place_for_sums
+from nullbooth_cli.sampling import _draw, sample_tokens
 from nullbooth_cli.store import Site
 from nullbooth_cli.tensors import unpack
 from tests.conftest import execute, small_config

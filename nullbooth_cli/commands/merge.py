@@ -35,11 +35,8 @@ def merge(
     options = options_of(tuple(overrides or ()))
     sources = [Store.open(place, options=options) for place in stores]
     merging.check_mergeable(sources)
-    backing = open_backing(out, options)
-    with locked(backing):
-        backing.sweep()
-        there = Store.exists(out, options)
-        store = Store.open(out, write=True, options=options) if there else Store.create(out, sources[0].config, options)
+    with locked(open_backing(out, options)):
+        store = Store.open_or_create(out, sources[0].config, options)
         terminal.follow(merging.merge(sources, store))
     states = stage_states(build_config(store.config), store.prompts(), store)
     terminal.answer(report.stage_document("covariance", states["covariance"], store), draw_stage)

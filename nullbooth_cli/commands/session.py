@@ -22,7 +22,7 @@ from nullbooth_cli.events import Event, Interrupts, Note
 from nullbooth_cli.prompts import Prompt, load_prompts
 from nullbooth_cli.runs import Run
 from nullbooth_cli.states import StageState, stage_states
-from nullbooth_cli.store import Store, is_url, locked, open_backing, shard_locked
+from nullbooth_cli.store import Backing, Store, is_url, locked, open_backing, shard_locked
 from nullbooth_cli.workers import Shard, Workers, start_workers
 
 PREPARING_SECONDS = 600.0  # that shards wait for the one that makes the store ready
@@ -48,12 +48,13 @@ class Session:
         return self.open() if self._exists() else None
 
     def open_or_create(self) -> Store:
-        if Store.exists(self.url, self.config.storage_options):
-            return self.open(write=True)
-        return Store.create(self.url, public_settings(self.config), self.config.storage_options)
+        return Store.open_or_create(self.url, public_settings(self.config), self.config.storage_options)
+
+    def backing(self, *, read_only: bool = False) -> Backing:
+        return open_backing(self.url, self.config.storage_options, read_only=read_only)
 
     def _exists(self) -> bool:
-        return open_backing(self.url, self.config.storage_options, read_only=True).exists()
+        return self.backing(read_only=True).exists()
 
     def next(self, states: dict[str, StageState]) -> None:
         """Point to the first stage that is not complete."""
@@ -117,7 +118,7 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
     session = start(common)
     if control.dry_run:
         store = session.open_if_there()
-        free = open_backing(session.url, session.config.storage_options, read_only=True).free_nbytes()
+        free = session.backing(read_only=True).free_nbytes()
         planned = plans.plan(wanted, session.config, session.prompts, store, control.device, free)
         session.terminal.answer(report.plan_document(planned), _draw_plans)
         return
@@ -145,8 +146,7 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
 
 
 def _preparing(session: Session) -> contextlib.AbstractContextManager[None]:
-    backing = open_backing(session.url, session.config.storage_options)
-    return locked(backing, PREPARING_SECONDS, among_shards=True)
+    return locked(session.backing(), PREPARING_SECONDS, among_shards=True)
 
 
 @contextlib.contextmanager
@@ -155,7 +155,7 @@ def _held(session: Session, workers: Workers) -> Iterator[None]:
 
     The first may be killed while others still write; nothing may begin beside them.
     """
-    backing = open_backing(session.url, session.config.storage_options)
+    backing = session.backing()
     if workers.rank != 0:
         workers.agree(lambda: None)
         with backing.lock(workers.lock):
@@ -166,7 +166,6 @@ def _held(session: Session, workers: Workers) -> Iterator[None]:
             yield
     else:
         with locked(backing):
-            backing.sweep()
             workers.agree(lambda: None)
             yield
 

@@ -18,17 +18,19 @@ What must stay true:
 - Sums that grow are never written over the sums in force: `parts` and `staged` say how.
 - A missing, empty or altered chunk never reads as data: it is an error that names array, chunk and the command that mends it.
 
-`backing` says where the bytes are (`local`, `remote`), `chunks` what a chunk is as bytes, `arrays` reads and writes arrays and
-progress, `store` knows what they mean.
+`backing` says where the bytes are (`local`; or `remote`, with its `clients` and `lease`), `chunks` what a chunk is as bytes,
+`arrays` reads and writes arrays and progress, and `store` knows what they mean, with `layout` and `parts`.
 """
 
-from nullbooth_cli.store.backing import is_url, locked, open_backing, shard_locked
+from nullbooth_cli.store.backing import Backing, is_url, locked, open_backing, shard_locked
+from nullbooth_cli.store.layout import STORED_DTYPES, Layout, Site
 from nullbooth_cli.store.parts import Part, Sums, check_disjoint, pack_sums
-from nullbooth_cli.store.store import RELEASED, STORED_DTYPES, Layout, Site, Store
+from nullbooth_cli.store.store import RELEASED, Store
 
 __all__ = [
     "RELEASED",
     "STORED_DTYPES",
+    "Backing",
     "Layout",
     "Part",
     "Site",

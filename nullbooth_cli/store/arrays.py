@@ -86,7 +86,6 @@ class ArrayGroup:
 
     def note_pace(self, stage: str, seconds_per_unit: float) -> None:
         """Leave behind how long a unit takes, for those who plan."""
-        self._arrays.pop(f"progress/{stage}", None)  # what another shard has made longer must not become short again
         # On the group: an array's attributes share a file with its shape, which another process may have changed since.
         with self._writing():
             self._group["progress"].update_attributes({f"{stage}_seconds_per_unit": seconds_per_unit})

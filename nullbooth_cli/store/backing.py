@@ -109,12 +109,16 @@ def in_use(url: str, holder: str) -> StoreError:
 
 @contextlib.contextmanager
 def locked(backing: Backing, wait: float = 0, *, among_shards: bool = False) -> Iterator[None]:
-    """Hold a place for writing: alone, or (for the moment in which one prepares it) beside the shards that work on it."""
+    """Hold a place for writing: alone, or (for the moment in which one prepares it) beside the shards that work on it.
+
+    Who is alone finds nothing that killed writers left half written.
+    """
     with backing.lock(wait=wait):
         if not among_shards:
             for name in backing.other_locks():
                 with backing.lock(name, PROBE_SECONDS):
                     pass
+            backing.sweep()
         yield
 
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from nullbooth_cli.errors import StoreError
 
 if TYPE_CHECKING:
-    from nullbooth_cli.store.store import Site, Store
+    from nullbooth_cli.store.layout import Site
+    from nullbooth_cli.store.store import Store
 
 CHUNK_BYTES = 8 << 20
 Sums = tuple[NDArray[np.float64], NDArray[np.float64], int]

@@ -1,8 +1,8 @@
 """What a store holds: schedule, prompts, features, moments, projectors, and the records of the stages."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,56 +17,13 @@ from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.steps import Step
 from nullbooth_cli.store.arrays import ArrayGroup
 from nullbooth_cli.store.backing import locked, open_backing
+from nullbooth_cli.store.layout import STORED_DTYPES, Layout, Site
 from nullbooth_cli.store.parts import Part, pack_sums, unpack_sums
 
 FORMAT = "nullbooth"
 FORMAT_VERSION = 2
 PACKAGES = ("nullbooth", "torch", "diffusers", "transformers", "zarr", "numpy")
-# bfloat16 has no Zarr data type: its bits are stored, and a chunk that was never written reads as its NaN.
 RELEASED = 2  # in a cell of collect: done, but the features were removed
-STORED_DTYPES: dict[str, tuple[str, Any]] = {"float16": ("f2", "NaN"), "float32": ("f4", "NaN"), "bfloat16": ("u2", 0x7FC0)}
-
-
-@dataclass(frozen=True)
-class Site:
-    """One recording: the tensor that enters (or leaves) one projection, or several that always share it.
-
-    `layer` and `feature` are the first of the projections that share it, `weights` the parameters of all of them.
-    """
-
-    layer: str
-    feature: str
-    side: str
-    weights: tuple[str, ...]
-    timestep_free: bool
-    num_tokens: int  # per prompt, over the recorded branches of guidance
-    dim: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.layer}.{self.feature}"
-
-    def num_recorded(self, num_steps: int) -> int:
-        """How many timesteps are stored of a schedule of `num_steps`."""
-        return 1 if self.timestep_free else num_steps
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a collection is kept: what (features, moments, both), prompts per unit, torch dtype and compression of features."""
-
-    keep: str
-    batch_size: int
-    dtype: str
-    compression: str | None = None
-
-    @property
-    def features(self) -> bool:
-        return self.keep != "moments"
-
-    @property
-    def moments(self) -> bool:
-        return self.keep != "features"
 
 
 class Store(ArrayGroup):
@@ -125,6 +82,11 @@ class Store(ArrayGroup):
     def exists(place: str | Path, options: Mapping[str, Any] | None = None) -> bool:
         return open_backing(place, options, read_only=True).get("zarr.json") is not None
 
+    @classmethod
+    def open_or_create(cls, place: str | Path, config: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> "Store":
+        """The store at a place, open for writing; an empty one with this config if there is none."""
+        return cls.open(place, write=True, options=options) if cls.exists(place, options) else cls.create(place, config, options)
+
     @property
     def path(self) -> Path:
         """The folder of a local store."""
@@ -137,12 +99,9 @@ class Store(ArrayGroup):
     def free_nbytes(self) -> int | None:
         return self._backing.free_nbytes()
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the store alone for writing. Raises StoreError naming the holder; a killed holder leaves nothing behind."""
-        with locked(self._backing):
-            self._backing.sweep()
-            yield
+        return locked(self._backing)
 
     # Attributes: config, records, sites
 

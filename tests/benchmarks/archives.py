@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nullbooth_cli.features import FeatureSink, Writer, features_nbytes
+from nullbooth_cli.features import FeatureSink, features_nbytes
 from nullbooth_cli.moments import MomentSink, covariance, covariance_units, sums_nbytes
+from nullbooth_cli.writer import Writer
 from tests.benchmarks.common import (
     Stopwatch,
     disk_rates,

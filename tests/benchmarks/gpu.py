@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 from nullbooth_cli.events import Interrupts
-from nullbooth_cli.features import FeatureSink, Writer, collect
+from nullbooth_cli.features import FeatureSink, collect
 from nullbooth_cli.moments import MomentSink, sums_nbytes
 from nullbooth_cli.resources import place_for_sums
+from nullbooth_cli.writer import Writer
 from tests.benchmarks.collect import bare, collected
 from tests.benchmarks.common import (
     Stopwatch,
