@@ -349,7 +349,7 @@ def test_taking_out_that_was_killed_leaves_no_sums_of_what_is_gone(tmp_path: Pat
             killed.setattr(Store, step, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 execute(config, "collect", force=True)
-        with pytest.raises(StageError, match="collect in .* is stale"):
+        with pytest.raises(StageError, match=r"collect in .* is stale"):
             execute(config, "covariance", force=True)
         notes(config, "collect", force=True)
         assert_moments_are_numpys(execute(config, "covariance", force=True), set(wanted))
