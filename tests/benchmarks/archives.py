@@ -33,6 +33,7 @@ from tests.benchmarks.subjects import Recorded, Subject, multiply_operations, ra
 
 SD15_SITES = [(64, dim) for dim in (320, 640, 1280) for _ in range(10)]
 TARGET = 30.0
+ARCHIVES = ("npz", "npz, per projection")
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -52,13 +53,14 @@ def archived(watch: Stopwatch, of: Subject, recorded: Recorded, place: Path, *, 
     place.mkdir()
     sums: dict[tuple[str, str], list[Any]] = {}
     with watch:
-        for name, arrays in of_prompts(recorded, of, per_projection=per_projection):
-            np.savez_compressed(place / f"{name}.npz", **arrays)
+        for unit in range(of.num_units):
+            for name, arrays in of_prompts(recorded, of, per_projection=per_projection):
+                np.savez_compressed(place / f"{unit}_{name}.npz", **arrays)
         for path in place.iterdir():
             with np.load(path) as archive:
                 for name in archive.files:
                     x = archive[name].astype(np.float64)
-                    key = (name, path.stem.split("_")[1])
+                    key = (name, path.stem.split("_")[2])
                     total = sums.setdefault(key, [np.zeros((x.shape[1], x.shape[1])), np.zeros(x.shape[1]), 0])
                     total[0] += x.T @ x
                     total[1] += x.sum(0)
@@ -77,11 +79,16 @@ def stored(watch: Stopwatch, of: Subject, recorded: Recorded, place: Path, *, ke
             if keep == "features"
             else MomentSink(store.part("0"), of.found.sites, of.num_steps, cpu, "float64")
         )
-        rows = [row for row, _ in store.members(0)]
-        for site, step, values in recorded:
-            sink.receive(site, step, rows, values)
-        sink.checkpoint([0])
-        store.commit("collect", [0])
+        waiting = []
+        for unit in range(of.num_units):
+            rows = [row for row, _ in store.members(unit)]
+            waiting.append(unit)
+            for site, step, values in recorded:
+                sink.receive(site, step, rows, values)
+            if sink.due() or unit == of.num_units - 1:
+                sink.checkpoint(waiting)
+                store.commit("collect", waiting)
+                waiting = []
         for _ in covariance(store, cpu, "float64", units):
             pass
     shutil.rmtree(place)
@@ -91,6 +98,8 @@ def main() -> None:
     made = parser(__doc__, repeats=3)
     made.add_argument("--features", nargs="+", choices=["toy", "sd15"], default=["toy", "sd15"])
     made.add_argument("--batch", type=int, help="prompts: 24 for toy, 16 for sd15")
+    made.add_argument("--units", type=int, default=1, help="batches: what is written once for all of them is shared")
+    made.add_argument("--archives", nargs="+", choices=ARCHIVES, default=list(ARCHIVES))
     made.add_argument("--steps", type=int, help="timesteps: 30 for toy, 2 for sd15")
     arguments = parse(made)
     figures, details = [], {}
@@ -98,7 +107,7 @@ def main() -> None:
         size = {
             "num_steps": arguments.steps or (30 if name == "toy" else 2),
             "batch_size": arguments.batch or (24 if name == "toy" else 16),
-            "num_units": 1,
+            "num_units": arguments.units,
         }
         if name == "toy":
             of = subject(toy_pipeline(), **size)
@@ -107,14 +116,16 @@ def main() -> None:
             of, recorded = random_subject(SD15_SITES, **size)
         with workplace(arguments) as folder:
             runs = runs_of(of, recorded, folder)
-            if name != "toy":
-                del runs["npz, per projection"]  # no projection of these shares its tensor
+            for archive in ARCHIVES:
+                # No projection of the other shapes shares its tensor.
+                if archive not in arguments.archives or (archive != "npz" and name != "toy"):
+                    del runs[archive]
             times = in_turns(runs, arguments.repeats)
             rate, (written, read) = multiply_rate(), disk_rates(folder)
-        sites, pairs = of.found.sites, of.num_steps * of.batch_size
-        nbytes = features_nbytes(sites, of.num_steps, of.batch_size, "float16")
+        sites, pairs = of.found.sites, of.num_steps * len(of.prompts)
+        nbytes = features_nbytes(sites, of.num_steps, len(of.prompts), "float16")
         multiply, write = (
-            multiply_operations(sites, of.num_steps, of.batch_size) / rate,
+            multiply_operations(sites, of.num_steps, len(of.prompts)) / rate,
             sums_nbytes(sites, of.num_steps) / written,
         )
         least = {"features": multiply + write + nbytes / written + nbytes / read, "moments": multiply + 3 * write}
