@@ -16,12 +16,12 @@ ROOT = Path(__file__).parent.parent
 COMMENT_COLUMN = 56
 YAML_HEADER = """\
 # The embedded model, end to end: about two minutes on two cores, 0.7 GB on disk.
-# Every key stands here, all but collect.batch_size (8) with its default; docs/reference/config.md says more.
+# Every key stands here, all but collect.batch_size (8) and heldout_prompts (null) with its default; docs/reference/config.md says more.
 # Paths start at the current folder.
 
 """
-# The embedded model is so small that larger batches are faster on any machine.
-TOY = ["collect.batch_size=24"]
+# The embedded model is so small that larger batches are faster on any machine; prompts to measure leakage on ship with it.
+TOY = ["collect.batch_size=24", "heldout_prompts=dataset/prompts/toy_heldout.txt"]
 
 
 def scalar(value: Any) -> str:
@@ -90,7 +90,7 @@ def cli_page() -> str:
         )
         return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
-    names = [command.callback.__name__ for command in app.registered_commands if command.callback]
+    names = [command.name for command in app.registered_commands if command.name]
     sections = "\n".join(f"\n## nullbooth {name}\n\n```text\n{help_of(name)}\n```" for name in names)
     return f"# Command line\n\n```text\n{help_of()}\n```\n{sections}\n"
 

@@ -11,6 +11,8 @@ from typer.core import TyperGroup
 from nullbooth_cli import __version__
 from nullbooth_cli.commands.collect import collect
 from nullbooth_cli.commands.covariance import covariance
+from nullbooth_cli.commands.export import export
+from nullbooth_cli.commands.importing import import_
 from nullbooth_cli.commands.inspect import inspect
 from nullbooth_cli.commands.merge import merge
 from nullbooth_cli.commands.project import project
@@ -64,8 +66,8 @@ app = typer.Typer(
     help="Null-space projectors for fine-tuning text-to-image models without forgetting.\n\n"
     "Example: nullbooth run -c configs/nullbooth.yaml && nullbooth inspect",
 )
-for _command in (run, schedule, collect, covariance, project, inspect, status, merge):
-    app.command()(_command)
+for _command in (run, schedule, collect, covariance, project, inspect, status, merge, export, import_):
+    app.command(_command.__name__.rstrip("_"))(_command)
 
 
 def _version(wanted: bool) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 from nullbooth_cli.config import Config, fingerprint
 from nullbooth_cli.errors import StageError
 from nullbooth_cli.events import Event, Note, Progress
+from nullbooth_cli.nullspace import tensor_digest
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.runs import Prepared, Run, begin, remaining, state_of, work
-from nullbooth_cli.states import added_prompts, bytes_of, removed_prompts, stage_states
+from nullbooth_cli.states import added_prompts, bytes_of, own_states, removed_prompts
 from nullbooth_cli.steps import Step
 from nullbooth_cli.store import RELEASED, Layout, Site, Store
 
@@ -132,7 +133,7 @@ def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, 
 
     store, section, notes = run.store, run.config.collect, []
     store.reload()
-    found = stage_states(run.config, run.prompts, store)["collect"]
+    found = own_states(run.config, run.prompts, store)["collect"]
     afresh = found.state == "missing" or run.force
     if run.force and found.only_lost_prompts:
         note = _take_out(run)
@@ -149,7 +150,8 @@ def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, 
         store.write_record("collect", None)
         store.create_collection(loaded.sites, num_steps, len(run.prompts), layout)
         store.write_rows(0, run.prompts)
-        begin(run, "collect", {"weights": weights}, layout=vars(layout))
+        tensors = {p.weight: tensor_digest(p.module.weight, run.config.dtype) for p in loaded.found.owners}
+        begin(run, "collect", {"weights": weights}, layout=vars(layout), tensors=tensors)
         return remaining(run, "collect", bool, notes)
     layout = store.layout
     recorded = store.records["collect"]["weights"]

@@ -3,8 +3,6 @@
 1. `find_config()` says which file is meant; `load_config()` reads it strictly and applies `--set` overrides.
 2. `Config` and its sections are frozen; every field's description is the comment in configs/nullbooth.yaml.
 3. `stage_settings()` gives the part of it that a stage's result depends on, and `fingerprint()` its digest.
-
-YAML is read as YAML 1.2 means it: `1e-5` is a number, `no` is a word, a key stands once.
 """
 
 import difflib
@@ -16,10 +14,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.strict_yaml import parse_yaml
 
 Strategy = Literal[
     "DPM++ 2M", "DPM++ 2M Karras", "DPM++ 3M", "DPM++ 3M SDE Karras", "Euler", "Euler a", "UniPC", "DDIM", "LCM", "model"
@@ -102,6 +100,12 @@ class ProjectSection(Section):
     scope: Literal["pooled", "timestep"] = Field(
         "pooled", description="pooled over all timesteps (for use) or one per timestep (for looking)"
     )
+    timesteps: tuple[float, float] | None = Field(
+        None, strict=False, description="pooled scope: only timesteps from the first to the last of these two, such as [200, 600]"
+    )
+    pool_weight: Literal["count", "timestep"] = Field(
+        "count", description="pooled scope: every vector weighs the same, or every timestep does"
+    )
     nullspace_threshold: float | None = Field(None, gt=0.0, description="rule: eigenvalues below this are null")
     threshold_percent: float | None = Field(None, gt=0.0, lt=100.0, description="rule: the lowest so many percent are null")
     relative_threshold: float | None = Field(
@@ -111,7 +115,12 @@ class ProjectSection(Section):
         description="rule: below this times the largest is null; the default gives way to any other rule",
     )
     energy: float | None = Field(None, gt=0.0, le=1.0, description="rule: share of the trace kept outside the null space")
-    target_leakage: float | None = Field(None, gt=0.0, lt=1.0, description="rule: the largest null space that leaks at most this")
+    target_leakage: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="rule: the largest null space that leaks at most this, on the held-out prompts if there are any",
+    )
     null_dim: int | None = Field(None, ge=1, description="rule: so many of the smallest")
 
     @model_validator(mode="after")
@@ -121,6 +130,14 @@ class ProjectSection(Section):
             raise ValueError(f"no threshold rule is set: give one of {', '.join(THRESHOLD_RULES)}")
         if len(rules) > 1 and set(rules) != {"nullspace_threshold", "threshold_percent"}:
             raise ValueError(f"two threshold rules are set: {', '.join(sorted(rules))}")
+        return self
+
+    @model_validator(mode="after")
+    def one_scope(self) -> "ProjectSection":
+        if self.scope == "timestep" and (self.timesteps is not None or self.pool_weight != "count"):
+            raise ValueError("timesteps and pool_weight say how to pool: they mean nothing with scope timestep")
+        if self.timesteps is not None and self.timesteps[0] > self.timesteps[1]:
+            raise ValueError(f"timesteps goes from the smaller to the larger, got {list(self.timesteps)}")
         return self
 
     def rule(self) -> tuple[str, float]:
@@ -149,7 +166,9 @@ class Config(Section):
     original_knowledge_prompts: str | list[str] = Field(
         "dataset/prompts/toy.txt", description="knowledge to keep: a text file, one prompt a line, or a list"
     )
-    heldout_prompts: None = Field(None, description="null; held-out leakage is not offered yet")
+    heldout_prompts: str | list[str] | None = Field(
+        None, description="other prompts, only to measure leakage on: collected apart, never mixed in; a file, a list or null"
+    )
     schedule: ScheduleSection = Field(ScheduleSection(), description="which timesteps")
     collect: CollectSection = Field(CollectSection(), description="what to record")
     covariance: CovarianceSection = Field(CovarianceSection(), description="how to sum it up")
@@ -159,57 +178,6 @@ class Config(Section):
 def public_settings(config: Config) -> dict[str, Any]:
     """The config as it may be written down: without the credentials in `storage_options`."""
     return config.model_dump(exclude={"storage_options"})
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core scalars instead of PyYAML's 1.1: numbers with exponents, no `yes`/`no`, no dates, no sexagesimals."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ConfigError(f"{_mark(node.start_mark)}: the key '{key}' stands twice", "remove one of them")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+0123456789."),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-
-
-def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    return int(str(loader.construct_scalar(node)))  # PyYAML's own reads 010 as octal
-
-
-def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
-    return float(str(loader.construct_scalar(node)).lower().replace(".inf", "inf").replace(".nan", "nan"))
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _float)
-
-
-def _mark(mark: Any) -> str:
-    return f"{mark.name}, line {mark.line + 1}"
-
-
-def parse_yaml(text: str, name: str) -> Any:
-    """Read YAML strictly; `name` stands in the messages."""
-    loader = _Loader(text)
-    loader.name = name
-    try:
-        return loader.get_single_data()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = _mark(mark) if mark else name
-        raise ConfigError(f"{where}: {getattr(error, 'problem', None) or error}", "this is not valid YAML") from error
-    finally:
-        loader.dispose()
 
 
 def find_config(given: str | None) -> Path | None:
@@ -268,7 +236,9 @@ def _explain(error: ValidationError, source: str) -> ConfigError:
             hints.append(f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(known)}")
         elif problem["type"] == "value_error":
             lines.append(f"{key}: {problem['ctx']['error']}")
-            hints.append("keep one rule and set the others to null")
+            hints.append(
+                "keep one rule and set the others to null" if "rule" in str(problem["ctx"]["error"]) else "set one of them"
+            )
         else:
             lines.append(f"{_readable(path)}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}")
             text = isinstance(problem["input"], str) and problem["type"] in ("float_type", "int_type")
@@ -316,7 +286,13 @@ def stage_settings(config: Config, stage: str, keep: str | None = None) -> dict[
 
 def decomposition_settings(config: Config) -> dict[str, Any]:
     """The part of project's settings that a new threshold leaves alone."""
-    return {"covariance.centred": config.covariance.centred, "project.scope": config.project.scope}
+    section = config.project
+    return {
+        "covariance.centred": config.covariance.centred,
+        "project.scope": section.scope,
+        "project.timesteps": list(section.timesteps) if section.timesteps else None,
+        "project.pool_weight": section.pool_weight,
+    }
 
 
 def _flat(section: BaseModel, prefix: str, without: tuple[str, ...] = ()) -> dict[str, Any]:

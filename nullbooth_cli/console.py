@@ -48,6 +48,11 @@ class Terminal:
         if not self.quiet:
             sys.stderr.write(f"{text}\n")
 
+    def warn(self, warnings: Iterable[str]) -> None:
+        """What an answer should be read with; a JSON document holds it already."""
+        for warning in warnings if not self.as_json else ():
+            self.note(f"warning: {warning}")
+
     def next(self, command: str) -> None:
         """What the user would do next."""
         if not self.as_json:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from nullbooth_cli.config import Config, build_config, fingerprint
 from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.events import Event
-from nullbooth_cli.moments import add_up
+from nullbooth_cli.pooling import add_up
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.runs import Run, begin
 from nullbooth_cli.stages import execute
@@ -89,7 +89,8 @@ def merge(sources: Sequence[Store], out: Store) -> Iterator[Event]:
     )
     part.checkpoint(sums, units)
     out.commit("collect", units)
-    begin(run, "collect", {"weights": first.records["collect"]["weights"]}, layout=vars(layout))
+    collected = first.records["collect"]
+    begin(run, "collect", {"weights": collected["weights"]}, layout=vars(layout), tensors=collected.get("tensors", {}))
     yield from execute("covariance", run)
 
 
@@ -99,6 +100,7 @@ def _config_of(first: Store, out: Store, prompts: Sequence[Prompt]) -> Config:
         update={
             "store": out.url,
             "original_knowledge_prompts": [prompt.text for prompt in prompts],
+            "heldout_prompts": None,
             "collect": config.collect.model_copy(update={"keep": "moments"}),
         }
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from nullbooth_cli.collecting import compute_steps, load_collection
 from nullbooth_cli.config import Config
 from nullbooth_cli.prompts import Prompt
-from nullbooth_cli.states import stage_states
+from nullbooth_cli.states import heldout_prompts, pooling_of, stage_states
 from nullbooth_cli.store import Site, Store
 
 
@@ -36,7 +36,7 @@ def plan(
 
     Cost: loads the model and runs two steps of one prompt, unless a current collection says which sites there are.
     """
-    from nullbooth_cli import features, model, moments, projectors
+    from nullbooth_cli import features, model, moments
     from nullbooth_cli.resources import matrices_nbytes
 
     found = stage_states(config, prompts, store)
@@ -52,7 +52,7 @@ def plan(
     else:
         sites = load_collection(config, steps, prompts, device).sites
     covariance_units = moments.covariance_units(sites, len(steps))
-    project_units = projectors.project_units(sites, config.project.scope, len(steps))
+    project_units = pooling_of(config).units(sites, steps)
     sums, widest = moments.sums_nbytes(sites, len(steps)), max((site.dim for site in sites), default=0)
     keep = config.collect.keep
     kept = features.features_nbytes(sites, len(steps), len(prompts), config.collect.feature_dtype) if keep != "moments" else 0
@@ -77,6 +77,10 @@ def plan(
         needed = needed * (total - done) // (total or 1)
         if stage == "collect" and keep != "features" and not done:
             needed += 2 * sums
-        seconds = None if pace is None else pace * (total - done)
+        to_do = total - done
+        if stage == "collect" and (held := found[stage].heldout) is not None and not held.is_done:
+            to_do += -(-len(heldout_prompts(config)) // config.collect.batch_size) - held.units_done
+            needed += 3 * sums
+        seconds = None if pace is None else pace * to_do
         plans.append(Plan(stage, done, total, seconds, needed, free, str(chosen), on_device, model.free_memory(chosen)))
     return plans

@@ -4,11 +4,12 @@
     U0 = the first null_dim columns of U
     P = U0 U0^T                symmetric, P P = P, trace = null_dim, and P K0 ~ 0
 
-(AlphaEdit, arXiv 2410.02355, section 3.2.) The decomposition is stored, so another threshold only cuts it again.
+(AlphaEdit, arXiv 2410.02355, section 3.2.) The decomposition is stored, so another threshold only cuts it again. `nullspace` has
+what is done with a projector.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import groupby, islice
 
 import numpy as np
 import torch
@@ -16,111 +17,156 @@ from numpy.typing import NDArray
 
 from nullbooth_cli import spectrum
 from nullbooth_cli.errors import ConfigError, StoreError
-from nullbooth_cli.moments import pooled, second_moment
-from nullbooth_cli.store import Site, Store
+from nullbooth_cli.moments import read_ahead
+from nullbooth_cli.pooling import Decomposing, pooled, second_moment
+from nullbooth_cli.store import Cut, Decomposition, Site, Store, Sums
+
+GROUP_BYTES = 256 << 20  # of matrices that a GPU decomposes at once
+# Rules whose value is an eigenvalue: below the noise floor it would cut between round-off and round-off.
+EIGENVALUE_RULES = ("nullspace_threshold", "relative_threshold")
+
+Unit = tuple[int, Site, int]
 
 
-@dataclass(frozen=True)
-class Projector:
-    """The null space of one site: `null_basis` `[D, K]` float64, orthonormal columns."""
-
-    null_basis: NDArray[np.float64]
-
-    @property
-    def null_dim(self) -> int:
-        return int(self.null_basis.shape[1])
-
-    def apply(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """`rows @ P` for `[M, D]`, through the basis: 4 M D K operations, no `[D, D]` matrix."""
-        return np.asarray((rows @ self.null_basis) @ self.null_basis.T)
-
-    def dense(self) -> NDArray[np.float64]:
-        """P itself, `[D, D]` float64, exactly symmetric. Cost: 2 D^2 K operations."""
-        p = self.null_basis @ self.null_basis.T
-        return np.asarray((p + p.T) / 2)
+Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def decompose(moment: NDArray[np.float64], device: torch.device | str = "cpu") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(eigenvalues `[D]` ascending, eigenvectors `[D, D]` in columns) of a symmetric matrix, in float64.
+def eigh(matrices: Sequence[NDArray[np.float64]], device: torch.device | str = "cpu") -> list[Pair]:
+    """(eigenvalues `[D]` ascending, eigenvectors `[D, D]` in columns) of symmetric `[D, D]` matrices of one size, in float64.
 
-    Raises ValueError for values that are not finite. Cost: about 9 D^3 operations.
+    On a GPU they go as one batch; on a CPU one after the other, each on all cores. Cost: about 9 D^3 operations each.
     """
-    if not np.isfinite(moment).all():
-        raise ValueError("the second moment is not finite")
-    eigenvalues, eigenvectors = torch.linalg.eigh(torch.from_numpy(moment).to(device))
-    return eigenvalues.cpu().numpy(), eigenvectors.cpu().numpy()
-
-
-def num_scopes(site: Site, scope: str, num_steps: int) -> int:
-    """How many decompositions a site has: one pooled over all timesteps, or one per recorded timestep."""
-    return 1 if scope == "pooled" else site.num_recorded(num_steps)
-
-
-def project_units(sites: Sequence[Site], scope: str, num_steps: int) -> list[tuple[Site, int]]:
-    """The units of stage project, in order."""
-    return [(site, index) for site in sites for index in range(num_scopes(site, scope, num_steps))]
+    if torch.device(device).type == "cpu":
+        found = [torch.linalg.eigh(torch.from_numpy(matrix)) for matrix in matrices]
+        return [(values.numpy(), vectors.numpy()) for values, vectors in found]
+    values, vectors = torch.linalg.eigh(torch.from_numpy(np.stack(matrices)).to(device))
+    return list(zip(values.cpu().numpy(), vectors.cpu().numpy(), strict=True))
 
 
 def project(
-    store: Store,
-    device: torch.device,
-    *,
-    scope: str,
-    centred: bool,
-    rule: str,
-    value: float,
-    num_steps: int,
-    units: Iterable[tuple[int, Site, int]],
-) -> Iterator[tuple[int, Site, int]]:
-    """Decompose (where that is not done yet) and cut the given units (number, site, scope index); yield each once it is durable.
+    store: Store, device: torch.device, settings: Decomposing, rule: str, value: float, units: Iterable[Unit]
+) -> Iterator[Unit]:
+    """Decompose (where that is not done yet) and cut the given units (number, site, decomposition); yield each once durable.
 
-    Raises ConfigError naming the site and its smallest eigenvalue where the null space is empty, StoreError for a moment that
-    is not finite.
+    Raises ConfigError naming the site where the null space is empty or the threshold lies below the noise floor, StoreError for a
+    moment that is not finite or has eigenvalues that are clearly negative.
     """
     decomposed = store.progress("decomposition")
-    for unit, site, index in units:
-        if decomposed[unit]:
-            eigenvalues = store.read_eigenvalues(site, index)
+    for number, site, index, fresh in _decompositions(store, device, settings, units, decomposed):
+        if fresh is not None:
+            store.write_decomposition(site, index, fresh)
+            store.commit("decomposition", number)
+            eigenvalues, energies, floor = fresh.eigenvalues, fresh.energies, fresh.noise_floor
         else:
-            sums = pooled(store, site, num_steps) if scope == "pooled" else store.read_moment(site, index)
-            try:
-                eigenvalues, eigenvectors = decompose(second_moment(*sums, centred=centred), device)
-            except ValueError as error:
-                raise StoreError(f"{site.name}: {error}", "nullbooth covariance --force computes it again") from error
-            store.write_decomposition(site, index, eigenvalues, eigenvectors)
-            store.commit("decomposition", unit)
-        null_dim = spectrum.null_dim(eigenvalues, rule, value)
-        if null_dim == 0:
-            raise ConfigError(
-                f"the null space of {site.name} is empty under {rule} {value:g}: its {len(eigenvalues)} eigenvalues go from "
-                f"{eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}",
-                "loosen the threshold, leave this layer or feature out, or keep fewer prompts",
+            eigenvalues, energies = store.read_eigenvalues(site, index), store.read_energies(site, index)
+            floor = store.read_noise_floor(site, index)
+        store.write_cut(site, index, cut(site.name, eigenvalues, energies, floor, rule, value))
+        store.commit("project", number)
+        yield number, site, index
+
+
+def cut(
+    name: str, eigenvalues: NDArray[np.float64], energies: NDArray[np.float64], noise_floor: float, rule: str, value: float
+) -> Cut:
+    """Cut one spectrum. Raises ConfigError naming it if nothing is null, or if the threshold lies below the noise floor."""
+    held_out = energies[1] if np.isfinite(energies[1]).all() else None
+    null_dim = spectrum.null_dim(eigenvalues, rule, value, energies[0] if held_out is None else held_out)
+    there = f"its {len(eigenvalues)} eigenvalues go from {eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}"
+    threshold = spectrum.threshold(eigenvalues, rule, value, null_dim)
+    if rule in EIGENVALUE_RULES and threshold is not None and threshold < noise_floor:
+        raise ConfigError(
+            f"{rule} {value:g} cuts {name} at {threshold:.3g}, below its noise floor of {noise_floor:.3g}: {there}",
+            "eigenvalues below the noise floor are round-off: raise the threshold, or use null_dim or target_leakage",
+        )
+    if null_dim == 0:
+        raise ConfigError(
+            f"the null space of {name} is empty under {rule} {value:g}: {there}",
+            "loosen the threshold, leave this layer or feature out, or keep fewer prompts",
+        )
+    leaked = None if held_out is None else spectrum.leakage(held_out, null_dim)
+    return Cut(null_dim, spectrum.leakage(energies[0], null_dim), leaked)
+
+
+def spectra(
+    store: Store, device: torch.device, settings: Decomposing, *, stored: bool
+) -> Iterator[tuple[Site, int, NDArray[np.float64], NDArray[np.float64], float]]:
+    """(site, index, eigenvalues, energies, noise floor) of every decomposition, without writing: read where they are `stored`."""
+    for site, index in settings.pooling.units(store.sites, settings.steps):
+        if stored:
+            yield (
+                site,
+                index,
+                store.read_eigenvalues(site, index),
+                store.read_energies(site, index),
+                store.read_noise_floor(site, index),
             )
-        store.write_cut(site, index, null_dim, _leakage(store, site, index, eigenvalues, null_dim, scope, centred, num_steps))
-        store.commit("project", unit)
-        yield unit, site, index
+        else:
+            for _, _, _, found in _decompositions(store, device, settings, [(0, site, index)], np.zeros(1, bool)):
+                assert found is not None
+                yield site, index, found.eigenvalues, found.energies, found.noise_floor
 
 
-def _leakage(
-    store: Store,
+def _decompositions(
+    store: Store, device: torch.device, settings: Decomposing, units: Iterable[Unit], decomposed: NDArray[np.bool_]
+) -> Iterator[tuple[int, Site, int, Decomposition | None]]:
+    """Each unit with its decomposition, or with None where one is stored; neighbours of one size go together."""
+    heldout = store.heldout() if settings.heldout else None
+
+    def read(unit: Unit) -> tuple[Unit, tuple[Sums, Sums | None] | None]:
+        number, site, index = unit
+        if decomposed[number]:
+            return unit, None
+        group = settings.pooling.groups(site, settings.steps)[index]
+        other = pooled(heldout, site, group, settings.pooling.weight) if heldout else None
+        return unit, (pooled(store, site, group, settings.pooling.weight), other)
+
+    def size(item: tuple[Unit, object]) -> tuple[int, bool]:
+        return item[0][1].dim, item[1] is None
+
+    for (dim, _), same in groupby(read_ahead(read, units), key=size):
+        at_once = max(1, GROUP_BYTES // (8 * dim * dim)) if device.type != "cpu" else 1
+        while group := list(islice(same, at_once)):
+            yield from _decompose(group, device, settings)
+
+
+def _decompose(
+    group: list[tuple[Unit, tuple[Sums, Sums | None] | None]], device: torch.device, settings: Decomposing
+) -> Iterator[tuple[int, Site, int, Decomposition | None]]:
+    matrices = []
+    for (_, site, _), sums in group:
+        if sums is not None:
+            matrix = second_moment(*sums[0], centred=settings.centred)
+            if not np.isfinite(matrix).all():
+                raise StoreError(
+                    f"{site.name}: the second moment is not finite", "nullbooth covariance --force computes it again"
+                )
+            matrices.append(matrix)
+    found = iter(eigh(matrices, device) if matrices else ())
+    for (number, site, index), sums in group:
+        yield number, site, index, None if sums is None else _with_energies(site, *next(found), *sums, settings)
+
+
+def _with_energies(
     site: Site,
-    index: int,
     eigenvalues: NDArray[np.float64],
-    null_dim: int,
-    scope: str,
-    centred: bool,
-    num_steps: int,
-) -> float:
-    if not centred:
-        return spectrum.leakage(eigenvalues, null_dim)
-    # A centred spectrum knows nothing of the mean, which leaks as well: measure on the moment about zero.
-    sums = pooled(store, site, num_steps) if scope == "pooled" else store.read_moment(site, index)
-    known = second_moment(*sums)
-    basis = store.read_eigenvectors(site, index)[:, :null_dim]
-    return float(np.sqrt(np.trace(basis.T @ known @ basis) / np.trace(known)))
+    eigenvectors: NDArray[np.float64],
+    sums: Sums,
+    heldout: Sums | None,
+    settings: Decomposing,
+) -> Decomposition:
+    known = _energies(second_moment(*sums), eigenvectors) if settings.centred else np.clip(eigenvalues, 0.0, None)
+    held = _energies(second_moment(*heldout), eigenvectors) if heldout else np.full_like(known, np.nan)
+    # A centred spectrum carries the round-off of the larger, uncentred, moment.
+    floor = spectrum.noise_floor(max(float(eigenvalues[-1]), float(known.max())), site.dim, settings.accumulate)
+    if eigenvalues[0] < -floor:
+        raise StoreError(
+            f"{site.name}: the second moment is not positive semi-definite: its smallest eigenvalue is {eigenvalues[0]:.3g}, "
+            f"round-off explains {-floor:.3g}",
+            "nullbooth covariance --force computes it again",
+        )
+    return Decomposition(eigenvalues, eigenvectors, np.stack([known, held]), floor)
 
 
-def load_projector(store: Store, site: Site, index: int = 0) -> Projector:
-    """The projector of a site; `index` is 0 for a pooled one, or the recorded timestep."""
-    null_dim, _ = store.read_cut(site, index)
-    return Projector(store.read_eigenvectors(site, index)[:, :null_dim])
+def _energies(moment: NDArray[np.float64], eigenvectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """u^T C u of each column u, `[D]`. Cost: 2 D^3 operations."""
+    return np.asarray(np.einsum("dk,dk->k", eigenvectors, moment @ eigenvectors))

@@ -18,8 +18,8 @@ class Prompt:
         return hashlib.sha256(self.text.encode()).hexdigest()[:12]
 
 
-def load_prompts(source: str | list[str]) -> tuple[Prompt, ...]:
-    """Read the prompts of a text file (UTF-8) or take those of a list.
+def load_prompts(source: str | list[str], key: str = "original_knowledge_prompts") -> tuple[Prompt, ...]:
+    """Read the prompts of a text file (UTF-8) or take those of a list; `key` is where the config names it.
 
     Raises ConfigError if there are none, if one stands twice (with both places), or if the file cannot be read.
     """
@@ -29,7 +29,7 @@ def load_prompts(source: str | list[str]) -> tuple[Prompt, ...]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
-        hint = "set original_knowledge_prompts; relative paths start at the current folder"
+        hint = f"set {key}; relative paths start at the current folder"
         raise ConfigError(f"no prompt file at {path} (in {Path.cwd()})", hint) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the prompt file {path}: {error}", "it is a UTF-8 text file, one prompt a line") from error

@@ -1,15 +1,19 @@
 """The dictionaries behind every answer: built first, then printed as JSON or drawn as a table."""
 
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import Any
+
+import numpy as np
 
 from nullbooth_cli import spectrum
 from nullbooth_cli.config import Config
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.plans import Plan
-from nullbooth_cli.states import StageState, bytes_of
-from nullbooth_cli.store import Site, Store
+from nullbooth_cli.pooling import Decomposing
+from nullbooth_cli.spectrum import Eigenvalues
+from nullbooth_cli.states import StageState, bytes_of, decomposing
+from nullbooth_cli.steps import Step
+from nullbooth_cli.store import Site, Store, choose_sites
 
 SCHEMA_VERSION = 1
 
@@ -24,7 +28,13 @@ def schedule_document(config: Config, store: Store) -> dict[str, Any]:
         "scheduler": store.records["schedule"]["scheduler"],
         "seed": section.seed,
         "steps": [
-            {"index": step.index, "key": step.key, "timestep": step.timestep, "sigma": step.sigma} for step in store.schedule()
+            {
+                "index": step.index,
+                "key": step.key,
+                "timestep": step.timestep,
+                "sigma": step.sigma if step.sigma == step.sigma else None,
+            }
+            for step in store.schedule()
         ],
     }
 
@@ -42,10 +52,15 @@ def status_document(path: str, store: Store | None, states: dict[str, StageState
                 "stale_because": [
                     {"field": because.field, "old": because.old, "new": because.new} for because in found.stale_because
                 ],
+                **({"heldout": _units_document(found.heldout)} if found.heldout else {}),
             }
             for stage, found in states.items()
         },
     }
+
+
+def _units_document(found: StageState) -> dict[str, Any]:
+    return {"state": found.state, "units_done": found.units_done, "units_total": found.units_total}
 
 
 def plan_document(plans: Iterable[Plan]) -> dict[str, Any]:
@@ -70,11 +85,14 @@ def inspect_document(
 ) -> dict[str, Any]:
     """The projectors of a store, one entry per recording and scope, filtered. Raises ConfigError if a filter leaves none."""
     rule, value = config.project.rule()
-    entries = [entry for site in store.sites for entry in _entries(config, store, site, rule, value)]
-    kept = [e for e in entries if _passes(e, layer, feature, timestep)]
+    settings = decomposing(config, store)
+    entries = (e for site in choose_sites(store.sites, layer, feature) for e in _entries(settings, store, site, rule, value))
+    kept = [entry for entry in entries if timestep is None or entry["timestep"] == timestep]
     if not kept:
-        layers = "\n  ".join(dict.fromkeys(e["layer"] for e in entries))
-        raise ConfigError("no site passes the filters", f"--layer takes a name or a glob pattern; the sites are on\n  {layers}")
+        there = ", ".join(f"{step.timestep:g}" for step in settings.steps)
+        raise ConfigError(
+            f"no site has a projector of its own for timestep {timestep:g}", f"scope timestep gives one for each of {there}"
+        )
     return {
         "schema_version": SCHEMA_VERSION,
         "store": store.url,
@@ -89,34 +107,94 @@ def inspect_document(
             "null_dim": sum(e["null_dim"] for e in kept),
             "count": sum(e["count"] for e in kept),
             "largest_leakage": max(e["leakage"] for e in kept),
+            "largest_heldout_leakage": max(
+                (e["heldout_leakage"] for e in kept if e["heldout_leakage"] is not None), default=None
+            ),
         },
     }
 
 
-def _passes(entry: dict[str, Any], layer: str | None, feature: str | None, timestep: float | None) -> bool:
-    """A shared recording passes for every layer and feature that it feeds."""
-    fed = [_layer_and_feature(weight) for weight in entry["weights"]]
-    return (
-        (layer is None or any(fnmatchcase(name, layer) or fnmatchcase(name, f"*{layer}*") for name, _ in fed))
-        and (feature is None or any(name == feature for _, name in fed))
-        and (timestep is None or entry["timestep"] == timestep)
-    )
+# What `project --explore` tries under each rule; the value in force comes on top.
+LADDERS: dict[str, tuple[float, ...]] = {
+    "nullspace_threshold": tuple(m * 10.0**e for e in range(-8, 2) for m in (1, 3)),
+    "threshold_percent": (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95),
+    "relative_threshold": tuple(m * 10.0**e for e in range(-8, 0) for m in (1, 3)),
+    "energy": (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999, 0.99999),
+    "target_leakage": tuple(m * 10.0**e for e in range(-4, 0) for m in (1, 2, 5)),
+    "null_dim": tuple(2**e for e in range(13)),
+}
 
 
-def _layer_and_feature(weight: str) -> tuple[str, str]:
-    layer, _, projection = weight.removesuffix(".weight").removesuffix(".0").rpartition(".")
-    return layer, projection.removeprefix("to_")
+def explore_document(
+    config: Config, store: Store, spectra: Iterable[tuple[Site, int, Eigenvalues, Eigenvalues, float]]
+) -> dict[str, Any]:
+    """A ladder of thresholds under the rule in force: for each, what every site and all of them would come to.
 
-
-def _entries(config: Config, store: Store, site: Site, rule: str, value: float) -> Iterable[dict[str, Any]]:
+    `spectra` gives site, number, eigenvalues `[D]`, energies `[2, D]` and noise floor of each decomposition. A threshold below
+    the noise floor of a site is marked, not refused.
+    """
+    rule, value = config.project.rule()
+    found = list(spectra)
+    smallest = min(len(eigenvalues) for _, _, eigenvalues, _, _ in found)
+    ladder = sorted({*LADDERS[rule], float(value)})
     steps = store.schedule()
-    recorded = site.num_recorded(len(steps))
-    pooled = config.project.scope == "pooled"
-    counts = [store.read_count(site, t) for t in range(recorded)]
-    for index in range(1 if pooled else recorded):
-        eigenvalues = store.read_eigenvalues(site, index)
-        null_dim, leakage = store.read_cut(site, index)
-        step = None if pooled or site.timestep_free else steps[index]
+    rungs = [
+        _rung(rule, tried, found, steps, config.project.scope) for tried in ladder if rule != "null_dim" or tried <= smallest
+    ]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "store": store.url,
+        "scope": config.project.scope,
+        "rule": {"name": rule, "value": value},
+        "heldout": any(np.isfinite(energies[1]).all() for _, _, _, energies, _ in found),
+        "ladder": rungs,
+    }
+
+
+def _rung(
+    rule: str,
+    value: float,
+    spectra: list[tuple[Site, int, Eigenvalues, Eigenvalues, float]],
+    steps: tuple[Step, ...],
+    scope: str,
+) -> dict[str, Any]:
+    sites: list[dict[str, Any]] = []
+    for site, index, eigenvalues, energies, floor in spectra:
+        held = energies[1] if np.isfinite(energies[1]).all() else None
+        null_dim = spectrum.null_dim(eigenvalues, rule, value, energies[0] if held is None else held)
+        threshold = spectrum.threshold(eigenvalues, rule, value, null_dim)
+        sites.append(
+            {
+                "layer": site.layer,
+                "feature": site.feature,
+                "key": "pooled" if scope == "pooled" or site.timestep_free else steps[index].key,
+                "dim": site.dim,
+                "null_dim": null_dim,
+                "leakage": spectrum.leakage(energies[0], null_dim),
+                "heldout_leakage": None if held is None else spectrum.leakage(held, null_dim),
+                "below_noise": threshold is not None and threshold < floor,
+            }
+        )
+    return {
+        "value": float(value),
+        "null_dim": sum(s["null_dim"] for s in sites),
+        "dim": sum(s["dim"] for s in sites),
+        "largest_leakage": max(s["leakage"] for s in sites),
+        "largest_heldout_leakage": max((s["heldout_leakage"] for s in sites if s["heldout_leakage"] is not None), default=None),
+        "empty": sum(s["null_dim"] == 0 for s in sites),
+        "below_noise": sum(s["below_noise"] for s in sites),
+        "sites": sites,
+    }
+
+
+def _entries(settings: Decomposing, store: Store, site: Site, rule: str, value: float) -> Iterable[dict[str, Any]]:
+    steps, scope = settings.steps, settings.pooling.scope
+    for index, group in enumerate(settings.pooling.groups(site, steps)):
+        eigenvalues, noise_floor = store.read_eigenvalues(site, index), store.read_noise_floor(site, index)
+        null_dim, leakage, heldout_leakage = store.read_cut(site, index)
+        count = sum(store.read_count(site, t) for t in group)
+        step = None if scope == "pooled" or site.timestep_free else steps[index]
+        threshold = spectrum.threshold(eigenvalues, rule, value, null_dim)
         condition = spectrum.condition(eigenvalues)
         yield {
             "layer": site.layer,
@@ -127,15 +205,17 @@ def _entries(config: Config, store: Store, site: Site, rule: str, value: float) 
             "key": step.key if step else "pooled",
             "timestep": step.timestep if step else None,
             "dim": site.dim,
-            "count": sum(counts) if pooled else counts[index],
+            "count": count,
             "null_dim": null_dim,
             "effective_rank": spectrum.effective_rank(eigenvalues),
             "largest": float(eigenvalues[-1]),
             "smallest": float(eigenvalues[0]),
             "condition": condition if condition < float("inf") else None,
-            "threshold": spectrum.threshold(eigenvalues, rule, value),
+            "threshold": threshold,
+            "noise_floor": noise_floor,
             "leakage": leakage,
-            "heldout_leakage": None,
+            "heldout_leakage": heldout_leakage,
+            "warnings": spectrum.doubts(site.dim, count, null_dim, threshold, noise_floor),
             "arrays": {
                 "features": f"features/{site.name}",
                 "moments": f"moments/{site.name}",

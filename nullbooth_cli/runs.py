@@ -8,7 +8,7 @@ from typing import Any
 from nullbooth_cli.config import STAGES, Config, fingerprint, public_settings
 from nullbooth_cli.events import Event, Interrupts, Progress
 from nullbooth_cli.prompts import Prompt
-from nullbooth_cli.states import stage_states, wanted_settings
+from nullbooth_cli.states import own_states, wanted_settings
 from nullbooth_cli.store import Store
 from nullbooth_cli.workers import Workers
 
@@ -42,7 +42,7 @@ class Prepared:
 
 
 def state_of(run: Run, stage: str) -> str:
-    return stage_states(run.config, run.prompts, run.store)[stage].state
+    return own_states(run.config, run.prompts, run.store)[stage].state
 
 
 def begin(run: Run, stage: str, extra: dict[str, Any] | None = None, **notes: Any) -> None:

@@ -10,17 +10,20 @@ from numpy.typing import NDArray
 from nullbooth_cli.errors import ConfigError
 
 Eigenvalues = NDArray[np.float64]
+ADVISED_VECTORS = 10  # per dimension
 
 
-def null_dim(eigenvalues: Eigenvalues, rule: str, value: float) -> int:
+def null_dim(eigenvalues: Eigenvalues, rule: str, value: float, energies: Eigenvalues | None = None) -> int:
     """How many eigenvalues are null under a rule.
 
     nullspace_threshold  l < value
     threshold_percent    l < the value-th percentile of all eigenvalues
     relative_threshold   l < value * largest
     energy               all but the fewest largest ones that hold the share `value` of the trace
-    target_leakage       the most whose leakage is at most value
+    target_leakage       the most whose leakage is at most value, on the data of `energies`
     null_dim             value of them
+
+    `energies` `[D]` are the mean squares of some data along the eigenvectors; without them, the eigenvalues themselves.
     """
     positive = np.clip(eigenvalues, 0.0, None)
     cut = _absolute(positive, rule, value)
@@ -32,7 +35,8 @@ def null_dim(eigenvalues: Eigenvalues, rule: str, value: float) -> int:
         enough = kept_from_the_top >= value * kept_from_the_top[-1] * (1.0 - 1e-12)
         return len(positive) - int(np.argmax(enough)) - 1
     if rule == "target_leakage":
-        return int(np.count_nonzero(np.sqrt(_shares(positive)) <= value))
+        leaking = _shares(positive if energies is None else np.clip(energies, 0.0, None))
+        return int(np.count_nonzero(np.sqrt(leaking) <= value))
     if rule == "null_dim":
         if value > len(positive):
             raise ConfigError(f"null_dim {int(value)} is more than the {len(positive)} dimensions there are", "ask for fewer")
@@ -49,13 +53,12 @@ def _absolute(positive: Eigenvalues, rule: str, value: float) -> float | None:
     return value * float(positive[-1]) if rule == "relative_threshold" else None
 
 
-def threshold(eigenvalues: Eigenvalues, rule: str, value: float) -> float | None:
+def threshold(eigenvalues: Eigenvalues, rule: str, value: float, null_dim: int) -> float | None:
     """The eigenvalue below which all are null; for rules that count or sum, the smallest that is not null (None if all are)."""
     cut = _absolute(np.clip(eigenvalues, 0.0, None), rule, value)
     if cut is not None:
         return cut
-    null = null_dim(eigenvalues, rule, value)
-    return float(eigenvalues[null]) if null < len(eigenvalues) else None
+    return float(eigenvalues[null_dim]) if null_dim < len(eigenvalues) else None
 
 
 def _shares(positive: Eigenvalues) -> Eigenvalues:
@@ -64,10 +67,36 @@ def _shares(positive: Eigenvalues) -> Eigenvalues:
     return sums / sums[-1] if sums[-1] > 0 else np.zeros_like(sums)
 
 
-def leakage(eigenvalues: Eigenvalues, null_dim: int) -> float:
-    """norm(P K) / norm(K) on the data of the moment: sqrt(sum of the null eigenvalues / sum of all)."""
-    shares = _shares(np.clip(eigenvalues, 0.0, None))
+def leakage(energies: Eigenvalues, null_dim: int) -> float:
+    """norm(P K) / norm(K) = sqrt(trace(P C P) / trace(C)) on the data whose mean squares along the eigenvectors these are.
+
+    On the data of the moment itself they are the eigenvalues. Other data have u^T C u for each eigenvector u: exact from moments.
+    """
+    shares = _shares(np.clip(energies, 0.0, None))
     return float(np.sqrt(shares[null_dim - 1])) if null_dim else 0.0
+
+
+def noise_floor(largest: float, dim: int, accumulate: str) -> float:
+    """An upper estimate of the eigenvalue below which round-off decides: of summing the products, and of the decomposition.
+
+    eps * sqrt(D) * largest, eps that of the products: independent rounding errors make a matrix of that norm (Wigner). Exact null
+    spaces came out at 0.03 to 0.25 of it (docs/explanation/mathematics.md).
+    """
+    return float(np.finfo(accumulate).eps * np.sqrt(dim) * largest)
+
+
+def doubts(dim: int, count: int, null_dim: int, threshold: float | None, noise_floor: float) -> list[str]:
+    """What makes a null space of so many vectors doubtful; nothing if it is well founded."""
+    found = []
+    if count < dim:
+        found.append(f"{count:,} vectors cannot fill {dim} dimensions: null_dim is at least {dim - count}, which may be chance")
+    elif count < ADVISED_VECTORS * dim:
+        found.append(f"{count:,} vectors for {dim} dimensions; {ADVISED_VECTORS * dim:,} or more are advised")
+    if threshold is not None and null_dim and threshold < noise_floor:
+        found.append(
+            f"cut at {threshold:.2g}, below the noise floor of {noise_floor:.2g}: which directions are null is round-off"
+        )
+    return found
 
 
 def effective_rank(eigenvalues: Eigenvalues) -> float:

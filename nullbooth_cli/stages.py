@@ -4,17 +4,33 @@ Running a complete stage says so and does nothing; a partial one goes on; a stal
 processes one decides and prepares; all of them work (`workers`).
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from nullbooth_cli.collecting import run_collect, run_schedule
-from nullbooth_cli.config import STAGES, decomposition_settings
+from nullbooth_cli.config import STAGES, Config, public_settings
 from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.events import Event, Note
+from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.runs import Prepared, Run, begin, remaining, state_of, work
-from nullbooth_cli.states import bytes_of, covered_rows, listed, require, stage_states
-from nullbooth_cli.store import RELEASED
+from nullbooth_cli.states import (
+    DONE,
+    HELDOUT_STAGES,
+    bytes_of,
+    covered_rows,
+    decomposing,
+    decomposition_basis,
+    heldout_config,
+    heldout_prompts,
+    listed,
+    own_states,
+    pooling_of,
+    require,
+    stage_states,
+)
+from nullbooth_cli.store import HELDOUT, RELEASED
 
 
 def execute(stage: str, run: Run) -> Iterator[Event]:
@@ -27,14 +43,52 @@ def execute(stage: str, run: Run) -> Iterator[Event]:
         yield Note(said)
     else:
         yield from _RUNNERS[stage](run)
+    if run.config.heldout_prompts is not None and stage in HELDOUT_STAGES and not (run.limit and not said):
+        yield from _execute_heldout(stage, run)
     folded = stage == "collect" and run.store.layout.moments and not run.workers.shard
     if folded and run.workers.agree(lambda: _parts_are_left(run, worked=not said)):
         yield from _run_covariance(replace(run, limit=None, repair=False))
 
 
+def _execute_heldout(stage: str, run: Run) -> Iterator[Event]:
+    """The same stage for the held-out prompts, into their own store: with --force only where they are stale."""
+    prompts = heldout_prompts(run.config)
+    config = heldout_config(run.config)
+    config = config.model_copy(update={"collect": config.collect.model_copy(update={"batch_size": run.store.layout.batch_size})})
+    found = run.workers.agree(lambda: _prepare_heldout(run, config, prompts))
+    store = run.store.heldout(write=True)
+    assert store is not None
+    stale, repair = found["collect"] == "stale", run.repair and found[stage] != "missing"
+    if found["covariance"] in DONE and not repair:
+        return
+    inner = replace(run, config=config, prompts=prompts, store=store, force=run.force and stale, repair=repair, auto_batch=False)
+    for event in execute(stage, inner):
+        if isinstance(event, Note):
+            yield Note(f"held-out prompts: {event.text}")
+        elif event.stage == stage:
+            yield replace(event, stage=HELDOUT)
+
+
+def _prepare_heldout(run: Run, config: Config, prompts: tuple[Prompt, ...]) -> dict[str, str]:
+    """Make the store of the held-out prompts, give it this one's schedule; returns the states of its stages."""
+    both = set(prompts) & set(run.prompts)
+    if both:
+        raise ConfigError(
+            f"{len(both)} of the held-out prompts are among those to keep, such as '{min(p.text for p in both)}'",
+            "leakage on them would prove nothing: take them out of heldout_prompts",
+        )
+    store = run.store.heldout_or_create(public_settings(config))
+    schedule = run.store.records["schedule"]
+    if store.records.get("schedule") != schedule:
+        store.write_record("schedule", None)
+        store.write_schedule(run.store.schedule())
+        store.write_record("schedule", schedule)
+    return {stage: found.state for stage, found in own_states(config, prompts, store).items()}
+
+
 def _parts_are_left(run: Run, *, worked: bool) -> bool:
     """Whether moments that were folded while the model ran are still to be added up: after work, or after a kill."""
-    now = stage_states(run.config, run.prompts, run.store)
+    now = own_states(run.config, run.prompts, run.store)
     return now["collect"].state == "complete" and (worked or now["covariance"].state in ("missing", "partial"))
 
 
@@ -45,7 +99,11 @@ def _refuse_or_say(stage: str, run: Run) -> str | None:
     now = stage_states(run.config, run.prompts, run.store)
     for upstream in STAGES[: STAGES.index(stage)]:
         require(now, upstream, run.store.url)
-    found = now[stage]
+    found = own_states(run.config, run.prompts, run.store)[stage]
+    if found.is_done and now[stage].state == "stale" and not run.repair:
+        if run.force:
+            return f"{stage} is complete; only its held-out prompts are done again"
+        found = now[stage]
     if run.force or run.repair:
         if run.repair and found.state in ("missing", "stale"):
             raise StageError(f"{stage} in {run.store.url} is {found.state}: there is nothing to repair", f"nullbooth {stage}")
@@ -89,7 +147,7 @@ def _begin_covariance(run: Run) -> dict[str, Any]:
     store, notes = run.store, []
     store.reload()
     sites, num_steps = store.sites, store.num_steps
-    found = stage_states(run.config, run.prompts, store)["covariance"]
+    found = own_states(run.config, run.prompts, store)["covariance"]
     afresh = found.state in ("missing", "stale") or run.force
     released = store.layout.keep == "features" and bool((store.cells("collect") == RELEASED).any())
     if released and (afresh or run.repair):
@@ -112,31 +170,22 @@ def _begin_covariance(run: Run) -> dict[str, Any]:
 
 def _run_project(run: Run) -> Iterator[Event]:
     from nullbooth_cli.model import pick_device
-    from nullbooth_cli.projectors import project, project_units
+    from nullbooth_cli.projectors import project
 
-    section, store = run.config.project, run.store
-    rule, value = section.rule()
+    store = run.store
     prepared = Prepared(**run.workers.agree(lambda: _begin_project(run)))
     store.reload()
     yield from map(Note, prepared.notes)
-    num_steps = store.num_steps
-    every = project_units(store.sites, section.scope, num_steps)
-    units = project(
-        store,
-        pick_device(run.device or run.workers.device),
-        scope=section.scope,
-        centred=run.config.covariance.centred,
-        rule=rule,
-        value=value,
-        num_steps=num_steps,
-        units=((prepared.todo[i], *every[prepared.todo[i]]) for i in run.workers.share(len(prepared.todo))),
-    )
+    settings = decomposing(run.config, store)
+    every = settings.pooling.units(store.sites, settings.steps)
+    mine = ((prepared.todo[i], *every[prepared.todo[i]]) for i in run.workers.share(len(prepared.todo)))
+    device = pick_device(run.device or run.workers.device)
+    units = project(store, device, settings, *run.config.project.rule(), mine)
     yield from work(run, "project", prepared, (site.name for _, site, _ in units))
 
 
 def _begin_project(run: Run) -> dict[str, Any]:
     from nullbooth_cli import resources
-    from nullbooth_cli.projectors import num_scopes, project_units
 
     section, store, notes = run.config.project, run.store, []
     store.reload()
@@ -147,26 +196,23 @@ def _begin_project(run: Run) -> dict[str, Any]:
         )
     if section.nullspace_threshold is not None and section.threshold_percent is not None:
         notes.append("nullspace_threshold and threshold_percent are both set: the percentile is in force")
-    sites, num_steps = store.sites, store.num_steps
-    units = project_units(sites, section.scope, num_steps)
-    found = stage_states(run.config, run.prompts, store)["project"]
+    sites, steps, pooling = store.sites, store.schedule(), pooling_of(run.config)
+    units = pooling.units(sites, steps)
+    found = own_states(run.config, run.prompts, store)["project"]
     if found.state == "missing" or run.force:
-        covariance = store.records["covariance"]
-        basis = {
-            "settings": decomposition_settings(run.config),
-            "upstream": covariance["fingerprint"],
-            "rows": covariance["rows"]["digest"],
-        }
+        basis = decomposition_basis(run.config, store)
         if found.state != "stale" or store.records.get("decomposition") != basis:
             resources.ensure_room(store, resources.matrices_nbytes(units) - store.bytes_of("projectors"))
             store.write_record("decomposition", None)
             store.write_record("project", None)
-            store.create_projectors(sites, {site.name: num_scopes(site, section.scope, num_steps) for site in sites})
+            store.create_projectors(sites, Counter(site.name for site, _ in units))
             store.write_record("decomposition", basis)
         store.write_record("project", None)
         store.create_progress("project", len(units))
         begin(run, "project")
-    return remaining(run, "project", bool, notes)
+    prepared = remaining(run, "project", bool, notes)
+    prepared["todo"].sort(key=lambda unit: units[unit][0].dim)  # those of one size are decomposed together
+    return prepared
 
 
 _RUNNERS = {"schedule": run_schedule, "collect": run_collect, "covariance": _run_covariance, "project": _run_project}

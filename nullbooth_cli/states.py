@@ -7,22 +7,28 @@ A stage leaves a record in the store: its settings, the fingerprints of the stag
 - partial   if some of its units are not done (prompts that were added make new ones),
 - released  if all were done and the features were then removed on request,
 - complete  otherwise.
+
+The held-out prompts have a store of their own inside the store. Collect and covariance are done when those of both are.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from nullbooth_cli.config import STAGES, Config, fingerprint, stage_settings
+from nullbooth_cli.config import STAGES, Config, decomposition_settings, fingerprint, stage_settings
 from nullbooth_cli.errors import StageError
-from nullbooth_cli.prompts import Prompt
-from nullbooth_cli.store import RELEASED, Store
+from nullbooth_cli.pooling import Decomposing, Pooling
+from nullbooth_cli.prompts import Prompt, load_prompts
+from nullbooth_cli.store import HELDOUT, RELEASED, Store
 
 PROMPTS_FIELD = "original_knowledge_prompts"
+HELDOUT_FIELD = "heldout_prompts"
+HELDOUT_STAGES = ("collect", "covariance")
+HELDOUT_SEED = 1 << 32  # added to collect.seed: with the noise of a kept prompt they would not be unknown
 # Where in the store each stage writes.
 FOLDERS = {
     "schedule": ("schedule",),
-    "collect": ("features", "parts"),
+    "collect": ("features", "parts", HELDOUT),
     "covariance": ("moments", "staged"),
     "project": ("projectors",),
 }
@@ -48,6 +54,7 @@ class StageState:
     units_done: int
     units_total: int | None
     stale_because: tuple[Difference, ...] = ()
+    heldout: "StageState | None" = None
 
     @property
     def only_lost_prompts(self) -> bool:
@@ -65,7 +72,53 @@ def wanted_settings(config: Config, prompts: Iterable[Prompt], stage: str, keep:
     if stage == "project":
         ids = sorted(prompt.id for prompt in prompts)
         settings[PROMPTS_FIELD] = f"{len(ids)} prompts, {fingerprint(ids)}"
+        ids = sorted(prompt.id for prompt in heldout_prompts(config))
+        settings[HELDOUT_FIELD] = f"{len(ids)} prompts, {fingerprint(ids)}" if ids else None
     return settings
+
+
+def heldout_prompts(config: Config) -> tuple[Prompt, ...]:
+    return () if config.heldout_prompts is None else load_prompts(config.heldout_prompts, HELDOUT_FIELD)
+
+
+def heldout_config(config: Config) -> Config:
+    """The config under which the held-out prompts are collected: the same path from other noise, and nothing but moments."""
+    return config.model_copy(
+        update={
+            "store": f"{config.store.rstrip('/')}/{HELDOUT}",
+            PROMPTS_FIELD: config.heldout_prompts,
+            HELDOUT_FIELD: None,
+            "collect": config.collect.model_copy(update={"keep": "moments", "seed": config.collect.seed + HELDOUT_SEED}),
+        }
+    )
+
+
+def pooling_of(config: Config) -> Pooling:
+    section = config.project
+    return Pooling(section.scope, section.timesteps, section.pool_weight)
+
+
+def decomposing(config: Config, store: Store) -> Decomposing:
+    """How a config decomposes the moments of a store."""
+    return Decomposing(
+        pooling_of(config),
+        store.schedule(),
+        centred=config.covariance.centred,
+        accumulate=config.covariance.accumulate,
+        heldout=config.heldout_prompts is not None,
+    )
+
+
+def decomposition_basis(config: Config, store: Store) -> dict[str, Any]:
+    """What the stored decompositions depend on: they serve any threshold as long as this is the same."""
+    covariance = store.records["covariance"]
+    heldout = store.heldout() if config.heldout_prompts is not None else None
+    return {
+        "settings": decomposition_settings(config),
+        "upstream": covariance["fingerprint"],
+        "rows": covariance["rows"]["digest"],
+        HELDOUT_FIELD: None if heldout is None else heldout.records["covariance"]["rows"]["digest"],
+    }
 
 
 def covered_rows(store: Store) -> dict[str, Any]:
@@ -95,7 +148,26 @@ def added_prompts(prompts: Iterable[Prompt], store: Store) -> list[Prompt]:
 
 
 def stage_states(config: Config, prompts: tuple[Prompt, ...], store: Store | None) -> dict[str, StageState]:
-    """The state of every stage under a config, in order."""
+    """The state of every stage under a config, in order; collect and covariance with what is held out."""
+    found = own_states(config, prompts, store)
+    if config.heldout_prompts is not None:
+        inner = own_states(heldout_config(config), heldout_prompts(config), store and store.heldout())
+        found |= {stage: _with_heldout(found[stage], inner[stage]) for stage in HELDOUT_STAGES}
+    return found
+
+
+def _with_heldout(own: StageState, heldout: StageState) -> StageState:
+    if not own.is_done or heldout.is_done:
+        return replace(own, heldout=heldout)
+    because = tuple(
+        replace(d, field=HELDOUT_FIELD if d.field == PROMPTS_FIELD else f"{d.field} ({HELDOUT_FIELD})")
+        for d in heldout.stale_because
+    )
+    return replace(own, state="stale" if because else "partial", stale_because=because, heldout=heldout)
+
+
+def own_states(config: Config, prompts: tuple[Prompt, ...], store: Store | None) -> dict[str, StageState]:
+    """The same, without what is held out."""
     found: dict[str, StageState] = {}
     records = store.records if store else {}
     for stage in STAGES:
@@ -162,9 +234,14 @@ def require(run_states: dict[str, StageState], stage: str, store: str) -> None:
     if found.state == "stale":
         reasons = listed(found)
         raise StageError(f"{stage} in {store} is stale{reasons}", f"run nullbooth {stage} --force first, with the same options")
-    units = f": {found.units_done} of {found.units_total} units" if found.state == "partial" else ""
+    units = ": " + units_of(found) if found.state == "partial" else ""
     raise StageError(f"{stage} in {store} is {found.state}{units}", f"run nullbooth {stage} first, with the same options")
 
 
 def listed(state: StageState) -> str:
     return "".join(f"\n  {difference}" for difference in state.stale_because)
+
+
+def units_of(state: StageState) -> str:
+    text = f"{state.units_done} of {state.units_total} units"
+    return f"{text}, held-out prompts {units_of(state.heldout)}" if state.heldout else text

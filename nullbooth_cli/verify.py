@@ -48,7 +48,7 @@ def checks(store: Store, stage: str) -> Iterator[Check]:
         for site in store.sites:
             for index in range(store.num_decompositions(site)):
                 if next(done):
-                    for read in (store.read_eigenvalues, store.read_eigenvectors, store.read_cut):
+                    for read in (store.read_decomposition, store.read_cut):
                         yield Check(stage, (), partial(read, site, index))
     yield Check(stage, (), lambda: store.cells(stage))
 

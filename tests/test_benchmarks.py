@@ -12,6 +12,7 @@ SMALLEST = {
     "covariance": "--features toy --steps 2 --batch 1 --units 1",
     "archives": "--features toy --steps 2 --batch 1",
     "chunks": "--megabytes 1",
+    "decompositions": "--small --steps 2 --sign",
     "gpu": "--device cpu --tiny --dtypes float32 --minutes 0",
 }
 

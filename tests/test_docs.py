@@ -12,7 +12,7 @@ from nullbooth_cli.config import Config
 from tests.conftest import ROOT
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]
+COMMANDS = [command.name for command in app.registered_commands if command.name]
 
 
 def shell_lines(page: Path) -> list[str]:
@@ -68,8 +68,9 @@ def test_the_commands_of_a_page_run_in_order(page: str, tmp_path: Path) -> None:
     """In an empty folder, on 8 of the prompts and 3 steps; everything else as the page says it."""
     for name in ("configs", "dataset/prompts"):
         (tmp_path / name).mkdir(parents=True)
-    prompts = (ROOT / "dataset/prompts/toy.txt").read_text().splitlines()[:8]
-    (tmp_path / "dataset/prompts/toy.txt").write_text("\n".join(prompts))
+    for name, count in (("toy.txt", 8), ("toy_heldout.txt", 2)):
+        prompts = (ROOT / "dataset/prompts" / name).read_text().splitlines()[:count]
+        (tmp_path / "dataset/prompts" / name).write_text("\n".join(prompts))
     config = (ROOT / "configs/nullbooth.yaml").read_text().replace("num_denoising_steps: 30", "num_denoising_steps: 3 ")
     (tmp_path / "configs/nullbooth.yaml").write_text(config)
     lines = nullbooth_lines(ROOT / page)

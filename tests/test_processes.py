@@ -25,6 +25,7 @@ from tests.test_durability import assert_same_run, saved
 from tests.zygote import Twist, Worker, launch, stopped
 
 MID = {"collect__cross_attention_layers": ["mid_block*"], "collect__batch_size": 1, "schedule__num_denoising_steps": 2}
+HELDOUT = ["a white ring on a pink background", "a black star"]
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -83,6 +84,21 @@ def test_two_processes_share_the_units(tmp_path: Path, alone: Callable[[str], St
         assert_parts_add_up(found)
     for site in found.sites:
         assert found.read_cut(site, 0)[0] == alone(keep).read_cut(site, 0)[0]
+
+
+def test_two_processes_share_the_heldout_prompts(tmp_path: Path) -> None:
+    config = small_config(tmp_path / "run.zarr", **MID, heldout_prompts=HELDOUT)
+    expected = execute(small_config(tmp_path / "alone.zarr", **MID, heldout_prompts=HELDOUT), "collect", "covariance", "project")
+    with stopped(launch(["run", *saved(config, tmp_path / "c.yaml")], tmp_path / "log", 2)) as (first, second):
+        assert (first.finish(), second.finish()) == (0, 0), first.err + second.err
+    found = Store.open(config.store)
+    inner, wanted = found.heldout(), expected.heldout()
+    assert inner is not None
+    assert wanted is not None
+    assert_same_run(inner, wanted)
+    for site in found.sites:
+        mine, theirs = found.read_cut(site, 0), expected.read_cut(site, 0)
+        assert mine.heldout_leakage == pytest.approx(theirs.heldout_leakage, rel=1e-3)
 
 
 def test_the_number_of_processes_may_change(tmp_path: Path, fast: None, alone: Callable[[str], Store]) -> None:

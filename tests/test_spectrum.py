@@ -94,6 +94,6 @@ def test_condition() -> None:
 )
 def test_the_threshold_separates_null_from_known(rule: str) -> None:
     value = {"null_dim": 3, "threshold_percent": 50.0}.get(rule, 5e-3)
-    cut = spectrum.threshold(KNOWN, rule, value)
+    cut = spectrum.threshold(KNOWN, rule, value, spectrum.null_dim(KNOWN, rule, value))
     assert cut is not None
     assert np.count_nonzero(cut > KNOWN) == spectrum.null_dim(KNOWN, rule, value)

@@ -42,6 +42,12 @@ ShardOf = Annotated[
     typer.Option("--shard", metavar="K/N", help="Do the K-th of N parts; run the N jobs on one store, in any order or at once."),
 ]
 Release = Annotated[bool, typer.Option("--release", help="Afterwards, remove the features that the moments were made from.")]
+Explore = Annotated[
+    bool, typer.Option("--explore", help="Write nothing; show what a ladder of thresholds would give, under the rule in force.")
+]
+Plot = Annotated[
+    str | None, typer.Option("--plot", metavar="FILE", help="With --explore: draw leakage against null_dim (.png, .svg, .pdf).")
+]
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,8 @@ class Control:
     auto_batch: bool = False
     shard: str | None = None
     release: bool = False
+    explore: bool = False
+    plot: str | None = None
 
 
 # The options that only some stage commands have. `--limit` counts units of one stage, so `run` has none.
@@ -78,6 +86,8 @@ _SPECIAL = {
     "auto_batch": {("collect",)},
     "shard": {("collect",)},
     "release": {("covariance",)},
+    "explore": {("project",)},
+    "plot": {("project",)},
 }
 
 
@@ -95,6 +105,8 @@ def stage_command(*stages: str) -> Callable[[Callable[[], None]], Callable[..., 
             shard: ShardOf = None,
             repair: Repair = False,
             release: Release = False,
+            explore: Explore = False,
+            plot: Plot = None,
             dry_run: DryRun = False,
             force: Force = False,
             yes: Yes = False,
@@ -105,7 +117,8 @@ def stage_command(*stages: str) -> Callable[[Callable[[], None]], Callable[..., 
             from nullbooth_cli.commands.session import run_stages
 
             common = Common(config, store, tuple(overrides or ()), as_json, quiet, verbose)
-            run_stages(stages, common, Control(device, dry_run, force, yes, limit, repair, auto_batch, shard, release))
+            control = Control(device, dry_run, force, yes, limit, repair, auto_batch, shard, release, explore, plot)
+            run_stages(stages, common, control)
 
         signature = inspect.signature(command)
         kept = [p for name, p in signature.parameters.items() if stages in _SPECIAL.get(name, {stages})]

@@ -92,6 +92,10 @@ def start(common: Common) -> Session:
         arguments = "".join(f" {flag} {shlex.quote(value)}" for flag, value in given if value)
     if named_store:
         config = config.model_copy(update={"store": named_store})
+    if config.heldout_prompts is not None:
+        # By their texts from here on: what is written into the store then needs no file.
+        heldout = [prompt.text for prompt in load_prompts(config.heldout_prompts, "heldout_prompts")]
+        config = config.model_copy(update={"heldout_prompts": heldout})
     url = config.store if is_url(config.store) else str(Path(config.store))
     arguments += "".join(
         f" --set {shlex.quote(override)}" for override in common.overrides if not override.startswith("storage_options")
@@ -116,6 +120,13 @@ def options_of(overrides: tuple[str, ...]) -> dict[str, Any]:
 def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> None:
     """Run stages in order and answer with what the last one made."""
     session = start(common)
+    if control.plot and not control.explore:
+        raise ConfigError("--plot draws what --explore shows", "add --explore")
+    if control.explore:
+        from nullbooth_cli.commands.exploring import explore
+
+        explore(session, control.device, control.plot)
+        return
     if control.dry_run:
         store = session.open_if_there()
         free = session.backing(read_only=True).free_nbytes()
@@ -141,7 +152,9 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
         session.terminal.follow(_events(wanted, session, store, control, workers, interrupts))
     states = stage_states(session.config, session.prompts, store)
     if not session.terminal.silent:
-        session.terminal.answer(*_answer(wanted[-1], session, store, states))
+        document, draw = _answer(wanted[-1], session, store, states)
+        session.terminal.answer(document, draw)
+        session.terminal.warn(warnings_of(document))
         session.next(states)
 
 
@@ -237,15 +250,33 @@ def _answer(
 
 
 def draw_schedule(document: dict[str, Any]) -> Any:
-    rows = [[str(step["index"]), step["key"], f"{step['timestep']:g}", f"{step['sigma']:.4f}"] for step in document["steps"]]
+    rows = [
+        [str(step["index"]), step["key"], f"{step['timestep']:g}", "" if step["sigma"] is None else f"{step['sigma']:.4f}"]
+        for step in document["steps"]
+    ]
     return table(["step", "key", "timestep", "sigma"], rows, right=frozenset({0, 2, 3}))
+
+
+def warnings_of(document: dict[str, Any]) -> list[str]:
+    """What makes some of the projectors doubtful, each with the sites that it is said of."""
+    sites: dict[str, list[str]] = {}
+    for site in document.get("sites", []):
+        for warning in site["warnings"]:
+            at = "" if site["timestep"] is None else f" {site['key']}"
+            sites.setdefault(warning, []).append(f"{site['layer']}.{site['feature']}{at}")
+    return [
+        f"{warning}: {names[0]}" + (f" and {len(names) - 1} more sites (--json names them)" if len(names) > 1 else "")
+        for warning, names in sites.items()
+    ]
 
 
 def draw_summary(document: dict[str, Any]) -> str:
     totals, rule = document["totals"], document["rule"]
+    held = totals["largest_heldout_leakage"]
+    heldout = "" if held is None else f", on held-out prompts {held:.2g}"
     return (
         f"{document['store']}: {totals['sites']} sites for {totals['weights']} weights, {rule['name']} {rule['value']:g}: "
-        f"{totals['null_dim']} of {totals['dim']} dimensions are null, leakage at most {totals['largest_leakage']:.2g}"
+        f"{totals['null_dim']} of {totals['dim']} dimensions are null, leakage at most {totals['largest_leakage']:.2g}" + heldout
     )
 
 

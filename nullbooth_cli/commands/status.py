@@ -50,11 +50,12 @@ def _verified(store: Any) -> dict[str, Any]:
     from nullbooth_cli.verify import Damage, damages
 
     checked, damaged = 0, []
-    for stage in STAGES:
-        for result in damages(store, stage):
-            checked += 1
-            if isinstance(result, Damage):
-                damaged.append({"stage": stage, "error": result.error.message, "hint": result.error.hint})
+    for place in filter(None, (store, store.heldout())):
+        for stage in STAGES:
+            for result in damages(place, stage):
+                checked += 1
+                if isinstance(result, Damage):
+                    damaged.append({"stage": stage, "error": result.error.message, "hint": result.error.hint})
     return {"checked": checked, "damaged": damaged}
 
 
@@ -66,6 +67,9 @@ def _draw(document: dict[str, Any]) -> Any:
         total = "?" if found["units_total"] is None else str(found["units_total"])
         reasons = "; ".join(f"{because['field']}: {because['old']} -> {because['new']}" for because in found["stale_because"])
         rows.append([stage, found["state"], f"{found['units_done']}/{total}", size(found["bytes"]), reasons])
+        if held := found.get("heldout"):
+            total = "?" if held["units_total"] is None else str(held["units_total"])
+            rows.append(["  held-out", held["state"], f"{held['units_done']}/{total}", "", ""])
     drawn = [document["store"], table(["stage", "state", "units", "size", "stale because"], rows, right=frozenset({2, 3}))]
     if "verify" in document:
         found = document["verify"]

@@ -7,7 +7,9 @@
     ├── parts/<part>/<site>    [2, T, D + 2, D] float64, the sums that one process folds while the model runs
     ├── moments/<site>         sum_xxT [T, D, D] float64, sum_x [T, D] float64, count [T] int64
     ├── staged/<site>          [T, D + 2, D] float64, only while prompts are added to moments
-    ├── projectors/<site>      eigenvalues [S, D], eigenvectors [S, D, D], null_dim [S], leakage [S]; S = 1 pooled
+    ├── projectors/<site>      eigenvalues [S, D], eigenvectors [S, D, D], energies [S, 2, D], noise_floor [S], null_dim [S],
+    │                          leakage [S, 2]; S = 1 pooled
+    ├── heldout/               a store of its own with the moments of the held-out prompts
     └── progress/<stage>       one cell per unit, one chunk per cell, written last; `decomposition` is the first half of project
 
 What must stay true:
@@ -19,24 +21,29 @@ What must stay true:
 - A missing, empty or altered chunk never reads as data: it is an error that names array, chunk and the command that mends it.
 
 `backing` says where the bytes are (`local`; or `remote`, with its `clients` and `lease`), `chunks` what a chunk is as bytes,
-`arrays` reads and writes arrays and progress, and `store` knows what they mean, with `layout` and `parts`.
+`arrays` reads and writes arrays and progress, and `store` knows what they mean, with `layout`, `parts` and `results`.
 """
 
 from nullbooth_cli.store.backing import Backing, is_url, locked, open_backing, shard_locked
-from nullbooth_cli.store.layout import STORED_DTYPES, Layout, Site
+from nullbooth_cli.store.layout import STORED_DTYPES, Layout, Site, choose_sites
 from nullbooth_cli.store.parts import Part, Sums, check_disjoint, pack_sums
-from nullbooth_cli.store.store import RELEASED, Store
+from nullbooth_cli.store.results import Cut, Decomposition
+from nullbooth_cli.store.store import HELDOUT, RELEASED, Store
 
 __all__ = [
+    "HELDOUT",
     "RELEASED",
     "STORED_DTYPES",
     "Backing",
+    "Cut",
+    "Decomposition",
     "Layout",
     "Part",
     "Site",
     "Store",
     "Sums",
     "check_disjoint",
+    "choose_sites",
     "is_url",
     "locked",
     "open_backing",

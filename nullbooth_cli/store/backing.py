@@ -29,6 +29,10 @@ class Backing(ABC):
     zarr: ZarrStore
 
     @abstractmethod
+    def inside(self, name: str, *, read_only: bool = False) -> "Backing":
+        """The backing of a place below this one."""
+
+    @abstractmethod
     def exists(self) -> bool: ...
 
     @abstractmethod

@@ -1,7 +1,11 @@
 """What a collection consists of and how it is kept: recordings, their stored dtypes, units."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
+
+from nullbooth_cli.errors import ConfigError
 
 # bfloat16 has no Zarr data type: its bits are stored, and a chunk that was never written reads as its NaN.
 STORED_DTYPES: dict[str, tuple[str, Any]] = {"float16": ("f2", "NaN"), "float32": ("f4", "NaN"), "bfloat16": ("u2", 0x7FC0)}
@@ -26,9 +30,31 @@ class Site:
     def name(self) -> str:
         return f"{self.layer}.{self.feature}"
 
+    @property
+    def projections(self) -> tuple[tuple[str, str], ...]:
+        """(layer, feature) of every projection that this feeds, in the order of `weights`."""
+        parts = (weight.removesuffix(".weight").removesuffix(".0").rpartition(".") for weight in self.weights)
+        return tuple((layer, projection.removeprefix("to_")) for layer, _, projection in parts)
+
+    def feeds(self, layer: str | None, feature: str | None) -> bool:
+        """Whether it feeds a projection of this layer (a name, a part of it or a glob pattern) and feature; None for any."""
+        return any(
+            (layer is None or fnmatchcase(name, layer) or fnmatchcase(name, f"*{layer}*")) and (feature is None or of == feature)
+            for name, of in self.projections
+        )
+
     def num_recorded(self, num_steps: int) -> int:
         """How many timesteps are stored of a schedule of `num_steps`."""
         return 1 if self.timestep_free else num_steps
+
+
+def choose_sites(sites: Sequence[Site], layer: str | None, feature: str | None) -> list[Site]:
+    """The sites that feed this layer and feature. Raises ConfigError if there is none."""
+    found = [site for site in sites if site.feeds(layer, feature)]
+    if not found:
+        layers = "\n  ".join(dict.fromkeys(site.layer for site in sites))
+        raise ConfigError("no site passes the filters", f"--layer takes a name or a glob pattern; the sites are on\n  {layers}")
+    return found
 
 
 @dataclass(frozen=True)

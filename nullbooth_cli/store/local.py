@@ -31,6 +31,9 @@ class LocalBacking(Backing):
         self._folders: set[Path] = set()
         self._guard = threading.Lock()
 
+    def inside(self, name: str, *, read_only: bool = False) -> "LocalBacking":
+        return LocalBacking(self.path / name, read_only=read_only)
+
     def exists(self) -> bool:
         return self.path.exists()
 

@@ -56,6 +56,9 @@ class RemoteBacking(Backing):
                 f"cannot open {url}: {self._without_secrets(error)}", "storage_options takes what its client takes"
             ) from None
 
+    def inside(self, name: str, *, read_only: bool = False) -> "RemoteBacking":
+        return RemoteBacking(f"{self.url}/{name}", self._options, read_only=read_only)
+
     def exists(self) -> bool:
         return self.get("zarr.json") is not None or self.is_foreign()
 

@@ -1,4 +1,4 @@
-"""What a store holds: schedule, prompts, features, moments, projectors, and the records of the stages."""
+"""What a store holds: schedule, prompts, features and the records of the stages; `results` has what is made of them."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.errors import ContainsArrayError
 
 from nullbooth_cli.errors import StoreError
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.steps import Step
-from nullbooth_cli.store.arrays import ArrayGroup
-from nullbooth_cli.store.backing import locked, open_backing
+from nullbooth_cli.store.backing import Backing, locked, open_backing
 from nullbooth_cli.store.layout import STORED_DTYPES, Layout, Site
-from nullbooth_cli.store.parts import Part, pack_sums, unpack_sums
+from nullbooth_cli.store.parts import Part
+from nullbooth_cli.store.results import Results
 
 FORMAT = "nullbooth"
 FORMAT_VERSION = 2
 PACKAGES = ("nullbooth", "torch", "diffusers", "transformers", "zarr", "numpy")
+HELDOUT = "heldout"
 RELEASED = 2  # in a cell of collect: done, but the features were removed
 
 
-class Store(ArrayGroup):
+class Store(Results):
     """An open store. `Store.create` and `Store.open` make one; `lock()` guards every stage that writes."""
 
     _rows: tuple[Prompt | None, ...] | None = None
@@ -34,7 +34,11 @@ class Store(ArrayGroup):
     @classmethod
     def create(cls, place: str | Path, config: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> "Store":
         """Make an empty store. Raises StoreError if something else is there."""
-        backing = open_backing(place, options)
+        return cls._make(open_backing(place, options), config)
+
+    @classmethod
+    def _make(cls, backing: Backing, config: Mapping[str, Any]) -> "Store":
+        place = backing.url
         if backing.is_foreign():
             raise StoreError(f"{place} exists and is not a nullbooth store", "name another place with -s; nothing was changed")
         attributes = {
@@ -54,7 +58,11 @@ class Store(ArrayGroup):
     @classmethod
     def open(cls, place: str | Path, *, write: bool = False, options: Mapping[str, Any] | None = None) -> "Store":
         """Open an existing store. Raises StoreError if there is none, or it is foreign or of a newer format."""
-        backing = open_backing(place, options, read_only=not write)
+        return cls._found(open_backing(place, options, read_only=not write), write=write)
+
+    @classmethod
+    def _found(cls, backing: Backing, *, write: bool) -> "Store":
+        place = backing.url
         if not backing.exists():
             raise StoreError(f"no store at {place}", "nullbooth collect makes one, from a config (-c)")
         try:
@@ -96,6 +104,15 @@ class Store(ArrayGroup):
         super().reload()
         self._rows = None
 
+    def heldout(self, *, write: bool = False) -> "Store | None":
+        """The store of the held-out prompts inside this one, where nothing can mix them up; None if there is none."""
+        backing = self._backing.inside(HELDOUT, read_only=not write)
+        return self._found(backing, write=write) if backing.get("zarr.json") is not None else None
+
+    def heldout_or_create(self, config: Mapping[str, Any]) -> "Store":
+        """The same, open for writing; an empty one with this config if there is none."""
+        return self.heldout(write=True) or self._make(self._backing.inside(HELDOUT), config)
+
     def free_nbytes(self) -> int | None:
         return self._backing.free_nbytes()
 
@@ -108,6 +125,11 @@ class Store(ArrayGroup):
     @property
     def config(self) -> dict[str, Any]:
         return dict(self._attribute("config"))
+
+    @property
+    def packages(self) -> dict[str, str]:
+        """The versions of the packages that made this store."""
+        return dict(self._attribute("packages"))
 
     @property
     def records(self) -> dict[str, dict[str, Any]]:
@@ -247,84 +269,3 @@ class Store(ArrayGroup):
     def parts(self) -> list[Part]:
         """The parts that some process has begun."""
         return [Part(self, name) for name in sorted(self._group["parts"])] if self._has("parts") else []  # type: ignore[arg-type]  # a group
-
-    # Moments
-
-    def create_moments(self, sites: tuple[Site, ...], num_steps: int) -> None:
-        self.delete("moments")
-        self.delete("staged")
-        for site in sites:
-            t, d = site.num_recorded(num_steps), site.dim
-            self._create(f"moments/{site.name}/sum_xxT", (t, d, d), (1, d, d), "f8", "NaN")
-            self._create(f"moments/{site.name}/sum_x", (t, d), (1, d), "f8", "NaN")
-            self._create(f"moments/{site.name}/count", (t,), (1,), "i8", 0)
-        self.create_progress("covariance", sum(site.num_recorded(num_steps) for site in sites))
-
-    def write_moment(self, site: Site, step_index: int, sum_xxt: NDArray[Any], sum_x: NDArray[Any], count: int) -> None:
-        name = f"moments/{site.name}"
-        self._write_chunk(f"{name}/sum_xxT", (step_index, 0, 0), sum_xxt[None])
-        self._write_chunk(f"{name}/sum_x", (step_index, 0), sum_x[None])
-        self._write_chunk(f"{name}/count", (step_index,), np.array([count]))
-
-    def read_moment(self, site: Site, step_index: int) -> tuple[NDArray[Any], NDArray[Any], int]:
-        """(sum_xxT `[D, D]`, sum_x `[D]`, count) of one timestep."""
-        name = f"moments/{site.name}"
-        sum_xxt = self._read_chunk(f"{name}/sum_xxT", (step_index, 0, 0))[0]
-        return sum_xxt, self._read_chunk(f"{name}/sum_x", (step_index, 0))[0], self.read_count(site, step_index)
-
-    def read_count(self, site: Site, step_index: int) -> int:
-        """How many vectors are in a moment, without reading its matrix."""
-        return int(self._read_chunk(f"moments/{site.name}/count", (step_index,))[0])
-
-    def stage_moment(self, site: Site, step_index: int, sum_xxt: NDArray[Any], sum_x: NDArray[Any], count: int) -> None:
-        """Put a moment that grew beside the one in force, so that a kill between its chunks can lose neither."""
-        name = f"staged/{site.name}"
-        if not self._has(name):
-            shape = (self._array(f"moments/{site.name}/count").shape[0], site.dim + 2, site.dim)
-            with contextlib.suppress(ContainsArrayError):  # another process was faster
-                self._create(name, shape, (1, *shape[1:]), "f8", "NaN")
-        self._write_chunk(name, (step_index, 0, 0), pack_sums(sum_xxt, sum_x, count)[None])
-
-    def read_staged(self, site: Site, step_index: int) -> tuple[NDArray[Any], NDArray[Any], int]:
-        return unpack_sums(self._read_chunk(f"staged/{site.name}", (step_index, 0, 0))[0])
-
-    # Projectors
-
-    def create_projectors(self, sites: tuple[Site, ...], num_scopes: Mapping[str, int]) -> None:
-        """Arrays for `num_scopes[site.name]` decompositions a site: 1 pooled, or one per timestep."""
-        self.delete("projectors")
-        for site in sites:
-            s, d = num_scopes[site.name], site.dim
-            self._create(f"projectors/{site.name}/eigenvalues", (s, d), (1, d), "f8", "NaN")
-            self._create(f"projectors/{site.name}/eigenvectors", (s, d, d), (1, d, d), "f8", "NaN")
-            self._create(f"projectors/{site.name}/null_dim", (s,), (1,), "i8", 0)
-            self._create(f"projectors/{site.name}/leakage", (s,), (1,), "f8", "NaN")
-        self.create_progress("decomposition", sum(num_scopes[site.name] for site in sites))
-
-    def write_decomposition(self, site: Site, index: int, eigenvalues: NDArray[Any], eigenvectors: NDArray[Any]) -> None:
-        self._write_chunk(f"projectors/{site.name}/eigenvalues", (index, 0), eigenvalues[None])
-        self._write_chunk(f"projectors/{site.name}/eigenvectors", (index, 0, 0), eigenvectors[None])
-
-    def read_eigenvalues(self, site: Site, index: int) -> NDArray[np.float64]:
-        """`[D]`, ascending."""
-        values: NDArray[np.float64] = self._read_chunk(f"projectors/{site.name}/eigenvalues", (index, 0))[0]
-        return values
-
-    def read_eigenvectors(self, site: Site, index: int) -> NDArray[np.float64]:
-        """`[D, D]`, column i belongs to eigenvalue i."""
-        vectors: NDArray[np.float64] = self._read_chunk(f"projectors/{site.name}/eigenvectors", (index, 0, 0))[0]
-        return vectors
-
-    def num_decompositions(self, site: Site) -> int:
-        """How many decompositions of a site there are room for: 1 pooled, or one per timestep."""
-        return int(self._array(f"projectors/{site.name}/null_dim").shape[0])
-
-    def write_cut(self, site: Site, index: int, null_dim: int, leakage: float) -> None:
-        """What a threshold made of one decomposition."""
-        self._write_chunk(f"projectors/{site.name}/null_dim", (index,), np.array([null_dim]))
-        self._write_chunk(f"projectors/{site.name}/leakage", (index,), np.array([leakage]))
-
-    def read_cut(self, site: Site, index: int) -> tuple[int, float]:
-        """(null_dim, leakage) of one decomposition."""
-        null_dim, leakage = (self._read_chunk(f"projectors/{site.name}/{name}", (index,))[0] for name in ("null_dim", "leakage"))
-        return int(null_dim), float(leakage)

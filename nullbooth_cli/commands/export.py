@@ -1,0 +1,68 @@
+"""The command `nullbooth export`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nullbooth_cli.commands.options import AsJson, Common, ConfigFile, Overrides, Quiet, StorePath, Verbose
+
+FORMATS = {".safetensors": "safetensors", ".pt": "alphaedit"}
+
+
+def export(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="FILE.safetensors, FILE.pt, or a folder to make a run folder in.")],
+    config: ConfigFile = None,
+    store: StorePath = None,
+    overrides: Overrides = None,
+    dense: Annotated[bool, typer.Option("--dense", help="safetensors: P itself instead of its smaller factor.")] = False,
+    dtype: Annotated[str, typer.Option("--dtype", metavar="float32|float64", help="safetensors: precision.")] = "float32",
+    layer: Annotated[str | None, typer.Option("--layer", metavar="NAME", help=".pt: only layers of this name or glob.")] = None,
+    feature: Annotated[str | None, typer.Option("--feature", metavar="q|k|v|out", help=".pt: only this feature.")] = None,
+    only_covariance: Annotated[
+        bool, typer.Option("--only-covariance", help="Folder: the moments of every timestep, and no projectors.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Hand the projectors over in a form that other programs read.
+
+    .safetensors holds one tensor a site and a JSON header by weight; .pt AlphaEdit's stack of P, for sites of one size; a folder
+    gets run_YYYYMMDD_HHMMSS/STEP/LAYER/{q,k,v,out}_{covariance,projection}.npy and _metadata.json.
+
+    Example: nullbooth export projectors.safetensors -s runs/toy.zarr
+    """
+    from nullbooth_cli import exporting
+    from nullbooth_cli.commands.session import start
+    from nullbooth_cli.errors import ConfigError
+    from nullbooth_cli.states import decomposing, require, stage_states
+
+    path = Path(out)
+    form = FORMATS.get(path.suffix, "folder")
+    for given, flag, of in (
+        (dense or dtype != "float32", "--dense and --dtype", "safetensors"),
+        (layer or feature, "--layer and --feature", "alphaedit"),
+        (only_covariance, "--only-covariance", "folder"),
+    ):
+        if given and form != of:
+            raise ConfigError(f"{flag} mean nothing for {out}", "see nullbooth export --help")
+    if dtype not in ("float32", "float64"):
+        raise ConfigError(f"--dtype {dtype}", "float32 or float64")
+    if form != "folder" and path.exists() and not force:
+        raise ConfigError(f"{out} exists", "name another file, or add --force")
+    session = start(Common(config, store, tuple(overrides or ()), as_json, quiet, verbose))
+    opened = session.open()
+    require(stage_states(session.config, session.prompts, opened), "covariance" if only_covariance else "project", session.url)
+    document: dict[str, Any] = {"schema_version": 1, "store": session.url, "format": form, "path": out}
+    if form == "safetensors":
+        header = exporting.export_safetensors(opened, path, dense=dense, dtype=dtype)
+        document["weights"] = list(header["weights"])
+    elif form == "alphaedit":
+        document["sites"] = exporting.export_alphaedit(opened, path, layer, feature)
+    else:
+        settings = decomposing(session.config, opened)
+        made = exporting.export_folder(opened, session.config, settings, path, only_covariance=only_covariance)
+        document["path"] = str(made)
+    session.terminal.answer(document, lambda found: f"{found['store']} -> {found['path']} ({found['format']})")

@@ -1,0 +1,136 @@
+"""Decomposing the pooled moments of a full Stable Diffusion 1.5, beside bare torch.linalg.eigh calls on the same matrices.
+
+Ours is stage project: it reads and pools the moments, checks them, decomposes, measures the noise floor, stores eigenvalues
+and eigenvectors durably, and cuts. `cut again` is the same loop with another threshold, on the stored decompositions.
+`--steps 30 --scope timestep` decomposes one matrix a timestep. `--sign` compares, on the same device, P from eigh with P from
+products alone (Newton-Schulz iteration of the matrix sign; Higham, Functions of Matrices, 2008, equation 5.22).
+"""
+
+import torch
+
+from nullbooth_cli.pooling import Decomposing, Pooling, second_moment
+from nullbooth_cli.projectors import project
+from nullbooth_cli.store import Store
+from tests.benchmarks.common import Stopwatch, figure, in_turns, median_wall, parse, parser, show, workplace
+from tests.benchmarks.subjects import random_subject
+
+DIMS = [320] * 10 + [640] * 10 + [1280] * 12 + [768]
+SMALL = [32] * 4 + [48]
+TARGET = 1.15
+RULE, VALUE, OTHER = "relative_threshold", 0.3, 0.5
+
+
+def filled(store: Store, device: torch.device) -> list[torch.Tensor]:
+    """Give every site and timestep the moment of D + 10 normal vectors whose coordinates fall off; returns the moments."""
+    made = []
+    generator = torch.Generator().manual_seed(0)
+    store.create_moments(store.sites, store.num_steps)
+    for site in store.sites:
+        for step in range(store.num_steps):
+            x = torch.randn(site.dim + 10, site.dim, generator=generator, dtype=torch.float64)
+            x *= torch.logspace(0, -2, site.dim, dtype=torch.float64)
+            sums = (x.T @ x).numpy(), x.sum(0).numpy(), len(x)
+            store.write_moment(site, step, *sums)
+            made.append(torch.from_numpy(second_moment(*sums)).to(device))
+    store.commit("covariance", range(len(made)))
+    return made
+
+
+def bare(watch: Stopwatch, matrices: list[torch.Tensor]) -> None:
+    with watch:
+        for matrix in matrices:
+            torch.linalg.eigh(matrix)
+        _wait(matrices[0].device)
+
+
+def decomposed(
+    watch: Stopwatch, store: Store, settings: Decomposing, device: torch.device, value: float, *, again: bool = False
+) -> None:
+    units = [(i, *unit) for i, unit in enumerate(settings.pooling.units(store.sites, settings.steps))]
+    if not again:
+        counts = {site.name: len(settings.pooling.groups(site, settings.steps)) for site in store.sites}
+        store.create_projectors(store.sites, counts)
+    store.create_progress("project", len(units))
+    with watch:
+        for _ in project(store, device, settings, RULE, value, units):
+            pass
+
+
+def from_eigh(watch: Stopwatch, matrices: list[torch.Tensor], thresholds: list[torch.Tensor]) -> list[torch.Tensor]:
+    found = []
+    with watch:
+        for matrix, threshold in zip(matrices, thresholds, strict=True):
+            values, vectors = torch.linalg.eigh(matrix)
+            null = vectors[:, values < threshold]
+            found.append(null @ null.T)
+        _wait(matrices[0].device)
+    return found
+
+
+def from_sign(
+    watch: Stopwatch, matrices: list[torch.Tensor], thresholds: list[torch.Tensor], rounds: int = 60
+) -> list[torch.Tensor]:
+    """P = (I - sign(C - threshold I)) / 2, X <- X (3 I - X X) / 2 from X = (C - threshold I) / norm."""
+    found = []
+    with watch:
+        for matrix, threshold in zip(matrices, thresholds, strict=True):
+            one = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+            x = matrix - threshold * one
+            x = x / torch.linalg.matrix_norm(x, 1)
+            for _ in range(rounds):
+                square = x @ x
+                x = 1.5 * x - 0.5 * (x @ square)
+                if torch.linalg.matrix_norm(square - one) < 1e-12 * len(matrix):
+                    break
+            found.append((one - x) / 2)
+        _wait(matrices[0].device)
+    return found
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main() -> None:
+    made = parser(__doc__, repeats=3)
+    made.add_argument("--device", default="cpu")
+    made.add_argument("--steps", type=int, default=1)
+    made.add_argument("--scope", choices=["pooled", "timestep"], default="pooled")
+    made.add_argument("--small", action="store_true", help="tiny matrices, to see that it runs")
+    made.add_argument("--sign", action="store_true")
+    arguments = parse(made)
+    device = torch.device(arguments.device)
+    of, _ = random_subject(
+        [(1, d) for d in (SMALL if arguments.small else DIMS)], num_steps=max(2, arguments.steps), batch_size=1, num_units=1
+    )
+    details = {}
+    with workplace(arguments) as folder:
+        store = of.new_store(folder / "run.zarr", "features")
+        store.write_schedule(of.path.steps[: arguments.steps])
+        matrices = filled(store, device)
+        settings = Decomposing(Pooling(arguments.scope), store.schedule())
+        if arguments.scope == "pooled":
+            matrices = [torch.stack(matrices[i : i + arguments.steps]).mean(0) for i in range(0, len(matrices), arguments.steps)]
+        runs = {
+            "bare": lambda watch: bare(watch, matrices),
+            "ours": lambda watch: decomposed(watch, store, settings, device, VALUE),
+            "cut again": lambda watch: decomposed(watch, store, settings, device, OTHER, again=True),
+        }
+        if arguments.sign:
+            thresholds = [VALUE * torch.linalg.eigvalsh(m)[-1] for m in matrices]
+            runs["P by eigh"] = lambda watch: from_eigh(watch, matrices, thresholds)
+            runs["P by sign"] = lambda watch: from_sign(watch, matrices, thresholds)
+            pairs = zip(from_eigh(Stopwatch(), matrices, thresholds), from_sign(Stopwatch(), matrices, thresholds), strict=True)
+            details["largest difference of P"] = max(float((a - b).abs().max()) for a, b in pairs)
+        times = in_turns(runs, arguments.repeats)
+    walls = {name: median_wall(watches) for name, watches in times.items()}
+    rest = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in walls.items())
+    figures = [
+        figure(f"{len(matrices)} matrices over bare eigh", times["ours"], times["bare"], floor=1.0, at_most=TARGET, rest=rest)
+    ]
+    show("decompositions", figures, arguments, seconds=walls, details=details)
+
+
+if __name__ == "__main__":
+    main()
