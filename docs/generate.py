@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 COMMENT_COLUMN = 56
 YAML_HEADER = """\
 # The embedded model, end to end: about two minutes on two cores, 0.7 GB on disk.
-# Every key stands here, all but collect.batch_size (8) and heldout_prompts (null) with its default; docs/reference/config.md says more.
+# Every key stands here, all but collect.batch_size (8) and heldout_prompts (null) with its default.
+# docs/reference/config.md says more.
 # Paths start at the current folder.
 
 """

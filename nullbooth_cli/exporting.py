@@ -8,6 +8,7 @@
 import contextlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -159,11 +160,12 @@ def _place(folder: Path, site: Site, files: tuple[dict[str, NDArray[np.float64]]
 
 @contextlib.contextmanager
 def _written(path: Path) -> Iterator[Path]:
-    """A path beside the wanted one, which gets its name when all is written: a kill leaves no half of an export."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    """A path that gets the wanted name when all is written: neither an error nor a kill leaves half of an export under it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
+        with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=".partial", dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            os.replace(temporary, path)
     except OSError as error:
         raise ResourceError(f"cannot write {path}: {error}", "check the place, its permissions and the space left") from error
