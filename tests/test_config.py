@@ -56,9 +56,9 @@ def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
         load_config(tmp_path / "c.yaml")
 
 
-def test_the_shipped_config_states_every_key_and_changes_one() -> None:
+def test_the_shipped_config_states_every_key_and_changes_two() -> None:
     path = ROOT / "configs" / "nullbooth.yaml"
-    assert load_config(path, ["collect.batch_size=8"]) == Config()
+    assert load_config(path, ["collect.batch_size=8", "heldout_prompts=null"]) == Config()
     assert _keys(yaml.safe_load(path.read_text())) == _keys(Config().model_dump())
 
 
