@@ -77,9 +77,9 @@ class TestKill9:
         reference = small_config(tmp_path / "whole.zarr", **MID, collect__keep=keep)
         twists = {rank: Twist(slow=0.1, checkpoint_share=0.5) for rank in range(2)}
         wanted, kills, advanced, partial = 0, 0, 0, Counter[str]()
-        while kills < 15:
+        while kills < 15 or min(partial["collect"], partial["covariance"]) < 3:
             wanted += 5
-            assert wanted <= len(MANY), f"only {kills} kills hit anything"
+            assert wanted <= len(MANY), f"only {kills} kills hit anything; stages that were left partial: {partial}"
             prompts = {"original_knowledge_prompts": MANY[:wanted]}
             config, reference = (c.model_copy(update=prompts) for c in (config, reference))
             arguments = saved(config, tmp_path / "c.yaml")
@@ -95,7 +95,6 @@ class TestKill9:
                     partial.update(name for name, state in states.items() if state == "partial")
             execute(reference, "collect", "covariance")
         assert advanced > kills / 3, "the kills came too early to test anything"
-        assert min(partial["collect"], partial["covariance"]) > kills / 6, f"the kills missed a stage: {partial}"
         assert_same_run(Store.open(config.store), Store.open(reference.store))
 
     def kill_somewhere(self, workers: list[Worker], rng: random.Random) -> bool:
