@@ -66,9 +66,9 @@ class Collection:
         return sites
 
 
-def load_collection(config: Config, steps: tuple[Step, ...], prompts: tuple[Prompt, ...], device: str | None) -> Collection:
-    """Load the model, hold it to the schedule and find its sites (two steps of one prompt)."""
-    from nullbooth_cli import denoise, features, model, schedule, sites
+def load_path(config: Config, steps: tuple[Step, ...], device: str | None) -> tuple[Any, Any]:
+    """Load the model and hold it to the schedule; returns (pipeline, `denoise.DenoisingPath`)."""
+    from nullbooth_cli import denoise, model, schedule
 
     section = config.collect
     pipe = model.load_pipeline(
@@ -81,11 +81,19 @@ def load_collection(config: Config, steps: tuple[Step, ...], prompts: tuple[Prom
     )
     scheduler = schedule.build_scheduler(config.schedule.sampler_strategy, pipe.scheduler, config.schedule.timestep_spacing)
     denoise.hold_to_schedule(pipe, scheduler, steps)
+    return pipe, denoise.DenoisingPath(
+        config.schedule.num_denoising_steps, steps, section.guidance_scale, section.height, section.width, section.seed
+    )
+
+
+def load_collection(config: Config, steps: tuple[Step, ...], prompts: tuple[Prompt, ...], device: str | None) -> Collection:
+    """Load the model, hold it to the schedule and find its sites (two steps of one prompt)."""
+    from nullbooth_cli import features, model, sites
+
+    section = config.collect
+    pipe, path = load_path(config, steps, device)
     projections = sites.find_projections(
         model.denoiser_of(pipe), section.collect_features.chosen(), section.cross_attention_layers
-    )
-    path = denoise.DenoisingPath(
-        config.schedule.num_denoising_steps, steps, section.guidance_scale, section.height, section.width, section.seed
     )
     found = features.find_sites(pipe, path, projections, section.side, section.branches, prompts[0], section.tokens_per_prompt)
     return Collection(pipe, path, found)

@@ -83,7 +83,14 @@ class CollectSection(Section):
     seed: int = Field(0, ge=0, description="prompt i starts from the noise of seed + i")
     feature_dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="how features are stored")
     compression: Literal["lz4"] | None = Field(None, description="null (features hardly shrink) or lz4, for slow disks")
-    visual_attention_map: Literal[False] = Field(False, description="false; attention maps are not offered yet")
+    visual_attention_map: bool = Field(False, description="also record where the words of some prompts look, for inspect")
+    attention_prompts: int | list[str] = Field(
+        8, union_mode="left_to_right", description="attention maps: the first so many prompts, or a list of prompts"
+    )
+    attention_layers: Literal["all"] | list[str | int] = Field(
+        "all", description="attention maps: all layers, or a list of names, glob patterns or indices"
+    )
+    attention_timesteps: int = Field(6, ge=1, description="attention maps: so many timesteps, evenly spaced over the schedule")
 
 
 class CovarianceSection(Section):
@@ -275,7 +282,8 @@ def stage_settings(config: Config, stage: str, keep: str | None = None) -> dict[
     if stage == "collect":
         keep = keep or config.collect.keep
         unused = ("feature_dtype",) if keep == "moments" else ()
-        collect = _flat(config.collect, "collect", without=("batch_size", "compression", "keep", *unused))
+        beside = ("visual_attention_map", "attention_prompts", "attention_layers", "attention_timesteps")
+        collect = _flat(config.collect, "collect", without=("batch_size", "compression", "keep", *beside, *unused))
         sums = {} if keep == "features" else {"covariance.accumulate": config.covariance.accumulate}
         return {**model, "dtype": config.dtype, **collect, **sums}
     if stage == "covariance":

@@ -35,8 +35,9 @@ def hold_to_schedule(pipe: Any, scheduler: Any, steps: tuple[Step, ...]) -> None
     pipe.scheduler = install(scheduler, steps)
 
 
-def denoise(pipe: Any, path: DenoisingPath, members: Sequence[tuple[int, Prompt]]) -> torch.Tensor:
-    """Denoise prompts, each with its row in the store; returns latents. The VAE is not run."""
+def denoise(pipe: Any, path: DenoisingPath, members: Sequence[tuple[int, Prompt]], output_type: str = "latent") -> Any:
+    """Denoise prompts, each with its row in the store; returns latents, without running the VAE, or with "np" images
+    `[B, h, w, 3]` in [0, 1]."""
     generators = [torch.Generator("cpu").manual_seed(path.seed + row) for row, _ in members]
     size = {name: value for name, value in (("height", path.height), ("width", path.width)) if value is not None}
     result = pipe(
@@ -44,11 +45,10 @@ def denoise(pipe: Any, path: DenoisingPath, members: Sequence[tuple[int, Prompt]
         num_inference_steps=path.num_inference_steps,
         guidance_scale=path.guidance_scale,
         generator=generators,
-        output_type="latent",
+        output_type=output_type,
         **size,
     )
-    latents: torch.Tensor = result.images
-    return latents
+    return result.images
 
 
 def cut_words(pipe: Any, prompts: Sequence[Prompt]) -> list[tuple[Prompt, str]]:

@@ -64,6 +64,36 @@ class Projector:
         return np.asarray((p + p.T) / 2)
 
 
+def overlap(one: Projector, other: Projector) -> float:
+    """How far the smaller null space lies in the larger: trace(P Q) / min(null_dim), 0 to 1; 1 if it lies in it wholly.
+
+    It is the mean squared cosine of the principal angles between them (Bjorck and Golub, 1973). Two random null spaces come to
+    about the larger null_dim / D: see `chance`. Cost: 2 D F F' operations.
+    """
+    smaller = min(one.null_dim, other.null_dim)
+    if smaller == 0:
+        return float("nan")
+    shared = float(np.square(one.factor.T @ other.factor).sum())
+    if one.is_complement and other.is_complement:
+        shared += one.dim - one.factor.shape[1] - other.factor.shape[1]
+    elif one.is_complement or other.is_complement:
+        shared = (other if one.is_complement else one).factor.shape[1] - shared
+    return shared / smaller
+
+
+def chance(one: Projector, other: Projector) -> float:
+    """The overlap to expect of two null spaces of these sizes that have nothing to do with each other."""
+    return max(one.null_dim, other.null_dim) / one.dim
+
+
+def leakage_on(projector: Projector, second_moment: NDArray[np.float64]) -> float:
+    """norm(P K) / norm(K) on the vectors K that a second moment `[D, D]` was made of. Cost: 2 D^2 F operations."""
+    total = float(np.trace(second_moment))
+    inside = float(np.einsum("df,df->", projector.factor, second_moment @ projector.factor))
+    share = (total - inside if projector.is_complement else inside) / total if total > 0 else 0.0
+    return float(np.sqrt(max(share, 0.0)))
+
+
 def load_projector(store: Store, site: Site, index: int = 0) -> Projector:
     """The projector of a site; `index` is 0 for a pooled one, or the recorded timestep."""
     return Projector.of(store.read_eigenvectors(site, index), store.read_cut(site, index).null_dim)

@@ -69,8 +69,7 @@ def cut(
     name: str, eigenvalues: NDArray[np.float64], energies: NDArray[np.float64], noise_floor: float, rule: str, value: float
 ) -> Cut:
     """Cut one spectrum. Raises ConfigError naming it if nothing is null, or if the threshold lies below the noise floor."""
-    held_out = energies[1] if np.isfinite(energies[1]).all() else None
-    null_dim = spectrum.null_dim(eigenvalues, rule, value, energies[0] if held_out is None else held_out)
+    null_dim, held_out = spectrum.null_dim_of(eigenvalues, energies, rule, value)
     there = f"its {len(eigenvalues)} eigenvalues go from {eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}"
     threshold = spectrum.threshold(eigenvalues, rule, value, null_dim)
     if rule in EIGENVALUE_RULES and threshold is not None and threshold < noise_floor:
@@ -91,19 +90,23 @@ def spectra(
     store: Store, device: torch.device, settings: Decomposing, *, stored: bool
 ) -> Iterator[tuple[Site, int, NDArray[np.float64], NDArray[np.float64], float]]:
     """(site, index, eigenvalues, energies, noise floor) of every decomposition, without writing: read where they are `stored`."""
-    for site, index in settings.pooling.units(store.sites, settings.steps):
-        if stored:
-            yield (
-                site,
-                index,
-                store.read_eigenvalues(site, index),
-                store.read_energies(site, index),
-                store.read_noise_floor(site, index),
-            )
-        else:
-            for _, _, _, found in _decompositions(store, device, settings, [(0, site, index)], np.zeros(1, bool)):
-                assert found is not None
-                yield site, index, found.eigenvalues, found.energies, found.noise_floor
+    if stored:
+        for site, index in settings.pooling.units(store.sites, settings.steps):
+            eigenvalues, energies = store.read_eigenvalues(site, index), store.read_energies(site, index)
+            yield site, index, eigenvalues, energies, store.read_noise_floor(site, index)
+    else:
+        for site, index, found in decompositions(store, device, settings):
+            yield site, index, found.eigenvalues, found.energies, found.noise_floor
+
+
+def decompositions(
+    store: Store, device: torch.device, settings: Decomposing, sites: Sequence[Site] | None = None
+) -> Iterator[tuple[Site, int, Decomposition]]:
+    """Decompose the moments of the sites (all of them by default), site by site; nothing is written."""
+    units = [(0, *unit) for unit in settings.pooling.units(store.sites if sites is None else sites, settings.steps)]
+    for _, site, index, found in _decompositions(store, device, settings, units, np.zeros(1, bool)):
+        assert found is not None
+        yield site, index, found
 
 
 def _decompositions(

@@ -53,6 +53,7 @@ def status_document(path: str, store: Store | None, states: dict[str, StageState
                     {"field": because.field, "old": because.old, "new": because.new} for because in found.stale_because
                 ],
                 **({"heldout": _units_document(found.heldout)} if found.heldout else {}),
+                **({"attention": _units_document(found.attention)} if found.attention else {}),
             }
             for stage, found in states.items()
         },
@@ -81,12 +82,18 @@ def stage_document(stage: str, state: StageState, store: Store) -> dict[str, Any
 
 
 def inspect_document(
-    config: Config, store: Store, layer: str | None = None, feature: str | None = None, timestep: float | None = None
+    config: Config,
+    store: Store,
+    layer: str | None = None,
+    feature: str | None = None,
+    timestep: float | None = None,
+    site: str | None = None,
 ) -> dict[str, Any]:
     """The projectors of a store, one entry per recording and scope, filtered. Raises ConfigError if a filter leaves none."""
     rule, value = config.project.rule()
     settings = decomposing(config, store)
-    entries = (e for site in choose_sites(store.sites, layer, feature) for e in _entries(settings, store, site, rule, value))
+    chosen = choose_sites(store.sites, layer, feature, site)
+    entries = (entry for each in chosen for entry in _entries(settings, store, each, rule, value))
     kept = [entry for entry in entries if timestep is None or entry["timestep"] == timestep]
     if not kept:
         there = ", ".join(f"{step.timestep:g}" for step in settings.steps)
@@ -160,8 +167,7 @@ def _rung(
 ) -> dict[str, Any]:
     sites: list[dict[str, Any]] = []
     for site, index, eigenvalues, energies, floor in spectra:
-        held = energies[1] if np.isfinite(energies[1]).all() else None
-        null_dim = spectrum.null_dim(eigenvalues, rule, value, energies[0] if held is None else held)
+        null_dim, held = spectrum.null_dim_of(eigenvalues, energies, rule, value)
         threshold = spectrum.threshold(eigenvalues, rule, value, null_dim)
         sites.append(
             {
@@ -184,6 +190,32 @@ def _rung(
         "empty": sum(s["null_dim"] == 0 for s in sites),
         "below_noise": sum(s["below_noise"] for s in sites),
         "sites": sites,
+    }
+
+
+def spectra_of(store: Store, document: dict[str, Any]) -> list[Eigenvalues]:
+    """The eigenvalues `[D]`, ascending, behind each entry of an inspect document."""
+    sites = {site.name: site for site in store.sites}
+    return [
+        store.read_eigenvalues(sites[f"{entry['layer']}.{entry['feature']}"], entry["step_index"] or 0)
+        for entry in document["sites"]
+    ]
+
+
+def compare_document(compared: dict[str, Any]) -> dict[str, Any]:
+    """What `analysis.compare` found, with its totals."""
+    sites = compared["sites"]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **compared,
+        "totals": {
+            "sites": len(sites),
+            "dim": sum(site["dim"] for site in sites),
+            "null_dim": [sum(site["null_dim"][i] for site in sites) for i in (0, 1)],
+            "largest_leakage": [max(site["leakage"][i] for site in sites) for i in (0, 1)],
+            "largest_leakage_on_the_other": [max(site["leakage_on_the_other"][i] for site in sites) for i in (0, 1)],
+            "mean_overlap": sum(site["overlap"] for site in sites) / len(sites),
+        },
     }
 
 
@@ -215,7 +247,7 @@ def _entries(settings: Decomposing, store: Store, site: Site, rule: str, value: 
             "noise_floor": noise_floor,
             "leakage": leakage,
             "heldout_leakage": heldout_leakage,
-            "warnings": spectrum.doubts(site.dim, count, null_dim, threshold, noise_floor),
+            "warnings": spectrum.doubts(site.dim, count, null_dim, threshold, noise_floor, leakage, heldout_leakage),
             "arrays": {
                 "features": f"features/{site.name}",
                 "moments": f"moments/{site.name}",

@@ -11,6 +11,9 @@ from nullbooth_cli.errors import ConfigError
 
 Eigenvalues = NDArray[np.float64]
 ADVISED_VECTORS = 10  # per dimension
+ADVISED_LEAKAGE = 0.1  # an edit then moves what is kept by up to a tenth of what it could without a projector
+ADVISED_HELDOUT = 2.0  # times the leakage on the collected prompts
+ADVISED_CLEARANCE = 10.0  # times the noise floor
 
 
 def null_dim(eigenvalues: Eigenvalues, rule: str, value: float, energies: Eigenvalues | None = None) -> int:
@@ -42,6 +45,12 @@ def null_dim(eigenvalues: Eigenvalues, rule: str, value: float, energies: Eigenv
             raise ConfigError(f"null_dim {int(value)} is more than the {len(positive)} dimensions there are", "ask for fewer")
         return int(value)
     raise ValueError(f"unknown threshold rule {rule!r}")
+
+
+def null_dim_of(eigenvalues: Eigenvalues, energies: Eigenvalues, rule: str, value: float) -> tuple[int, Eigenvalues | None]:
+    """(null_dim, the held-out energies or None) of a decomposition with `energies` `[2, D]`; NaN stands for no held-out data."""
+    held = energies[1] if np.isfinite(energies[1]).all() else None
+    return null_dim(eigenvalues, rule, value, energies[0] if held is None else held), held
 
 
 def _absolute(positive: Eigenvalues, rule: str, value: float) -> float | None:
@@ -85,7 +94,15 @@ def noise_floor(largest: float, dim: int, accumulate: str) -> float:
     return float(np.finfo(accumulate).eps * np.sqrt(dim) * largest)
 
 
-def doubts(dim: int, count: int, null_dim: int, threshold: float | None, noise_floor: float) -> list[str]:
+def doubts(
+    dim: int,
+    count: int,
+    null_dim: int,
+    threshold: float | None,
+    noise_floor: float,
+    leakage: float = 0.0,
+    heldout_leakage: float | None = None,
+) -> list[str]:
     """What makes a null space of so many vectors doubtful; nothing if it is well founded."""
     found = []
     if count < dim:
@@ -95,6 +112,16 @@ def doubts(dim: int, count: int, null_dim: int, threshold: float | None, noise_f
     if threshold is not None and null_dim and threshold < noise_floor:
         found.append(
             f"cut at {threshold:.2g}, below the noise floor of {noise_floor:.2g}: which directions are null is round-off"
+        )
+    elif threshold is not None and null_dim and threshold < ADVISED_CLEARANCE * noise_floor:
+        found.append(f"cut at {threshold:.2g}, close to the noise floor of {noise_floor:.2g}: another run may cut elsewhere")
+    if leakage > ADVISED_LEAKAGE:
+        found.append(f"leakage {leakage:.2g} on the collected prompts, more than {ADVISED_LEAKAGE:g}")
+    if heldout_leakage is not None and heldout_leakage > ADVISED_LEAKAGE:
+        found.append(f"leakage {heldout_leakage:.2g} on the held-out prompts, more than {ADVISED_LEAKAGE:g}")
+    if heldout_leakage is not None and heldout_leakage > ADVISED_HELDOUT * leakage:
+        found.append(
+            f"held-out prompts leak {heldout_leakage:.2g}, collected ones {leakage:.2g}: these prompts do not stand for the others"
         )
     return found
 

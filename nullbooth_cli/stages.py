@@ -45,6 +45,10 @@ def execute(stage: str, run: Run) -> Iterator[Event]:
         yield from _RUNNERS[stage](run)
     if run.config.heldout_prompts is not None and stage in HELDOUT_STAGES and not (run.limit and not said):
         yield from _execute_heldout(stage, run)
+    if stage == "collect" and run.config.collect.visual_attention_map and state_of(run, stage) in DONE:
+        from nullbooth_cli.attention import run_attention
+
+        yield from run_attention(run)
     folded = stage == "collect" and run.store.layout.moments and not run.workers.shard
     if folded and run.workers.agree(lambda: _parts_are_left(run, worked=not said)):
         yield from _run_covariance(replace(run, limit=None, repair=False))

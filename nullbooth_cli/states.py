@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nullbooth_cli.config import STAGES, Config, decomposition_settings, fingerprint, stage_settings
-from nullbooth_cli.errors import StageError
+from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.pooling import Decomposing, Pooling
 from nullbooth_cli.prompts import Prompt, load_prompts
 from nullbooth_cli.store import HELDOUT, RELEASED, Store
@@ -28,7 +28,7 @@ HELDOUT_SEED = 1 << 32  # added to collect.seed: with the noise of a kept prompt
 # Where in the store each stage writes.
 FOLDERS = {
     "schedule": ("schedule",),
-    "collect": ("features", "parts", HELDOUT),
+    "collect": ("features", "parts", "attention", HELDOUT),
     "covariance": ("moments", "staged"),
     "project": ("projectors",),
 }
@@ -55,6 +55,7 @@ class StageState:
     units_total: int | None
     stale_because: tuple[Difference, ...] = ()
     heldout: "StageState | None" = None
+    attention: "StageState | None" = None
 
     @property
     def only_lost_prompts(self) -> bool:
@@ -91,6 +92,42 @@ def heldout_config(config: Config) -> Config:
             "collect": config.collect.model_copy(update={"keep": "moments", "seed": config.collect.seed + HELDOUT_SEED}),
         }
     )
+
+
+def attention_prompts(config: Config, store: Store) -> list[Prompt]:
+    """The collected prompts that get attention maps. Raises ConfigError for one that is not collected."""
+    chosen, prompts = config.collect.attention_prompts, store.prompts()
+    if isinstance(chosen, int):
+        return list(prompts[:chosen])
+    missing = [text for text in chosen if Prompt(text) not in prompts]
+    if missing:
+        raise ConfigError(
+            f"collect.attention_prompts: '{missing[0]}' is not among the {len(prompts)} prompts that are collected",
+            f"add it to {PROMPTS_FIELD}, or name one that is there",
+        )
+    return [Prompt(text) for text in dict.fromkeys(chosen)]
+
+
+def attention_settings(config: Config, store: Store) -> dict[str, Any]:
+    """What the attention maps of a store depend on."""
+    section, num_steps = config.collect, store.num_steps
+    count = min(section.attention_timesteps, num_steps)
+    return {
+        "collect": store.records["collect"]["fingerprint"],
+        "prompts": [prompt.id for prompt in attention_prompts(config, store)],
+        "layers": section.attention_layers,
+        "steps": sorted({round(i * (num_steps - 1) / max(count - 1, 1)) for i in range(count)}),
+    }
+
+
+def _attention_state(config: Config, store: Store | None) -> StageState:
+    if store is None or "attention" not in store.records:
+        return StageState("attention", "missing", 0, None)
+    cells = store.cells("attention")
+    done, total = int((cells > 0).sum()), len(cells)
+    if store.records["attention"]["settings"] != attention_settings(config, store):
+        return StageState("attention", "stale", done, total)
+    return StageState("attention", "complete" if done == total else "partial", done, total)
 
 
 def pooling_of(config: Config) -> Pooling:
@@ -148,11 +185,13 @@ def added_prompts(prompts: Iterable[Prompt], store: Store) -> list[Prompt]:
 
 
 def stage_states(config: Config, prompts: tuple[Prompt, ...], store: Store | None) -> dict[str, StageState]:
-    """The state of every stage under a config, in order; collect and covariance with what is held out."""
+    """The state of every stage under a config, in order; collect and covariance with what is held out, collect with its maps."""
     found = own_states(config, prompts, store)
     if config.heldout_prompts is not None:
         inner = own_states(heldout_config(config), heldout_prompts(config), store and store.heldout())
         found |= {stage: _with_heldout(found[stage], inner[stage]) for stage in HELDOUT_STAGES}
+    if config.collect.visual_attention_map and found["collect"].is_done:
+        found["collect"] = replace(found["collect"], attention=_attention_state(config, store))
     return found
 
 

@@ -50,6 +50,11 @@ def checks(store: Store, stage: str) -> Iterator[Check]:
                 if next(done):
                     for read in (store.read_decomposition, store.read_cut):
                         yield Check(stage, (), partial(read, site, index))
+    elif stage == "attention":
+        prompts, cells = {prompt.id: prompt for prompt in store.prompts()}, store.cells(stage, damaged=0)
+        for number, key in enumerate(store.records[stage]["settings"]["prompts"]):
+            if cells[number]:
+                yield Check(stage, (number,), partial(store.read_maps, prompts[key]))
     yield Check(stage, (), lambda: store.cells(stage))
 
 
@@ -82,7 +87,7 @@ def damages(store: Store, stage: str) -> Iterator[Check | Damage]:
 
 
 def forget_damaged(store: Store, stage: str) -> str:
-    """Mark the damaged units of collect or covariance as not done. Returns what was found."""
+    """Mark the damaged units of collect, covariance or attention as not done. Returns what was found."""
     found = [damage for damage in damages(store, stage) if isinstance(damage, Damage)]
     for damage in found:
         if not damage.check.units:

@@ -97,3 +97,26 @@ def test_the_threshold_separates_null_from_known(rule: str) -> None:
     cut = spectrum.threshold(KNOWN, rule, value, spectrum.null_dim(KNOWN, rule, value))
     assert cut is not None
     assert np.count_nonzero(cut > KNOWN) == spectrum.null_dim(KNOWN, rule, value)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ((100, 50, 60, 1e-3, 1e-12), "cannot fill 100 dimensions"),
+        ((100, 500, 60, 1e-3, 1e-12), "1,000 or more are advised"),
+        ((100, 5000, 60, 1e-13, 1e-12), "below the noise floor"),
+        ((100, 5000, 60, 5e-12, 1e-12), "close to the noise floor"),
+        ((100, 5000, 60, 1e-3, 1e-12, 0.2), "leakage 0.2 on the collected prompts, more than 0.1"),
+        ((100, 5000, 60, 1e-3, 1e-12, 0.09, 0.11), "leakage 0.11 on the held-out prompts, more than 0.1"),
+        ((100, 5000, 60, 1e-3, 1e-12, 0.01, 0.03), "do not stand for the others"),
+    ],
+)
+def test_each_doubt_is_said_alone(facts: tuple, words: str) -> None:
+    (found,) = spectrum.doubts(*facts)
+    assert words in found
+
+
+@pytest.mark.parametrize("more", [(), (0.09,), (0.05, 0.09)])
+def test_a_well_founded_null_space_has_none(more: tuple) -> None:
+    assert spectrum.doubts(100, 5000, 60, 1e-3, 1e-12, *more) == []
+    assert spectrum.doubts(100, 5000, 0, 1e-13, 1e-12) == []

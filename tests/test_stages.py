@@ -83,6 +83,10 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"collect__tokens_per_prompt": 2}, COLLECT_ON),
     ({"storage_options": {"region": "x"}}, set()),
     ({"collect__latents": "path"}, set()),
+    ({"collect__visual_attention_map": True}, set()),
+    ({"collect__attention_prompts": 3}, set()),
+    ({"collect__attention_layers": [0]}, set()),
+    ({"collect__attention_timesteps": 3}, set()),
 ]
 
 
@@ -96,7 +100,7 @@ def test_every_setting_is_among_the_changes() -> None:
     """A new key without a row above fails here."""
     leaves = _leaves(Config().model_dump()) | {"storage_options"}
     rules = {f"project.{name}" for name in ("nullspace_threshold", "threshold_percent", "target_leakage", "null_dim")}
-    unoffered = {"heldout_prompts", "collect.images", "collect.visual_attention_map"}
+    unoffered = {"heldout_prompts", "collect.images"}
     assert leaves - rules - unoffered == {key.replace("__", ".") for changes, _ in CHANGES for key in changes}
 
 

@@ -26,7 +26,7 @@ def explore(session: Session, device: str | None, plot: str | None) -> None:
     )
     document = report.explore_document(session.config, store, found)
     if plot:
-        plots.leakage_against_null_dim(document, plot)
+        plots.draw_ladder(document, plot)
         session.terminal.note(f"drawn: {plot}")
     session.terminal.answer(document, _draw)
 

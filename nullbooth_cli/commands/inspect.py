@@ -4,13 +4,16 @@ from typing import Annotated, Any
 
 import typer
 
-from nullbooth_cli.commands.options import AsJson, Common, ConfigFile, Overrides, Quiet, StorePath, Verbose
+from nullbooth_cli.commands.options import AsJson, Common, ConfigFile, Device, Overrides, Quiet, StorePath, Verbose
 
 
 def inspect(
     config: ConfigFile = None,
     store: StorePath = None,
     overrides: Overrides = None,
+    stores: Annotated[
+        list[str] | None, typer.Argument(metavar="[STORE] [OTHER]", help="The store (as -s); a second one is compared with it.")
+    ] = None,
     layer: Annotated[
         str | None, typer.Option("--layer", metavar="NAME", help="Only layers of this name, part of a name, or glob.")
     ] = None,
@@ -18,6 +21,17 @@ def inspect(
     timestep: Annotated[
         float | None, typer.Option("--timestep", metavar="T", help="Only this timestep (project.scope: timestep).")
     ] = None,
+    site: Annotated[
+        str | None, typer.Option("--site", metavar="NAME", help="Only this site, LAYER.FEATURE; --plots then draws its moment.")
+    ] = None,
+    plots: Annotated[str | None, typer.Option("--plots", metavar="DIR", help="Draw pictures into a folder.")] = None,
+    picture_format: Annotated[str, typer.Option("--format", metavar="png|svg|pdf", help="Of the pictures.")] = "png",
+    attention: Annotated[
+        str | None,
+        typer.Option("--attention", metavar="PROMPT_ID", help="Draw where each word of a prompt looks (to --plots, else here)."),
+    ] = None,
+    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write one page that holds everything.")] = None,
+    device: Device = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values on stdout.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -27,20 +41,31 @@ def inspect(
 
     A tensor that several projections share is one row: one projector for all of their weights, named below the table.
 
+    With two stores, compare them: sizes, leakage, overlap of the null spaces, and how each leaks on the prompts of the other.
+
     Example: nullbooth inspect -s runs/toy.zarr --layer mid_block --feature q
+
+    Example: nullbooth inspect runs/toy.zarr --plots pictures --html report.html
     """
     from nullbooth_cli import report
+    from nullbooth_cli.commands.looking import Looks, compare, look
     from nullbooth_cli.commands.session import start, warnings_of
     from nullbooth_cli.errors import ConfigError
-    from nullbooth_cli.states import require, stage_states
 
     if as_json and as_csv:
         raise ConfigError("--json and --csv are two answers", "ask for one")
-    session = start(Common(config, store, tuple(overrides or ()), as_json, quiet, verbose))
-    opened = session.open()
-    states = stage_states(session.config, session.prompts, opened)
-    require(states, "project", session.url)
-    document = report.inspect_document(session.config, opened, layer, feature, timestep)
+    named = [place for place in (store, *(stores or ())) if place]
+    if len(named) > 2:
+        raise ConfigError(f"inspect takes one store, or two to compare, not {len(named)}", "name them once")
+    common = Common(config, named[0] if named else None, tuple(overrides or ()), as_json, quiet, verbose)
+    session = start(common)
+    if len(named) == 2:
+        if plots or html or attention or as_csv or timestep is not None:
+            raise ConfigError("two stores give one answer, a table or --json", "draw one store at a time")
+        return compare(session, named[1], layer, feature, site)
+    opened = session.open_finished()
+    document = report.inspect_document(session.config, opened, layer, feature, timestep, site)
+    look(session, opened, document, Looks(plots, picture_format, attention, html, device, moments=site is not None))
     if as_csv:
         session.terminal.text(_csv(document))
     else:

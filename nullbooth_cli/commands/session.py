@@ -21,7 +21,7 @@ from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.events import Event, Interrupts, Note
 from nullbooth_cli.prompts import Prompt, load_prompts
 from nullbooth_cli.runs import Run
-from nullbooth_cli.states import StageState, stage_states
+from nullbooth_cli.states import StageState, require, stage_states
 from nullbooth_cli.store import Backing, Store, is_url, locked, open_backing, shard_locked
 from nullbooth_cli.workers import Shard, Workers, start_workers
 
@@ -37,12 +37,19 @@ class Session:
     prompts: tuple[Prompt, ...]
     terminal: Terminal
     arguments: str
+    common: Common
 
     def open(self, *, write: bool = False) -> Store:
         """The store. Raises StageError if nothing was collected into it yet."""
         if not self._exists():
             raise StageError(f"nothing was collected yet: no store at {self.url}", f"nullbooth collect{self.arguments}")
         return Store.open(self.url, write=write, options=self.config.storage_options)
+
+    def open_finished(self) -> Store:
+        """The store. Raises StageError unless its projectors are complete."""
+        store = self.open()
+        require(stage_states(self.config, self.prompts, store), "project", self.url)
+        return store
 
     def open_if_there(self) -> Store | None:
         return self.open() if self._exists() else None
@@ -103,7 +110,7 @@ def start(common: Common) -> Session:
     open_backing(url, config.storage_options, read_only=True)  # refuses a URL with credentials before anything shows it
     if common.verbose:
         terminal.note(f"config {source}; store {url}")
-    return Session(config, url, prompts or load_prompts(config.original_knowledge_prompts), terminal, arguments)
+    return Session(config, url, prompts or load_prompts(config.original_knowledge_prompts), terminal, arguments, common)
 
 
 def _there(place: str, overrides: tuple[str, ...]) -> Store | None:

@@ -51,7 +51,7 @@ def _verified(store: Any) -> dict[str, Any]:
 
     checked, damaged = 0, []
     for place in filter(None, (store, store.heldout())):
-        for stage in STAGES:
+        for stage in (*STAGES, "attention"):
             for result in damages(place, stage):
                 checked += 1
                 if isinstance(result, Damage):
@@ -67,9 +67,10 @@ def _draw(document: dict[str, Any]) -> Any:
         total = "?" if found["units_total"] is None else str(found["units_total"])
         reasons = "; ".join(f"{because['field']}: {because['old']} -> {because['new']}" for because in found["stale_because"])
         rows.append([stage, found["state"], f"{found['units_done']}/{total}", size(found["bytes"]), reasons])
-        if held := found.get("heldout"):
-            total = "?" if held["units_total"] is None else str(held["units_total"])
-            rows.append(["  held-out", held["state"], f"{held['units_done']}/{total}", "", ""])
+        for part, name in (("heldout", "  held-out"), ("attention", "  attention maps")):
+            if beside := found.get(part):
+                total = "?" if beside["units_total"] is None else str(beside["units_total"])
+                rows.append([name, beside["state"], f"{beside['units_done']}/{total}", "", ""])
     drawn = [document["store"], table(["stage", "state", "units", "size", "stale because"], rows, right=frozenset({2, 3}))]
     if "verify" in document:
         found = document["verify"]

@@ -10,6 +10,7 @@
     ├── projectors/<site>      eigenvalues [S, D], eigenvectors [S, D, D], energies [S, 2, D], noise_floor [S], null_dim [S],
     │                          leakage [S, 2]; S = 1 pooled
     ├── heldout/               a store of its own with the moments of the held-out prompts
+    ├── attention/<prompt id>  where the words of some prompts look: <layer> [S, H, W, K] float16, image [h, w, 3]
     └── progress/<stage>       one cell per unit, one chunk per cell, written last; `decomposition` is the first half of project
 
 What must stay true:
@@ -21,11 +22,12 @@ What must stay true:
 - A missing, empty or altered chunk never reads as data: it is an error that names array, chunk and the command that mends it.
 
 `backing` says where the bytes are (`local`; or `remote`, with its `clients` and `lease`), `chunks` what a chunk is as bytes,
-`arrays` reads and writes arrays and progress, and `store` knows what they mean, with `layout`, `parts` and `results`.
+`arrays` reads and writes arrays and progress, and `store` knows what they mean, with `layout`, `parts`, `results` and `maps`.
 """
 
 from nullbooth_cli.store.backing import Backing, is_url, locked, open_backing, shard_locked
 from nullbooth_cli.store.layout import STORED_DTYPES, Layout, Site, choose_sites
+from nullbooth_cli.store.maps import AttentionMaps
 from nullbooth_cli.store.parts import Part, Sums, check_disjoint, pack_sums
 from nullbooth_cli.store.results import Cut, Decomposition
 from nullbooth_cli.store.store import HELDOUT, RELEASED, Store
@@ -34,6 +36,7 @@ __all__ = [
     "HELDOUT",
     "RELEASED",
     "STORED_DTYPES",
+    "AttentionMaps",
     "Backing",
     "Cut",
     "Decomposition",

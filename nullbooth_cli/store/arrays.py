@@ -237,6 +237,7 @@ _WRITERS = {
     "prompts": ("collect", "--force"),
     "features": ("collect", "--repair"),
     "parts": ("collect", "--repair"),
+    "attention": ("collect", "--repair"),
     "collect": ("collect", "--repair"),
     "moments": ("covariance", "--repair"),
     "staged": ("covariance", "--repair"),

@@ -48,9 +48,12 @@ class Site:
         return 1 if self.timestep_free else num_steps
 
 
-def choose_sites(sites: Sequence[Site], layer: str | None, feature: str | None) -> list[Site]:
-    """The sites that feed this layer and feature. Raises ConfigError if there is none."""
-    found = [site for site in sites if site.feeds(layer, feature)]
+def choose_sites(sites: Sequence[Site], layer: str | None, feature: str | None, name: str | None = None) -> list[Site]:
+    """The sites that feed this layer and feature and have this name (or match it, a glob). Raises ConfigError if none does."""
+    found = [site for site in sites if site.feeds(layer, feature) and (name is None or fnmatchcase(site.name, name))]
+    if not found and name is not None:
+        listed = "\n  ".join(site.name for site in sites)
+        raise ConfigError(f"no site {name}", f"--site takes a name or a glob pattern; the sites are\n  {listed}")
     if not found:
         layers = "\n  ".join(dict.fromkeys(site.layer for site in sites))
         raise ConfigError("no site passes the filters", f"--layer takes a name or a glob pattern; the sites are on\n  {layers}")

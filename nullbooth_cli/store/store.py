@@ -16,6 +16,7 @@ from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.steps import Step
 from nullbooth_cli.store.backing import Backing, locked, open_backing
 from nullbooth_cli.store.layout import STORED_DTYPES, Layout, Site
+from nullbooth_cli.store.maps import MapStore
 from nullbooth_cli.store.parts import Part
 from nullbooth_cli.store.results import Results
 
@@ -26,7 +27,7 @@ HELDOUT = "heldout"
 RELEASED = 2  # in a cell of collect: done, but the features were removed
 
 
-class Store(Results):
+class Store(Results, MapStore):
     """An open store. `Store.create` and `Store.open` make one; `lock()` guards every stage that writes."""
 
     _rows: tuple[Prompt | None, ...] | None = None

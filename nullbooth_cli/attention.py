@@ -1,0 +1,152 @@
+"""Attention maps: where each word of a prompt looks, for a few prompts, layers and timesteps (collect.visual_attention_map).
+
+The chosen prompts are run once more beside the collection, from the same noise and to the end. Where a map is wanted, hooks take
+what leaves to_q and to_k, and diffusers' own function makes the scores of it; the model goes on with its fast attention, and no
+other layer, step or prompt is touched. Cost: one more run of the chosen prompts, and the autoencoder once each.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nullbooth_cli.collecting import load_path
+from nullbooth_cli.config import Config, fingerprint
+from nullbooth_cli.denoise import DenoisingPath, denoise
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.events import Event, Note
+from nullbooth_cli.model import denoiser_of
+from nullbooth_cli.prompts import Prompt
+from nullbooth_cli.runs import Prepared, Run, remaining, work
+from nullbooth_cli.sites import Projection, Watch, find_projections
+from nullbooth_cli.states import attention_prompts, attention_settings
+from nullbooth_cli.store import AttentionMaps, Store
+from nullbooth_cli.verify import forget_damaged
+
+
+def run_attention(run: Run) -> Iterator[Event]:
+    """Record the maps that the config asks for and that are not there yet."""
+    prepared = Prepared(**run.workers.agree(lambda: _begin(run)))
+    run.store.reload()
+    if not prepared.todo:
+        return
+    yield from map(Note, prepared.notes)
+    prompts = attention_prompts(run.config, run.store)
+    mine = (prompts[prepared.todo[i]] for i in run.workers.share(len(prepared.todo)))
+    yield from work(run, "attention", prepared, _record_all(run, mine))
+
+
+def _begin(run: Run) -> dict[str, Any]:
+    store, notes = run.store, []
+    store.reload()
+    settings = attention_settings(run.config, store)
+    record = {"settings": settings, "fingerprint": fingerprint(settings)}
+    if store.records.get("attention") != record:
+        if "attention" in store.records:
+            notes.append("other attention maps are asked for than those that are there: they are recorded again")
+        store.write_record("attention", None)
+        store.delete("attention")
+        store.create_progress("attention", len(attention_prompts(run.config, store)))
+        store.write_record("attention", record)
+    elif run.repair:
+        store.mend_cells("attention")
+        notes.append(forget_damaged(store, "attention"))
+    return remaining(run, "attention", bool, notes)
+
+
+def _record_all(run: Run, prompts: Iterator[Prompt]) -> Iterator[str]:
+    config, store = run.config, run.store
+    pipe, path = load_path(config, store.schedule(), run.device or run.workers.device)
+    section = config.collect
+    projections = find_projections(denoiser_of(pipe), ("q", "k"), section.attention_layers)
+    steps = attention_settings(config, store)["steps"]
+    rows = {prompt: row for row, prompt in enumerate(store.rows) if prompt is not None}
+    numbers = {prompt: number for number, prompt in enumerate(attention_prompts(config, store))}
+    for prompt in prompts:
+        store.write_maps(prompt, record(pipe, path, rows[prompt], prompt, projections, steps))
+        store.commit("attention", numbers[prompt])
+        yield f"attention maps of '{prompt.text}'"
+
+
+def record(
+    pipe: Any, path: DenoisingPath, row: int, prompt: Prompt, projections: tuple[Projection, ...], steps: Sequence[int]
+) -> AttentionMaps:
+    """Run one prompt from the noise of its row, and keep its attention in the layers of the projections (to_q and to_k)."""
+    denoiser = denoiser_of(pipe)
+    words = words_of(pipe, prompt)
+    queries: dict[str, torch.Tensor] = {}
+    found: dict[str, list[torch.Tensor]] = {projection.layer: [] for projection in projections}
+    masks: dict[str, torch.Tensor | None] = {}
+
+    def receive(projection: Projection, forward: int, tensor: torch.Tensor) -> None:
+        if forward not in steps:
+            return
+        layer = projection.layer
+        if projection.feature == "q":
+            queries[layer] = tensor
+        else:
+            scores = _scores(denoiser.get_submodule(layer), queries.pop(layer), tensor, masks[layer])
+            found[layer].append(scores[:, : len(words)])
+
+    def note_mask(layer: str) -> Any:
+        return lambda _, __, arguments: masks.__setitem__(layer, arguments.get("attention_mask"))
+
+    handles = [denoiser.get_submodule(layer).register_forward_pre_hook(note_mask(layer), with_kwargs=True) for layer in found]
+    try:
+        with Watch(denoiser, projections, "output", receive):
+            image = denoise(pipe, path, [(row, prompt)], output_type="np")[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+    layers = {layer: _as_maps(torch.stack(scores), image.shape[0] / image.shape[1], layer) for layer, scores in found.items()}
+    return AttentionMaps(words, tuple(steps), layers, (image.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def _scores(attention: Any, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Softmax of q k^T, mean over heads, `[Q, K]`, of the prompt's own row: the last, as guidance puts the empty prompt first."""
+    query, key = (attention.head_to_batch_dim(tensor[-1:]) for tensor in (query, key))
+    if attention.norm_q is not None:
+        query = attention.norm_q(query)
+    if attention.norm_k is not None:
+        key = attention.norm_k(key)
+    if mask is not None:
+        mask = attention.prepare_attention_mask(mask[-1:], key.shape[1], 1)
+    scores: torch.Tensor = attention.get_attention_scores(query, key, mask)
+    return scores.mean(dim=0).half().cpu()
+
+
+def _as_maps(scores: torch.Tensor, aspect: float, layer: str) -> NDArray[np.float16]:
+    """`[S, Q, K]` to `[S, H, W, K]`, for images of height / width `aspect`."""
+    num_queries = scores.shape[1]
+    height = round((num_queries * aspect) ** 0.5)
+    if height == 0 or num_queries % height:
+        raise ConfigError(
+            f"{layer} looks from {num_queries} places, which fill no image of aspect {aspect:.3g}",
+            "leave the layer out of collect.attention_layers, or set collect.visual_attention_map to false",
+        )
+    return scores.reshape(len(scores), height, num_queries // height, -1).numpy()
+
+
+def words_of(pipe: Any, prompt: Prompt) -> tuple[str, ...]:
+    """The tokens of a prompt as its tokenizer reads them, begin and end mark included, cut to what it takes."""
+    tokenizer = pipe.tokenizer
+    ids = tokenizer(prompt.text, truncation=True, max_length=tokenizer.model_max_length).input_ids
+    return tuple(str(token).removesuffix("</w>").lstrip("\u2581") or "_" for token in tokenizer.convert_ids_to_tokens(ids))
+
+
+def find_prompt(config: Config, store: Store, wanted: str) -> Prompt:
+    """The prompt with maps that an id, the beginning of one, or a text means. Raises ConfigError listing those there are."""
+    cells = store.cells("attention")
+    there = [prompt for prompt, cell in zip(attention_prompts(config, store), cells, strict=False) if cell]
+    if not there:
+        raise ConfigError(
+            f"{store.url} has no attention maps",
+            "nullbooth collect --set collect.visual_attention_map=true records them; what is collected already stays",
+        )
+    found = [prompt for prompt in there if prompt.text == wanted or prompt.id.startswith(wanted)]
+    if len(found) != 1:
+        listed = "\n  ".join(f"{prompt.id}  {prompt.text}" for prompt in there)
+        raise ConfigError(f"'{wanted}' means {len(found)} of the prompts with attention maps", f"they are\n  {listed}")
+    return found[0]
