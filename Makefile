@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint fix docs clean
+.PHONY: demo test lint fix docs pictures clean
 
 demo: .venv/ready
 	$(BIN)/nullbooth run -c configs/nullbooth.yaml
@@ -24,6 +24,9 @@ fix: .venv/ready
 
 docs: .venv/ready
 	$(BIN)/python docs/generate.py
+
+pictures: .venv/ready
+	$(BIN)/python docs/pictures.py
 
 # The pins are the versions that the tests ran with; torch==2.13.0 among them is a CPU build where one is offered.
 .venv/ready: pyproject.toml constraints.txt

@@ -33,7 +33,7 @@ def run_attention(run: Run) -> Iterator[Event]:
     if not prepared.todo:
         return
     yield from map(Note, prepared.notes)
-    prompts = attention_prompts(run.config, run.store)
+    prompts = attention_prompts(run.config, run.store.prompts())
     mine = (prompts[prepared.todo[i]] for i in run.workers.share(len(prepared.todo)))
     yield from work(run, "attention", prepared, _record_all(run, mine))
 
@@ -48,7 +48,7 @@ def _begin(run: Run) -> dict[str, Any]:
             notes.append("other attention maps are asked for than those that are there: they are recorded again")
         store.write_record("attention", None)
         store.delete("attention")
-        store.create_progress("attention", len(attention_prompts(run.config, store)))
+        store.create_progress("attention", len(attention_prompts(run.config, store.prompts())))
         store.write_record("attention", record)
     elif run.repair:
         store.mend_cells("attention")
@@ -63,7 +63,7 @@ def _record_all(run: Run, prompts: Iterator[Prompt]) -> Iterator[str]:
     projections = find_projections(denoiser_of(pipe), ("q", "k"), section.attention_layers)
     steps = attention_settings(config, store)["steps"]
     rows = {prompt: row for row, prompt in enumerate(store.rows) if prompt is not None}
-    numbers = {prompt: number for number, prompt in enumerate(attention_prompts(config, store))}
+    numbers = {prompt: number for number, prompt in enumerate(attention_prompts(config, store.prompts()))}
     for prompt in prompts:
         store.write_maps(prompt, record(pipe, path, rows[prompt], prompt, projections, steps))
         store.commit("attention", numbers[prompt])
@@ -139,7 +139,7 @@ def words_of(pipe: Any, prompt: Prompt) -> tuple[str, ...]:
 def find_prompt(config: Config, store: Store, wanted: str) -> Prompt:
     """The prompt with maps that an id, the beginning of one, or a text means. Raises ConfigError listing those there are."""
     cells = store.cells("attention")
-    there = [prompt for prompt, cell in zip(attention_prompts(config, store), cells, strict=False) if cell]
+    there = [prompt for prompt, cell in zip(attention_prompts(config, store.prompts()), cells, strict=False) if cell]
     if not there:
         raise ConfigError(
             f"{store.url} has no attention maps",

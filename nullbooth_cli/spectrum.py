@@ -121,7 +121,7 @@ def doubts(
         found.append(f"leakage {heldout_leakage:.2g} on the held-out prompts, more than {ADVISED_LEAKAGE:g}")
     if heldout_leakage is not None and heldout_leakage > ADVISED_HELDOUT * leakage:
         found.append(
-            f"held-out prompts leak {heldout_leakage:.2g}, collected ones {leakage:.2g}: these prompts do not stand for the others"
+            f"held-out prompts leak {heldout_leakage:.2g}, collected ones {leakage:.2g}: the prompts do not stand for the others"
         )
     return found
 

@@ -18,6 +18,7 @@ from nullbooth_cli.runs import Prepared, Run, begin, remaining, state_of, work
 from nullbooth_cli.states import (
     DONE,
     HELDOUT_STAGES,
+    attention_prompts,
     bytes_of,
     covered_rows,
     decomposing,
@@ -37,6 +38,9 @@ def execute(stage: str, run: Run) -> Iterator[Event]:
     """Run one stage: begin it, go on with it, or say that it is complete. Raises StageError where that is refused."""
     if stage == "collect" and run.workers.agree(lambda: state_of(run, "schedule") == "missing"):
         yield from execute("schedule", run)
+    wants_maps = stage == "collect" and run.config.collect.visual_attention_map
+    if wants_maps:
+        attention_prompts(run.config, run.prompts)  # refuses what cannot be drawn before hours are spent
     run.store.reload()
     said = run.workers.agree(lambda: _refuse_or_say(stage, run))
     if said:
@@ -45,7 +49,7 @@ def execute(stage: str, run: Run) -> Iterator[Event]:
         yield from _RUNNERS[stage](run)
     if run.config.heldout_prompts is not None and stage in HELDOUT_STAGES and not (run.limit and not said):
         yield from _execute_heldout(stage, run)
-    if stage == "collect" and run.config.collect.visual_attention_map and state_of(run, stage) in DONE:
+    if wants_maps and state_of(run, stage) in DONE:
         from nullbooth_cli.attention import run_attention
 
         yield from run_attention(run)

@@ -11,7 +11,7 @@ A stage leaves a record in the store: its settings, the fingerprints of the stag
 The held-out prompts have a store of their own inside the store. Collect and covariance are done when those of both are.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,14 +89,16 @@ def heldout_config(config: Config) -> Config:
             "store": f"{config.store.rstrip('/')}/{HELDOUT}",
             PROMPTS_FIELD: config.heldout_prompts,
             HELDOUT_FIELD: None,
-            "collect": config.collect.model_copy(update={"keep": "moments", "seed": config.collect.seed + HELDOUT_SEED}),
+            "collect": config.collect.model_copy(
+                update={"keep": "moments", "seed": config.collect.seed + HELDOUT_SEED, "visual_attention_map": False}
+            ),
         }
     )
 
 
-def attention_prompts(config: Config, store: Store) -> list[Prompt]:
-    """The collected prompts that get attention maps. Raises ConfigError for one that is not collected."""
-    chosen, prompts = config.collect.attention_prompts, store.prompts()
+def attention_prompts(config: Config, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Which of the collected prompts get attention maps. Raises ConfigError for one that is not among them."""
+    chosen = config.collect.attention_prompts
     if isinstance(chosen, int):
         return list(prompts[:chosen])
     missing = [text for text in chosen if Prompt(text) not in prompts]
@@ -114,7 +116,7 @@ def attention_settings(config: Config, store: Store) -> dict[str, Any]:
     count = min(section.attention_timesteps, num_steps)
     return {
         "collect": store.records["collect"]["fingerprint"],
-        "prompts": [prompt.id for prompt in attention_prompts(config, store)],
+        "prompts": [prompt.id for prompt in attention_prompts(config, store.prompts())],
         "layers": section.attention_layers,
         "steps": sorted({round(i * (num_steps - 1) / max(count - 1, 1)) for i in range(count)}),
     }

@@ -153,6 +153,20 @@ def test_by_name(small: Any) -> None:
         again(unknown, store)
 
 
+def test_held_out_prompts_get_none(tmp_path: Path) -> None:
+    config = small_config(
+        tmp_path / "run.zarr",
+        **TEXT_ONLY,
+        original_knowledge_prompts=CIRCLES[:1],
+        heldout_prompts=CIRCLES[1:],
+        collect__visual_attention_map=True,
+        collect__attention_prompts=[CIRCLES[0]],
+    )
+    store = execute(config, "collect")
+    store.read_maps(Prompt(CIRCLES[0]))
+    assert not (store.path / "heldout" / "attention").exists()
+
+
 def test_the_collection_does_not_notice(tmp_path: Path) -> None:
     """Maps that are asked for later make nothing stale, and what was collected stays as it is, byte for byte."""
     config = small_config(tmp_path / "run.zarr", **TEXT_ONLY)

@@ -108,7 +108,7 @@ def test_the_threshold_separates_null_from_known(rule: str) -> None:
         ((100, 5000, 60, 5e-12, 1e-12), "close to the noise floor"),
         ((100, 5000, 60, 1e-3, 1e-12, 0.2), "leakage 0.2 on the collected prompts, more than 0.1"),
         ((100, 5000, 60, 1e-3, 1e-12, 0.09, 0.11), "leakage 0.11 on the held-out prompts, more than 0.1"),
-        ((100, 5000, 60, 1e-3, 1e-12, 0.01, 0.03), "do not stand for the others"),
+        ((100, 5000, 60, 1e-3, 1e-12, 0.01, 0.03), "the prompts do not stand for the others"),
     ],
 )
 def test_each_doubt_is_said_alone(facts: tuple, words: str) -> None:
