@@ -70,7 +70,7 @@ def page_document(
         "prompts": [prompt.text for prompt in prompts],
         "sites": [
             {**entry, "spectrum": _spectrum(eigenvalues)}
-            for entry, eigenvalues in zip(document["sites"], spectra_of(store, document), strict=True)
+            for entry, eigenvalues in zip(document["sites"], spectra_of(store, document["sites"]), strict=True)
         ],
         "courses": [
             {

@@ -193,13 +193,20 @@ def _rung(
     }
 
 
-def spectra_of(store: Store, document: dict[str, Any]) -> list[Eigenvalues]:
+def spectra_of(store: Store, entries: Iterable[dict[str, Any]]) -> list[Eigenvalues]:
     """The eigenvalues `[D]`, ascending, behind each entry of an inspect document."""
     sites = {site.name: site for site in store.sites}
-    return [
-        store.read_eigenvalues(sites[f"{entry['layer']}.{entry['feature']}"], entry["step_index"] or 0)
-        for entry in document["sites"]
-    ]
+    return [store.read_eigenvalues(sites[f"{entry['layer']}.{entry['feature']}"], entry["step_index"] or 0) for entry in entries]
+
+
+def leakiest(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the entries of each site, one per timestep, the one that leaks most."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for entry in entries:
+        before = found.setdefault((entry["layer"], entry["feature"]), entry)
+        if entry["leakage"] > before["leakage"]:
+            found[entry["layer"], entry["feature"]] = entry
+    return list(found.values())
 
 
 def compare_document(compared: dict[str, Any]) -> dict[str, Any]:

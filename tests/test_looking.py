@@ -20,6 +20,7 @@ from nullbooth_cli.model import pick_device
 from nullbooth_cli.nullspace import Projector, chance, leakage_on, load_projector, overlap
 from nullbooth_cli.plots.canvas import short
 from nullbooth_cli.pooling import pooled, second_moment
+from nullbooth_cli.report import leakiest
 from nullbooth_cli.store import Store
 from tests.conftest import PROMPTS, execute, small_config
 
@@ -152,6 +153,23 @@ class TestPlots:
                 assert 600 <= picture.width <= 2000, path.name
                 assert 300 <= picture.height <= 2500, path.name
                 assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 50, path.name
+
+    def test_per_timestep_the_leakiest_of_each_site_is_drawn(self, finished: Any, tmp_path: Path) -> None:
+        config, store = finished
+        shutil.copytree(store.path, tmp_path / "run.zarr")
+        stepwise = config.model_copy(
+            update={"store": str(tmp_path / "run.zarr"), "project": config.project.model_copy(update={"scope": "timestep"})}
+        )
+        execute(stepwise, "project", force=True)
+        shown = inspect(str(tmp_path / "run.zarr"), "--layer", "mid_block", "--plots", str(tmp_path / "p"), "--json")
+        assert shown.exit_code == 0, shown.stderr
+        document = json.loads(shown.stdout)
+        kept = leakiest(document["sites"])
+        assert len(document["sites"]) > len(kept) == len({(e["layer"], e["feature"]) for e in document["sites"]})
+        for entry in kept:
+            same_site = [e for e in document["sites"] if (e["layer"], e["feature"]) == (entry["layer"], entry["feature"])]
+            assert entry["leakage"] == max(e["leakage"] for e in same_site)
+        assert (tmp_path / "p" / "spectra.png").exists()
 
     def test_a_site_gets_its_moment(self, finished: Any, tmp_path: Path) -> None:
         store = finished[1]

@@ -77,8 +77,9 @@ def _plots(
     from nullbooth_cli import plots
 
     folder, ending, entries = Path(looks.plots or "."), looks.picture_format, document["sites"]
-    yield from plots.draw_spectra(entries, report.spectra_of(store, document), folder, ending)
-    yield plots.draw_leakage(entries, folder / f"leakage.{ending}")
+    shown = report.leakiest(entries)  # per timestep there are too many to draw: --timestep chooses others
+    yield from plots.draw_spectra(shown, report.spectra_of(store, shown), folder, ending)
+    yield plots.draw_leakage(shown, folder / f"leakage.{ending}")
     if courses:
         yield from plots.draw_maps(courses, folder, ending)
         yield plots.draw_evolution(courses, folder, ending)
