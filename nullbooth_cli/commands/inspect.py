@@ -12,7 +12,7 @@ def inspect(
     store: StorePath = None,
     overrides: Overrides = None,
     stores: Annotated[
-        list[str] | None, typer.Argument(metavar="[STORE] [OTHER]", help="The store (as -s); a second one is compared with it.")
+        list[str] | None, typer.Argument(metavar="STORE", help="The store (as -s); a second one is compared with it.")
     ] = None,
     layer: Annotated[
         str | None, typer.Option("--layer", metavar="NAME", help="Only layers of this name, part of a name, or glob.")

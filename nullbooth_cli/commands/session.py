@@ -90,8 +90,9 @@ def start(common: Common) -> Session:
     else:
         file = find_config(named_config)
         if file is None:
+            missing = f"no store at {named_store}, and " if named_store else ""
             raise ConfigError(
-                "no config: there is neither ./nullbooth.yaml nor ./configs/nullbooth.yaml",
+                f"{missing}no config: there is neither ./nullbooth.yaml nor ./configs/nullbooth.yaml",
                 "give one with -c, or an existing store with -s",
             )
         config, source = load_config(file, common.overrides), str(file)
