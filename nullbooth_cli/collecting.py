@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from nullbooth_cli.config import Config, fingerprint
+from nullbooth_cli.config import CollectSection, Config, fingerprint
 from nullbooth_cli.errors import StageError
 from nullbooth_cli.events import Event, Note, Progress
 from nullbooth_cli.nullspace import tensor_digest
@@ -99,6 +99,11 @@ def load_collection(config: Config, steps: tuple[Step, ...], prompts: tuple[Prom
     return Collection(pipe, path, found)
 
 
+def layout_of(section: CollectSection, batch_size: int | None = None) -> Layout:
+    """How a collection is kept that is begun with these settings."""
+    return Layout(section.keep, batch_size or section.batch_size, section.feature_dtype, section.compression)
+
+
 def run_collect(run: Run) -> Iterator[Event]:
     from nullbooth_cli import batches, denoise, features, model, moments, resources, writer
 
@@ -151,7 +156,7 @@ def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, 
         afresh = True  # the size of a unit is the size of a chunk: it may change as long as nothing has been collected
     sums = moments.sums_nbytes(loaded.sites, num_steps)
     if afresh:
-        layout = Layout(section.keep, batch_size, section.feature_dtype, section.compression)
+        layout = layout_of(section, batch_size)
         needed = features.features_nbytes(loaded.sites, num_steps, len(run.prompts), layout.dtype) if layout.features else 0
         needed += 2 * sums * run.workers.size if layout.moments else 0
         resources.ensure_room(store, needed - bytes_of(store, "collect"))

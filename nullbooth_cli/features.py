@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nullbooth_cli.denoise import DenoisingPath, denoise
 from nullbooth_cli.errors import ConfigError
@@ -128,19 +129,24 @@ class Sink(Protocol):
 
 
 class FeatureSink:
-    """Stores every vector, in chunks that threads write beside the model."""
+    """Stores every vector, in chunks that threads write beside the model. Memory: a chunk of each site, and what waits."""
 
     def __init__(self, store: Store, writer: Writer) -> None:
         self._store, self._writer = store, writer
         self.dtype: str | None = store.layout.dtype
+        self._block_of = {site: {t: block for block in store.blocks(site) for t in block} for site in store.sites}
+        self._begun: dict[Site, list[Callable[[], NDArray[Any]]]] = {}
         self._waiting: list[Callable[[], None]] = []
         self._waiting_bytes = 0
 
     def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
         assert self.dtype is not None
-        host = pack(values, self.dtype)
-        self._waiting.append(lambda: self._store.write_features(site, step, rows, host()))
-        self._waiting_bytes += values.numel() * getattr(torch, self.dtype).itemsize
+        begun, block = self._begun.setdefault(site, []), self._block_of[site][step]
+        begun.append(pack(values, self.dtype))
+        if len(begun) == len(block):
+            del self._begun[site]
+            self._waiting.append(lambda: self._store.write_features(site, block, rows, np.stack([host() for host in begun])))
+            self._waiting_bytes += len(block) * values.numel() * getattr(torch, self.dtype).itemsize
         # Small chunks go together: on a CPU each time a thread wakes up, the model's own threads wait for each other.
         if self._waiting_bytes >= TOGETHER_BYTES:
             self._hand_over()

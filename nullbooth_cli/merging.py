@@ -10,7 +10,7 @@ from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.runs import Run, begin
 from nullbooth_cli.stages import execute
 from nullbooth_cli.states import require, stage_states
-from nullbooth_cli.store import Layout, Store, pack_sums
+from nullbooth_cli.store import Layout, Store, Sums, pack_sums
 
 PART = "merged"
 
@@ -78,13 +78,7 @@ def merge(sources: Sequence[Store], out: Store) -> Iterator[Event]:
     part, units = out.part(PART), range(-(-len(rows) // batch_size))
     part.create(sites, len(steps))
     sums = (
-        (
-            site,
-            [
-                pack_sums(*add_up(source.read_moment(source.sites[number], step) for source in sources))
-                for step in range(site.num_recorded(len(steps)))
-            ],
-        )
+        (site, [pack_sums(*add_up(of_step)) for of_step in zip(*_moments(sources, number), strict=True)])
         for number, site in enumerate(sites)
     )
     part.checkpoint(sums, units)
@@ -92,6 +86,13 @@ def merge(sources: Sequence[Store], out: Store) -> Iterator[Event]:
     collected = first.records["collect"]
     begin(run, "collect", {"weights": collected["weights"]}, layout=vars(layout), tensors=collected.get("tensors", {}))
     yield from execute("covariance", run)
+
+
+def _moments(sources: Sequence[Store], number: int) -> Iterator[Iterator[Sums]]:
+    """The sums of every timestep of a site, by its number, from each source."""
+    for source in sources:
+        site = source.sites[number]
+        yield source.read_moments(site, range(site.num_recorded(source.num_steps)))
 
 
 def _config_of(first: Store, out: Store, prompts: Sequence[Prompt]) -> Config:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from nullbooth_cli.errors import StoreError
 from nullbooth_cli.pooling import add_up
-from nullbooth_cli.store import Part, Site, Store, Sums, check_disjoint, pack_sums
+from nullbooth_cli.store import Layout, Part, Site, Store, Sums, check_disjoint, pack_sums
 from nullbooth_cli.tensors import unpack
 from nullbooth_cli.writer import Writer
 
@@ -27,7 +28,7 @@ READ_BYTES = 1 << 20
 # On the CPU, x^T x from here on is made of so many strips of rows, each from the diagonal on: 9/16 of the operations. numpy sees
 # the symmetry by itself, but its threads and torch's wait for each other: that slowed the model down by a tenth.
 SYMMETRIC_DIM, STRIPS = 192, 8
-STAGED = 1 << 31  # in a cell of covariance: the moment of so many units lies beside the one in force
+STAGED = 1 << 31  # in a cell of covariance: the moments of so many units lie beside the ones in force
 CHECKPOINT_SHARE = 0.05  # of the running time, for writing what is folded so far
 COMMIT_SECONDS = 1.0
 
@@ -116,8 +117,8 @@ class MomentSink:
 
 
 def sums_nbytes(sites: Sequence[Site], num_steps: int) -> int:
-    """Bytes of the sums of all sites and timesteps."""
-    return sum(site.num_recorded(num_steps) * 8 * site.dim * (site.dim + 2) for site in sites)
+    """Bytes of the sums of all sites and timesteps, as moments have them; parts have 8 D bytes more for a count."""
+    return sum(site.num_recorded(num_steps) * 8 * (site.dim * (site.dim + 1) + 1) for site in sites)
 
 
 def read_ahead(read: Callable[[U], T], items: Iterable[U], depth: int = READ_AHEAD) -> Iterator[T]:
@@ -139,16 +140,16 @@ def read_ahead(read: Callable[[U], T], items: Iterable[U], depth: int = READ_AHE
                 future.cancel()
 
 
-def covariance_units(sites: Sequence[Site], num_steps: int) -> list[tuple[Site, int]]:
-    """The units of stage covariance, in order: one per site and recorded timestep."""
-    return [(site, t) for site in sites for t in range(site.num_recorded(num_steps))]
+def covariance_units(sites: Sequence[Site], num_steps: int, layout: Layout) -> list[tuple[Site, range]]:
+    """The units of stage covariance, in order: one per site and block of timesteps."""
+    return [(site, block) for site in sites for block in layout.blocks(site, num_steps)]
 
 
-Unit = tuple[int, Site, int]
+Unit = tuple[int, Site, range]
 
 
 def covariance(store: Store, device: torch.device, accumulate: str, units: Iterable[Unit]) -> Iterator[Unit]:
-    """Reduce what was collected to the moments of the given units (number, site, timestep index); yield each once it is durable.
+    """Reduce what was collected to the moments of the given units (number, site, timesteps); yield each once it is durable.
 
     Features are read once: a unit whose moment covers the first n units of the collection only reads those after them. Where the
     model's run folded the moments already, the parts are added up.
@@ -161,7 +162,7 @@ def covariance(store: Store, device: torch.device, accumulate: str, units: Itera
     last = time.monotonic()
     with Writer() as writer:
         for unit, sums in moments:
-            writer.submit(sums[0].nbytes, store.write_moment, *unit[1:], *sums)
+            writer.submit(sum(of_step[0].nbytes for of_step in sums), store.write_moments, *unit[1:], sums)
             finished.append(unit)
             if time.monotonic() - last >= COMMIT_SECONDS:
                 yield from _make_durable(store, writer, finished, target)
@@ -177,7 +178,7 @@ def _make_durable(store: Store, writer: Writer, units: list[Unit], target: int) 
 
 def _from_features(
     store: Store, device: torch.device, accumulate: str, units: Iterable[Unit], target: int
-) -> Iterator[tuple[Unit, Sums]]:
+) -> Iterator[tuple[Unit, list[Sums]]]:
     dtype, cells = store.layout.dtype, store.cells("covariance")
     live = [unit for unit in range(target) if store.members(unit)]
 
@@ -185,8 +186,9 @@ def _from_features(
         unit, group = item
         if not group:
             return unit, None
-        of_chunks = [unpack(store.read_features(unit[1], unit[2], chunk), dtype).flatten(0, 1) for chunk in group]
-        vectors = of_chunks[0] if len(of_chunks) == 1 else torch.cat(of_chunks)
+        # numpy puts them together, in this thread: torch's threads would wait here for those that multiply.
+        of_chunks = [store.read_features(*unit[1:], chunk) for chunk in group]
+        vectors = unpack(of_chunks[0] if len(group) == 1 else np.concatenate(of_chunks, axis=1), dtype).flatten(1, 2)
         return unit, vectors.pin_memory() if device.type == "cuda" else vectors
 
     def chunks() -> Iterator[tuple[Unit, list[int]]]:
@@ -199,33 +201,34 @@ def _from_features(
             yield from ((unit, lacking[i : i + size]) for i in range(0, len(lacking), size))
             yield unit, []
 
-    moment = None
+    moments: list[SecondMoment] = []
     for unit, vectors in read_ahead(read, chunks()):
-        number, site, step = unit
-        if moment is None:
-            moment = SecondMoment(site.dim, device, accumulate)
+        number, site, block = unit
+        moments = moments or [SecondMoment(site.dim, device, accumulate) for _ in block]
         if vectors is not None:
-            moment.update(vectors.to(device, non_blocking=True))
+            for moment, of_step in zip(moments, vectors.to(device, non_blocking=True), strict=True):
+                moment.update(of_step)
             continue
         if cells[number]:
-            moment.add(store.read_moment(site, step))
-            store.stage_moment(site, step, *moment.sums())
+            for moment, before in zip(moments, store.read_moments(site, block), strict=True):
+                moment.add(before)
+            store.stage_moments(site, block, [moment.sums() for moment in moments])
             store.commit("covariance", number, target | STAGED)
-        yield unit, moment.sums()
-        moment = None
+        yield unit, [moment.sums() for moment in moments]
+        moments = []
 
 
 def _finish_staged(store: Store, unit: Unit, cell: int) -> int:
-    """Put a staged moment in force if a kill left one. Returns how many units the moment in force covers."""
-    number, site, step = unit
+    """Put staged moments in force if a kill left some. Returns how many units the moments in force cover."""
+    number, site, block = unit
     if cell & STAGED:
         cell &= ~STAGED
-        store.write_moment(site, step, *store.read_staged(site, step))
+        store.write_moments(site, block, store.read_staged(site, block))
         store.commit("covariance", number, cell)
     return cell
 
 
-def _from_parts(store: Store, units: Iterable[Unit]) -> Iterator[tuple[Unit, Sums]]:
+def _from_parts(store: Store, units: Iterable[Unit]) -> Iterator[tuple[Unit, list[Sums]]]:
     parts = [part for part in store.parts() if part.units]
     check_disjoint(parts)
     folded = {unit for part in parts for unit in part.units}
@@ -237,7 +240,7 @@ def _from_parts(store: Store, units: Iterable[Unit]) -> Iterator[tuple[Unit, Sum
         )
     last: tuple[Site, list[Sums]] | None = None
     for unit in units:
-        _, site, step = unit
+        _, site, block = unit
         if last is None or last[0] != site:
             last = site, [add_up(sums) for sums in zip(*(part.read(site) for part in parts), strict=True)]
-        yield unit, last[1][step]
+        yield unit, [last[1][t] for t in block]

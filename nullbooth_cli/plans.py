@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nullbooth_cli.collecting import compute_steps, load_collection
+from nullbooth_cli.collecting import compute_steps, layout_of, load_collection
 from nullbooth_cli.config import Config
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.states import heldout_prompts, pooling_of, stage_states
@@ -37,7 +37,7 @@ def plan(
     Cost: loads the model and runs two steps of one prompt, unless a current collection says which sites there are.
     """
     from nullbooth_cli import features, model, moments
-    from nullbooth_cli.resources import matrices_nbytes
+    from nullbooth_cli.resources import decompositions_nbytes
 
     found = stage_states(config, prompts, store)
     chosen = model.pick_device(device)
@@ -51,7 +51,8 @@ def plan(
         sites = store.sites
     else:
         sites = load_collection(config, steps, prompts, device).sites
-    covariance_units = moments.covariance_units(sites, len(steps))
+    kept_in = store.layout if store is not None and "collect" in store.records else layout_of(config.collect)
+    covariance_units = moments.covariance_units(sites, len(steps), kept_in)
     project_units = pooling_of(config).units(sites, steps)
     sums, widest = moments.sums_nbytes(sites, len(steps)), max((site.dim for site in sites), default=0)
     keep = config.collect.keep
@@ -63,8 +64,8 @@ def plan(
             kept,
             sums if keep != "features" else 0,
         ),
-        "covariance": (len(covariance_units), matrices_nbytes(covariance_units), 8 * widest * (widest + 1)),
-        "project": (len(project_units), matrices_nbytes(project_units), 3 * 8 * widest * widest),
+        "covariance": (len(covariance_units), sums, 8 * widest * (widest + 1)),
+        "project": (len(project_units), decompositions_nbytes(project_units), 3 * 8 * widest * widest),
     }
     plans = []
     for stage in wanted:

@@ -68,15 +68,14 @@ def pooled(store: Store, site: Site, timesteps: Iterable[int], weight: str = "co
     """
     timesteps = list(timesteps)
     if weight == "count":
-        return add_up(store.read_moment(site, t) for t in timesteps)
-    total = sum(store.read_count(site, t) for t in timesteps)
+        return add_up(store.read_moments(site, timesteps))
+    total = int(store.read_counts(site)[timesteps].sum())
 
-    def scaled(t: int) -> Sums:
-        sum_xxt, sum_x, count = store.read_moment(site, t)
+    def scaled(sum_xxt: NDArray[np.float64], sum_x: NDArray[np.float64], count: int) -> Sums:
         factor = total / len(timesteps) / count
         return sum_xxt * factor, sum_x * factor, count
 
-    return add_up(scaled(t) for t in timesteps)
+    return add_up(scaled(*sums) for sums in store.read_moments(site, timesteps))
 
 
 def second_moment(

@@ -228,10 +228,11 @@ def compare_document(compared: dict[str, Any]) -> dict[str, Any]:
 
 def _entries(settings: Decomposing, store: Store, site: Site, rule: str, value: float) -> Iterable[dict[str, Any]]:
     steps, scope = settings.steps, settings.pooling.scope
+    counts = store.read_counts(site)
     for index, group in enumerate(settings.pooling.groups(site, steps)):
         eigenvalues, noise_floor = store.read_eigenvalues(site, index), store.read_noise_floor(site, index)
         null_dim, leakage, heldout_leakage = store.read_cut(site, index)
-        count = sum(store.read_count(site, t) for t in group)
+        count = int(counts[group].sum())
         step = None if scope == "pooled" or site.timestep_free else steps[index]
         threshold = spectrum.threshold(eigenvalues, rule, value, null_dim)
         condition = spectrum.condition(eigenvalues)

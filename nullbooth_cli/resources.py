@@ -23,9 +23,9 @@ def ensure_room(store: Store, needed: int) -> None:
         )
 
 
-def matrices_nbytes(units: Sequence[tuple[Site, int]]) -> int:
-    """A [D, D] matrix and a [D] vector in float64 for every unit."""
-    return sum(site.dim * (site.dim + 1) * 8 for site, _ in units)
+def decompositions_nbytes(units: Sequence[tuple[Site, int]]) -> int:
+    """Bytes of the decompositions that are stage project's units."""
+    return sum(8 * site.dim * (site.dim + 3) for site, _ in units)
 
 
 def place_for_sums(sites: Sequence[Site], num_steps: int, device: torch.device) -> torch.device:

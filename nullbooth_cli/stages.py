@@ -5,7 +5,7 @@ processes one decides and prepares; all of them work (`workers`).
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from nullbooth_cli.states import (
     require,
     stage_states,
 )
+from nullbooth_cli.steps import Step
 from nullbooth_cli.store import HELDOUT, RELEASED
 
 
@@ -139,13 +140,17 @@ def _run_covariance(run: Run) -> Iterator[Event]:
     run.store.reload()
     yield from map(Note, prepared.notes)
     steps = run.store.schedule()
-    every = covariance_units(run.store.sites, len(steps))
+    every = covariance_units(run.store.sites, len(steps), run.store.layout)
     mine = ((prepared.todo[i], *every[prepared.todo[i]]) for i in run.workers.share(len(prepared.todo)))
     device = pick_device(run.device or run.workers.device)
     units = covariance(run.store, device, run.config.covariance.accumulate, mine)
-    yield from work(run, "covariance", prepared, (f"{site.name} {steps[step].key}" for _, site, step in units))
+    yield from work(run, "covariance", prepared, (f"{site.name} {_keys(steps, block)}" for _, site, block in units))
     if run.workers.rank == 0:
         run.store.delete("staged")
+
+
+def _keys(steps: Sequence[Step], block: range) -> str:
+    return " to ".join(steps[t].key for t in dict.fromkeys((block[0], block[-1])))
 
 
 def _begin_covariance(run: Run) -> dict[str, Any]:
@@ -164,11 +169,9 @@ def _begin_covariance(run: Run) -> dict[str, Any]:
             "nullbooth collect --force collects them again",
         )
     if afresh:
-        resources.ensure_room(
-            store, resources.matrices_nbytes(moments.covariance_units(sites, num_steps)) - store.bytes_of("moments")
-        )
+        resources.ensure_room(store, moments.sums_nbytes(sites, num_steps) - store.bytes_of("moments"))
         store.write_record("covariance", None)
-        store.create_moments(sites, num_steps)
+        store.create_moments(sites, num_steps, store.layout)
     elif run.repair:
         notes.append(forget_damaged(store, "covariance"))
     begin(run, "covariance", rows=covered_rows(store))
@@ -210,7 +213,7 @@ def _begin_project(run: Run) -> dict[str, Any]:
     if found.state == "missing" or run.force:
         basis = decomposition_basis(run.config, store)
         if found.state != "stale" or store.records.get("decomposition") != basis:
-            resources.ensure_room(store, resources.matrices_nbytes(units) - store.bytes_of("projectors"))
+            resources.ensure_room(store, resources.decompositions_nbytes(units) - store.bytes_of("projectors"))
             store.write_record("decomposition", None)
             store.write_record("project", None)
             store.create_projectors(sites, Counter(site.name for site, _ in units))

@@ -37,12 +37,12 @@ def checks(store: Store, stage: str) -> Iterator[Check]:
         yield Check(stage, (), store.schedule)
     elif stage == "collect":
         yield Check(stage, (), lambda: store.rows)
-        yield from _collect_checks(store, num_steps)
+        yield from _collect_checks(store)
     elif stage == "covariance":
         cells = store.cells(stage, damaged=0)
-        for number, (site, step) in enumerate(covariance_units(store.sites, num_steps)):
+        for number, (site, block) in enumerate(covariance_units(store.sites, num_steps, store.layout)):
             if cells[number]:
-                yield Check(stage, (number,), partial(store.read_moment, site, step))
+                yield Check(stage, (number,), partial(store.read_moment, site, block.start))
     elif stage == "project":
         done = iter(store.cells(stage, damaged=0))
         for site in store.sites:
@@ -58,13 +58,13 @@ def checks(store: Store, stage: str) -> Iterator[Check]:
     yield Check(stage, (), lambda: store.cells(stage))
 
 
-def _collect_checks(store: Store, num_steps: int) -> Iterator[Check]:
+def _collect_checks(store: Store) -> Iterator[Check]:
     cells = store.cells("collect", damaged=0)
     kept = [unit for unit, cell in enumerate(cells) if cell not in (0, RELEASED) and store.members(unit)]
     for unit in kept if store.layout.features else ():
         for site in store.sites:
-            for step in range(site.num_recorded(num_steps)):
-                yield Check("collect", (unit,), partial(store.read_features, site, step, unit))
+            for block in store.blocks(site):
+                yield Check("collect", (unit,), partial(store.read_features, site, block, unit))
     for part in store.parts():
         for site in store.sites if part.units else ():
             yield Check("collect", part.units, partial(_read_part, part, site), part)

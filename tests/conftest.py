@@ -3,16 +3,18 @@
 Eight prompts and four steps are enough: every property tested here holds or fails at any size.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from numpy.typing import NDArray
 
-from nullbooth_cli import model, stages
+from nullbooth_cli import collecting, model, stages
 from nullbooth_cli.config import Config, build_config
 from nullbooth_cli.prompts import Prompt, load_prompts
 from nullbooth_cli.states import stage_states
-from nullbooth_cli.store import Store
+from nullbooth_cli.store import Site, Store, Sums
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = [
@@ -56,6 +58,19 @@ def execute(config: Config, *wanted: str, store: Store | None = None, **control:
     return store
 
 
+def features_at(store: Store, site: Site, timestep: int, unit: int) -> NDArray[Any]:
+    """The vectors of one recorded timestep and unit, `[b, L, D]` as stored."""
+    block = next(block for block in store.blocks(site) if timestep in block)
+    values: NDArray[Any] = store.read_features(site, block, unit)[timestep - block.start]
+    return values
+
+
+def set_moment(store: Store, site: Site, timestep: int, sums: Sums) -> None:
+    """Put other sums in the place of one recorded timestep."""
+    block = next(block for block in store.blocks(site) if timestep in block)
+    store.write_moments(site, block, [sums if t == timestep else store.read_moment(site, t) for t in block])
+
+
 def prompts_of(config: Config) -> tuple[Prompt, ...]:
     return load_prompts(config.original_knowledge_prompts)
 
@@ -70,6 +85,13 @@ def pipe() -> Any:
     return model.load_pipeline(
         "toy", revision=None, variant=None, dtype="float32", local_files_only=True, device=model.pick_device("cpu")
     )
+
+
+@pytest.fixture
+def one_chunk_a_timestep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small runs would hold all timesteps of a site in one chunk."""
+    layout_of = collecting.layout_of
+    monkeypatch.setattr(collecting, "layout_of", lambda *how: replace(layout_of(*how), chunk_bytes=1))
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from nullbooth_cli.config import Config, build_config
 from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.nullspace import check_model, tensor_digest
 from nullbooth_cli.store import Store
-from tests.conftest import ROOT, execute
+from tests.conftest import ROOT, execute, features_at
 
 NAME = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q.weight"
 
@@ -168,7 +168,7 @@ def test_the_page_runs(finished: Any, tmp_path: Path, monkeypatch: pytest.Monkey
         exec(block, names)
     assert len(blocks) == 4
     site = next(s for s in names["store"].sites() if NAME in s.weights)
-    k = np.concatenate([finished[1].read_features(site, t, u).reshape(-1, site.dim) for t in range(4) for u in range(3)]).astype(
+    k = np.concatenate([features_at(finished[1], site, t, u).reshape(-1, site.dim) for t in range(4) for u in range(3)]).astype(
         np.float64
     )
     drift = names["projectors"][NAME].apply(names["change"]).numpy() @ k.T

@@ -137,7 +137,7 @@ class TestAnswers:
         result = nullbooth("status", "-s", done, "--verify")
         assert result.exit_code == 0, result.stderr
         assert re.search(r"verified: \d+ pieces read, 0 damaged", result.stdout)
-        chunk = next(Path(done, "features").rglob("c.1.0.0.0"))
+        chunk = next(Path(done, "features").rglob("c.0.0.0.0"))
         chunk.write_bytes(chunk.read_bytes()[:-1] + b"x")
         Path(done, "schedule/sigmas/c.0").unlink()
         result = nullbooth("status", "-s", done, "--verify", "--json")

@@ -21,7 +21,7 @@ from nullbooth_cli.model import denoiser_of
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.store import Site, Store
 from nullbooth_cli.toy import FOLDER
-from tests.conftest import PROMPTS, execute, prompts_of, small_config, states_of
+from tests.conftest import PROMPTS, execute, features_at, prompts_of, small_config, states_of
 
 NOISE = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "v_prediction"}
 
@@ -49,7 +49,7 @@ def test_features_are_what_an_independent_hook_sees(finished: Any, pipe: Any, fe
     tokens = expected.shape[2]
     assert site.num_tokens == 2 * tokens
     for t in range(1 if site.timestep_free else 4):
-        stored = store.read_features(site, t, 1)
+        stored = features_at(store, site, t, 1)
         np.testing.assert_allclose(stored[:, :tokens], expected[t, :3], rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(stored[:, tokens:], expected[t, 3:], rtol=1e-4, atol=1e-4)
 
@@ -67,9 +67,9 @@ def test_every_chunk_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     written: list[tuple[str, int, int]] = []
     real = Store.write_features
 
-    def recorded(self: Store, site: Site, step: int, rows: list[int], values: Any) -> None:
-        written.append((site.name, step, rows[0] // 3))
-        real(self, site, step, rows, values)
+    def recorded(self: Store, site: Site, block: range, rows: list[int], values: Any) -> None:
+        written.extend((site.name, step, rows[0] // 3) for step in block)
+        real(self, site, block, rows, values)
 
     monkeypatch.setattr(Store, "write_features", recorded)
     store = execute(small_config(tmp_path / "run.zarr", collect__cross_attention_layers=[0, "mid_block*"]), "collect")
@@ -84,7 +84,7 @@ def test_features_do_not_depend_on_the_batch(finished: Any, tmp_path: Path, batc
     for site in store.sites:
         for t in range(1 if site.timestep_free else 4):
             mine, theirs = (
-                np.concatenate([s.read_features(site, t, u) for u in range(len(s.progress("collect")))]) for s in (store, other)
+                np.concatenate([features_at(s, site, t, u) for u in range(len(s.progress("collect")))]) for s in (store, other)
             )
             assert np.abs(mine - theirs).max() <= 1e-4 * np.abs(mine).max()
 
@@ -104,7 +104,7 @@ def test_every_sampler_can_be_walked_and_repeated(tmp_path: Path, strategy: str 
     for site in first.sites:
         for t in range(1 if site.timestep_free else 4):
             one, two = (
-                np.concatenate([s.read_features(site, t, u) for u in range(len(s.progress("collect")))]) for s in (first, second)
+                np.concatenate([features_at(s, site, t, u) for u in range(len(s.progress("collect")))]) for s in (first, second)
             )
             assert np.abs(one - two).max() <= 2e-4 * np.abs(one).max()
 
@@ -127,7 +127,7 @@ def test_the_models_own_scheduler_may_walk_more_steps_than_asked(tmp_path: Path,
     site = next(site for site in store.sites if site.feature == "q")
     projection = f"{site.layer}.to_q"
     expected = by_hand(pipe, PROMPTS[:3], 0, projection, diffusers.PNDMScheduler.from_config(pndm.config))
-    np.testing.assert_allclose(store.read_features(site, 4, 0)[:, :4], expected[4, :3], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(features_at(store, site, 4, 0)[:, :4], expected[4, :3], rtol=1e-3, atol=1e-3)
 
 
 def test_chosen_layers_and_features(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_only_the_prompts_branch_or_no_guidance(tmp_path: Path, finished: Any) -
     site = cond.sites[0]
     twin = next(s for s in both.sites if s.name == site.name)
     assert twin.num_tokens == 2 * site.num_tokens
-    np.testing.assert_allclose(cond.read_features(site, 3, 0), both.read_features(twin, 3, 0)[:, site.num_tokens :], atol=1e-5)
+    np.testing.assert_allclose(features_at(cond, site, 3, 0), features_at(both, twin, 3, 0)[:, site.num_tokens :], atol=1e-5)
     single = execute(
         small_config(tmp_path / "one.zarr", collect__guidance_scale=1.0, collect__cross_attention_layers=[0]), "collect"
     )
@@ -168,7 +168,7 @@ def test_outputs_can_be_collected_but_not_projected(tmp_path: Path, pipe: Any) -
     text = by_hand(pipe, PROMPTS[:3], 0, f"{site.layer}.to_k")[0]
     with torch.no_grad():
         expected = pipe.unet.get_submodule(f"{site.layer}.to_k")(torch.from_numpy(text[3:])).numpy()
-    np.testing.assert_allclose(store.read_features(site, 0, 0)[:, 16:], expected, atol=1e-4)
+    np.testing.assert_allclose(features_at(store, site, 0, 0)[:, 16:], expected, atol=1e-4)
     with pytest.raises(ConfigError, match=r"features are outputs"):
         execute(config, "project")
 

@@ -21,7 +21,7 @@ from nullbooth_cli import collecting, model
 from nullbooth_cli.config import Config
 from nullbooth_cli.store import Store, backing, open_backing, shard_locked
 from nullbooth_cli.store.local import DurableLocalStore, LocalBacking
-from tests.conftest import PROMPTS, execute, small_config, states_of
+from tests.conftest import PROMPTS, execute, features_at, small_config, states_of
 from tests.test_cli import nullbooth, refused
 from tests.zygote import Twist, Worker, launch, stopped
 
@@ -52,7 +52,7 @@ def assert_same_run(found: Store, expected: Store, *, exactly: bool = False) -> 
             if found.layout.features:
                 chunks = [u for u in range(len(found.cells("collect"))) if found.members(u)]
                 x, wanted = (
-                    np.concatenate([store.read_features(site, step, unit).reshape(-1, site.dim) for unit in chunks])
+                    np.concatenate([features_at(store, site, step, unit).reshape(-1, site.dim) for unit in chunks])
                     for store in (found, expected)
                 )
                 np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())

@@ -17,7 +17,7 @@ from nullbooth_cli.resources import place_for_sums
 from nullbooth_cli.sampling import _draw, sample_tokens
 from nullbooth_cli.store import Site
 from nullbooth_cli.tensors import unpack
-from tests.conftest import execute, small_config
+from tests.conftest import execute, features_at, small_config
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-10) -> None:
@@ -164,7 +164,7 @@ class TestOnTheModel:
         dtype = store.layout.dtype
         for site in store.sites:
             for t in range(1 if site.timestep_free else 4):
-                x = np.concatenate([unpack(store.read_features(site, t, u), dtype).numpy() for u in range(units)])
+                x = np.concatenate([unpack(features_at(store, site, t, u), dtype).numpy() for u in range(units)])
                 x = x.reshape(-1, site.dim).astype(np.float64)
                 sum_xxt, sum_x, count = store.read_moment(site, t)
                 assert count == len(x) == 8 * site.num_tokens
@@ -177,7 +177,7 @@ class TestOnTheModel:
         for site in store.sites:
             k = np.concatenate(
                 [
-                    store.read_features(site, t, u).reshape(-1, site.dim)
+                    features_at(store, site, t, u).reshape(-1, site.dim)
                     for t in range(1 if site.timestep_free else 4)
                     for u in range(units)
                 ]
@@ -264,9 +264,9 @@ class TestSampling:
         for site, full in zip(one.sites, whole.sites, strict=True):
             assert site.num_tokens == (full.num_tokens if site.feature == "k" else 5)
             for t in range(site.num_recorded(4)):
-                sampled = one.read_features(site, t, 0)
-                np.testing.assert_allclose(sampled, two.read_features(site, t, 0)[:3], rtol=1e-3, atol=1e-3)
-                everything = whole.read_features(full, t, 0)
+                sampled = features_at(one, site, t, 0)
+                np.testing.assert_allclose(sampled, features_at(two, site, t, 0)[:3], rtol=1e-3, atol=1e-3)
+                everything = features_at(whole, full, t, 0)
                 assert all((np.abs(everything[0] - token).max(1) < 1e-4).any() for token in sampled[0])
                 assert one.read_moment(site, t)[2] == folded.read_moment(site, t)[2] == 8 * site.num_tokens
                 assert_close(folded.read_moment(site, t)[0], one.read_moment(site, t)[0], 1e-12)

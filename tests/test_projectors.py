@@ -19,7 +19,7 @@ from nullbooth_cli.projectors import cut, eigh
 from nullbooth_cli.states import stage_states
 from nullbooth_cli.steps import Step
 from nullbooth_cli.store import Site, Store
-from tests.conftest import execute, prompts_of, small_config
+from tests.conftest import execute, features_at, prompts_of, set_moment, small_config
 
 TINY = {"collect__cross_attention_layers": ["mid_block*"], "collect__batch_size": 2}
 NONE = np.full(6, np.nan)
@@ -109,7 +109,7 @@ class TestBadMoments:
         for t in range(site.num_recorded(4)):
             sum_xxt, sum_x, count = store.read_moment(site, t)
             change(sum_xxt)
-            store.write_moment(site, t, sum_xxt, sum_x, count)
+            set_moment(store, site, t, (sum_xxt, sum_x, count))
 
     def test_not_finite(self, tiny: Any) -> None:
         config, store = tiny
@@ -155,7 +155,7 @@ class TestScopes:
         for site in store.sites:  # one step with half of its vectors, so that the weights differ
             if not site.timestep_free:
                 sum_xxt, sum_x, count = store.read_moment(site, 1)
-                store.write_moment(site, 1, sum_xxt / 2, sum_x / 2, count // 2)
+                set_moment(store, site, 1, (sum_xxt / 2, sum_x / 2, count // 2))
         projected(config, store, timesteps=[low, high], pool_weight=weight)
         for site in store.sites:
             moments = [store.read_moment(site, t) for t in ([0] if site.timestep_free else [1, 2])]
@@ -210,7 +210,7 @@ class TestWhatOthersCompute:
         vectors = {
             site: np.concatenate(
                 [
-                    store.read_features(site, t, unit).reshape(-1, site.dim)
+                    features_at(store, site, t, unit).reshape(-1, site.dim)
                     for t in range(site.num_recorded(4))
                     for unit in range(len(store.cells("collect")))
                 ]

@@ -448,7 +448,7 @@ class TestErrors:
         config = place.config()
         answered(nullbooth("collect", "-c", config))
         site = "mid_block.attentions.0.transformer_blocks.0.attn2.q"
-        flipped, emptied, deleted = (f"{place.prefix}/features/{site}/c.1.{unit}.0.0" for unit in (0, 1, 3))
+        flipped, emptied, deleted = (f"{place.prefix}/features/{site}/c.0.{unit}.0.0" for unit in (0, 1, 3))
         data = place.bucket.get(flipped)
         place.bucket.put(flipped, bytes([data[0] ^ 1]) + data[1:])
         place.bucket.put(emptied, b"")
@@ -457,7 +457,7 @@ class TestErrors:
         shown = nullbooth("status", "-c", config, "--verify", "--json")
         assert shown.exit_code == 4
         reasons = {0: "its checksum is wrong", 1: "it is empty", 3: "it is missing"}
-        named = [f"{place.url}: features/{site} chunk c.1.{unit}.0.0 is damaged: {why}" for unit, why in reasons.items()]
+        named = [f"{place.url}: features/{site} chunk c.0.{unit}.0.0 is damaged: {why}" for unit, why in reasons.items()]
         assert sorted(damage["error"] for damage in json.loads(shown.stdout)["verify"]["damaged"]) == sorted(named)
         refused(nullbooth("covariance", "-c", config), 4, named[0], f"nullbooth collect --repair -s {place.url}")
         answered(nullbooth("collect", "-c", config, "--repair"))

@@ -4,20 +4,27 @@ import errno
 import json
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nullbooth_cli.errors import ResourceError, StoreError
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.steps import Step
 from nullbooth_cli.store import Layout, Site, Store
+from nullbooth_cli.store.store import FORMAT_VERSION
 from nullbooth_cli.tensors import pack, unpack
+from tests.conftest import features_at
 
+STEP_BYTES = 8 * 3 * 3  # of the moments of a timestep of TIMED, which are more than its features
 FREE = Site("mid.attn2", "k", "input", ("mid.attn2.to_k.weight", "mid.attn2.to_v.weight"), True, 4, 6)
 TIMED = Site("mid.attn2", "q", "input", ("mid.attn2.to_q.weight",), False, 2, 3)
 
@@ -30,17 +37,20 @@ def store(tmp_path: Path) -> Store:
     return made
 
 
-def begin(store: Store, sites: tuple[Site, ...], num_steps: int, num_rows: int, dtype: str = "float32", **how: str) -> None:
+def begin(store: Store, sites: tuple[Site, ...], num_steps: int, num_rows: int, dtype: str = "float32", **how: Any) -> None:
+    """By default every timestep has a chunk of its own."""
+    how.setdefault("chunk_bytes", STEP_BYTES)
     layout = Layout("features", 2, dtype, **how)
     store.create_collection(sites, num_steps, num_rows, layout)
     store.write_rows(0, [Prompt(f"prompt {row}") for row in range(num_rows)])
     store.write_record("collect", {"layout": vars(layout)})
+    store.write_schedule(tuple(Step(t, f"step_{t}", 999.0 - t, 1.0) for t in range(num_steps)))
 
 
 def fill(store: Store, unit: int, site: Site = TIMED, step: int = 0) -> np.ndarray:
     count = 1 if unit == 2 else 2
     values = np.random.default_rng(unit).standard_normal((count, site.num_tokens, site.dim)).astype(np.float32)
-    store.write_features(site, step, [2 * unit + i for i in range(count)], values)
+    store.write_features(site, range(step, step + 1), [2 * unit + i for i in range(count)], values[None])
     return values
 
 
@@ -57,13 +67,48 @@ def test_the_layout_on_disk(store: Store) -> None:
 def test_features_come_back_whole_and_in_parts(store: Store) -> None:
     written = [fill(store, unit) for unit in (2, 0, 1)]
     for unit, values in zip((2, 0, 1), written, strict=True):
-        np.testing.assert_array_equal(store.read_features(TIMED, 0, unit), values)
+        np.testing.assert_array_equal(features_at(store, TIMED, 0, unit), values)
+
+
+@settings(deadline=None)
+@given(num_steps=st.integers(1, 9), num_rows=st.integers(1, 7), together=st.integers(1, 10), seed=st.integers(0, 2**32 - 1))
+def test_timesteps_that_share_a_chunk_come_back_one_by_one(num_steps: int, num_rows: int, together: int, seed: int) -> None:
+    """Whatever number of timesteps a chunk holds, features, moments and counts of each are the ones that were written."""
+    draw = np.random.default_rng(seed)
+    features = draw.standard_normal((num_steps, num_rows, 2, 3)).astype(np.float32)
+    sums = [(draw.standard_normal((3, 3)), draw.standard_normal(3), int(draw.integers(1, 99))) for _ in range(num_steps)]
+    with tempfile.TemporaryDirectory() as folder:
+        made = Store.create(Path(folder) / "run.zarr", {})
+        begin(made, (TIMED,), num_steps, num_rows, chunk_bytes=together * STEP_BYTES + STEP_BYTES // 2)
+        made.create_moments((TIMED,), num_steps, made.layout)
+        blocks = made.blocks(TIMED)
+        assert [t for block in blocks for t in block] == list(range(num_steps))
+        assert len(blocks) == -(-num_steps // together)
+        assert {len(block) for block in blocks[:-1]} <= {len(blocks[0])}
+        assert len(blocks) * len(blocks[0]) - num_steps < len(blocks)  # so much of the last chunk is wasted
+        for block in blocks:
+            for unit in range(-(-num_rows // 2)):
+                rows = range(num_rows)[2 * unit : 2 * unit + 2]
+                made.write_features(TIMED, block, rows, features[block.start : block.stop, rows.start : rows.stop])
+            made.write_moments(TIMED, block, sums[block.start : block.stop])
+            made.stage_moments(TIMED, block, sums[block.start : block.stop])
+        group = zarr.open_group(made.path, mode="r")
+        np.testing.assert_array_equal(group["features/mid.attn2.q"][:], features)
+        np.testing.assert_array_equal(group["moments/mid.attn2.q/sum_xxT"][:], [of_step[0] for of_step in sums])
+        np.testing.assert_array_equal(made.read_counts(TIMED), [of_step[2] for of_step in sums])
+        chosen = draw.permutation(num_steps)[:3].tolist()
+        for t, found in zip(chosen, made.read_moments(TIMED, chosen), strict=True):
+            np.testing.assert_array_equal(features_at(made, TIMED, t, 0), features[t, :2])
+            staged = made.read_staged(TIMED, blocks[t // len(blocks[0])])[t % len(blocks[0])]
+            for ours, copy, expected in zip(found, staged, sums[t], strict=True):
+                np.testing.assert_array_equal(ours, expected)
+                np.testing.assert_array_equal(copy, expected)
 
 
 def test_zeros_are_stored_too(store: Store) -> None:
-    store.write_features(TIMED, 1, [0, 1], np.zeros((2, 2, 3), np.float32))
+    store.write_features(TIMED, range(1, 2), [0, 1], np.zeros((1, 2, 2, 3), np.float32))
     assert (store.path / "features/mid.attn2.q/c.1.0.0.0").exists()
-    assert (store.read_features(TIMED, 1, 0) == 0).all()
+    assert (features_at(store, TIMED, 1, 0) == 0).all()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -71,9 +116,9 @@ def test_every_dtype_comes_back_to_the_bit(tmp_path: Path, dtype: str) -> None:
     store = Store.create(tmp_path / "run.zarr", {})
     begin(store, (TIMED,), 1, 2, dtype, compression="lz4")
     values = torch.randn(2, 2, 3).to(getattr(torch, dtype))
-    store.write_features(TIMED, 0, [0, 1], pack(values, dtype)())
-    assert store.layout == Layout("features", 2, dtype, "lz4")
-    assert torch.equal(unpack(store.read_features(TIMED, 0, 0), dtype), values)
+    store.write_features(TIMED, range(1), [0, 1], pack(values, dtype)()[None])
+    assert store.layout == Layout("features", 2, dtype, "lz4", STEP_BYTES)
+    assert torch.equal(unpack(features_at(store, TIMED, 0, 0), dtype), values)
 
 
 def test_schedule_prompts_sites_and_records_come_back(store: Store) -> None:
@@ -130,11 +175,11 @@ def test_zarr_reads_what_we_write_and_we_read_what_zarr_writes(tmp_path: Path, c
     store = Store.create(tmp_path / "run.zarr", {})
     begin(store, (TIMED,), 3, 4, "float16", compression=compression)
     values = np.random.default_rng(0).standard_normal((2, 2, 3)).astype(np.float16)
-    store.write_features(TIMED, 1, [2, 3], values)
+    store.write_features(TIMED, range(1, 2), [2, 3], values[None])
     array = zarr.open_group(store.path, mode="r+")["features/mid.attn2.q"]
     np.testing.assert_array_equal(array[1, 2:4], values)
     array[2, 0:2] = values
-    np.testing.assert_array_equal(store.read_features(TIMED, 2, 0), values)
+    np.testing.assert_array_equal(features_at(store, TIMED, 2, 0), values)
     if compression is None:
         ours, theirs = (store.path / f"features/mid.attn2.q/c.{i}.0.0" for i in ("1.1", "2.0"))
         assert ours.read_bytes() == theirs.read_bytes()
@@ -149,7 +194,7 @@ class TestDamage:
 
     def assert_refused(self, store: Store) -> None:
         with pytest.raises(StoreError, match=r"features/mid\.attn2\.q chunk c\.0\.1\.0\.0 is damaged") as caught:
-            Store.open(store.path).read_features(TIMED, 0, 1)
+            Store.open(store.path).read_features(TIMED, range(1), 1)
         assert f"nullbooth collect --repair -s {store.path}" in caught.value.hint
 
     def test_one_flipped_bit(self, store: Store) -> None:
@@ -191,15 +236,15 @@ def test_a_store_of_another_project(tmp_path: Path) -> None:
 def test_a_newer_format(store: Store) -> None:
     path = store.path / "zarr.json"
     document = json.loads(path.read_text())
-    document["attributes"]["format_version"] = 3
+    document["attributes"]["format_version"] = FORMAT_VERSION + 1
     path.write_text(json.dumps(document))
-    with pytest.raises(StoreError, match="has store format 3; this nullbooth reads 2"):
+    with pytest.raises(StoreError, match=f"has store format {FORMAT_VERSION + 1}; this nullbooth reads {FORMAT_VERSION}"):
         Store.open(store.path)
 
 
 def test_an_older_format(store: Store) -> None:
     path = store.path / "zarr.json"
-    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 1'))
+    path.write_text(path.read_text().replace(f'"format_version": {FORMAT_VERSION}', '"format_version": 1'))
     with pytest.raises(StoreError, match="store format 1, of an earlier nullbooth"):
         Store.open(store.path)
 

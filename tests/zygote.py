@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.zygote"])
 THREADS = 0
+CHUNK_BYTES = 150_000
 
 if "pytest" not in sys.modules:
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -29,7 +30,7 @@ if "pytest" not in sys.modules:
 
     torch.set_num_threads(1)
 
-    from nullbooth_cli import batches, cli, features, model, moments, plans, projectors, stages, workers  # noqa: F401
+    from nullbooth_cli import batches, cli, collecting, features, model, moments, plans, projectors, stages, workers  # noqa: F401
     from nullbooth_cli.commands import session  # noqa: F401
     from nullbooth_cli.store import Store
 
@@ -111,13 +112,15 @@ class Worker(ForkServerProcess):
             time.sleep(self.twist.slow)
             real(a_pipe, path, recorder, found)
 
-        write = Store.write_moment
+        write, layout_of = Store.write_moments, collecting.layout_of
 
-        def write_moment(store: Store, *moment: Any) -> None:
+        def write_moments(store: Store, *of_block: Any) -> None:
             time.sleep(self.twist.slow)
-            write(store, *moment)
+            write(store, *of_block)
 
-        features._run, Store.write_moment = run_unit, write_moment  # type: ignore[method-assign]
+        # Some sites then have several blocks of timesteps, one of them shorter.
+        collecting.layout_of = lambda *how: replace(layout_of(*how), chunk_bytes=CHUNK_BYTES)
+        features._run, Store.write_moments = run_unit, write_moments  # type: ignore[method-assign]
         cli.app(self.arguments, prog_name="nullbooth")
 
 

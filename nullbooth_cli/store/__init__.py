@@ -3,14 +3,14 @@
     run.zarr/                  attributes: format version, config, records of the stages, sites, package versions
     ├── schedule/              timesteps [T], sigmas [T], keys [T]
     ├── prompts/               text [N], ids [N]; "" in a row that holds no prompt
-    ├── features/<site>        [T, N, L, D], chunks (1, B, L, D); a site that no timestep changes has T = 1
+    ├── features/<site>        [T, N, L, D], chunks (S, B, L, D); a site that no timestep changes has T = 1
     ├── parts/<part>/<site>    [2, T, D + 2, D] float64, the sums that one process folds while the model runs
-    ├── moments/<site>         sum_xxT [T, D, D] float64, sum_x [T, D] float64, count [T] int64
+    ├── moments/<site>         sum_xxT [T, D, D] float64, sum_x [T, D] float64, count [T] int64, chunks of S timesteps
     ├── staged/<site>          [T, D + 2, D] float64, only while prompts are added to moments
-    ├── projectors/<site>      eigenvalues [S, D], eigenvectors [S, D, D], energies [S, 2, D], noise_floor [S], null_dim [S],
-    │                          leakage [S, 2]; S = 1 pooled
+    ├── projectors/<site>      eigenvalues [R, D], eigenvectors [R, D, D], energies [R, 2, D], noise_floor [R], null_dim [R],
+    │                          leakage [R, 2]; R = 1 pooled
     ├── heldout/               a store of its own with the moments of the held-out prompts
-    ├── attention/<prompt id>  where the words of some prompts look: <layer> [S, H, W, K] float16, image [h, w, 3]
+    ├── attention/<prompt id>  where the words of some prompts look: <layer> [A, H, W, K] float16, image [h, w, 3]
     └── progress/<stage>       one cell per unit, one chunk per cell, written last; `decomposition` is the first half of project
 
 What must stay true:

@@ -1,9 +1,11 @@
-"""What a collection consists of and how it is kept: recordings, their stored dtypes, units."""
+"""What a collection consists of and how it is kept: recordings, their stored dtypes, units, chunks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
+
+import numpy as np
 
 from nullbooth_cli.errors import ConfigError
 
@@ -60,14 +62,33 @@ def choose_sites(sites: Sequence[Site], layer: str | None, feature: str | None, 
     return found
 
 
+CHUNK_BYTES = 4 << 20
+
+
 @dataclass(frozen=True)
 class Layout:
-    """How a collection is kept: what (features, moments, both), prompts per unit, torch dtype and compression of features."""
+    """How a collection is kept: what (features, moments, both), prompts per unit, torch dtype and compression of features.
+
+    Timesteps whose features and moments are small share a chunk of up to `chunk_bytes`: a file costs about a millisecond, however
+    little is in it.
+    """
 
     keep: str
     batch_size: int
     dtype: str
     compression: str | None = None
+    chunk_bytes: int = CHUNK_BYTES
+
+    def blocks(self, site: Site, num_steps: int) -> list[range]:
+        """The recorded timesteps that share a chunk, in features as in moments: all of one length, but for the last."""
+        recorded = site.num_recorded(num_steps)
+        step_bytes = 8 * site.dim * site.dim
+        if self.features:
+            item = np.dtype(STORED_DTYPES[self.dtype][0]).itemsize
+            step_bytes = max(step_bytes, self.batch_size * site.num_tokens * site.dim * item)
+        num_blocks = -(-recorded // max(1, self.chunk_bytes // step_bytes))
+        length = -(-recorded // num_blocks)  # alike, because the last chunk is as long on disk as the others
+        return [range(first, min(first + length, recorded)) for first in range(0, recorded, length)]
 
     @property
     def features(self) -> bool:

@@ -1,7 +1,7 @@
 """What the later stages leave in a store: second moments, their decompositions, and where those were cut."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from zarr.errors import ContainsArrayError
 
 from nullbooth_cli.store.arrays import ArrayGroup
-from nullbooth_cli.store.layout import Site
-from nullbooth_cli.store.parts import pack_sums, unpack_sums
+from nullbooth_cli.store.layout import Layout, Site
+from nullbooth_cli.store.parts import Sums, pack_sums, unpack_sums
 
 
 @dataclass(frozen=True)
@@ -42,43 +42,70 @@ class Results(ArrayGroup):
 
     # Moments
 
-    def create_moments(self, sites: tuple[Site, ...], num_steps: int) -> None:
+    def create_moments(self, sites: tuple[Site, ...], num_steps: int, layout: Layout) -> None:
         self.delete("moments")
         self.delete("staged")
+        blocks = {site: layout.blocks(site, num_steps) for site in sites}
         for site in sites:
-            t, d = site.num_recorded(num_steps), site.dim
-            self._create(f"moments/{site.name}/sum_xxT", (t, d, d), (1, d, d), "f8", "NaN")
-            self._create(f"moments/{site.name}/sum_x", (t, d), (1, d), "f8", "NaN")
-            self._create(f"moments/{site.name}/count", (t,), (1,), "i8", 0)
-        self.create_progress("covariance", sum(site.num_recorded(num_steps) for site in sites))
+            t, d, s = site.num_recorded(num_steps), site.dim, len(blocks[site][0])
+            self._create(f"moments/{site.name}/sum_xxT", (t, d, d), (s, d, d), "f8", "NaN")
+            self._create(f"moments/{site.name}/sum_x", (t, d), (s, d), "f8", "NaN")
+            self._create(f"moments/{site.name}/count", (t,), (s,), "i8", 0)
+        self.create_progress("covariance", sum(map(len, blocks.values())))
 
-    def write_moment(self, site: Site, step_index: int, sum_xxt: NDArray[Any], sum_x: NDArray[Any], count: int) -> None:
+    def write_moments(self, site: Site, block: range, sums: Sequence[Sums]) -> None:
+        """Write the sums of timesteps that share a chunk."""
         name = f"moments/{site.name}"
-        self._write_chunk(f"{name}/sum_xxT", (step_index, 0, 0), sum_xxt[None])
-        self._write_chunk(f"{name}/sum_x", (step_index, 0), sum_x[None])
-        self._write_chunk(f"{name}/count", (step_index,), np.array([count]))
+        for array, values in zip(("sum_xxT", "sum_x", "count"), zip(*sums, strict=True), strict=True):
+            self._write_block(f"{name}/{array}", block, np.stack(values))
 
-    def read_moment(self, site: Site, step_index: int) -> tuple[NDArray[Any], NDArray[Any], int]:
-        """(sum_xxT `[D, D]`, sum_x `[D]`, count) of one timestep."""
-        name = f"moments/{site.name}"
-        sum_xxt = self._read_chunk(f"{name}/sum_xxT", (step_index, 0, 0))[0]
-        return sum_xxt, self._read_chunk(f"{name}/sum_x", (step_index, 0))[0], self.read_count(site, step_index)
+    def read_moments(self, site: Site, timesteps: Iterable[int]) -> Iterator[Sums]:
+        """(sum_xxT `[D, D]`, sum_x `[D]`, count) of each recorded timestep; neighbours of one chunk are read once."""
+        name, last = f"moments/{site.name}", -1
+        arrays: list[NDArray[Any]] = []
+        for t in timesteps:
+            number, within = divmod(t, self._array(f"{name}/count").chunks[0])
+            if number != last:
+                arrays = [
+                    self._read_chunk(f"{name}/{array}", (number, *rest))
+                    for array, rest in (("sum_xxT", (0, 0)), ("sum_x", (0,)), ("count", ()))
+                ]
+                last = number
+            yield arrays[0][within], arrays[1][within], int(arrays[2][within])
 
-    def read_count(self, site: Site, step_index: int) -> int:
-        """How many vectors are in a moment, without reading its matrix."""
-        return int(self._read_chunk(f"moments/{site.name}/count", (step_index,))[0])
+    def read_moment(self, site: Site, timestep: int) -> Sums:
+        """(sum_xxT `[D, D]`, sum_x `[D]`, count) of one recorded timestep."""
+        return next(self.read_moments(site, [timestep]))
 
-    def stage_moment(self, site: Site, step_index: int, sum_xxt: NDArray[Any], sum_x: NDArray[Any], count: int) -> None:
-        """Put a moment that grew beside the one in force, so that a kill between its chunks can lose neither."""
+    def read_counts(self, site: Site) -> NDArray[np.int64]:
+        """How many vectors are in each moment, `[T]`, without reading the matrices."""
+        name = f"moments/{site.name}/count"
+        array = self._array(name)
+        chunks = [self._read_chunk(name, (number,)) for number in range(-(-array.shape[0] // array.chunks[0]))]
+        return np.concatenate(chunks)[: array.shape[0]]
+
+    def stage_moments(self, site: Site, block: range, sums: Sequence[Sums]) -> None:
+        """Put moments that grew beside the ones in force, so that a kill between their chunks can lose neither."""
         name = f"staged/{site.name}"
         if not self._has(name):
-            shape = (self._array(f"moments/{site.name}/count").shape[0], site.dim + 2, site.dim)
+            counts = self._array(f"moments/{site.name}/count")
+            shape = (counts.shape[0], site.dim + 2, site.dim)
             with contextlib.suppress(ContainsArrayError):  # another process was faster
-                self._create(name, shape, (1, *shape[1:]), "f8", "NaN")
-        self._write_chunk(name, (step_index, 0, 0), pack_sums(sum_xxt, sum_x, count)[None])
+                self._create(name, shape, (counts.chunks[0], *shape[1:]), "f8", "NaN")
+        self._write_block(name, block, np.stack([pack_sums(*of_step) for of_step in sums]))
 
-    def read_staged(self, site: Site, step_index: int) -> tuple[NDArray[Any], NDArray[Any], int]:
-        return unpack_sums(self._read_chunk(f"staged/{site.name}", (step_index, 0, 0))[0])
+    def read_staged(self, site: Site, block: range) -> list[Sums]:
+        name = f"staged/{site.name}"
+        number = block.start // self._array(name).chunks[0]
+        return [unpack_sums(packed) for packed in self._read_chunk(name, (number, 0, 0))[: len(block)]]
+
+    def _write_block(self, name: str, block: range, values: NDArray[Any]) -> None:
+        """Write the chunk of these places on the first axis, all others whole; it is filled up where the array ends within it."""
+        array = self._array(name)
+        length = array.chunks[0]
+        if len(values) < length:
+            values = np.concatenate([values, np.full((length - len(values), *values.shape[1:]), array.fill_value, array.dtype)])
+        self._write_chunk(name, (block.start // length, *(0,) * (values.ndim - 1)), values)
 
     # Projectors
 

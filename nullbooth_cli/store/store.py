@@ -21,7 +21,7 @@ from nullbooth_cli.store.parts import Part
 from nullbooth_cli.store.results import Results
 
 FORMAT = "nullbooth"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PACKAGES = ("nullbooth", "torch", "diffusers", "transformers", "zarr", "numpy")
 HELDOUT = "heldout"
 RELEASED = 2  # in a cell of collect: done, but the features were removed
@@ -210,7 +210,7 @@ class Store(Results, MapStore):
             self._create(
                 f"features/{site.name}",
                 (site.num_recorded(num_steps), num_rows, site.num_tokens, site.dim),
-                (1, layout.batch_size, site.num_tokens, site.dim),
+                (len(layout.blocks(site, num_steps)[0]), layout.batch_size, site.num_tokens, site.dim),
                 stored,
                 fill,
                 {"torch_dtype": layout.dtype},
@@ -231,24 +231,28 @@ class Store(Results, MapStore):
         rows = self.rows[unit * batch : (unit + 1) * batch]
         return [(unit * batch + i, prompt) for i, prompt in enumerate(rows) if prompt is not None]
 
-    def write_features(self, site: Site, step_index: int, rows: Sequence[int], values: NDArray[Any]) -> None:
-        """Write one chunk: `[b, L, D]` in the stored dtype, the rows all of one unit. What no prompt fills is NaN."""
-        array = self._array(f"features/{site.name}")
-        batch = array.chunks[1]
-        unit = rows[0] // batch
-        if len(rows) < batch:
-            whole = np.full((batch, *values.shape[1:]), array.fill_value, array.dtype)
-            whole[[row - unit * batch for row in rows]] = values
-            values = whole
-        self._write_chunk(f"features/{site.name}", (step_index, unit, 0, 0), values[None])
+    def blocks(self, site: Site) -> list[range]:
+        """The recorded timesteps of a site that share a chunk."""
+        return self.layout.blocks(site, self.num_steps)
 
-    def read_features(self, site: Site, step_index: int, unit: int) -> NDArray[Any]:
-        """Read the vectors of a unit's prompts, `[b, L, D]` in the stored dtype (bfloat16 as its uint16 bits)."""
+    def write_features(self, site: Site, block: range, rows: Sequence[int], values: NDArray[Any]) -> None:
+        """Write one chunk: `[S, b, L, D]` in the stored dtype, the rows all of one unit. What no prompt fills is NaN."""
+        array = self._array(f"features/{site.name}")
+        length, batch = array.chunks[:2]
+        unit = rows[0] // batch
+        if values.shape[:2] != (length, batch):
+            whole = np.full(array.chunks, array.fill_value, array.dtype)
+            whole[: len(block), [row - unit * batch for row in rows]] = values
+            values = whole
+        self._write_chunk(f"features/{site.name}", (block.start // length, unit, 0, 0), values)
+
+    def read_features(self, site: Site, block: range, unit: int) -> NDArray[Any]:
+        """Read the vectors of a unit's prompts, `[S, b, L, D]` in the stored dtype (bfloat16 as its uint16 bits)."""
         name = f"features/{site.name}"
-        batch = self._array(name).chunks[1]
+        length, batch = self._array(name).chunks[:2]
         slots = [row - unit * batch for row, _ in self.members(unit)]
-        values = self._read_chunk(name, (step_index, unit, 0, 0))[0]
-        chosen: NDArray[Any] = values if len(slots) == batch else values[slots]
+        values = self._read_chunk(name, (block.start // length, unit, 0, 0))[: len(block)]
+        chosen: NDArray[Any] = values if len(slots) == batch else values[:, slots]
         return chosen
 
     def chunk_nbytes(self, site: Site) -> int:
@@ -260,9 +264,9 @@ class Store(Results, MapStore):
         """Remove the chunks of units; the cells say so first, so that a kill leaves nothing that looks whole."""
         self.mark("collect", units, RELEASED)
         for site in self.sites:
-            for t in range(self._array(f"features/{site.name}").shape[0]):
+            for number in range(len(self.blocks(site))):
                 for unit in units:
-                    self._backing.delete(f"features/{site.name}/c.{t}.{unit}.0.0")
+                    self._backing.delete(f"features/{site.name}/c.{number}.{unit}.0.0")
 
     def part(self, name: str) -> Part:
         return Part(self, name)

@@ -70,8 +70,8 @@ def archived(watch: Stopwatch, of: Subject, recorded: Recorded, place: Path, *, 
 
 def stored(watch: Stopwatch, of: Subject, recorded: Recorded, place: Path, *, keep: str) -> None:
     store = of.new_store(place, keep)
-    store.create_moments(of.found.sites, of.num_steps)
-    units = [(i, *unit) for i, unit in enumerate(covariance_units(of.found.sites, of.num_steps))]
+    store.create_moments(of.found.sites, of.num_steps, store.layout)
+    units = [(i, *unit) for i, unit in enumerate(covariance_units(of.found.sites, of.num_steps, store.layout))]
     cpu = torch.device("cpu")
     with watch, Writer() as writer:
         sink = (

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
 
 from tests.benchmarks.common import Figure, Stopwatch, disk_rates, figure, in_turns, median_wall, parse, parser, show, workplace
@@ -21,18 +22,18 @@ def runs_of(place: Path, shape: tuple[int, int], count: int) -> dict[str, Callab
     """Write and read `count` chunks, each way."""
     of, recorded = random_subject([shape], num_steps=2, batch_size=1, num_units=count)
     site, _, tensor = recorded[0]
-    values = tensor.numpy()
     store = of.new_store(place, "features")
-    name = f"features/{site.name}"
+    name, block = f"features/{site.name}", store.blocks(site)[0]
+    values = np.stack([tensor.numpy()] * len(block))
     plain: Any = zarr.open_group(str(place), mode="r+", use_consolidated=False)[name]
     durable = store._array(name)
 
     def write_ours(unit: int) -> None:
-        store.write_features(site, 0, [unit], values)
+        store.write_features(site, block, [unit], values)
 
     def through(array: Any) -> Callable[[int], None]:
         def write(unit: int) -> None:
-            array[0, unit : unit + 1] = values
+            array[: len(block), unit : unit + 1] = values
 
         return write
 
@@ -48,8 +49,8 @@ def runs_of(place: Path, shape: tuple[int, int], count: int) -> dict[str, Callab
         "ours, write": each(write_ours),
         "durable, write": each(through(durable)),
         "plain, write": each(through(plain)),
-        "ours, read": each(lambda unit: store.read_features(site, 0, unit)),
-        "plain, read": each(lambda unit: plain[0, unit]),
+        "ours, read": each(lambda unit: store.read_features(site, block, unit)),
+        "plain, read": each(lambda unit: plain[: len(block), unit]),
     }
 
 

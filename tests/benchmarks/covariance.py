@@ -32,20 +32,23 @@ TARGET = 0.6
 
 def bare(watch: Stopwatch, store: Store, of: Subject) -> None:
     with watch:
-        for site, step in covariance_units(of.found.sites, of.num_steps):
-            total = torch.zeros(site.dim, site.dim, dtype=torch.float64)
-            for unit in range(of.num_units):
-                file = store.path / f"features/{site.name}/c.{step}.{unit}.0.0"
-                values = np.fromfile(file, np.uint8)[:-CHECKSUM_BYTES].view(np.float16).reshape(-1, site.dim)
-                x = torch.from_numpy(values).double()
-                total.addmm_(x.T, x)
+        for site in of.found.sites:
+            for number, block in enumerate(store.blocks(site)):
+                totals = torch.zeros(len(block), site.dim, site.dim, dtype=torch.float64)
+                for unit in range(of.num_units):
+                    file = store.path / f"features/{site.name}/c.{number}.{unit}.0.0"
+                    values = np.fromfile(file, np.uint8)[:-CHECKSUM_BYTES].view(np.float16)
+                    chunk = torch.from_numpy(values.reshape(len(store.blocks(site)[0]), -1, site.dim)[: len(block)])
+                    for total, of_step in zip(totals, chunk, strict=True):
+                        x = of_step.double()
+                        total.addmm_(x.T, x)
 
 
 def reduced(watch: Stopwatch, store: Store, of: Subject, device: torch.device | str = "cpu") -> None:
     """One run of stage covariance's loop, over all units."""
-    store.create_moments(of.found.sites, of.num_steps)
+    store.create_moments(of.found.sites, of.num_steps, store.layout)
     os.sync()
-    every = [(i, *unit) for i, unit in enumerate(covariance_units(of.found.sites, of.num_steps))]
+    every = [(i, *unit) for i, unit in enumerate(covariance_units(of.found.sites, of.num_steps, store.layout))]
     with watch:
         for _ in covariance(store, torch.device(device), "float64", every):
             pass

@@ -8,6 +8,7 @@ products alone (Newton-Schulz iteration of the matrix sign; Higham, Functions of
 
 import torch
 
+from nullbooth_cli.moments import covariance_units
 from nullbooth_cli.pooling import Decomposing, Pooling, second_moment
 from nullbooth_cli.projectors import project
 from nullbooth_cli.store import Store
@@ -24,15 +25,17 @@ def filled(store: Store, device: torch.device) -> list[torch.Tensor]:
     """Give every site and timestep the moment of D + 10 normal vectors whose coordinates fall off; returns the moments."""
     made = []
     generator = torch.Generator().manual_seed(0)
-    store.create_moments(store.sites, store.num_steps)
-    for site in store.sites:
-        for step in range(store.num_steps):
+    store.create_moments(store.sites, store.num_steps, store.layout)
+    units = covariance_units(store.sites, store.num_steps, store.layout)
+    for site, block in units:
+        sums = []
+        for _ in block:
             x = torch.randn(site.dim + 10, site.dim, generator=generator, dtype=torch.float64)
             x *= torch.logspace(0, -2, site.dim, dtype=torch.float64)
-            sums = (x.T @ x).numpy(), x.sum(0).numpy(), len(x)
-            store.write_moment(site, step, *sums)
-            made.append(torch.from_numpy(second_moment(*sums)).to(device))
-    store.commit("covariance", range(len(made)))
+            sums.append(((x.T @ x).numpy(), x.sum(0).numpy(), len(x)))
+        store.write_moments(site, block, sums)
+        made += [torch.from_numpy(second_moment(*of_step)).to(device) for of_step in sums]
+    store.commit("covariance", range(len(units)))
     return made
 
 
