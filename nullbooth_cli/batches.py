@@ -1,5 +1,7 @@
-"""How many prompts fit a forward."""
+"""How many prompts fit a forward, and how long a step of them takes."""
 
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
@@ -7,13 +9,14 @@ import torch
 from accelerate.utils import find_executable_batch_size
 
 from nullbooth_cli.denoise import DenoisingPath, denoise
-from nullbooth_cli.features import Found
+from nullbooth_cli.features import Found, Recorder
 from nullbooth_cli.model import denoiser_of, free_memory
 from nullbooth_cli.prompts import Prompt
-from nullbooth_cli.sites import Watch
+from nullbooth_cli.sites import Enough, Watch
 
 MARGIN = 0.8  # of the free memory: later steps, sums and waiting writes need some too
 MOST = 256
+PATIENCE_SECONDS = 5.0
 
 
 def largest_batch(pipe: Any, path: DenoisingPath, found: Found, prompts: tuple[Prompt, ...], device: torch.device) -> int:
@@ -53,6 +56,33 @@ def _one_step(pipe: Any, path: DenoisingPath, found: Found, prompts: tuple[Promp
     members = [(row, prompts[row % len(prompts)]) for row in range(batch_size)]
     with Watch(denoiser_of(pipe), tuple(found.owners), found.sites[0].side, lambda *_: None, last=0):
         denoise(pipe, path, members)
+
+
+def time_step(pipe: Any, path: DenoisingPath, found: Found, branches: str, members: Sequence[tuple[int, Prompt]]) -> float:
+    """Seconds that one step of a batch takes, from the start of its forward to the start of the next, without writing anything.
+
+    The second step counts, because the first one also warms up; a first one of more than `PATIENCE_SECONDS` is taken as it is.
+    Raises ConfigError for what a unit would be refused for: hooks that misfire, values that are not finite.
+    """
+    recorder, starts = Recorder(path, list(members), found, branches, ()), list[float]()
+    denoiser = denoiser_of(pipe)
+
+    def note(*_: Any) -> None:
+        if pipe.device.type != "cpu":
+            torch.accelerator.synchronize(pipe.device)
+        starts.append(time.monotonic())
+        if len(starts) == 3 or (len(starts) == 2 and starts[1] - starts[0] > PATIENCE_SECONDS):
+            raise Enough
+
+    with Watch(denoiser, tuple(found.owners), found.sites[0].side, recorder.receive):
+        handle = denoiser.register_forward_pre_hook(note)
+        try:
+            denoise(pipe, path, members)
+            note()  # a path of one or two steps ends by itself
+        finally:
+            handle.remove()
+    recorder.check()
+    return starts[-1] - starts[-2]
 
 
 def fitting(one: int, two: int, free: int, most: int) -> int:

@@ -66,12 +66,11 @@ class Collection:
         return sites
 
 
-def load_path(config: Config, steps: tuple[Step, ...], device: str | None) -> tuple[Any, Any]:
-    """Load the model and hold it to the schedule; returns (pipeline, `denoise.DenoisingPath`)."""
-    from nullbooth_cli import denoise, model, schedule
+def load_model(config: Config, device: str | None) -> Any:
+    """The pipeline that the config names."""
+    from nullbooth_cli import model
 
-    section = config.collect
-    pipe = model.load_pipeline(
+    return model.load_pipeline(
         config.model,
         revision=config.revision,
         variant=config.variant,
@@ -79,23 +78,41 @@ def load_path(config: Config, steps: tuple[Step, ...], device: str | None) -> tu
         local_files_only=config.local_files_only,
         device=model.pick_device(device),
     )
+
+
+def path_of(config: Config, steps: tuple[Step, ...], pipe: Any) -> Any:
+    """Hold a pipeline to the schedule; returns the `denoise.DenoisingPath`."""
+    from nullbooth_cli import denoise, schedule
+
+    section = config.collect
     scheduler = schedule.build_scheduler(config.schedule.sampler_strategy, pipe.scheduler, config.schedule.timestep_spacing)
     denoise.hold_to_schedule(pipe, scheduler, steps)
-    return pipe, denoise.DenoisingPath(
+    return denoise.DenoisingPath(
         config.schedule.num_denoising_steps, steps, section.guidance_scale, section.height, section.width, section.seed
     )
 
 
+def load_path(config: Config, steps: tuple[Step, ...], device: str | None) -> tuple[Any, Any]:
+    """Load the model and hold it to the schedule; returns (pipeline, `denoise.DenoisingPath`)."""
+    pipe = load_model(config, device)
+    return pipe, path_of(config, steps, pipe)
+
+
 def load_collection(config: Config, steps: tuple[Step, ...], prompts: tuple[Prompt, ...], device: str | None) -> Collection:
     """Load the model, hold it to the schedule and find its sites (two steps of one prompt)."""
+    pipe, path = load_path(config, steps, device)
+    return find_collection(config, pipe, path, prompts[0])
+
+
+def find_collection(config: Config, pipe: Any, path: Any, prompt: Prompt) -> Collection:
+    """Find the sites of a model that is held to the schedule, by two steps of a prompt."""
     from nullbooth_cli import features, model, sites
 
     section = config.collect
-    pipe, path = load_path(config, steps, device)
     projections = sites.find_projections(
         model.denoiser_of(pipe), section.collect_features.chosen(), section.cross_attention_layers
     )
-    found = features.find_sites(pipe, path, projections, section.side, section.branches, prompts[0], section.tokens_per_prompt)
+    found = features.find_sites(pipe, path, projections, section.side, section.branches, prompt, section.tokens_per_prompt)
     return Collection(pipe, path, found)
 
 
@@ -167,13 +184,7 @@ def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, 
         begin(run, "collect", {"weights": weights}, layout=vars(layout), tensors=tensors)
         return remaining(run, "collect", bool, notes)
     layout = store.layout
-    recorded = store.records["collect"]["weights"]
-    if recorded != weights or loaded.sites != store.sites:
-        changed = f"weights {recorded} -> {weights}" if recorded != weights else "the layers and their sharing"
-        raise StageError(
-            f"the model {run.config.model} is not the one this collection was begun with\n  {changed}",
-            "nullbooth collect --force",
-        )
+    require_same_model(run.config, store, loaded, weights)
     if layout.batch_size != batch_size:
         notes.append(f"batch_size stays {layout.batch_size} in this store: the size of its units (now {batch_size} is asked for)")
     for part in store.parts() if layout.moments else ():
@@ -196,6 +207,17 @@ def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, 
     cells = store.cells("collect")
     store.mark("collect", [unit for unit in range(len(cells)) if not cells[unit] and not store.members(unit)], 1)
     return remaining(run, "collect", bool, notes)
+
+
+def require_same_model(config: Config, store: Store, loaded: Collection, weights: str) -> None:
+    """Raise StageError unless a collection was begun with this model: its weights, its layers and their sharing."""
+    recorded = store.records["collect"]["weights"]
+    if recorded != weights or loaded.sites != store.sites:
+        changed = f"weights {recorded} -> {weights}" if recorded != weights else "the layers and their sharing"
+        raise StageError(
+            f"the model {config.model} is not the one this collection was begun with\n  {changed}",
+            "nullbooth collect --force",
+        )
 
 
 def _take_out(run: Run) -> str | None:

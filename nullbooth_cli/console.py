@@ -6,6 +6,7 @@ progress is a bar; elsewhere it is a plain line per unit, and tables are as wide
 
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ from nullbooth_cli.events import Event, Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+COLOURS = {"ok": 32, "warning": 33, "error": 31}
 
 
 class Terminal:
@@ -63,9 +67,21 @@ class Terminal:
             document = {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
             sys.stderr.write(json.dumps(document, ensure_ascii=False) + "\n")
             return
-        colour, reset = ("\x1b[31m", "\x1b[0m") if _console(stderr=True).color_system else ("", "")
         hint = error.hint.replace("\n", "\n      ")
-        sys.stderr.write(f"{colour}error:{reset} {error.message}\n\nhint: {hint}\n")
+        sys.stderr.write(f"{_painted('error:', 'error', stderr=True)} {error.message}\n\nhint: {hint}\n")
+
+    def verdict(self, verdict: str, name: str, text: str, hint: str | None, *, width: int) -> None:
+        """Answer with what was found about one thing: one line with names as wide as `width`, and its hint below.
+
+        On a terminal long lines fold into their column.
+        """
+        start = f"{verdict:<9}{name:<{width}}  "
+        room = _console(stderr=False).width - len(start) if sys.stdout.isatty() else None
+        lines = [*_folded(text, room), *_folded(f"hint: {hint}", room, indent=6)] if hint else _folded(text, room)
+        below = "\n" + " " * len(start)
+        painted = _painted(verdict, verdict, stderr=False)
+        sys.stdout.write(painted + start[len(verdict) :] + below.join(lines) + "\n")
+        sys.stdout.flush()
 
     def follow(self, events: Iterable[Event]) -> None:
         """Draw the events of running stages until they end."""
@@ -118,6 +134,23 @@ def _console(*, stderr: bool) -> "Console":
     return Console(stderr=stderr, width=None if stream.isatty() else 10_000, highlight=False)
 
 
+def _painted(text: str, verdict: str, *, stderr: bool) -> str:
+    """The text in the colour of a verdict, on a terminal whose user has not set NO_COLOR."""
+    console = _console(stderr=stderr)
+    return f"\x1b[{COLOURS[verdict]}m{text}\x1b[0m" if console.color_system and not console.no_color else text
+
+
+def _folded(text: str, room: int | None, indent: int = 0) -> list[str]:
+    """The lines of a text, each in so many columns (None: as they are), all but the first indented."""
+    first, *others = text.split("\n")
+    lines = [first, *(" " * indent + line for line in others)]
+    if room is None:
+        return lines
+    wrap = textwrap.TextWrapper(max(room, 20), break_long_words=False, break_on_hyphens=False)
+    wrap.subsequent_indent = " " * indent
+    return [folded for line in lines for folded in wrap.wrap(line)]
+
+
 def table(columns: list[str], rows: list[list[str]], *, right: frozenset[int] = frozenset()) -> Any:
     """A plain table; the columns with index in `right` are aligned right. Cells are never cut: on a terminal they fold."""
     from rich import box
@@ -141,6 +174,11 @@ def shortened(names: list[str]) -> tuple[list[str], str]:
     while all(len(p) > shared + 1 for p in parts) and len({p[-1 - shared] for p in parts}) == 1:
         shared += 1
     return [".".join(p[: len(p) - shared]) for p in parts], ".".join(["", *parts[0][len(parts[0]) - shared :]])
+
+
+def counted(count: int, word: str) -> str:
+    """A number of things: 1 layer, 2 layers."""
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def size(num_bytes: int) -> str:

@@ -51,12 +51,15 @@ def denoise(pipe: Any, path: DenoisingPath, members: Sequence[tuple[int, Prompt]
     return result.images
 
 
+def tokenizers_of(pipe: Any) -> dict[str, Any]:
+    """The tokenizers of a pipeline, by name."""
+    return {name: part for name, part in pipe.components.items() if name.startswith("tokenizer") and part is not None}
+
+
 def cut_words(pipe: Any, prompts: Sequence[Prompt]) -> list[tuple[Prompt, str]]:
     """The prompts that are longer than a tokenizer of the pipeline takes, each with the text that is cut off."""
     cut: dict[Prompt, str] = {}
-    for name, tokenizer in pipe.components.items():
-        if not name.startswith("tokenizer") or tokenizer is None:
-            continue
+    for tokenizer in tokenizers_of(pipe).values():
         room = tokenizer.model_max_length
         for prompt in prompts:
             ids = tokenizer(prompt.text, truncation=False, verbose=False).input_ids

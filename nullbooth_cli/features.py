@@ -181,7 +181,7 @@ def collect(
     """
     finished: list[int] = []
     for unit in units:
-        recorder = _Recorder(path, store.members(unit), found, branches, sinks)
+        recorder = Recorder(path, store.members(unit), found, branches, sinks)
         _run(pipe, path, recorder, found)
         recorder.check()
         finished.append(unit)
@@ -205,10 +205,17 @@ def _make_durable(store: Store, units: list[int], sinks: Sequence[Sink]) -> list
     return units
 
 
-def _run(pipe: Any, path: DenoisingPath, recorder: "_Recorder", found: Found) -> None:
-    """Run as much of the denoising path as the recordings need."""
-    denoiser = denoiser_of(pipe)
+def forwards_needed(found: Found, num_steps: int) -> int:
+    """How many forwards of the denoiser a unit takes: none for what is its argument, one for what no timestep changes."""
     if found.given == set(found.sites):
+        return 0
+    return 1 if all(site.timestep_free for site in found.sites) else num_steps
+
+
+def _run(pipe: Any, path: DenoisingPath, recorder: "Recorder", found: Found) -> None:
+    """Run as much of the denoising path as the recordings need."""
+    denoiser, needed = denoiser_of(pipe), forwards_needed(found, len(path.steps))
+    if not needed:
         first_of = {site: projection for projection, site in reversed(found.owners.items())}
 
         def take(_: Any, __: Any, arguments: dict[str, Any]) -> None:
@@ -224,8 +231,7 @@ def _run(pipe: Any, path: DenoisingPath, recorder: "_Recorder", found: Found) ->
         finally:
             handle.remove()
     else:
-        last = 0 if all(site.timestep_free for site in found.sites) else len(path.steps) - 1
-        with Watch(denoiser, tuple(found.owners), found.sites[0].side, recorder.receive, last) as watch:
+        with Watch(denoiser, tuple(found.owners), found.sites[0].side, recorder.receive, last=needed - 1) as watch:
             denoise(pipe, path, recorder.members)
         if watch.ended:
             return
@@ -235,7 +241,7 @@ def _run(pipe: Any, path: DenoisingPath, recorder: "_Recorder", found: Found) ->
     )
 
 
-class _Recorder:
+class Recorder:
     """Checks the tensors of one unit as they are seen, and hands each recording to the sinks.
 
     On CUDA nothing here waits for the device: what must hold is noted there, and `check` reads it after the unit.

@@ -1,11 +1,13 @@
 """What running a stage would do and take, without writing anything."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nullbooth_cli.collecting import compute_steps, layout_of, load_collection
 from nullbooth_cli.config import Config
 from nullbooth_cli.prompts import Prompt
-from nullbooth_cli.states import heldout_prompts, pooling_of, stage_states
+from nullbooth_cli.states import StageState, heldout_prompts, pooling_of, stage_states
+from nullbooth_cli.steps import Step
 from nullbooth_cli.store import Site, Store
 
 
@@ -36,8 +38,7 @@ def plan(
 
     Cost: loads the model and runs two steps of one prompt, unless a current collection says which sites there are.
     """
-    from nullbooth_cli import features, model, moments
-    from nullbooth_cli.resources import decompositions_nbytes
+    from nullbooth_cli import model
 
     found = stage_states(config, prompts, store)
     chosen = model.pick_device(device)
@@ -51,6 +52,28 @@ def plan(
         sites = store.sites
     else:
         sites = load_collection(config, steps, prompts, device).sites
+    return plan_for(wanted, config, prompts, store, str(chosen), free, found, steps, sites, {})
+
+
+def plan_for(
+    wanted: tuple[str, ...],
+    config: Config,
+    prompts: tuple[Prompt, ...],
+    store: Store | None,
+    device: str,
+    free: int | None,
+    found: Mapping[str, StageState],
+    steps: Sequence[Step],
+    sites: Sequence[Site],
+    paces: Mapping[str, float],
+) -> list[Plan]:
+    """The same, of stages in the states `found`, where the steps and the sites are known.
+
+    `paces` are seconds per unit that count where the store has none.
+    """
+    from nullbooth_cli import features, model, moments
+    from nullbooth_cli.resources import decompositions_nbytes
+
     kept_in = store.layout if store is not None and "collect" in store.records else layout_of(config.collect)
     covariance_units = moments.covariance_units(sites, len(steps), kept_in)
     project_units = pooling_of(config).units(sites, steps)
@@ -67,7 +90,7 @@ def plan(
         "covariance": (len(covariance_units), sums, 8 * widest * (widest + 1)),
         "project": (len(project_units), decompositions_nbytes(project_units), 3 * 8 * widest * widest),
     }
-    plans = []
+    plans, device_free = [], model.free_memory(model.pick_device(device))
     for stage in wanted:
         total, needed, on_device = totals[stage]
         done, pace = 0, None
@@ -75,6 +98,7 @@ def plan(
             done, total = found[stage].units_done, found[stage].units_total or total
         if store is not None and stage != "schedule":
             pace = store.pace(stage)
+        pace = paces.get(stage) if pace is None else pace
         needed = needed * (total - done) // (total or 1)
         if stage == "collect" and keep != "features" and not done:
             needed += 2 * sums
@@ -83,5 +107,5 @@ def plan(
             to_do += -(-len(heldout_prompts(config)) // config.collect.batch_size) - held.units_done
             needed += 3 * sums
         seconds = None if pace is None else pace * to_do
-        plans.append(Plan(stage, done, total, seconds, needed, free, str(chosen), on_device, model.free_memory(chosen)))
+        plans.append(Plan(stage, done, total, seconds, needed, free, device, on_device, device_free))
     return plans

@@ -86,6 +86,22 @@ def cut(
     return Cut(null_dim, spectrum.leakage(energies[0], null_dim), leaked)
 
 
+def require_possible(rule: str, value: float, sites: Sequence[Site], accumulate: str) -> None:
+    """Raise ConfigError for a rule that cannot cut some site, whatever its spectrum: what is certain before there is one."""
+    narrowest = min(sites, key=lambda site: site.dim)
+    if rule == "null_dim" and value > narrowest.dim:
+        raise ConfigError(
+            f"null_dim {value:g} is more than the {narrowest.dim} dimensions of {narrowest.name}",
+            "ask for fewer, or leave the layer or feature out",
+        )
+    floor = max(spectrum.noise_floor(1.0, site.dim, accumulate) for site in sites)
+    if rule == "relative_threshold" and value < floor:
+        raise ConfigError(
+            f"relative_threshold {value:g} lies below the noise floor, {floor:.2g} with covariance.accumulate: {accumulate}",
+            "eigenvalues below the noise floor are round-off: raise the threshold, or use null_dim or target_leakage",
+        )
+
+
 def spectra(
     store: Store, device: torch.device, settings: Decomposing, *, stored: bool
 ) -> Iterator[tuple[Site, int, NDArray[np.float64], NDArray[np.float64], float]]:

@@ -15,10 +15,14 @@ HOST_SHARE = 0.8
 
 def ensure_room(store: Store, needed: int) -> None:
     """Raise ResourceError unless so many bytes are free where the store is."""
-    free = store.free_nbytes()
+    require_room(store.url, needed, store.free_nbytes())
+
+
+def require_room(url: str, needed: int, free: int | None) -> None:
+    """Raise ResourceError unless so many bytes are free; None is said where nobody counts them."""
     if free is not None and needed > free:
         raise ResourceError(
-            f"{store.url} needs {needed:,} bytes, {free:,} are free",
+            f"{url} needs {needed:,} bytes, {free:,} are free",
             "free some space, keep fewer prompts, layers or steps, or name another place with -s",
         )
 

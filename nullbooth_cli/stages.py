@@ -11,7 +11,7 @@ from typing import Any
 
 from nullbooth_cli.collecting import run_collect, run_schedule
 from nullbooth_cli.config import STAGES, Config, public_settings
-from nullbooth_cli.errors import ConfigError, StageError
+from nullbooth_cli.errors import StageError
 from nullbooth_cli.events import Event, Note
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.runs import Prepared, Run, begin, remaining, state_of, work
@@ -29,6 +29,8 @@ from nullbooth_cli.states import (
     own_states,
     pooling_of,
     require,
+    require_inputs,
+    require_unknown,
     stage_states,
 )
 from nullbooth_cli.steps import Step
@@ -80,12 +82,7 @@ def _execute_heldout(stage: str, run: Run) -> Iterator[Event]:
 
 def _prepare_heldout(run: Run, config: Config, prompts: tuple[Prompt, ...]) -> dict[str, str]:
     """Make the store of the held-out prompts, give it this one's schedule; returns the states of its stages."""
-    both = set(prompts) & set(run.prompts)
-    if both:
-        raise ConfigError(
-            f"{len(both)} of the held-out prompts are among those to keep, such as '{min(p.text for p in both)}'",
-            "leakage on them would prove nothing: take them out of heldout_prompts",
-        )
+    require_unknown(prompts, run.prompts)
     store = run.store.heldout_or_create(public_settings(config))
     schedule = run.store.records["schedule"]
     if store.records.get("schedule") != schedule:
@@ -200,11 +197,7 @@ def _begin_project(run: Run) -> dict[str, Any]:
 
     section, store, notes = run.config.project, run.store, []
     store.reload()
-    if run.config.collect.side == "output":
-        raise ConfigError(
-            "these features are outputs (collect.side: output); a projector must come from the inputs of the edited weight",
-            "collect with collect.side: input into another store",
-        )
+    require_inputs(run.config)
     if section.nullspace_threshold is not None and section.threshold_percent is not None:
         notes.append("nullspace_threshold and threshold_percent are both set: the percentile is in force")
     sites, steps, pooling = store.sites, store.schedule(), pooling_of(run.config)

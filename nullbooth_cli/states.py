@@ -82,6 +82,16 @@ def heldout_prompts(config: Config) -> tuple[Prompt, ...]:
     return () if config.heldout_prompts is None else load_prompts(config.heldout_prompts, HELDOUT_FIELD)
 
 
+def require_unknown(heldout: Iterable[Prompt], prompts: Iterable[Prompt]) -> None:
+    """Raise ConfigError if a held-out prompt is also kept."""
+    both = set(heldout) & set(prompts)
+    if both:
+        raise ConfigError(
+            f"{len(both)} of the held-out prompts are among those to keep, such as '{min(p.text for p in both)}'",
+            "leakage on them would prove nothing: take them out of heldout_prompts",
+        )
+
+
 def heldout_config(config: Config) -> Config:
     """The config under which the held-out prompts are collected: the same path from other noise, and nothing but moments."""
     return config.model_copy(
@@ -130,6 +140,15 @@ def _attention_state(config: Config, store: Store | None) -> StageState:
     if store.records["attention"]["settings"] != attention_settings(config, store):
         return StageState("attention", "stale", done, total)
     return StageState("attention", "complete" if done == total else "partial", done, total)
+
+
+def require_inputs(config: Config) -> None:
+    """Raise ConfigError if what is collected are outputs, which make no projectors."""
+    if config.collect.side == "output":
+        raise ConfigError(
+            "these features are outputs (collect.side: output); a projector must come from the inputs of the edited weight",
+            "collect with collect.side: input into another store",
+        )
 
 
 def pooling_of(config: Config) -> Pooling:

@@ -50,6 +50,8 @@ ORDER = [
     "plots",
     "page",
     "console",
+    "checks",
+    "doctor",
     "commands",
     "cli",
 ]

@@ -211,7 +211,7 @@ def test_sharing_that_changes_on_the_way_is_an_error() -> None:
 
     found = features.Found((site,), {k: site, v: site}, frozenset())
     path = DenoisingPath(3, (), 1.0, None, None, 0)
-    recorder = features._Recorder(path, [(0, Prompt("a")), (1, Prompt("b"))], found, "both", [Sink()])
+    recorder = features.Recorder(path, [(0, Prompt("a")), (1, Prompt("b"))], found, "both", [Sink()])
     recorder.receive(k, 0, text)
     recorder.receive(v, 0, text)
     with pytest.raises(ConfigError, match="no longer shares"):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -462,3 +463,42 @@ class TestErrors:
         refused(nullbooth("covariance", "-c", config), 4, named[0], f"nullbooth collect --repair -s {place.url}")
         answered(nullbooth("collect", "-c", config, "--repair"))
         answered(nullbooth("covariance", "-c", config))
+
+
+class TestDoctor:
+    """What `nullbooth doctor` does at a URL; its other checks are in test_doctor."""
+
+    @pytest.mark.parametrize("client", ["obstore", "fsspec"])
+    def test_writing_is_tried_and_leaves_nothing(self, place: Place, client: str) -> None:
+        options = place.bucket.fsspec if client == "fsspec" else place.bucket.options
+        document = json.loads(answered(nullbooth("doctor", "-c", place.config(options), "--device", "cpu", "--json")))
+        assert {each["verdict"] for each in document["checks"] if each["check"] != "projectors"} == {"ok"}
+        assert not place.bucket.keys(place.prefix)
+        assert "nobody counts what is free there" in str(document)
+
+    def test_what_is_wrong_there(self, place: Place) -> None:
+        answered(nullbooth("schedule", "-c", place.config()))
+        place.bucket.lease(place)
+        keys = place.bucket.keys(place.prefix)
+        result = nullbooth("doctor", "-c", place.config(), "--device", "cpu")
+        assert result.exit_code == 2
+        assert re.search(r"error +lock +\S+ is in use by process 7 on elsewhere", result.stdout)
+        assert place.bucket.keys(place.prefix) == keys
+
+        lost = place.config({**place.bucket.options, "endpoint": "http://127.0.0.1:1", "retry_config": {"max_retries": 0}})
+        result = nullbooth("doctor", "-c", lost, "--device", "cpu")
+        assert result.exit_code == 2
+        assert re.search(r"error +store +cannot reach s3://", result.stdout)
+        assert re.search(r"ok +probe", result.stdout)
+        assert SECRET not in result.output
+
+    @pytest.mark.parametrize("client", ["obstore", "fsspec"])
+    def test_writing_is_refused(self, place: Place, client: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: Any) -> None:
+            raise PermissionError("403 Forbidden")
+
+        monkeypatch.setattr(clients.WrapperStore, "set", refuse)
+        options = place.bucket.fsspec if client == "fsspec" else place.bucket.options
+        result = nullbooth("doctor", "-c", place.config(options), "--device", "cpu")
+        assert result.exit_code == 2
+        assert re.search(r"error +write access +cannot reach \S+: 403 Forbidden", result.stdout)

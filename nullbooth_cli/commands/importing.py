@@ -24,7 +24,8 @@ def import_(
     Example: nullbooth import exported/run_20260101_120000 -s runs/imported.zarr && nullbooth project -s runs/imported.zarr
     """
     from nullbooth_cli import importing, report
-    from nullbooth_cli.commands.session import draw_stage, options_of
+    from nullbooth_cli.commands.configured import options_of
+    from nullbooth_cli.commands.session import draw_stage
     from nullbooth_cli.config import build_config, find_config, load_config, public_settings
     from nullbooth_cli.console import Terminal
     from nullbooth_cli.states import stage_states

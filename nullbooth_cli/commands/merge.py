@@ -22,7 +22,8 @@ def merge(
     Example: nullbooth merge runs/a.zarr runs/b.zarr -s runs/all.zarr && nullbooth project -s runs/all.zarr
     """
     from nullbooth_cli import merging, report
-    from nullbooth_cli.commands.session import draw_stage, options_of
+    from nullbooth_cli.commands.configured import options_of
+    from nullbooth_cli.commands.session import draw_stage
     from nullbooth_cli.config import build_config
     from nullbooth_cli.console import Terminal
     from nullbooth_cli.errors import ConfigError

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -14,8 +13,9 @@ from typing import Any
 import typer
 
 from nullbooth_cli import collecting, plans, report, stages
+from nullbooth_cli.commands.configured import configure
 from nullbooth_cli.commands.options import Common, Control
-from nullbooth_cli.config import Config, build_config, find_config, load_config, public_settings
+from nullbooth_cli.config import Config, public_settings
 from nullbooth_cli.console import Terminal, duration, size, table
 from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.events import Event, Interrupts, Note
@@ -73,56 +73,21 @@ class Session:
 
 
 def start(common: Common) -> Session:
-    """Find and read the config: a named file, the store's own, or the one in its usual place.
-
-    A config that comes from the store brings the store's prompts with it, so that a moved store needs no prompt file.
-    """
+    """Find and read the config and the prompts, and say where the store is."""
     # Of the processes of a launch, one speaks.
     terminal = Terminal(as_json=common.as_json, quiet=common.quiet, silent=os.environ.get("RANK", "0") != "0")
-    named_store = common.store or os.environ.get("NULLBOOTH_STORE")
-    named_config = common.config or os.environ.get("NULLBOOTH_CONFIG")
-    prompts: tuple[Prompt, ...] = ()
-    if named_store and not named_config and (store := _there(named_store, common.overrides)):
-        config, source = build_config(store.config, common.overrides), f"in {named_store}"
-        if config.original_knowledge_prompts == store.config["original_knowledge_prompts"]:
-            prompts = store.prompts()
-        arguments = f" -s {shlex.quote(named_store)}"
-    else:
-        file = find_config(named_config)
-        if file is None:
-            missing = f"no store at {named_store}, and " if named_store else ""
-            raise ConfigError(
-                f"{missing}no config: there is neither ./nullbooth.yaml nor ./configs/nullbooth.yaml",
-                "give one with -c, or an existing store with -s",
-            )
-        config, source = load_config(file, common.overrides), str(file)
-        given = (("-c", common.config), ("-s", common.store))
-        arguments = "".join(f" {flag} {shlex.quote(value)}" for flag, value in given if value)
-    if named_store:
-        config = config.model_copy(update={"store": named_store})
+    given = configure(common)
+    config = given.config
     if config.heldout_prompts is not None:
         # By their texts from here on: what is written into the store then needs no file.
         heldout = [prompt.text for prompt in load_prompts(config.heldout_prompts, "heldout_prompts")]
         config = config.model_copy(update={"heldout_prompts": heldout})
     url = config.store if is_url(config.store) else str(Path(config.store))
-    arguments += "".join(
-        f" --set {shlex.quote(override)}" for override in common.overrides if not override.startswith("storage_options")
-    )
     open_backing(url, config.storage_options, read_only=True)  # refuses a URL with credentials before anything shows it
     if common.verbose:
-        terminal.note(f"config {source}; store {url}")
-    return Session(config, url, prompts or load_prompts(config.original_knowledge_prompts), terminal, arguments, common)
-
-
-def _there(place: str, overrides: tuple[str, ...]) -> Store | None:
-    """The store at a place, if there is one; its own config cannot say how to get there, but `--set storage_options.` can."""
-    options = options_of(overrides)
-    return Store.open(place, options=options) if Store.exists(place, options) else None
-
-
-def options_of(overrides: tuple[str, ...]) -> dict[str, Any]:
-    """The storage options among the overrides."""
-    return build_config({}, [text for text in overrides if text.startswith("storage_options")]).storage_options
+        terminal.note(f"config {given.source}; store {url}")
+    prompts = given.prompts or load_prompts(config.original_knowledge_prompts)
+    return Session(config, url, prompts, terminal, given.arguments, common)
 
 
 def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> None:

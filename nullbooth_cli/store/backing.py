@@ -84,6 +84,14 @@ class Backing(ABC):
         """Names of the locks that were ever taken here beside the unnamed one."""
 
     @abstractmethod
+    def check_writable(self) -> None:
+        """Write something small where the store is or would be, and remove it. Raises ResourceError if that is refused."""
+
+    @abstractmethod
+    def check_free(self) -> None:
+        """Raise StoreError naming the holder if the place, or a shard of it, is held."""
+
+    @abstractmethod
     def failure(self, error: OSError) -> ResourceError | StoreError:
         """What an error of the system means to the user."""
 

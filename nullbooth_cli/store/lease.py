@@ -38,14 +38,21 @@ class Lease:
         self._objects, self._key, self._nonce = objects, key, uuid.uuid4().hex
         self._guard = threading.Lock()
         self._renewed = 0.0
+        self._found: dict[str, Any] | None = None
         self._tag: Any = None
+
+    def holder(self) -> str | None:
+        """The words of whoever has the lease and may be alive."""
+        self._found, self._tag = sync(self._objects.read_lease(self._key))
+        if self._found is None or _is_dead(self._found):
+            return None
+        return f"{self._found['text']} (if it was killed, the store is free {LEASE_SECONDS:.0f} s after its last sign)"
 
     def acquire(self) -> str | None:
         """Take the lease; returns the holder's words if somebody else has it."""
-        found, self._tag = sync(self._objects.read_lease(self._key))
-        if found and not _is_dead(found):
-            return f"{found['text']} (if it was killed, the store is free {LEASE_SECONDS:.0f} s after its last sign)"
-        if found and found["machine"] != machine():
+        if holder := self.holder():
+            return holder
+        if self._found and self._found["machine"] != machine():
             time.sleep(RENEW_SECONDS * 4 / 3)  # clocks differ: one that lives after all renews its lease in this time
         self.lost = False
         self.renew()

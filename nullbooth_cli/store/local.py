@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
 from nullbooth_cli.errors import ResourceError, StoreError
-from nullbooth_cli.store.backing import Backing, Part, holder_text, in_use
+from nullbooth_cli.store.backing import PROBE_SECONDS, Backing, Part, holder_text, in_use
 
 TEMPORARY = ".partial"
 
@@ -43,7 +44,7 @@ class LocalBacking(Backing):
     def get(self, key: str) -> NDArray[np.uint8] | None:
         try:
             return np.fromfile(self.path / key, np.uint8)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def put(self, key: str, parts: list[Part]) -> None:
@@ -94,8 +95,7 @@ class LocalBacking(Backing):
         return sum(map(_size_of, files))
 
     def free_nbytes(self) -> int | None:
-        existing = next(parent for parent in (self.path.absolute(), *self.path.absolute().parents) if parent.exists())
-        return shutil.disk_usage(existing).free
+        return shutil.disk_usage(_existing(self.path)).free
 
     def sweep(self) -> None:
         try:
@@ -106,8 +106,7 @@ class LocalBacking(Backing):
 
     @contextlib.contextmanager
     def lock(self, name: str = "", wait: float = 0) -> Iterator[None]:
-        # Beside the store: inside, Zarr would find an object that it does not know.
-        path = Path(f"{self.path}.lock{name and f'.{name}'}")
+        path = self._lock_file(name)
         lock = FileLock(path, timeout=wait)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,9 +124,29 @@ class LocalBacking(Backing):
                 path.write_text("")
             lock.release()
 
+    def _lock_file(self, name: str) -> Path:
+        # Beside the store: inside, Zarr would find an object that it does not know.
+        return Path(f"{self.path}.lock{name and f'.{name}'}")
+
     def other_locks(self) -> list[str]:
         start = f"{self.path.name}.lock."
         return [path.name.removeprefix(start) for path in self.path.absolute().parent.glob(f"{self.path.name}.lock.*")]
+
+    def check_writable(self) -> None:
+        # Its locks stand beside a store, so the folder around it is written to as well.
+        try:
+            for folder in dict.fromkeys((_existing(self.path), _existing(self.path.absolute().parent))):
+                with tempfile.NamedTemporaryFile(dir=folder, prefix=".nullbooth-", suffix=TEMPORARY) as probe:
+                    probe.write(b"nullbooth")
+        except OSError as error:
+            raise self.failure(error) from error
+
+    def check_free(self) -> None:
+        # A killed holder leaves its name behind: only the lock itself knows, so it is taken for a moment.
+        for name in ("", *self.other_locks()):
+            if self._lock_file(name).exists():
+                with self.lock(name, PROBE_SECONDS):
+                    pass
 
     def failure(self, error: OSError) -> ResourceError | StoreError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -138,6 +157,11 @@ class LocalBacking(Backing):
         return ResourceError(
             f"cannot write to {self.url}: {error}", "check the path and its permissions; finished units are kept"
         )
+
+
+def _existing(path: Path) -> Path:
+    """A path, or the nearest folder above it that is there."""
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
 
 
 def _size_of(path: str) -> int:

@@ -10,6 +10,7 @@ an object beside the store that its holder renews, and that anybody may take ove
 import contextlib
 import re
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -115,6 +116,16 @@ class RemoteBacking(Backing):
             return [key async for key in self._leases().list() if key != WHOLE]
 
         return sync(names())
+
+    def check_writable(self) -> None:
+        key = f".nullbooth-{uuid.uuid4().hex}"
+        self.put(key, [b"nullbooth"])
+        self.delete(key)
+
+    def check_free(self) -> None:
+        for name in (WHOLE, *self.other_locks()):
+            if holder := Lease(self._leases(), name).holder():
+                raise in_use(self.url, holder)
 
     def _leases(self) -> Client:
         # Beside the store: inside, Zarr would find an object that it does not know.

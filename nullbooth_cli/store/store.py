@@ -39,9 +39,7 @@ class Store(Results, MapStore):
 
     @classmethod
     def _make(cls, backing: Backing, config: Mapping[str, Any]) -> "Store":
-        place = backing.url
-        if backing.is_foreign():
-            raise StoreError(f"{place} exists and is not a nullbooth store", "name another place with -s; nothing was changed")
+        cls._require_empty(backing)
         attributes = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -55,6 +53,21 @@ class Store(Results, MapStore):
         except OSError as error:
             raise backing.failure(error) from error
         return cls(group, backing)
+
+    @staticmethod
+    def _require_empty(backing: Backing) -> None:
+        if backing.is_foreign():
+            raise StoreError(
+                f"{backing.url} exists and is not a nullbooth store", "name another place with -s; nothing was changed"
+            )
+
+    @classmethod
+    def open_if_there(cls, place: str | Path, options: Mapping[str, Any] | None = None) -> "Store | None":
+        """The store at a place, None where one can be made. Raises StoreError as `open` and `create` do; writes nothing."""
+        if cls.exists(place, options):
+            return cls.open(place, options=options)
+        cls._require_empty(open_backing(place, options, read_only=True))
+        return None
 
     @classmethod
     def open(cls, place: str | Path, *, write: bool = False, options: Mapping[str, Any] | None = None) -> "Store":

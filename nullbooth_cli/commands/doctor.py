@@ -1,0 +1,66 @@
+"""The command `nullbooth doctor`."""
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from nullbooth_cli.commands.options import AsJson, Common, ConfigFile, Device, Overrides, Quiet, StorePath, Verbose
+
+if TYPE_CHECKING:
+    from nullbooth_cli.config import Config
+    from nullbooth_cli.prompts import Prompt
+
+
+def doctor(
+    config: ConfigFile = None,
+    store: StorePath = None,
+    overrides: Overrides = None,
+    device: Device = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Look at everything that could stop a run before it is started, and estimate what the run takes.
+
+    Packages, config, prompts, device, store, schedule, model, layers, tokenizer, memory, disk and time: each is ok, a warning, or
+    an error with a hint. Two steps of one prompt and of one batch are run; nothing is kept. Exit 2 if the run would fail.
+
+    Example: nullbooth doctor -c configs/nullbooth.yaml && nullbooth run -c configs/nullbooth.yaml
+    """
+    from nullbooth_cli.checks import CHECKS, Patient
+    from nullbooth_cli.console import Terminal
+    from nullbooth_cli.doctor import doctor_document, examine
+
+    terminal = Terminal(as_json=as_json, quiet=quiet)
+    arguments = ""
+
+    def configured() -> "tuple[Config, str, tuple[Prompt, ...]]":
+        nonlocal arguments
+        from nullbooth_cli.commands.configured import configure
+
+        found = configure(Common(config, store, tuple(overrides or ()), as_json, quiet, verbose))
+        arguments = found.arguments
+        return found.config, found.source, found.prompts
+
+    findings = []
+    for finding in examine(Patient(configured, device)):
+        findings.append(finding)
+        if not as_json:
+            terminal.verdict(finding.verdict, finding.check, finding.text, finding.hint, width=max(map(len, CHECKS)))
+    document = doctor_document(findings)
+    failing = document["verdict"] == "error"
+    if as_json:
+        terminal.answer(document, None)
+    else:
+        ending = "the run would fail" if failing else "the run can start"
+        terminal.text(f"\n{_summary(document)}: {ending}\n")
+    if failing:
+        raise typer.Exit(2)
+    terminal.next(f"nullbooth run{arguments}")
+
+
+def _summary(document: dict[str, Any]) -> str:
+    from nullbooth_cli.console import counted
+
+    found = f"{counted(document['errors'], 'error')}, {counted(document['warnings'], 'warning')}"
+    return f"{counted(len(document['checks']), 'check')}, {found}, {document['not_checked']} not checked"
