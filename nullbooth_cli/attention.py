@@ -60,7 +60,7 @@ def _record_all(run: Run, prompts: Iterator[Prompt]) -> Iterator[str]:
     config, store = run.config, run.store
     pipe, path = load_path(config, store.schedule(), run.device or run.workers.device)
     section = config.collect
-    projections = find_projections(denoiser_of(pipe), ("q", "k"), section.attention_layers)
+    projections = find_attention(denoiser_of(pipe), section.attention_layers)
     steps = attention_settings(config, store)["steps"]
     rows = {prompt: row for row, prompt in enumerate(store.rows) if prompt is not None}
     numbers = {prompt: number for number, prompt in enumerate(attention_prompts(config, store.prompts()))}
@@ -68,6 +68,18 @@ def _record_all(run: Run, prompts: Iterator[Prompt]) -> Iterator[str]:
         store.write_maps(prompt, record(pipe, path, rows[prompt], prompt, projections, steps))
         store.commit("attention", numbers[prompt])
         yield f"attention maps of '{prompt.text}'"
+
+
+def find_attention(denoiser: Any, layers: str | list[str | int]) -> tuple[Projection, ...]:
+    """to_q and to_k of the chosen layers. Raises ConfigError for layers in which words are not all that is looked at."""
+    projections = find_projections(denoiser, ("q", "k"), layers)
+    joint = [projection.layer for projection in projections if projection.feature != "q" and not projection.from_text]
+    if joint:
+        raise ConfigError(
+            f"{joint[0]} attends to image and text at once: it has no map of words alone",
+            "set collect.visual_attention_map to false, or name layers of cross-attention in collect.attention_layers",
+        )
+    return projections
 
 
 def record(

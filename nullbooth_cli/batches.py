@@ -9,9 +9,9 @@ import torch
 from accelerate.utils import find_executable_batch_size
 
 from nullbooth_cli.denoise import DenoisingPath, denoise
-from nullbooth_cli.features import Found, Recorder
 from nullbooth_cli.model import denoiser_of, free_memory
 from nullbooth_cli.prompts import Prompt
+from nullbooth_cli.recording import Found, Recorder
 from nullbooth_cli.sites import Enough, Watch
 
 MARGIN = 0.8  # of the free memory: later steps, sums and waiting writes need some too

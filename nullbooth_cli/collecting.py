@@ -106,13 +106,13 @@ def load_collection(config: Config, steps: tuple[Step, ...], prompts: tuple[Prom
 
 def find_collection(config: Config, pipe: Any, path: Any, prompt: Prompt) -> Collection:
     """Find the sites of a model that is held to the schedule, by two steps of a prompt."""
-    from nullbooth_cli import features, model, sites
+    from nullbooth_cli import model, recording, sites
 
     section = config.collect
     projections = sites.find_projections(
         model.denoiser_of(pipe), section.collect_features.chosen(), section.cross_attention_layers
     )
-    found = features.find_sites(pipe, path, projections, section.side, section.branches, prompt, section.tokens_per_prompt)
+    found = recording.find_sites(pipe, path, projections, section.side, section.branches, prompt, section.tokens_per_prompt)
     return Collection(pipe, path, found)
 
 
@@ -122,7 +122,7 @@ def layout_of(section: CollectSection, batch_size: int | None = None) -> Layout:
 
 
 def run_collect(run: Run) -> Iterator[Event]:
-    from nullbooth_cli import batches, denoise, features, model, moments, resources, writer
+    from nullbooth_cli import batches, denoise, features, model, moments, recording, resources, writer
 
     steps = run.store.schedule()
     device = model.pick_device(run.device or run.workers.device)
@@ -138,7 +138,7 @@ def run_collect(run: Run) -> Iterator[Event]:
     yield from map(Note, prepared.notes)
     layout, mine = run.store.layout, (prepared.todo[i] for i in run.workers.share(len(prepared.todo)))
     with writer.Writer() as writing:
-        sinks: list[features.Sink] = []
+        sinks: list[recording.Sink] = []
         if layout.features:
             sinks.append(features.FeatureSink(run.store, writing))
         if layout.moments and prepared.todo:

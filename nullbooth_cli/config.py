@@ -37,8 +37,10 @@ class ScheduleSection(Section):
     sampler_strategy: Strategy | None = Field(
         "DPM++ 2M Karras", description="null (uniform DDIM steps) or one of: " + ", ".join(STRATEGIES)
     )
-    timestep_mode: Literal["avg", "first"] = Field(
-        "avg", description="avg: mean over the prompts' sequences; first: the first prompt's (they differ for SDE only)"
+    timestep_mode: Literal["avg", "first", "all_steps"] = Field(
+        "avg",
+        description="avg: mean over the prompts' sequences; first: the first prompt's (they differ for SDE only); "
+        "all_steps: the scheduler's own, without sde_jitter",
     )
     timestep_spacing: Literal["linspace", "leading", "trailing"] | None = Field(
         None, description="null keeps the strategy's own; or linspace, leading, trailing"

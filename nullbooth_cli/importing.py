@@ -15,11 +15,11 @@ from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.runs import Run, begin
 from nullbooth_cli.stages import execute
 from nullbooth_cli.steps import Step
-from nullbooth_cli.store import Layout, Site, Store, pack_sums
+from nullbooth_cli.store import FEATURES, Layout, Site, Store, pack_sums
 
 COVARIANCE = "_covariance.npy"
 PART = "imported"
-WEIGHTS = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
+WEIGHTS = {feature: projection for projection, feature in FEATURES.items()}
 
 
 @dataclass(frozen=True)

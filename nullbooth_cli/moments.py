@@ -81,6 +81,11 @@ class SecondMoment:
         return self.sum_xxt.cpu().numpy(), self.sum_x.cpu().numpy(), self.count
 
 
+def _without_padding(site: Site, x: torch.Tensor) -> torch.Tensor:
+    """The vectors `[N, D]` of tokens that belong to a prompt; those that pad it are NaN."""
+    return x[~x[:, 0].isnan()] if site.masked else x
+
+
 class MomentSink:
     """Folds what is recorded straight into moments: one process's part of them, nothing else on disk.
 
@@ -102,7 +107,7 @@ class MomentSink:
         self._last, self._cost = time.monotonic(), 0.0
 
     def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
-        self._moments[site][step].update(values.flatten(0, 1))
+        self._moments[site][step].update(_without_padding(site, values.flatten(0, 1)))
 
     def due(self) -> bool:
         return time.monotonic() - self._last >= self._cost / CHECKPOINT_SHARE
@@ -207,7 +212,7 @@ def _from_features(
         moments = moments or [SecondMoment(site.dim, device, accumulate) for _ in block]
         if vectors is not None:
             for moment, of_step in zip(moments, vectors.to(device, non_blocking=True), strict=True):
-                moment.update(of_step)
+                moment.update(_without_padding(site, of_step))
             continue
         if cells[number]:
             for moment, before in zip(moments, store.read_moments(site, block), strict=True):

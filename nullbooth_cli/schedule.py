@@ -127,20 +127,26 @@ def model_scheduler(model: str, **where: Any) -> Any:
 def build_scheduler(strategy: str | None, shipped: Any, spacing: str | None = None) -> Any:
     """A fresh scheduler for a strategy, with the noise schedule of `shipped` (the model's own scheduler).
 
-    Raises ConfigError where a strategy for diffusion models meets a flow-matching model.
+    Raises ConfigError where a strategy for diffusion models meets a flow-matching model, which knows only "model".
     """
     override = {} if spacing is None else {"timestep_spacing": spacing}
     if strategy == "model":
         return type(shipped).from_config(shipped.config, **override)
-    if "beta_start" not in shipped.config or shipped.config.get("prediction_type") == "flow_prediction":
+    if is_flow_matching(shipped):
         raise ConfigError(
-            f"sampler_strategy '{strategy}' needs a noise schedule of betas; this model ships a {type(shipped).__name__}",
-            "set schedule.sampler_strategy: model",
+            f"sampler_strategy {strategy or 'null'} needs a noise schedule of betas; this model is a flow-matching one, with a "
+            f"{type(shipped).__name__}",
+            "strategies for this model: model (set schedule.sampler_strategy: model)",
         )
     scheduler_class, settings = _SAMPLERS[strategy]
     noise = {key: shipped.config[key] for key in NOISE_KEYS if shipped.config.get(key) is not None}
     known = _parameters(scheduler_class)
     return scheduler_class(**{key: value for key, value in noise.items() if key in known}, **{**settings, **override})
+
+
+def is_flow_matching(scheduler: Any) -> bool:
+    """Whether a scheduler moves along straight paths from noise to image, and knows no betas."""
+    return "beta_start" not in scheduler.config or scheduler.config.get("prediction_type") == "flow_prediction"
 
 
 def _parameters(scheduler_class: type) -> set[str]:
@@ -167,9 +173,9 @@ def compute_schedule(
 ) -> tuple[Step, ...]:
     """The steps of one run, in order.
 
-    `mode` "avg" streams the mean of the prompts' sigma sequences, "first" takes the first. Only SDE strategies have sequences
-    that differ: each sigma is multiplied by 1 + jitter * N(0, 1), independently per prompt, from `seed` or fresh randomness.
-    Raises ConfigError, showing the values, if the timesteps are not usable.
+    `mode` "avg" streams the mean of the prompts' sigma sequences, "first" takes the first, "all_steps" the scheduler's own. Only
+    SDE strategies have sequences that differ: each sigma is multiplied by 1 + jitter * N(0, 1), independently per prompt, from
+    `seed` or fresh randomness. Raises ConfigError, showing the values, if the timesteps are not usable.
     """
     num_train = int(scheduler.config.num_train_timesteps)
     if num_steps > num_train:
@@ -189,7 +195,7 @@ def compute_schedule(
     last = num_train - 1 if hasattr(scheduler, "alphas_cumprod") else num_train
     _check(timesteps, last)
     sigmas = sigmas_of(scheduler).numpy()
-    if is_sde(strategy) and jitter > 0:
+    if is_sde(strategy) and jitter > 0 and mode != "all_steps":
         rng = np.random.default_rng(seed)
         sigmas = _mean_of_perturbed(sigmas, jitter, rng, num_prompts if mode == "avg" else 1)
         table = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt().log().numpy()

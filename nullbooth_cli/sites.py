@@ -7,7 +7,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import TracebackType
@@ -17,19 +17,24 @@ import torch
 from torch import nn
 
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.store import FEATURES
 
-_CROSS_ATTENTION = re.compile(r"^(?P<layer>(.*\.)?attn2)\.(?P<projection>to_q|to_k|to_v|to_out\.0)$")
-_FEATURE = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
+_PROJECTION = re.compile(rf"^(?P<layer>.+)\.(?P<projection>{'|'.join(map(re.escape, FEATURES))})$")
+BLOCKS = {"down": "down_blocks.*", "mid": "mid_block.*", "up": "up_blocks.*"}
 
 
 @dataclass(frozen=True)
 class Projection:
-    """One linear map of a cross-attention layer; `weight` is the name of its parameter in the plain model."""
+    """One linear map of an attention layer; `weight` is the name of its parameter in the plain model.
+
+    `from_text`: it receives the tokens of the prompt, and of nothing else.
+    """
 
     layer: str
     feature: str
     weight: str
     module: nn.Module
+    from_text: bool = False
 
     def __str__(self) -> str:
         return f"{self.layer} {self.feature}"
@@ -43,35 +48,53 @@ Receive = Callable[[Projection, int, torch.Tensor], None]
 
 
 def find_projections(denoiser: nn.Module, features: tuple[str, ...], layers: str | list[str | int]) -> tuple[Projection, ...]:
-    """The projections of the chosen layers and features, in the model's order.
+    """The projections of the chosen layers and features, in the model's order; a feature means both streams of joint attention.
 
-    `layers` is "all" or a list of names, glob patterns and indices. Raises ConfigError for a pattern that matches nothing, a
-    model without cross-attention, no feature, or fused projections (their to_k and to_v are never called).
+    `layers` is "all", which are those that attend to text, or a list of names, glob patterns, blocks (down, mid, up) and indices
+    among them. What matches none of them is tried on the layers of self-attention. Raises ConfigError for a pattern that matches
+    nothing, a model without attention to text, no feature, or fused projections (their to_k and to_v are never called).
     """
     if not features:
         raise ConfigError("no feature is switched on", "switch on one of collect.collect_features.{q,k,v,out}_features")
     modules = dict(denoiser.named_modules())
-    found = [(match, modules[name]) for name in modules if (match := _CROSS_ATTENTION.match(name))]
-    found = [(match, module) for match, module in found if getattr(modules[match["layer"]], "is_cross_attention", True)]
-    names = list(dict.fromkeys(match["layer"] for match, _ in found))
+    found = [(match, modules[name]) for name in modules if (match := _PROJECTION.match(name))]
+    kinds = {match["layer"]: _kind(match["layer"], modules[match["layer"]]) for match, _ in found}
+    names = [name for name, kind in kinds.items() if kind != "self"]
     if not names:
         raise ConfigError(
-            f"{type(denoiser).__name__} has no cross-attention layer (attn2)", "choose a model with text cross-attention"
+            f"{type(denoiser).__name__} has no layer that attends to text (attn2 or attn)",
+            "choose a model with text cross-attention",
         )
-    for name in names:
+    chosen = _choose(names, [name for name, kind in kinds.items() if kind == "self"], layers)
+    for name in chosen:
         if getattr(modules[name], "fused_projections", False):
             raise ConfigError(
                 f"the projections of {name} are fused", "call pipe.unfuse_qkv_projections() before saving the model"
             )
-    chosen = _choose(names, layers)
     return tuple(
-        Projection(match["layer"], feature, f"{match['layer']}.{match['projection']}.weight", module)
+        Projection(layer, feature, f"{layer}.{match['projection']}.weight", module, _from_text(feature, kinds[layer]))
         for match, module in found
-        if match["layer"] in chosen and (feature := _FEATURE[match["projection"]]) in features
+        if (layer := match["layer"]) in chosen and (feature := FEATURES[match["projection"]]).removeprefix("add_") in features
     )
 
 
-def _choose(names: list[str], layers: str | list[str | int]) -> set[str]:
+def _kind(layer: str, module: nn.Module) -> str:
+    """Whether a layer attends to the prompt ("cross"), to prompt and image at once ("joint"), or to the image ("self").
+
+    By diffusers' names: U-Nets and PixArt call them attn2, SD3 and Flux attn. A dual-attention block of SD3.5 has an attn2 of
+    self-attention.
+    """
+    name = layer.rpartition(".")[2]
+    if name == "attn2" and getattr(module, "is_cross_attention", True):
+        return "cross"
+    return "joint" if name == "attn" else "self"
+
+
+def _from_text(feature: str, kind: str) -> bool:
+    return feature.startswith("add_") or (kind == "cross" and feature in ("k", "v"))
+
+
+def _choose(names: list[str], others: list[str], layers: str | list[str | int]) -> set[str]:
     if isinstance(layers, str):
         return set(names)
     if not layers:
@@ -81,7 +104,10 @@ def _choose(names: list[str], layers: str | list[str | int]) -> set[str]:
         if isinstance(wanted, int):
             matching = set(names[wanted : wanted + 1]) if wanted >= 0 else set()
         else:
-            matching = {name for name in names if fnmatchcase(name, wanted)}
+            pattern = BLOCKS.get(wanted, wanted)
+            matching = {name for name in names if fnmatchcase(name, pattern)} or {
+                name for name in others if fnmatchcase(name, pattern)
+            }
         if not matching:
             listed = "\n  ".join(f"{i:2d}  {name}" for i, name in enumerate(names))
             raise ConfigError(
@@ -95,8 +121,9 @@ def _choose(names: list[str], layers: str | list[str | int]) -> set[str]:
 class Watch:
     """Context manager: `receive(projection, forward, tensor)` for every watched projection in every forward of the denoiser.
 
-    `forward` counts from 0. Once all have fired in forward `last`, what is left of the model is not computed: `Enough` is
-    raised, ends the block without an error, and leaves `ended` true. Tensors are the model's own: copy what is kept.
+    `forward` counts from 0; `begin` sees the keyword arguments that each forward starts with. Once all have fired in forward
+    `last`, what is left of the model is not computed: `Enough` is raised, ends the block without an error, and leaves `ended`
+    true. Tensors are the model's own: copy what is kept.
     """
 
     def __init__(
@@ -106,9 +133,10 @@ class Watch:
         side: str,
         receive: Receive,
         last: int | None = None,
+        begin: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self._denoiser, self._projections, self._side = denoiser, projections, side
-        self._receive, self._last = receive, last
+        self._receive, self._last, self._begin = receive, last, begin
         self.ended = False
         self._handles: list[Any] = []
         self._fired: Counter[Projection] = Counter()
@@ -117,7 +145,7 @@ class Watch:
     def __enter__(self) -> "Watch":
         for projection in self._projections:
             self._handles.append(self._hook(projection))
-        self._handles.append(self._denoiser.register_forward_pre_hook(lambda *_: self._fired.clear()))
+        self._handles.append(self._denoiser.register_forward_pre_hook(self._start, with_kwargs=True))
         self._handles.append(self._denoiser.register_forward_hook(lambda *_: self._finish()))
         return self
 
@@ -137,6 +165,11 @@ class Watch:
         if self._side == "input":
             return projection.module.register_forward_pre_hook(lambda _, inputs: fire(inputs[0]))
         return projection.module.register_forward_hook(lambda _, __, output: fire(output))
+
+    def _start(self, _: nn.Module, __: Any, arguments: dict[str, Any]) -> None:
+        self._fired.clear()
+        if self._begin:
+            self._begin(arguments)
 
     def _finish(self) -> None:
         wrong = [f"{p} {self._fired[p]} times" for p in self._projections if self._fired[p] != 1]

@@ -30,6 +30,7 @@ ORDER = [
     "model",
     "sites",
     "denoise",
+    "recording",
     "features",
     "moments",
     "projectors",

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from nullbooth_cli import batches, collecting, features, stages, writer
+from nullbooth_cli import batches, collecting, recording, stages, writer
 from nullbooth_cli.denoise import DenoisingPath, cut_words
 from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.events import Note
@@ -180,7 +180,7 @@ def test_a_value_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest
         collect__cross_attention_layers=["mid_block*"],
         collect__feature_dtype="float16" if where == "dtype" else "float32",
     )
-    real = features.split_branches
+    real = recording.split_branches
 
     def spoiled(tensor: torch.Tensor, num_prompts: int, branches: str) -> torch.Tensor:
         values = real(tensor, num_prompts, branches).clone()
@@ -188,7 +188,7 @@ def test_a_value_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest
             values[1, 0, 0] = float("nan") if where == "model" else 1e6
         return values
 
-    monkeypatch.setattr(features, "split_branches", spoiled)
+    monkeypatch.setattr(recording, "split_branches", spoiled)
     expected = (
         rf"{'not finite' if where == 'model' else 'does not fit float16'}: prompt '{PROMPTS[1]}', layer mid_block.*timestep 999"
     )
@@ -209,9 +209,9 @@ def test_sharing_that_changes_on_the_way_is_an_error() -> None:
         def receive(self, site: Site, step: int, rows: list[int], values: torch.Tensor) -> None:
             kept.append(step)
 
-    found = features.Found((site,), {k: site, v: site}, frozenset())
+    found = recording.Found((site,), {k: site, v: site}, frozenset())
     path = DenoisingPath(3, (), 1.0, None, None, 0)
-    recorder = features.Recorder(path, [(0, Prompt("a")), (1, Prompt("b"))], found, "both", [Sink()])
+    recorder = recording.Recorder(path, [(0, Prompt("a")), (1, Prompt("b"))], found, "both", [Sink()])
     recorder.receive(k, 0, text)
     recorder.receive(v, 0, text)
     with pytest.raises(ConfigError, match="no longer shares"):
@@ -323,8 +323,8 @@ class TestNothingMoreIsComputed:
         self, tmp_path: Path, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As in PixArt, whose text is transformed inside the denoiser: nothing is given, yet no timestep plays a part."""
-        find = features.find_sites
-        monkeypatch.setattr(features, "find_sites", lambda *arguments: dataclasses.replace(find(*arguments), given=frozenset()))
+        find = recording.find_sites
+        monkeypatch.setattr(recording, "find_sites", lambda *arguments: dataclasses.replace(find(*arguments), given=frozenset()))
         switches = {"q_features": False, "out_features": False}
         execute(small_config(tmp_path / "run.zarr", collect__collect_features=switches), "collect")
         assert calls["down"] == 3

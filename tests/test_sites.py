@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.features import split_branches
+from nullbooth_cli.recording import split_branches
 from nullbooth_cli.sites import Watch, find_projections, group_shared
 
 
@@ -91,7 +91,7 @@ def test_nothing_to_find() -> None:
         find_projections(Denoiser(), (), "all")
     with pytest.raises(ConfigError, match="empty list"):
         find_projections(Denoiser(), ALL, [])
-    with pytest.raises(ConfigError, match="Linear has no cross-attention layer"):
+    with pytest.raises(ConfigError, match="Linear has no layer that attends to text"):
         find_projections(nn.Linear(2, 2), ALL, "all")
 
 

@@ -61,16 +61,16 @@ def layers(patient: Patient) -> str:
 
 
 def attention_maps(patient: Patient) -> str | None:
+    from nullbooth_cli.attention import find_attention
     from nullbooth_cli.model import denoiser_of
-    from nullbooth_cli.sites import find_projections
     from nullbooth_cli.states import attention_prompts
 
     section = patient.config.collect
     if not section.visual_attention_map:
         return None
     chosen = attention_prompts(patient.config, patient.prompts)
-    found = find_projections(denoiser_of(patient.pipe), ("q",), section.attention_layers)
-    return f"{counted(len(chosen), 'prompt')}, {counted(len(found), 'layer')}"
+    found = find_attention(denoiser_of(patient.pipe), section.attention_layers)
+    return f"{counted(len(chosen), 'prompt')}, {counted(len(found) // 2, 'layer')}"
 
 
 def tokenizer(patient: Patient) -> str | Doubt:

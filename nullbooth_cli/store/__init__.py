@@ -26,13 +26,14 @@ What must stay true:
 """
 
 from nullbooth_cli.store.backing import Backing, is_url, locked, open_backing, shard_locked
-from nullbooth_cli.store.layout import STORED_DTYPES, Layout, Site, choose_sites
+from nullbooth_cli.store.layout import FEATURES, STORED_DTYPES, Layout, Site, choose_sites
 from nullbooth_cli.store.maps import AttentionMaps
 from nullbooth_cli.store.parts import Part, Sums, check_disjoint, pack_sums
 from nullbooth_cli.store.results import Cut, Decomposition
 from nullbooth_cli.store.store import HELDOUT, RELEASED, Store
 
 __all__ = [
+    "FEATURES",
     "HELDOUT",
     "RELEASED",
     "STORED_DTYPES",

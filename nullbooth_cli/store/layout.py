@@ -13,6 +13,20 @@ from nullbooth_cli.errors import ConfigError
 STORED_DTYPES: dict[str, tuple[str, Any]] = {"float16": ("f2", "NaN"), "float32": ("f4", "NaN"), "bfloat16": ("u2", 0x7FC0)}
 
 
+# The feature that each linear map of an attention layer is, by diffusers' names. `add_` ones are of the text stream that joint
+# attention (SD3, Flux) keeps beside that of the image.
+FEATURES = {
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "out",
+    "add_q_proj": "add_q",
+    "add_k_proj": "add_k",
+    "add_v_proj": "add_v",
+    "to_add_out": "add_out",
+}
+
+
 @dataclass(frozen=True)
 class Site:
     """One recording: the tensor that enters (or leaves) one projection, or several that always share it.
@@ -27,6 +41,7 @@ class Site:
     timestep_free: bool
     num_tokens: int  # per prompt, over the recorded branches of guidance
     dim: int
+    masked: bool = False  # tokens that pad a prompt are NaN in the features, and no part of the moments
 
     @property
     def name(self) -> str:
@@ -35,8 +50,7 @@ class Site:
     @property
     def projections(self) -> tuple[tuple[str, str], ...]:
         """(layer, feature) of every projection that this feeds, in the order of `weights`."""
-        parts = (weight.removesuffix(".weight").removesuffix(".0").rpartition(".") for weight in self.weights)
-        return tuple((layer, projection.removeprefix("to_")) for layer, _, projection in parts)
+        return tuple(split_weight(weight) for weight in self.weights)
 
     def feeds(self, layer: str | None, feature: str | None) -> bool:
         """Whether it feeds a projection of this layer (a name, a part of it or a glob pattern) and feature; None for any."""
@@ -48,6 +62,13 @@ class Site:
     def num_recorded(self, num_steps: int) -> int:
         """How many timesteps are stored of a schedule of `num_steps`."""
         return 1 if self.timestep_free else num_steps
+
+
+def split_weight(weight: str) -> tuple[str, str]:
+    """(layer, feature) of the parameter of a projection."""
+    path = weight.removesuffix(".weight")
+    projection = next(name for name in FEATURES if path.endswith(f".{name}"))
+    return path.removesuffix(f".{projection}"), FEATURES[projection]
 
 
 def choose_sites(sites: Sequence[Site], layer: str | None, feature: str | None, name: str | None = None) -> list[Site]:

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from nullbooth_cli.events import Interrupts
-from nullbooth_cli.features import FeatureSink, Sink, collect, features_nbytes
+from nullbooth_cli.features import FeatureSink, collect, features_nbytes
 from nullbooth_cli.moments import MomentSink, sums_nbytes
+from nullbooth_cli.recording import Sink
 from nullbooth_cli.store import Site
 from nullbooth_cli.writer import Writer
 from tests.benchmarks.common import (

@@ -11,9 +11,10 @@ import transformers
 
 from nullbooth_cli.denoise import DenoisingPath, hold_to_schedule
 from nullbooth_cli.events import Interrupts
-from nullbooth_cli.features import FeatureSink, Found, collect, find_sites
+from nullbooth_cli.features import FeatureSink, collect
 from nullbooth_cli.model import _be_quiet, denoiser_of, load_pipeline, prepare
 from nullbooth_cli.prompts import Prompt
+from nullbooth_cli.recording import Found, find_sites
 from nullbooth_cli.schedule import build_scheduler, compute_schedule
 from nullbooth_cli.sites import find_projections
 from nullbooth_cli.store import Layout, Site, Store
