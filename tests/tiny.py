@@ -1,0 +1,219 @@
+"""Tiny random pipelines of the architectures that people use, built from their configs: nothing is downloaded.
+
+Their weights mean nothing, but their wiring is the real one: what each projection receives, what is shared, what is masked.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+WIDTH, TEXT = 32, 24
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """Bytes and their forms at the end of a word: no merges, no files."""
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[], model_max_length=77)
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(33, 127))]
+    return T5Tokenizer(vocab=[(piece, 0.0 if number < 3 else -2.0) for number, piece in enumerate(pieces)], extra_ids=0)
+
+
+def clip(dim: int = TEXT, projection: int | None = None) -> Any:
+    made = CLIPTextModel if projection is None else CLIPTextModelWithProjection
+    return made(
+        CLIPTextConfig(
+            vocab_size=514,
+            hidden_size=dim,
+            intermediate_size=2 * dim,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            projection_dim=projection or dim,
+            bos_token_id=512,
+            eos_token_id=513,
+            pad_token_id=513,
+        )
+    )
+
+
+def t5(dim: int = TEXT) -> T5EncoderModel:
+    return T5EncoderModel(T5Config(vocab_size=128, d_model=dim, d_kv=8, d_ff=2 * dim, num_layers=1, num_heads=2))
+
+
+def vae(levels: int = 2) -> diffusers.AutoencoderKL:
+    """Images are 2^(levels - 1) times as large as latents."""
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        norm_num_groups=2,
+        latent_channels=4,
+        sample_size=16,
+    )
+
+
+def unet(**changes: Any) -> diffusers.UNet2DConditionModel:
+    settings = {
+        "sample_size": 8,
+        "layers_per_block": 1,
+        "block_out_channels": (WIDTH, 2 * WIDTH),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": TEXT,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+    }
+    return diffusers.UNet2DConditionModel(**{**settings, **changes})
+
+
+def sd1() -> Any:
+    return diffusers.StableDiffusionPipeline(
+        vae=vae(),
+        text_encoder=clip(),
+        tokenizer=clip_tokenizer(),
+        unet=unet(),
+        scheduler=diffusers.PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sd2() -> Any:
+    """As Stable Diffusion 2: linear projections, v-prediction."""
+    pipe = sd1()
+    return diffusers.StableDiffusionPipeline(
+        **{
+            **pipe.components,
+            "unet": unet(use_linear_projection=True, attention_head_dim=(2, 4)),
+            "scheduler": diffusers.DDIMScheduler(**BETAS, prediction_type="v_prediction", clip_sample=False, steps_offset=1),
+        },
+        requires_safety_checker=False,
+    )
+
+
+def lcm() -> Any:
+    pipe = sd1()
+    return diffusers.LatentConsistencyModelPipeline(
+        **{**pipe.components, "unet": unet(time_cond_proj_dim=16), "scheduler": diffusers.LCMScheduler(**BETAS)},
+        requires_safety_checker=False,
+    )
+
+
+def sdxl() -> Any:
+    return diffusers.StableDiffusionXLPipeline(
+        vae=vae(),
+        text_encoder=clip(TEXT),
+        text_encoder_2=clip(TEXT, TEXT),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        unet=unet(
+            cross_attention_dim=2 * TEXT,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + TEXT,
+            transformer_layers_per_block=(1, 2),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            use_linear_projection=True,
+        ),
+        scheduler=diffusers.EulerDiscreteScheduler(**BETAS),
+        add_watermarker=False,
+    )
+
+
+def pixart() -> Any:
+    """It chooses among known sizes by itself; 256 pixels are the smallest."""
+    return diffusers.PixArtSigmaPipeline(
+        vae=vae(4),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(),
+        transformer=diffusers.PixArtTransformer2DModel(
+            sample_size=32,
+            patch_size=2,
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            cross_attention_dim=32,
+            caption_channels=TEXT,
+            in_channels=4,
+            out_channels=8,
+            use_additional_conditions=False,
+        ),
+        scheduler=diffusers.DPMSolverMultistepScheduler(**BETAS),
+    )
+
+
+def sd3() -> Any:
+    return diffusers.StableDiffusion3Pipeline(
+        vae=vae(),
+        text_encoder=clip(TEXT, TEXT),
+        text_encoder_2=clip(TEXT, TEXT),
+        text_encoder_3=t5(64),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        tokenizer_3=t5_tokenizer(),
+        transformer=diffusers.SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=64,
+            caption_projection_dim=32,
+            pooled_projection_dim=2 * TEXT,
+            out_channels=4,
+            pos_embed_max_size=16,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+def flux() -> Any:
+    return diffusers.FluxPipeline(
+        vae=vae(),
+        text_encoder=clip(TEXT),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=t5(TEXT),
+        tokenizer_2=t5_tokenizer(),
+        transformer=diffusers.FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=TEXT,
+            pooled_projection_dim=TEXT,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 4, 8),
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+    )
+
+
+PIPELINES = {made.__name__: made for made in (sd1, sd2, sdxl, lcm, pixart, sd3, flux)}
+
+
+def saved(name: str, folder: Path) -> Path:
+    """A folder with the pipeline of this name, as `save_pretrained` writes it; the same weights every time."""
+    torch.manual_seed(0)
+    PIPELINES[name]().save_pretrained(folder / name)
+    return folder / name
