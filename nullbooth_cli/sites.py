@@ -67,7 +67,7 @@ def find_projections(denoiser: nn.Module, features: tuple[str, ...], layers: str
         )
     chosen = _choose(names, [name for name, kind in kinds.items() if kind == "self"], layers)
     for name in chosen:
-        if getattr(modules[name], "fused_projections", False):
+        if _is_fused(modules[name]):
             raise ConfigError(
                 f"the projections of {name} are fused", "call pipe.unfuse_qkv_projections() before saving the model"
             )
@@ -88,6 +88,13 @@ def _kind(layer: str, module: nn.Module) -> str:
     if name == "attn2" and getattr(module, "is_cross_attention", True):
         return "cross"
     return "joint" if name == "attn" else "self"
+
+
+def _is_fused(layer: nn.Module) -> bool:
+    """Whether to_k and to_v are not what runs. diffusers' `Attention` keeps its flag when it is unfused; its processor tells."""
+    if not getattr(layer, "fused_projections", False):
+        return False
+    return type(getattr(layer, "processor", None)).__name__.startswith("Fused") or hasattr(layer, "unfuse_projections")
 
 
 def _from_text(feature: str, kind: str) -> bool:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from diffusers.models.attention_processor import FusedAttnProcessor2_0
 from torch import nn
 
 from nullbooth_cli.errors import ConfigError
@@ -98,6 +99,7 @@ def test_nothing_to_find() -> None:
 def test_fused_projections_are_refused() -> None:
     model = Denoiser()
     model.blocks[0].attn2.fused_projections = True
+    model.blocks[0].attn2.processor = FusedAttnProcessor2_0()
     with pytest.raises(ConfigError, match="are fused") as caught:
         find_projections(model, ALL, "all")
     assert "unfuse_qkv_projections" in caught.value.hint
