@@ -12,6 +12,7 @@ PACKAGE = ROOT / "nullbooth_cli"
 ORDER = [
     "errors",
     "events",
+    "pace",
     "spectrum",
     "strict_yaml",
     "config",
@@ -36,6 +37,7 @@ ORDER = [
     "analysis",
     "verify",
     "workers",
+    "presence",
     "resources",
     "batches",
     "runs",
@@ -47,6 +49,7 @@ ORDER = [
     "importing",
     "exporting",
     "report",
+    "watching",
     "plots",
     "page",
     "console",

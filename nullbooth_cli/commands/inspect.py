@@ -1,5 +1,6 @@
 """The command `nullbooth inspect`."""
 
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -69,7 +70,9 @@ def inspect(
     if as_csv:
         session.terminal.text(_csv(document))
     else:
-        session.terminal.answer(document, _draw)
+        # A picture for eyes: what is piped or parsed does not change with it.
+        sparks = report.sparklines(opened, document) if session.terminal.is_for_eyes else None
+        session.terminal.answer(document, partial(_draw, sparks=sparks))
     session.terminal.warn(warnings_of(document))
 
 
@@ -92,7 +95,12 @@ def _csv(document: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def _draw(document: dict[str, Any]) -> Any:
+SPECTRUM = "spectrum"
+# What goes first where a terminal is narrow.
+DROPPED = (SPECTRUM, "noise floor", "condition", "tokens", "weights", "eff. rank", "dim", "held-out")
+
+
+def _draw(document: dict[str, Any], sparks: list[str] | None = None) -> Any:
     from nullbooth_cli.commands.session import draw_summary
     from nullbooth_cli.console import shortened, table
 
@@ -112,13 +120,15 @@ def _draw(document: dict[str, Any]) -> Any:
         "held-out": ["" if site["heldout_leakage"] is None else f"{site['heldout_leakage']:.2e}" for site in sites],
         "noise floor": [f"{site['noise_floor']:.0e}" for site in sites],
     }
+    if sparks:
+        columns[SPECTRUM] = sparks
     if document["totals"]["largest_heldout_leakage"] is None:
         del columns["held-out"]
     if document["scope"] == "pooled":
         del columns["timestep"]
-    words = {"layer", "feature", "timestep"}
+    words = {"layer", "feature", "timestep", SPECTRUM}
     right = frozenset(i for i, name in enumerate(columns) if name not in words)
-    drawn = table(list(columns), [list(row) for row in zip(*columns.values(), strict=True)], right=right)
+    drawn = table(list(columns), [list(row) for row in zip(*columns.values(), strict=True)], right=right, drop=DROPPED)
     groups = {
         (layer, site["feature"]): site["weights"] for layer, site in zip(layers, sites, strict=True) if len(site["weights"]) > 1
     }
