@@ -38,10 +38,10 @@ class Terminal:
         drawn = draw(document)
         console = _console(stderr=False)
         for part in drawn if isinstance(drawn, list) else [drawn]:
-            if isinstance(part, str):
+            if isinstance(part, str) and not sys.stdout.isatty():
                 sys.stdout.write(part + "\n")
             else:
-                console.print(part)
+                console.print(part, markup=False)
 
     def watch(
         self,
@@ -114,7 +114,7 @@ class Terminal:
 
     def _follow_by_lines(self, events: Iterable[Event]) -> None:
         paces: dict[str, Pace] = {}
-        said = -LINE_SECONDS
+        said: dict[str, float] = {}
         for event in events:
             if isinstance(event, Note):
                 self.note(event.text)
@@ -123,9 +123,9 @@ class Terminal:
             pace = paces.setdefault(event.stage, Pace(now, event.done))
             if isinstance(event, Progress):
                 pace.mark(now, event.done)
-                if event.done == event.total or now - said >= LINE_SECONDS:
+                if event.done == event.total or now - said.get(event.stage, -LINE_SECONDS) >= LINE_SECONDS:
                     self.note(f"{event.stage} {event.done}/{event.total} {event.what} ({', '.join(_times(pace, event))})")
-                    said = now
+                    said[event.stage] = now
 
     def _follow_with_bars(self, events: Iterable[Event]) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeElapsedColumn
@@ -171,7 +171,7 @@ class Terminal:
                     )
 
 
-LINE_SECONDS = 1.0  # between two lines of progress, so that six hundred quick units do not make a log of their own
+LINE_SECONDS = 1.0  # between two lines of a stage: six hundred quick units are not worth six hundred lines of a log
 
 
 def _times(pace: Pace, event: Progress) -> Iterable[str]:
@@ -212,7 +212,7 @@ def table(columns: list[str], rows: list[list[str]], *, right: frozenset[int] = 
         if name in columns:
             left_out.append(name)
             drawn = _table(columns, rows, right, left_out)
-    return Group(drawn, Text(f"too narrow for: {', '.join(left_out)}")) if left_out else drawn
+    return Group(drawn, Text(f"left out at this width: {', '.join(left_out)}")) if left_out else drawn
 
 
 def _table(columns: list[str], rows: list[list[str]], right: frozenset[int], left_out: list[str]) -> Any:

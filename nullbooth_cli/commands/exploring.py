@@ -53,7 +53,7 @@ def _draw(document: dict[str, Any]) -> Any:
         if i != last:
             rows.append([""] * len(rows[0]))
     columns = ["layer", "feature", "timestep", rule, "null_dim", "dim", "leakage", "held-out", ""]
-    by_site = table(columns, rows, right=frozenset({3, 4, 5, 6, 7}), drop=("dim", "timestep"))
+    by_site = table(columns, rows, right=frozenset({3, 4, 5, 6, 7}), drop=("dim", "timestep", "held-out"))
     totals = [
         [
             value + (" *" if rung["value"] == document["rule"]["value"] else "  "),

@@ -97,7 +97,7 @@ def _csv(document: dict[str, Any]) -> str:
 
 SPECTRUM = "spectrum"
 # What goes first where a terminal is narrow.
-DROPPED = (SPECTRUM, "noise floor", "condition", "tokens", "weights", "eff. rank", "dim", "held-out")
+DROPPED = ("noise floor", "condition", SPECTRUM, "tokens", "weights", "eff. rank", "dim", "held-out")
 
 
 def _draw(document: dict[str, Any], sparks: list[str] | None = None) -> Any:
@@ -105,9 +105,13 @@ def _draw(document: dict[str, Any], sparks: list[str] | None = None) -> Any:
     from nullbooth_cli.console import shortened, table
 
     sites = document["sites"]
-    layers, ending = shortened([site["layer"] for site in sites])
+    groups = {(site["layer"], site["feature"]): site for site in sites if len(site["weights"]) > 1}
+    named = [site["layer"] for site in sites]
+    named += [layer for site in groups.values() for layer, _ in map(_split, site["weights"])]
+    shorter, ending = shortened(named)
+    called = dict(zip(named, shorter, strict=True))
     columns: dict[str, list[str]] = {
-        "layer": layers,
+        "layer": [called[site["layer"]] for site in sites],
         "feature": [site["feature"] for site in sites],
         "weights": [str(len(site["weights"])) for site in sites],
         "timestep": [site["key"] for site in sites],
@@ -129,17 +133,22 @@ def _draw(document: dict[str, Any], sparks: list[str] | None = None) -> Any:
     words = {"layer", "feature", "timestep", SPECTRUM}
     right = frozenset(i for i, name in enumerate(columns) if name not in words)
     drawn = table(list(columns), [list(row) for row in zip(*columns.values(), strict=True)], right=right, drop=DROPPED)
-    groups = {
-        (layer, site["feature"]): site["weights"] for layer, site in zip(layers, sites, strict=True) if len(site["weights"]) > 1
-    }
-    shared = [f"{layer} {feature} protects {_listed(weights)}" for (layer, feature), weights in groups.items()]
+    shared = [f"{called[layer]} {feature} protects {_protected(site, called)}" for (layer, feature), site in groups.items()]
     return [drawn, *([f"layers end in {ending}"] if ending else []), *shared, draw_summary(document)]
 
 
-def _listed(weights: list[str]) -> str:
-    """Weights by their layer: `a.attn2.to_k and to_v; b.attn2.to_k and to_v`."""
+def _protected(site: dict[str, Any], called: dict[str, str]) -> str:
+    """The weights of a site by their projections, layers called as in the table: `to_k and to_v of mid_block, up_blocks.0`."""
+    projections: dict[str, list[str]] = {}
+    for layer, projection in map(_split, site["weights"]):
+        projections.setdefault(called[layer], []).append(projection)
     layers: dict[str, list[str]] = {}
-    for weight in weights:
-        layer, _, projection = weight.removesuffix(".weight").removesuffix(".0").rpartition(".")
-        layers.setdefault(layer, []).append(projection)
-    return "; ".join(f"{layer}.{' and '.join(projections)}" for layer, projections in layers.items())
+    for layer, names in projections.items():
+        layers.setdefault(" and ".join(names), []).append(layer)
+    return "; ".join(f"{names} of {', '.join(of_them)}" for names, of_them in layers.items())
+
+
+def _split(weight: str) -> tuple[str, str]:
+    """(layer, projection) of a weight."""
+    layer, _, projection = weight.removesuffix(".weight").removesuffix(".0").rpartition(".")
+    return layer, projection

@@ -119,7 +119,7 @@ def compare(session: Session, other: str, layer: str | None, feature: str | None
 
 
 # What goes first where a terminal is narrow.
-DROPPED = ("held-out A", "held-out B", "dim", "leakage A", "leakage B", "chance", "null A", "null B")
+DROPPED = ("held-out A", "held-out B", "dim", "leakage A", "leakage B", "chance", "null A", "null B", "overlap")
 
 
 def _draw_compared(document: dict[str, Any]) -> Any:
