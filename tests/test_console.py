@@ -165,12 +165,10 @@ class TestTables:
 
     def test_sentences_break_between_words(self, screen: Callable[..., Screen]) -> None:
         shown = screen(30)
-        Terminal().answer({}, lambda _: "a sentence [in brackets] that is longer than thirty columns are")
-        assert [line.rstrip() for line in shown.plain[:3]] == [
-            "a sentence [in brackets] that",
-            "is longer than thirty columns",
-            "are",
-        ]
+        said = "a sentence [in brackets] that is longer than thirty columns are"
+        Terminal().answer({}, lambda _: said)
+        lines = [line.rstrip() for line in shown.plain]
+        assert lines[:3] == ["a sentence [in brackets] that", "is longer than thirty columns", "are"]
 
     def test_a_pipe_gets_every_column(self, capsys: pytest.CaptureFixture[str]) -> None:
         Terminal().answer({}, lambda _: table(self.columns, self.rows, right=frozenset({1, 2}), drop=("spectrum", "dim")))
