@@ -1,5 +1,6 @@
 """`status --watch` beside a run: what it says is true, it writes nothing, and it outlives killed workers and torn looks."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -18,9 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nullbooth_cli import presence, watching
+from nullbooth_cli.commands import session
 from nullbooth_cli.commands.watching import _line
 from nullbooth_cli.config import Config
+from nullbooth_cli.console import Terminal
 from nullbooth_cli.errors import StoreError
+from nullbooth_cli.events import Event, Progress
 from nullbooth_cli.pace import FEWEST_MARKS, WINDOW_SECONDS, Pace
 from nullbooth_cli.presence import present
 from nullbooth_cli.states import stage_states
@@ -117,6 +121,31 @@ class TestPresence:
         with pytest.raises(KeyboardInterrupt):
             work()
         assert store.activities() == []
+
+    def test_they_are_gone_before_the_store_is_let_go(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Ctrl-C comes while a bar is drawn, not while a unit runs."""
+        monkeypatch.setattr(presence, "BEAT_SECONDS", 0.02)
+        arguments = saved(small_config(tmp_path / "run.zarr", **MID), tmp_path / "c.yaml")
+        seen: list[list[Activity]] = []
+        held = session._held
+
+        def follow(_: Any, events: Iterator[Event]) -> None:
+            next(event for event in events if isinstance(event, Progress) and event.stage == "collect")
+            self.wait_for(Store.open(tmp_path / "run.zarr"), 1)
+            raise KeyboardInterrupt
+
+        @contextlib.contextmanager
+        def watched(*of_it: Any) -> Iterator[None]:
+            with held(*of_it):
+                try:
+                    yield
+                finally:
+                    seen.append(Store.open(tmp_path / "run.zarr").activities())
+
+        monkeypatch.setattr(Terminal, "follow", follow)
+        monkeypatch.setattr(session, "_held", watched)
+        assert nullbooth("collect", *arguments).exit_code == 130
+        assert seen == [[]]
 
     def test_other_readers_find_a_group(self, store: Store) -> None:
         """Zarr warns of objects that it does not know, and warnings are errors here."""
