@@ -126,6 +126,7 @@ def run_collect(run: Run) -> Iterator[Event]:
 
     steps = run.store.schedule()
     device = model.pick_device(run.device or run.workers.device)
+    yield Note(f"loading the model {run.config.model}, to {device}")
     loaded = load_collection(run.config, steps, run.prompts, str(device))
     weights = model.weights_digest(loaded.pipe)
     batch_size = run.config.collect.batch_size

@@ -1,18 +1,21 @@
 """The only module that prints: answers to stdout, everything else to stderr.
 
 stdout carries one table or exactly one JSON document. stderr carries progress, notes, errors and `next:`. On a terminal
-progress is a bar; elsewhere it is a plain line per unit, and tables are as wide as they need to be.
+progress is a bar, and a table leaves columns out that do not fit; elsewhere progress is plain lines, one a second at most, and
+tables are as wide as they need to be. NO_COLOR is honoured, and a dumb terminal gets lines too.
 """
 
 import json
+import os
 import sys
 import textwrap
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
 from nullbooth_cli.errors import NullboothError
-from nullbooth_cli.events import Event, Progress
+from nullbooth_cli.events import Begin, Event, Note, Progress
+from nullbooth_cli.pace import Pace
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,10 +42,41 @@ class Terminal:
         drawn = draw(document)
         console = _console(stderr=False)
         for part in drawn if isinstance(drawn, list) else [drawn]:
-            if isinstance(part, str):
+            if isinstance(part, str) and not sys.stdout.isatty():
                 sys.stdout.write(part + "\n")
             else:
-                console.print(part)
+                console.print(part, markup=False)
+
+    def watch(
+        self,
+        documents: Iterable[dict[str, Any]],
+        draw: Callable[[dict[str, Any]], list[Any]],
+        line: Callable[[dict[str, Any]], str],
+        essence: Callable[[dict[str, Any]], Any],
+    ) -> None:
+        """Show documents as they come: on a terminal in one place; elsewhere a line, or JSON, for each whose essence is new."""
+        if not self.as_json and is_live(sys.stdout):
+            from rich.console import Group
+            from rich.live import Live
+            from rich.text import Text
+
+            with Live(console=_console(stderr=False), auto_refresh=False) as live:
+                for document in documents:
+                    parts = [Text(part) if isinstance(part, str) else part for part in draw(document)]
+                    live.update(Group(*parts), refresh=True)
+            return
+        before = None
+        for document in documents:
+            if (now := essence(document)) != before:
+                text = json.dumps(document, ensure_ascii=False, allow_nan=False) if self.as_json else line(document)
+                sys.stdout.write(f"{text}\n")
+                sys.stdout.flush()
+            before = now
+
+    @property
+    def is_for_eyes(self) -> bool:
+        """Whether the answer is drawn on a terminal."""
+        return not self.as_json and sys.stdout.isatty()
 
     def text(self, text: str) -> None:
         """Print an answer that is neither table nor JSON (CSV)."""
@@ -88,42 +122,84 @@ class Terminal:
         if self.quiet:
             for _ in events:
                 pass
-        elif sys.stderr.isatty():
-            self._follow_with_bar(events)
+        elif is_live(sys.stderr):
+            self._follow_with_bars(events)
         else:
-            started: dict[str, tuple[float, int]] = {}
-            for event in events:
-                if isinstance(event, Progress):
-                    since, before = started.setdefault(event.stage, (time.monotonic(), event.done - 1))
-                    seconds = time.monotonic() - since
-                    self.note(
-                        f"{event.stage} {event.done}/{event.total} {event.what} ({seconds:.1f} s, {event.done - before} this run)"
-                    )
-                else:
-                    self.note(event.text)
+            self._follow_by_lines(events)
 
-    def _follow_with_bar(self, events: Iterable[Event]) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
+    def _follow_by_lines(self, events: Iterable[Event]) -> None:
+        paces: dict[str, Pace] = {}
+        said: dict[str, float] = {}
+        for event in events:
+            if isinstance(event, Note):
+                self.note(event.text)
+                continue
+            now = time.monotonic()
+            pace = paces.setdefault(event.stage, Pace(now, event.done))
+            if isinstance(event, Progress):
+                pace.mark(now, event.done)
+                if event.done == event.total or now - said.get(event.stage, -LINE_SECONDS) >= LINE_SECONDS:
+                    self.note(f"{event.stage} {event.done}/{event.total} {event.what} ({', '.join(_times(pace, event))})")
+                    said[event.stage] = now
 
-        columns = (
-            TextColumn("{task.fields[stage]:<10}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[what]}", markup=False),
-        )
-        with Bar(*columns, console=_console(stderr=True)) as bar:
+    def _follow_with_bars(self, events: Iterable[Event]) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+        from rich.table import Column
+
+        console = _console(stderr=True)
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.fields[stage]}", table_column=Column(min_width=10, no_wrap=True)),
+            MofNCompleteColumn(table_column=Column(justify="right", no_wrap=True)),
+            TextColumn("{task.fields[rate]}", table_column=Column(min_width=12, justify="right", no_wrap=True)),
+            TextColumn("{task.fields[left]}", table_column=Column(min_width=9, justify="right", no_wrap=True)),
+            TextColumn("{task.fields[what]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        ]
+        if console.width >= 70:
+            columns.insert(2, TimeElapsedColumn())
+        if console.width >= 80:
+            columns.insert(1, BarColumn(bar_width=(console.width - 60) // 2))
+        with Bars(*columns, console=console, expand=True) as bars:
             tasks: dict[str, Any] = {}
+            paces: dict[str, Pace] = {}
             for event in events:
-                if not isinstance(event, Progress):
-                    bar.console.print(event.text, markup=False, highlight=False)
+                if isinstance(event, Note):
+                    bars.console.print(event.text, markup=False, highlight=False)
+                    continue
+                now = time.monotonic()
+                if event.stage not in tasks:
+                    paces[event.stage] = Pace(now, event.done)
+                    tasks[event.stage] = bars.add_task("", total=event.total, stage=event.stage, rate="", left="", what="")
+                # A task that is added as finished would never stop its clock.
+                task, pace = tasks[event.stage], paces[event.stage]
+                if isinstance(event, Begin):
+                    bars.update(task, completed=event.done, what="the first unit")
                 else:
-                    if event.stage not in tasks:
-                        tasks[event.stage] = bar.add_task("", total=event.total, stage=event.stage, what="")
-                    # A task that is added as finished would never stop its clock.
-                    bar.update(tasks[event.stage], completed=event.done, what=event.what)
+                    pace.mark(now, event.done)
+                    each, left = pace.seconds_per_unit, pace.seconds_left(event.total - event.done)
+                    bars.update(
+                        task,
+                        completed=event.done,
+                        rate="" if each is None else rate(each),
+                        left="" if not left else f"{duration(left)} left",
+                        what=event.what,
+                    )
+
+
+LINE_SECONDS = 1.0  # between two lines of a stage: six hundred quick units are not worth six hundred lines of a log
+
+
+def _times(pace: Pace, event: Progress) -> Iterable[str]:
+    yield duration(time.monotonic() - pace.began)
+    if pace.seconds_per_unit is not None:
+        yield rate(pace.seconds_per_unit)
+    if left := pace.seconds_left(event.total - event.done):
+        yield f"{duration(left)} left"
+
+
+def is_live(stream: TextIO) -> bool:
+    """Whether what stands on a stream can be drawn over."""
+    return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 def _console(*, stderr: bool) -> "Console":
@@ -151,18 +227,51 @@ def _folded(text: str, room: int | None, indent: int = 0) -> list[str]:
     return [folded for line in lines for folded in wrap.wrap(line)]
 
 
-def table(columns: list[str], rows: list[list[str]], *, right: frozenset[int] = frozenset()) -> Any:
-    """A plain table; the columns with index in `right` are aligned right. Cells are never cut: on a terminal they fold."""
+def table(columns: list[str], rows: list[list[str]], *, right: frozenset[int] = frozenset(), drop: tuple[str, ...] = ()) -> Any:
+    """A plain table; the columns with index in `right` are aligned right. Cells are never cut: on a terminal they fold.
+
+    Where it would not fit a terminal, columns are left out in the order of `drop`, and a last line names them.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    left_out: list[str] = []
+    console = _console(stderr=False)
+    drawn = _table(columns, rows, right, left_out)
+    for name in drop:
+        if console.measure(drawn, options=console.options.update(max_width=100_000)).maximum <= console.width:
+            break
+        if name in columns:
+            left_out.append(name)
+            drawn = _table(columns, rows, right, left_out)
+    return Group(drawn, Text(f"left out at this width: {', '.join(left_out)}")) if left_out else drawn
+
+
+def _table(columns: list[str], rows: list[list[str]], right: frozenset[int], left_out: list[str]) -> Any:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
-    for index, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if index in right else "left", no_wrap=index in right, overflow="fold")
+    kept = [index for index, column in enumerate(columns) if column not in left_out]
+    for index in kept:
+        justify: Any = "right" if index in right else "left"
+        drawn.add_column(columns[index], justify=justify, no_wrap=index in right, overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
+        drawn.add_row(*(Text(row[index]) for index in kept))
     return drawn
+
+
+def aligned(values: Sequence[float | None], digits: int = 6) -> list[str]:
+    """Numbers of one column with the same number of decimals: as many as the longest needs, of at most `digits`.
+
+    Where they span more than that, all are in exponential notation. None is empty.
+    """
+    there = [value for value in values if value is not None]
+    fixed = all(value == 0 or 10.0 ** (1 - digits) <= abs(value) < 10.0**digits for value in there)
+    forms = [f".{decimals}{'f' if fixed else 'e'}" for decimals in range(digits + 1)]
+    form = next((form for form in forms if all(float(format(v, form)) == float(f"{v:.{digits}g}") for v in there)), forms[-1])
+    return ["" if value is None else format(value, form) for value in values]
 
 
 def shortened(names: list[str]) -> tuple[list[str], str]:
@@ -189,6 +298,11 @@ def size(num_bytes: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def rate(seconds_per_unit: float) -> str:
+    """The pace of work for people: 84 units/min, or 12.3 s/unit where fewer than ten come in a minute."""
+    return f"{seconds_per_unit:.1f} s/unit" if seconds_per_unit > 6 else f"{60 / seconds_per_unit:,.0f} units/min"
 
 
 def duration(seconds: float) -> str:

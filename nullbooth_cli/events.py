@@ -4,6 +4,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Begin:
+    """A stage begins its units, or goes on with them: `done` of `total` are finished."""
+
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Progress:
     """`done` of `total` units are finished; `what` is the one that just was."""
 
@@ -20,7 +29,7 @@ class Note:
     text: str
 
 
-Event = Progress | Note
+Event = Begin | Progress | Note
 
 
 @dataclass

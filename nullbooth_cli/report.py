@@ -199,6 +199,13 @@ def spectra_of(store: Store, entries: Iterable[dict[str, Any]]) -> list[Eigenval
     return [store.read_eigenvalues(sites[f"{entry['layer']}.{entry['feature']}"], entry["step_index"] or 0) for entry in entries]
 
 
+def sparklines(store: Store, document: dict[str, Any]) -> list[str]:
+    """The spectrum of each entry of an inspect document, in a few characters."""
+    entries = document["sites"]
+    found = zip(spectra_of(store, entries), entries, strict=True)
+    return [spectrum.sparkline(eigenvalues, entry["null_dim"]) for eigenvalues, entry in found]
+
+
 def leakiest(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of the entries of each site, one per timestep, the one that leaks most."""
     found: dict[tuple[str, str], dict[str, Any]] = {}

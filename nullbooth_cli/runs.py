@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nullbooth_cli.config import STAGES, Config, fingerprint, public_settings
-from nullbooth_cli.events import Event, Interrupts, Progress
+from nullbooth_cli.events import Begin, Event, Interrupts, Progress
+from nullbooth_cli.presence import present
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.states import own_states, wanted_settings
 from nullbooth_cli.store import Store
@@ -58,6 +59,9 @@ def begin(run: Run, stage: str, extra: dict[str, Any] | None = None, **notes: An
 
 
 def remaining(run: Run, stage: str, is_done: Callable[[int], bool], notes: list[str] | None = None) -> dict[str, Any]:
+    if run.workers.shard is None:
+        for note in run.store.activities():  # whoever left them is gone: nobody else works on the store now
+            run.store.forget_activity(note.worker)
     cells = [is_done(int(cell)) for cell in run.store.cells(stage)]
     todo = run.workers.mine([unit for unit, done in enumerate(cells) if not done])[: run.limit]
     return vars(Prepared(todo, sum(cells), len(cells), notes or []))
@@ -66,19 +70,25 @@ def remaining(run: Run, stage: str, is_done: Callable[[int], bool], notes: list[
 def work(run: Run, stage: str, prepared: Prepared, units: Iterator[str]) -> Iterator[Event]:
     """Report the units that a stage finishes (their descriptions), with those of the other processes, until all are done.
 
+    Who watches the store is told how far this process is.
+
     The pace that is left behind is that of the first process; of shards, that of the last one to say it.
     """
     started, mine = time.monotonic(), 0
     noted = started
     done = prepared.done
-    for what in units:
-        mine += 1
-        done = prepared.done + run.workers.count(1)
-        now = time.monotonic()
-        if run.workers.rank == 0 and now - noted >= PACE_SECONDS:
-            run.store.note_pace(stage, (now - started) / mine)
-            noted = now
-        yield Progress(stage, done, prepared.total, what)
+    if prepared.todo:
+        yield Begin(stage, done, prepared.total)
+    with present(run.store, run.workers, stage) as at_work:
+        for what in units:
+            mine += 1
+            at_work.finished()
+            done = prepared.done + run.workers.count(1)
+            now = time.monotonic()
+            if run.workers.rank == 0 and now - noted >= PACE_SECONDS:
+                run.store.note_pace(stage, (now - started) / mine)
+                noted = now
+            yield Progress(stage, done, prepared.total, what)
     if run.workers.rank == 0 and mine:
         run.store.note_pace(stage, (time.monotonic() - started) / mine)
     for count in run.workers.finish():

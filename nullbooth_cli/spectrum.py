@@ -4,6 +4,8 @@ Eigenvalues are `[D]` float64, ascending, of a second moment (positive semi-defi
 A null space is always the `null_dim` smallest, so every rule returns a number.
 """
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -139,3 +141,23 @@ def effective_rank(eigenvalues: Eigenvalues) -> float:
 def condition(eigenvalues: Eigenvalues) -> float:
     """Largest over smallest; infinite where the smallest is not above 0."""
     return float(eigenvalues[-1] / eigenvalues[0]) if eigenvalues[0] > 0 else float("inf")
+
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(eigenvalues: Eigenvalues, null_dim: int, width: int = 16) -> str:
+    """A spectrum in a line of `width` + 1 characters: eigenvalues `[D]` from the largest down, a bar where the null space begins.
+
+    A step is a decade: the highest block stands for values within ten times of the largest, the lowest for those below 1e-7 of it
+    and for zero. Each block is the geometric mean of its share of the eigenvalues, so lines of any D compare.
+    """
+    largest = eigenvalues[-1]
+    if largest <= 0:
+        return SPARKS[0] * width
+    decades = np.log10(np.maximum(eigenvalues[::-1] / largest, 1e-8))
+    edges = np.linspace(0, len(decades), width + 1)
+    means = [decades[int(a) : max(int(b), int(a) + 1)].mean() for a, b in itertools.pairwise(edges)]
+    blocks = "".join(SPARKS[max(0, min(7, 7 + int(np.ceil(mean))))] for mean in means)
+    cut = round(width * (1 - null_dim / len(eigenvalues)))
+    return f"{blocks[:cut]}|{blocks[cut:]}"

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "nullbooth_cli"
 ORDER = [
     "errors",
     "events",
+    "pace",
     "spectrum",
     "strict_yaml",
     "config",
@@ -37,6 +38,7 @@ ORDER = [
     "analysis",
     "verify",
     "workers",
+    "presence",
     "resources",
     "batches",
     "runs",
@@ -48,6 +50,7 @@ ORDER = [
     "importing",
     "exporting",
     "report",
+    "watching",
     "plots",
     "page",
     "console",

@@ -406,7 +406,9 @@ class TestExplore:
         )
         assert shown.exit_code == 0, shown.stderr
         assert name in shown.stdout
-        assert f"{float(value):g} *" in shown.stdout
+        in_force = re.search(r"(\S+) \* ", shown.stdout)
+        assert in_force
+        assert float(in_force[1]) == float(value)
         assert "no held-out prompts" in shown.stdout
 
     def test_what_cannot_be_drawn(self, done: str) -> None:
@@ -467,7 +469,7 @@ class TestProcess:
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["totals"]["sites"] == 3
         for line in done.stderr.splitlines():
-            assert re.match(r"(schedule|collect|covariance|project) \d+/\d+ ", line), line
+            assert re.match(r"(schedule|collect|covariance|project) \d+/\d+ |loading the model toy", line), line
 
     def test_no_colour_off_a_terminal(self, done: str) -> None:
         for shown in (self.run("inspect", "-s", done), self.run("inspect", "-s", "gone.zarr")):

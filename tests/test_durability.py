@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
-from nullbooth_cli import collecting, model
+from nullbooth_cli import collecting, model, presence
 from nullbooth_cli.config import Config
 from nullbooth_cli.store import Store, backing, open_backing, shard_locked
 from nullbooth_cli.store.local import DurableLocalStore, LocalBacking
@@ -167,6 +167,7 @@ class TestEveryInstant:
         monkeypatch.setattr(model, "weights_digest", lambda pipe: known.get("digest") or known.setdefault("digest", digest(pipe)))
         monkeypatch.setattr(os, "fdatasync", lambda descriptor: None)
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+        monkeypatch.setattr(presence, "BEAT_SECONDS", 3600.0)  # a sign of life would be an instant at random
 
     def survives(
         self, tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch, wanted: tuple[str, ...], begun: Store | None = None

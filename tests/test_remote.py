@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 
 from nullbooth_cli.cli import app
 from nullbooth_cli.errors import ResourceError, StoreError
-from nullbooth_cli.store import Store, clients, lease, open_backing
+from nullbooth_cli.store import Activity, Store, clients, lease, open_backing
 from nullbooth_cli.store.lease import HELD, LEASE_SECONDS, machine
 from tests.conftest import small_config
 
@@ -208,6 +208,23 @@ class TestPipeline:
         shown = nullbooth("status", "-s", place.url, *arguments)
         assert "complete" in answered(shown)
         assert SECRET not in shown.output
+
+    @pytest.mark.parametrize("client", ["obstore", "fsspec"])
+    def test_a_run_is_watched_and_nothing_is_written(self, place: Place, client: str) -> None:
+        options = place.bucket.fsspec if client == "fsspec" else None
+        config = place.config(options)
+        answered(nullbooth("schedule", "-c", config))
+        store = Store.open(place.url, write=True, options=options or place.bucket.options)
+        now = time.time()
+        for worker in ("1-of-2.0", "2-of-2.0"):
+            store.write_activity(Activity(worker, "collect", "elsewhere", 7, now - 9, 3, now - 1, 2.0, now))
+        before = {key: place.bucket.get(key) for key in place.bucket.keys(place.prefix)}
+        shown = answered(nullbooth("status", "-c", config, "--watch", "--check", "schedule", "--json"))
+        assert [worker["worker"] for worker in json.loads(shown)["workers"]] == ["1-of-2.0", "2-of-2.0"]
+        assert json.loads(shown)["stages"]["collect"]["units_per_minute"] == 60.0
+        assert {key: place.bucket.get(key) for key in place.bucket.keys(place.prefix)} == before
+        store.forget_activity("1-of-2.0")
+        assert [note.worker for note in store.activities()] == ["2-of-2.0"]
 
     def test_two_shards_at_once_equal_one_process(self, place: Place, local: Store) -> None:
         config = place.config(collect__keep="both")

@@ -120,3 +120,18 @@ def test_each_doubt_is_said_alone(facts: tuple, words: str) -> None:
 def test_a_well_founded_null_space_has_none(more: tuple) -> None:
     assert spectrum.doubts(100, 5000, 60, 1e-3, 1e-12, *more) == []
     assert spectrum.doubts(100, 5000, 0, 1e-13, 1e-12) == []
+
+
+class TestSparkline:
+    def test_a_step_is_a_decade(self) -> None:
+        decades = np.array([10.0**-e for e in range(8)])[::-1]
+        assert spectrum.sparkline(decades, 3, width=8) == "█▇▆▅▄|▃▂▁"
+
+    @given(st.lists(st.floats(-1e-12, 1e6), min_size=1, max_size=200), st.data())
+    def test_it_falls_and_has_its_width(self, values: list[float], data: st.DataObject) -> None:
+        eigenvalues = np.sort(np.array(values))
+        line = spectrum.sparkline(eigenvalues, data.draw(st.integers(0, len(values))))
+        blocks = line.replace("|", "")
+        assert len(blocks) == 16
+        assert list(blocks) == sorted(blocks, reverse=True)
+        assert line.count("|") == int(eigenvalues[-1] > 0)

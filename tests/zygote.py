@@ -30,7 +30,21 @@ if "pytest" not in sys.modules:
 
     torch.set_num_threads(1)
 
-    from nullbooth_cli import batches, cli, collecting, features, model, moments, plans, projectors, stages, workers  # noqa: F401
+    from nullbooth_cli import (
+        batches,  # noqa: F401  # as the others that only commands need: imported before the fork
+        cli,
+        collecting,
+        console,
+        features,
+        model,
+        moments,
+        plans,  # noqa: F401
+        presence,
+        projectors,  # noqa: F401
+        recording,  # noqa: F401
+        stages,  # noqa: F401
+        workers,
+    )
     from nullbooth_cli.commands import session  # noqa: F401
     from nullbooth_cli.store import Store
 
@@ -43,12 +57,13 @@ if "pytest" not in sys.modules:
 @dataclass(frozen=True)
 class Twist:
     """What is different in a worker: seconds that every unit takes longer, how eagerly sums are written, after how many units it
-    fails, when it takes others for dead, and the bytes that no file may exceed."""
+    fails, when it takes others for dead, how often it gives a sign to those who watch, and the bytes that no file may exceed."""
 
     slow: float = 0.0
     checkpoint_share: float | None = None
     fails_after: int | None = None
     dead_seconds: float | None = None
+    beat_seconds: float | None = None
     largest_file: int | None = None
 
 
@@ -98,7 +113,9 @@ class Worker(ForkServerProcess):
             moments.CHECKPOINT_SHARE = self.twist.checkpoint_share
         if self.twist.dead_seconds:
             workers.BEAT_SECONDS, workers.DEAD_SECONDS = self.twist.dead_seconds / 5, self.twist.dead_seconds
-        moments.COMMIT_SECONDS, workers.POLL_SECONDS = 0.0, 0.02
+        moments.COMMIT_SECONDS, workers.POLL_SECONDS, console.LINE_SECONDS = 0.0, 0.02, 0.0
+        if self.twist.beat_seconds:
+            presence.BEAT_SECONDS = self.twist.beat_seconds
         tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a kill would leave behind
         model.load_pipeline = lambda *_, **__: pipe  # type: ignore[assignment]
         real = features._run

@@ -4,7 +4,7 @@ from typing import Any
 
 from nullbooth_cli import report
 from nullbooth_cli.commands.session import Session
-from nullbooth_cli.console import shortened, table
+from nullbooth_cli.console import aligned, shortened, table
 from nullbooth_cli.states import decomposing, decomposition_basis, require, stage_states
 
 
@@ -34,16 +34,17 @@ def explore(session: Session, device: str | None, plot: str | None) -> None:
 def _draw(document: dict[str, Any]) -> Any:
     rule, rungs = document["rule"]["name"], document["ladder"]
     layers, ending = shortened([site["layer"] for site in rungs[0]["sites"]])
+    values = aligned([rung["value"] for rung in rungs])
     rows, last = [], len(rungs[0]["sites"]) - 1
     for i, layer in enumerate(layers):
-        for rung in rungs:
+        for rung, value in zip(rungs, values, strict=True):
             site = rung["sites"][i]
             rows.append(
                 [
                     layer,
                     site["feature"],
                     site["key"],
-                    f"{rung['value']:g}",
+                    value,
                     str(site["null_dim"]),
                     str(site["dim"]),
                     *_leakages(site),
@@ -52,10 +53,10 @@ def _draw(document: dict[str, Any]) -> Any:
         if i != last:
             rows.append([""] * len(rows[0]))
     columns = ["layer", "feature", "timestep", rule, "null_dim", "dim", "leakage", "held-out", ""]
-    by_site = table(columns, rows, right=frozenset({3, 4, 5, 6, 7}))
+    by_site = table(columns, rows, right=frozenset({3, 4, 5, 6, 7}), drop=("dim", "timestep", "held-out"))
     totals = [
         [
-            f"{rung['value']:g}" + (" *" if rung["value"] == document["rule"]["value"] else ""),
+            value + (" *" if rung["value"] == document["rule"]["value"] else "  "),
             str(rung["null_dim"]),
             f"{100 * rung['null_dim'] / rung['dim']:.1f} %",
             *_leakages(
@@ -64,12 +65,13 @@ def _draw(document: dict[str, Any]) -> Any:
             str(rung["empty"]),
             str(rung["below_noise"]),
         ]
-        for rung in rungs
+        for rung, value in zip(rungs, values, strict=True)
     ]
     in_total = table(
         [rule, "null_dim", "share", "largest leakage", "held-out", "empty sites", "below noise"],
         totals,
         right=frozenset(range(7)),
+        drop=("share", "empty sites"),
     )
     notes = [f"layers end in {ending}"] if ending else []
     if not document["heldout"]:

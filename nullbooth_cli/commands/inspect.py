@@ -1,5 +1,6 @@
 """The command `nullbooth inspect`."""
 
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -69,7 +70,9 @@ def inspect(
     if as_csv:
         session.terminal.text(_csv(document))
     else:
-        session.terminal.answer(document, _draw)
+        # A picture for eyes: what is piped or parsed does not change with it.
+        sparks = report.sparklines(opened, document) if session.terminal.is_for_eyes else None
+        session.terminal.answer(document, partial(_draw, sparks=sparks))
     session.terminal.warn(warnings_of(document))
 
 
@@ -92,14 +95,23 @@ def _csv(document: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def _draw(document: dict[str, Any]) -> Any:
+SPECTRUM = "spectrum"
+# What goes first where a terminal is narrow.
+DROPPED = ("noise floor", "condition", SPECTRUM, "tokens", "weights", "eff. rank", "dim", "held-out")
+
+
+def _draw(document: dict[str, Any], sparks: list[str] | None = None) -> Any:
     from nullbooth_cli.commands.session import draw_summary
     from nullbooth_cli.console import shortened, table
 
     sites = document["sites"]
-    layers, ending = shortened([site["layer"] for site in sites])
+    groups = {(site["layer"], site["feature"]): site for site in sites if len(site["weights"]) > 1}
+    named = [site["layer"] for site in sites]
+    named += [layer for site in groups.values() for layer, _ in map(_split, site["weights"])]
+    shorter, ending = shortened(named)
+    called = dict(zip(named, shorter, strict=True))
     columns: dict[str, list[str]] = {
-        "layer": layers,
+        "layer": [called[site["layer"]] for site in sites],
         "feature": [site["feature"] for site in sites],
         "weights": [str(len(site["weights"])) for site in sites],
         "timestep": [site["key"] for site in sites],
@@ -112,24 +124,31 @@ def _draw(document: dict[str, Any]) -> Any:
         "held-out": ["" if site["heldout_leakage"] is None else f"{site['heldout_leakage']:.2e}" for site in sites],
         "noise floor": [f"{site['noise_floor']:.0e}" for site in sites],
     }
+    if sparks:
+        columns[SPECTRUM] = sparks
     if document["totals"]["largest_heldout_leakage"] is None:
         del columns["held-out"]
     if document["scope"] == "pooled":
         del columns["timestep"]
-    words = {"layer", "feature", "timestep"}
+    words = {"layer", "feature", "timestep", SPECTRUM}
     right = frozenset(i for i, name in enumerate(columns) if name not in words)
-    drawn = table(list(columns), [list(row) for row in zip(*columns.values(), strict=True)], right=right)
-    groups = {
-        (layer, site["feature"]): site["weights"] for layer, site in zip(layers, sites, strict=True) if len(site["weights"]) > 1
-    }
-    shared = [f"{layer} {feature} protects {_listed(weights)}" for (layer, feature), weights in groups.items()]
+    drawn = table(list(columns), [list(row) for row in zip(*columns.values(), strict=True)], right=right, drop=DROPPED)
+    shared = [f"{called[layer]} {feature} protects {_protected(site, called)}" for (layer, feature), site in groups.items()]
     return [drawn, *([f"layers end in {ending}"] if ending else []), *shared, draw_summary(document)]
 
 
-def _listed(weights: list[str]) -> str:
-    """Weights by their layer: `a.attn2.to_k and to_v; b.attn2.to_k and to_v`."""
+def _protected(site: dict[str, Any], called: dict[str, str]) -> str:
+    """The weights of a site by their projections, layers called as in the table: `to_k and to_v of mid_block, up_blocks.0`."""
+    projections: dict[str, list[str]] = {}
+    for layer, projection in map(_split, site["weights"]):
+        projections.setdefault(called[layer], []).append(projection)
     layers: dict[str, list[str]] = {}
-    for weight in weights:
-        layer, _, projection = weight.removesuffix(".weight").removesuffix(".0").rpartition(".")
-        layers.setdefault(layer, []).append(projection)
-    return "; ".join(f"{layer}.{' and '.join(projections)}" for layer, projections in layers.items())
+    for layer, names in projections.items():
+        layers.setdefault(" and ".join(names), []).append(layer)
+    return "; ".join(f"{names} of {', '.join(of_them)}" for names, of_them in layers.items())
+
+
+def _split(weight: str) -> tuple[str, str]:
+    """(layer, projection) of a weight."""
+    layer, _, projection = weight.removesuffix(".weight").removesuffix(".0").rpartition(".")
+    return layer, projection

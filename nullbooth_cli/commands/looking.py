@@ -118,6 +118,10 @@ def compare(session: Session, other: str, layer: str | None, feature: str | None
     session.terminal.answer(report.compare_document(compared), _draw_compared)
 
 
+# What goes first where a terminal is narrow.
+DROPPED = ("held-out A", "held-out B", "dim", "leakage A", "leakage B", "chance", "null A", "null B", "overlap")
+
+
 def _draw_compared(document: dict[str, Any]) -> Any:
     sites = document["sites"]
     layers, ending = shortened([site["layer"] for site in sites])
@@ -165,5 +169,5 @@ def _draw_compared(document: dict[str, Any]) -> Any:
         f"mean overlap {totals['mean_overlap']:.3f}; A leaks at most {totals['largest_leakage_on_the_other'][0]:.2g} "
         f"on the prompts of B, B at most {totals['largest_leakage_on_the_other'][1]:.2g} on those of A"
     )
-    drawn = table([name for name, _ in columns], rows, right=right)
+    drawn = table([name for name, _ in columns], rows, right=right, drop=DROPPED)
     return [*said, "", drawn, *([f"layers end in {ending}"] if ending else []), summary]

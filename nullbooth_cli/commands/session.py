@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from nullbooth_cli import collecting, plans, report, stages
 from nullbooth_cli.commands.configured import configure
 from nullbooth_cli.commands.options import Common, Control
 from nullbooth_cli.config import Config, public_settings
-from nullbooth_cli.console import Terminal, duration, size, table
+from nullbooth_cli.console import Terminal, aligned, duration, size, table
 from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.events import Event, Interrupts, Note
 from nullbooth_cli.prompts import Prompt, load_prompts
@@ -122,7 +122,9 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
     ):
         workers.agree(lambda: session.open_or_create().url)
         store = session.open(write=True)
-        session.terminal.follow(_events(wanted, session, store, control, workers, interrupts))
+        # Closed here: an interrupt while a bar is drawn must end what the stage holds before the store is let go.
+        with contextlib.closing(_events(wanted, session, store, control, workers, interrupts)) as events:
+            session.terminal.follow(events)
     states = stage_states(session.config, session.prompts, store)
     if not session.terminal.silent:
         document, draw = _answer(wanted[-1], session, store, states)
@@ -179,7 +181,7 @@ def _signals(terminal: Terminal, interrupts: Interrupts) -> Iterator[None]:
 
 def _events(
     wanted: tuple[str, ...], session: Session, store: Store, control: Control, workers: Workers, interrupts: Interrupts
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     several = len(wanted) > 1
     for stage in wanted:
 
@@ -223,9 +225,10 @@ def _answer(
 
 
 def draw_schedule(document: dict[str, Any]) -> Any:
+    timesteps = aligned([step["timestep"] for step in document["steps"]])
     rows = [
-        [str(step["index"]), step["key"], f"{step['timestep']:g}", "" if step["sigma"] is None else f"{step['sigma']:.4f}"]
-        for step in document["steps"]
+        [str(step["index"]), step["key"], timestep, "" if step["sigma"] is None else f"{step['sigma']:.4f}"]
+        for step, timestep in zip(document["steps"], timesteps, strict=True)
     ]
     return table(["step", "key", "timestep", "sigma"], rows, right=frozenset({0, 2, 3}))
 
@@ -276,4 +279,4 @@ def _draw_plans(document: dict[str, Any]) -> Any:
         for plan in document["stages"].values()
     ]
     columns = ["stage", "done", "to do", "time", "needs", "free", "device", "sums there", "free there"]
-    return table(columns, rows, right=frozenset({1, 2, 3, 4, 5, 7, 8}))
+    return table(columns, rows, right=frozenset({1, 2, 3, 4, 5, 7, 8}), drop=("sums there", "free there", "device"))

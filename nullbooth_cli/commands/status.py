@@ -12,6 +12,10 @@ def status(
     store: StorePath = None,
     overrides: Overrides = None,
     check: Annotated[str | None, typer.Option("--check", metavar="STAGE", help="Exit 3 unless this stage is complete.")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Follow a run from beside it until all (--check: that stage) is complete.")
+    ] = False,
+    interval: Annotated[float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="Between two looks of --watch.")] = 2,
     verify: Annotated[bool, typer.Option("--verify", help="Read everything, check all checksums; exit 4 for damage.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -20,6 +24,11 @@ def status(
     """Say which stages are done, which are missing, and which are stale and why.
 
     Example: nullbooth status -s runs/toy.zarr --check project && echo ready
+
+    --watch only reads the store, from any process or machine, and leaves the run alone. Off a terminal it prints a line whenever
+    something changed, and with --json one document a line.
+
+    Example: nullbooth status -s runs/toy.zarr --watch
     """
     from nullbooth_cli import report
     from nullbooth_cli.commands.session import start
@@ -29,7 +38,14 @@ def status(
 
     if check is not None and check not in STAGES:
         raise ConfigError(f"--check {check}: no such stage", f"stages: {', '.join(STAGES)}")
-    session = start(Common(config, store, tuple(overrides or ()), as_json, quiet, verbose))
+    common = Common(config, store, tuple(overrides or ()), as_json, quiet, verbose)
+    if watch:
+        from nullbooth_cli.commands.watching import watch as follow
+
+        if verify:
+            raise ConfigError("--verify reads everything once, --watch looks again and again", "ask for one")
+        return follow(common, check, interval)
+    session = start(common)
     opened = session.open_if_there()
     states = stage_states(session.config, session.prompts, opened)
     document = report.status_document(session.url, opened, states)

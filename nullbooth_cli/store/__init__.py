@@ -11,6 +11,7 @@
     │                          leakage [R, 2]; R = 1 pooled
     ├── heldout/               a store of its own with the moments of the held-out prompts
     ├── attention/<prompt id>  where the words of some prompts look: <layer> [A, H, W, K] float16, image [h, w, 3]
+    ├── activity/<worker>      attributes: how far a process is that is at work; gone when it is done
     └── progress/<stage>       one cell per unit, one chunk per cell, written last; `decomposition` is the first half of project
 
 What must stay true:
@@ -22,9 +23,11 @@ What must stay true:
 - A missing, empty or altered chunk never reads as data: it is an error that names array, chunk and the command that mends it.
 
 `backing` says where the bytes are (`local`; or `remote`, with its `clients` and `lease`), `chunks` what a chunk is as bytes,
-`arrays` reads and writes arrays and progress, and `store` knows what they mean, with `layout`, `parts`, `results` and `maps`.
+`arrays` reads and writes arrays and progress, and `store` knows what they mean, with `layout`, `parts`, `results`, `maps` and
+`activity`.
 """
 
+from nullbooth_cli.store.activity import Activity
 from nullbooth_cli.store.backing import Backing, is_url, locked, open_backing, shard_locked
 from nullbooth_cli.store.layout import FEATURES, STORED_DTYPES, Layout, Site, choose_sites
 from nullbooth_cli.store.maps import AttentionMaps
@@ -37,6 +40,7 @@ __all__ = [
     "HELDOUT",
     "RELEASED",
     "STORED_DTYPES",
+    "Activity",
     "AttentionMaps",
     "Backing",
     "Cut",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from nullbooth_cli.errors import StoreError
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.steps import Step
+from nullbooth_cli.store.activity import ActivityStore
 from nullbooth_cli.store.backing import Backing, locked, open_backing
 from nullbooth_cli.store.layout import STORED_DTYPES, Layout, Site
 from nullbooth_cli.store.maps import MapStore
@@ -27,7 +28,7 @@ HELDOUT = "heldout"
 RELEASED = 2  # in a cell of collect: done, but the features were removed
 
 
-class Store(Results, MapStore):
+class Store(Results, MapStore, ActivityStore):
     """An open store. `Store.create` and `Store.open` make one; `lock()` guards every stage that writes."""
 
     _rows: tuple[Prompt | None, ...] | None = None

@@ -1,0 +1,58 @@
+"""Who is at work on a store, and how fast: notes that the processes leave for those who watch, and that nothing else relies on.
+
+    activity/<worker>      a group without arrays; its attributes are the note, and one object holds them
+
+Each process writes its own note only, whole and by one put, and takes it away when its work on a stage ends. A note that stays is
+that of a process that was killed.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+
+from zarr.core.sync import sync
+
+from nullbooth_cli.store.arrays import ArrayGroup
+
+GROUP = "activity"
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What a process says of its work on a stage; times are seconds since 1970 by its own clock.
+
+    `units` were finished by it since it `began`, the latest of them at `last`; `time` is its last sign of life.
+    """
+
+    worker: str
+    stage: str
+    host: str
+    pid: int
+    began: float
+    units: int = 0
+    last: float | None = None
+    seconds_per_unit: float | None = None
+    time: float = 0.0
+
+
+class ActivityStore(ArrayGroup):
+    """The notes in a store."""
+
+    def write_activity(self, note: Activity) -> None:
+        with self._writing():
+            self._group.require_group(GROUP)
+        # As Zarr would write it, but over an earlier note in one step: a reader sees the old one or this one.
+        document = {"zarr_format": 3, "node_type": "group", "attributes": asdict(note)}
+        self._backing.put(f"{GROUP}/{note.worker}/zarr.json", [json.dumps(document).encode()])
+
+    def activities(self) -> list[Activity]:
+        """The notes that are there, in the order of their workers' names. Reads one object for each."""
+
+        async def names() -> list[str]:
+            return [name async for name in self._backing.zarr.list_dir(GROUP) if name != "zarr.json"]
+
+        found = self._backing.get_many([f"{GROUP}/{name}/zarr.json" for name in sorted(sync(names()))])
+        # One that was listed may be gone by now.
+        return [Activity(**json.loads(data.tobytes())["attributes"]) for data in found if data is not None]
+
+    def forget_activity(self, worker: str) -> None:
+        self.delete(f"{GROUP}/{worker}")
