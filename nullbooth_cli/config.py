@@ -173,10 +173,12 @@ class Config(Section):
         {}, description="for a URL: what its client takes (endpoint, region, credentials); never written anywhere"
     )
     original_knowledge_prompts: str | list[str] = Field(
-        "dataset/prompts/toy.txt", description="knowledge to keep: a text file, one prompt a line, or a list"
+        "dataset/prompts/toy.txt",
+        description="knowledge to keep: a file (.txt, .csv, .jsonl, COCO .json; file.csv#column), or a list",
     )
     heldout_prompts: str | list[str] | None = Field(
-        None, description="other prompts, only to measure leakage on: collected apart, never mixed in; a file, a list or null"
+        None,
+        description="other prompts, only to measure leakage on: collected apart, never mixed in; such a file or list, or null",
     )
     schedule: ScheduleSection = Field(ScheduleSection(), description="which timesteps")
     collect: CollectSection = Field(CollectSection(), description="what to record")

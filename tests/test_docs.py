@@ -11,7 +11,7 @@ from nullbooth_cli.cli import app
 from nullbooth_cli.config import Config
 from tests.conftest import ROOT
 
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "dataset/README.md", *(ROOT / "docs").rglob("*.md")])
 COMMANDS = [command.name for command in app.registered_commands if command.name]
 
 
