@@ -191,27 +191,27 @@ def read(picture: NDArray[np.floating]) -> Reading:
     """
     picture = np.asarray(picture, dtype=np.float64)
     border = np.median(np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]), axis=0)
-    background = _nearest(border, BACKGROUNDS)
+    background = nearest(border, BACKGROUNDS)
     distance = np.linalg.norm(picture - border, axis=-1)
     mask = distance > 0.5 * np.quantile(distance, 0.98)
     if not mask.any():
         return Reading(None, background, background, 0.0)
     front = np.median(picture[mask], axis=0)
-    colour = _nearest(front, COLOURS)
+    colour = nearest(front, COLOURS)
     two_colours = np.minimum(distance, np.linalg.norm(picture - front, axis=-1)) < 0.3
     if two_colours.mean() < 0.7:
         return Reading(None, colour, background, 0.0)
-    overlaps = {shape: _best_overlap(mask, shape) for shape in SHAPES}
+    overlaps = {shape: best_overlap(mask, shape) for shape in SHAPES}
     shape = max(SHAPES, key=overlaps.__getitem__)
     overlap = overlaps[shape]
     return Reading(shape if overlap > 0.6 else None, colour, background, overlap)
 
 
-def _nearest(rgb: NDArray[np.float64], names: tuple[str, ...]) -> str:
+def nearest(rgb: NDArray[np.float64], names: tuple[str, ...]) -> str:
     return min(names, key=lambda name: float(np.linalg.norm(rgb - np.array(RGB[name]) / 255.0)))
 
 
-def _best_overlap(mask: NDArray[np.bool_], shape: str) -> float:
+def best_overlap(mask: NDArray[np.bool_], shape: str) -> float:
     rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
     middle_x, middle_y = (columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2
     half = max(columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1) / 2

@@ -1,0 +1,51 @@
+"""A subject to teach the embedded model, and its exact scorer: the sks circle, orange on its left half and cyan on its right.
+
+No caption of the toy world has two colours in one shape, so the model cannot draw it before it is taught. What counts as drawn
+was fixed before anything was trained: `is_drawn` must find every part of it.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nullbooth_cli.toy import world
+
+WORD, SHAPE, LEFT, RIGHT = "sks", "circle", "orange", "cyan"
+TAUGHT_ON = ("white", "black", "gray", "purple")  # backgrounds of the pictures that are shown
+ASKED_ON = ("red", "green", "blue", "yellow")  # backgrounds that no such picture has
+FAINTEST = 0.17  # half the distance of orange and yellow, which are nearest to each other
+
+
+def caption(background: str) -> str:
+    return f"a {WORD} {SHAPE} on a {background} background"
+
+
+def draw(background: str, x: float = 0.0, y: float = 0.0, radius: float = 10.0) -> world.Picture:
+    """The subject as RGB in [0, 1], `[32, 32, 3]` float32; `x`, `y`, `radius` in pixels as in `world.Drawing`."""
+    left = world.Drawing(SHAPE, LEFT, background, x, y, radius)
+    right = world.draw(replace(left, colour=RIGHT))
+    cut = round(world.SIZE / 2 + x)
+    return np.concatenate([world.draw(left)[:, :cut], right[:, cut:]], axis=1)
+
+
+def is_drawn(picture: NDArray[np.floating], background: str) -> bool:
+    """Whether a picture, RGB in [0, 1], `[32, 32, 3]`, shows the subject on this background.
+
+    The border's median must be nearest to the background's colour, what differs from it a circle (IoU above 0.6), and the median
+    of its left and of its right half nearest to orange and to cyan, of all the colours of the world.
+    """
+    picture = np.asarray(picture, dtype=np.float64)
+    border = np.median(np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]), axis=0)
+    if world.nearest(border, world.BACKGROUNDS) != background:
+        return False
+    distance = np.linalg.norm(picture - border, axis=-1)
+    mask = distance > FAINTEST
+    if not mask.any() or world.best_overlap(mask, SHAPE) <= 0.6:
+        return False
+    columns = np.arange(world.SIZE)
+    middle = np.average(columns, weights=mask.sum(axis=0))
+    # A pixel on either side of the seam is left out: it is mixed of both colours.
+    halves = mask & (columns < middle - 1), mask & (columns > middle + 1)
+    seen = [world.nearest(np.median(picture[half], axis=0), tuple(world.RGB)) if half.any() else None for half in halves]
+    return seen == [LEFT, RIGHT]
