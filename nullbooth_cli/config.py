@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -26,6 +26,9 @@ STRATEGIES: tuple[str, ...] = get_args(Strategy)
 STAGES = ("schedule", "collect", "covariance", "project")
 DEFAULT_RELATIVE_THRESHOLD = 1.0e-3
 THRESHOLD_RULES = ("nullspace_threshold", "threshold_percent", "relative_threshold", "energy", "target_leakage", "null_dim")
+
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -203,6 +206,16 @@ def find_config(given: str | None) -> Path | None:
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     """Read a config file and apply `KEY=VALUE` overrides. Raises ConfigError naming the key and the file."""
+    return load(Config, path, overrides)
+
+
+def build_config(data: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "--set") -> Config:
+    """Validate a nested mapping, with `a.b=c` overrides on top."""
+    return build(Config, data, overrides, source)
+
+
+def load(kind: type[Kind], path: Path, overrides: Iterable[str] = ()) -> Kind:
+    """Read a file of settings and apply `KEY=VALUE` overrides. Raises ConfigError naming the key and the file."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -210,10 +223,10 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     data = parse_yaml(text, str(path))
     if data is not None and not isinstance(data, dict):
         raise ConfigError(f"{path} holds a {type(data).__name__}, not keys and values", "see configs/nullbooth.yaml")
-    return build_config(data or {}, overrides, str(path))
+    return build(kind, data or {}, overrides, str(path))
 
 
-def build_config(data: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "--set") -> Config:
+def build(kind: type[Kind], data: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "--set") -> Kind:
     """Validate a nested mapping, with `a.b=c` overrides on top."""
     merged: dict[str, Any] = json.loads(json.dumps(data))
     for override in overrides:
@@ -229,19 +242,19 @@ def build_config(data: Mapping[str, Any], overrides: Iterable[str] = (), source:
             place = inner
         place[last] = parse_yaml(value, f"--set {key}")
     try:
-        return Config.model_validate(merged)
+        return kind.model_validate(merged)
     except ValidationError as error:
-        raise _explain(error, source) from error
+        raise _explain(kind, error, source) from error
 
 
-def _explain(error: ValidationError, source: str) -> ConfigError:
+def _explain(kind: type[BaseModel], error: ValidationError, source: str) -> ConfigError:
     """All problems at once, one a line; the nearest known key for an unknown one."""
     lines, hints = [], []
     for problem in error.errors():
         path = [str(part) for part in problem["loc"]]
         key = ".".join(path)
         if problem["type"] == "extra_forbidden":
-            known = _known_keys(path[:-1])
+            known = _known_keys(kind, path[:-1])
             lines.append(f"unknown key '{key}'")
             near = difflib.get_close_matches(path[-1], known, n=1)
             hints.append(f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(known)}")
@@ -263,8 +276,8 @@ def _readable(path: list[str]) -> str:
     return ".".join(part for part in path if re.fullmatch(r"\w+", part) and part not in ("str", "int"))
 
 
-def _known_keys(sections: list[str]) -> list[str]:
-    model: type[BaseModel] = Config
+def _known_keys(kind: type[BaseModel], sections: list[str]) -> list[str]:
+    model = kind
     for section in sections:
         annotation = model.model_fields[section].annotation
         assert isinstance(annotation, type)

@@ -1,0 +1,45 @@
+"""`nullbooth train`: DreamBooth on diffusers, held by the projectors of a store."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nullbooth_cli.commands.options import AsJson, Device, Overrides, Quiet
+
+RecipeFile = Annotated[str, typer.Option("-c", "--config", metavar="FILE", help="What to train: configs/train/toy.yaml is one.")]
+
+
+def train(
+    config: RecipeFile,
+    overrides: Overrides = None,
+    device: Device = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Teach a model a subject from a few pictures, without moving what the projectors of a store protect.
+
+    Weights of the cross-attention are trained, or LoRA adapters on them; everything else stays. Run again to go on from the last
+    checkpoint. Without a store nothing holds the training.
+
+    Example: nullbooth train -c configs/train/toy.yaml --set store=runs/toy.zarr
+    """
+    from nullbooth_cli import training
+    from nullbooth_cli.config import load
+    from nullbooth_cli.console import Terminal
+    from nullbooth_cli.errors import ConfigError
+    from nullbooth_cli.recipe import Recipe
+
+    if not Path(config).is_file():
+        raise ConfigError(f"no file at {config}", "configs/train/toy.yaml is an example")
+    terminal = Terminal(as_json=as_json, quiet=quiet)
+    ready = training.prepare(load(Recipe, Path(config), overrides or ()), device)
+    terminal.note(f"trains {len(ready.trained)} weights, {ready.held}")
+    terminal.follow(training.train(ready))
+    terminal.answer(training.finish(ready), _draw)
+
+
+def _draw(document: dict[str, object]) -> str:
+    drift = document["largest_drift"]
+    held = "nothing held it" if drift is None else f"the outputs on what is kept moved by {drift:.1e} at most"
+    return f"{document['output']}: {document['trained']} weights after {document['steps']} steps; {held}"

@@ -1,0 +1,355 @@
+"""DreamBooth training, constrained by a store or not: small enough to be read before it is trusted.
+
+1. `prepare()` loads the model, encodes pictures and captions once, marks what is trained and puts the constraint in its place,
+   before the optimizer is built.
+2. `train()` is the loop; it yields an event for every optimizer step, checkpoints, and can go on from the last one.
+3. `finish()` writes plain weights (a pipeline folder, or a LoRA file) and what they would move of the knowledge kept.
+
+The loss is the one of diffusers' train_dreambooth.py: the mean squared error of what the model predicts about the noise of a
+picture at a random timestep, and beside it, with a weight, the same on pictures of the class. (Ruiz et al., arXiv 2208.12242.)
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nullbooth_cli import images, model
+from nullbooth_cli.errors import ConfigError, ResourceError
+from nullbooth_cli.events import Event, Note, Progress
+from nullbooth_cli.prompts import load_prompts
+from nullbooth_cli.recipe import Recipe
+from nullbooth_cli.sites import Projection, find_projections
+
+if TYPE_CHECKING:
+    from nullbooth_cli.constraint import Constraint
+
+CHECKPOINT = "checkpoint-{:06d}"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Pictures as latents `[N, C, h, w]` and their captions as the denoiser takes them, `[N, L, D]`; both in float32."""
+
+    latents: torch.Tensor
+    texts: torch.Tensor
+
+    def batch(self, generator: torch.Generator, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = torch.randint(len(self.latents), (size,), generator=generator).to(self.latents.device)
+        return self.latents[chosen], self.texts[chosen]
+
+
+@dataclass
+class Training:
+    """A run that is ready to start. `constraint` is None without a store."""
+
+    recipe: Recipe
+    pipe: Any
+    accelerator: Any
+    denoiser: nn.Module
+    subject: Examples
+    prior: Examples | None
+    constraint: "Constraint | None"
+    trained: tuple[str, ...]
+    teacher: nn.Module | None = None
+
+    @property
+    def held(self) -> str:
+        return f"held by {self.recipe.store}" if self.constraint else "held by nothing: no store is named"
+
+
+def prepare(recipe: Recipe, device: str | None = None) -> Training:
+    """Load the model and make everything ready that the loop needs.
+
+    Raises ConfigError for a model that is not a U-Net conditioned on text alone, and for pictures of another size.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
+
+    accelerator = Accelerator(
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        mixed_precision=recipe.mixed_precision,
+        log_with="tensorboard" if recipe.tensorboard else None,
+        project_config=ProjectConfiguration(project_dir=recipe.output, logging_dir=f"{recipe.output}/logs"),
+        cpu=device == "cpu",
+    )
+    pipe = model.load_pipeline(
+        recipe.model,
+        revision=recipe.revision,
+        variant=recipe.variant,
+        dtype="float32",
+        local_files_only=recipe.local_files_only,
+        device=accelerator.device,
+    )
+    denoiser = model.denoiser_of(pipe)
+    _check(pipe, denoiser)
+    captioned = images.captioned(recipe.instance_images)
+    captions = [recipe.instance_prompt or caption for _, caption in captioned]
+    subject = Examples(encode_pictures(pipe, [path for path, _ in captioned]), encode_texts(pipe, captions))
+    prior = None if recipe.class_prompts is None else draw_class(recipe, pipe)
+    teacher = None
+    if prior is not None and recipe.prior == "distill":
+        teacher = type(denoiser).from_config(denoiser.config).to(accelerator.device)  # type: ignore[attr-defined]
+        teacher.load_state_dict(denoiser.state_dict())
+        teacher.eval().requires_grad_(False)
+    projections = find_projections(denoiser, tuple(recipe.features), "all")
+    open_up(denoiser, projections, recipe)
+    constraint = None
+    if recipe.store is not None:
+        from nullbooth_cli import api
+        from nullbooth_cli.constraint import constrain
+
+        constraint = constrain(denoiser, api.open_store(recipe.store), unprotected="refuse")
+    if recipe.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    trained = tuple(name for name, parameter in denoiser.named_parameters() if parameter.requires_grad)
+    return Training(recipe, pipe, accelerator, denoiser, subject, prior, constraint, trained, teacher)
+
+
+def _check(pipe: Any, denoiser: nn.Module) -> None:
+    config = denoiser.config  # type: ignore[attr-defined]
+    if not hasattr(pipe, "unet") or config.get("addition_embed_type") or config.get("time_cond_proj_dim"):
+        raise ConfigError(
+            f"{type(pipe).__name__} needs more than a caption for a forward: nullbooth train knows Stable Diffusion 1 and 2",
+            "put nb.constrain into a training script that knows this model: docs/how-to/constrain-training.md",
+        )
+
+
+def open_up(denoiser: nn.Module, projections: Sequence[Projection], recipe: Recipe) -> None:
+    """Mark what is trained, and nothing else: the weights of the projections, or adapters on them."""
+    denoiser.requires_grad_(False)
+    if recipe.method == "lora":
+        from peft import LoraConfig
+
+        names = [projection.weight.removesuffix(".weight") for projection in projections]
+        denoiser.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=names))  # type: ignore[operator]
+        return
+    for projection in projections:
+        projection.module.weight.requires_grad_(True)  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def encode_pictures(pipe: Any, paths: Sequence[Path]) -> torch.Tensor:
+    """Latents `[N, C, h, w]` of pictures that have the size the pipeline draws; the mean of what the autoencoder answers."""
+    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    pixels = []
+    for path in paths:
+        picture = images.read_image(path)
+        if picture.size != (size, size):
+            raise ConfigError(
+                f"{path} is {picture.width} x {picture.height} pixels, the model draws {size} x {size}", "crop and resize it"
+            )
+        pixels.append(torch.from_numpy(np.asarray(picture, dtype=np.float32) / 127.5 - 1.0).permute(2, 0, 1))
+    encoded = pipe.vae.encode(torch.stack(pixels).to(pipe.device)).latent_dist.mean
+    return encoded * pipe.vae.config.scaling_factor
+
+
+@torch.no_grad()
+def encode_texts(pipe: Any, captions: Sequence[str]) -> torch.Tensor:
+    """What the denoiser is given for captions, `[N, L, D]`."""
+    texts, _ = pipe.encode_prompt(list(captions), pipe.device, 1, False)
+    return texts.detach()
+
+
+def draw_class(recipe: Recipe, pipe: Any) -> Examples:
+    """What the untrained model draws for the class prompts, as latents with their captions; seeded, so always the same."""
+    assert recipe.class_prompts is not None
+    known = [prompt.text for prompt in load_prompts(recipe.class_prompts, "class_prompts")]
+    captions = [known[i % len(known)] for i in range(recipe.class_images)]
+    latents = []
+    for start in range(0, len(captions), recipe.train_batch_size):
+        batch = captions[start : start + recipe.train_batch_size]
+        generators = [torch.Generator("cpu").manual_seed(recipe.seed + start + i) for i in range(len(batch))]
+        drawn = pipe(
+            batch,
+            num_inference_steps=recipe.validation_inference_steps,
+            guidance_scale=recipe.guidance_scale,
+            generator=generators,
+            output_type="latent",
+        )
+        latents.append(drawn.images)
+    return Examples(torch.cat(latents), encode_texts(pipe, captions))
+
+
+def train(training: Training) -> Iterator[Event]:
+    """Run the optimizer steps that are not done yet; yields one event for each.
+
+    Raises ConfigError if the loss is not finite. Cost: a step is `gradient_accumulation_steps` forwards and backwards.
+    """
+    from diffusers import DDPMScheduler
+    from diffusers.optimization import get_scheduler
+
+    recipe, accelerator = training.recipe, training.accelerator
+    noising = DDPMScheduler.from_config(training.pipe.scheduler.config)
+    parameters = [parameter for parameter in training.denoiser.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.adam_weight_decay)
+    rates = get_scheduler(recipe.lr_scheduler, optimizer, recipe.lr_warmup_steps, recipe.max_train_steps)
+    denoiser, optimizer, rates = accelerator.prepare(training.denoiser, optimizer, rates)
+    if recipe.tensorboard:
+        accelerator.init_trackers("nullbooth")
+    first = _resume(training)
+    if first:
+        yield Note(f"goes on from step {first}")
+    denoiser.train()
+    for step in range(first, recipe.max_train_steps):
+        losses = []
+        for micro in range(recipe.gradient_accumulation_steps):
+            # Seeded by the step itself, so that a run that was stopped goes on with the draws it would have made.
+            key = np.random.SeedSequence((recipe.seed, step, micro, accelerator.process_index)).generate_state(1, np.uint64)
+            generator = torch.Generator("cpu").manual_seed(int(key[0]) >> 1)
+            with accelerator.accumulate(denoiser):
+                loss = _loss(denoiser, noising, training.subject, recipe.train_batch_size, generator)
+                if training.prior is not None:
+                    loss = loss + recipe.prior_weight * _loss(
+                        denoiser, noising, training.prior, recipe.train_batch_size, generator, training.teacher
+                    )
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(parameters, recipe.max_grad_norm)
+                optimizer.step()
+                rates.step()
+                optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+        mean = sum(losses) / len(losses)
+        if not np.isfinite(mean):
+            raise ConfigError(f"the loss is {mean} at step {step + 1}", "lower learning_rate, or set mixed_precision to no")
+        if recipe.tensorboard:
+            accelerator.log({"loss": mean, "lr": rates.get_last_lr()[0]}, step=step + 1)
+        done = step + 1
+        if done % recipe.checkpointing_steps == 0 or done == recipe.max_train_steps:
+            _checkpoint(training, done)
+        yield Progress("train", done, recipe.max_train_steps, f"loss {mean:.4f}")
+
+
+def _loss(
+    denoiser: nn.Module,
+    noising: Any,
+    examples: Examples,
+    size: int,
+    generator: torch.Generator,
+    teacher: nn.Module | None = None,
+) -> torch.Tensor:
+    """Mean squared error about the noise of a batch at random timesteps; with a teacher, about what it predicts."""
+    latents, texts = examples.batch(generator, size)
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    timesteps = torch.randint(noising.config.num_train_timesteps, (size,), generator=generator).to(latents.device)
+    noisy = noising.add_noise(latents, noise, timesteps)
+    predicted = denoiser(noisy, timesteps, texts, return_dict=False)[0]
+    if teacher is not None:
+        with torch.no_grad():
+            target = teacher(noisy, timesteps, texts, return_dict=False)[0]
+    elif noising.config.prediction_type == "epsilon":
+        target = noise
+    elif noising.config.prediction_type == "v_prediction":
+        target = noising.get_velocity(latents, noise, timesteps)
+    else:
+        raise ConfigError(
+            f"the model predicts {noising.config.prediction_type}", "nullbooth train knows epsilon and v_prediction"
+        )
+    return F.mse_loss(predicted.float(), target.float())
+
+
+def _checkpoint(training: Training, done: int) -> None:
+    """Save what is needed to go on; pictures of it are drawn from it. The newest is kept, and named when it is whole."""
+    recipe, accelerator = training.recipe, training.accelerator
+    folder = Path(recipe.output)
+    partial = folder / f"{CHECKPOINT.format(done)}.partial"
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            (partial / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
+            final = folder / CHECKPOINT.format(done)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            for old in folder.glob("checkpoint-*"):
+                if old != final:
+                    shutil.rmtree(old)
+            _draw_validation(training, done)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write to {folder}: {error}", "free some space and run the same command: it goes on from the last checkpoint"
+        ) from error
+
+
+def _resume(training: Training) -> int:
+    """Load the last checkpoint, if there is one; returns the steps that it holds.
+
+    Raises ConfigError if another recipe made it.
+    """
+    found = sorted(path for path in Path(training.recipe.output).glob("checkpoint-*") if path.suffix != ".partial")
+    if not found:
+        return 0
+    before = json.loads((found[-1] / "recipe.json").read_text())
+    now = json.loads(training.recipe.model_dump_json())
+    changed = [f"{key}: {before.get(key)} -> {now[key]}" for key in now if key != "max_train_steps" and before.get(key) != now[key]]
+    if changed:
+        raise ConfigError(
+            f"{found[-1]} was made with other settings\n  " + "\n  ".join(changed), "name another output, or remove that folder"
+        )
+    training.accelerator.load_state(str(found[-1]))
+    return int(found[-1].name.rpartition("-")[2])
+
+
+@torch.no_grad()
+def _draw_validation(training: Training, done: int) -> None:
+    from PIL import Image
+
+    recipe, pipe = training.recipe, training.pipe
+    if not recipe.validation_prompts:
+        return
+    training.denoiser.eval()
+    generators = [torch.Generator("cpu").manual_seed(recipe.seed + i) for i in range(len(recipe.validation_prompts))]
+    drawn = pipe(
+        recipe.validation_prompts,
+        num_inference_steps=recipe.validation_inference_steps,
+        guidance_scale=recipe.guidance_scale,
+        generator=generators,
+        output_type="np",
+    ).images
+    training.denoiser.train()
+    folder = Path(recipe.output) / "validation"
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, picture in enumerate(drawn):
+        Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8)).save(folder / f"{done:06d}_{i}.png")
+
+
+def finish(training: Training) -> dict[str, Any]:
+    """Write the result: a pipeline folder, or a LoRA file that `load_lora_weights` reads; returns what is said of it.
+
+    With a store, `drift` is norm(dW K0) / norm(W0 K0) of each weight, from the moments, in the precision that is saved.
+    """
+    recipe, folder = training.recipe, Path(training.recipe.output)
+    training.denoiser.eval()
+    drift = training.constraint.drift() if training.constraint else None
+    place = folder / ("lora" if recipe.method == "lora" else "pipeline")
+    if recipe.method == "lora":
+        from diffusers.utils import convert_state_dict_to_diffusers
+        from peft.utils import get_peft_model_state_dict
+
+        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(training.denoiser))
+        training.pipe.save_lora_weights(place, unet_lora_layers=layers)
+    else:
+        if training.constraint:
+            training.constraint.merge()
+        training.pipe.save_pretrained(place)
+    document = {
+        "schema_version": 1,
+        "output": str(place),
+        "steps": recipe.max_train_steps,
+        "trained": len(training.trained),
+        "constrained_by": recipe.store,
+        "largest_drift": max(drift.values()) if drift else None,
+        "drift": drift,
+    }
+    (folder / "train.json").write_text(json.dumps({**document, "recipe": recipe.model_dump()}, indent=2) + "\n")
+    return document
