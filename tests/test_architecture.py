@@ -27,6 +27,8 @@ ORDER = [
     "sampling",
     "writer",
     "toy",
+    "sources",
+    "unloadable",
     "model",
     "sites",
     "denoise",
