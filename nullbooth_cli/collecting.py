@@ -270,7 +270,9 @@ def _rename(run: Run) -> list[str]:
     if differences:
         names = model_names(run.config)
         run.store.write_record("collect", {**run.store.records["collect"], "model": names})
-        run.store.write_config({**run.store.config, **names})
+        # With the name, what it takes to load it: the store is then enough by itself.
+        loading = {key: getattr(run.config, key) for key in ("pipeline_config", "allow_pickle")}
+        run.store.write_config({**run.store.config, **names, **loading})
     return [f"the same model by its weights: {difference}" for difference in differences]
 
 

@@ -140,7 +140,7 @@ def _config_folder(source: Source) -> str:
 def _require_whole(source: Source, pipe: Any, heard: Iterable[str]) -> None:
     """Raise ConfigError for weights or words that were not there: the libraries warn at most, and go on with random weights."""
     missing = [
-        *(name for text in heard if "newly initialized" in text for name in _MISSING.findall(text)),
+        *(name for text in heard if "newly initialized" in text for name in _MISSING.findall(text) or [text]),
         *(
             f"{part}.{name}"
             for part, module in pipe.components.items()

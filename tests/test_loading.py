@@ -22,7 +22,9 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from nullbooth_cli import collecting, features, model
+from nullbooth_cli.checks import Patient
 from nullbooth_cli.cli import app
+from nullbooth_cli.doctor import examine
 from nullbooth_cli.errors import ConfigError, ResourceError, StageError
 from nullbooth_cli.nullspace import usable_projectors
 from nullbooth_cli.prompts import Prompt
@@ -151,6 +153,7 @@ class TestIdentity:
         file = kinds["single file"][0]
         moved = config.model_copy(update={"model": file, "pipeline_config": str(folder)})
         assert f"the same model by its weights: model: {folder} -> {file}" in self.notes(moved)
+        assert Store.open(config.store).config == moved.model_dump(exclude={"storage_options"})
 
     def test_a_known_name_loads_nothing(self, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         config, _ = run
@@ -188,6 +191,20 @@ class TestIdentity:
         file.write_text(file.read_text().replace("v_prediction", "epsilon"))
         with pytest.raises(StageError, match="is not the one"):
             execute(config, "collect")
+
+    def test_doctor_compares_as_well(self, run: Any, tmp_path: Path) -> None:
+        config, _ = run
+        execute(config, "collect")
+        other = copy_folder(tmp_path / "other")
+        named = config.model_copy(update={"model": str(other)})
+        found = {finding.check: finding for finding in examine(Patient(lambda: (named, "c.yaml", ()), "cpu"))}
+        assert found["probe"].verdict == "ok"
+        tensors = load_file(weights_file(other, "unet"))
+        save_file({name: tensor + 1e-3 for name, tensor in tensors.items()}, weights_file(other, "unet"))
+        found = {finding.check: finding for finding in examine(Patient(lambda: (named, "c.yaml", ()), "cpu"))}
+        assert found["stale"].verdict == "ok"
+        assert found["probe"].verdict == "error"
+        assert "is not the one this collection was begun with" in found["probe"].text
 
     def test_status_says_it_and_loads_nothing(self, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         config, _ = run
