@@ -68,8 +68,8 @@ def time_step(pipe: Any, path: DenoisingPath, found: Found, branches: str, membe
     denoiser = denoiser_of(pipe)
 
     def note(*_: Any) -> None:
-        if pipe.device.type != "cpu":
-            torch.accelerator.synchronize(pipe.device)
+        if (device := pipe._execution_device).type != "cpu":  # an offloaded pipeline says that it is on the CPU
+            torch.accelerator.synchronize(device)
         starts.append(time.monotonic())
         if len(starts) == 3 or (len(starts) == 2 and starts[1] - starts[0] > PATIENCE_SECONDS):
             raise Enough

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from nullbooth_cli.config import CollectSection, Config, fingerprint
+from nullbooth_cli.config import CollectSection, Config, fingerprint, model_names
 from nullbooth_cli.errors import StageError
 from nullbooth_cli.events import Event, Note, Progress
 from nullbooth_cli.nullspace import tensor_digest
 from nullbooth_cli.prompts import Prompt
-from nullbooth_cli.runs import Prepared, Run, begin, remaining, state_of, work
+from nullbooth_cli.runs import Prepared, Run, begin, remaining, renamed, state_of, work
 from nullbooth_cli.states import added_prompts, bytes_of, own_states, removed_prompts
 from nullbooth_cli.steps import Step
 from nullbooth_cli.store import RELEASED, Layout, Site, Store
@@ -22,6 +22,8 @@ def run_schedule(run: Run) -> Iterator[Event]:
 
 
 def _write_schedule(run: Run) -> None:
+    from nullbooth_cli.schedule import noise_digest
+
     run.store.reload()
     if run.workers.shard and state_of(run, "schedule") == "complete":
         return  # another shard was faster
@@ -29,16 +31,23 @@ def _write_schedule(run: Run) -> None:
     run.store.write_record("schedule", None)
     run.store.write_schedule(steps)
     values = fingerprint([(step.timestep, step.sigma) for step in steps])
-    begin(run, "schedule", {"scheduler": scheduler, "values": values})
+    noise = noise_digest(run.config.schedule.sampler_strategy, scheduler)
+    begin(run, "schedule", {"scheduler": type(scheduler).__name__, "noise": noise, "values": values})
 
 
-def compute_steps(config: Config, num_prompts: int) -> tuple[str, tuple[Step, ...]]:
-    """(the scheduler's class name, the steps) that the config asks for; needs the model's scheduler, not its weights."""
+def compute_steps(config: Config, num_prompts: int) -> tuple[Any, tuple[Step, ...]]:
+    """(the scheduler, the steps) that the config asks for; needs the model's scheduler, not its weights."""
     from nullbooth_cli.model import load_scheduler
     from nullbooth_cli.schedule import build_scheduler, compute_schedule
 
     section = config.schedule
-    shipped = load_scheduler(config.model, revision=config.revision, local_files_only=config.local_files_only)
+    shipped = load_scheduler(
+        config.model,
+        revision=config.revision,
+        local_files_only=config.local_files_only,
+        allow_pickle=config.allow_pickle,
+        pipeline_config=config.pipeline_config,
+    )
     scheduler = build_scheduler(section.sampler_strategy, shipped, section.timestep_spacing)
     steps = compute_schedule(
         section.sampler_strategy,
@@ -49,7 +58,7 @@ def compute_steps(config: Config, num_prompts: int) -> tuple[str, tuple[Step, ..
         seed=section.seed,
         num_prompts=num_prompts,
     )
-    return type(scheduler).__name__, steps
+    return scheduler, steps
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,10 @@ def load_model(config: Config, device: str | None) -> Any:
         dtype=config.dtype,
         local_files_only=config.local_files_only,
         device=model.pick_device(device),
+        allow_pickle=config.allow_pickle,
+        pipeline_config=config.pipeline_config,
+        model_cpu_offload=config.model_cpu_offload,
+        attention_slicing=config.attention_slicing,
     )
 
 
@@ -164,6 +177,7 @@ def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, 
 
     store, section, notes = run.store, run.config.collect, []
     store.reload()
+    require_same_noise(run.config, store, loaded.pipe.scheduler)
     found = own_states(run.config, run.prompts, store)["collect"]
     afresh = found.state == "missing" or run.force
     if run.force and found.only_lost_prompts:
@@ -182,10 +196,11 @@ def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, 
         store.create_collection(loaded.sites, num_steps, len(run.prompts), layout)
         store.write_rows(0, run.prompts)
         tensors = {p.weight: tensor_digest(p.module.weight, run.config.dtype) for p in loaded.found.owners}
-        begin(run, "collect", {"weights": weights}, layout=vars(layout), tensors=tensors)
+        begin(run, "collect", {"weights": weights}, layout=vars(layout), tensors=tensors, model=model_names(run.config))
         return remaining(run, "collect", bool, notes)
     layout = store.layout
-    require_same_model(run.config, store, loaded, weights)
+    require_same_model(run.config, store, weights, loaded.sites)
+    notes += _rename(run)
     if layout.batch_size != batch_size:
         notes.append(f"batch_size stays {layout.batch_size} in this store: the size of its units (now {batch_size} is asked for)")
     for part in store.parts() if layout.moments else ():
@@ -210,15 +225,56 @@ def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, 
     return remaining(run, "collect", bool, notes)
 
 
-def require_same_model(config: Config, store: Store, loaded: Collection, weights: str) -> None:
+def require_same_noise(config: Config, store: Store, scheduler: Any) -> None:
+    """Raise StageError unless the stored schedule follows from the model's scheduler, as `path_of` builds it."""
+    from nullbooth_cli.schedule import noise_digest
+
+    recorded = store.records["schedule"]["noise"]
+    found = noise_digest(config.schedule.sampler_strategy, scheduler)
+    if recorded != found:
+        raise StageError(
+            f"the scheduler of the model {config.model} is not the one that {store.url} has its schedule from"
+            f"\n  noise {recorded} -> {found}",
+            "nullbooth schedule --force, or name another store with -s",
+        )
+
+
+def require_same_model(config: Config, store: Store, weights: str, sites: tuple[Site, ...]) -> None:
     """Raise StageError unless a collection was begun with this model: its weights, its layers and their sharing."""
     recorded = store.records["collect"]["weights"]
-    if recorded != weights or loaded.sites != store.sites:
+    if recorded != weights or sites != store.sites:
         changed = f"weights {recorded} -> {weights}" if recorded != weights else "the layers and their sharing"
         raise StageError(
             f"the model {config.model} is not the one this collection was begun with\n  {changed}",
-            "nullbooth collect --force",
+            "nullbooth collect --force, or name another store with -s",
         )
+
+
+def recognise(run: Run) -> list[str]:
+    """Where the config has another name for the model of a finished collection, see that it is the same one, and note the name.
+
+    Raises StageError if it is another model. Cost: none under the known name; else loads the model and reads its weights, once.
+    """
+    from nullbooth_cli import model
+
+    if not renamed(run.config, run.store):
+        return []
+    config = run.config.model_copy(update={"model_cpu_offload": False})
+    pipe, _ = load_path(config, run.store.schedule(), "cpu")
+    require_same_noise(config, run.store, pipe.scheduler)
+    require_same_model(config, run.store, model.weights_digest(pipe), run.store.sites)
+    return _rename(run)
+
+
+def _rename(run: Run) -> list[str]:
+    differences = renamed(run.config, run.store)
+    if differences:
+        names = model_names(run.config)
+        run.store.write_record("collect", {**run.store.records["collect"], "model": names})
+        # With the name, what it takes to load it: the store is then enough by itself.
+        loading = {key: getattr(run.config, key) for key in ("pipeline_config", "allow_pickle")}
+        run.store.write_config({**run.store.config, **names, **loading})
+    return [f"the same model by its weights: {difference}" for difference in differences]
 
 
 def _take_out(run: Run) -> str | None:

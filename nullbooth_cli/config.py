@@ -166,11 +166,19 @@ class ProjectSection(Section):
 
 
 class Config(Section):
-    model: str = Field("toy", description="toy (ships with nullbooth), a local pipeline folder, or a hub id")
+    model: str = Field(
+        "toy", description="toy (ships with nullbooth), a pipeline folder, a hub id, or a single .safetensors file"
+    )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     variant: str | None = Field(None, description="weight variant, such as fp16")
+    pipeline_config: str | None = Field(
+        None, description="for a single file: the pipeline folder or hub id that tells the rest; null lets diffusers tell it"
+    )
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="precision the model runs in")
     local_files_only: bool = Field(False, description="never ask the hub")
+    allow_pickle: bool = Field(False, description="also read pickled weights (.bin, .ckpt), which can run any code")
+    model_cpu_offload: bool = Field(False, description="keep in host memory what the device does not need at the moment")
+    attention_slicing: bool = Field(False, description="compute attention in slices: slower, with less memory")
     store: str = Field("runs/toy.zarr", description="the Zarr store: a folder, or a URL such as s3://bucket/run.zarr")
     storage_options: dict[str, Any] = Field(
         {}, description="for a URL: what its client takes (endpoint, region, credentials); never written anywhere"
@@ -286,23 +294,28 @@ def _known_keys(kind: type[BaseModel], sections: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
+def model_names(config: Config) -> dict[str, Any]:
+    """Where the model comes from. It may move, and stay the same."""
+    return {key: getattr(config, key) for key in ("model", "revision", "variant")}
+
+
 def stage_settings(config: Config, stage: str, keep: str | None = None) -> dict[str, Any]:
     """The settings that decide the result of a stage, beside the results of the stages before it.
 
-    What only decides speed or layout (`batch_size`, `compression`) is left out. What collect depends on follows from what it
-    keeps (`keep`, else the config's): the precision of features, or that of the sums. `covariance.centred` belongs to `project`:
-    the stored sums serve both readings.
+    What only decides speed or layout (`batch_size`, `compression`) is left out, and so is where the model comes from: what it is,
+    its weights say, which are compared when it is loaded. What collect depends on follows from what it keeps (`keep`, else the
+    config's): the precision of features, or that of the sums. `covariance.centred` belongs to `project`: the stored sums serve
+    both readings.
     """
-    model = {key: getattr(config, key) for key in ("model", "revision", "variant")}
     if stage == "schedule":
-        return {**model, **_flat(config.schedule, "schedule")}
+        return _flat(config.schedule, "schedule")
     if stage == "collect":
         keep = keep or config.collect.keep
         unused = ("feature_dtype",) if keep == "moments" else ()
         beside = ("visual_attention_map", "attention_prompts", "attention_layers", "attention_timesteps")
         collect = _flat(config.collect, "collect", without=("batch_size", "compression", "keep", *beside, *unused))
         sums = {} if keep == "features" else {"covariance.accumulate": config.covariance.accumulate}
-        return {**model, "dtype": config.dtype, **collect, **sums}
+        return {"dtype": config.dtype, **collect, **sums}
     if stage == "covariance":
         return {"covariance.accumulate": config.covariance.accumulate}
     rule, value = config.project.rule()

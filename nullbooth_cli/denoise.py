@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from nullbooth_cli.model import tokenizers_of
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.schedule import install
 from nullbooth_cli.steps import Step
@@ -40,20 +41,19 @@ def denoise(pipe: Any, path: DenoisingPath, members: Sequence[tuple[int, Prompt]
     `[B, h, w, 3]` in [0, 1]."""
     generators = [torch.Generator("cpu").manual_seed(path.seed + row) for row, _ in members]
     size = {name: value for name, value in (("height", path.height), ("width", path.width)) if value is not None}
-    result = pipe(
-        prompt=[prompt.text for _, prompt in members],
-        num_inference_steps=path.num_inference_steps,
-        guidance_scale=path.guidance_scale,
-        generator=generators,
-        output_type=output_type,
-        **size,
-    )
+    try:
+        result = pipe(
+            prompt=[prompt.text for _, prompt in members],
+            num_inference_steps=path.num_inference_steps,
+            guidance_scale=path.guidance_scale,
+            generator=generators,
+            output_type=output_type,
+            **size,
+        )
+    finally:
+        # A path that a hook ends early leaves the denoiser of an offloaded pipeline on the device.
+        pipe.maybe_free_model_hooks()
     return result.images
-
-
-def tokenizers_of(pipe: Any) -> dict[str, Any]:
-    """The tokenizers of a pipeline, by name."""
-    return {name: part for name, part in pipe.components.items() if name.startswith("tokenizer") and part is not None}
 
 
 def cut_words(pipe: Any, prompts: Sequence[Prompt]) -> list[tuple[Prompt, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nullbooth_cli.config import Config
+from nullbooth_cli.config import Config, model_names
 from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.events import Event
 from nullbooth_cli.prompts import Prompt
@@ -101,14 +101,14 @@ def import_covariances(run_folder: Path, out: Store, config: Config) -> Iterator
     layout = Layout("moments", 1, config.collect.feature_dtype)
     run = Run(config, prompts, out)
     out.write_schedule(steps)
-    begin(run, "schedule", {"scheduler": "imported", "values": [step.timestep for step in steps]})
+    begin(run, "schedule", {"scheduler": "imported", "noise": "imported", "values": [step.timestep for step in steps]})
     out.create_collection(tuple(sites), len(steps), 1, layout)
     out.write_rows(0, prompts)
     part = out.part(PART)
     part.create(sites, len(steps))
     part.checkpoint(((site, [_sums(files[t], site.dim) for t in range(len(steps))]) for site, files in sites.items()), [0])
     out.commit("collect", [0])
-    begin(run, "collect", {"weights": "imported"}, layout=vars(layout))
+    begin(run, "collect", {"weights": "imported"}, layout=vars(layout), model=model_names(config))
     yield from execute("covariance", run)
 
 

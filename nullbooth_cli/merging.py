@@ -72,7 +72,7 @@ def merge(sources: Sequence[Store], out: Store) -> Iterator[Event]:
 
     out.write_schedule(steps)
     schedule = first.records["schedule"]
-    begin(run, "schedule", {name: schedule[name] for name in ("scheduler", "values")})
+    begin(run, "schedule", {name: schedule[name] for name in ("scheduler", "noise", "values")})
     out.create_collection(sites, len(steps), len(rows), layout)
     out.write_rows(0, rows)
     part, units = out.part(PART), range(-(-len(rows) // batch_size))
@@ -84,7 +84,14 @@ def merge(sources: Sequence[Store], out: Store) -> Iterator[Event]:
     part.checkpoint(sums, units)
     out.commit("collect", units)
     collected = first.records["collect"]
-    begin(run, "collect", {"weights": collected["weights"]}, layout=vars(layout), tensors=collected.get("tensors", {}))
+    begin(
+        run,
+        "collect",
+        {"weights": collected["weights"]},
+        layout=vars(layout),
+        tensors=collected.get("tensors", {}),
+        model=collected["model"],
+    )
     yield from execute("covariance", run)
 
 

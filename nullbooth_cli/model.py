@@ -1,33 +1,23 @@
 """Loads the user's pipeline: device, precision, evaluation mode, frozen. And says which weights it holds."""
 
+import contextlib
 import hashlib
 import logging
 import os
-from pathlib import Path
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import psutil
 import torch
 from torch import nn
 
-from nullbooth_cli import toy
 from nullbooth_cli.errors import ConfigError, ResourceError
+from nullbooth_cli.sources import Source, completing, fetch
+from nullbooth_cli.unloadable import explained
 
-
-def locate(model: str) -> str:
-    """The folder or hub id that a config's `model` means. Raises ConfigError for a folder that is not a pipeline."""
-    if model == "toy":
-        return str(toy.FOLDER)
-    path = Path(model).expanduser()
-    if path.exists():
-        if not (path / "model_index.json").is_file():
-            raise ConfigError(
-                f"{path} is not a pipeline folder: it has no model_index.json", "a pipeline folder is what save_pretrained writes"
-            )
-        return str(path)
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise ConfigError(f"no model folder at {path}", "set model to toy, a pipeline folder, or a hub id (owner/name)")
-    return model
+# The names of weights in the two libraries' warnings: a column of a table, or a list.
+_MISSING = re.compile(r"\S+(?= +\| MISSING)|(?<=')\S+(?=')")
 
 
 def pick_device(requested: str | None) -> torch.device:
@@ -56,37 +46,120 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _where(revision: str | None, local_files_only: bool) -> dict[str, Any]:
-    return {"revision": revision, "local_files_only": local_files_only}
-
-
-def load_scheduler(model: str, *, revision: str | None, local_files_only: bool) -> Any:
+def load_scheduler(
+    model: str,
+    *,
+    revision: str | None,
+    local_files_only: bool,
+    allow_pickle: bool = False,
+    pipeline_config: str | None = None,
+) -> Any:
     """The scheduler that the model ships with, without its weights."""
     from nullbooth_cli.schedule import model_scheduler
 
     _be_quiet()
-    name = locate(model)
-    try:
-        return model_scheduler(name, **_where(revision, local_files_only))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise _unloadable(model, error) from error
+    source = Source(model, revision, None, local_files_only, allow_pickle, pipeline_config)
+    if source.is_single_file:
+        folder = _config_folder(source)
+    else:
+        with explained(source):
+            folder = fetch(source, weights=False)
+    with explained(source, folder):
+        return model_scheduler(folder)
 
 
 def load_pipeline(
-    model: str, *, revision: str | None, variant: str | None, dtype: str, local_files_only: bool, device: torch.device
+    model: str,
+    *,
+    revision: str | None,
+    variant: str | None,
+    dtype: str,
+    local_files_only: bool,
+    device: torch.device,
+    allow_pickle: bool = False,
+    pipeline_config: str | None = None,
+    model_cpu_offload: bool = False,
+    attention_slicing: bool = False,
 ) -> Any:
-    """The model's own pipeline on the device, in evaluation mode and frozen. Raises ConfigError if it cannot be loaded."""
+    """The model's own pipeline, in evaluation mode and frozen, on the device, or moving there part by part as it is needed.
+
+    Raises ConfigError if it cannot be loaded, or not whole; ResourceError for an offload without an accelerator.
+    """
+    if model_cpu_offload and device.type == "cpu":
+        raise ResourceError(
+            "model_cpu_offload keeps a model in host memory until an accelerator needs it, and this run is on the CPU",
+            "set model_cpu_offload to false, or choose a --device such as cuda",
+        )
+    _be_quiet()
+    source = Source(model, revision, variant, local_files_only, allow_pickle, pipeline_config)
+    load = _from_file if source.is_single_file else _from_folder
+    with _listening() as heard:
+        pipe = load(source, getattr(torch, dtype))
+    _require_whole(source, pipe, heard)
+    if attention_slicing:
+        pipe.enable_attention_slicing()
+    if model_cpu_offload:
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    return prepare(pipe)
+
+
+def _from_folder(source: Source, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
 
-    _be_quiet()
-    name = locate(model)
-    try:
-        pipe = DiffusionPipeline.from_pretrained(
-            name, variant=variant, dtype=getattr(torch, dtype), use_safetensors=True, **_where(revision, local_files_only)
+    with explained(source):
+        folder = fetch(source)
+    with explained(source, folder):
+        return DiffusionPipeline.from_pretrained(
+            folder,
+            variant=source.variant,
+            dtype=dtype,
+            use_safetensors=None if source.allow_pickle else True,
+            local_files_only=True,
         )
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise _unloadable(model, error) from error
-    return prepare(pipe.to(device))
+
+
+def _from_file(source: Source, dtype: torch.dtype) -> Any:
+    """A single file as the pipeline that the folder completing it is of."""
+    import diffusers
+
+    folder, file = _config_folder(source), source.located()
+    with explained(source, file):
+        pipeline = getattr(diffusers, diffusers.DiffusionPipeline.load_config(folder)["_class_name"])
+        return pipeline.from_single_file(file, config=folder, dtype=dtype, local_files_only=True)
+
+
+def _config_folder(source: Source) -> str:
+    with explained(source, source.located()):
+        base = completing(source)
+    with explained(base, completes=source.model):
+        return fetch(base, weights=False)
+
+
+def _require_whole(source: Source, pipe: Any, heard: Iterable[str]) -> None:
+    """Raise ConfigError for weights or words that were not there: the libraries warn at most, and go on with random weights."""
+    missing = [
+        *(name for text in heard if "newly initialized" in text for name in _MISSING.findall(text) or [text]),
+        *(
+            f"{part}.{name}"
+            for part, module in pipe.components.items()
+            if isinstance(module, nn.Module)
+            for name, parameter in module.named_parameters()
+            if parameter.is_meta
+        ),
+    ]
+    hint = "get the model again, or save it again with save_pretrained of the pipeline, adapters fused or unloaded"
+    if missing:
+        raise ConfigError(f"{source.model} is not whole: weights are missing, such as {missing[0]}", hint)
+    for part, tokenizer in tokenizers_of(pipe).items():
+        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+            raise ConfigError(f"{source.model} is not whole: the vocabulary of its {part} is missing", hint)
+
+
+def tokenizers_of(pipe: Any) -> dict[str, Any]:
+    """The tokenizers of a pipeline, by name."""
+    return {name: part for name, part in pipe.components.items() if name.startswith("tokenizer") and part is not None}
 
 
 def prepare(pipe: Any) -> Any:
@@ -99,14 +172,30 @@ def prepare(pipe: Any) -> Any:
 
 
 def denoiser_of(pipe: Any) -> nn.Module:
-    """The module that is called once per denoising step: `unet` or `transformer`."""
+    """The module that is called once per denoising step: `unet` or `transformer`. Raises ConfigError for one that cannot be
+    watched, because it was compiled or wrapped whole."""
     for name in ("unet", "transformer"):
         module = getattr(pipe, name, None)
         if isinstance(module, nn.Module):
+            _require_watchable(name, module)
             return module
     raise ConfigError(
         f"{type(pipe).__name__} has neither unet nor transformer", "nullbooth works on text-to-image pipelines of diffusers"
     )
+
+
+def _require_watchable(name: str, denoiser: nn.Module) -> None:
+    # torch.compile(module) wraps it, module.compile() and compile_repeated_blocks() mark it.
+    if hasattr(denoiser, "_orig_mod") or any(module._compiled_call_impl is not None for module in denoiser.modules()):
+        raise ConfigError(
+            f"pipe.{name} is compiled: hooks that are set after the first compiled call never fire, so nothing would be recorded",
+            "collect from the pipeline as it was loaded; what is collected serves the compiled one as well",
+        )
+    if hasattr(denoiser, "get_base_model"):
+        raise ConfigError(
+            f"pipe.{name} is wrapped in a {type(denoiser).__name__}, which renames its weights",
+            f"pipe.{name} = pipe.{name}.get_base_model() keeps the adapters and the names",
+        )
 
 
 def weights_digest(pipe: Any) -> str:
@@ -123,20 +212,42 @@ def weights_digest(pipe: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _unloadable(model: str, error: Exception) -> ConfigError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ConfigError(
-        f"cannot load the model {model}: {first}", "check the name, revision and variant; offline, give a local folder"
-    )
+class _Ear(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(re.sub(r"\x1b\[[\d;]*m", "", record.getMessage()))
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[list[str]]:
+    """The warnings that diffusers and transformers log meanwhile: they are kept here and go nowhere else."""
+    ear = _Ear()
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    before = [(logger, logger.level, logger.handlers, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [ear], False
+        logger.setLevel(logging.WARNING)
+    try:
+        yield ear.heard
+    finally:
+        for logger, level, handlers, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
 
 
 def _be_quiet() -> None:
-    """diffusers and transformers log to stderr, where progress and errors belong."""
+    """diffusers, transformers and huggingface_hub log to stderr, where progress and errors belong."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    disable_progress_bars()
     import diffusers
 
     # Not even errors: what stops a load is raised as well, and becomes our message.

@@ -126,6 +126,7 @@ def check_model(store: Store, tensors: Mapping[str, Any]) -> None:
     `state_dict()` names them.
 
     The prompts may have been run in a lower precision than the model has now: then its weights are rounded to that first.
+    Adapters of PEFT, loaded but not fused, change no base weight.
     """
     recorded = store.records["collect"].get("tensors")
     if not recorded:
@@ -134,6 +135,8 @@ def check_model(store: Store, tensors: Mapping[str, Any]) -> None:
             "collect again, or use the projectors without naming a model, at your own risk",
         )
     dtype = store.config["dtype"]
+    tensors = {plain_name(name): tensor for name, tensor in tensors.items()}
+    named = store.records["collect"]["model"]["model"]
     missing = [name for name in recorded if name not in tensors]
     changed = [name for name in recorded if name in tensors and tensor_digest(tensors[name], dtype) != recorded[name]]
     if missing or changed:
@@ -143,10 +146,14 @@ def check_model(store: Store, tensors: Mapping[str, Any]) -> None:
             if names
         ]
         raise ConfigError(
-            f"these projectors belong to another model than the one at hand ({store.config['model']}, run in {dtype}): "
-            + "; ".join(said),
+            f"these projectors belong to another model than the one at hand ({named}, run in {dtype}): " + "; ".join(said),
             "use the model that was collected from, before any training; or collect from this one",
         )
+
+
+def plain_name(name: str) -> str:
+    """The name that a weight has in the plain model, where PEFT put adapters around it or around the whole model."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def tensor_digest(tensor: Any, dtype: str) -> str:
@@ -164,7 +171,7 @@ def provenance(store: Store) -> dict[str, Any]:
     records, config, heldout = store.records, store.config, store.heldout()
     return {
         "fingerprint": records["project"]["fingerprint"],
-        "model": {key: config[key] for key in ("model", "revision", "variant", "dtype")},
+        "model": {**records["collect"]["model"], "dtype": config["dtype"]},
         "weights": records["collect"]["weights"],
         "tensors": records["collect"].get("tensors", {}),
         "prompts": {"count": len(store.prompts()), "digest": records["covariance"]["rows"]["digest"]},

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from nullbooth_cli.config import STAGES, Config, fingerprint, public_settings
+from nullbooth_cli.config import STAGES, Config, fingerprint, model_names, public_settings
 from nullbooth_cli.events import Begin, Event, Interrupts, Progress
 from nullbooth_cli.presence import present
 from nullbooth_cli.prompts import Prompt
-from nullbooth_cli.states import own_states, wanted_settings
+from nullbooth_cli.states import Difference, own_states, wanted_settings
 from nullbooth_cli.store import Store
 from nullbooth_cli.workers import Workers
 
@@ -40,6 +40,15 @@ class Prepared:
     done: int = 0
     total: int = 0
     notes: list[str] = field(default_factory=list)
+
+
+def renamed(config: Config, store: Store | None) -> tuple[Difference, ...]:
+    """The names of the model that are not those it was collected from under: only its weights tell whether it is another."""
+    record = store.records.get("collect") if store else None
+    if record is None:
+        return ()
+    old, new = record["model"], model_names(config)
+    return tuple(Difference(name, old[name], new[name]) for name in new if old[name] != new[name])
 
 
 def state_of(run: Run, stage: str) -> str:

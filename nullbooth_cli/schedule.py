@@ -1,6 +1,6 @@
 """Timesteps and sigmas: always a diffusers scheduler's own, built from the model's noise schedule.
 
-1. `model_scheduler()` reads the scheduler a model ships with, without its weights.
+1. `model_scheduler()` reads the scheduler a pipeline folder ships with, without its weights.
 2. `build_scheduler()` makes the one that a `sampler_strategy` names, every setting that shapes the steps passed explicitly:
    `from_config` alone answers "linspace" for a hub SD1.5 and "leading" for the same model after one `save_pretrained`.
 3. `compute_schedule()` asks it for n steps; `install()` makes a pipeline walk exactly the steps that were written down.
@@ -22,6 +22,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from nullbooth_cli.config import fingerprint
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.steps import Step, step_key
 
@@ -115,13 +116,13 @@ def is_sde(strategy: str | None) -> bool:
     return strategy is not None and "SDE" in strategy
 
 
-def model_scheduler(model: str, **where: Any) -> Any:
-    """The scheduler that a model folder or hub id ships with; reads two small JSON files, no weights."""
+def model_scheduler(folder: str) -> Any:
+    """The scheduler that a pipeline folder ships with; reads two small JSON files, no weights."""
     import diffusers
 
-    index = diffusers.DiffusionPipeline.load_config(model, **where)
+    index = diffusers.DiffusionPipeline.load_config(folder)
     _, name = index["scheduler"]
-    return getattr(diffusers, name).from_pretrained(model, subfolder="scheduler", **where)
+    return getattr(diffusers, name).from_pretrained(folder, subfolder="scheduler")
 
 
 def build_scheduler(strategy: str | None, shipped: Any, spacing: str | None = None) -> Any:
@@ -147,6 +148,12 @@ def build_scheduler(strategy: str | None, shipped: Any, spacing: str | None = No
 def is_flow_matching(scheduler: Any) -> bool:
     """Whether a scheduler moves along straight paths from noise to image, and knows no betas."""
     return "beta_start" not in scheduler.config or scheduler.config.get("prediction_type") == "flow_prediction"
+
+
+def noise_digest(strategy: str | None, scheduler: Any) -> str:
+    """Digest of what a schedule takes from the model: the noise its scheduler was given, under "model" every setting of it."""
+    settings = {key: value for key, value in scheduler.config.items() if not key.startswith("_") and value is not None}
+    return fingerprint({key: value for key, value in settings.items() if strategy == "model" or key in NOISE_KEYS})
 
 
 def _parameters(scheduler_class: type) -> set[str]:

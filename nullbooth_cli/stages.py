@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nullbooth_cli.collecting import run_collect, run_schedule
+from nullbooth_cli.collecting import recognise, run_collect, run_schedule
 from nullbooth_cli.config import STAGES, Config, public_settings
 from nullbooth_cli.errors import StageError
 from nullbooth_cli.events import Event, Note
@@ -48,6 +48,8 @@ def execute(stage: str, run: Run) -> Iterator[Event]:
     said = run.workers.agree(lambda: _refuse_or_say(stage, run))
     if said:
         yield Note(said)
+        if stage == "collect":
+            yield from map(Note, run.workers.agree(lambda: recognise(run)))
     else:
         yield from _RUNNERS[stage](run)
     if run.config.heldout_prompts is not None and stage in HELDOUT_STAGES and not (run.limit and not said):

@@ -28,6 +28,8 @@ ORDER = [
     "sampling",
     "writer",
     "toy",
+    "sources",
+    "unloadable",
     "model",
     "sites",
     "denoise",

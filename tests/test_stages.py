@@ -44,9 +44,13 @@ def stale_stages(config: Config, store: Store) -> set[str]:
 
 ALL, COLLECT_ON, COVARIANCE_ON, PROJECT_ON = (set(STAGES[i:]) for i in range(4))
 CHANGES: list[tuple[dict[str, Any], set[str]]] = [
-    ({"model": "./other"}, ALL),
-    ({"revision": "main"}, ALL),
-    ({"variant": "fp16"}, ALL),
+    ({"model": "./other"}, set()),
+    ({"revision": "main"}, set()),
+    ({"variant": "fp16"}, set()),
+    ({"pipeline_config": "./other"}, set()),
+    ({"allow_pickle": True}, set()),
+    ({"model_cpu_offload": True}, set()),
+    ({"attention_slicing": True}, set()),
     ({"schedule__num_denoising_steps": 5}, ALL),
     ({"schedule__sampler_strategy": "Euler"}, ALL),
     ({"schedule__timestep_mode": "first"}, ALL),

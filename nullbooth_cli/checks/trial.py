@@ -74,7 +74,8 @@ def attention_maps(patient: Patient) -> str | None:
 
 
 def tokenizer(patient: Patient) -> str | Doubt:
-    from nullbooth_cli.denoise import cut_words, tokenizers_of
+    from nullbooth_cli.denoise import cut_words
+    from nullbooth_cli.model import tokenizers_of
 
     every = (*patient.prompts, *patient.heldout)
     room = "; ".join(f"{name} takes {each.model_max_length} tokens" for name, each in tokenizers_of(patient.pipe).items())
@@ -88,14 +89,20 @@ def tokenizer(patient: Patient) -> str | Doubt:
 
 
 def probe(patient: Patient) -> str:
-    from nullbooth_cli.collecting import find_collection, path_of, require_same_model
+    from nullbooth_cli.collecting import find_collection, path_of, require_same_model, require_same_noise
     from nullbooth_cli.model import weights_digest
+    from nullbooth_cli.runs import renamed
 
     with _foreign_errors("the model fails on a prompt", "check collect.height, collect.width, dtype and the model itself"):
         patient.path = path_of(patient.config, patient.steps, patient.pipe)
         patient.collection = find_collection(patient.config, patient.pipe, patient.path, patient.prompts[0])
-    if patient.store is not None and "collect" in patient.states and patient.states["collect"].state == "partial":
-        require_same_model(patient.config, patient.store, patient.collection, weights_digest(patient.pipe))
+    config, store, states = patient.config, patient.store, patient.states
+    if store is not None and "schedule" in states and states["schedule"].is_done:
+        require_same_noise(config, store, patient.pipe.scheduler)
+    if store is not None and "collect" in states:
+        collect = states["collect"]
+        if collect.state == "partial" or (collect.is_done and renamed(config, store)):
+            require_same_model(config, store, weights_digest(patient.pipe), patient.collection.sites)
     recordings = counted(len(patient.collection.sites), "recording")
     return f"two steps of one prompt run, which takes {recordings}"
 

@@ -34,6 +34,7 @@ def status(
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.config import STAGES
     from nullbooth_cli.errors import ConfigError, StoreError
+    from nullbooth_cli.runs import renamed
     from nullbooth_cli.states import require, stage_states
 
     if check is not None and check not in STAGES:
@@ -49,6 +50,7 @@ def status(
     opened = session.open_if_there()
     states = stage_states(session.config, session.prompts, opened)
     document = report.status_document(session.url, opened, states)
+    document["renamed"] = [vars(difference) for difference in renamed(session.config, opened)]
     if verify and opened:
         document["verify"] = _verified(opened)
     session.terminal.answer(document, _draw)
@@ -88,6 +90,10 @@ def _draw(document: dict[str, Any]) -> Any:
                 total = "?" if beside["units_total"] is None else str(beside["units_total"])
                 rows.append([name, beside["state"], f"{beside['units_done']}/{total}", "", ""])
     drawn = [document["store"], table(["stage", "state", "units", "size", "stale because"], rows, right=frozenset({2, 3}))]
+    drawn += [
+        f"{name['field']}: {name['old']} -> {name['new']}, the same model or another: collect compares the weights"
+        for name in document["renamed"]
+    ]
     if "verify" in document:
         found = document["verify"]
         drawn.append(f"verified: {found['checked']} pieces read, {len(found['damaged'])} damaged")

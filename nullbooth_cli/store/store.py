@@ -22,7 +22,7 @@ from nullbooth_cli.store.parts import Part
 from nullbooth_cli.store.results import Results
 
 FORMAT = "nullbooth"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 PACKAGES = ("nullbooth", "torch", "diffusers", "transformers", "zarr", "numpy")
 HELDOUT = "heldout"
 RELEASED = 2  # in a cell of collect: done, but the features were removed
