@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.model import denoiser_of
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.schedule import install
+from nullbooth_cli.sites import Enough
 from nullbooth_cli.steps import Step
 
 
@@ -37,18 +40,50 @@ def hold_to_schedule(pipe: Any, scheduler: Any, steps: tuple[Step, ...]) -> None
 
 def denoise(pipe: Any, path: DenoisingPath, members: Sequence[tuple[int, Prompt]], output_type: str = "latent") -> Any:
     """Denoise prompts, each with its row in the store; returns latents, without running the VAE, or with "np" images
-    `[B, h, w, 3]` in [0, 1]."""
+    `[B, h, w, 3]` in [0, 1]. Raises ConfigError for what the pipeline refuses, such as a height that is no multiple of 8."""
     generators = [torch.Generator("cpu").manual_seed(path.seed + row) for row, _ in members]
     size = {name: value for name, value in (("height", path.height), ("width", path.width)) if value is not None}
-    result = pipe(
-        prompt=[prompt.text for _, prompt in members],
-        num_inference_steps=path.num_inference_steps,
-        guidance_scale=path.guidance_scale,
-        generator=generators,
-        output_type=output_type,
-        **size,
-    )
+    try:
+        result = pipe(
+            prompt=[prompt.text for _, prompt in members],
+            num_inference_steps=path.num_inference_steps,
+            guidance_scale=path.guidance_scale,
+            generator=generators,
+            output_type=output_type,
+            **size,
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"{type(pipe).__name__} refuses this: {error}", "check collect.height, collect.width and the model itself"
+        ) from error
     return result.images
+
+
+def set_out(pipe: Any, path: DenoisingPath, prompt: Prompt, num_forwards: int = 0) -> None:
+    """Denoise a prompt until so many forwards have ended.
+
+    Without any, the scheduler is left as the pipeline sets it: flow-matching ones are given sigmas and a shift that follows the
+    size of the image.
+    """
+    denoiser, ended = denoiser_of(pipe), 0
+
+    def start(*_: Any) -> None:
+        if ended == num_forwards:
+            raise Enough
+
+    def end(*_: Any) -> None:
+        nonlocal ended
+        ended += 1
+        start()
+
+    handles = [denoiser.register_forward_pre_hook(start), denoiser.register_forward_hook(end)]
+    try:
+        denoise(pipe, path, [(0, prompt)])
+    except Enough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def tokenizers_of(pipe: Any) -> dict[str, Any]:
