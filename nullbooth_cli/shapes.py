@@ -35,6 +35,13 @@ class Shapes:
         section = self.config.collect
         return find_projections(denoiser_of(self.pipe), section.collect_features.chosen(), section.cross_attention_layers)
 
+    def every(self) -> tuple[Projection, ...]:
+        """All projections of layers that attend to text, and those that the config chooses beside them, in the model's order."""
+        denoiser = denoiser_of(self.pipe)
+        order = {name: place for place, (name, _) in enumerate(denoiser.named_modules())}
+        found = {*self.chosen(), *find_projections(denoiser, EVERY_FEATURE, "all")}
+        return tuple(sorted(found, key=lambda projection: order[projection.weight.removesuffix(".weight")]))
+
     def find(self, projections: tuple[Projection, ...]) -> Found:
         section, path = self.config.collect, denoising_path(self.config)
         settings = (projections, section.side, section.branches)
@@ -65,17 +72,20 @@ def look(config: Config, device: str | None, say: Callable[[str], None]) -> Shap
     return Shapes(config, pipe, loaded=True)
 
 
-def layers_document(shapes: Shapes, num_steps: int, keeps: Callable[[str, str], bool]) -> dict[str, Any]:
-    """Every layer that attends to text, and those that the config chooses beside them, with what each would record.
+def sites_of(found: Found, projections: tuple[Projection, ...]) -> tuple[Site, ...]:
+    """The recordings that these of the found projections need."""
+    needed = {found.owners[projection] for projection in projections}
+    return tuple(site for site in found.sites if site in needed)
+
+
+def layers_document(shapes: Shapes, found: Found, num_steps: int, keeps: Callable[[str, str], bool]) -> dict[str, Any]:
+    """The layers of what was found of `shapes.every()`, with what each would record.
 
     `keeps(layer, feature)` filters the projections. Bytes are of features in the config's dtype for one prompt, and of moments.
     """
-    denoiser, config = denoiser_of(shapes.pipe), shapes.config
-    chosen, text = shapes.chosen(), find_projections(denoiser, EVERY_FEATURE, "all")
-    order = {name: place for place, (name, _) in enumerate(denoiser.named_modules())}
-    every = sorted({*chosen, *text}, key=lambda projection: order[projection.weight.removesuffix(".weight")])
+    config, chosen, every = shapes.config, shapes.chosen(), shapes.every()
+    text = find_projections(denoiser_of(shapes.pipe), EVERY_FEATURE, "all")
     index = {layer: number for number, layer in enumerate(dict.fromkeys(projection.layer for projection in text))}
-    found = shapes.find(tuple(every))
     layers: dict[str, dict[str, Any]] = {}
     for projection in every:
         layer = projection.layer
@@ -88,7 +98,6 @@ def layers_document(shapes: Shapes, num_steps: int, keeps: Callable[[str, str], 
             recording["features"].append(projection.feature)
             recording["chosen"] = recording["chosen"] or projection in chosen
     names = {recording["site"] for layer in layers.values() for recording in layer["recordings"]}
-    recorded = {found.owners[projection] for projection in chosen}
 
     def nbytes(sites: Sequence[Site]) -> dict[str, int]:
         return {
@@ -112,7 +121,7 @@ def layers_document(shapes: Shapes, num_steps: int, keeps: Callable[[str, str], 
             }
             for title, projections, sites in (
                 ("all", every, found.sites),
-                ("chosen", chosen, [site for site in found.sites if site in recorded]),
+                ("chosen", chosen, sites_of(found, chosen)),
             )
         },
     }

@@ -10,7 +10,7 @@ So packing, guidance, masks, ids and sizes are the pipeline's own. Cost: a secon
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.recording import Found, find_sites
 from nullbooth_cli.sites import Projection
 
+Tokenizer = Mapping[str, Any]
 PROMPT = Prompt("any words")  # they play no part: a text is as long as its encoder makes all of them
 
 
@@ -33,32 +34,32 @@ def _empty(*shape: int) -> torch.Tensor:
     return torch.empty(shape, device="meta")
 
 
-def _stable_diffusion(pipe: Any, clip_tokens: int) -> tuple[torch.Tensor, ...]:
-    text = _empty(1, clip_tokens, pipe.unet.config.cross_attention_dim)
+def _stable_diffusion(pipe: Any, tokenizer: Tokenizer) -> tuple[torch.Tensor, ...]:
+    text = _empty(1, tokenizer["model_max_length"], pipe.unet.config.cross_attention_dim)
     return text, text
 
 
-def _stable_diffusion_xl(pipe: Any, clip_tokens: int) -> tuple[torch.Tensor, ...]:
+def _stable_diffusion_xl(pipe: Any, tokenizer: Tokenizer) -> tuple[torch.Tensor, ...]:
     config = pipe.unet.config
-    text = _empty(1, clip_tokens, config.cross_attention_dim)
+    text = _empty(1, tokenizer["model_max_length"], config.cross_attention_dim)
     # What is embedded beside the pooled text are the six numbers of the image's sizes and crop.
     pooled = _empty(1, config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim)
     return text, text, pooled, pooled
 
 
-def _pixart(pipe: Any, _: int) -> tuple[torch.Tensor, ...]:
+def _pixart(pipe: Any, _: Tokenizer) -> tuple[torch.Tensor, ...]:
     text, mask = _empty(1, _t5_tokens(pipe), pipe.transformer.config.caption_channels), _empty(1, _t5_tokens(pipe))
     return text, mask, text, mask
 
 
-def _stable_diffusion_3(pipe: Any, clip_tokens: int) -> tuple[torch.Tensor, ...]:
+def _stable_diffusion_3(pipe: Any, tokenizer: Tokenizer) -> tuple[torch.Tensor, ...]:
     config = pipe.transformer.config
-    text = _empty(1, clip_tokens + _t5_tokens(pipe), config.joint_attention_dim)
+    text = _empty(1, tokenizer["model_max_length"] + _t5_tokens(pipe), config.joint_attention_dim)
     pooled = _empty(1, config.pooled_projection_dim)
     return text, text, pooled, pooled
 
 
-def _flux(pipe: Any, _: int) -> tuple[torch.Tensor, ...]:
+def _flux(pipe: Any, _: Tokenizer) -> tuple[torch.Tensor, ...]:
     config = pipe.transformer.config
     text = _empty(1, _t5_tokens(pipe), config.joint_attention_dim)
     return text, _empty(1, config.pooled_projection_dim), _empty(text.shape[1], 3)
@@ -70,8 +71,9 @@ def _t5_tokens(pipe: Any) -> int:
     return tokens
 
 
-# What `encode_prompt` of each pipeline returns for one prompt, as (pipeline, tokens of its CLIP tokenizer).
-ENCODERS: dict[str, Callable[[Any, int], tuple[torch.Tensor, ...]]] = {
+# What `encode_prompt` of each pipeline returns for one prompt, from the pipeline and the config of its first tokenizer: a text of
+# CLIP is as long as that takes, one of T5 as the pipeline says.
+ENCODERS: dict[str, Callable[[Any, Tokenizer], tuple[torch.Tensor, ...]]] = {
     "StableDiffusionPipeline": _stable_diffusion,
     "LatentConsistencyModelPipeline": _stable_diffusion,
     "StableDiffusionXLPipeline": _stable_diffusion_xl,
@@ -112,9 +114,9 @@ def build(model: str, scheduler: Any, **where: Any) -> Any:
                 parts[part] = kind.from_config(kind.load_config(folder, subfolder=part, **where)).to("meta").eval()
         parts |= {key: index[key] for key in parts if not isinstance(index[key], list)}
         pipe = made(**{**parts, "scheduler": _keep_values(scheduler)})
-        clip_tokens = get_tokenizer_config(folder, subfolder="tokenizer", **where)["model_max_length"]
+        encoded = ENCODERS[name](pipe, get_tokenizer_config(folder, subfolder="tokenizer", **where))
     pipe.set_progress_bar_config(disable=True)
-    pipe.encode_prompt = lambda *_, **__: ENCODERS[name](pipe, clip_tokens)
+    pipe.encode_prompt = lambda *_, **__: encoded
     denoiser_of(pipe).register_forward_pre_hook(
         lambda _, *given: tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), given), with_kwargs=True
     )

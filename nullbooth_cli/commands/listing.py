@@ -21,7 +21,8 @@ def list_layers(common: Common, layer: str | None, feature: str | None, device: 
         return (layer is None or fnmatchcase(name, f"*{layer}*")) and (feature is None or of == feature)
 
     _, steps = compute_steps(config, 1, device)
-    document = layers_document(look(config, device, terminal.note), len(steps), keeps)
+    shapes = look(config, device, terminal.note)
+    document = layers_document(shapes, shapes.find(shapes.every()), len(steps), keeps)
     if not document["layers"]:
         raise ConfigError("no layer passes the filters", "nullbooth inspect --layers alone lists all of them")
     terminal.answer(document, _draw)
@@ -50,7 +51,7 @@ def _draw(document: dict[str, Any]) -> Any:
                     size(site["moment_bytes"]) if first else "above",
                 ]
             )
-    columns = ["", "index", "layer", "features", "tokens", "dim", "shared by", "recorded", "features/prompt", "moments"]
+    columns = ["", "index", "layer", "features", "tokens", "dim", "weights", "recorded", "features/prompt", "moments"]
     drawn = table(columns, rows, right=frozenset({1, 4, 5, 6, 8, 9}))
     said = {title: _total(total, document["steps"]) for title, total in document["totals"].items()}
     return [
