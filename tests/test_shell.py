@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nullbooth_cli import collecting, model, moments, recording, report, schedule, shell, sites
-from nullbooth_cli.config import Config
+from nullbooth_cli.config import STAGES, Config
 from nullbooth_cli.denoise import DenoisingPath, set_out
 from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.plans import plan
@@ -115,6 +115,17 @@ def test_the_schedule_of_a_flow_is_the_one_its_pipeline_walks(
 def flux_run(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Store]:
     config = config_of(folders["flux"], tmp_path_factory.mktemp("flux") / "run.zarr")
     return config, execute(config, "schedule", "collect", "covariance", "project")
+
+
+@pytest.mark.parametrize("name", [name for name in tiny.PIPELINES if name != "flux"])
+def test_what_is_planned_is_what_is_collected(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+    config = config_of(folders[name], tmp_path / "run.zarr", schedule__num_denoising_steps=2)
+    planned = {p.stage: p for p in plan(STAGES, config, prompts_of(config), None, "cpu", None)}
+    store = execute(config, *STAGES)
+    assert set(states_of(config).values()) == {"complete"}
+    for stage, folder in (("covariance", "moments"), ("project", "projectors")):
+        # Metadata, checksums and counts come on top.
+        assert 0 <= store.bytes_of(folder) - planned[stage].bytes_needed < 0.35 * planned[stage].bytes_needed + 60_000
 
 
 def test_flux_runs_through(flux_run: tuple[Config, Store]) -> None:
