@@ -1,15 +1,18 @@
 """Write what is generated: `python docs/generate.py` (`--check` fails if a file is out of date, and writes nothing).
 
-configs/nullbooth.yaml and docs/reference/config.md come from the fields of the config, docs/reference/cli.md from `--help`.
+configs/nullbooth.yaml and docs/reference/config.md come from the fields of the config, docs/reference/cli.md from `--help`,
+docs/reference/models.md and the first lines of the other configs from the config files of their models (architectures.py).
 """
 
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import architectures
 from pydantic import BaseModel
 
 ROOT = Path(__file__).parent.parent
@@ -102,15 +105,22 @@ def yaml_file() -> str:
     return YAML_HEADER + "\n".join(yaml_lines(build_config({}, TOY))) + "\n"
 
 
-FILES = {"configs/nullbooth.yaml": yaml_file, "docs/reference/config.md": config_page, "docs/reference/cli.md": cli_page}
+FILES: dict[str, Callable[[], str]] = {
+    "configs/nullbooth.yaml": yaml_file,
+    "docs/reference/config.md": config_page,
+    "docs/reference/cli.md": cli_page,
+    "docs/reference/models.md": architectures.models_page,
+    **{f"configs/{name}.yaml": partial(architectures.config_file, name) for name in architectures.NAMES},
+}
 
 
 def main(check: bool) -> int:
     os.environ["COLUMNS"] = os.environ["TERMINAL_WIDTH"] = "110"
-    old = [name for name, make in FILES.items() if not (ROOT / name).exists() or (ROOT / name).read_text() != make()]
+    made = {name: make() for name, make in FILES.items()}
+    old = [name for name, text in made.items() if not (ROOT / name).exists() or (ROOT / name).read_text() != text]
     if not check:
         for name in old:
-            (ROOT / name).write_text(FILES[name]())
+            (ROOT / name).write_text(made[name])
     for name in old:
         print(f"{name} {'is out of date: run python docs/generate.py' if check else 'written'}")
     return int(check and bool(old))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from nullbooth_cli.config import CollectSection, Config, fingerprint, model_names
+from nullbooth_cli.config import CollectSection, Config, fingerprint, model_names, size_settings
 from nullbooth_cli.errors import StageError
 from nullbooth_cli.events import Event, Note, Progress
 from nullbooth_cli.nullspace import tensor_digest
@@ -22,34 +22,35 @@ def run_schedule(run: Run) -> Iterator[Event]:
 
 
 def _write_schedule(run: Run) -> None:
-    from nullbooth_cli.schedule import noise_digest
+    from nullbooth_cli.schedule import is_flow_matching, noise_digest
 
     run.store.reload()
     if run.workers.shard and state_of(run, "schedule") == "complete":
         return  # another shard was faster
-    scheduler, steps = compute_steps(run.config, len(run.prompts))
+    scheduler, steps = compute_steps(run.config, len(run.prompts), run.device)
     run.store.write_record("schedule", None)
     run.store.write_schedule(steps)
     values = fingerprint([(step.timestep, step.sigma) for step in steps])
     noise = noise_digest(run.config.schedule.sampler_strategy, scheduler)
-    begin(run, "schedule", {"scheduler": type(scheduler).__name__, "noise": noise, "values": values})
+    size = {"size": size_settings(run.config)} if is_flow_matching(scheduler) else {}
+    begin(run, "schedule", {"scheduler": type(scheduler).__name__, "noise": noise, "values": values, **size})
 
 
-def compute_steps(config: Config, num_prompts: int) -> tuple[Any, tuple[Step, ...]]:
-    """(the scheduler, the steps) that the config asks for; needs the model's scheduler, not its weights."""
-    from nullbooth_cli.model import load_scheduler
-    from nullbooth_cli.schedule import build_scheduler, compute_schedule
+def compute_steps(config: Config, num_prompts: int, device: str | None = None) -> tuple[Any, tuple[Step, ...]]:
+    """(the scheduler, the steps) that the config asks for; needs the model's config files, not its weights.
 
-    section = config.schedule
-    shipped = load_scheduler(
-        config.model,
-        revision=config.revision,
-        local_files_only=config.local_files_only,
-        allow_pickle=config.allow_pickle,
-        pipeline_config=config.pipeline_config,
-    )
-    scheduler = build_scheduler(section.sampler_strategy, shipped, section.timestep_spacing)
-    steps = compute_schedule(
+    A flow-matching pipeline chooses the sigmas itself, so it is called up to its first forward; one that is no `shell` is loaded.
+    """
+    from nullbooth_cli import denoise, schedule, shell
+
+    section, scheduler = config.schedule, scheduler_of(config)
+
+    def set_by_pipeline(_: int) -> None:
+        pipe = open_shell(config, scheduler) or load_model(config, device)
+        pipe.scheduler = scheduler
+        denoise.set_out(pipe, denoising_path(config), shell.PROMPT)
+
+    steps = schedule.compute_schedule(
         section.sampler_strategy,
         scheduler,
         section.num_denoising_steps,
@@ -57,8 +58,29 @@ def compute_steps(config: Config, num_prompts: int) -> tuple[Any, tuple[Step, ..
         jitter=section.sde_jitter,
         seed=section.seed,
         num_prompts=num_prompts,
+        set_timesteps=set_by_pipeline if schedule.is_flow_matching(scheduler) else None,
     )
     return scheduler, steps
+
+
+def scheduler_of(config: Config) -> Any:
+    """The scheduler that the config asks for."""
+    from nullbooth_cli import model, schedule
+
+    shipped = model.load_scheduler(config.model, **_where(config))
+    return schedule.build_scheduler(config.schedule.sampler_strategy, shipped, config.schedule.timestep_spacing)
+
+
+def open_shell(config: Config, scheduler: Any) -> Any:
+    """The config's pipeline without weights; None for one whose shapes are known only once it is loaded."""
+    from nullbooth_cli import model, shell
+
+    folder = model.config_folder(config.model, **_where(config))
+    return shell.build(folder, scheduler) if shell.pipeline_class(folder) in shell.ENCODERS else None
+
+
+def _where(config: Config) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in ("revision", "local_files_only", "allow_pickle", "pipeline_config")}
 
 
 @dataclass(frozen=True)
@@ -81,13 +103,10 @@ def load_model(config: Config, device: str | None) -> Any:
 
     return model.load_pipeline(
         config.model,
-        revision=config.revision,
         variant=config.variant,
         dtype=config.dtype,
-        local_files_only=config.local_files_only,
         device=model.pick_device(device),
-        allow_pickle=config.allow_pickle,
-        pipeline_config=config.pipeline_config,
+        **_where(config),
         model_cpu_offload=config.model_cpu_offload,
         attention_slicing=config.attention_slicing,
     )
@@ -97,9 +116,16 @@ def path_of(config: Config, steps: tuple[Step, ...], pipe: Any) -> Any:
     """Hold a pipeline to the schedule; returns the `denoise.DenoisingPath`."""
     from nullbooth_cli import denoise, schedule
 
-    section = config.collect
     scheduler = schedule.build_scheduler(config.schedule.sampler_strategy, pipe.scheduler, config.schedule.timestep_spacing)
     denoise.hold_to_schedule(pipe, scheduler, steps)
+    return denoising_path(config, steps)
+
+
+def denoising_path(config: Config, steps: tuple[Step, ...] = ()) -> Any:
+    """The `denoise.DenoisingPath` of a config; without steps, those that the pipeline's scheduler gives."""
+    from nullbooth_cli import denoise
+
+    section = config.collect
     return denoise.DenoisingPath(
         config.schedule.num_denoising_steps, steps, section.guidance_scale, section.height, section.width, section.seed
     )

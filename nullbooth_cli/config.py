@@ -322,6 +322,11 @@ def stage_settings(config: Config, stage: str, keep: str | None = None) -> dict[
     return {**decomposition_settings(config), "project.rule": rule, f"project.{rule}": value}
 
 
+def size_settings(config: Config) -> dict[str, Any]:
+    """What the schedule of a flow-matching model may depend on as well: its pipeline shifts the sigmas by the image's size."""
+    return {"collect.height": config.collect.height, "collect.width": config.collect.width}
+
+
 def decomposition_settings(config: Config) -> dict[str, Any]:
     """The part of project's settings that a new threshold leaves alone."""
     section = config.project

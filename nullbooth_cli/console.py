@@ -292,12 +292,21 @@ def counted(count: int, word: str) -> str:
 
 def size(num_bytes: int) -> str:
     """Bytes for people: 1.2 MB."""
-    value = float(num_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
+    return _scaled(num_bytes, ("B", "kB", "MB", "GB", "TB"))
+
+
+def operations(count: int) -> str:
+    """Floating point operations for people: 1.2 PFLOP."""
+    return _scaled(count, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
+
+
+def _scaled(number: int, units: tuple[str, ...]) -> str:
+    value = float(number)
+    for unit in units[:-1]:
         if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+            return f"{value:.0f} {unit}" if unit == units[0] else f"{value:.1f} {unit}"
         value /= 1000
-    return f"{value:.1f} TB"
+    return f"{value:.1f} {units[-1]}"
 
 
 def rate(seconds_per_unit: float) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
-from nullbooth_cli.model import tokenizers_of
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.model import denoiser_of, tokenizers_of
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.schedule import install
+from nullbooth_cli.sites import Enough
 from nullbooth_cli.steps import Step
 
 
@@ -38,7 +40,7 @@ def hold_to_schedule(pipe: Any, scheduler: Any, steps: tuple[Step, ...]) -> None
 
 def denoise(pipe: Any, path: DenoisingPath, members: Sequence[tuple[int, Prompt]], output_type: str = "latent") -> Any:
     """Denoise prompts, each with its row in the store; returns latents, without running the VAE, or with "np" images
-    `[B, h, w, 3]` in [0, 1]."""
+    `[B, h, w, 3]` in [0, 1]. Raises ConfigError for what the pipeline refuses, such as a height that is no multiple of 8."""
     generators = [torch.Generator("cpu").manual_seed(path.seed + row) for row, _ in members]
     size = {name: value for name, value in (("height", path.height), ("width", path.width)) if value is not None}
     try:
@@ -50,10 +52,41 @@ def denoise(pipe: Any, path: DenoisingPath, members: Sequence[tuple[int, Prompt]
             output_type=output_type,
             **size,
         )
+    except ValueError as error:
+        raise ConfigError(
+            f"{type(pipe).__name__} refuses this: {error}", "check collect.height, collect.width and the model itself"
+        ) from error
     finally:
         # A path that a hook ends early leaves the denoiser of an offloaded pipeline on the device.
         pipe.maybe_free_model_hooks()
     return result.images
+
+
+def set_out(pipe: Any, path: DenoisingPath, prompt: Prompt, num_forwards: int = 0) -> None:
+    """Denoise a prompt until so many forwards have ended.
+
+    Without any, the scheduler is left as the pipeline sets it: flow-matching ones are given sigmas and a shift that follows the
+    size of the image.
+    """
+    denoiser, ended = denoiser_of(pipe), 0
+
+    def start(*_: Any) -> None:
+        if ended == num_forwards:
+            raise Enough
+
+    def end(*_: Any) -> None:
+        nonlocal ended
+        ended += 1
+        start()
+
+    handles = [denoiser.register_forward_pre_hook(start), denoiser.register_forward_hook(end)]
+    try:
+        denoise(pipe, path, [(0, prompt)])
+    except Enough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def cut_words(pipe: Any, prompts: Sequence[Prompt]) -> list[tuple[Prompt, str]]:

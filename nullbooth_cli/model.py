@@ -46,25 +46,29 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def load_scheduler(
+def config_folder(
     model: str,
     *,
     revision: str | None,
     local_files_only: bool,
     allow_pickle: bool = False,
     pipeline_config: str | None = None,
-) -> Any:
-    """The scheduler that the model ships with, without its weights."""
-    from nullbooth_cli.schedule import model_scheduler
-
+) -> str:
+    """The folder with the config files of a model; weights are not fetched."""
     _be_quiet()
     source = Source(model, revision, None, local_files_only, allow_pickle, pipeline_config)
     if source.is_single_file:
-        folder = _config_folder(source)
-    else:
-        with explained(source):
-            folder = fetch(source, weights=False)
-    with explained(source, folder):
+        return _completing_folder(source)
+    with explained(source):
+        return fetch(source, weights=False)
+
+
+def load_scheduler(model: str, **where: Any) -> Any:
+    """The scheduler that the model ships with, without its weights; `where` as `config_folder` takes it."""
+    from nullbooth_cli.schedule import model_scheduler
+
+    folder = config_folder(model, **where)
+    with explained(Source(model), folder):
         return model_scheduler(folder)
 
 
@@ -124,13 +128,13 @@ def _from_file(source: Source, dtype: torch.dtype) -> Any:
     """A single file as the pipeline that the folder completing it is of."""
     import diffusers
 
-    folder, file = _config_folder(source), source.located()
+    folder, file = _completing_folder(source), source.located()
     with explained(source, file):
         pipeline = getattr(diffusers, diffusers.DiffusionPipeline.load_config(folder)["_class_name"])
         return pipeline.from_single_file(file, config=folder, dtype=dtype, local_files_only=True)
 
 
-def _config_folder(source: Source) -> str:
+def _completing_folder(source: Source) -> str:
     with explained(source, source.located()):
         base = completing(source)
     with explained(base, completes=source.model):

@@ -1,9 +1,9 @@
 """What running a stage would do and take, without writing anything."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from nullbooth_cli.collecting import compute_steps, layout_of, load_collection
+from nullbooth_cli.collecting import compute_steps, layout_of
 from nullbooth_cli.config import Config
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.states import StageState, heldout_prompts, pooling_of, stage_states
@@ -24,6 +24,7 @@ class Plan:
     device: str
     device_bytes_needed: int
     device_bytes_free: int
+    operations: int | None = None  # floating point operations of the denoiser, where they were counted
 
 
 def plan(
@@ -33,26 +34,32 @@ def plan(
     store: Store | None,
     device: str | None,
     free: int | None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[Plan]:
     """The plans of stages; `free` are the bytes free where the store is.
 
-    Cost: loads the model and runs two steps of one prompt, unless a current collection says which sites there are.
+    Cost: seconds. Unless a current collection says which sites there are, the model's config files do; a model whose shapes they
+    do not say is loaded, and `say` hears of it.
     """
     from nullbooth_cli import model
+    from nullbooth_cli.shapes import look
 
     found = stage_states(config, prompts, store)
     chosen = model.pick_device(device)
     if store is not None and found["schedule"].state == "complete":
         steps = store.schedule()
     else:
-        _, steps = compute_steps(config, len(prompts))
+        _, steps = compute_steps(config, len(prompts), device)
+    operations: int | None = None
     if wanted == ("schedule",):
         sites: tuple[Site, ...] = ()
     elif store is not None and found["collect"].state in ("complete", "partial", "released"):
         sites = store.sites
     else:
-        sites = load_collection(config, steps, prompts, device).sites
-    return plan_for(wanted, config, prompts, store, str(chosen), free, found, steps, sites, {})
+        shapes = look(config, device, say)
+        recordings = shapes.find(shapes.chosen())
+        sites, operations = recordings.sites, shapes.count_operations(recordings, len(steps))
+    return plan_for(wanted, config, prompts, store, str(chosen), free, found, steps, sites, {}, operations)
 
 
 def plan_for(
@@ -66,10 +73,11 @@ def plan_for(
     steps: Sequence[Step],
     sites: Sequence[Site],
     paces: Mapping[str, float],
+    operations: int | None = None,
 ) -> list[Plan]:
     """The same, of stages in the states `found`, where the steps and the sites are known.
 
-    `paces` are seconds per unit that count where the store has none.
+    `paces` are seconds per unit that count where the store has none, `operations` the denoiser's for one prompt.
     """
     from nullbooth_cli import features, model, moments
     from nullbooth_cli.resources import decompositions_nbytes
@@ -107,5 +115,8 @@ def plan_for(
             to_do += -(-len(heldout_prompts(config)) // config.collect.batch_size) - held.units_done
             needed += 3 * sums
         seconds = None if pace is None else pace * to_do
-        plans.append(Plan(stage, done, total, seconds, needed, free, device, on_device, device_free))
+        work = None
+        if stage == "collect" and operations is not None:
+            work = operations * min(to_do * config.collect.batch_size, len(prompts) + len(heldout_prompts(config)))
+        plans.append(Plan(stage, done, total, seconds, needed, free, device, on_device, device_free, work))
     return plans

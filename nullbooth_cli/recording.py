@@ -5,7 +5,7 @@
 2. `Recorder` takes the tensors of one unit as hooks see them, and hands each recording to the sinks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model import denoiser_of
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.sampling import sample_tokens
-from nullbooth_cli.sites import Projection, Shared, Watch, group_shared
+from nullbooth_cli.sites import Projection, Shared, Watch, equal_in_all, group_shared, memory_of
 from nullbooth_cli.store import Site
 
 TEXT_ARGUMENT = "encoder_hidden_states"
@@ -41,8 +41,10 @@ def find_sites(
     branches: str,
     prompt: Prompt,
     tokens_per_prompt: int | None = None,
+    num_forwards: int = 2,
+    is_timestep_free: Callable[[Sequence[torch.Tensor]], bool] = equal_in_all,
 ) -> Found:
-    """Run the first two steps of one prompt and look which tensor each projection gets."""
+    """Run the first steps of one prompt and look which tensor each projection gets."""
     forwards: list[list[tuple[Projection, torch.Tensor]]] = []
     given: list[Mapping[str, Any]] = []
 
@@ -51,14 +53,14 @@ def find_sites(
             forwards.append([])
         forwards[forward].append((projection, tensor))
 
-    with Watch(denoiser_of(pipe), projections, side, receive, last=1, begin=given.append):
+    with Watch(denoiser_of(pipe), projections, side, receive, last=num_forwards - 1, begin=given.append):
         denoise(pipe, path, [(0, prompt)])
     text, masked = given[0].get(TEXT_ARGUMENT), given[0].get(MASK_ARGUMENT) is not None
     owners, arguments = {}, set()
-    for shared in group_shared(forwards):
+    for shared in group_shared(forwards, is_timestep_free):
         site = _site_of(shared, side, branches, tokens_per_prompt, masked)
         owners.update(dict.fromkeys(shared.projections, site))
-        if side == "input" and text is not None and shared.timestep_free and shared.example.data_ptr() == text.data_ptr():
+        if side == "input" and text is not None and shared.timestep_free and memory_of(shared.example) == memory_of(text):
             arguments.add(site)
     order = {projection: i for i, projection in enumerate(projections)}
     return Found(tuple(dict.fromkeys(owners[p] for p in sorted(owners, key=order.__getitem__))), owners, frozenset(arguments))

@@ -9,6 +9,7 @@
 import functools
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -163,7 +164,7 @@ def _parameters(scheduler_class: type) -> set[str]:
 def sigmas_of(scheduler: Any) -> torch.Tensor:
     """The sigmas of the scheduler's current timesteps, `[T]` float64; from the betas where a scheduler keeps none."""
     if hasattr(scheduler, "sigmas") and len(scheduler.sigmas) >= len(scheduler.timesteps):
-        return torch.as_tensor(scheduler.sigmas, dtype=torch.float64)[: len(scheduler.timesteps)]
+        return torch.as_tensor(scheduler.sigmas, dtype=torch.float64, device="cpu")[: len(scheduler.timesteps)]
     alphas = torch.as_tensor(scheduler.alphas_cumprod, dtype=torch.float64)[scheduler.timesteps.long()]
     return ((1 - alphas) / alphas).sqrt()
 
@@ -177,8 +178,11 @@ def compute_schedule(
     jitter: float = 0.0,
     seed: int | None = None,
     num_prompts: int = 1,
+    set_timesteps: Callable[[int], None] | None = None,
 ) -> tuple[Step, ...]:
     """The steps of one run, in order.
+
+    `set_timesteps` sets those of the scheduler, where a pipeline does not just ask it for `num_steps`.
 
     `mode` "avg" streams the mean of the prompts' sigma sequences, "first" takes the first, "all_steps" the scheduler's own. Only
     SDE strategies have sequences that differ: each sigma is multiplied by 1 + jitter * N(0, 1), independently per prompt, from
@@ -196,8 +200,8 @@ def compute_schedule(
         )
     if strategy == "LCM" and num_steps > LCM_MAX_STEPS:
         raise ConfigError(f"num_denoising_steps {num_steps} is more than the {LCM_MAX_STEPS} that LCM knows", "ask for 1 to 8")
-    scheduler.set_timesteps(num_steps)
-    timesteps = scheduler.timesteps.double().numpy()
+    (set_timesteps or scheduler.set_timesteps)(num_steps)
+    timesteps = scheduler.timesteps.double().cpu().numpy()
     # Flow-matching timesteps are sigmas times num_train, so they start at num_train itself.
     last = num_train - 1 if hasattr(scheduler, "alphas_cumprod") else num_train
     _check(timesteps, last)

@@ -7,7 +7,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import TracebackType
@@ -197,22 +197,34 @@ class Shared:
     example: torch.Tensor
 
 
-def group_shared(forwards: list[list[tuple[Projection, torch.Tensor]]]) -> tuple[Shared, ...]:
+def equal_in_all(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether a projection got equal values in every forward that was seen, which one forward alone cannot show."""
+    return len(tensors) > 1 and all(torch.equal(tensors[0], later) for later in tensors[1:])
+
+
+def group_shared(
+    forwards: list[list[tuple[Projection, torch.Tensor]]],
+    is_timestep_free: Callable[[Sequence[torch.Tensor]], bool] = equal_in_all,
+) -> tuple[Shared, ...]:
     """Group the projections that shared one tensor in every forward that was seen (one list a forward, in firing order).
 
-    Sharing is the same memory, so the tensors of a forward must all be alive; timestep-free is equal values in every forward,
-    which one forward alone cannot show.
+    Sharing is the same memory, so the tensors of a forward must all be alive. `is_timestep_free` judges what a projection got in
+    each forward.
     """
     groups: dict[tuple[Any, ...], list[Projection]] = {}
     seen = [dict(forward) for forward in forwards]
     for projection, _ in forwards[0]:
-        key = tuple((t[projection].data_ptr(), tuple(t[projection].shape), t[projection].stride()) for t in seen)
-        groups.setdefault(key, []).append(projection)
+        groups.setdefault(tuple(memory_of(tensors[projection]) for tensors in seen), []).append(projection)
     return tuple(
         Shared(
             tuple(members),
-            len(seen) > 1 and all(torch.equal(seen[0][members[0]], later[members[0]]) for later in seen[1:]),
+            is_timestep_free([tensors[members[0]] for tensors in seen]),
             seen[0][members[0]],
         )
         for members in groups.values()
     )
+
+
+def memory_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Equal for tensors that are the same memory read in the same way; on the meta device, too, where every address is 0."""
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nullbooth_cli.config import STAGES, Config, decomposition_settings, fingerprint, stage_settings
+from nullbooth_cli.config import STAGES, Config, decomposition_settings, fingerprint, size_settings, stage_settings
 from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.pooling import Decomposing, Pooling
 from nullbooth_cli.prompts import Prompt, load_prompts
@@ -249,6 +249,8 @@ def _state(
         return StageState(stage, "missing", 0, total)
     keep = record["layout"]["keep"] if stage == "collect" else None
     differences = [*_differences(record["settings"], wanted_settings(config, prompts, stage, keep))]
+    if "size" in record:
+        differences.extend(_differences(record["size"], size_settings(config)))
     if keep == "moments" and config.collect.keep != "moments":
         differences.append(Difference("collect.keep", keep, config.collect.keep))
     for upstream, built_on in record["upstream"].items():

@@ -320,7 +320,7 @@ class TestModel:
             (
                 "probe",
                 {"collect__height": 101, "collect__width": 96},
-                ["the model fails on a prompt: ValueError", "collect.height"],
+                ["StableDiffusionPipeline refuses this: `height`", "collect.height"],
             ),
             ("projectors", {"collect__side": "output"}, ["these features are outputs"]),
             ("projectors", {"project__timesteps": [1.5, 1.7]}, ["no timestep lies in project.timesteps"]),

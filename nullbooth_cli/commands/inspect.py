@@ -31,6 +31,9 @@ def inspect(
         str | None,
         typer.Option("--attention", metavar="PROMPT_ID", help="Draw where each word of a prompt looks (to --plots, else here)."),
     ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="List the model's layers and what each would record; needs no store and no weights.")
+    ] = False,
     html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write one page that holds everything.")] = None,
     device: Device = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values on stdout.")] = False,
@@ -47,8 +50,11 @@ def inspect(
     Example: nullbooth inspect -s runs/toy.zarr --layer mid_block --feature q
 
     Example: nullbooth inspect runs/toy.zarr --plots pictures --html report.html
+
+    Example: nullbooth inspect --layers -c configs/sdxl.yaml
     """
     from nullbooth_cli import report
+    from nullbooth_cli.commands.listing import list_layers
     from nullbooth_cli.commands.looking import Looks, compare, look
     from nullbooth_cli.commands.session import start, warnings_of
     from nullbooth_cli.errors import ConfigError
@@ -59,6 +65,10 @@ def inspect(
     if len(named) > 2:
         raise ConfigError(f"inspect takes one store, or two to compare, not {len(named)}", "name them once")
     common = Common(config, named[0] if named else None, tuple(overrides or ()), as_json, quiet, verbose)
+    if layers:
+        if plots or html or attention or as_csv or timestep is not None or site or len(named) == 2:
+            raise ConfigError("--layers gives a table of the model, or --json", "--layer and --feature filter it")
+        return list_layers(common, layer, feature, device)
     session = start(common)
     if len(named) == 2:
         if plots or html or attention or as_csv or timestep is not None:

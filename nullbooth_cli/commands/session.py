@@ -16,7 +16,7 @@ from nullbooth_cli import collecting, plans, report, stages
 from nullbooth_cli.commands.configured import configure
 from nullbooth_cli.commands.options import Common, Control
 from nullbooth_cli.config import Config, public_settings
-from nullbooth_cli.console import Terminal, aligned, duration, size, table
+from nullbooth_cli.console import Terminal, aligned, duration, operations, size, table
 from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.events import Event, Interrupts, Note
 from nullbooth_cli.prompts import Prompt, load_prompts
@@ -103,7 +103,7 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
     if control.dry_run:
         store = session.open_if_there()
         free = session.backing(read_only=True).free_nbytes()
-        planned = plans.plan(wanted, session.config, session.prompts, store, control.device, free)
+        planned = plans.plan(wanted, session.config, session.prompts, store, control.device, free, session.terminal.note)
         session.terminal.answer(report.plan_document(planned), _draw_plans)
         return
     shard = Shard.parse(control.shard) if control.shard else None
@@ -270,6 +270,7 @@ def _draw_plans(document: dict[str, Any]) -> Any:
             str(plan["units_done"]),
             str(plan["units_total"] - plan["units_done"]),
             "?" if plan["seconds"] is None else duration(plan["seconds"]),
+            "" if plan["operations"] is None else operations(plan["operations"]),
             size(plan["bytes_needed"]),
             "?" if plan["bytes_free"] is None else size(plan["bytes_free"]),
             plan["device"],
@@ -278,5 +279,7 @@ def _draw_plans(document: dict[str, Any]) -> Any:
         ]
         for plan in document["stages"].values()
     ]
-    columns = ["stage", "done", "to do", "time", "needs", "free", "device", "sums there", "free there"]
-    return table(columns, rows, right=frozenset({1, 2, 3, 4, 5, 7, 8}), drop=("sums there", "free there", "device"))
+    columns = ["stage", "done", "to do", "time", "operations", "needs", "free", "device", "sums there", "free there"]
+    return table(
+        columns, rows, right=frozenset({1, 2, 3, 4, 5, 6, 8, 9}), drop=("operations", "sums there", "free there", "device")
+    )

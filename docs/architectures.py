@@ -1,0 +1,140 @@
+"""What docs/generate.py writes about the models that configs/ names: all of it computed from their config files alone.
+
+tests/architectures/<name>/ holds those of configs/<name>.yaml: shapes, sharing, bytes and work need no weights.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+NAMES = ("sd15", "sd14", "sd21", "sdxl", "lcm", "pixart", "sd3", "flux")
+NUM_PROMPTS = 1000
+OPERATIONS_PER_SECOND = 100e12
+
+
+@cache
+def looked(name: str) -> tuple[Any, Any, Any, Any]:
+    """(config, steps, shapes, what was found) of configs/<name>.yaml, with the model's config files in the place of the hub."""
+    from nullbooth_cli.collecting import compute_steps
+    from nullbooth_cli.config import load_config
+    from nullbooth_cli.shapes import look
+
+    config = load_config(ROOT / f"configs/{name}.yaml", [f"model={ROOT / 'tests/architectures' / name}"])
+    _, steps = compute_steps(config, 1)
+    shapes = look(config, "cpu", print)
+    return config, steps, shapes, shapes.find(shapes.every())
+
+
+def num_parameters(name: str) -> int:
+    """Of the denoiser."""
+    from nullbooth_cli.model import denoiser_of
+
+    return sum(parameter.numel() for parameter in denoiser_of(looked(name)[2].pipe).parameters())
+
+
+def plans(name: str) -> dict[str, Any]:
+    """The plan of every stage for `NUM_PROMPTS` prompts, by its name."""
+    from nullbooth_cli.config import STAGES
+    from nullbooth_cli.plans import plan_for
+    from nullbooth_cli.prompts import Prompt
+    from nullbooth_cli.shapes import sites_of
+    from nullbooth_cli.states import stage_states
+
+    config, steps, shapes, found = looked(name)
+    prompts = tuple(Prompt(f"prompt {number}") for number in range(NUM_PROMPTS))
+    states = stage_states(config, prompts, None)
+    work = shapes.count_operations(found, len(steps))
+    made = plan_for(STAGES, config, prompts, None, "cpu", None, states, steps, sites_of(found, shapes.chosen()), {}, work)
+    return {plan.stage: plan for plan in made}
+
+
+def config_file(name: str) -> str:
+    """configs/<name>.yaml as it is, below a first paragraph that says what it takes."""
+    from nullbooth_cli.console import duration, operations, size
+
+    _, steps, shapes, _ = looked(name)
+    made = plans(name)
+    _, body = (ROOT / f"configs/{name}.yaml").read_text().split("\n\n", 1)
+    needs = ", ".join(f"{stage} {size(made[stage].bytes_needed)}" for stage in ("collect", "covariance", "project"))
+    collect = made["collect"]
+    lines = [
+        f"{type(shapes.pipe).__name__}, {num_parameters(name) / 1e6:,.0f} M parameters in the denoiser; "
+        f"{len(steps)} steps of {NUM_PROMPTS:,} prompts.",
+        f"Disk: {needs}. Memory beside the model: {size(collect.device_bytes_needed)} of sums, on the device or the host.",
+        f"Time: {operations(collect.operations)} of the denoiser, {duration(collect.operations / OPERATIONS_PER_SECOND)} "
+        "at 100 TFLOP/s; counted, not measured.",
+        "Computed from the model's config files alone, as `nullbooth run --dry-run` does; `make docs` writes these lines.",
+    ]
+    return "".join(f"# {line}\n" for line in lines) + f"\n{body}"
+
+
+def models_page() -> str:
+    return f"""\
+# Models
+
+What nullbooth records of each architecture: computed from the config files of the models that `configs/` names, by the code
+that `nullbooth inspect --layers` runs. Bytes are those of one timestep, every layer and every feature.
+[Another model](../how-to/another-model.md) says how to look at one that is not here.
+
+| config | pipeline | parameters of the denoiser | layers | weights | recordings | features of a prompt, float16 | moments |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+{chr(10).join(_summary(name) for name in NAMES)}
+
+## What is recorded
+
+A *recording* is one tensor that is kept, for all of the weights that it enters. Its tokens are those of one prompt at the
+model's own size, both branches of guidance together; LCM and Flux have one branch. What no timestep changes is recorded *once*,
+the rest at *every step*.
+
+| config | what enters | recordings | tokens | dimensions | weights that share it | recorded |
+| --- | --- | --- | --- | --- | --- | --- |
+{chr(10).join(row for name in NAMES for row in _recordings(name))}
+
+- **U-Nets** (Stable Diffusion 1, 2, XL, LCM): every `attn2.to_k` and `to_v` receives the text encoder's output, one tensor for
+  all layers and all timesteps. It is an argument of the denoiser: collecting k and v alone runs no forward at all.
+- **PixArt** projects the caption first, inside the transformer: one tensor for all layers and timesteps, of which the tokens that
+  pad the prompt are no part.
+- **SD3 and Flux** attend to image and text at once. In every block q, k and v of a stream share their input, and nothing is
+  shared between blocks or timesteps: every block changes the text, under the timestep's modulation. The `add_` projections are
+  those of the text stream; the single-stream blocks of Flux have one stream of both. The last block of SD3 has no `add_out`.
+- The **self-attention** of U-Nets and PixArt (`attn1`), and the `attn2` of SD3.5's dual-attention blocks, is recorded when
+  `collect.cross_attention_layers` asks for it by name, as in `["*.attn1"]`.
+"""
+
+
+@cache
+def _document(name: str) -> dict[str, Any]:
+    from nullbooth_cli.shapes import layers_document
+
+    _, _, shapes, found = looked(name)
+    document: dict[str, Any] = layers_document(shapes, found, 1, lambda *_: True)
+    return document
+
+
+def _summary(name: str) -> str:
+    from nullbooth_cli.console import size
+
+    document = _document(name)
+    total = document["totals"]["all"]
+    return (
+        f"| [{name}](../../configs/{name}.yaml) | {document['pipeline']} | {num_parameters(name) / 1e6:,.1f} M | "
+        f"{total['layers']} | {total['weights']} | {total['sites']} | "
+        f"{size(total['feature_bytes_per_prompt'])} | {size(total['moment_bytes'])} |"
+    )
+
+
+def _recordings(name: str) -> list[str]:
+    """One row for the recordings of one shape."""
+    from nullbooth_cli.store.layout import split_weight
+
+    kinds: dict[tuple[Any, ...], dict[str, int]] = {}
+    for site in _document(name)["sites"]:
+        features = " ".join(dict.fromkeys(split_weight(weight)[1] for weight in site["weights"]))
+        once = "once, without padding" if site["masked"] else "once" if site["timestep_free"] else "every step"
+        alike = kinds.setdefault((site["num_tokens"], site["dim"], len(site["weights"]), once), {})
+        alike[features] = alike.get(features, 0) + 1
+    return [
+        f"| {name} | {'; '.join(alike)} | {sum(alike.values())} | {tokens:,} | {dim:,} | {weights} | {once} |"
+        for (tokens, dim, weights, once), alike in kinds.items()
+    ]
