@@ -291,7 +291,9 @@ def _resume(training: Training) -> int:
         return 0
     before = json.loads((found[-1] / "recipe.json").read_text())
     now = json.loads(training.recipe.model_dump_json())
-    changed = [f"{key}: {before.get(key)} -> {now[key]}" for key in now if key != "max_train_steps" and before.get(key) != now[key]]
+    changed = [
+        f"{key}: {before.get(key)} -> {now[key]}" for key in now if key != "max_train_steps" and before.get(key) != now[key]
+    ]
     if changed:
         raise ConfigError(
             f"{found[-1]} was made with other settings\n  " + "\n  ".join(changed), "name another output, or remove that folder"

@@ -204,7 +204,12 @@ def picture(points: Sequence[Point], path: Path) -> Path:
     for i, arm in enumerate(dict.fromkeys(p.arm for p in points)):
         own = [p for p in points if p.arm == arm]
         drawn.scatter(
-            [p.learned for p in own], [p.forgotten for p in own], s=22, color=COLOURS[i % len(COLOURS)], marker=marks[i % 9], label=arm
+            [p.learned for p in own],
+            [p.forgotten for p in own],
+            s=22,
+            color=COLOURS[i % len(COLOURS)],
+            marker=marks[i % 9],
+            label=arm,
         )
     drawn.legend(fontsize=7, loc="lower right")
     return save(made, path)
