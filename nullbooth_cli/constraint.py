@@ -87,7 +87,9 @@ def constrain(
             "before constrain(), call requires_grad_(True) on what should train, or add a LoRA (pipe.unet.add_adapter)",
         )
     if others and unprotected == "refuse":
-        raise ConfigError("parameters would train without a constraint:" + _counts(others), "freeze them, or unprotected='freeze'")
+        raise ConfigError(
+            "parameters would train without a constraint:" + _counts(others), "freeze them, or unprotected='freeze'"
+        )
     constraint._hold()
     if others and unprotected == "allow":
         warnings.warn("parameters train without a constraint:" + _counts(others), stacklevel=2)

@@ -9,6 +9,7 @@ The loss is the one of diffusers' train_dreambooth.py: the mean squared error of
 picture at a random timestep, and beside it, with a weight, the same on pictures of the class. (Ruiz et al., arXiv 2208.12242.)
 """
 
+import copy
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from nullbooth_cli.constraint import Constraint
 
 CHECKPOINT = "checkpoint-{:06d}"
+MAY_GROW = "max_train_steps"
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,15 @@ def prepare(recipe: Recipe, device: str | None = None) -> Training:
     )
     denoiser = model.denoiser_of(pipe)
     _check(pipe, denoiser)
-    captioned = images.captioned(recipe.instance_images)
-    captions = [recipe.instance_prompt or caption for _, caption in captioned]
-    subject = Examples(encode_pictures(pipe, [path for path, _ in captioned]), encode_texts(pipe, captions))
+    files, captions = images.image_files(recipe.instance_images), images.load_captions(recipe.instance_images)
+    subject = Examples(
+        encode_pictures(pipe, [images.file_of(files, caption) for caption in captions]),
+        encode_texts(pipe, [recipe.instance_prompt or caption.text for caption in captions]),
+    )
     prior = None if recipe.class_prompts is None else draw_class(recipe, pipe)
     teacher = None
     if prior is not None and recipe.prior == "distill":
-        teacher = type(denoiser).from_config(denoiser.config).to(accelerator.device)  # type: ignore[attr-defined]
-        teacher.load_state_dict(denoiser.state_dict())
-        teacher.eval().requires_grad_(False)
+        teacher = copy.deepcopy(denoiser)
     projections = find_projections(denoiser, tuple(recipe.features), "all")
     open_up(denoiser, projections, recipe)
     constraint = None
@@ -114,7 +116,7 @@ def prepare(recipe: Recipe, device: str | None = None) -> Training:
 
 
 def _check(pipe: Any, denoiser: nn.Module) -> None:
-    config = denoiser.config  # type: ignore[attr-defined]
+    config: Any = denoiser.config
     if not hasattr(pipe, "unet") or config.get("addition_embed_type") or config.get("time_cond_proj_dim"):
         raise ConfigError(
             f"{type(pipe).__name__} needs more than a caption for a forward: nullbooth train knows Stable Diffusion 1 and 2",
@@ -132,7 +134,7 @@ def open_up(denoiser: nn.Module, projections: Sequence[Projection], recipe: Reci
         denoiser.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=names))  # type: ignore[operator]
         return
     for projection in projections:
-        projection.module.weight.requires_grad_(True)  # type: ignore[union-attr]
+        projection.module.get_parameter("weight").requires_grad_(True)
 
 
 @torch.no_grad()
@@ -147,15 +149,15 @@ def encode_pictures(pipe: Any, paths: Sequence[Path]) -> torch.Tensor:
                 f"{path} is {picture.width} x {picture.height} pixels, the model draws {size} x {size}", "crop and resize it"
             )
         pixels.append(torch.from_numpy(np.asarray(picture, dtype=np.float32) / 127.5 - 1.0).permute(2, 0, 1))
-    encoded = pipe.vae.encode(torch.stack(pixels).to(pipe.device)).latent_dist.mean
-    return encoded * pipe.vae.config.scaling_factor
+    encoded: torch.Tensor = pipe.vae.encode(torch.stack(pixels).to(pipe.device)).latent_dist.mean
+    return encoded * float(pipe.vae.config.scaling_factor)
 
 
 @torch.no_grad()
 def encode_texts(pipe: Any, captions: Sequence[str]) -> torch.Tensor:
     """What the denoiser is given for captions, `[N, L, D]`."""
-    texts, _ = pipe.encode_prompt(list(captions), pipe.device, 1, False)
-    return texts.detach()
+    texts: torch.Tensor = pipe.encode_prompt(list(captions), pipe.device, 1, False)[0]
+    return texts
 
 
 def draw_class(recipe: Recipe, pipe: Any) -> Examples:
@@ -291,9 +293,7 @@ def _resume(training: Training) -> int:
         return 0
     before = json.loads((found[-1] / "recipe.json").read_text())
     now = json.loads(training.recipe.model_dump_json())
-    changed = [
-        f"{key}: {before.get(key)} -> {now[key]}" for key in now if key != "max_train_steps" and before.get(key) != now[key]
-    ]
+    changed = [f"{key}: {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key] and key != MAY_GROW]
     if changed:
         raise ConfigError(
             f"{found[-1]} was made with other settings\n  " + "\n  ".join(changed), "name another output, or remove that folder"

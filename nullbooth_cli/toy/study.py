@@ -5,8 +5,8 @@ ladder of learning rates and several seeds. What counts is not one setting again
 where equally much is learned. The scores were fixed before the runs:
 
 - learned    share of 24 pictures of the subject, on backgrounds that no taught picture has, in which `subject.is_drawn` finds it
-- forgotten  mean squared distance of latents, taught against untouched from the same noise, on 48 held-out captions, divided by that
-             of two seeds of the untouched model: 1 is as different as another seed makes it
+- forgotten  mean squared distance of latents, taught against untouched from the same noise, on 48 held-out captions, divided by
+             that of two seeds of the untouched model: 1 is as different as another seed makes it
 - class      the same on 24 captions of the subject's class (circles)
 - accuracy   share of the 48 held-out captions whose colour, background and shape are all drawn right
 
@@ -21,16 +21,18 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import typer
 
-from nullbooth_cli import model, stages, training
+from nullbooth_cli import model, training
 from nullbooth_cli.config import Config, load_config
 from nullbooth_cli.prompts import load_prompts
-from nullbooth_cli.recipe import Recipe
+from nullbooth_cli.recipe import Feature, Recipe
+from nullbooth_cli.runs import Run
+from nullbooth_cli.stages import execute
 from nullbooth_cli.store import Store
 from nullbooth_cli.toy import score, subject, world
 
@@ -45,14 +47,14 @@ class Arm:
     """One way to teach: what is trained, what holds it, and the learning rates to try."""
 
     name: str
-    features: tuple[str, ...]
+    features: tuple[Feature, ...]
     rates: tuple[float, ...]
     threshold: float | None = None
-    prior: str | None = None
+    prior: Literal["pictures", "distill"] | None = None
 
 
 FREE, HELD = (1e-4, 3e-4, 1e-3), (1e-3, 3e-3, 1e-2)
-ALL = ("q", "k", "v", "out")
+ALL: tuple[Feature, ...] = ("q", "k", "v", "out")
 ARMS = (
     Arm("free k v", ("k", "v"), FREE),
     Arm("free q k v out", ALL, FREE),
@@ -141,7 +143,7 @@ def _run(config: Config, *wanted: str) -> None:
     store = Store.open_or_create(config.store, config.model_dump())
     with store.lock():
         for stage in wanted:
-            for _ in stages.execute(stage, stages.Run(config, prompts, store, "cpu")):
+            for _ in execute(stage, Run(config, prompts, store, "cpu")):
                 pass
 
 
@@ -203,14 +205,8 @@ def picture(points: Sequence[Point], path: Path) -> Path:
     marks = "osD^vP*Xh"
     for i, arm in enumerate(dict.fromkeys(p.arm for p in points)):
         own = [p for p in points if p.arm == arm]
-        drawn.scatter(
-            [p.learned for p in own],
-            [p.forgotten for p in own],
-            s=22,
-            color=COLOURS[i % len(COLOURS)],
-            marker=marks[i % 9],
-            label=arm,
-        )
+        learned, forgotten = [p.learned for p in own], [p.forgotten for p in own]
+        drawn.scatter(learned, forgotten, s=22, color=COLOURS[i % len(COLOURS)], marker=marks[i % len(marks)], label=arm)
     drawn.legend(fontsize=7, loc="lower right")
     return save(made, path)
 
