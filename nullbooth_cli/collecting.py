@@ -82,13 +82,19 @@ def load_model(config: Config, device: str | None) -> Any:
 
 def path_of(config: Config, steps: tuple[Step, ...], pipe: Any) -> Any:
     """Hold a pipeline to the schedule; returns the `denoise.DenoisingPath`."""
-    from nullbooth_cli import denoise, schedule
+    from nullbooth_cli import denoise, images, schedule
 
     section = config.collect
     scheduler = schedule.build_scheduler(config.schedule.sampler_strategy, pipe.scheduler, config.schedule.timestep_spacing)
     denoise.hold_to_schedule(pipe, scheduler, steps)
     return denoise.DenoisingPath(
-        config.schedule.num_denoising_steps, steps, section.guidance_scale, section.height, section.width, section.seed
+        config.schedule.num_denoising_steps,
+        steps,
+        section.guidance_scale,
+        section.height,
+        section.width,
+        section.seed,
+        None if section.images is None else images.image_files(section.images),
     )
 
 
@@ -128,7 +134,7 @@ def run_collect(run: Run) -> Iterator[Event]:
     device = model.pick_device(run.device or run.workers.device)
     yield Note(f"loading the model {run.config.model}, to {device}")
     loaded = load_collection(run.config, steps, run.prompts, str(device))
-    weights = model.weights_digest(loaded.pipe)
+    weights = model.weights_digest(loaded.pipe, encodes=loaded.path.images is not None)
     batch_size = run.config.collect.batch_size
     if run.auto_batch:
         batch_size = batches.largest_batch(loaded.pipe, loaded.path, loaded.found, run.prompts, device)
@@ -159,9 +165,11 @@ def run_collect(run: Run) -> Iterator[Event]:
 
 def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, num_steps: int) -> dict[str, Any]:
     """Make room for what is to be collected, or check that it goes on as it was begun."""
-    from nullbooth_cli import features, moments, resources
+    from nullbooth_cli import features, images, moments, resources
     from nullbooth_cli.verify import forget_damaged
 
+    if loaded.path.images is not None:
+        images.require_readable([images.file_of(loaded.path.images, prompt) for prompt in run.prompts])
     store, section, notes = run.store, run.config.collect, []
     store.reload()
     found = own_states(run.config, run.prompts, store)["collect"]

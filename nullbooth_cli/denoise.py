@@ -1,15 +1,21 @@
 """The denoising path: the model's own pipeline, called as its users call it, held to the stored schedule.
 
+Where a path has images, the pipeline sees them, noised to each step, in the place of what it made itself (`noising`).
+
 Every prompt has its own CPU generator, seeded by the base seed plus its row in the store: starting noise and the noise of
 stochastic samplers depend neither on the batch nor on the process that runs it.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from nullbooth_cli.images import file_of
+from nullbooth_cli.noising import noised
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.schedule import install
 from nullbooth_cli.steps import Step
@@ -19,7 +25,8 @@ from nullbooth_cli.steps import Step
 class DenoisingPath:
     """How a batch of prompts is denoised: everything but the prompts.
 
-    `num_inference_steps` is what the pipeline is asked for; some schedulers (PNDM) walk one step more than that.
+    `num_inference_steps` is what the pipeline is asked for; some schedulers (PNDM) walk one step more than that. `images` are the
+    files of the prompts' images by their digests, None for the model's own path.
     """
 
     num_inference_steps: int
@@ -28,6 +35,7 @@ class DenoisingPath:
     height: int | None
     width: int | None
     seed: int
+    images: Mapping[str, Path] | None = None
 
 
 def hold_to_schedule(pipe: Any, scheduler: Any, steps: tuple[Step, ...]) -> None:
@@ -38,16 +46,20 @@ def hold_to_schedule(pipe: Any, scheduler: Any, steps: tuple[Step, ...]) -> None
 def denoise(pipe: Any, path: DenoisingPath, members: Sequence[tuple[int, Prompt]], output_type: str = "latent") -> Any:
     """Denoise prompts, each with its row in the store; returns latents, without running the VAE, or with "np" images
     `[B, h, w, 3]` in [0, 1]."""
-    generators = [torch.Generator("cpu").manual_seed(path.seed + row) for row, _ in members]
+    seeds = [path.seed + row for row, _ in members]
     size = {name: value for name, value in (("height", path.height), ("width", path.width)) if value is not None}
-    result = pipe(
-        prompt=[prompt.text for _, prompt in members],
-        num_inference_steps=path.num_inference_steps,
-        guidance_scale=path.guidance_scale,
-        generator=generators,
-        output_type=output_type,
-        **size,
-    )
+    with contextlib.ExitStack() as replaced:
+        if path.images is not None:
+            files = [file_of(path.images, prompt) for _, prompt in members]
+            replaced.enter_context(noised(pipe, path.steps, files, seeds))
+        result = pipe(
+            prompt=[prompt.text for _, prompt in members],
+            num_inference_steps=path.num_inference_steps,
+            guidance_scale=path.guidance_scale,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            output_type=output_type,
+            **size,
+        )
     return result.images
 
 

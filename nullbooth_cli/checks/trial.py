@@ -95,7 +95,8 @@ def probe(patient: Patient) -> str:
         patient.path = path_of(patient.config, patient.steps, patient.pipe)
         patient.collection = find_collection(patient.config, patient.pipe, patient.path, patient.prompts[0])
     if patient.store is not None and "collect" in patient.states and patient.states["collect"].state == "partial":
-        require_same_model(patient.config, patient.store, patient.collection, weights_digest(patient.pipe))
+        weights = weights_digest(patient.pipe, encodes=patient.path.images is not None)
+        require_same_model(patient.config, patient.store, patient.collection, weights)
     recordings = counted(len(patient.collection.sites), "recording")
     return f"two steps of one prompt run, which takes {recordings}"
 
