@@ -16,8 +16,8 @@ OPERATIONS_PER_SECOND = 100e12
 @cache
 def looked(name: str) -> tuple[Any, Any, Any, Any]:
     """(config, steps, shapes, what was found) of configs/<name>.yaml, with the model's config files in the place of the hub."""
-    from nullbooth_cli.collecting import compute_steps
     from nullbooth_cli.config import load_config
+    from nullbooth_cli.opening import compute_steps
     from nullbooth_cli.shapes import look
 
     config = load_config(ROOT / f"configs/{name}.yaml", [f"model={ROOT / 'tests/architectures' / name}"])

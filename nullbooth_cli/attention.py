@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nullbooth_cli.collecting import load_path
 from nullbooth_cli.config import Config, fingerprint
 from nullbooth_cli.denoise import DenoisingPath, denoise
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.events import Event, Note
 from nullbooth_cli.model import denoiser_of
+from nullbooth_cli.opening import load_path
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.runs import Prepared, Run, remaining, work
 from nullbooth_cli.sites import Projection, Watch, find_projections

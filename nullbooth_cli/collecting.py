@@ -1,17 +1,15 @@
 """Stages schedule and collect under a config: what is begun, what goes on, what is added and taken out."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from nullbooth_cli.config import CollectSection, Config, fingerprint, model_names, size_settings
 from nullbooth_cli.errors import StageError
 from nullbooth_cli.events import Event, Note, Progress
 from nullbooth_cli.nullspace import tensor_digest
-from nullbooth_cli.prompts import Prompt
+from nullbooth_cli.opening import Collection, compute_steps, load_collection, load_path
 from nullbooth_cli.runs import Prepared, Run, begin, remaining, renamed, state_of, work
 from nullbooth_cli.states import added_prompts, bytes_of, own_states, removed_prompts
-from nullbooth_cli.steps import Step
 from nullbooth_cli.store import RELEASED, Layout, Site, Store
 
 
@@ -36,125 +34,6 @@ def _write_schedule(run: Run) -> None:
     begin(run, "schedule", {"scheduler": type(scheduler).__name__, "noise": noise, "values": values, **size})
 
 
-def compute_steps(config: Config, num_prompts: int, device: str | None = None) -> tuple[Any, tuple[Step, ...]]:
-    """(the scheduler, the steps) that the config asks for; needs the model's config files, not its weights.
-
-    A flow-matching pipeline chooses the sigmas itself, so it is called up to its first forward; one that is no `shell` is loaded.
-    """
-    from nullbooth_cli import denoise, schedule, shell
-
-    section, scheduler = config.schedule, scheduler_of(config)
-
-    def set_by_pipeline(_: int) -> None:
-        pipe = open_shell(config, scheduler) or load_model(config, device)
-        pipe.scheduler = scheduler
-        denoise.set_out(pipe, denoising_path(config), shell.PROMPT)
-
-    steps = schedule.compute_schedule(
-        section.sampler_strategy,
-        scheduler,
-        section.num_denoising_steps,
-        mode=section.timestep_mode,
-        jitter=section.sde_jitter,
-        seed=section.seed,
-        num_prompts=num_prompts,
-        set_timesteps=set_by_pipeline if schedule.is_flow_matching(scheduler) else None,
-    )
-    return scheduler, steps
-
-
-def scheduler_of(config: Config) -> Any:
-    """The scheduler that the config asks for."""
-    from nullbooth_cli import model, schedule
-
-    shipped = model.load_scheduler(config.model, **_where(config))
-    return schedule.build_scheduler(config.schedule.sampler_strategy, shipped, config.schedule.timestep_spacing)
-
-
-def open_shell(config: Config, scheduler: Any) -> Any:
-    """The config's pipeline without weights; None for one whose shapes are known only once it is loaded."""
-    from nullbooth_cli import model, shell
-
-    folder = model.config_folder(config.model, **_where(config))
-    return shell.build(folder, scheduler) if shell.pipeline_class(folder) in shell.ENCODERS else None
-
-
-def _where(config: Config) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in ("revision", "local_files_only", "allow_pickle", "pipeline_config")}
-
-
-@dataclass(frozen=True)
-class Collection:
-    """A loaded model, ready to be recorded."""
-
-    pipe: Any
-    path: Any
-    found: Any = field(repr=False)
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        sites: tuple[Site, ...] = self.found.sites
-        return sites
-
-
-def load_model(config: Config, device: str | None) -> Any:
-    """The pipeline that the config names."""
-    from nullbooth_cli import model
-
-    return model.load_pipeline(
-        config.model,
-        variant=config.variant,
-        dtype=config.dtype,
-        device=model.pick_device(device),
-        **_where(config),
-        model_cpu_offload=config.model_cpu_offload,
-        attention_slicing=config.attention_slicing,
-    )
-
-
-def path_of(config: Config, steps: tuple[Step, ...], pipe: Any) -> Any:
-    """Hold a pipeline to the schedule; returns the `denoise.DenoisingPath`."""
-    from nullbooth_cli import denoise, schedule
-
-    scheduler = schedule.build_scheduler(config.schedule.sampler_strategy, pipe.scheduler, config.schedule.timestep_spacing)
-    denoise.hold_to_schedule(pipe, scheduler, steps)
-    return denoising_path(config, steps)
-
-
-def denoising_path(config: Config, steps: tuple[Step, ...] = ()) -> Any:
-    """The `denoise.DenoisingPath` of a config; without steps, those that the pipeline's scheduler gives."""
-    from nullbooth_cli import denoise
-
-    section = config.collect
-    return denoise.DenoisingPath(
-        config.schedule.num_denoising_steps, steps, section.guidance_scale, section.height, section.width, section.seed
-    )
-
-
-def load_path(config: Config, steps: tuple[Step, ...], device: str | None) -> tuple[Any, Any]:
-    """Load the model and hold it to the schedule; returns (pipeline, `denoise.DenoisingPath`)."""
-    pipe = load_model(config, device)
-    return pipe, path_of(config, steps, pipe)
-
-
-def load_collection(config: Config, steps: tuple[Step, ...], prompts: tuple[Prompt, ...], device: str | None) -> Collection:
-    """Load the model, hold it to the schedule and find its sites (two steps of one prompt)."""
-    pipe, path = load_path(config, steps, device)
-    return find_collection(config, pipe, path, prompts[0])
-
-
-def find_collection(config: Config, pipe: Any, path: Any, prompt: Prompt) -> Collection:
-    """Find the sites of a model that is held to the schedule, by two steps of a prompt."""
-    from nullbooth_cli import model, recording, sites
-
-    section = config.collect
-    projections = sites.find_projections(
-        model.denoiser_of(pipe), section.collect_features.chosen(), section.cross_attention_layers
-    )
-    found = recording.find_sites(pipe, path, projections, section.side, section.branches, prompt, section.tokens_per_prompt)
-    return Collection(pipe, path, found)
-
-
 def layout_of(section: CollectSection, batch_size: int | None = None) -> Layout:
     """How a collection is kept that is begun with these settings."""
     return Layout(section.keep, batch_size or section.batch_size, section.feature_dtype, section.compression)
@@ -167,7 +46,7 @@ def run_collect(run: Run) -> Iterator[Event]:
     device = model.pick_device(run.device or run.workers.device)
     yield Note(f"loading the model {run.config.model}, to {device}")
     loaded = load_collection(run.config, steps, run.prompts, str(device))
-    weights = model.weights_digest(loaded.pipe)
+    weights = model.weights_digest(loaded.pipe, encodes=loaded.path.images is not None)
     batch_size = run.config.collect.batch_size
     if run.auto_batch:
         batch_size = batches.largest_batch(loaded.pipe, loaded.path, loaded.found, run.prompts, device)
@@ -198,9 +77,11 @@ def run_collect(run: Run) -> Iterator[Event]:
 
 def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, num_steps: int) -> dict[str, Any]:
     """Make room for what is to be collected, or check that it goes on as it was begun."""
-    from nullbooth_cli import features, moments, resources
+    from nullbooth_cli import features, images, moments, resources
     from nullbooth_cli.verify import forget_damaged
 
+    if loaded.path.images is not None:
+        images.require_readable([images.file_of(loaded.path.images, prompt) for prompt in run.prompts])
     store, section, notes = run.store, run.config.collect, []
     store.reload()
     require_same_noise(run.config, store, loaded.pipe.scheduler)
@@ -286,9 +167,9 @@ def recognise(run: Run) -> list[str]:
     if not renamed(run.config, run.store):
         return []
     config = run.config.model_copy(update={"model_cpu_offload": False})
-    pipe, _ = load_path(config, run.store.schedule(), "cpu")
+    pipe, path = load_path(config, run.store.schedule(), "cpu")
     require_same_noise(config, run.store, pipe.scheduler)
-    require_same_model(config, run.store, model.weights_digest(pipe), run.store.sites)
+    require_same_model(config, run.store, model.weights_digest(pipe, encodes=path.images is not None), run.store.sites)
     return _rename(run)
 
 

@@ -78,8 +78,12 @@ class CollectSection(Section):
     tokens_per_prompt: int | None = Field(
         None, ge=1, description="so many image tokens of each prompt, timestep and site, drawn at random; null keeps all"
     )
-    latents: Literal["path"] = Field("path", description="path: features are taken along the model's own denoising path")
-    images: None = Field(None, description="null; noised images are not offered yet")
+    latents: Literal["path", "images"] = Field(
+        "path", description="path: features are taken along the model's own denoising path; images: on noised real images"
+    )
+    images: str | None = Field(
+        None, description="latents images: a folder of images with captions, which take the place of original_knowledge_prompts"
+    )
     guidance_scale: float = Field(7.5, ge=0.0, description="classifier-free guidance, as the pipeline takes it")
     branches: Literal["both", "cond"] = Field("both", description="both branches of guidance, or only the prompt's own")
     batch_size: int = Field(8, ge=1, description="prompts per forward; also the size of a unit, the piece that is resumed")
@@ -96,6 +100,14 @@ class CollectSection(Section):
         "all", description="attention maps: all layers, or a list of names, glob patterns or indices"
     )
     attention_timesteps: int = Field(6, ge=1, description="attention maps: so many timesteps, evenly spaced over the schedule")
+
+    @model_validator(mode="after")
+    def images_where_they_are_noised(self) -> "CollectSection":
+        if self.latents == "images" and self.images is None:
+            raise ValueError("latents is images, but images names no folder", "set collect.images to a folder with captions")
+        if self.latents == "path" and self.images is not None:
+            raise ValueError("images names a folder, but latents is path", "set collect.latents to images, or images to null")
+        return self
 
 
 class CovarianceSection(Section):
@@ -196,6 +208,15 @@ class Config(Section):
     covariance: CovarianceSection = Field(CovarianceSection(), description="how to sum it up")
     project: ProjectSection = Field(ProjectSection(), description="what counts as null; set at most one rule")
 
+    @model_validator(mode="after")
+    def no_prompts_beside_images(self) -> "Config":
+        if self.collect.images is not None and self.heldout_prompts is not None:
+            raise ValueError(
+                "heldout_prompts have no images to be noised, as collect.latents: images needs",
+                "set heldout_prompts to null; nullbooth inspect A B measures leakage on images that were collected apart",
+            )
+        return self
+
 
 def public_settings(config: Config) -> dict[str, Any]:
     """The config as it may be written down: without the credentials in `storage_options`."""
@@ -267,10 +288,9 @@ def _explain(kind: type[BaseModel], error: ValidationError, source: str) -> Conf
             near = difflib.get_close_matches(path[-1], known, n=1)
             hints.append(f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(known)}")
         elif problem["type"] == "value_error":
-            lines.append(f"{key}: {problem['ctx']['error']}")
-            hints.append(
-                "keep one rule and set the others to null" if "rule" in str(problem["ctx"]["error"]) else "set one of them"
-            )
+            message, *hint = problem["ctx"]["error"].args
+            lines.append(": ".join(filter(None, (key, message))))
+            hints.append(*hint or ["keep one rule and set the others to null" if "rule" in message else "set one of them"])
         else:
             lines.append(f"{_readable(path)}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}")
             text = isinstance(problem["input"], str) and problem["type"] in ("float_type", "int_type")
@@ -302,10 +322,10 @@ def model_names(config: Config) -> dict[str, Any]:
 def stage_settings(config: Config, stage: str, keep: str | None = None) -> dict[str, Any]:
     """The settings that decide the result of a stage, beside the results of the stages before it.
 
-    What only decides speed or layout (`batch_size`, `compression`) is left out, and so is where the model comes from: what it is,
-    its weights say, which are compared when it is loaded. What collect depends on follows from what it keeps (`keep`, else the
-    config's): the precision of features, or that of the sums. `covariance.centred` belongs to `project`: the stored sums serve
-    both readings.
+    What only decides speed or layout (`batch_size`, `compression`) is left out, and so is where model and images come from: what
+    they are, weights and files say, which are compared when they are loaded. What collect depends on follows from what it keeps
+    (`keep`, else the config's): the precision of features, or that of the sums. `covariance.centred` belongs to `project`: the
+    stored sums serve both readings.
     """
     if stage == "schedule":
         return _flat(config.schedule, "schedule")
@@ -313,7 +333,7 @@ def stage_settings(config: Config, stage: str, keep: str | None = None) -> dict[
         keep = keep or config.collect.keep
         unused = ("feature_dtype",) if keep == "moments" else ()
         beside = ("visual_attention_map", "attention_prompts", "attention_layers", "attention_timesteps")
-        collect = _flat(config.collect, "collect", without=("batch_size", "compression", "keep", *beside, *unused))
+        collect = _flat(config.collect, "collect", without=("batch_size", "compression", "keep", "images", *beside, *unused))
         sums = {} if keep == "features" else {"covariance.accumulate": config.covariance.accumulate}
         return {"dtype": config.dtype, **collect, **sums}
     if stage == "covariance":

@@ -1,17 +1,23 @@
 """The denoising path: the model's own pipeline, called as its users call it, held to the stored schedule.
 
+Where a path has images, the pipeline sees them, noised to each step, in the place of what it made itself (`noising`).
+
 Every prompt has its own CPU generator, seeded by the base seed plus its row in the store: starting noise and the noise of
 stochastic samplers depend neither on the batch nor on the process that runs it.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.images import file_of
 from nullbooth_cli.model import denoiser_of, tokenizers_of
+from nullbooth_cli.noising import noised
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.schedule import install
 from nullbooth_cli.sites import Enough
@@ -22,7 +28,8 @@ from nullbooth_cli.steps import Step
 class DenoisingPath:
     """How a batch of prompts is denoised: everything but the prompts.
 
-    `num_inference_steps` is what the pipeline is asked for; some schedulers (PNDM) walk one step more than that.
+    `num_inference_steps` is what the pipeline is asked for; some schedulers (PNDM) walk one step more than that. `images` are the
+    files of the prompts' images by their digests, None for the model's own path.
     """
 
     num_inference_steps: int
@@ -31,6 +38,7 @@ class DenoisingPath:
     height: int | None
     width: int | None
     seed: int
+    images: Mapping[str, Path] | None = None
 
 
 def hold_to_schedule(pipe: Any, scheduler: Any, steps: tuple[Step, ...]) -> None:
@@ -41,24 +49,28 @@ def hold_to_schedule(pipe: Any, scheduler: Any, steps: tuple[Step, ...]) -> None
 def denoise(pipe: Any, path: DenoisingPath, members: Sequence[tuple[int, Prompt]], output_type: str = "latent") -> Any:
     """Denoise prompts, each with its row in the store; returns latents, without running the VAE, or with "np" images
     `[B, h, w, 3]` in [0, 1]. Raises ConfigError for what the pipeline refuses, such as a height that is no multiple of 8."""
-    generators = [torch.Generator("cpu").manual_seed(path.seed + row) for row, _ in members]
+    seeds = [path.seed + row for row, _ in members]
     size = {name: value for name, value in (("height", path.height), ("width", path.width)) if value is not None}
-    try:
-        result = pipe(
-            prompt=[prompt.text for _, prompt in members],
-            num_inference_steps=path.num_inference_steps,
-            guidance_scale=path.guidance_scale,
-            generator=generators,
-            output_type=output_type,
-            **size,
-        )
-    except ValueError as error:
-        raise ConfigError(
-            f"{type(pipe).__name__} refuses this: {error}", "check collect.height, collect.width and the model itself"
-        ) from error
-    finally:
-        # A path that a hook ends early leaves the denoiser of an offloaded pipeline on the device.
-        pipe.maybe_free_model_hooks()
+    with contextlib.ExitStack() as replaced:
+        if path.images is not None:
+            files = [file_of(path.images, prompt) for _, prompt in members]
+            replaced.enter_context(noised(pipe, path.steps, files, seeds))
+        try:
+            result = pipe(
+                prompt=[prompt.text for _, prompt in members],
+                num_inference_steps=path.num_inference_steps,
+                guidance_scale=path.guidance_scale,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                output_type=output_type,
+                **size,
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"{type(pipe).__name__} refuses this: {error}", "check collect.height, collect.width and the model itself"
+            ) from error
+        finally:
+            # A path that a hook ends early leaves the denoiser of an offloaded pipeline on the device.
+            pipe.maybe_free_model_hooks()
     return result.images
 
 

@@ -202,14 +202,15 @@ def _require_watchable(name: str, denoiser: nn.Module) -> None:
         )
 
 
-def weights_digest(pipe: Any) -> str:
+def weights_digest(pipe: Any, *, encodes: bool = False) -> str:
     """SHA-256 of every tensor of every module that features depend on, by name; 16 hexadecimal digits.
 
-    The autoencoder is left out: collection never runs it. Cost: one read of the weights, about a second per GB.
+    The autoencoder is one of them only if it `encodes` images. Cost: one read of the weights, about a second per GB.
     """
+    unused = ("safety_checker", "image_encoder") if encodes else ("vae", "safety_checker", "image_encoder")
     digest = hashlib.sha256()
     for name, component in sorted(pipe.components.items()):
-        if isinstance(component, nn.Module) and name not in ("vae", "safety_checker", "image_encoder"):
+        if isinstance(component, nn.Module) and name not in unused:
             for key, tensor in sorted(component.state_dict().items()):
                 digest.update(f"{name}.{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

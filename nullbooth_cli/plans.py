@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from nullbooth_cli.collecting import compute_steps, layout_of
+from nullbooth_cli.collecting import layout_of
 from nullbooth_cli.config import Config
+from nullbooth_cli.opening import compute_steps
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.states import StageState, heldout_prompts, pooling_of, stage_states
 from nullbooth_cli.steps import Step

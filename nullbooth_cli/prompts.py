@@ -25,12 +25,16 @@ COLUMNS = ("prompt", "caption", "text")
 
 @dataclass(frozen=True)
 class Prompt:
+    """A text, or the caption of an image; `image` is then the digest of its file."""
+
     text: str
+    image: str | None = None
 
     @property
     def id(self) -> str:
-        """The first 12 hexadecimal digits of the SHA-256 of the text: the same in every file, order and run."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
+        """The first 12 hexadecimal digits of the SHA-256 of the text (and image): the same in every file, order and run."""
+        known = self.text if self.image is None else f"{self.text}\0{self.image}"
+        return hashlib.sha256(known.encode()).hexdigest()[:12]
 
 
 def load_prompts(source: str | list[str], key: str = "original_knowledge_prompts") -> tuple[Prompt, ...]:

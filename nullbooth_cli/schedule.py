@@ -253,12 +253,16 @@ def install(scheduler: Any, steps: tuple[Step, ...]) -> Any:
                 f"the scheduler walks {len(scheduler.timesteps)} steps, the stored schedule has {len(steps)}",
                 "this sampler cannot be held to a stored schedule; choose another sampler_strategy",
             )
-        own = scheduler.timesteps
-        scheduler.timesteps = torch.tensor([s.timestep for s in steps], dtype=torch.float64).to(own)
-        if hasattr(scheduler, "sigmas") and len(scheduler.sigmas) > len(steps):
-            # What follows the last step (a final sigma of 0) stays the scheduler's own.
-            stored = torch.tensor([s.sigma for s in steps], dtype=torch.float64).to(scheduler.sigmas)
-            scheduler.sigmas = torch.cat([stored, scheduler.sigmas[len(steps) :]])
+        write_steps(scheduler, steps)
 
     scheduler.set_timesteps = set_timesteps
     return scheduler
+
+
+def write_steps(scheduler: Any, steps: tuple[Step, ...]) -> None:
+    """Put the stored timesteps and sigmas in the place of the scheduler's."""
+    scheduler.timesteps = torch.tensor([s.timestep for s in steps], dtype=torch.float64).to(scheduler.timesteps)
+    if hasattr(scheduler, "sigmas") and len(scheduler.sigmas) > len(steps):
+        # What follows the last step (a final sigma of 0) stays the scheduler's own.
+        stored = torch.tensor([s.sigma for s in steps], dtype=torch.float64).to(scheduler.sigmas)
+        scheduler.sigmas = torch.cat([stored, scheduler.sigmas[len(steps) :]])

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from nullbooth_cli import shell
-from nullbooth_cli.collecting import denoising_path, load_model, open_shell, scheduler_of
 from nullbooth_cli.config import Config
 from nullbooth_cli.features import features_nbytes, forwards_needed
 from nullbooth_cli.model import denoiser_of
 from nullbooth_cli.moments import sums_nbytes
+from nullbooth_cli.opening import denoising_path, load_model, open_shell, scheduler_of
 from nullbooth_cli.recording import Found, find_sites
 from nullbooth_cli.sites import Projection, find_projections
 from nullbooth_cli.store import Site

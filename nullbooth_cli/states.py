@@ -111,13 +111,14 @@ def attention_prompts(config: Config, prompts: Sequence[Prompt]) -> list[Prompt]
     chosen = config.collect.attention_prompts
     if isinstance(chosen, int):
         return list(prompts[:chosen])
-    missing = [text for text in chosen if Prompt(text) not in prompts]
+    texts = {prompt.text for prompt in prompts}
+    missing = [text for text in chosen if text not in texts]
     if missing:
         raise ConfigError(
             f"collect.attention_prompts: '{missing[0]}' is not among the {len(prompts)} prompts that are collected",
             f"add it to {PROMPTS_FIELD}, or name one that is there",
         )
-    return [Prompt(text) for text in dict.fromkeys(chosen)]
+    return [prompt for text in dict.fromkeys(chosen) for prompt in prompts if prompt.text == text]
 
 
 def attention_settings(config: Config, store: Store) -> dict[str, Any]:

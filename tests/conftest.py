@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from nullbooth_cli import collecting, model, stages
 from nullbooth_cli.config import Config, build_config
-from nullbooth_cli.prompts import Prompt, load_prompts
+from nullbooth_cli.images import knowledge_prompts
+from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.states import stage_states
 from nullbooth_cli.store import Site, Store, Sums
 
@@ -72,7 +73,7 @@ def set_moment(store: Store, site: Site, timestep: int, sums: Sums) -> None:
 
 
 def prompts_of(config: Config) -> tuple[Prompt, ...]:
-    return load_prompts(config.original_knowledge_prompts)
+    return knowledge_prompts(config)
 
 
 def states_of(config: Config) -> dict[str, str]:

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from nullbooth_cli.analysis import word_maps
 from nullbooth_cli.attention import find_prompt, record, words_of
 from nullbooth_cli.cli import app
-from nullbooth_cli.collecting import load_path
 from nullbooth_cli.config import Config
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.events import Note, Progress
+from nullbooth_cli.opening import load_path
 from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.sites import find_projections
 from nullbooth_cli.stages import Run
@@ -89,7 +89,7 @@ def test_the_word_circle_looks_at_the_circle(circles: Any, text: str) -> None:
 def test_maps_are_the_softmax_of_what_the_projections_give(pipe: Any) -> None:
     """Against q k^T / sqrt(d), head by head, written out in float64."""
     config = small_config(Path("unused"))
-    from nullbooth_cli.collecting import compute_steps
+    from nullbooth_cli.opening import compute_steps
 
     _, steps = compute_steps(config, 1)
     pipe, path = load_path(config, steps, "cpu")

@@ -164,7 +164,9 @@ class TestEveryInstant:
         known: dict[str, Any] = {}
         load, digest = collecting.load_collection, model.weights_digest
         monkeypatch.setattr(collecting, "load_collection", lambda *a: known.get("loaded") or known.setdefault("loaded", load(*a)))
-        monkeypatch.setattr(model, "weights_digest", lambda pipe: known.get("digest") or known.setdefault("digest", digest(pipe)))
+        monkeypatch.setattr(
+            model, "weights_digest", lambda pipe, **_: known.get("digest") or known.setdefault("digest", digest(pipe))
+        )
         monkeypatch.setattr(os, "fdatasync", lambda descriptor: None)
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)
         monkeypatch.setattr(presence, "BEAT_SECONDS", 3600.0)  # a sign of life would be an instant at random

@@ -150,6 +150,14 @@ class TestTakingOut:
         np.testing.assert_array_equal(features_at(store, store.sites[0], 0, 0), kept[:1])
         assert_moments_are_numpys(store, set(wanted))
 
+    def test_all_of_them_can_be_replaced(self, tmp_path: Path) -> None:
+        """Rows that are all empty are still rows."""
+        execute(config_of(tmp_path / "run.zarr", PROMPTS[:2]), "collect")
+        config = config_of(tmp_path / "run.zarr", PROMPTS[2:4])
+        store = execute(config, "collect", "covariance", force=True)
+        assert [prompt and prompt.text for prompt in store.rows] == [None, None, *PROMPTS[2:4]]
+        assert_moments_are_numpys(store, set(PROMPTS[2:4]))
+
     def test_without_features_everything_is_collected_again_and_said_so(self, tmp_path: Path) -> None:
         execute(config_of(tmp_path / "run.zarr", PROMPTS[:4], collect__keep="moments"), "collect")
         config = config_of(tmp_path / "run.zarr", PROMPTS[:3], collect__keep="moments")

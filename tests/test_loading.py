@@ -21,7 +21,7 @@ from huggingface_hub.utils import _http
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from nullbooth_cli import collecting, features, model
+from nullbooth_cli import features, model, opening
 from nullbooth_cli.checks import Patient
 from nullbooth_cli.cli import app
 from nullbooth_cli.doctor import examine
@@ -401,7 +401,7 @@ class TestDevices:
     def test_offload_needs_an_accelerator(self) -> None:
         refused("toy", "model_cpu_offload", "this run is on the CPU", "--device", kind=ResourceError, model_cpu_offload=True)
         with pytest.raises(ResourceError, match="this run is on the CPU"):
-            collecting.load_model(small_config(Path("none"), model_cpu_offload=True), "cpu")
+            opening.load_model(small_config(Path("none"), model_cpu_offload=True), "cpu")
 
     def test_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -433,9 +433,9 @@ class Kept:
 def recorded(pipe: Any) -> tuple[dict[tuple[str, int], torch.Tensor], tuple[str, ...]]:
     """What collect records of two prompts, by site and step; and the names of the weights that it belongs to."""
     config = small_config(Path("none"))
-    _, steps = collecting.compute_steps(config, 2)
-    path = collecting.path_of(config, steps, pipe)
-    found = collecting.find_collection(config, pipe, path, Prompt(PROMPTS[0])).found
+    _, steps = opening.compute_steps(config, 2)
+    path = opening.path_of(config, steps, pipe)
+    found = opening.find_collection(config, pipe, path, Prompt(PROMPTS[0])).found
     kept = Kept()
     recorder = features.Recorder(path, [(row, Prompt(PROMPTS[row])) for row in range(2)], found, "both", [kept])
     features._run(pipe, path, recorder, found)

@@ -101,6 +101,16 @@ def test_two_processes_share_the_heldout_prompts(tmp_path: Path) -> None:
         assert mine.heldout_leakage == pytest.approx(theirs.heldout_leakage, rel=1e-3)
 
 
+def test_two_processes_share_images(tmp_path: Path) -> None:
+    """Noise belongs to the image's row, whoever runs it."""
+    images = {"collect__latents": "images", "collect__images": str(ROOT / "dataset/images/toy"), "collect__batch_size": 6}
+    config = small_config(tmp_path / "run.zarr", **{**MID, **images})
+    expected = execute(small_config(tmp_path / "alone.zarr", **{**MID, **images}), "collect", "covariance", "project")
+    with stopped(launch(["run", *saved(config, tmp_path / "c.yaml")], tmp_path / "log", 2)) as (first, second):
+        assert (first.finish(), second.finish()) == (0, 0), first.err + second.err
+    assert_same_run(Store.open(config.store), expected)
+
+
 def test_the_number_of_processes_may_change(tmp_path: Path, fast: None, alone: Callable[[str], Store]) -> None:
     config = small_config(tmp_path / "run.zarr", **MID, collect__keep="moments")
     arguments = saved(config, tmp_path / "c.yaml")

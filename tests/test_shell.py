@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nullbooth_cli import collecting, model, moments, recording, report, schedule, shell, sites
+from nullbooth_cli import model, moments, opening, recording, report, schedule, shell, sites
 from nullbooth_cli.config import STAGES, Config
 from nullbooth_cli.denoise import DenoisingPath, set_out
 from nullbooth_cli.errors import ConfigError, StageError
@@ -106,7 +106,7 @@ def test_the_schedule_of_a_flow_is_the_one_its_pipeline_walks(
     config = config_of(folders[name], Path("never"), schedule__num_denoising_steps=asked["n"], **changes)
     if how == "loaded":
         monkeypatch.setattr(shell, "ENCODERS", {})
-    _, steps = collecting.compute_steps(config, 1, "cpu")
+    _, steps = opening.compute_steps(config, 1, "cpu")
     assert [step.timestep for step in steps] == pipe.scheduler.timesteps.tolist()
     assert [step.sigma for step in steps] == pipe.scheduler.sigmas[:-1].tolist()
 

@@ -20,7 +20,7 @@ from nullbooth_cli.pooling import pooled
 from nullbooth_cli.states import stage_states
 from nullbooth_cli.store import Store
 from nullbooth_cli.store.local import LocalBacking
-from tests.conftest import PROMPTS, execute, prompts_of, small_config, states_of
+from tests.conftest import PROMPTS, ROOT, execute, prompts_of, small_config, states_of
 
 TINY = {"collect__cross_attention_layers": ["mid_block*"], "collect__batch_size": 2}
 
@@ -86,7 +86,7 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"collect__keep": "moments"}, set()),
     ({"collect__tokens_per_prompt": 2}, COLLECT_ON),
     ({"storage_options": {"region": "x"}}, set()),
-    ({"collect__latents": "path"}, set()),
+    ({"collect__latents": "images", "collect__images": str(ROOT / "dataset/images/toy")}, COLLECT_ON),
     ({"collect__visual_attention_map": True}, set()),
     ({"collect__attention_prompts": 3}, set()),
     ({"collect__attention_layers": [0]}, set()),
@@ -104,8 +104,7 @@ def test_every_setting_is_among_the_changes() -> None:
     """A new key without a row above fails here."""
     leaves = _leaves(Config().model_dump()) | {"storage_options"}
     rules = {f"project.{name}" for name in ("nullspace_threshold", "threshold_percent", "target_leakage", "null_dim")}
-    unoffered = {"heldout_prompts", "collect.images"}
-    assert leaves - rules - unoffered == {key.replace("__", ".") for changes, _ in CHANGES for key in changes}
+    assert leaves - rules - {"heldout_prompts"} == {key.replace("__", ".") for changes, _ in CHANGES for key in changes}
 
 
 def _leaves(data: Any, prefix: str = "") -> set[str]:
@@ -191,7 +190,7 @@ def test_the_unit_size_may_change_until_something_is_collected(tmp_path: Path) -
 def test_a_changed_weight_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config(tmp_path / "run.zarr", **TINY)
     store = execute(config, "collect", limit=1)
-    monkeypatch.setattr("nullbooth_cli.model.weights_digest", lambda pipe: "another")
+    monkeypatch.setattr("nullbooth_cli.model.weights_digest", lambda pipe, **_: "another")
     with pytest.raises(StageError, match=r"weights .* -> another"):
         events(config, store, "collect")
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from nullbooth_cli.collecting import Collection
     from nullbooth_cli.config import Config
     from nullbooth_cli.denoise import DenoisingPath
+    from nullbooth_cli.opening import Collection
     from nullbooth_cli.prompts import Prompt
     from nullbooth_cli.sites import Projection
     from nullbooth_cli.states import StageState

@@ -62,13 +62,24 @@ def config(patient: Patient) -> str:
 
 
 def prompts(patient: Patient) -> str:
-    from nullbooth_cli.prompts import load_prompts
+    from nullbooth_cli.images import knowledge_prompts
 
-    of_store = bool(patient.prompts)
-    wanted = patient.config.original_knowledge_prompts
-    patient.prompts = patient.prompts or load_prompts(wanted)
+    of_store, folder = bool(patient.prompts), patient.config.collect.images
+    wanted = folder or patient.config.original_knowledge_prompts
+    patient.prompts = patient.prompts or knowledge_prompts(patient.config)
     place = "the store" if of_store else wanted if isinstance(wanted, str) else "the config"
-    return f"{counted(len(patient.prompts), 'prompt')} in {place}"
+    return f"{counted(len(patient.prompts), 'captioned image' if folder else 'prompt')} in {place}"
+
+
+def images(patient: Patient) -> str | None:
+    from nullbooth_cli.images import file_of, image_files, require_readable
+
+    folder = patient.config.collect.images
+    if folder is None:
+        return None
+    files = image_files(folder)
+    width, height = require_readable([file_of(files, prompt) for prompt in patient.prompts])
+    return f"all can be read, and are {width} x {height} pixels"
 
 
 def heldout(patient: Patient) -> str | None:

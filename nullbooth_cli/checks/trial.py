@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def schedule(patient: Patient) -> str:
-    from nullbooth_cli.collecting import compute_steps
+    from nullbooth_cli.opening import compute_steps
 
     if patient.store is not None and "schedule" in patient.states and patient.states["schedule"].is_done:
         patient.steps = patient.store.schedule()
@@ -35,8 +35,8 @@ def _foreign_errors(what: str, hint: str) -> Iterator[None]:
 
 
 def model(patient: Patient) -> str:
-    from nullbooth_cli.collecting import load_model
     from nullbooth_cli.model import denoiser_of
+    from nullbooth_cli.opening import load_model
 
     config = patient.config
     with _foreign_errors(
@@ -89,8 +89,9 @@ def tokenizer(patient: Patient) -> str | Doubt:
 
 
 def probe(patient: Patient) -> str:
-    from nullbooth_cli.collecting import find_collection, path_of, require_same_model, require_same_noise
+    from nullbooth_cli.collecting import require_same_model, require_same_noise
     from nullbooth_cli.model import weights_digest
+    from nullbooth_cli.opening import find_collection, path_of
     from nullbooth_cli.runs import renamed
 
     with _foreign_errors("the model fails on a prompt", "check collect.height, collect.width, dtype and the model itself"):
@@ -102,7 +103,8 @@ def probe(patient: Patient) -> str:
     if store is not None and "collect" in states:
         collect = states["collect"]
         if collect.state == "partial" or (collect.is_done and renamed(config, store)):
-            require_same_model(config, store, weights_digest(patient.pipe), patient.collection.sites)
+            weights = weights_digest(patient.pipe, encodes=patient.path.images is not None)
+            require_same_model(config, store, weights, patient.collection.sites)
     recordings = counted(len(patient.collection.sites), "recording")
     return f"two steps of one prompt run, which takes {recordings}"
 

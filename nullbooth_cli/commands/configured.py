@@ -34,7 +34,7 @@ def configure(common: Common) -> Configured:
     prompts: tuple[Prompt, ...] = ()
     if named_store and not named_config and (store := _there(named_store, common.overrides)):
         config, source = build_config(store.config, common.overrides), f"in {named_store}"
-        if config.original_knowledge_prompts == store.config["original_knowledge_prompts"]:
+        if _knowledge(config.model_dump()) == _knowledge(store.config):
             prompts = store.prompts()
         arguments = f" -s {shlex.quote(named_store)}"
     else:
@@ -54,6 +54,11 @@ def configure(common: Common) -> Configured:
         f" --set {shlex.quote(override)}" for override in common.overrides if not override.startswith("storage_options")
     )
     return Configured(config, source, arguments, prompts)
+
+
+def _knowledge(config: dict[str, Any]) -> tuple[Any, Any]:
+    """Where a config has its prompts from."""
+    return config["original_knowledge_prompts"], config["collect"]["images"]
 
 
 def options_of(overrides: tuple[str, ...]) -> dict[str, Any]:

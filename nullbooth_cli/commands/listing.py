@@ -11,7 +11,7 @@ from nullbooth_cli.errors import ConfigError
 
 def list_layers(common: Common, layer: str | None, feature: str | None, device: str | None) -> None:
     """Answer with every layer that attends to text; `layer` (a name, a part of one, a glob) and `feature` filter them."""
-    from nullbooth_cli.collecting import compute_steps
+    from nullbooth_cli.opening import compute_steps
     from nullbooth_cli.shapes import layers_document, look
 
     terminal = Terminal(as_json=common.as_json, quiet=common.quiet)

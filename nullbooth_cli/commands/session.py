@@ -19,6 +19,7 @@ from nullbooth_cli.config import Config, public_settings
 from nullbooth_cli.console import Terminal, aligned, duration, operations, size, table
 from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.events import Event, Interrupts, Note
+from nullbooth_cli.images import knowledge_prompts
 from nullbooth_cli.prompts import Prompt, load_prompts
 from nullbooth_cli.runs import Run
 from nullbooth_cli.states import StageState, require, stage_states
@@ -86,7 +87,7 @@ def start(common: Common) -> Session:
     open_backing(url, config.storage_options, read_only=True)  # refuses a URL with credentials before anything shows it
     if common.verbose:
         terminal.note(f"config {given.source}; store {url}")
-    prompts = given.prompts or load_prompts(config.original_knowledge_prompts)
+    prompts = given.prompts or knowledge_prompts(config)
     return Session(config, url, prompts, terminal, given.arguments, common)
 
 

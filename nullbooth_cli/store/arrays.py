@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -204,7 +205,8 @@ class ArrayGroup:
             longer = array.metadata.update_shape((max(end, array.shape[0]),))
             with self._writing():
                 values = np.array([""] * (start - first) + texts, dtype=object)
-                zarr.Array(AsyncArray(longer, array.store_path, array.config))[first:end] = values
+                whole = replace(array.config, write_empty_chunks=True)  # else a chunk of empty rows would be taken away
+                zarr.Array(AsyncArray(longer, array.store_path, whole))[first:end] = values
         self._resize(name, end)
 
     def _read_texts(self, name: str) -> list[str]:

@@ -192,8 +192,10 @@ class Store(Results, MapStore, ActivityStore):
         A prompt keeps its row, and with it the noise it starts from, whatever is added or taken out later.
         """
         if self._rows is None:
-            texts = self._read_texts("prompts/text") if self._has("prompts/text") else []
-            self._rows = tuple(Prompt(text) if text else None for text in texts)
+            names = ("prompts/text", "prompts/images")
+            texts, images = map(self._read_texts, names) if self._has(names[0]) else ([], [])
+            # A kill may have left images behind the last text.
+            self._rows = tuple(Prompt(text, image or None) if text else None for text, image in zip(texts, images, strict=False))
         return self._rows
 
     def prompts(self) -> tuple[Prompt, ...]:
@@ -203,6 +205,7 @@ class Store(Results, MapStore, ActivityStore):
     def write_rows(self, start: int, rows: Sequence[Prompt | None]) -> None:
         """Put prompts into rows from `start`; the text is written last."""
         self._write_texts("prompts/ids", start, [prompt.id if prompt else "" for prompt in rows])
+        self._write_texts("prompts/images", start, [(prompt.image if prompt else None) or "" for prompt in rows])
         self._write_texts("prompts/text", start, [prompt.text if prompt else "" for prompt in rows])
         self._backing.sync()
         self._rows = None
