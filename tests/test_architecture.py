@@ -25,6 +25,8 @@ ORDER = [
     "nullspace",
     "api",
     "tensors",
+    "parametrization",
+    "constraint",
     "sampling",
     "writer",
     "toy",
