@@ -34,6 +34,7 @@ ORDER = [
     "sites",
     "denoise",
     "recording",
+    "editing",
     "features",
     "moments",
     "projectors",
