@@ -5,19 +5,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nullbooth_cli.api import Moment, OpenStore, open_store
+    from nullbooth_cli.constraint import Constraint, constrain
+    from nullbooth_cli.editing import EditReport, edit
     from nullbooth_cli.errors import NullboothError
     from nullbooth_cli.nullspace import Projector
     from nullbooth_cli.store import Site
 
 __version__ = "0.1.0"
-__all__ = ["Moment", "NullboothError", "OpenStore", "Projector", "Site", "open_store"]
+__all__ = [
+    "Constraint",
+    "EditReport",
+    "Moment",
+    "NullboothError",
+    "OpenStore",
+    "Projector",
+    "Site",
+    "constrain",
+    "edit",
+    "open_store",
+]
 
 _HOMES = {
+    "Constraint": "constraint",
+    "EditReport": "editing",
     "Moment": "api",
     "NullboothError": "errors",
     "OpenStore": "api",
     "Projector": "nullspace",
     "Site": "store",
+    "constrain": "constraint",
+    "edit": "editing",
     "open_store": "api",
 }
 

@@ -18,7 +18,7 @@ import torch
 from nullbooth_cli.errors import StoreError
 from nullbooth_cli.pooling import add_up
 from nullbooth_cli.store import Layout, Part, Site, Store, Sums, check_disjoint, pack_sums
-from nullbooth_cli.tensors import unpack
+from nullbooth_cli.tensors import full_float32, unpack
 from nullbooth_cli.writer import Writer
 
 T = TypeVar("T")
@@ -57,17 +57,13 @@ class SecondMoment:
         x = x.to(self._dtype)
         dim = x.shape[1]
         strip = -(-dim // STRIPS) if x.device.type == "cpu" and dim >= SYMMETRIC_DIM else dim
-        allowed = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False
-        try:
+        with full_float32():
             for i in range(0, dim, strip):
                 total, rows, columns = self._upper[i : i + strip, i:], x[:, i : i + strip].T, x[:, i:]
                 if x.dtype == total.dtype and x.device == total.device:
                     total.addmm_(rows, columns)
                 else:
                     total += (rows @ columns).to(total.device)
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = allowed
         self.sum_x += x.sum(0, dtype=torch.float64).to(self.sum_x.device)
         self.count += x.shape[0]
 

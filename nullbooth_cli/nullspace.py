@@ -94,6 +94,15 @@ def leakage_on(projector: Projector, second_moment: NDArray[np.float64]) -> floa
     return float(np.sqrt(max(share, 0.0)))
 
 
+def relative_drift(change: NDArray[np.float64], weight: NDArray[np.float64], second_moment: NDArray[np.float64]) -> float:
+    """norm(dW K) / norm(W K) of a change to a weight, both `[M, D]`, on the vectors K that a second moment `[D, D]` was made of.
+
+    norm(dW K)^2 = N tr(dW C dW^T). Cost: 4 M D^2 operations.
+    """
+    moved, output = (max(float(np.einsum("md,md->", rows @ second_moment, rows)), 0.0) for rows in (change, weight))
+    return float(np.sqrt(moved / output)) if output > 0 else float("nan")
+
+
 def load_projector(store: Store, site: Site, index: int = 0) -> Projector:
     """The projector of a site; `index` is 0 for a pooled one, or the recorded timestep."""
     return Projector.of(store.read_eigenvectors(site, index), store.read_cut(site, index).null_dim)

@@ -1,6 +1,7 @@
-"""Tensors on their way to the store and back."""
+"""Tensors on their way to the store and back, and how they are multiplied."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -45,3 +46,14 @@ def unpack(values: NDArray[Any], dtype: str) -> torch.Tensor:
     """The inverse of `pack`."""
     tensor = torch.from_numpy(values)
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Products of float32 matrices keep all their digits on CUDA, too: no TF32, whatever the program has allowed."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
