@@ -94,6 +94,18 @@ def leakage_on(projector: Projector, second_moment: NDArray[np.float64]) -> floa
     return float(np.sqrt(max(share, 0.0)))
 
 
+def drift(delta: NDArray[np.floating], weight: NDArray[np.floating], second_moment: NDArray[np.float64]) -> float:
+    """norm(dW K) / norm(W K) of a change dW to a weight W, `[M, D]`, on the vectors K that a second moment `[D, D]` was made of.
+
+    sqrt(tr(dW C dW^T) / tr(W C W^T)) in float64: how much the output of the layer changes, as a share of itself. Cost: 4 M D^2
+    operations.
+    """
+    changed, whole = (
+        float(np.einsum("md,md->", rows @ second_moment, rows)) for rows in (delta.astype(np.float64), weight.astype(np.float64))
+    )
+    return float(np.sqrt(max(changed, 0.0) / whole)) if changed > 0 else 0.0
+
+
 def load_projector(store: Store, site: Site, index: int = 0) -> Projector:
     """The projector of a site; `index` is 0 for a pooled one, or the recorded timestep."""
     return Projector.of(store.read_eigenvectors(site, index), store.read_cut(site, index).null_dim)

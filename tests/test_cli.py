@@ -22,6 +22,7 @@ from nullbooth_cli.store.local import LocalBacking
 from tests.conftest import PROMPTS, prompts_of, small_config
 
 COMMANDS = ("run", "schedule", "collect", "covariance", "project", "inspect", "status", "doctor", "merge", "export", "import")
+COMMANDS += ("evaluate",)
 
 
 def nullbooth(*arguments: str) -> Result:
