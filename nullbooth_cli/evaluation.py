@@ -285,6 +285,13 @@ QUANTITIES = {
 }
 
 
+def names_of(document: Mapping[str, Any]) -> list[str]:
+    """The edited models by the last part of their places, where that tells them apart."""
+    places = [found["edited"] for found in (document, *document["against"])]
+    names = [Path(place).name for place in places]
+    return names if len(set(names)) == len(names) else places
+
+
 def summary(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What was measured, as rows of a table: {prompts, quantity, values}, values of another seed and of each edited model."""
     rows = []

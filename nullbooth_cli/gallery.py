@@ -16,7 +16,7 @@ from PIL import Image
 
 from nullbooth_cli import __version__
 from nullbooth_cli.errors import ResourceError
-from nullbooth_cli.evaluation import ANOTHER, BASE, SUBJECT, Evaluation, places_of, summary
+from nullbooth_cli.evaluation import ANOTHER, BASE, SUBJECT, Evaluation, names_of, places_of, summary
 from nullbooth_cli.page import fill_page
 
 ROWS = 12  # of each set
@@ -31,7 +31,8 @@ def write_gallery(path: Path, found: Evaluation) -> Path:
     data = {
         **{key: document[key] for key in ("store", "base", "dtype", "num_steps", "guidance_scale", "not_measured")},
         "version": __version__,
-        "models": [each["edited"] for each in models],
+        "models": names_of(document),
+        "places": [each["edited"] for each in models],
         "another": ANOTHER,
         "summary": summary(document),
         "drift": [each["drift"] for each in models],

@@ -214,9 +214,14 @@ def test_the_table_has_models_side_by_side(answer: Any) -> None:
         + [found["subject"]["latent_mse"] for found in document["against"]]
     ]
     drawn, *said = draw_table(document)
-    assert [column.header for column in drawn.columns][3:] == [found["edited"] for found in (document, *document["against"])]
+    assert [column.header for column in drawn.columns][3:] == ["constrained", "free", "lora"]
     assert sum("drifts by at most" in line for line in said) == 3
     assert any(line.startswith("not measured: clip: no CLIP weights") for line in said)
+
+
+def test_models_of_one_name_keep_their_places() -> None:
+    for places, names in ((["a/model", "b/model"], ["a/model", "b/model"]), (["a/one", "two"], ["one", "two"])):
+        assert evaluation.names_of({"edited": places[0], "against": [{"edited": places[1]}]}) == names
 
 
 class TestDrawing:

@@ -22,7 +22,8 @@ from tests.test_page import HOSTILE, assert_quiet_and_alone, needs_browser, open
 
 WEIGHT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_{}.weight"
 TEXTS = [*(f"prompt {i}" for i in range(19)), HOSTILE]
-MODELS = ["models/<b>one", "two"]
+MODELS = ["models/<b>one", "two"]  # places
+NAMES = ["<b>one", "two"]
 
 
 def comparison(count: int, change: float) -> dict[str, Any]:
@@ -113,9 +114,9 @@ def test_large_pictures_are_shown_smaller() -> None:
 @needs_browser
 class TestBrowser:
     def test_numbers_stand_side_by_side(self, browser: webdriver.Chrome) -> None:
-        assert browser.find_element(By.TAG_NAME, "h1").text == ", ".join(MODELS)
+        assert browser.find_element(By.TAG_NAME, "h1").text == ", ".join(NAMES)
         rows = shown(browser, "summary")
-        assert rows[0] == ["prompts", "quantity", ANOTHER, *MODELS]
+        assert rows[0] == ["prompts", "quantity", ANOTHER, *NAMES]
         assert ["kept prompts", "latent MSE, of another seed's", "1", "0.01", "0"] in rows
         assert ["the subject", "captions drawn right (base 1)", "0.25", "0.25", "0.25"] in rows
         assert not [row for row in rows if row[1] in ("LPIPS", "PSNR, dB")]
@@ -144,10 +145,12 @@ class TestBrowser:
         np.testing.assert_allclose(values[0], [0.01 * (i + 1) for i in range(19, -1, -1)])
         assert values[1] == [None] * 20
         drifts = browser.execute_script("return document.getElementById('drift').data.map(t => [t.name, Array.from(t.y)])")
-        assert drifts[0] == ["models/&lt;b&gt;one, kept inputs", [0.1, 0.1]]
+        assert drifts[0] == ["&lt;b&gt;one, kept inputs", [0.1, 0.1]]
         assert drifts[3] == ["two, held-out inputs", [0.3, 0.3]]
         listed = browser.execute_script("return [...document.querySelectorAll('#unprotected li')].map(l => l.textContent)")
         assert listed == ["unet.<i>bias"] * 2
+        said = browser.execute_script("return [...document.querySelectorAll('#unprotected summary')].map(l => l.textContent)")
+        assert [text.partition(":")[0] for text in said] == MODELS
 
     def test_dark_and_light(self, browser: webdriver.Chrome, tmp_path: Path) -> None:
         brightness = {}

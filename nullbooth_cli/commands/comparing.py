@@ -109,7 +109,7 @@ def draw_table(document: dict[str, Any]) -> list[Any]:
             rows.append([""] * (3 + len(models)))
         before = row["prompts"]
         rows.append([before, row["quantity"], *("" if value is None else f"{value:.3g}" for value in row["values"])])
-    columns = ["prompts", "quantity", evaluation.ANOTHER, *(found["edited"] for found in models)]
+    columns = ["prompts", "quantity", evaluation.ANOTHER, *evaluation.names_of(document)]
     drawn = table(columns, rows, right=frozenset(range(2, len(columns))))
     missing = (f"not measured: {name}: {why}" for name, why in document["not_measured"].items())
     return [drawn, *(_drift(found) for found in models), *missing]
