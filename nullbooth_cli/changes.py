@@ -58,14 +58,13 @@ def require_same_architecture(base: Weights, edited: Weights, place: str) -> Non
             )
 
 
-def drift_documents(store: Store, base: Weights, edited: Sequence[Weights]) -> list[dict[str, Any]]:
+def drift_documents(store: Store, heldout: Store | None, base: Weights, edited: Sequence[Weights]) -> list[dict[str, Any]]:
     """For each edited model: norm(dW K) / norm(W K) of each protected weight on the collected and on the held-out inputs K, and
     the names of the other parameters that changed. Cost: one read of the moments."""
-    heldout = store.heldout()
     entries: list[list[dict[str, Any]]] = [[] for _ in edited]
-    for number, site in enumerate(store.sites):
+    for site in store.sites:
         moment = _moment(store, site)
-        unknown = None if heldout is None else _moment(heldout, heldout.sites[number])
+        unknown = None if heldout is None else _moment(heldout, site)
         for found, weights in zip(entries, edited, strict=True):
             for name in site.weights:
                 weight = base.protected[name]

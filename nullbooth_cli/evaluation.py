@@ -1,14 +1,14 @@
 """What an edited model forgot and what it learned: its pictures beside those of the base, from the same prompts and noise.
 
 1. `evaluate()` draws with the base, with the base from another seed, and with every edited model, one loaded at a time.
-2. `compare()` measures two models on one set of prompts. Base against base from another seed is the baseline: a distance is to be
-   read as a share of it, and 1 means as different as another seed.
-3. `changes` has what follows from the weights alone, and `summary()` the rows of a table with every model side by side.
+2. `comparison` measures two of them on one set of prompts. Base against base from another seed is the baseline: a distance is to
+   be read as a share of it, and 1 means as different as another seed. `changes` has what follows from the weights alone.
+3. `summary()` gives the rows of a table with every model side by side.
 """
 
 import gc
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate
 from pathlib import Path
@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nullbooth_cli import metrics
 from nullbooth_cli.changes import Weights, drift_documents, require_same_architecture, weights_of
 from nullbooth_cli.collecting import load_path
+from nullbooth_cli.comparison import FEWEST, QUANTITIES, Look, compare, likeness, look, squared
 from nullbooth_cli.config import Config
 from nullbooth_cli.drawing import Drawn, Shot, draw, encode, load_edited, read_images
 from nullbooth_cli.encoders import Spaces, load_spaces
@@ -29,12 +29,11 @@ from nullbooth_cli.events import Event, Note, Progress
 from nullbooth_cli.model import denoiser_of, pick_device
 from nullbooth_cli.nullspace import check_model
 from nullbooth_cli.store import Store
-from nullbooth_cli.toy import world
 
 SCHEMA_VERSION = 1
 BASE, ANOTHER = "base", "another seed"
 SUBJECT = "subject"
-FEWEST = 2 * metrics.NEIGHBOURS  # pictures, for anything that is said of a distribution
+
 
 Floats = NDArray[np.floating]
 
@@ -63,27 +62,6 @@ def places_of(sets: Mapping[str, Sequence[Shot]]) -> dict[str, slice]:
     """Where each set stands among the pictures of a model."""
     ends = list(accumulate(map(len, sets.values()), initial=0))
     return {name: slice(*ends[i : i + 2]) for i, name in enumerate(sets)}
-
-
-@dataclass(frozen=True)
-class Look:
-    """The pictures of one model on one or more sets, seen in every space: `vectors` `[N, D]` by space.
-
-    `right` `[N]` is 1 where a picture shows all that its caption names, NaN where it names nothing (None: not the toy world).
-    """
-
-    drawn: Drawn
-    vectors: Mapping[str, Floats]
-    right: Floats | None
-    alignment: Floats | None
-
-    def part(self, places: slice) -> "Look":
-        return Look(
-            Drawn(self.drawn.images[places], self.drawn.latents[places]),
-            {name: found[places] for name, found in self.vectors.items()},
-            None if self.right is None else self.right[places],
-            None if self.alignment is None else self.alignment[places],
-        )
 
 
 def evaluate(config: Config, store: Store, request: Request) -> Generator[Event, None, Evaluation]:
@@ -148,7 +126,8 @@ def evaluate(config: Config, store: Store, request: Request) -> Generator[Event,
         **_answers(request, looks, spaces, instances),
         "not_measured": _not_measured(request, spaces, is_toy=config.model == "toy"),
     }
-    drifts = drift_documents(store, weights[BASE], [weights[place] for place in request.edited])
+    heldout = store.heldout() if config.heldout_prompts is not None else None
+    drifts = drift_documents(store, heldout, weights[BASE], [weights[place] for place in request.edited])
     for found, drifted in zip([document, *document["against"]], drifts, strict=True):
         found["drift"] = drifted
     return Evaluation(document, request.sets, drawn)
@@ -165,10 +144,10 @@ def _answers(
         found = compare(base, edited, another, spaces)
         found["by_picture"] = [
             {"id": shot.prompt.id, "number": shot.number, "text": shot.prompt.text, "latent_mse": float(value)}
-            for shot, value in zip(request.sets[name], _squared(base.drawn.latents, edited.drawn.latents), strict=True)
+            for shot, value in zip(request.sets[name], squared(base.drawn.latents, edited.drawn.latents), strict=True)
         ]
         if name == SUBJECT:
-            found["instances"] = None if instances is None else _likeness(base, edited, instances)
+            found["instances"] = None if instances is None else likeness(base, edited, instances)
         return found
 
     def answer(model: str) -> dict[str, Any]:
@@ -178,82 +157,6 @@ def _answers(
     first, *others = (answer(place) for place in request.edited)
     against = [{"edited": place, **found} for place, found in zip(request.edited[1:], others, strict=True)]
     return {**first, "baseline": {name: compared(ANOTHER, name) for name in places}, "against": against}
-
-
-def _likeness(base: Look, edited: Look, instances: Mapping[str, Floats]) -> dict[str, dict[str, float]]:
-    """Mean cosine between the pictures of the subject and those that it was learned from, by space."""
-    return {
-        name: {
-            "base": metrics.cross_cosine(base.vectors[name], found),
-            "edited": metrics.cross_cosine(edited.vectors[name], found),
-        }
-        for name, found in instances.items()
-    }
-
-
-def look(drawn: Drawn, texts: Sequence[str], spaces: Spaces, *, is_toy: bool) -> Look:
-    """See pictures in every space there is. Cost: about 0.1 s a picture for the toy world's exact scorer."""
-    vectors: dict[str, Floats] = {"latents": drawn.pooled()}
-    vectors |= {name: see(drawn.images) for name, see in spaces.encoders.items()}
-    right = np.array([_shows(image, text) for image, text in zip(drawn.images, texts, strict=True)]) if is_toy else None
-    return Look(drawn, vectors, right, spaces.alignment(vectors["clip"], list(texts)) if spaces.alignment else None)
-
-
-def _shows(image: NDArray[np.uint8], text: str) -> float:
-    asked = world.named(text)
-    if not asked:
-        return float("nan")
-    reading = world.read(image / 255)
-    return float(all(getattr(reading, part) == value for part, value in asked.items()))
-
-
-def compare(base: Look, edited: Look, another: Look, spaces: Spaces) -> dict[str, Any]:
-    """Two models on one set of prompts, picture by picture and as two sets; `another` is the base from another seed.
-
-    `latent_mse` is the mean squared difference of the final latents, in the denoiser's scale; `latent_mse_relative` divides it by
-    that between two seeds of the base. `pixel_mse` and `psnr` (dB, None where equal) are of 8-bit pictures in [0, 1].
-    """
-    count = len(base.drawn.images)
-    latent_mse = float(_squared(base.drawn.latents, edited.drawn.latents).mean())
-    pixel_mse = float(_squared(base.drawn.images, edited.drawn.images).mean()) / 255**2
-    lpips = spaces.lpips(base.drawn.images, edited.drawn.images) if spaces.lpips else None
-    return {
-        "pictures": count,
-        "latent_mse": latent_mse,
-        "latent_mse_relative": latent_mse / float(_squared(base.drawn.latents, another.drawn.latents).mean()),
-        "pixel_mse": pixel_mse,
-        "psnr": metrics.psnr(pixel_mse),
-        "lpips": None if lpips is None else float(lpips.mean()),
-        "captions_right": _means(base.right, edited.right),
-        "text_alignment": _means(base.alignment, edited.alignment),
-        "features": {name: _distances(base.vectors[name], edited.vectors[name]) for name in base.vectors},
-    }
-
-
-def _squared(x: NDArray[Any], y: NDArray[Any]) -> Floats:
-    """Mean squared difference of each picture, `[N]`."""
-    return np.asarray([np.square(a.astype(np.float64) - b).mean() for a, b in zip(x, y, strict=True)])
-
-
-def _means(base: Floats | None, edited: Floats | None) -> dict[str, float] | None:
-    if base is None or edited is None or np.isnan(base).all():
-        return None
-    return {"base": float(np.nanmean(base)), "edited": float(np.nanmean(edited))}
-
-
-def _distances(base: Floats, edited: Floats) -> dict[str, Any]:
-    """Every metric of two sets of vectors whose rows belong together; None where the sets are too small for it."""
-    found: dict[str, Any] = {"dim": base.shape[1], "cosine": metrics.mean_cosine(base, edited)}
-    if len(base) < FEWEST:
-        return found | dict.fromkeys(QUANTITIES)
-    return {
-        **found,
-        "frechet_distance": metrics.frechet_distance(base, edited),
-        "kernel_distance": metrics.kernel_distance(base, edited, paired=True),
-        "one_nn_accuracy": metrics.one_nn_accuracy(base, edited, paired=True),
-        "jensen_shannon": metrics.jensen_shannon(base, edited),
-        **asdict(metrics.neighbourhoods(base, edited, paired=True)),
-    }
 
 
 def _not_measured(request: Request, spaces: Spaces, *, is_toy: bool) -> dict[str, str]:
@@ -271,18 +174,6 @@ def _not_measured(request: Request, spaces: Spaces, *, is_toy: bool) -> dict[str
         if len(shots) < FEWEST:
             why[f"distributions of {name}"] = f"{len(shots)} pictures are too few to compare distributions: it takes {FEWEST}"
     return why
-
-
-QUANTITIES = {
-    "frechet_distance": "Frechet distance",
-    "kernel_distance": "kernel distance",
-    "one_nn_accuracy": "1-NN accuracy",
-    "jensen_shannon": "JS divergence, bits",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-}
 
 
 def names_of(document: Mapping[str, Any]) -> list[str]:

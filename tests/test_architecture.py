@@ -53,6 +53,7 @@ ORDER = [
     "importing",
     "exporting",
     "changes",
+    "comparison",
     "evaluation",
     "report",
     "watching",

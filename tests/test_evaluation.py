@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import BitImageProcessor, CLIPConfig, CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
 
 import nullbooth_cli as nb
-from nullbooth_cli import collecting, denoise, drawing, evaluation, model
+from nullbooth_cli import collecting, comparison, denoise, drawing, evaluation, model
 from nullbooth_cli.config import Config
 from nullbooth_cli.drawing import Shot
 from nullbooth_cli.encoders import ALEXNET, ENCODERS, Spaces, load_spaces
@@ -183,7 +183,7 @@ def test_the_base_against_itself_is_at_zero(run: Any) -> None:
 def test_distributions_need_enough_pictures_and_say_so(answer: Any) -> None:
     document = answer[0]
     kept, subject = document["preservation"]["kept"]["features"]["latents"], document["subject"]["features"]["latents"]
-    assert {key for key, value in kept.items() if value is None} == set(evaluation.QUANTITIES)
+    assert {key for key, value in kept.items() if value is None} == set(comparison.QUANTITIES)
     assert all(value is not None for value in subject.values())
     assert "5 pictures are too few" in document["not_measured"]["distributions of kept"]
     assert "distributions of subject" not in document["not_measured"]
@@ -261,8 +261,8 @@ def test_a_picture_is_right_if_it_shows_all_that_is_named() -> None:
     texts = ["a red circle on a blue background", "a red square on a blue background", "a sks thing", "a sks circle"]
     image = (world.draw(world.Drawing("circle", "red", "blue")) * 255).astype(np.uint8)
     drawn = drawing.Drawn(np.stack([image] * 4), np.zeros((4, 8, 8, 8), np.float32))
-    np.testing.assert_array_equal(evaluation.look(drawn, texts, Spaces(), is_toy=True).right, [1, 0, np.nan, 1])
-    assert evaluation.look(drawn, texts, Spaces(), is_toy=False).right is None
+    np.testing.assert_array_equal(comparison.look(drawn, texts, Spaces(), is_toy=True).right, [1, 0, np.nan, 1])
+    assert comparison.look(drawn, texts, Spaces(), is_toy=False).right is None
 
 
 @pytest.fixture

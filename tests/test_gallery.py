@@ -14,8 +14,9 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
+from nullbooth_cli.comparison import QUANTITIES
 from nullbooth_cli.drawing import Drawn, Shot
-from nullbooth_cli.evaluation import ANOTHER, BASE, QUANTITIES, Evaluation
+from nullbooth_cli.evaluation import ANOTHER, BASE, Evaluation
 from nullbooth_cli.gallery import AMPLIFIED, ROWS, SIDE, _uri, write_gallery
 from nullbooth_cli.prompts import Prompt
 from tests.test_page import HOSTILE, assert_quiet_and_alone, needs_browser, open_browser
