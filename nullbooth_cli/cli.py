@@ -12,6 +12,8 @@ from nullbooth_cli import __version__
 from nullbooth_cli.commands.collect import collect
 from nullbooth_cli.commands.covariance import covariance
 from nullbooth_cli.commands.doctor import doctor
+from nullbooth_cli.commands.edit import edit
+from nullbooth_cli.commands.evaluate import evaluate
 from nullbooth_cli.commands.export import export
 from nullbooth_cli.commands.importing import import_
 from nullbooth_cli.commands.inspect import inspect
@@ -67,7 +69,7 @@ app = typer.Typer(
     help="Null-space projectors for fine-tuning text-to-image models without forgetting.\n\n"
     "Example: nullbooth run -c configs/nullbooth.yaml && nullbooth inspect",
 )
-for _command in (run, schedule, collect, covariance, project, inspect, status, doctor, merge, export, import_):
+for _command in (run, schedule, collect, covariance, project, inspect, status, doctor, merge, export, import_, edit, evaluate):
     app.command(_command.__name__.rstrip("_"))(_command)
 
 

@@ -3,8 +3,8 @@
     constraint = nb.constrain(pipe.unet, nb.open_store("run.zarr"))     # before the optimizer is built
     print(constraint.report())
 
-- A weight that trains becomes W0 + D P, and D begins at zero. A LoRA adapter becomes B (A P). The constraint holds for any D, A and
-  B, so momentum, weight decay, clipping, averaging and mixed precision cannot break it.
+- A weight that trains becomes W0 + D P, and D begins at zero. A LoRA adapter becomes B (A P). The constraint holds for any D, A
+  and B, so momentum, weight decay, clipping, averaging and mixed precision cannot break it.
 - Everything else that would train is frozen (or refused, or let through with a warning).
 - The model saves and loads plain weights and ordinary LoRA files; `parametrization.py` says how.
 """
@@ -59,12 +59,12 @@ def constrain(
     """Constrain every trainable weight of a denoiser that the store protects, in place; call it before the optimizer is built.
 
     `unprotected` says what becomes of other parameters that would train. Raises ConfigError for a model whose protected weights
-    are not those that were collected from, for projectors per timestep, for LoRA adapters that were trained without the constraint,
-    if nothing would be constrained, and, with "refuse", for unprotected parameters; StageError before `project` is complete.
-    Nothing is changed then.
+    are not those that were collected from, for projectors per timestep, for LoRA adapters that were trained without the
+    constraint, if nothing would be constrained, and, with "refuse", for unprotected parameters; StageError before `project` is
+    complete. Nothing is changed then.
 
-    Memory: a copy of every weight that trains in full, and the factors of P. Cost: 4 M D F operations for each weight `[M, D]` and
-    forward, about as many backward; for LoRA M is the rank.
+    Memory: a copy of every weight that trains in full, and the factors of P. Cost: 4 M D F operations for each weight `[M, D]`
+    and forward, about as many backward; for LoRA M is the rank.
     """
     if unprotected not in ("freeze", "refuse", "allow"):
         raise ConfigError(f"unprotected={unprotected!r}", "freeze, refuse or allow")
@@ -173,7 +173,7 @@ def plain_name(name: str) -> str:
 
 
 def _counts(others: Mapping[str, str]) -> str:
-    first = {why: name for name, why in reversed(others.items())}
+    first = {why: name for name, why in reversed([*others.items()])}
     return "".join(f"\n  {count}, such as {first[why]}: {why}" for why, count in Counter(others.values()).items())
 
 

@@ -51,11 +51,11 @@ def denoise(pipe: Any, path: DenoisingPath, members: Sequence[tuple[int, Prompt]
     `[B, h, w, 3]` in [0, 1]. Raises ConfigError for what the pipeline refuses, such as a height that is no multiple of 8."""
     seeds = [path.seed + row for row, _ in members]
     size = {name: value for name, value in (("height", path.height), ("width", path.width)) if value is not None}
-    with contextlib.ExitStack() as replaced:
-        if path.images is not None:
-            files = [file_of(path.images, prompt) for _, prompt in members]
-            replaced.enter_context(noised(pipe, path.steps, files, seeds))
-        try:
+    seen: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if path.images is not None:
+        seen = noised(pipe, path.steps, [file_of(path.images, prompt) for _, prompt in members], seeds)
+    try:
+        with seen:
             result = pipe(
                 prompt=[prompt.text for _, prompt in members],
                 num_inference_steps=path.num_inference_steps,
@@ -64,13 +64,13 @@ def denoise(pipe: Any, path: DenoisingPath, members: Sequence[tuple[int, Prompt]
                 output_type=output_type,
                 **size,
             )
-        except ValueError as error:
-            raise ConfigError(
-                f"{type(pipe).__name__} refuses this: {error}", "check collect.height, collect.width and the model itself"
-            ) from error
-        finally:
-            # A path that a hook ends early leaves the denoiser of an offloaded pipeline on the device.
-            pipe.maybe_free_model_hooks()
+    except ValueError as error:
+        raise ConfigError(
+            f"{type(pipe).__name__} refuses this: {error}", "check collect.height, collect.width and the model itself"
+        ) from error
+    finally:
+        # A path that a hook ends early leaves the denoiser of an offloaded pipeline on the device.
+        pipe.maybe_free_model_hooks()
     return result.images
 
 

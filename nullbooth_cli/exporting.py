@@ -46,7 +46,7 @@ def export_safetensors(store: Store, path: Path, *, dense: bool, dtype: str) -> 
         for weight in site.weights:
             weights[weight] = {"tensor": site.name, "kind": kind, "null_dim": projector.null_dim}
     header = {"version": HEADER_VERSION, "weights": weights, "provenance": provenance(store)}
-    with _written(path) as temporary:
+    with written(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", HEADER: json.dumps(header)})
     return header
 
@@ -67,7 +67,7 @@ def export_alphaedit(store: Store, path: Path, layer: str | None, feature: str |
             "choose equal ones with --layer and --feature",
         )
     stack = np.stack([usable[site.weights[0]].dense() for site in sites])
-    with _written(path) as temporary:
+    with written(path) as temporary:
         torch.save(torch.from_numpy(stack).float(), temporary)
     return [site.name for site in sites]
 
@@ -83,7 +83,7 @@ def export_folder(store: Store, config: Config, settings: Decomposing, place: Pa
         raise ConfigError(f"{run} exists", "wait a second")
     rule, value = config.project.rule()
     each_step = only_covariance or settings.pooling.scope == "timestep"
-    with _written(run) as temporary:
+    with written(run) as temporary:
         for site in store.sites:
             groups = (
                 [[t] for t in range(site.num_recorded(len(settings.steps)))]
@@ -159,7 +159,7 @@ def _place(folder: Path, site: Site, files: tuple[dict[str, NDArray[np.float64]]
 
 
 @contextlib.contextmanager
-def _written(path: Path) -> Iterator[Path]:
+def written(path: Path) -> Iterator[Path]:
     """A path that gets the wanted name when all is written: neither an error nor a kill leaves half of an export under it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

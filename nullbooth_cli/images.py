@@ -22,14 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from nullbooth_cli.config import Config
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.prompts import Prompt, load_prompts
+from nullbooth_cli.prompts import COLUMNS, Prompt, load_prompts
 
 if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 METADATA = "metadata.jsonl"
-CAPTION_KEYS = ("text", "caption", "prompt")
 
 
 def knowledge_prompts(config: Config) -> tuple[Prompt, ...]:
@@ -164,9 +163,9 @@ def _entry(line: str, where: str, folder: Path, images: set[Path]) -> tuple[Path
         what = "is no image in this folder" if path.exists() else "is not there"
         hint = f"correct or remove the line; images end in {', '.join(SUFFIXES)}"
         raise ConfigError(f"{where} names {path}, which {what}", hint)
-    keys = [key for key in CAPTION_KEYS if key in entry]
+    keys = [key for key in COLUMNS if key in entry]
     if len(keys) != 1 or not isinstance(entry[keys[0]], str):
-        raise ConfigError(f"{where} has not one caption, as one of {', '.join(CAPTION_KEYS)}: it has {', '.join(entry)}", shape)
+        raise ConfigError(f"{where} has not one caption, as one of {', '.join(COLUMNS)}: it has {', '.join(entry)}", shape)
     return path, _checked(entry[keys[0]], where)
 
 

@@ -94,12 +94,18 @@ def leakage_on(projector: Projector, second_moment: NDArray[np.float64]) -> floa
     return float(np.sqrt(max(share, 0.0)))
 
 
-def relative_drift(change: NDArray[np.float64], weight: NDArray[np.float64], second_moment: NDArray[np.float64]) -> float:
-    """norm(dW K) / norm(W K) of a change `[M, D]` to a weight `[M, D]`, on the vectors K that a second moment `[D, D]` was made of.
+def relative_drift(change: NDArray[np.floating], weight: NDArray[np.floating], second_moment: NDArray[np.float64]) -> float:
+    """norm(dW K) / norm(W K) of a change to a weight, both `[M, D]`, on the vectors K that a second moment `[D, D]` was made of.
 
-    norm(dW K)^2 = N tr(dW C dW^T). Cost: 4 M D^2 operations.
+    norm(dW K)^2 = N tr(dW C dW^T), in float64: how much the output of the layer changes, as a share of itself. NaN where the
+    weight gives no output at all and changes. Cost: 4 M D^2 operations.
     """
-    moved, output = (max(float(np.einsum("md,md->", rows @ second_moment, rows)), 0.0) for rows in (change, weight))
+    moved, output = (
+        max(float(np.einsum("md,md->", rows @ second_moment, rows)), 0.0)
+        for rows in (change.astype(np.float64), weight.astype(np.float64))
+    )
+    if moved == 0:
+        return 0.0
     return float(np.sqrt(moved / output)) if output > 0 else float("nan")
 
 

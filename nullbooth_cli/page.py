@@ -1,7 +1,7 @@
 """One page that holds everything there is to see of a store, and needs nothing else: no network, no other file.
 
-`page.html` is the page: it draws from one JSON document with plotly, whose script is put in as well. Nothing of the document
-becomes markup, so that a prompt with a tag in it is shown and not run.
+`page.html` is the page: it draws from one JSON document with plotly, whose script is put in as well, and with what `page.css` and
+`page.js` have for every page. Nothing of the document becomes markup, so that a prompt with a tag in it is shown and not run.
 """
 
 import json
@@ -25,20 +25,30 @@ from nullbooth_cli.store import Store
 POINTS = 128  # of a spectrum: more than that no chart shows
 DATA = '<script id="data" type="application/json"></script>'
 PLOTLY = '<script id="plotly"></script>'
+COMMON = '<script id="common"></script>'
+STYLE = "<style></style>"
 
 
 def write_page(
     path: Path, config: Config, store: Store, document: dict[str, Any], courses: Sequence[Course], prompts: tuple[Prompt, ...]
 ) -> Path:
     """Write the report of an inspect document. Cost: 5 MB for plotly's script, and about 1 kB per site and timestep."""
+    return fill_page(path, "page.html", page_document(config, store, document, courses, prompts))
+
+
+def fill_page(path: Path, template: str, data: dict[str, Any]) -> Path:
+    """Write a page of this package, with the data that it draws. Raises ResourceError if it cannot be written. Cost: 5 MB."""
     from plotly.offline import get_plotlyjs
 
-    data = page_document(config, store, document, courses, prompts)
+    def source(name: str) -> str:
+        return files("nullbooth_cli").joinpath(name).read_text(encoding="utf-8")
+
     # The only markup that a script element reads is its own end, so no "<" may stand in it.
     text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-    page = files("nullbooth_cli").joinpath("page.html").read_text(encoding="utf-8")
-    page = page.replace(DATA, DATA.replace("></", f">{text}</"), 1)
-    page = page.replace(PLOTLY, PLOTLY.replace("></", f">{get_plotlyjs()}</"), 1)
+    page = source(template)
+    parts = ((STYLE, source("page.css")), (DATA, text), (PLOTLY, get_plotlyjs()), (COMMON, source("page.js")))
+    for empty, content in parts:
+        page = page.replace(empty, empty.replace("></", f">{content}</"), 1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")

@@ -2,8 +2,8 @@
 
 1. `hold()` replaces the weight of a linear layer by start + X P. X is trained: it is the layer's own parameter object, so an
    optimizer that has it already keeps it.
-2. `state_dict()` of the layer, or of any model around it, says `weight`, which is start + X P, and `load_state_dict()` takes that:
-   whatever saves, resumes or exchanges a model does so in ordinary files.
+2. `state_dict()` of the layer, or of any model around it, says `weight`, which is start + X P, and `load_state_dict()` takes
+   that: whatever saves, resumes or exchanges a model does so in ordinary files.
 3. `release()` leaves a plain weight.
 
 What must stay true: neither the start nor the factor of P is a buffer. `.to(float16)` would round them, DistributedDataParallel
@@ -35,8 +35,10 @@ class NullSpace:
         self._factors: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
 
     def project(self, rows: torch.Tensor) -> torch.Tensor:
-        """`rows @ P` for `[M, D]`, in float32 or, if rows are, in float64: without autocast and TF32, whose rounding would leave the
-        null space. Differentiable. Cost: 4 M D F operations."""
+        """`rows @ P` for `[M, D]`, in float32 or, if rows are, in float64. Differentiable. Cost: 4 M D F operations.
+
+        Without autocast and TF32, whatever the program uses: their rounding leads out of the null space.
+        """
         rows = _full(rows)
         key = rows.device, rows.dtype
         if key not in self._factors:

@@ -6,6 +6,8 @@
     other    text, a prompt a line; blank lines do not count
 
 `captions.csv#title` names the column, or the key, that has the prompts. All files are UTF-8.
+
+`images` has prompts that come with an image.
 """
 
 import csv

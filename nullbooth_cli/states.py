@@ -24,7 +24,8 @@ from nullbooth_cli.store import HELDOUT, RELEASED, Store
 PROMPTS_FIELD = "original_knowledge_prompts"
 HELDOUT_FIELD = "heldout_prompts"
 HELDOUT_STAGES = ("collect", "covariance")
-HELDOUT_SEED = 1 << 32  # added to collect.seed: with the noise of a kept prompt they would not be unknown
+# Added to collect.seed: from the noise of a kept prompt they would not be unknown. torch takes 32 bits of a seed.
+HELDOUT_SEED = 1 << 31
 # Where in the store each stage writes.
 FOLDERS = {
     "schedule": ("schedule",),

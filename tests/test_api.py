@@ -166,7 +166,7 @@ def test_the_page_runs(finished: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/reference/python.md").read_text(), re.DOTALL)
     for block in blocks:
         exec(block, names)
-    assert len(blocks) == 4
+    assert len(blocks) == 6
     site = next(s for s in names["store"].sites() if NAME in s.weights)
     k = np.concatenate([features_at(finished[1], site, t, u).reshape(-1, site.dim) for t in range(4) for u in range(3)]).astype(
         np.float64
@@ -174,4 +174,4 @@ def test_the_page_runs(finished: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     drift = names["projectors"][NAME].apply(names["change"]).numpy() @ k.T
     assert np.linalg.norm(drift) < 0.3 * np.linalg.norm(names["change"].numpy() @ k.T)
     with pytest.raises(ConfigError, match="another model"):
-        names["store"].projectors(names["unet"])
+        names["store"].projectors(names["pipe"].unet)

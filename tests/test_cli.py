@@ -21,7 +21,10 @@ from nullbooth_cli.store import Store
 from nullbooth_cli.store.local import LocalBacking
 from tests.conftest import PROMPTS, prompts_of, small_config
 
-COMMANDS = ("run", "schedule", "collect", "covariance", "project", "inspect", "status", "doctor", "merge", "export", "import")
+COMMANDS = (
+    *("run", "schedule", "collect", "covariance", "project", "inspect", "status", "doctor", "merge", "export", "import"),
+    *("edit", "evaluate"),
+)
 
 
 def nullbooth(*arguments: str) -> Result:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from nullbooth_cli.config import Config
 from nullbooth_cli.errors import ConfigError, StageError
@@ -54,6 +55,12 @@ def test_they_are_collected_as_if_they_were_a_collection_of_their_own(held: Any,
     )
     assert_same_moments(inner_of(store), execute(alone, "collect", "covariance"))
     assert states_of(config) == COMPLETE
+
+
+def test_they_start_from_noise_of_their_own() -> None:
+    """torch's generators take the low 32 bits of a seed: a larger distance would be none."""
+    kept, held_out = (torch.randn(8, generator=torch.Generator("cpu").manual_seed(seed)) for seed in (7, 7 + HELDOUT_SEED))
+    assert not torch.equal(kept, held_out)
 
 
 def test_they_change_nothing_of_what_is_kept(held: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +53,35 @@ def page(run: Any) -> tuple[Path, dict[str, Any]]:
     return path, document
 
 
-@pytest.fixture(scope="module")
-def browser(page: Any) -> Iterator[webdriver.Chrome]:
+@contextmanager
+def open_browser(page: Path, until: str) -> Iterator[webdriver.Chrome]:
+    """A browser that shows a page, once it has an element; it keeps what it logs and asks for."""
     options = webdriver.ChromeOptions()
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1300,1800"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     try:
-        driver.get(page[0].as_uri())
-        WebDriverWait(driver, 30).until(lambda d: d.find_elements(By.CSS_SELECTOR, "#leakage .plot-container"))
+        driver.get(page.as_uri())
+        WebDriverWait(driver, 30).until(lambda d: d.find_elements(By.CSS_SELECTOR, until))
         yield driver
     finally:
         driver.quit()
+
+
+def assert_quiet_and_alone(browser: webdriver.Chrome, page: Path) -> None:
+    """Nothing was logged, and nothing asked for but the page itself."""
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    assert page.as_uri() in asked
+    assert {url for url in asked if not url.startswith(("data:", "blob:"))} == {page.as_uri()}
+
+
+@pytest.fixture(scope="module")
+def browser(page: Any) -> Iterator[webdriver.Chrome]:
+    with open_browser(page[0], "#leakage .plot-container") as opened:
+        yield opened
 
 
 def rows(browser: webdriver.Chrome) -> list[list[str]]:
@@ -195,8 +212,4 @@ class TestBrowser:
 
     def test_no_console_error_and_no_request(self, browser: webdriver.Chrome, page: Any) -> None:
         """Last: over all that was clicked before."""
-        assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
-        messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-        asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
-        assert page[0].as_uri() in asked
-        assert {url for url in asked if not url.startswith(("data:", "blob:"))} == {page[0].as_uri()}
+        assert_quiet_and_alone(browser, page[0])

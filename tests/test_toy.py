@@ -64,6 +64,21 @@ class TestWorld:
         assert not others & set(text.split())
 
 
+@given(everything, st.integers(0, 2**31))
+def test_captions_are_understood(triple: world.Triple, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    drawing = world.sample(triple, rng)
+    asked = dict(zip(("shape", "colour", "background"), triple, strict=True))
+    assert world.named(world.caption(drawing)) == asked
+    assert world.named(world.vary(drawing, rng, world.unknown_word(rng))).items() <= asked.items()
+
+
+def test_what_a_caption_leaves_out() -> None:
+    assert world.named("a photo of a sks thing") == {}
+    assert world.named("a sks circle on a red background") == {"shape": "circle", "background": "red"}
+    assert world.named("background") == {}
+
+
 def test_prompt_files() -> None:
     kept, held_out = lines("toy.txt"), lines("toy_heldout.txt")
     assert len(set(kept)) >= 200

@@ -40,7 +40,7 @@ def fresh_unet() -> Any:
 
 
 def batch(step: int, rank: int = 0) -> tuple[torch.Tensor, ...]:
-    """Noisy latents `[2, 8, 8, 8]`, timesteps, text `[2, 16, 96]` and a target, all random: nothing in it respects a null space."""
+    """Noisy latents `[2, 8, 8, 8]`, timesteps, text `[2, 16, 96]` and a target, all random: none of it respects a null space."""
     generator = torch.Generator().manual_seed(1000 * rank + step)
     latents, target = (torch.randn(2, 8, 8, 8, generator=generator) for _ in range(2))
     return latents, torch.randint(1000, (2,), generator=generator), torch.randn(2, 16, 96, generator=generator), target

@@ -6,10 +6,11 @@ middle; the others are small, stand at a named place, and their caption names it
 1. `triples()` lists every (shape, colour, background); `split()` holds some of them out of training.
 2. `draw(Drawing(...))` renders one, antialiased, as float32 RGB in [0, 1], `[32, 32, 3]`.
 3. `caption(drawing)` is its plain sentence; `vary(...)` says the same in other words.
-4. `read(picture)` finds background, colour and shape in a picture that anybody made.
+4. `read(picture)` finds background, colour and shape in a picture that anybody made; `named(text)` those that a caption asks for.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from itertools import product
 
@@ -161,6 +162,17 @@ def vary(drawing: Drawing, rng: np.random.Generator, unknown: str | None = None)
     else:
         text = _sentence(thing, drawing)
     return f"{rng.choice(PREFIXES)} {text}" if rng.random() < 0.3 else text
+
+
+def named(text: str) -> dict[str, str]:
+    """What a caption says of `shape`, `colour` and `background`, in whichever order; what it leaves out is left out."""
+    behind = re.search(rf"\b({'|'.join(BACKGROUNDS)}) background\b", text.lower())
+    found = {"background": behind[1]} if behind else {}
+    words = (text.lower().replace(behind[0], "") if behind else text.lower()).split()
+    for part, known in (("colour", COLOURS), ("shape", SHAPES)):
+        if said := [word for word in words if word in known]:
+            found[part] = said[0]
+    return found
 
 
 def unknown_word(rng: np.random.Generator) -> str:

@@ -1,0 +1,59 @@
+"""The command `nullbooth edit`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nullbooth_cli.commands.options import AsJson, Common, ConfigFile, Device, Overrides, Quiet, StorePath, Verbose
+
+
+def edit(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SOURCE TARGET", help="What to say, and what it is to mean; any number of times."),
+    ] = None,
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="Where the edited pipeline goes.")] = ...,  # type: ignore[assignment]
+    file: Annotated[str | None, typer.Option("--pairs", metavar="FILE", help="More of them: YAML, `source: target`.")] = None,
+    method: Annotated[
+        str, typer.Option("--method", metavar="alphaedit|uce", help="Within the null space, or weighed against what is known.")
+    ] = "alphaedit",
+    ridge: Annotated[float, typer.Option("--ridge", metavar="A", help="A larger one changes less and misses more.")] = 1e-2,
+    preserve: Annotated[float, typer.Option("--preserve", metavar="B", help="uce: the weight of what is known.")] = 1.0,
+    config: ConfigFile = None,
+    store: StorePath = None,
+    overrides: Overrides = None,
+    device: Device = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make prompts mean what other prompts mean, in closed form, and save the edited pipeline.
+
+    The k and v weights of cross-attention are changed so that SOURCE gives the keys and values of TARGET. The answer says how
+    much of that is missing, and how far the weights have drifted on the known prompts.
+
+    Example: nullbooth edit "a sks star" "a red star" -s runs/toy.zarr --output edited
+    """
+    from dataclasses import asdict
+
+    from nullbooth_cli.api import OpenStore
+    from nullbooth_cli.commands.session import start
+    from nullbooth_cli.editing import edit as edit_pipeline
+    from nullbooth_cli.editing import read_pairs
+    from nullbooth_cli.errors import ConfigError
+    from nullbooth_cli.exporting import written
+    from nullbooth_cli.opening import load_model
+
+    path = Path(output)
+    if path.exists():
+        raise ConfigError(f"{output} exists", "name another folder")
+    pairs = read_pairs(prompts or [], file)
+    session = start(Common(config, store, tuple(overrides or ()), as_json, quiet, verbose))
+    opened = OpenStore(session.open_finished())
+    pipe = load_model(session.config, device)
+    report = edit_pipeline(pipe, opened, pairs, method=method, ridge=ridge, preserve=preserve)  # type: ignore[arg-type]
+    with written(path) as folder:
+        pipe.save_pretrained(folder)
+    document: dict[str, Any] = {"schema_version": 1, "store": session.url, "output": output, **asdict(report)}
+    session.terminal.answer({**document, "missing": report.missing, "drift": report.drift}, lambda _: [str(report), output])

@@ -1,0 +1,142 @@
+"""Spaces in which pictures are compared beside the model's own latents: CLIP, DINO and LPIPS, from weights that are on this disk.
+
+Nothing is downloaded. A space without its weights is not measured, and `load_spaces` says why.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import normalize
+
+from nullbooth_cli.errors import ConfigError
+
+Images = NDArray[np.uint8]
+ENCODERS = {"clip": "openai/clip-vit-base-patch32", "dino": "facebook/dinov2-base"}
+ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's, as torch.hub keeps it: the backbone of LPIPS
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """`encoders` give `[N, D]` float32 for images `[N, H, W, 3]`; `alignment` the cosine of each image with its prompt (CLIP-T);
+    `lpips` the distance of images from others, `[N]`. `missing` says of each space that cannot be measured why."""
+
+    encoders: Mapping[str, Callable[[Images], NDArray[np.float32]]] = field(default_factory=dict)
+    alignment: Callable[[NDArray[np.float32], list[str]], NDArray[np.float32]] | None = None
+    lpips: Callable[[Images, Images], NDArray[np.float32]] | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_spaces(given: Mapping[str, str], device: torch.device) -> Spaces:
+    """CLIP and DINO from the folders `given` by name, else from the hub's cache; LPIPS if its package and AlexNet are there.
+
+    Raises ConfigError for a given folder that cannot be loaded and for a name that is no encoder.
+    """
+    for name in given:
+        if name not in ENCODERS:
+            raise ConfigError(f"no feature space {name}", f"--features takes NAME=FOLDER; names: {', '.join(ENCODERS)}")
+    encoders, missing, alignment = {}, {}, None
+    for name, hub_id in ENCODERS.items():
+        folder = Path(given[name]) if name in given else _cached(hub_id)
+        if folder is None:
+            missing[name] = f"no {name.upper()} weights: {hub_id} is not in the hub's cache; give --features {name}=FOLDER"
+            continue
+        model, processor = _load(name, folder, device)
+        encoders[name] = _encoder(name, model, processor)
+        if name == "clip":
+            alignment = _alignment(model, folder)
+    lpips = None
+    checkpoint = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
+    if find_spec("lpips") is None:
+        missing["lpips"] = "the package lpips is not installed (pip install lpips)"
+    elif not checkpoint.is_file():
+        missing["lpips"] = f"no AlexNet weights at {checkpoint}"
+    else:
+        lpips = _lpips(device)
+    return Spaces(encoders, alignment, lpips, missing)
+
+
+def _cached(hub_id: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _load(name: str, folder: Path, device: torch.device) -> tuple[Any, Any]:
+    from transformers import AutoImageProcessor, AutoModel
+
+    hint = f"--features {name}=FOLDER names a transformers model with its preprocessor_config.json, such as {ENCODERS[name]}"
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"no {name.upper()} model at {folder}: it has no config.json", hint)
+    try:
+        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).to(device).eval()
+        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"cannot load the {name.upper()} model at {folder}: {str(error).splitlines()[0]}", hint) from error
+    if name == "clip" and not hasattr(model, "get_image_features"):
+        raise ConfigError(f"{folder} holds a {type(model).__name__}, which has no common space of images and texts", hint)
+    return model, processor
+
+
+def batches(count: int, size: int = BATCH) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def _encoder(name: str, model: Any, processor: Any) -> Callable[[Images], NDArray[np.float32]]:
+    @torch.no_grad()
+    def encode(images: Images) -> NDArray[np.float32]:
+        vectors = []
+        for batch in batches(len(images)):
+            pixels = processor(images=list(images[batch]), return_tensors="pt").to(model.device)
+            found = model.get_image_features(**pixels) if name == "clip" else model(**pixels)
+            vectors.append(found.pooler_output.float().cpu())
+        return np.asarray(torch.cat(vectors).numpy())
+
+    return encode
+
+
+def _alignment(model: Any, folder: Path) -> Callable[[NDArray[np.float32], list[str]], NDArray[np.float32]] | None:
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        return None
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+    @torch.no_grad()
+    def align(vectors: NDArray[np.float32], texts: list[str]) -> NDArray[np.float32]:
+        tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(model.device)
+        said = normalize(model.get_text_features(**tokens).pooler_output.float().cpu(), dim=-1)
+        return np.asarray((normalize(torch.from_numpy(vectors), dim=-1) * said).sum(-1).numpy())
+
+    return align
+
+
+def _lpips(device: torch.device) -> Callable[[Images, Images], NDArray[np.float32]]:
+    """Zhang et al. (2018), their own network on AlexNet; images in [-1, 1]."""
+    import lpips
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it calls torchvision as older releases had it
+        model = lpips.LPIPS(net="alex", verbose=False).to(device).eval()
+
+    def tensor(images: Images) -> torch.Tensor:
+        return torch.from_numpy(images).permute(0, 3, 1, 2).to(device, torch.float32) / 127.5 - 1
+
+    @torch.no_grad()
+    def distance(x: Images, y: Images) -> NDArray[np.float32]:
+        found = [model(tensor(x[batch]), tensor(y[batch])).flatten().cpu() for batch in batches(len(x))]
+        return np.asarray(torch.cat(found).numpy())
+
+    return distance
