@@ -3,6 +3,7 @@
 Eight prompts and four steps are enough: every property tested here holds or fails at any size.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.states import stage_states
 from nullbooth_cli.store import Site, Store, Sums
 
+SHIPPED: list[tuple[Any, Any]] = []  # the shared model, once it is loaded, and its own scheduler
 ROOT = Path(__file__).parent.parent
 PROMPTS = [
     "a red circle on a blue background",
@@ -82,10 +84,19 @@ def states_of(config: Config) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def pipe() -> Any:
-    """The embedded model in float32 on the CPU. Tests that change its scheduler put another one in; none relies on it."""
-    return model.load_pipeline(
+    """The embedded model in float32 on the CPU. A test may put another scheduler in; it is taken out again after it."""
+    made = model.load_pipeline(
         "toy", revision=None, variant=None, dtype="float32", local_files_only=True, device=model.pick_device("cpu")
     )
+    SHIPPED.append((made, made.scheduler))
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _shipped_scheduler() -> Iterator[None]:
+    yield
+    for made, scheduler in SHIPPED:
+        made.scheduler = scheduler
 
 
 @pytest.fixture
