@@ -105,10 +105,28 @@ def yaml_file() -> str:
     return YAML_HEADER + "\n".join(yaml_lines(build_config({}, TOY))) + "\n"
 
 
+def recipe_page() -> str:
+    from nullbooth_cli.recipe import Recipe
+
+    rows = "\n".join(config_rows(Recipe()))
+    return f"""\
+# Training
+
+What `nullbooth train -c FILE` reads: one YAML file; configs/train has two. `--set key=value` overrides any one key, and unknown
+keys are refused. `output` then holds a checkpoint to go on from, validation/ with the drawn prompts, train.json with the recipe and the
+drift of every weight, and pipeline/ or lora/ with the result.
+
+| key | default | meaning |
+| --- | --- | --- |
+{rows}
+"""
+
+
 FILES: dict[str, Callable[[], str]] = {
     "configs/nullbooth.yaml": yaml_file,
     "docs/reference/config.md": config_page,
     "docs/reference/cli.md": cli_page,
+    "docs/reference/train.md": recipe_page,
     "docs/reference/models.md": architectures.models_page,
     **{f"configs/{name}.yaml": partial(architectures.config_file, name) for name in architectures.NAMES},
 }

@@ -22,6 +22,7 @@ from nullbooth_cli.commands.project import project
 from nullbooth_cli.commands.run import run
 from nullbooth_cli.commands.schedule import schedule
 from nullbooth_cli.commands.status import status
+from nullbooth_cli.commands.train import train
 from nullbooth_cli.console import Terminal
 from nullbooth_cli.errors import ConfigError, NullboothError
 
@@ -69,7 +70,11 @@ app = typer.Typer(
     help="Null-space projectors for fine-tuning text-to-image models without forgetting.\n\n"
     "Example: nullbooth run -c configs/nullbooth.yaml && nullbooth inspect",
 )
-for _command in (run, schedule, collect, covariance, project, inspect, status, doctor, merge, export, import_, edit, evaluate):
+_COMMANDS = (
+    *(run, schedule, collect, covariance, project, inspect, status, doctor),
+    *(merge, export, import_, edit, train, evaluate),
+)
+for _command in _COMMANDS:
     app.command(_command.__name__.rstrip("_"))(_command)
 
 

@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from torch import nn
 from nullbooth_cli import images, model
 from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.events import Event, Note, Progress
-from nullbooth_cli.prompts import load_prompts
+from nullbooth_cli.examples import Examples, draw_class, encode_pictures, encode_texts
 from nullbooth_cli.recipe import Recipe
 from nullbooth_cli.sites import Projection, find_projections
 
@@ -34,18 +35,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint-{:06d}"
 MAY_GROW = "max_train_steps"
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Pictures as latents `[N, C, h, w]` and their captions as the denoiser takes them, `[N, L, D]`; both in float32."""
-
-    latents: torch.Tensor
-    texts: torch.Tensor
-
-    def batch(self, generator: torch.Generator, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen = torch.randint(len(self.latents), (size,), generator=generator).to(self.latents.device)
-        return self.latents[chosen], self.texts[chosen]
 
 
 @dataclass
@@ -75,6 +64,7 @@ def prepare(recipe: Recipe, device: str | None = None) -> Training:
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration
 
+    _require_packages(recipe)
     accelerator = Accelerator(
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         mixed_precision=recipe.mixed_precision,
@@ -115,6 +105,21 @@ def prepare(recipe: Recipe, device: str | None = None) -> Training:
     return Training(recipe, pipe, accelerator, denoiser, subject, prior, constraint, trained, teacher)
 
 
+def _require_packages(recipe: Recipe) -> None:
+    from accelerate.utils import is_tensorboard_available
+
+    lacking = [
+        f"{key} needs {package}"
+        for key, package, wanted, there in (
+            ("method: lora", "peft", recipe.method == "lora", find_spec("peft") is not None),
+            ("tensorboard: true", "tensorboardX", recipe.tensorboard, is_tensorboard_available()),
+        )
+        if wanted and not there
+    ]
+    if lacking:
+        raise ConfigError(", ".join(lacking), "pip install 'nullbooth[train]'")
+
+
 def _check(pipe: Any, denoiser: nn.Module) -> None:
     config: Any = denoiser.config
     if not hasattr(pipe, "unet") or config.get("addition_embed_type") or config.get("time_cond_proj_dim"):
@@ -131,53 +136,12 @@ def open_up(denoiser: nn.Module, projections: Sequence[Projection], recipe: Reci
         from peft import LoraConfig
 
         names = [projection.weight.removesuffix(".weight") for projection in projections]
-        denoiser.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=names))  # type: ignore[operator]
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)  # the adapters begin at random
+            denoiser.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=names))  # type: ignore[operator]
         return
     for projection in projections:
         projection.module.get_parameter("weight").requires_grad_(True)
-
-
-@torch.no_grad()
-def encode_pictures(pipe: Any, paths: Sequence[Path]) -> torch.Tensor:
-    """Latents `[N, C, h, w]` of pictures that have the size the pipeline draws; the mean of what the autoencoder answers."""
-    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    pixels = []
-    for path in paths:
-        picture = images.read_image(path)
-        if picture.size != (size, size):
-            raise ConfigError(
-                f"{path} is {picture.width} x {picture.height} pixels, the model draws {size} x {size}", "crop and resize it"
-            )
-        pixels.append(torch.from_numpy(np.asarray(picture, dtype=np.float32) / 127.5 - 1.0).permute(2, 0, 1))
-    encoded: torch.Tensor = pipe.vae.encode(torch.stack(pixels).to(pipe.device)).latent_dist.mean
-    return encoded * float(pipe.vae.config.scaling_factor)
-
-
-@torch.no_grad()
-def encode_texts(pipe: Any, captions: Sequence[str]) -> torch.Tensor:
-    """What the denoiser is given for captions, `[N, L, D]`."""
-    texts: torch.Tensor = pipe.encode_prompt(list(captions), pipe.device, 1, False)[0]
-    return texts
-
-
-def draw_class(recipe: Recipe, pipe: Any) -> Examples:
-    """What the untrained model draws for the class prompts, as latents with their captions; seeded, so always the same."""
-    assert recipe.class_prompts is not None
-    known = [prompt.text for prompt in load_prompts(recipe.class_prompts, "class_prompts")]
-    captions = [known[i % len(known)] for i in range(recipe.class_images)]
-    latents = []
-    for start in range(0, len(captions), recipe.train_batch_size):
-        batch = captions[start : start + recipe.train_batch_size]
-        generators = [torch.Generator("cpu").manual_seed(recipe.seed + start + i) for i in range(len(batch))]
-        drawn = pipe(
-            batch,
-            num_inference_steps=recipe.validation_inference_steps,
-            guidance_scale=recipe.guidance_scale,
-            generator=generators,
-            output_type="latent",
-        )
-        latents.append(drawn.images)
-    return Examples(torch.cat(latents), encode_texts(pipe, captions))
 
 
 def train(training: Training) -> Iterator[Event]:
@@ -192,7 +156,10 @@ def train(training: Training) -> Iterator[Event]:
     noising = DDPMScheduler.from_config(training.pipe.scheduler.config)
     parameters = [parameter for parameter in training.denoiser.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.adam_weight_decay)
-    rates = get_scheduler(recipe.lr_scheduler, optimizer, recipe.lr_warmup_steps, recipe.max_train_steps)
+    # accelerate moves a scheduler on once for every process.
+    lengths = {"num_warmup_steps": recipe.lr_warmup_steps, "num_training_steps": recipe.max_train_steps}
+    lengths = {name: steps * accelerator.num_processes for name, steps in lengths.items()}
+    rates = get_scheduler(recipe.lr_scheduler, optimizer, **lengths)
     denoiser, optimizer, rates = accelerator.prepare(training.denoiser, optimizer, rates)
     if recipe.tensorboard:
         accelerator.init_trackers("nullbooth")
@@ -334,6 +301,8 @@ def finish(training: Training) -> dict[str, Any]:
     training.denoiser.eval()
     drift = training.constraint.drift() if training.constraint else None
     place = folder / ("lora" if recipe.method == "lora" else "pipeline")
+    if not training.accelerator.is_main_process:
+        return {}
     if recipe.method == "lora":
         from diffusers.utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict

@@ -60,6 +60,7 @@ ORDER = [
     "attention",
     "stages",
     "plans",
+    "examples",
     "training",
     "merging",
     "importing",

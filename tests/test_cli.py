@@ -23,7 +23,7 @@ from tests.conftest import PROMPTS, prompts_of, small_config
 
 COMMANDS = (
     *("run", "schedule", "collect", "covariance", "project", "inspect", "status", "doctor", "merge", "export", "import"),
-    *("edit", "evaluate"),
+    *("edit", "train", "evaluate"),
 )
 
 

@@ -32,11 +32,13 @@ def train(
 
     if not Path(config).is_file():
         raise ConfigError(f"no file at {config}", "configs/train/toy.yaml is an example")
-    terminal = Terminal(as_json=as_json, quiet=quiet)
     ready = training.prepare(load(Recipe, Path(config), overrides or ()), device)
+    terminal = Terminal(as_json=as_json, quiet=quiet, silent=not ready.accelerator.is_main_process)
     terminal.note(f"trains {len(ready.trained)} weights, {ready.held}")
     terminal.follow(training.train(ready))
-    terminal.answer(training.finish(ready), _draw)
+    document = training.finish(ready)
+    if document:
+        terminal.answer(document, _draw)
 
 
 def _draw(document: dict[str, object]) -> str:

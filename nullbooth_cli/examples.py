@@ -1,0 +1,69 @@
+"""What a training looks at: pictures of the subject and of its class, as latents with their captions, encoded once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nullbooth_cli import images
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.prompts import load_prompts
+from nullbooth_cli.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Pictures as latents `[N, C, h, w]` and their captions as the denoiser takes them, `[N, L, D]`; both in float32."""
+
+    latents: torch.Tensor
+    texts: torch.Tensor
+
+    def batch(self, generator: torch.Generator, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = torch.randint(len(self.latents), (size,), generator=generator).to(self.latents.device)
+        return self.latents[chosen], self.texts[chosen]
+
+
+@torch.no_grad()
+def encode_pictures(pipe: Any, paths: Sequence[Path]) -> torch.Tensor:
+    """Latents `[N, C, h, w]` of pictures that have the size the pipeline draws; the mean of what the autoencoder answers."""
+    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    pixels = []
+    for path in paths:
+        picture = images.read_image(path)
+        if picture.size != (size, size):
+            raise ConfigError(
+                f"{path} is {picture.width} x {picture.height} pixels, the model draws {size} x {size}", "crop and resize it"
+            )
+        pixels.append(torch.from_numpy(np.asarray(picture, dtype=np.float32) / 127.5 - 1.0).permute(2, 0, 1))
+    encoded: torch.Tensor = pipe.vae.encode(torch.stack(pixels).to(pipe.device)).latent_dist.mean
+    return encoded * float(pipe.vae.config.scaling_factor)
+
+
+@torch.no_grad()
+def encode_texts(pipe: Any, captions: Sequence[str]) -> torch.Tensor:
+    """What the denoiser is given for captions, `[N, L, D]`."""
+    texts: torch.Tensor = pipe.encode_prompt(list(captions), pipe.device, 1, False)[0]
+    return texts
+
+
+def draw_class(recipe: Recipe, pipe: Any) -> Examples:
+    """What the untrained model draws for the class prompts, as latents with their captions; seeded, so always the same."""
+    assert recipe.class_prompts is not None
+    known = [prompt.text for prompt in load_prompts(recipe.class_prompts, "class_prompts")]
+    captions = [known[i % len(known)] for i in range(recipe.class_images)]
+    latents = []
+    for start in range(0, len(captions), recipe.train_batch_size):
+        batch = captions[start : start + recipe.train_batch_size]
+        generators = [torch.Generator("cpu").manual_seed(recipe.seed + start + i) for i in range(len(batch))]
+        drawn = pipe(
+            batch,
+            num_inference_steps=recipe.validation_inference_steps,
+            guidance_scale=recipe.guidance_scale,
+            generator=generators,
+            output_type="latent",
+        )
+        latents.append(drawn.images)
+    return Examples(torch.cat(latents), encode_texts(pipe, captions))
