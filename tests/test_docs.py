@@ -9,6 +9,7 @@ import pytest
 
 from nullbooth_cli.cli import app
 from nullbooth_cli.config import Config
+from nullbooth_cli.recipe import Recipe
 from tests.conftest import ROOT
 
 PAGES = sorted([ROOT / "README.md", ROOT / "dataset/README.md", *(ROOT / "docs").rglob("*.md")])
@@ -40,7 +41,7 @@ def test_commands_in_the_docs_exist(page: Path) -> None:
         for target in re.findall(r"^make (\w+)", line):
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
         for key in re.findall(r"--set (\S+)=", line):
-            section = Config()
+            section = Recipe() if "nullbooth train" in line else Config()
             for part in key.split("."):
                 section = getattr(section, part)
 
