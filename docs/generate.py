@@ -113,8 +113,8 @@ def recipe_page() -> str:
 # Training
 
 What `nullbooth train -c FILE` reads: one YAML file; configs/train has two. `--set key=value` overrides any one key, and unknown
-keys are refused. `output` then holds a checkpoint to go on from, validation/ with the drawn prompts, train.json with the recipe and
-the drift of every weight, and pipeline/ or lora/ with the result.
+keys are refused. `output` then holds a checkpoint to go on from, validation/ with the drawn prompts, train.json with the recipe
+and the drift of every weight, and pipeline/ or lora/ with the result.
 
 | key | default | meaning |
 | --- | --- | --- |
