@@ -130,17 +130,19 @@ def decoded(pipe: Any, found: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return shown
 
 
-def store_at(folder: Path, threshold: float) -> Path:
-    """A store of the embedded model's prompts, cut at a relative threshold; the moments are collected once for all."""
-    base, place = folder / "moments.zarr", folder / f"held-{threshold:g}.zarr"
+def store_at(folder: Path, arm: Arm) -> Path:
+    """A store of what enters the projections that an arm trains, cut at its threshold; moments are collected once for all cuts."""
+    chosen = "".join(arm.features)
+    base, place = folder / f"moments-{chosen}.zarr", folder / f"held-{chosen}-{arm.threshold:g}.zarr"
     if place.exists():
         return place
-    overrides = [f"store={base}", "collect.keep=moments"]
+    switches = [f"collect.collect_features.{name}_features={str(name in arm.features).lower()}" for name in ALL]
+    overrides = [f"store={base}", "collect.keep=moments", *switches]
     _run(load_config(CONFIG, overrides), "schedule", "collect", "covariance")
     partial = folder / "copying"
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(base, partial)
-    _run(load_config(CONFIG, [*overrides, f"store={partial}", f"project.relative_threshold={threshold}"]), "project")
+    _run(load_config(CONFIG, [*overrides, f"store={partial}", f"project.relative_threshold={arm.threshold}"]), "project")
     partial.rename(place)
     return place
 
@@ -160,7 +162,7 @@ def run(arm: Arm, rate: float, seed: int, folder: Path, scales: Scales) -> Itera
         recipe = Recipe(
             model="toy",
             output=output,
-            store=None if arm.threshold is None else str(store_at(folder, arm.threshold)),
+            store=None if arm.threshold is None else str(store_at(folder, arm)),
             features=list(arm.features),
             class_prompts=None if arm.prior is None else "dataset/prompts/toy.txt",
             prior=arm.prior or "pictures",
