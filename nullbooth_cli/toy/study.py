@@ -131,7 +131,7 @@ def decoded(pipe: Any, found: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def store_at(folder: Path, arm: Arm) -> Path:
-    """A store of what enters the projections that an arm trains, cut at its threshold; moments are collected once for all cuts."""
+    """A store of what enters the projections that an arm trains, cut at its threshold; moments are collected once for all."""
     chosen = "".join(arm.features)
     base, place = folder / f"moments-{chosen}.zarr", folder / f"held-{chosen}-{arm.threshold:g}.zarr"
     if place.exists():
