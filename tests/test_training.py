@@ -225,9 +225,10 @@ class TestTheCommand:
         assert json.loads((out / "train.json").read_text())["recipe"]["learning_rate"] == 1e-2
 
     def test_what_it_says(self, file: str, finished: tuple[Config, Store]) -> None:
-        done = self.train("-c", file, "--set", f"store={finished[1].path}", "--set", "max_train_steps=2")
+        done = self.train("-c", file, "-s", str(finished[1].path), "--set", "max_train_steps=2", "-v")
         assert done.exit_code == 0, done.stderr
-        assert "trains 20 weights, held by" in done.stderr
+        assert f"recipe {file}, into" in done.stderr
+        assert f"trains 20 weights, held by {finished[1].path}" in done.stderr
         assert "the outputs on what is kept moved by" in done.stdout
 
     @pytest.mark.parametrize(

@@ -5,24 +5,29 @@ from typing import Annotated
 
 import typer
 
-from nullbooth_cli.commands.options import AsJson, Device, Overrides, Quiet
+from nullbooth_cli.commands.options import AsJson, Device, Overrides, Quiet, Verbose
 
 RecipeFile = Annotated[str, typer.Option("-c", "--config", metavar="FILE", help="What to train: configs/train/toy.yaml is one.")]
+HoldingStore = Annotated[
+    str | None, typer.Option("-s", "--store", metavar="PATH", help="What holds it; else the recipe's store.")
+]
 
 
 def train(
     config: RecipeFile,
+    store: HoldingStore = None,
     overrides: Overrides = None,
     device: Device = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Teach a model a subject from a few pictures, without moving what the projectors of a store protect.
 
     Weights of the cross-attention are trained, or LoRA adapters on them; everything else stays. Run again to go on from the last
     checkpoint. Without a store nothing holds the training.
 
-    Example: nullbooth train -c configs/train/toy.yaml --set store=runs/toy.zarr
+    Example: nullbooth train -c configs/train/toy.yaml -s runs/toy.zarr
     """
     from nullbooth_cli import training
     from nullbooth_cli.config import load
@@ -32,8 +37,11 @@ def train(
 
     if not Path(config).is_file():
         raise ConfigError(f"no file at {config}", "configs/train/toy.yaml is an example")
-    ready = training.prepare(load(Recipe, Path(config), overrides or ()), device)
+    recipe = load(Recipe, Path(config), overrides or ())
+    ready = training.prepare(recipe.model_copy(update={"store": store}) if store else recipe, device)
     terminal = Terminal(as_json=as_json, quiet=quiet, silent=not ready.accelerator.is_main_process)
+    if verbose:
+        terminal.note(f"recipe {config}, into {recipe.output}")
     terminal.note(f"trains {len(ready.trained)} weights, {ready.held}")
     terminal.follow(training.train(ready))
     document = training.finish(ready)
