@@ -3,6 +3,7 @@
 Eight prompts and four steps are enough: every property tested here holds or fails at any size.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +91,15 @@ def pipe() -> Any:
     )
     SHIPPED.append((made, made.scheduler))
     return made
+
+
+@pytest.fixture(autouse=True)
+def _no_launch_is_left() -> Iterator[None]:
+    """accelerate keeps one state for a process: after a test that trained, the next launch would be that one."""
+    yield
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+        state.GradientState._reset_state()
 
 
 @pytest.fixture(autouse=True)
