@@ -276,14 +276,6 @@ def _through_a_file(state: Any) -> Any:
 
 
 class TestAccelerate:
-    @pytest.fixture(autouse=True)
-    def one_process(self) -> Iterator[None]:
-        from accelerate.state import AcceleratorState, GradientState
-
-        yield
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
     def run(self, store: nb.OpenStore, precision: str) -> tuple[Any, Any, Any, nb.Constraint]:
         from accelerate import Accelerator
 
