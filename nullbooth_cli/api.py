@@ -66,8 +66,7 @@ class OpenStore:
         """
         self._require("covariance")
         found = self._site(site)
-        recorded = range(found.num_recorded(self._store.num_steps))
-        chosen = recorded if step is None else [self._recorded(found, step)]
+        chosen = None if step is None else [self._recorded(found, step)]
         sum_xxt, sum_x, count = pooled(self._store, found, chosen)
         return Moment(second_moment(sum_xxt, sum_x, count), sum_x / count, count)
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from nullbooth_cli import images
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.noising import encode
 from nullbooth_cli.prompts import load_prompts
 from nullbooth_cli.recipe import Recipe
 
@@ -26,20 +26,18 @@ class Examples:
         return self.latents[chosen], self.texts[chosen]
 
 
-@torch.no_grad()
 def encode_pictures(pipe: Any, paths: Sequence[Path]) -> torch.Tensor:
     """Latents `[N, C, h, w]` of pictures that have the size the pipeline draws; the mean of what the autoencoder answers."""
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    pixels = []
+    pictures = []
     for path in paths:
         picture = images.read_image(path)
         if picture.size != (size, size):
             raise ConfigError(
                 f"{path} is {picture.width} x {picture.height} pixels, the model draws {size} x {size}", "crop and resize it"
             )
-        pixels.append(torch.from_numpy(np.asarray(picture, dtype=np.float32) / 127.5 - 1.0).permute(2, 0, 1))
-    encoded: torch.Tensor = pipe.vae.encode(torch.stack(pixels).to(pipe.device)).latent_dist.mean
-    return encoded * float(pipe.vae.config.scaling_factor)
+        pictures.append(picture)
+    return encode(pipe, pictures, pipe.device)
 
 
 @torch.no_grad()

@@ -41,7 +41,12 @@ def knowledge_prompts(config: Config) -> tuple[Prompt, ...]:
 
 
 def load_captions(source: str) -> tuple[Prompt, ...]:
-    """The captions of a folder, each with the digest of its image, in the order of the files' names.
+    """The captions of a folder, each with the digest of its image, in the order of the files' names."""
+    return tuple(captioned_files(source))
+
+
+def captioned_files(source: str) -> dict[Prompt, Path]:
+    """The same, with the file of each. Cost: one read of every file.
 
     Raises ConfigError for a folder without images, an image without a caption, and one that stands twice with the same caption.
     """
@@ -53,7 +58,7 @@ def load_captions(source: str) -> tuple[Prompt, ...]:
                 f"{path} is the same image as {seen[prompt]}, with the same caption", "remove one: each image counts once"
             )
         seen[prompt] = path
-    return tuple(seen)
+    return seen
 
 
 def image_files(source: str) -> dict[str, Path]:

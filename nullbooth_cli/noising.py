@@ -18,7 +18,7 @@ import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.images import read_image
 from nullbooth_cli.schedule import write_steps
 from nullbooth_cli.steps import Step
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @contextlib.contextmanager
@@ -77,7 +80,7 @@ class _NoisedImages:
 
         All at once, so that the device need not wait in between for noise, which is drawn on the CPU.
         """
-        clean = _encode(self._pipe, files, size, like.device)
+        clean = encode(self._pipe, [_fitting(file, size) for file in files], like.device)
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in self._seeds]
         self._before = [self._standing_before(index) for index in range(len(self._steps))]
         for index, scheduler in enumerate(self._before):
@@ -122,13 +125,14 @@ def _packed(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
     return packed
 
 
-def _encode(pipe: Any, files: Sequence[Path], size: tuple[int, int], device: torch.device) -> torch.Tensor:
+@torch.no_grad()
+def encode(pipe: Any, images: Sequence["Image.Image"], device: torch.device) -> torch.Tensor:
     """`[B, C, h, w]` float32: the latents of images, scaled as the model knows them, one image at a time."""
     vae, config = pipe.vae, pipe.vae.config
     own = vae.dtype
     vae.to(torch.float32)  # the encoders of SD and SDXL overflow in float16
     try:
-        means = [vae.encode(_pixels(file, size).to(device)).latent_dist.mode() for file in files]
+        means = [vae.encode(_pixels(image).to(device)).latent_dist.mode() for image in images]
     finally:
         vae.to(own)
     shift, spread = torch.tensor(config.shift_factor or 0.0), torch.tensor(1.0)
@@ -138,8 +142,7 @@ def _encode(pipe: Any, files: Sequence[Path], size: tuple[int, int], device: tor
     return scaled
 
 
-def _pixels(file: Path, size: tuple[int, int]) -> torch.Tensor:
-    """`[1, 3, h, w]` float32 in [-1, 1]."""
+def _fitting(file: Path, size: tuple[int, int]) -> "Image.Image":
     image = read_image(file)
     if image.size != size:
         width, height = image.size
@@ -148,4 +151,9 @@ def _pixels(file: Path, size: tuple[int, int]) -> torch.Tensor:
             f"crop or resize the images, for example with PIL's ImageOps.fit, or set collect.width: {width} and "
             f"collect.height: {height}",
         )
+    return image
+
+
+def _pixels(image: "Image.Image") -> torch.Tensor:
+    """`[1, 3, h, w]` float32 in [-1, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1.0

@@ -125,13 +125,18 @@ def load_collection(config: Config, steps: tuple[Step, ...], prompts: tuple[Prom
     return find_collection(config, pipe, path, prompts[0])
 
 
-def find_collection(config: Config, pipe: Any, path: Any, prompt: Prompt) -> Collection:
-    """Find the sites of a model that is held to the schedule, by two steps of a prompt."""
-    from nullbooth_cli import model, recording, sites
+def chosen_projections(config: Config, pipe: Any) -> Any:
+    """The projections (`sites.Projection`) that the config chooses of a pipeline."""
+    from nullbooth_cli import model, sites
 
     section = config.collect
-    projections = sites.find_projections(
-        model.denoiser_of(pipe), section.collect_features.chosen(), section.cross_attention_layers
-    )
+    return sites.find_projections(model.denoiser_of(pipe), section.collect_features.chosen(), section.cross_attention_layers)
+
+
+def find_collection(config: Config, pipe: Any, path: Any, prompt: Prompt) -> Collection:
+    """Find the sites of a model that is held to the schedule, by two steps of a prompt."""
+    from nullbooth_cli import recording
+
+    section, projections = config.collect, chosen_projections(config, pipe)
     found = recording.find_sites(pipe, path, projections, section.side, section.branches, prompt, section.tokens_per_prompt)
     return Collection(pipe, path, found)

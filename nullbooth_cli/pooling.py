@@ -61,12 +61,13 @@ def add_up(several: Iterable[Sums]) -> Sums:
     return reduce(lambda one, other: (one[0] + other[0], one[1] + other[1], one[2] + other[2]), several)
 
 
-def pooled(store: Store, site: Site, timesteps: Iterable[int], weight: str = "count") -> Sums:
-    """(sum_xxT `[D, D]`, sum_x `[D]`, count) of a site over recorded timesteps. Cost: one read of their moments.
+def pooled(store: Store, site: Site, timesteps: Iterable[int] | None = None, weight: str = "count") -> Sums:
+    """(sum_xxT `[D, D]`, sum_x `[D]`, count) of a site over recorded timesteps, all of them by default. Cost: one read of their
+    moments.
 
     Weighing the timesteps alike scales the sums of each to the mean count; the count stays that of all vectors.
     """
-    timesteps = list(timesteps)
+    timesteps = list(range(site.num_recorded(store.num_steps)) if timesteps is None else timesteps)
     if weight == "count":
         return add_up(store.read_moments(site, timesteps))
     total = int(store.read_counts(site)[timesteps].sum())

@@ -1,15 +1,18 @@
 """What a training run does: the settings of `nullbooth train`, one YAML file as configs/train/*.yaml."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from nullbooth_cli.config import Section
+from nullbooth_cli.settings import Section
 
 Feature = Literal["q", "k", "v", "out"]
 
 
 class Recipe(Section):
+    reference: ClassVar[str] = "docs/reference/train.md"
+    example: ClassVar[str] = "configs/train/toy.yaml"
+
     model: str = Field("toy", description="what is trained: toy, a pipeline folder, or a hub id")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     variant: str | None = Field(None, description="weight variant, such as fp16")

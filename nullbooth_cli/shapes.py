@@ -13,7 +13,7 @@ from nullbooth_cli.config import Config
 from nullbooth_cli.features import features_nbytes, forwards_needed
 from nullbooth_cli.model import denoiser_of
 from nullbooth_cli.moments import sums_nbytes
-from nullbooth_cli.opening import denoising_path, load_model, open_shell, scheduler_of
+from nullbooth_cli.opening import chosen_projections, denoising_path, load_model, open_shell, scheduler_of
 from nullbooth_cli.recording import Found, find_sites
 from nullbooth_cli.sites import Projection, find_projections
 from nullbooth_cli.store import Site
@@ -32,8 +32,8 @@ class Shapes:
 
     def chosen(self) -> tuple[Projection, ...]:
         """The projections that the config chooses."""
-        section = self.config.collect
-        return find_projections(denoiser_of(self.pipe), section.collect_features.chosen(), section.cross_attention_layers)
+        chosen: tuple[Projection, ...] = chosen_projections(self.config, self.pipe)
+        return chosen
 
     def every(self) -> tuple[Projection, ...]:
         """All projections of layers that attend to text, and those that the config chooses beside them, in the model's order."""

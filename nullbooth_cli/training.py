@@ -82,10 +82,10 @@ def prepare(recipe: Recipe, device: str | None = None) -> Training:
     )
     denoiser = model.denoiser_of(pipe)
     _check(pipe, denoiser)
-    files, captions = images.image_files(recipe.instance_images), images.load_captions(recipe.instance_images)
+    captioned = images.captioned_files(recipe.instance_images)
     subject = Examples(
-        encode_pictures(pipe, [images.file_of(files, caption) for caption in captions]),
-        encode_texts(pipe, [recipe.instance_prompt or caption.text for caption in captions]),
+        encode_pictures(pipe, list(captioned.values())),
+        encode_texts(pipe, [recipe.instance_prompt or caption.text for caption in captioned]),
     )
     prior = None if recipe.class_prompts is None else draw_class(recipe, pipe)
     teacher = None

@@ -16,6 +16,7 @@ ORDER = [
     "spectrum",
     "metrics",
     "strict_yaml",
+    "settings",
     "config",
     "recipe",
     "prompts",

@@ -7,8 +7,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullbooth_cli.config import Config, build_config, find_config, fingerprint, load_config, parse_yaml
+from nullbooth_cli.config import Config, build_config, find_config, fingerprint, load_config
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.strict_yaml import parse_yaml
 from tests.conftest import ROOT
 
 

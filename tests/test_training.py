@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 from nullbooth_cli import images, toy, training
 from nullbooth_cli.cli import app
-from nullbooth_cli.config import Config, load
+from nullbooth_cli.config import Config
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.recipe import Recipe
+from nullbooth_cli.settings import load
 from nullbooth_cli.store import FEATURES, Store
 from tests.conftest import ROOT
 from tests.tiny import saved

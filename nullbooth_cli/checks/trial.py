@@ -49,13 +49,13 @@ def model(patient: Patient) -> str:
 
 def layers(patient: Patient) -> str:
     from nullbooth_cli.model import denoiser_of
+    from nullbooth_cli.opening import chosen_projections
     from nullbooth_cli.sites import find_projections
 
-    section, denoiser = patient.config.collect, denoiser_of(patient.pipe)
-    features = section.collect_features.chosen()
-    patient.projections = find_projections(denoiser, features, section.cross_attention_layers)
+    patient.projections = chosen_projections(patient.config, patient.pipe)
     matching = {projection.layer for projection in patient.projections}
-    there = {projection.layer for projection in find_projections(denoiser, features, "all")}
+    features = patient.config.collect.collect_features.chosen()
+    there = {projection.layer for projection in find_projections(denoiser_of(patient.pipe), features, "all")}
     matched = f"{len(matching)} of {counted(len(there), 'cross-attention layer')} match"
     return f"{matched}, with {counted(len(patient.projections), 'projection')}"
 

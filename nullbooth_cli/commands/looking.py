@@ -88,7 +88,7 @@ def _plots(
     if document["scope"] == "pooled":
         yield from plots.draw_layers(list(analysis.between_layers(store, sites)), folder, ending)
     for site in sites if looks.moments else ():
-        sum_xxt, sum_x, count = pooled(store, site, range(site.num_recorded(store.num_steps)))
+        sum_xxt, sum_x, count = pooled(store, site)
         path = folder / f"moment-{site.name}.{ending}"
         yield plots.draw_moment(site.name, second_moment(sum_xxt, sum_x, count), sum_x / count, count, path)
 

@@ -30,10 +30,10 @@ def train(
     Example: nullbooth train -c configs/train/toy.yaml -s runs/toy.zarr
     """
     from nullbooth_cli import training
-    from nullbooth_cli.config import load
     from nullbooth_cli.console import Terminal
     from nullbooth_cli.errors import ConfigError
     from nullbooth_cli.recipe import Recipe
+    from nullbooth_cli.settings import load
 
     if not Path(config).is_file():
         raise ConfigError(f"no file at {config}", "configs/train/toy.yaml is an example")
