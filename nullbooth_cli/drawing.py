@@ -22,11 +22,12 @@ from nullbooth_cli.config import Config
 from nullbooth_cli.denoise import DenoisingPath, denoise
 from nullbooth_cli.encoders import batches
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.images import SUFFIXES, read_image
 from nullbooth_cli.opening import load_model
 from nullbooth_cli.prompts import Prompt
 
 POOLED = 4
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+PICTURES = (*SUFFIXES, ".bmp")
 
 
 @dataclass(frozen=True)
@@ -148,19 +149,12 @@ def _scale(vae: Any) -> tuple[float, float]:
 
 def read_images(folder: Path, height: int, width: int) -> NDArray[np.uint8]:
     """The pictures of a folder, cut to the middle and resized, `[N, height, width, 3]`. Raises ConfigError if there are none."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)
     if not files:
         raise ConfigError(f"no pictures in {folder}", f"--instances names a folder of {', '.join(PICTURES)}")
-    found = []
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                found.append(np.asarray(ImageOps.fit(image.convert("RGB"), (width, height))))
-        except OSError as error:
-            raise ConfigError(f"cannot read {file}: {error}", "take it out of the folder") from error
-    return np.stack(found)
+    return np.stack([np.asarray(ImageOps.fit(read_image(file), (width, height))) for file in files])
 
 
 @torch.no_grad()
