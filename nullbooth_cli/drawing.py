@@ -23,6 +23,7 @@ from nullbooth_cli.denoise import DenoisingPath, denoise
 from nullbooth_cli.encoders import batches
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.images import SUFFIXES, read_image
+from nullbooth_cli.noising import encode, scaled
 from nullbooth_cli.opening import load_model
 from nullbooth_cli.prompts import Prompt
 
@@ -128,11 +129,10 @@ def draw(pipe: Any, path: DenoisingPath, shots: Sequence[Shot], batch_size: int,
 @contextmanager
 def _decoded(vae: Any, receive: Callable[[torch.Tensor], None]) -> Iterator[None]:
     """Hands over the latents that pass into `vae.decode`, which every pipeline calls at the end of its denoising path."""
-    scale, shift = _scale(vae)
     decode = vae.decode
 
     def decode_and_keep(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        receive((latents.detach().float().cpu() - shift) * scale)
+        receive(scaled(vae, latents.detach().float().cpu()))
         return decode(latents, *args, **kwargs)
 
     vae.decode = decode_and_keep
@@ -140,11 +140,6 @@ def _decoded(vae: Any, receive: Callable[[torch.Tensor], None]) -> Iterator[None
         yield
     finally:
         del vae.decode
-
-
-def _scale(vae: Any) -> tuple[float, float]:
-    """(factor, shift): the denoiser works on (z - shift) * factor of the autoencoder's z."""
-    return float(vae.config.get("scaling_factor") or 1.0), float(vae.config.get("shift_factor") or 0.0)
 
 
 def read_images(folder: Path, height: int, width: int) -> NDArray[np.uint8]:
@@ -157,14 +152,8 @@ def read_images(folder: Path, height: int, width: int) -> NDArray[np.uint8]:
     return np.stack([np.asarray(ImageOps.fit(read_image(file), (width, height))) for file in files])
 
 
-@torch.no_grad()
-def encode(pipe: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The pooled latents of pictures, by the pipeline's own autoencoder, as `Drawn.pooled` has them."""
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
+def pooled_latents(pipe: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The latents of pictures `[N, H, W, 3]`, by the pipeline's own autoencoder, as `Drawn.pooled` has them."""
+    from PIL import Image
 
-    scale, shift = _scale(pipe.vae)
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(pipe.vae.device, pipe.vae.dtype) / 127.5 - 1
-    encoded = [
-        retrieve_latents(pipe.vae.encode(pixels[batch]), sample_mode="argmax").float().cpu() for batch in batches(len(images), 1)
-    ]
-    return pool((torch.cat(encoded) - shift) * scale)
+    return pool(encode(pipe, [Image.fromarray(image) for image in images], pipe.vae.device).cpu())

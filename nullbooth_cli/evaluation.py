@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from nullbooth_cli.changes import Weights, drift_documents, require_same_architecture, weights_of
 from nullbooth_cli.comparison import FEWEST, QUANTITIES, Look, compare, likeness, look, squared
 from nullbooth_cli.config import Config
-from nullbooth_cli.drawing import Drawn, Shot, draw, encode, load_edited, read_images
+from nullbooth_cli.drawing import Drawn, Shot, draw, load_edited, pooled_latents, read_images
 from nullbooth_cli.encoders import Spaces, load_spaces
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.events import Event, Note, Progress
@@ -94,7 +94,7 @@ def evaluate(config: Config, store: Store, request: Request) -> Generator[Event,
     instances, scheduler = None, pipe.scheduler
     if request.instances is not None:
         images = read_images(request.instances, *drawn[BASE].images.shape[1:3])
-        instances = {"latents": encode(pipe, images), **{name: see(images) for name, see in spaces.encoders.items()}}
+        instances = {"latents": pooled_latents(pipe, images), **{name: see(images) for name, see in spaces.encoders.items()}}
     for place in request.edited:
         pipe = None
         gc.collect()

@@ -128,18 +128,24 @@ def _packed(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def encode(pipe: Any, images: Sequence["Image.Image"], device: torch.device) -> torch.Tensor:
     """`[B, C, h, w]` float32: the latents of images, scaled as the model knows them, one image at a time."""
-    vae, config = pipe.vae, pipe.vae.config
-    own = vae.dtype
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
+
+    vae, own = pipe.vae, pipe.vae.dtype
     vae.to(torch.float32)  # the encoders of SD and SDXL overflow in float16
     try:
-        means = [vae.encode(_pixels(image).to(device)).latent_dist.mode() for image in images]
+        found = [retrieve_latents(vae.encode(_pixels(image).to(device)), sample_mode="argmax") for image in images]
     finally:
         vae.to(own)
-    shift, spread = torch.tensor(config.shift_factor or 0.0), torch.tensor(1.0)
-    if config.latents_mean is not None and config.latents_std is not None:
-        shift, spread = (torch.tensor(of, device=device).view(1, -1, 1, 1) for of in (config.latents_mean, config.latents_std))
-    scaled: torch.Tensor = (torch.cat(means) - shift) * config.scaling_factor / spread
-    return scaled
+    return scaled(vae, torch.cat(found))
+
+
+def scaled(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """An autoencoder's latents `[B, C, h, w]` as the denoiser knows them: (z - shift) * factor, by channel where it says so."""
+    config = vae.config
+    shift, spread = torch.tensor(config.get("shift_factor") or 0.0), torch.tensor(1.0)
+    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+        shift, spread = (torch.tensor(of).view(1, -1, 1, 1) for of in (config.latents_mean, config.latents_std))
+    return (latents - shift.to(latents)) * (config.get("scaling_factor") or 1.0) / spread.to(latents)
 
 
 def _fitting(file: Path, size: tuple[int, int]) -> "Image.Image":

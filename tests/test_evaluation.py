@@ -252,8 +252,8 @@ class TestDrawing:
     def test_pictures_are_encoded_back_to_their_latents(self, run: Any, pipe: Any) -> None:
         path = opening.path_of(run[0], run[1].schedule(), pipe)
         [drawn] = drawing.draw(pipe, path, [Shot(Prompt(text)) for text in PROMPTS[:2]], 2)
-        own = np.linalg.norm(drawing.encode(pipe, drawn.images) - drawn.pooled(), axis=1)
-        other = np.linalg.norm(drawing.encode(pipe, drawn.images)[::-1] - drawn.pooled(), axis=1)
+        own = np.linalg.norm(drawing.pooled_latents(pipe, drawn.images) - drawn.pooled(), axis=1)
+        other = np.linalg.norm(drawing.pooled_latents(pipe, drawn.images)[::-1] - drawn.pooled(), axis=1)
         assert (own < 0.7 * other).all()  # pictures of four steps are none that the autoencoder knows
 
 
