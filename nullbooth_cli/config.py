@@ -137,6 +137,10 @@ class ProjectSection(Section):
         description="rule: the largest null space that leaks at most this, on the held-out prompts if there are any",
     )
     null_dim: int | None = Field(None, ge=1, description="rule: so many of the smallest")
+    empty: Literal["refuse", "freeze"] = Field(
+        "refuse",
+        description="a site without a null space is an error, or its projector is zero: its weights stay as they are",
+    )
 
     @model_validator(mode="after")
     def one_rule(self) -> "ProjectSection":
@@ -259,7 +263,8 @@ def stage_settings(config: Config, stage: str, keep: str | None = None) -> dict[
     if stage == "covariance":
         return {"covariance.accumulate": config.covariance.accumulate}
     rule, value = config.project.rule()
-    return {**decomposition_settings(config), "project.rule": rule, f"project.{rule}": value}
+    empty = {} if config.project.empty == "refuse" else {"project.empty": config.project.empty}
+    return {**decomposition_settings(config), "project.rule": rule, f"project.{rule}": value, **empty}
 
 
 def size_settings(config: Config) -> dict[str, Any]:

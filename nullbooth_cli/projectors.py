@@ -44,12 +44,19 @@ def eigh(matrices: Sequence[NDArray[np.float64]], device: torch.device | str = "
 
 
 def project(
-    store: Store, device: torch.device, settings: Decomposing, rule: str, value: float, units: Iterable[Unit]
+    store: Store,
+    device: torch.device,
+    settings: Decomposing,
+    rule: str,
+    value: float,
+    units: Iterable[Unit],
+    *,
+    may_be_empty: bool = False,
 ) -> Iterator[Unit]:
     """Decompose (where that is not done yet) and cut the given units (number, site, decomposition); yield each once durable.
 
-    Raises ConfigError naming the site where the null space is empty or the threshold lies below the noise floor, StoreError for a
-    moment that is not finite or has eigenvalues that are clearly negative.
+    Raises ConfigError naming the site where the null space is empty (unless it may be) or the threshold lies below the noise
+    floor, StoreError for a moment that is not finite or has eigenvalues that are clearly negative.
     """
     decomposed = store.progress("decomposition")
     for number, site, index, fresh in _decompositions(store, device, settings, units, decomposed):
@@ -60,15 +67,24 @@ def project(
         else:
             eigenvalues, energies = store.read_eigenvalues(site, index), store.read_energies(site, index)
             floor = store.read_noise_floor(site, index)
-        store.write_cut(site, index, cut(site.name, eigenvalues, energies, floor, rule, value))
+        found = cut(site.name, eigenvalues, energies, floor, rule, value, may_be_empty=may_be_empty)
+        store.write_cut(site, index, found)
         store.commit("project", number)
         yield number, site, index
 
 
 def cut(
-    name: str, eigenvalues: NDArray[np.float64], energies: NDArray[np.float64], noise_floor: float, rule: str, value: float
+    name: str,
+    eigenvalues: NDArray[np.float64],
+    energies: NDArray[np.float64],
+    noise_floor: float,
+    rule: str,
+    value: float,
+    *,
+    may_be_empty: bool = False,
 ) -> Cut:
-    """Cut one spectrum. Raises ConfigError naming it if nothing is null, or if the threshold lies below the noise floor."""
+    """Cut one spectrum. Raises ConfigError naming it if nothing is null, unless that may be, or if the threshold lies below the
+    noise floor."""
     null_dim, held_out = spectrum.null_dim_of(eigenvalues, energies, rule, value)
     there = f"its {len(eigenvalues)} eigenvalues go from {eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}"
     threshold = spectrum.threshold(eigenvalues, rule, value, null_dim)
@@ -77,10 +93,10 @@ def cut(
             f"{rule} {value:g} cuts {name} at {threshold:.3g}, below its noise floor of {noise_floor:.3g}: {there}",
             "eigenvalues below the noise floor are round-off: raise the threshold, or use null_dim or target_leakage",
         )
-    if null_dim == 0:
+    if null_dim == 0 and not may_be_empty:
         raise ConfigError(
             f"the null space of {name} is empty under {rule} {value:g}: {there}",
-            "loosen the threshold, leave this layer or feature out, or keep fewer prompts",
+            "loosen the threshold, leave this layer or feature out, keep fewer prompts, or let it be (project.empty: freeze)",
         )
     leaked = None if held_out is None else spectrum.leakage(held_out, null_dim)
     return Cut(null_dim, spectrum.leakage(energies[0], null_dim), leaked)

@@ -190,7 +190,8 @@ def _run_project(run: Run) -> Iterator[Event]:
     every = settings.pooling.units(store.sites, settings.steps)
     mine = ((prepared.todo[i], *every[prepared.todo[i]]) for i in run.workers.share(len(prepared.todo)))
     device = pick_device(run.device or run.workers.device)
-    units = project(store, device, settings, *run.config.project.rule(), mine)
+    section = run.config.project
+    units = project(store, device, settings, *section.rule(), mine, may_be_empty=section.empty == "freeze")
     yield from work(run, "project", prepared, (site.name for _, site, _ in units))
 
 

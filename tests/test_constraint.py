@@ -162,6 +162,21 @@ def test_drift_is_that_of_the_stored_vectors(exact: Store, store: nb.OpenStore, 
     assert max(constraint.drift().values()) <= 1e-6
 
 
+def test_a_site_without_a_null_space_stays_as_it_is(exact: Store, tmp_path: Path, before: dict[str, torch.Tensor]) -> None:
+    """As `project.empty: freeze` leaves it."""
+    place = shutil.copytree(exact.path, tmp_path / "run.zarr")
+    emptied = Store.open(place)
+    site = next(site for site in emptied.sites if site.feature == "q")
+    emptied.write_cut(site, 0, emptied.read_cut(site, 0)._replace(null_dim=0, leakage=0.0))
+    unet = fresh_unet()
+    constraint = nb.constrain(unet, nb.open_store(place))
+    assert constraint.report().constrained[WEIGHTS[0]] == (0, site.dim)
+    train(unet, adamw(trainable(unet)), range(3))
+    moved = {weight for weight, change in changes(unet, before).items() if change.any()}
+    assert moved == set(WEIGHTS) - set(site.weights)
+    assert constraint.drift()[WEIGHTS[0]] == 0.0
+
+
 def test_averaged_weights_are_constrained_too(exact: Store, store: nb.OpenStore, tmp_path: Path, before: Any) -> None:
     unet = fresh_unet()
     nb.constrain(unet, store)

@@ -15,6 +15,7 @@ from nullbooth_cli import stages
 from nullbooth_cli.config import STAGES, Config, build_config
 from nullbooth_cli.errors import ConfigError, ResourceError, StageError
 from nullbooth_cli.events import Note, Progress
+from nullbooth_cli.nullspace import load_projector
 from nullbooth_cli.plans import plan
 from nullbooth_cli.pooling import pooled
 from nullbooth_cli.states import stage_states
@@ -78,6 +79,7 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"project__relative_threshold": 0.1}, PROJECT_ON),
     ({"project__timesteps": [0.0, 500.0]}, PROJECT_ON),
     ({"project__pool_weight": "timestep"}, PROJECT_ON),
+    ({"project__empty": "freeze"}, PROJECT_ON),
     ({"project__relative_threshold": None, "project__energy": 0.9}, PROJECT_ON),
     ({"collect__batch_size": 8}, set()),
     ({"collect__compression": "lz4"}, set()),
@@ -211,6 +213,18 @@ def test_an_empty_null_space_names_the_site_and_keeps_the_decomposition(tiny: An
         events(changed(config, project__relative_threshold=1e-9), store, "project", force=True)
     events(config, store, "project", force=True)
     assert set(states_of(config).values()) == {"complete"}
+
+
+def test_an_empty_null_space_may_freeze_its_site(tiny: Any) -> None:
+    config, store = tiny
+    frozen = changed(config, project__relative_threshold=1e-9, project__empty="freeze")
+    events(frozen, store, "project", force=True)
+    assert set(states_of(frozen).values()) == {"complete"}
+    sizes = {site: store.read_cut(site, 0).null_dim for site in store.sites}
+    assert min(sizes.values()) == 0 < max(sizes.values())
+    [empty, *_] = [site for site, size in sizes.items() if size == 0]
+    assert not load_projector(store, empty).dense().any()
+    assert store.read_cut(empty, 0).leakage == 0.0
 
 
 def test_both_thresholds_are_announced(tiny: Any) -> None:
