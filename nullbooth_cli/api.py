@@ -58,6 +58,10 @@ class OpenStore:
         """The denoising steps, `index`, `key`, `timestep` and `sigma` each."""
         return self._store.schedule()
 
+    def prompts(self) -> tuple[str, ...]:
+        """The texts of the prompts that were collected."""
+        return tuple(prompt.text for prompt in self._store.prompts())
+
     def moment(self, site: Site | str, step: int | None = None) -> Moment:
         """The second moment of a site at one step of the schedule (by its index), or over all of them.
 

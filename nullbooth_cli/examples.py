@@ -1,6 +1,6 @@
 """What a training looks at: pictures of the subject and of its class, as latents with their captions, encoded once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,22 @@ from nullbooth_cli.recipe import Recipe
 
 @dataclass(frozen=True)
 class Examples:
-    """Pictures as latents `[N, C, h, w]` and their captions as the denoiser takes them, `[N, L, D]`; both in float32."""
+    """Pictures as latents `[N, C, h, w]`, and their captions, also as the denoiser takes them, `[N, L, D]`; in float32."""
 
     latents: torch.Tensor
+    captions: Sequence[str]
     texts: torch.Tensor
 
-    def batch(self, generator: torch.Generator, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen = torch.randint(len(self.latents), (size,), generator=generator).to(self.latents.device)
-        return self.latents[chosen], self.texts[chosen]
+    def batch(
+        self, generator: torch.Generator, size: int, encode: Callable[[Sequence[str]], torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents and texts of so many pictures at random; `encode` gives the texts anew."""
+        chosen = torch.randint(len(self.latents), (size,), generator=generator)
+        if encode is not None:
+            texts = encode([self.captions[i] for i in chosen.tolist()])
+        else:
+            texts = self.texts[chosen.to(self.texts.device)]
+        return self.latents[chosen.to(self.latents.device)], texts
 
 
 def encode_pictures(pipe: Any, paths: Sequence[Path]) -> torch.Tensor:
@@ -40,9 +48,8 @@ def encode_pictures(pipe: Any, paths: Sequence[Path]) -> torch.Tensor:
     return encode(pipe, pictures, pipe.device)
 
 
-@torch.no_grad()
 def encode_texts(pipe: Any, captions: Sequence[str]) -> torch.Tensor:
-    """What the denoiser is given for captions, `[N, L, D]`."""
+    """What the denoiser is given for captions, `[N, L, D]`. Differentiable where the text encoder trains."""
     texts: torch.Tensor = pipe.encode_prompt(list(captions), pipe.device, 1, False)[0]
     return texts
 
@@ -64,4 +71,4 @@ def draw_class(recipe: Recipe, pipe: Any) -> Examples:
             output_type="latent",
         )
         latents.append(drawn.images)
-    return Examples(torch.cat(latents), encode_texts(pipe, captions))
+    return Examples(torch.cat(latents), captions, encode_texts(pipe, captions))

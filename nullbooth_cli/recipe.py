@@ -35,6 +35,10 @@ class Recipe(Section):
     )
     prior_weight: float = Field(1.0, ge=0.0, description="prior preservation: its part in the loss")
     learning_rate: float = Field(1e-3, gt=0.0, description="of AdamW; under a constraint 3 to 10 times higher than without")
+    word: str | None = Field(
+        None, description="also train the embedding of this word of the captions: one token that no prompt to keep has"
+    )
+    word_learning_rate: float = Field(1e-2, gt=0.0, description="of that embedding; no weight decay")
     lr_scheduler: str = Field("constant", description="a name that diffusers.optimization.get_scheduler knows")
     lr_warmup_steps: int = Field(0, ge=0, description="optimizer steps until the full learning rate")
     adam_weight_decay: float = Field(1e-2, ge=0.0, description="decoupled; under a constraint it pulls towards the old weights")
@@ -55,4 +59,6 @@ class Recipe(Section):
     def one_of_each(self) -> "Recipe":
         if not self.features or len(set(self.features)) < len(self.features):
             raise ValueError(f"features names each projection once, got {self.features}")
+        if self.word is not None and self.method == "lora":
+            raise ValueError("a LoRA file has no place for the embedding of a word: method full, or no word")
         return self

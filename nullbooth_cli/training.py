@@ -11,9 +11,9 @@ picture at a random timestep, and beside it, with a weight, the same on pictures
 
 import copy
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,18 +23,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nullbooth_cli import images, model
-from nullbooth_cli.errors import ConfigError, ResourceError
+from nullbooth_cli import checkpoints, images, model
+from nullbooth_cli.embedding import WordEmbedding
+from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.events import Event, Note, Progress
 from nullbooth_cli.examples import Examples, draw_class, encode_pictures, encode_texts
 from nullbooth_cli.recipe import Recipe
 from nullbooth_cli.sites import Projection, find_projections
 
 if TYPE_CHECKING:
+    from nullbooth_cli.api import OpenStore
     from nullbooth_cli.constraint import Constraint
-
-CHECKPOINT = "checkpoint-{:06d}"
-MAY_GROW = "max_train_steps"
 
 
 @dataclass
@@ -50,14 +49,15 @@ class Training:
     constraint: "Constraint | None"
     trained: tuple[str, ...]
     teacher: nn.Module | None = None
+    word: WordEmbedding | None = None
 
     @property
     def held(self) -> str:
         return f"held by {self.recipe.store}" if self.constraint else "held by nothing: no store is named"
 
 
-def prepare(recipe: Recipe, device: str | None = None) -> Training:
-    """Load the model and make everything ready that the loop needs.
+def prepare(recipe: Recipe, device: str | None = None, store: "OpenStore | None" = None) -> Training:
+    """Load the model and make everything ready that the loop needs; `store` is the recipe's, if it is open already.
 
     Raises ConfigError for a model that is not a U-Net conditioned on text alone, and for pictures of another size.
     """
@@ -82,11 +82,10 @@ def prepare(recipe: Recipe, device: str | None = None) -> Training:
     )
     denoiser = model.denoiser_of(pipe)
     _check(pipe, denoiser)
+    pipe.text_encoder.requires_grad_(False)
     captioned = images.captioned_files(recipe.instance_images)
-    subject = Examples(
-        encode_pictures(pipe, list(captioned.values())),
-        encode_texts(pipe, [recipe.instance_prompt or caption.text for caption in captioned]),
-    )
+    captions = [recipe.instance_prompt or caption.text for caption in captioned]
+    subject = Examples(encode_pictures(pipe, list(captioned.values())), captions, encode_texts(pipe, captions))
     prior = None if recipe.class_prompts is None else draw_class(recipe, pipe)
     teacher = None
     if prior is not None and recipe.prior == "distill":
@@ -94,15 +93,22 @@ def prepare(recipe: Recipe, device: str | None = None) -> Training:
     projections = find_projections(denoiser, tuple(recipe.features), "all")
     open_up(denoiser, projections, recipe)
     constraint = None
-    if recipe.store is not None:
+    if store is None and recipe.store is not None:
         from nullbooth_cli import api
+
+        store = api.open_store(recipe.store)
+    if store is not None:
         from nullbooth_cli.constraint import constrain
 
-        constraint = constrain(denoiser, api.open_store(recipe.store), unprotected="refuse")
+        constraint = constrain(denoiser, store, unprotected="refuse")
+    word = None
+    if recipe.word is not None:
+        kept = [*(prior.captions if prior else ()), *(store.prompts() if store else ())]
+        word = WordEmbedding(pipe, recipe.word, captions, kept)
     if recipe.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     trained = tuple(name for name, parameter in denoiser.named_parameters() if parameter.requires_grad)
-    return Training(recipe, pipe, accelerator, denoiser, subject, prior, constraint, trained, teacher)
+    return Training(recipe, pipe, accelerator, denoiser, subject, prior, constraint, trained, teacher, word)
 
 
 def _require_packages(recipe: Recipe) -> None:
@@ -154,16 +160,26 @@ def train(training: Training) -> Iterator[Event]:
 
     recipe, accelerator = training.recipe, training.accelerator
     noising = DDPMScheduler.from_config(training.pipe.scheduler.config)
-    parameters = [parameter for parameter in training.denoiser.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.adam_weight_decay)
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in training.denoiser.parameters() if parameter.requires_grad]}
+    ]
+    if training.word is not None:
+        # Decay would pull the word to zero, where no word is.
+        groups.append({"params": [training.word.row], "lr": recipe.word_learning_rate, "weight_decay": 0.0})
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.adam_weight_decay)
     # accelerate moves a scheduler on once for every process.
     lengths = {"num_warmup_steps": recipe.lr_warmup_steps, "num_training_steps": recipe.max_train_steps}
     lengths = {name: steps * accelerator.num_processes for name, steps in lengths.items()}
     rates = get_scheduler(recipe.lr_scheduler, optimizer, **lengths)
     denoiser, optimizer, rates = accelerator.prepare(training.denoiser, optimizer, rates)
+    if training.word is not None:
+        training.word.attach(accelerator.prepare(training.word))
+    # While the word trains, its captions mean something else in every step.
+    encode = partial(encode_texts, training.pipe) if training.word is not None else None
     if recipe.tensorboard:
         accelerator.init_trackers("nullbooth")
-    first = _resume(training)
+    first = checkpoints.resume(training)
     if first:
         yield Note(f"goes on from step {first}")
     denoiser.train()
@@ -174,11 +190,11 @@ def train(training: Training) -> Iterator[Event]:
             key = np.random.SeedSequence((recipe.seed, step, micro, accelerator.process_index)).generate_state(1, np.uint64)
             generator = torch.Generator("cpu").manual_seed(int(key[0]) >> 1)
             with accelerator.accumulate(denoiser):
-                loss = _loss(denoiser, noising, training.subject, recipe.train_batch_size, generator)
+                batch = training.subject.batch(generator, recipe.train_batch_size, encode)
+                loss = _loss(denoiser, noising, *batch, generator)
                 if training.prior is not None:
-                    loss = loss + recipe.prior_weight * _loss(
-                        denoiser, noising, training.prior, recipe.train_batch_size, generator, training.teacher
-                    )
+                    batch = training.prior.batch(generator, recipe.train_batch_size)
+                    loss = loss + recipe.prior_weight * _loss(denoiser, noising, *batch, generator, training.teacher)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(parameters, recipe.max_grad_norm)
@@ -193,22 +209,21 @@ def train(training: Training) -> Iterator[Event]:
             accelerator.log({"loss": mean, "lr": rates.get_last_lr()[0]}, step=step + 1)
         done = step + 1
         if done % recipe.checkpointing_steps == 0 or done == recipe.max_train_steps:
-            _checkpoint(training, done)
+            checkpoints.save(training, done)
         yield Progress("train", done, recipe.max_train_steps, f"loss {mean:.4f}")
 
 
 def _loss(
     denoiser: nn.Module,
     noising: Any,
-    examples: Examples,
-    size: int,
+    latents: torch.Tensor,
+    texts: torch.Tensor,
     generator: torch.Generator,
     teacher: nn.Module | None = None,
 ) -> torch.Tensor:
     """Mean squared error about the noise of a batch at random timesteps; with a teacher, about what it predicts."""
-    latents, texts = examples.batch(generator, size)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    timesteps = torch.randint(noising.config.num_train_timesteps, (size,), generator=generator).to(latents.device)
+    timesteps = torch.randint(noising.config.num_train_timesteps, (len(latents),), generator=generator).to(latents.device)
     noisy = noising.add_noise(latents, noise, timesteps)
     predicted = denoiser(noisy, timesteps, texts, return_dict=False)[0]
     if teacher is not None:
@@ -223,73 +238,6 @@ def _loss(
             f"the model predicts {noising.config.prediction_type}", "nullbooth train knows epsilon and v_prediction"
         )
     return F.mse_loss(predicted.float(), target.float())
-
-
-def _checkpoint(training: Training, done: int) -> None:
-    """Save what is needed to go on; pictures of it are drawn from it. The newest is kept, and named when it is whole."""
-    recipe, accelerator = training.recipe, training.accelerator
-    folder = Path(recipe.output)
-    partial = folder / f"{CHECKPOINT.format(done)}.partial"
-    try:
-        if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-        accelerator.save_state(str(partial))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            (partial / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
-            final = folder / CHECKPOINT.format(done)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            for old in folder.glob("checkpoint-*"):
-                if old != final:
-                    shutil.rmtree(old)
-            _draw_validation(training, done)
-    except OSError as error:
-        raise ResourceError(
-            f"cannot write to {folder}: {error}", "free some space and run the same command: it goes on from the last checkpoint"
-        ) from error
-
-
-def _resume(training: Training) -> int:
-    """Load the last checkpoint, if there is one; returns the steps that it holds.
-
-    Raises ConfigError if another recipe made it.
-    """
-    found = sorted(path for path in Path(training.recipe.output).glob("checkpoint-*") if path.suffix != ".partial")
-    if not found:
-        return 0
-    before = json.loads((found[-1] / "recipe.json").read_text())
-    now = json.loads(training.recipe.model_dump_json())
-    changed = [f"{key}: {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key] and key != MAY_GROW]
-    if changed:
-        raise ConfigError(
-            f"{found[-1]} was made with other settings\n  " + "\n  ".join(changed), "name another output, or remove that folder"
-        )
-    training.accelerator.load_state(str(found[-1]))
-    return int(found[-1].name.rpartition("-")[2])
-
-
-@torch.no_grad()
-def _draw_validation(training: Training, done: int) -> None:
-    from PIL import Image
-
-    recipe, pipe = training.recipe, training.pipe
-    if not recipe.validation_prompts:
-        return
-    training.denoiser.eval()
-    generators = [torch.Generator("cpu").manual_seed(recipe.seed + i) for i in range(len(recipe.validation_prompts))]
-    drawn = pipe(
-        recipe.validation_prompts,
-        num_inference_steps=recipe.validation_inference_steps,
-        guidance_scale=recipe.guidance_scale,
-        generator=generators,
-        output_type="np",
-    ).images
-    training.denoiser.train()
-    folder = Path(recipe.output) / "validation"
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, picture in enumerate(drawn):
-        Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8)).save(folder / f"{done:06d}_{i}.png")
 
 
 def finish(training: Training) -> dict[str, Any]:
@@ -312,6 +260,8 @@ def finish(training: Training) -> dict[str, Any]:
     else:
         if training.constraint:
             training.constraint.merge()
+        if training.word is not None:
+            training.word.settle()
         training.pipe.save_pretrained(place)
     document = {
         "schema_version": 1,

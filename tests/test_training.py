@@ -21,10 +21,11 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.recipe import Recipe
 from nullbooth_cli.settings import load
 from nullbooth_cli.store import FEATURES, Store
-from tests.conftest import ROOT
+from tests.conftest import ROOT, execute, small_config
 from tests.tiny import saved
 
 INSTANCES = ROOT / "dataset/instances/toy"
+TEXT_ENCODER, EMBEDDING = "text_encoder/model.safetensors", "embeddings.token_embedding.weight"
 
 
 def recipe(output: Path, **changes: Any) -> Recipe:
@@ -122,7 +123,9 @@ def test_a_lora_is_an_ordinary_lora(tmp_path: Path, finished: tuple[Config, Stor
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"method": "lora"}, {"gradient_accumulation_steps": 2}], ids=["full", "lora", "accumulated"]
+    "changes",
+    [{}, {"method": "lora"}, {"gradient_accumulation_steps": 2}, {"word": "sks"}],
+    ids=["full", "lora", "accumulated", "word"],
 )
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     tmp_path: Path, finished: tuple[Config, Store], changes: dict[str, Any]
@@ -139,6 +142,9 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     one, other = (load_file(Path(document["output"]) / ending) for document in (whole, resumed))
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-6)
+    if "word" in changes:
+        one, other = (load_file(Path(document["output"]) / TEXT_ENCODER) for document in (whole, resumed))
+        torch.testing.assert_close(other[EMBEDDING], one[EMBEDDING], rtol=1e-4, atol=1e-6)
 
 
 def test_more_steps_go_on_and_other_settings_do_not(tmp_path: Path) -> None:
@@ -148,6 +154,49 @@ def test_more_steps_go_on_and_other_settings_do_not(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"was made with other settings\n  learning_rate: 0\.01 -> 0\.02") as caught:
         run(recipe(tmp_path, learning_rate=2e-2))
     assert "another output" in caught.value.hint
+
+
+class TestWord:
+    def test_its_embedding_is_trained_and_nothing_else_of_the_text_encoder(
+        self, tmp_path: Path, finished: tuple[Config, Store], held: dict[str, Any]
+    ) -> None:
+        document = run(recipe(tmp_path, store=str(finished[1].path), word="sks"))
+        before, after = (load_file(folder / TEXT_ENCODER) for folder in (toy.FOLDER, Path(document["output"])))
+        pipe = StableDiffusionPipeline.from_pretrained(document["output"], dtype=torch.float32)
+        [token] = pipe.tokenizer("sks", add_special_tokens=False).input_ids
+        rows = (before.pop(EMBEDDING).float() != after.pop(EMBEDDING).float()).any(1).nonzero().flatten().tolist()
+        assert rows == [token]
+        assert all(torch.equal(tensor.float(), after[name].float()) for name, tensor in before.items())
+        assert any(not torch.equal(tensor, weights(held["output"])[name]) for name, tensor in weights(document["output"]).items())
+
+    def test_its_learning_rate_is_its_own(self, tmp_path: Path) -> None:
+        moved = []
+        for rate in (1e-3, 1e-2):
+            document = run(recipe(tmp_path / f"{rate}", word="sks", word_learning_rate=rate, max_train_steps=1))
+            before, after = (load_file(folder / TEXT_ENCODER)[EMBEDDING] for folder in (toy.FOLDER, Path(document["output"])))
+            moved.append(float((after.float() - before.float()).abs().max()))
+        # The first step of Adam has the size of the learning rate.
+        assert moved == pytest.approx([1e-3, 1e-2], rel=1e-2)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"word": "qfj"}, "no caption has the word 'qfj'"),
+            ({"word": "sks circle"}, "'sks circle' is 2 tokens to this model"),
+            ({"word": "circle", "class_prompts": ["a red circle on a white background"], "class_images": 1}, "1 prompts to keep"),
+        ],
+    )
+    def test_a_word_that_cannot_train(self, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            training.prepare(recipe(tmp_path, **changes), "cpu")
+
+    def test_a_word_that_the_store_keeps(self, tmp_path: Path, finished: tuple[Config, Store]) -> None:
+        with pytest.raises(ConfigError, match=r"prompts to keep have the word 'circle', such as '.*circle"):
+            training.prepare(recipe(tmp_path, word="circle", store=str(finished[1].path)), "cpu")
+
+    def test_a_lora_has_no_place_for_it(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="a LoRA file has no place"):
+            recipe(tmp_path, method="lora", word="sks")
 
 
 class TestPriorPreservation:
@@ -167,7 +216,9 @@ class TestPriorPreservation:
         ready = training.prepare(made, "cpu")
         noising = DDPMScheduler.from_config(ready.pipe.scheduler.config)
         losses = [
-            training._loss(ready.denoiser, noising, ready.prior, 2, torch.Generator().manual_seed(0), teacher)
+            training._loss(
+                ready.denoiser, noising, ready.prior.latents, ready.prior.texts, torch.Generator().manual_seed(0), teacher
+            )
             for teacher in (ready.teacher, None)
         ]
         assert losses[0] == 0
@@ -251,6 +302,40 @@ class TestTheCommand:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/train").glob("*.yaml")), ids=lambda path: path.name)
 def test_the_shipped_recipes_are_valid(path: Path) -> None:
     made = load(Recipe, path)
-    assert made.store == f"runs/{path.stem}.zarr"
+    assert made.store == {"toy": "runs/words.zarr", "sd15": "runs/sd15.zarr"}[path.stem]
     if path.stem == "toy":
-        assert len(images.load_captions(str(ROOT / made.instance_images))) == 4
+        assert len(images.load_captions(str(ROOT / made.instance_images))) == 20
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2"])
+def test_the_recipe_for_stable_diffusion_runs_on_its_architecture(tmp_path: Path, name: str) -> None:
+    """configs/train/sd15.yaml as it is, on pipelines of the same classes that fit here; fp16 needs a GPU, bf16 does not."""
+    folder = saved(name, tmp_path)
+    config = small_config(
+        tmp_path / "run.zarr",
+        model=str(folder),
+        collect__cross_attention_layers="all",
+        collect__collect_features={"q_features": False, "out_features": False},
+    )
+    execute(config, "schedule", "collect", "covariance", "project")
+    for i in range(3):
+        Image.new("RGB", (16, 16), (80 * i, 20, 200)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text("not used")
+    made = load(Recipe, ROOT / "configs/train/sd15.yaml").model_copy(
+        update={
+            "model": str(folder),
+            "store": config.store,
+            "output": str(tmp_path / "out"),
+            "instance_images": str(tmp_path),
+            "mixed_precision": "bf16",
+            "max_train_steps": 2,
+            "validation_inference_steps": 2,
+        }
+    )
+    document = run(made)
+    assert document["trained"] == 2 * len({weight.rpartition(".to_")[0] for weight in document["drift"]})
+    assert (tmp_path / "out/validation/000002_1.png").exists()
+    pipe = StableDiffusionPipeline.from_pretrained(document["output"], dtype=torch.float32)
+    before = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    moved = {name for name, tensor in pipe.unet.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == set(document["drift"])

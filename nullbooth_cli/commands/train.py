@@ -27,7 +27,7 @@ def train(
     Weights of the cross-attention are trained, or LoRA adapters on them; everything else stays. Run again to go on from the last
     checkpoint. Without a store nothing holds the training.
 
-    Example: nullbooth train -c configs/train/toy.yaml -s runs/toy.zarr
+    Example: nullbooth train -c configs/train/toy.yaml -s runs/words.zarr
     """
     from nullbooth_cli import training
     from nullbooth_cli.console import Terminal
