@@ -1,6 +1,6 @@
-"""Make the pictures of the how-to pages from a real run of the embedded model: `make pictures`, about four minutes.
+"""Make the pictures of the pages from real runs of the embedded model: `make pictures`, about six minutes.
 
-The run stays in runs/pictures.zarr, so that drawing again takes seconds. The screenshots of the pages need chromedriver.
+The stores stay in runs/, so that drawing again takes seconds. The screenshots of the pages need chromedriver.
 """
 
 import shutil
@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 IMAGES = Path(__file__).parent / "images"
-STORE = "runs/pictures.zarr"
+STORE, WORDS = "runs/pictures.zarr", "runs/pictures-words.zarr"
 CHOSEN = ("leakage", "evolution", "timesteps-q", "similarity-layers", "distribution")
 SITE = "up_blocks.1.attentions.0.transformer_blocks.0.attn2.q"
 PROMPT = "a red circle on a blue background"
@@ -35,39 +35,41 @@ def main() -> None:
         shutil.copy(folder / "site" / "spectra.png", IMAGES / "spectrum.png")
         shutil.copy(folder / "site" / f"moment-{SITE}.png", IMAGES / "moment.png")
         photograph(folder / "report.html", IMAGES / "report.png", "#leakage .plot-container")
-        edit_at_random(folder)
-        constrained, free, lora = (str(folder / name) for name in ("constrained", "free", "lora"))
-        arguments = ("--num-prompts", "32", "--subject", "a sks circle on a red background", "-s", STORE)
-        page = str(folder / "evaluation.html")
-        nullbooth("evaluate", constrained, "--against", free, "--against", lora, *arguments, "--html", page)
+        held, free = teach()
+        arguments = ("--num-prompts", "32", "--subject", "a sks circle on a red background", "-s", WORDS)
+        nullbooth("evaluate", held, "--against", free, *arguments, "--html", str(folder / "evaluation.html"))
         photograph(folder / "evaluation.html", IMAGES / "evaluation.png", "#drift .plot-container")
+        draw_taught(held, free, IMAGES / "taught.png")
 
 
-def edit_at_random(folder: Path) -> None:
-    """Three models that learned nothing: the same change of every protected weight, projected and not; and a random LoRA."""
+def teach() -> tuple[str, str]:
+    """The two models of docs/tutorial/teach-a-subject.md: taught under the projectors of a store, and freely."""
+    choices = ("collect.collect_features.q_features=false", "collect.collect_features.out_features=false")
+    overrides = [word for setting in (*choices, "project.relative_threshold=1e-4") for word in ("--set", setting)]
+    nullbooth("run", "-c", "configs/nullbooth.yaml", "-s", WORDS, *overrides)
+    for name, changes in (("held", (f"store={WORDS}",)), ("free", ("store=null", "learning_rate=1e-3"))):
+        overrides = [word for setting in (f"output=runs/{name}", *changes) for word in ("--set", setting)]
+        nullbooth("train", "-c", "configs/train/toy.yaml", *overrides)
+    return "runs/held/pipeline", "runs/free/pipeline"
+
+
+def draw_taught(held: str, free: str, picture: Path) -> None:
+    """Rows: the untouched model, held, free. Columns: eight pictures of the subject, then eight held-out captions."""
+    import numpy as np
     import torch
     from diffusers import StableDiffusionPipeline
-    from peft import LoraConfig
-    from peft.utils import get_peft_model_state_dict
 
-    import nullbooth_cli as nb
     from nullbooth_cli import toy
+    from nullbooth_cli.toy import score, subject, world
 
-    for name in ("constrained", "free"):
-        pipe = StableDiffusionPipeline.from_pretrained(toy.FOLDER)
-        torch.manual_seed(0)
-        for weight, projector in nb.open_store(STORE).projectors(pipe.unet).items():
-            value = pipe.unet.get_parameter(weight)
-            change = 0.3 * value.std() * torch.randn_like(value)
-            value.data += projector.apply(change) if name == "constrained" else change
-        pipe.save_pretrained(folder / name)
-    pipe = StableDiffusionPipeline.from_pretrained(toy.FOLDER)
-    torch.manual_seed(0)
-    pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["attn2.to_k", "attn2.to_v"]))
-    for name, parameter in pipe.unet.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, 0, 0.1)
-    pipe.save_lora_weights(folder / "lora", unet_lora_layers=get_peft_model_state_dict(pipe.unet))
+    captions = [subject.caption(subject.ASKED_ON[i % 4]) for i in range(8)]
+    captions += [world.caption(world.Drawing(*triple)) for triple in score.held_out_triples(8)]
+    rows = []
+    for model in (toy.FOLDER, held, free):
+        pipe = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32)
+        pipe.set_progress_bar_config(disable=True)
+        rows.append(score.paint(pipe, captions, steps=25, guidance=4.0, seed=0))
+    score.grid(np.concatenate(rows), len(captions)).save(picture)
 
 
 def photograph(page: Path, picture: Path, until: str) -> None:

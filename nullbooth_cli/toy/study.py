@@ -1,7 +1,7 @@
 """Forgetting against learning on the embedded model: `python -m nullbooth_cli.toy.study OUT`.
 
-The toy subject is taught without a constraint, with prior preservation, and under projectors of several thresholds, each over a
-ladder of learning rates and several seeds. What counts is not one setting against another but the curve: how much is forgotten
+The toy subject is taught without a constraint, with prior preservation, and under projectors cut in several ways, each over two
+learning rates and several seeds. What counts is not one setting against another but the curve: how much is forgotten
 where equally much is learned. The scores were fixed before the runs:
 
 - learned    share of 24 pictures of the subject, on backgrounds that no taught picture has, in which `subject.is_drawn` finds it
@@ -10,13 +10,13 @@ where equally much is learned. The scores were fixed before the runs:
 - class      the same on 24 captions of the subject's class (circles)
 - accuracy   share of the 48 held-out captions whose colour, background and shape are all drawn right
 
-OUT holds study.json (every checkpoint of every run; runs that are there are not made again), study.png and the stores.
+OUT holds a file for each run (what is there is not made again), study.png, and the stores that hold the training.
 """
 
+import contextlib
 import itertools
 import json
 import math
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,20 +26,16 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import typer
+from filelock import FileLock, Timeout
 
 from nullbooth_cli import model, training
-from nullbooth_cli.config import Config, load_config
-from nullbooth_cli.prompts import load_prompts
 from nullbooth_cli.recipe import Feature, Recipe
-from nullbooth_cli.runs import Run
-from nullbooth_cli.stages import execute
-from nullbooth_cli.store import Store
 from nullbooth_cli.toy import score, subject, world
+from nullbooth_cli.toy.holding import Cut, knowledge
 
 STEPS, GUIDANCE = 25, 4.0
 CHECKPOINTS = (50, 100, 200, 400)
 LEARNED = (0.25, 0.5, 0.75)  # scores at which what was forgotten is compared
-CONFIG = Path("configs/nullbooth.yaml")
 
 
 @dataclass(frozen=True)
@@ -49,23 +45,63 @@ class Arm:
     name: str
     features: tuple[Feature, ...]
     rates: tuple[float, ...]
-    threshold: float | None = None
+    cut: Cut | None = None
     prior: Literal["pictures", "distill"] | None = None
+    word: bool = False
+    pictures: Literal["toy", "toy_varied"] = "toy"
 
 
 FREE, HELD = (1e-3, 3e-3), (3e-3, 1e-2)
+KV: tuple[Feature, ...] = ("k", "v")
 ALL: tuple[Feature, ...] = ("q", "k", "v", "out")
 ARMS = (
-    Arm("free k v", ("k", "v"), FREE),
+    # Nothing holds the training, or prior preservation does.
+    Arm("free k v", KV, FREE),
     Arm("free q k v out", ALL, FREE),
-    Arm("prior pictures, k v", ("k", "v"), FREE, prior="pictures"),
-    Arm("prior distilled, k v", ("k", "v"), FREE, prior="distill"),
-    Arm("held 1e-2, k v", ("k", "v"), HELD, 1e-2),
-    Arm("held 1e-3, k v", ("k", "v"), HELD, 1e-3),
-    Arm("held 1e-4, k v", ("k", "v"), HELD, 1e-4),
-    Arm("held 1e-3, q k v out", ALL, HELD, 1e-3),
-    Arm("held 1e-2, k v, prior distilled", ("k", "v"), HELD, 1e-2, prior="distill"),
+    Arm("prior pictures, k v", KV, FREE, prior="pictures"),
+    Arm("prior distilled, k v", KV, FREE, prior="distill"),
+    Arm("prior distilled, q k v out", ALL, FREE, prior="distill"),
+    # A projector holds it.
+    Arm("held 1e-2, k v", KV, HELD, Cut("relative", 1e-2)),
+    Arm("held 1e-3, k v", KV, HELD, Cut("relative", 1e-3)),
+    Arm("held 1e-4, k v", KV, HELD, Cut("relative", 1e-4)),
+    Arm("held 1e-3, q k v out", ALL, HELD, Cut("relative", 1e-3)),
+    Arm("held 1e-4, q k v out", ALL, HELD, Cut("relative", 1e-4)),
+    Arm("held at random, q k v out", ALL, HELD, Cut("random", 1e-4)),
+    # Both.
+    Arm("held 1e-2, k v, prior distilled", KV, HELD, Cut("relative", 1e-2), prior="distill"),
+    Arm("held 1e-3, q k v out, prior distilled", ALL, HELD, Cut("relative", 1e-3), prior="distill"),
+    # The embedding of the subject's word is trained as well.
+    Arm("word alone", ("k",), (1e-12,), word=True),
+    Arm("free k v, word", KV, FREE, word=True),
+    Arm("prior distilled, k v, word", KV, FREE, prior="distill", word=True),
+    Arm("held 1e-3, q k v out, word", ALL, HELD, Cut("relative", 1e-3), word=True),
+    Arm("held 1e-4, k v, word", KV, HELD, Cut("relative", 1e-4), word=True),
+    Arm("held 1e-4, k v, word, prior distilled", KV, HELD, Cut("relative", 1e-4), prior="distill", word=True),
+    Arm("held 1e-4, q k v out, word", ALL, HELD, Cut("relative", 1e-4), word=True),
+    # A threshold for each site, and no threshold at all.
+    Arm("held by leakage 0.03, q k v out", ALL, HELD, Cut("leakage", 0.03)),
+    Arm("held by subject 10, q k v out", ALL, HELD, Cut("subject", 10.0)),
+    Arm("held softly 1e-3, q k v out", ALL, HELD, Cut("soft", 1e-3)),
+    Arm("held softly 1e-4, q k v out", ALL, HELD, Cut("soft", 1e-4)),
+    Arm("held softly 1e-4, k v, word", KV, HELD, Cut("soft", 1e-4), word=True),
+    # More pictures of the subject.
+    Arm("free q k v out, twenty pictures", ALL, FREE, pictures="toy_varied"),
+    Arm("held 1e-3, q k v out, twenty pictures", ALL, HELD, Cut("relative", 1e-3), pictures="toy_varied"),
+    Arm("held 1e-4, k v, word, twenty pictures", KV, HELD, Cut("relative", 1e-4), word=True, pictures="toy_varied"),
 )
+
+
+SHOWN = (
+    "free q k v out",
+    "prior distilled, q k v out",
+    "prior distilled, k v, word",
+    "held 1e-3, q k v out",
+    "held 1e-4, q k v out",
+    "held 1e-4, k v, word",
+    "held 1e-4, q k v out, word",
+)
+FAINTEST = 1e-3  # what was forgotten less is drawn there
 
 
 @dataclass(frozen=True)
@@ -130,40 +166,15 @@ def decoded(pipe: Any, found: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return shown
 
 
-def store_at(folder: Path, arm: Arm) -> Path:
-    """A store of what enters the projections that an arm trains, cut at its threshold; moments are collected once for all."""
-    chosen = "".join(arm.features)
-    base, place = folder / f"moments-{chosen}.zarr", folder / f"held-{chosen}-{arm.threshold:g}.zarr"
-    if place.exists():
-        return place
-    switches = [f"collect.collect_features.{name}_features={str(name in arm.features).lower()}" for name in ALL]
-    overrides = [f"store={base}", "collect.keep=moments", *switches]
-    _run(load_config(CONFIG, overrides), "schedule", "collect", "covariance")
-    partial = folder / "copying"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(base, partial)
-    _run(load_config(CONFIG, [*overrides, f"store={partial}", f"project.relative_threshold={arm.threshold}"]), "project")
-    partial.rename(place)
-    return place
-
-
-def _run(config: Config, *wanted: str) -> None:
-    prompts = load_prompts(config.original_knowledge_prompts)
-    store = Store.open_or_create(config.store, config.model_dump())
-    with store.lock():
-        for stage in wanted:
-            for _ in execute(stage, Run(config, prompts, store, "cpu")):
-                pass
-
-
 def run(arm: Arm, rate: float, seed: int, folder: Path, scales: Scales) -> Iterator[Point]:
     """Teach the subject once; yields a point for each checkpoint."""
     with tempfile.TemporaryDirectory() as output:
         recipe = Recipe(
             model="toy",
             output=output,
-            store=None if arm.threshold is None else str(store_at(folder, arm)),
+            instance_images=f"dataset/instances/{arm.pictures}",
             features=list(arm.features),
+            word=subject.WORD if arm.word else None,
             class_prompts=None if arm.prior is None else "dataset/prompts/toy.txt",
             prior=arm.prior or "pictures",
             learning_rate=rate,
@@ -173,7 +184,7 @@ def run(arm: Arm, rate: float, seed: int, folder: Path, scales: Scales) -> Itera
             guidance_scale=GUIDANCE,
             seed=seed,
         )
-        ready = training.prepare(recipe, "cpu")
+        ready = training.prepare(recipe, "cpu", None if arm.cut is None else knowledge(folder, arm.cut))
         for step, _ in enumerate(training.train(ready), start=1):
             if step in CHECKPOINTS:
                 ready.denoiser.eval()
@@ -190,10 +201,10 @@ def least_forgotten(points: Sequence[Point], arm: str, seed: int, learned: float
 
 def table(points: Sequence[Point]) -> list[str]:
     """A Markdown table: for each arm, mean (least to most over seeds) of what was forgotten at each score."""
-    seeds = sorted({p.seed for p in points})
     heads = [f"forgotten at {learned:g}" for learned in LEARNED]
     lines = [f"| arm | best score | {' | '.join(heads)} |", f"| --- | --- |{' --- |' * len(heads)}"]
     for arm in dict.fromkeys(p.arm for p in points):
+        seeds = sorted({p.seed for p in points if p.arm == arm})
         best = [max(p.learned for p in points if p.arm == arm and p.seed == seed) for seed in seeds]
         cells = [f"{np.mean(best):.2f} ({min(best):.2f} to {max(best):.2f})"]
         for learned in LEARNED:
@@ -205,43 +216,51 @@ def table(points: Sequence[Point]) -> list[str]:
 
 
 def picture(points: Sequence[Point], path: Path) -> Path:
-    """Every checkpoint: what was forgotten (logarithmic) against what was learned, a colour for each arm."""
-    from nullbooth_cli.plots.canvas import COLOURS, axes, figure, save
+    """What the least forgotten checkpoint that learned so much forgot, logarithmic: a line for each seed of the arms `SHOWN`.
 
-    made = figure(9, 6, "Forgetting against learning: every checkpoint of every run")
+    Every checkpoint of the other arms is a grey dot.
+    """
+    from nullbooth_cli.plots.canvas import COLOURS, GREY, axes, figure, save
+
+    made = figure(9, 6, "Forgetting against learning")
     drawn = axes(made, "learned: share of pictures that show the subject", "forgotten: 1 is another seed", (1, 1, 1))
     drawn.set_yscale("log")
-    marks = "osD^vP*Xh"
-    for i, arm in enumerate(dict.fromkeys(p.arm for p in points)):
-        own = [p for p in points if p.arm == arm]
-        learned, forgotten = [p.learned for p in own], [p.forgotten for p in own]
-        drawn.scatter(learned, forgotten, s=22, color=COLOURS[i % len(COLOURS)], marker=marks[i % len(marks)], label=arm)
-    drawn.legend(fontsize=7, loc="lower right")
+    drawn.set_ylim(FAINTEST, 10)
+    others = [p for p in points if p.arm not in SHOWN]
+    drawn.scatter([p.learned for p in others], [max(p.forgotten, FAINTEST) for p in others], s=6, color=GREY, alpha=0.5)
+    for arm, colour, mark in zip(SHOWN, COLOURS, "osD^vP*", strict=True):
+        for seed in sorted({p.seed for p in points if p.arm == arm}):
+            scores = sorted({p.learned for p in points if p.arm == arm and p.seed == seed})
+            least = [max(least_forgotten(points, arm, seed, score), FAINTEST) for score in scores]
+            drawn.plot(scores, least, color=colour, marker=mark, markersize=4, linewidth=1.2, label=None if seed else arm)
+    if drawn.get_legend_handles_labels()[0]:
+        drawn.legend(fontsize=8, loc="lower right")
     return save(made, path)
 
 
 def main(
     out: Annotated[Path, typer.Argument(help="Folder for the result.")],
-    seeds: Annotated[list[int] | None, typer.Option("--seed", help="A run of every arm and rate. Repeatable; else 0, 1.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Repeatable; else 0, 1, 2.")] = None,
     only: Annotated[str, typer.Option(help="Only arms whose name holds this.")] = "",
 ) -> None:
-    """Run the study, or go on with it; prints a table."""
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / "study.json"
-    points = [Point(**point) for point in json.loads(file.read_text())["points"]] if file.exists() else []
+    """Run the study, or go on with it; prints a table. Several of it may work in one folder: each run is made by one."""
+    (out / "runs").mkdir(parents=True, exist_ok=True)
     pipe = model.load_pipeline(
         "toy", revision=None, variant=None, dtype="float32", local_files_only=True, device=model.pick_device("cpu")
     )
     scales = Scales(pipe)
-    for seed, arm in itertools.product(seeds or (0, 1), [arm for arm in ARMS if only in arm.name]):
+    for seed, arm in itertools.product(seeds or (0, 1, 2), [arm for arm in ARMS if only in arm.name]):
         for rate in arm.rates:
-            if any((p.arm, p.rate, p.seed) == (arm.name, rate, seed) for p in points):
-                continue
-            points += run(arm, rate, seed, out, scales)
-            document = {"another_seed": scales.another_seed, "points": [asdict(point) for point in points]}
-            file.with_suffix(".partial").write_text(json.dumps(document, indent=1) + "\n")
-            file.with_suffix(".partial").rename(file)
-            typer.echo(f"seed {seed}, {arm.name}, {rate:g}: {points[-1]}", err=True)
+            file = out / "runs" / f"{arm.name} {rate:g} {seed}.json"
+            with contextlib.suppress(Timeout), FileLock(f"{file}.lock", timeout=0):
+                if not file.exists():
+                    found = [asdict(point) for point in run(arm, rate, seed, out, scales)]
+                    file.with_suffix(".partial").write_text(json.dumps(found, indent=1) + "\n")
+                    file.with_suffix(".partial").rename(file)
+                    typer.echo(f"seed {seed}, {arm.name}, {rate:g}: {found[-1]}", err=True)
+    points = [Point(**point) for file in sorted((out / "runs").glob("*.json")) for point in json.loads(file.read_text())]
+    order = [arm.name for arm in ARMS]
+    points.sort(key=lambda point: order.index(point.arm))
     picture(points, out / "study.png")
     typer.echo("\n".join(table(points)))
 
