@@ -88,18 +88,20 @@ ARMS = (
     # More pictures of the subject.
     Arm("free q k v out, twenty pictures", ALL, FREE, pictures="toy_varied"),
     Arm("held 1e-3, q k v out, twenty pictures", ALL, HELD, Cut("relative", 1e-3), pictures="toy_varied"),
+    Arm("free k v, word, twenty pictures", KV, FREE, word=True, pictures="toy_varied"),
+    Arm("prior distilled, k v, word, twenty pictures", KV, FREE, prior="distill", word=True, pictures="toy_varied"),
     Arm("held 1e-4, k v, word, twenty pictures", KV, HELD, Cut("relative", 1e-4), word=True, pictures="toy_varied"),
 )
 
 
 SHOWN = (
     "free q k v out",
+    "free k v, word, twenty pictures",
     "prior distilled, q k v out",
-    "prior distilled, k v, word",
+    "prior distilled, k v, word, twenty pictures",
     "held 1e-3, q k v out",
-    "held 1e-4, q k v out",
     "held 1e-4, k v, word",
-    "held 1e-4, q k v out, word",
+    "held 1e-4, k v, word, twenty pictures",
 )
 FAINTEST = 1e-3  # what was forgotten less is drawn there
 
