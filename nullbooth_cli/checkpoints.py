@@ -25,6 +25,7 @@ def save(training: "Training", done: int) -> None:
     try:
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
+        accelerator.wait_for_everyone()  # else a faster process has written into it already
         accelerator.save_state(str(partial))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:

@@ -1,6 +1,9 @@
 """nullbooth train: what is trained, what stays, what holds it, and that a run that was stopped goes on as if it had not been."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +231,31 @@ class TestPriorPreservation:
         document = run(recipe(tmp_path, class_prompts=self.CLASS, class_images=2))
         one, other = weights(free["output"]), weights(document["output"])
         assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_two_processes_train_together(tmp_path: Path, finished: tuple[Config, Store]) -> None:
+    """Every step is a checkpoint: what one process clears away, the other must not be writing."""
+    made = recipe(tmp_path / "out", store=str(finished[1].path), word="sks", max_train_steps=6, checkpointing_steps=1)
+    made = made.model_copy(update={"class_prompts": TestPriorPreservation.CLASS, "class_images": 2, "prior": "distill"})
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(made.model_dump()))
+    command = "torch.distributed.run --standalone --nproc_per_node 2 -m nullbooth_cli train --device cpu --json -c"
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split(), str(tmp_path / "train.yaml")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["steps"] == 6
+    assert len(document["drift"]) == 20
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-000006"]
+    assert len(list((tmp_path / "out/checkpoint-000006").glob("random_states_*.pkl"))) == 2
+    before, after = (load_file(folder / TEXT_ENCODER)[EMBEDDING] for folder in (toy.FOLDER, Path(document["output"])))
+    assert (before.float() != after.float()).any(1).sum() == 1
 
 
 class TestBadInput:
