@@ -224,7 +224,7 @@ def picture(points: Sequence[Point], path: Path) -> Path:
     """
     from nullbooth_cli.plots.canvas import COLOURS, GREY, axes, figure, save
 
-    made = figure(9, 6, "Forgetting against learning")
+    made = figure(11, 5.5, "Forgetting against learning")
     drawn = axes(made, "learned: share of pictures that show the subject", "forgotten: 1 is another seed", (1, 1, 1))
     drawn.set_yscale("log")
     drawn.set_ylim(FAINTEST, 10)
@@ -236,7 +236,7 @@ def picture(points: Sequence[Point], path: Path) -> Path:
             least = [max(least_forgotten(points, arm, seed, score), FAINTEST) for score in scores]
             drawn.plot(scores, least, color=colour, marker=mark, markersize=4, linewidth=1.2, label=None if seed else arm)
     if drawn.get_legend_handles_labels()[0]:
-        drawn.legend(fontsize=8, loc="lower right")
+        drawn.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return save(made, path)
 
 
