@@ -28,58 +28,72 @@ READ_BYTES = 1 << 20
 # On the CPU, x^T x from here on is made of so many strips of rows, each from the diagonal on: 9/16 of the operations. numpy sees
 # the symmetry by itself, but its threads and torch's wait for each other: that slowed the model down by a tenth.
 SYMMETRIC_DIM, STRIPS = 192, 8
+# Small timesteps are multiplied as one batch, which threads share out without waiting for each other; on the CPU as many as stay
+# in its cache.
+CACHED_BYTES = 2 << 20
 STAGED = 1 << 31  # in a cell of covariance: the moments of so many units lie beside the ones in force
 CHECKPOINT_SHARE = 0.05  # of the running time, for writing what is folded so far
 COMMIT_SECONDS = 1.0
 
 
-class SecondMoment:
-    """Sums of vectors of `dim` values: sum_xxT `[D, D]`, sum_x `[D]`, both float64, and count.
+class SecondMoments:
+    """Sums of vectors of `dim` values for each of `num_steps` timesteps: sum_xxT `[T, D, D]`, sum_x `[T, D]`, count `[T]`.
 
-    `accumulate` "float64" multiplies in float64; "float32" multiplies each chunk in float32 (TF32 off) and sums the chunks in
-    float64: eigenvalues below about 1e-7 of the largest are then noise. Products are formed where the vectors are; the sums
-    stay on `device`. Cost of `update`: 2 N D^2 operations.
+    The sums are float64. `accumulate` "float64" multiplies in float64; "float32" multiplies each chunk in float32 (TF32 off) and
+    sums the chunks in float64: eigenvalues below about 1e-7 of the largest are then noise. Products are formed where the vectors
+    are; the sums stay on `device`. Cost of `update`: 2 T N D^2 operations.
     """
 
-    def __init__(self, dim: int, device: torch.device | str = "cpu", accumulate: str = "float64") -> None:
-        self._upper = torch.zeros(dim, dim, dtype=torch.float64, device=device)  # what is below the diagonal means nothing
-        self.sum_x = torch.zeros(dim, dtype=torch.float64, device=device)
-        self.count = 0
+    def __init__(self, num_steps: int, dim: int, device: torch.device | str = "cpu", accumulate: str = "float64") -> None:
+        # What is below the diagonals means nothing.
+        self._upper = torch.zeros(num_steps, dim, dim, dtype=torch.float64, device=device)
+        self.sum_x = torch.zeros(num_steps, dim, dtype=torch.float64, device=device)
+        self.count = np.zeros(num_steps, np.int64)
         self._dtype = getattr(torch, accumulate)
 
     @property
     def sum_xxt(self) -> torch.Tensor:
-        """`[D, D]` float64, exactly symmetric."""
-        return self._upper.triu() + self._upper.triu(1).T
+        """`[T, D, D]` float64, exactly symmetric."""
+        return self._upper.triu() + self._upper.triu(1).mT
 
-    def update(self, x: torch.Tensor) -> None:
-        """Add vectors, `[N, D]` of any floating dtype."""
-        x = x.to(self._dtype)
-        dim = x.shape[1]
-        strip = -(-dim // STRIPS) if x.device.type == "cpu" and dim >= SYMMETRIC_DIM else dim
-        with full_float32():
-            for i in range(0, dim, strip):
-                total, rows, columns = self._upper[i : i + strip, i:], x[:, i : i + strip].T, x[:, i:]
-                if x.dtype == total.dtype and x.device == total.device:
-                    total.addmm_(rows, columns)
-                else:
-                    total += (rows @ columns).to(total.device)
-        self.sum_x += x.sum(0, dtype=torch.float64).to(self.sum_x.device)
-        self.count += x.shape[0]
+    def update(self, x: torch.Tensor, first: int = 0) -> None:
+        """Add vectors, `[S, N, D]` of any floating dtype, of S timesteps from the `first` on."""
+        num_steps, n, dim = x.shape
+        on_cpu = x.device.type == "cpu"
+        strip = -(-dim // STRIPS) if on_cpu and dim >= SYMMETRIC_DIM else dim
+        at_once = max(1, CACHED_BYTES // (n * dim * self._dtype.itemsize)) if on_cpu and n else num_steps
+        for start in range(0, num_steps, at_once):
+            group = x[start : start + at_once].to(self._dtype)
+            steps = slice(first + start, first + start + len(group))
+            with full_float32():
+                for i in range(0, dim, strip):
+                    total, rows, columns = self._upper[steps, i : i + strip, i:], group[..., i : i + strip].mT, group[..., i:]
+                    if group.dtype == total.dtype and group.device == total.device:
+                        total.baddbmm_(rows, columns)
+                    else:
+                        total += (rows @ columns).to(total.device)
+            self.sum_x[steps] += group.sum(1, dtype=torch.float64).to(self.sum_x.device)
+        self.count[first : first + num_steps] += n
 
-    def add(self, sums: Sums) -> None:
-        """Add the sums of other vectors."""
-        self._upper += torch.from_numpy(sums[0]).to(self._upper.device)
-        self.sum_x += torch.from_numpy(sums[1]).to(self.sum_x.device)
-        self.count += sums[2]
+    def add(self, sums: Iterable[Sums]) -> None:
+        """Add the sums of other vectors, those of all timesteps."""
+        sums_xxt, sums_x, counts = map(np.stack, zip(*sums, strict=True))
+        self._upper += torch.from_numpy(sums_xxt).to(self._upper.device)
+        self.sum_x += torch.from_numpy(sums_x).to(self.sum_x.device)
+        self.count += counts
 
-    def sums(self) -> Sums:
-        return self.sum_xxt.cpu().numpy(), self.sum_x.cpu().numpy(), self.count
+    def sums(self) -> list[Sums]:
+        """(sum_xxT `[D, D]`, sum_x `[D]`, count) of each timestep, on the host."""
+        return list(zip(self.sum_xxt.cpu().numpy(), self.sum_x.cpu().numpy(), self.count.tolist(), strict=True))
 
 
-def _without_padding(site: Site, x: torch.Tensor) -> torch.Tensor:
-    """The vectors `[N, D]` of tokens that belong to a prompt; those that pad it are NaN."""
-    return x[~x[:, 0].isnan()] if site.masked else x
+def _fold(moments: SecondMoments, site: Site, x: torch.Tensor, first: int = 0) -> None:
+    """Add what a site recorded, `[S, N, D]`, without the tokens that pad a prompt: those are NaN."""
+    if not site.masked:
+        moments.update(x, first)
+        return
+    for step, of_step in enumerate(x, start=first):
+        moments.update(of_step[~of_step[:, 0].isnan()][None], step)
 
 
 class MomentSink:
@@ -93,17 +107,14 @@ class MomentSink:
 
     def __init__(self, part: Part, sites: Sequence[Site], num_steps: int, device: torch.device, accumulate: str) -> None:
         self._part = part
-        self._moments = {
-            site: [SecondMoment(site.dim, device, accumulate) for _ in range(site.num_recorded(num_steps))] for site in sites
-        }
+        self._moments = {site: SecondMoments(site.num_recorded(num_steps), site.dim, device, accumulate) for site in sites}
         self._units = set(part.units)
         for site in sites if self._units else ():
-            for moment, sums in zip(self._moments[site], part.read(site), strict=True):
-                moment.add(sums)
+            self._moments[site].add(part.read(site))
         self._last, self._cost = time.monotonic(), 0.0
 
     def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
-        self._moments[site][step].update(_without_padding(site, values.flatten(0, 1)))
+        _fold(self._moments[site], site, values.flatten(0, 1)[None], step)
 
     def due(self) -> bool:
         return time.monotonic() - self._last >= self._cost / CHECKPOINT_SHARE
@@ -111,7 +122,7 @@ class MomentSink:
     def checkpoint(self, units: Sequence[int]) -> None:
         started = time.monotonic()
         self._units |= set(units)
-        packed = ((site, [pack_sums(*moment.sums()) for moment in moments]) for site, moments in self._moments.items())
+        packed = ((site, [pack_sums(*sums) for sums in moments.sums()]) for site, moments in self._moments.items())
         self._part.checkpoint(packed, self._units)
         self._last = time.monotonic()
         self._cost = self._last - started
@@ -202,21 +213,19 @@ def _from_features(
             yield from ((unit, lacking[i : i + size]) for i in range(0, len(lacking), size))
             yield unit, []
 
-    moments: list[SecondMoment] = []
+    moments: SecondMoments | None = None
     for unit, vectors in read_ahead(read, chunks()):
         number, site, block = unit
-        moments = moments or [SecondMoment(site.dim, device, accumulate) for _ in block]
+        moments = moments or SecondMoments(len(block), site.dim, device, accumulate)
         if vectors is not None:
-            for moment, of_step in zip(moments, vectors.to(device, non_blocking=True), strict=True):
-                moment.update(_without_padding(site, of_step))
+            _fold(moments, site, vectors.to(device, non_blocking=True))
             continue
         if cells[number]:
-            for moment, before in zip(moments, store.read_moments(site, block), strict=True):
-                moment.add(before)
-            store.stage_moments(site, block, [moment.sums() for moment in moments])
+            moments.add(store.read_moments(site, block))
+            store.stage_moments(site, block, moments.sums())
             store.commit("covariance", number, target | STAGED)
-        yield unit, [moment.sums() for moment in moments]
-        moments = []
+        yield unit, moments.sums()
+        moments = None
 
 
 def _finish_staged(store: Store, unit: Unit, cell: int) -> int:

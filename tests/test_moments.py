@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nullbooth_cli import moments as moments_module
 from nullbooth_cli.errors import ResourceError
-from nullbooth_cli.moments import SecondMoment, read_ahead
+from nullbooth_cli.moments import SecondMoments, read_ahead
 from nullbooth_cli.nullspace import Projector, load_projector
 from nullbooth_cli.pooling import pooled, second_moment
 from nullbooth_cli.projectors import eigh
@@ -27,49 +28,67 @@ def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-
 @settings(deadline=None, max_examples=40)
 @given(
     st.integers(1, 12),
+    st.integers(1, 4),
     st.lists(st.integers(1, 17), min_size=1, max_size=6),
     st.integers(0, 2**31),
     st.sampled_from(["float16", "float32"]),
 )
-def test_any_chunking_gives_the_numpy_moment(dim: int, chunks: list[int], seed: int, dtype: str) -> None:
-    x = (np.random.default_rng(seed).standard_normal((sum(chunks), dim)) * 3 + 1).astype(dtype)
-    moment = SecondMoment(dim)
-    for part in np.split(x, np.cumsum(chunks)[:-1]):
-        moment.update(torch.from_numpy(part))
-    wide = x.astype(np.float64)
-    assert_close(moment.sum_xxt.numpy(), wide.T @ wide)
-    assert_close(moment.sum_x.numpy(), wide.sum(0), 1e-9)
-    assert moment.count == len(x)
-    sums = (moment.sum_xxt.numpy(), moment.sum_x.numpy(), moment.count)
-    assert_close(second_moment(*sums), wide.T @ wide / len(x))
-    deviations = wide - wide.mean(0)
-    difference = second_moment(*sums, centred=True) - deviations.T @ deviations / len(x)
-    assert np.abs(difference).max() <= 1e-10 * np.abs(wide.T @ wide / len(x)).max()
+def test_any_chunking_gives_the_numpy_moment(dim: int, num_steps: int, chunks: list[int], seed: int, dtype: str) -> None:
+    x = (np.random.default_rng(seed).standard_normal((num_steps, sum(chunks), dim)) * 3 + 1).astype(dtype)
+    moments = SecondMoments(num_steps, dim)
+    for part in np.split(x, np.cumsum(chunks)[:-1], axis=1):
+        moments.update(torch.from_numpy(part))
+    for of_step, (sum_xxt, sum_x, count) in zip(x.astype(np.float64), moments.sums(), strict=True):
+        assert_close(sum_xxt, of_step.T @ of_step)
+        assert_close(sum_x, of_step.sum(0), 1e-9)
+        assert count == len(of_step)
+        assert_close(second_moment(sum_xxt, sum_x, count), of_step.T @ of_step / count)
+        deviations = of_step - of_step.mean(0)
+        difference = second_moment(sum_xxt, sum_x, count, centred=True) - deviations.T @ deviations / count
+        assert np.abs(difference).max() <= 1e-10 * np.abs(of_step.T @ of_step / count).max()
+
+
+@pytest.mark.parametrize("cached_bytes", [1, 3 * 50 * 8 * 8, 2 << 20])
+@pytest.mark.parametrize("accumulate", ["float64", "float32"])
+def test_timesteps_are_the_same_alone_and_in_groups(monkeypatch: pytest.MonkeyPatch, cached_bytes: int, accumulate: str) -> None:
+    monkeypatch.setattr(moments_module, "CACHED_BYTES", cached_bytes)
+    x = torch.randn(7, 50, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    together, alone = SecondMoments(9, 8, accumulate=accumulate), SecondMoments(9, 8, accumulate=accumulate)
+    together.update(x, first=1)
+    for i, of_step in enumerate(x):
+        alone.update(of_step[None], first=1 + i)
+    tolerance = 1e-12 if accumulate == "float64" else 1e-6
+    assert_close(together.sum_xxt.numpy(), alone.sum_xxt.numpy(), tolerance)
+    assert_close(together.sum_xxt[1:8].numpy(), (x.mT @ x).numpy(), tolerance)
+    assert_close(together.sum_x[1:8].numpy(), x.sum(1).numpy(), tolerance)
+    assert together.count.tolist() == alone.count.tolist() == [0, *[50] * 7, 0]
+    assert not together.sum_xxt[[0, 8]].any()
 
 
 @pytest.mark.parametrize("dim", [192, 195, 200])
 @pytest.mark.parametrize("accumulate", ["float64", "float32"])
 def test_wide_matrices_are_multiplied_in_strips(dim: int, accumulate: str) -> None:
     x = np.random.default_rng(dim).standard_normal((300, dim)).astype(np.float16)
-    moment = SecondMoment(dim, accumulate=accumulate)
+    moments = SecondMoments(2, dim, accumulate=accumulate)
     for part in np.split(x, [7, 100]):
-        moment.update(torch.from_numpy(part))
+        moments.update(torch.from_numpy(np.stack([part, 2 * part])))
     wide = x.astype(np.float64)
-    assert_close(moment.sum_xxt.numpy(), wide.T @ wide, 1e-12 if accumulate == "float64" else 1e-6)
-    assert torch.equal(moment.sum_xxt, moment.sum_xxt.T)
-    again = SecondMoment(dim)
-    again.add(moment.sums())
-    again.update(torch.from_numpy(x))
-    assert_close(again.sum_xxt.numpy(), 2 * wide.T @ wide, 1e-6)
+    expected = np.stack([wide.T @ wide, 4 * wide.T @ wide])
+    assert_close(moments.sum_xxt.numpy(), expected, 1e-12 if accumulate == "float64" else 1e-6)
+    assert torch.equal(moments.sum_xxt, moments.sum_xxt.mT)
+    again = SecondMoments(2, dim)
+    again.add(moments.sums())
+    again.update(torch.from_numpy(np.stack([x, 2 * x])))
+    assert_close(again.sum_xxt.numpy(), 2 * expected, 1e-6)
 
 
 def test_float32_products_are_close_and_summed_in_float64() -> None:
     x = torch.randn(4096, 16, generator=torch.Generator().manual_seed(0))
-    moment = SecondMoment(16, accumulate="float32")
+    moments = SecondMoments(1, 16, accumulate="float32")
     for part in x.split(64):
-        moment.update(part)
-    assert moment.sum_xxt.dtype == torch.float64
-    assert_close(moment.sum_xxt.numpy(), (x.double().T @ x.double()).numpy(), 1e-6)
+        moments.update(part[None])
+    assert moments.sum_xxt.dtype == torch.float64
+    assert_close(moments.sum_xxt[0].numpy(), (x.double().T @ x.double()).numpy(), 1e-6)
 
 
 class TestReadAhead:
@@ -275,12 +294,11 @@ class TestSampling:
 def test_sums_may_stay_elsewhere_than_the_vectors() -> None:
     """Products are formed where the vectors are; the sums of a large model may stay in host memory."""
     x = torch.randn(9, 3, dtype=torch.float64)
-    moment = SecondMoment(3)
-    moment.update(x)
-    again = SecondMoment(3)
-    again.add(moment.sums())
-    again.add(moment.sums())
-    assert_close(again.sum_xxt.numpy(), 2 * (x.T @ x).numpy())
+    moments, again = SecondMoments(1, 3), SecondMoments(1, 3)
+    moments.update(x[None])
+    again.add(moments.sums())
+    again.add(moments.sums())
+    assert_close(again.sum_xxt[0].numpy(), 2 * (x.T @ x).numpy())
     assert again.count == 18
     site = Site("l", "q", "input", ("w",), False, 1, 1000)
     assert place_for_sums([site], 1, torch.device("cpu")) == torch.device("cpu")

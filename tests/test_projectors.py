@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nullbooth_cli import spectrum
 from nullbooth_cli.config import Config, build_config
 from nullbooth_cli.errors import ConfigError, StoreError
-from nullbooth_cli.moments import SecondMoment
+from nullbooth_cli.moments import SecondMoments
 from nullbooth_cli.nullspace import Projector, load_projector, usable_projectors
 from nullbooth_cli.pooling import Pooling, pooled, second_moment
 from nullbooth_cli.projectors import cut, eigh
@@ -46,10 +46,10 @@ class TestNoiseFloor:
         rank = int(rng.integers(1, dim))
         # Integers: the vectors lie in the subspace exactly, so what is left is the round-off of summing and decomposing.
         x = np.round(rng.standard_normal((300, rank)) * 4 + mean) @ np.round(rng.standard_normal((rank, dim)) * 8)
-        moment = SecondMoment(dim, accumulate=accumulate)
+        moments = SecondMoments(1, dim, accumulate=accumulate)
         for part in np.array_split(x, 4):
-            moment.update(torch.from_numpy(part))
-        [(eigenvalues, _)] = eigh([second_moment(*moment.sums())])
+            moments.update(torch.from_numpy(part[None]))
+        [(eigenvalues, _)] = eigh([second_moment(*moments.sums()[0])])
         floor = spectrum.noise_floor(float(eigenvalues[-1]), dim, accumulate)
         assert np.abs(eigenvalues[: dim - rank]).max() < floor < 1e-5 * eigenvalues[-1] + 1e-300
 
