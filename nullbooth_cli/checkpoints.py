@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from nullbooth_cli.errors import ConfigError, ResourceError
+from nullbooth_cli.tensors import generators
 
 if TYPE_CHECKING:
     from nullbooth_cli.training import Training
@@ -71,12 +72,11 @@ def draw_validation(training: "Training", done: int) -> None:
     if not recipe.validation_prompts:
         return
     training.denoiser.eval()
-    generators = [torch.Generator("cpu").manual_seed(recipe.seed + i) for i in range(len(recipe.validation_prompts))]
     drawn = pipe(
         recipe.validation_prompts,
         num_inference_steps=recipe.validation_inference_steps,
         guidance_scale=recipe.guidance_scale,
-        generator=generators,
+        generator=generators(range(recipe.seed, recipe.seed + len(recipe.validation_prompts))),
         output_type="np",
     ).images
     training.denoiser.train()

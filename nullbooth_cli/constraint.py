@@ -238,7 +238,7 @@ class _Weight:
             return (tensor if dtype is None else tensor.to(dtype)).cpu().double()
 
         start = at(start_of(self.linear))
-        change = at(self.linear.weight) - start  # type: ignore[arg-type]
+        change = at(self.linear.weight) - start  # type: ignore[arg-type]  # to torch it may be a module
         if self.lora is not None and self.lora.merged:
             raise ConfigError(f"an adapter is merged into {self.name}", "unmerge it first: what the weight was is not known else")
         if self.lora is not None and not self.lora.disable_adapters:

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.images import file_of
 from nullbooth_cli.model import denoiser_of, tokenizers_of
@@ -22,6 +20,7 @@ from nullbooth_cli.prompts import Prompt
 from nullbooth_cli.schedule import install
 from nullbooth_cli.sites import Enough
 from nullbooth_cli.steps import Step
+from nullbooth_cli.tensors import generators
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def denoise(pipe: Any, path: DenoisingPath, members: Sequence[tuple[int, Prompt]
                 prompt=[prompt.text for _, prompt in members],
                 num_inference_steps=path.num_inference_steps,
                 guidance_scale=path.guidance_scale,
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                generator=generators(seeds),
                 output_type=output_type,
                 **size,
             )

@@ -12,6 +12,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.noising import encode
 from nullbooth_cli.prompts import load_prompts
 from nullbooth_cli.recipe import Recipe
+from nullbooth_cli.tensors import generators
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,11 @@ def draw_class(recipe: Recipe, pipe: Any) -> Examples:
     latents = []
     for start in range(0, len(captions), recipe.train_batch_size):
         batch = captions[start : start + recipe.train_batch_size]
-        generators = [torch.Generator("cpu").manual_seed(recipe.seed + start + i) for i in range(len(batch))]
         drawn = pipe(
             batch,
             num_inference_steps=recipe.validation_inference_steps,
             guidance_scale=recipe.guidance_scale,
-            generator=generators,
+            generator=generators(range(recipe.seed + start, recipe.seed + start + len(batch))),
             output_type="latent",
         )
         latents.append(drawn.images)

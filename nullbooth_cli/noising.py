@@ -28,6 +28,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.images import read_image
 from nullbooth_cli.schedule import write_steps
 from nullbooth_cli.steps import Step
+from nullbooth_cli.tensors import generators
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -81,10 +82,10 @@ class _NoisedImages:
         All at once, so that the device need not wait in between for noise, which is drawn on the CPU.
         """
         clean = encode(self._pipe, [_fitting(file, size) for file in files], like.device)
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in self._seeds]
+        own = generators(self._seeds)
         self._before = [self._standing_before(index) for index in range(len(self._steps))]
         for index, scheduler in enumerate(self._before):
-            noise = torch.stack([torch.randn(clean.shape[1:], generator=generator) for generator in generators]).to(clean)
+            noise = torch.stack([torch.randn(clean.shape[1:], generator=generator) for generator in own]).to(clean)
             timestep = scheduler.timesteps[index : index + 1]
             mixed = (
                 scheduler.scale_noise(clean, timestep, noise)

@@ -94,7 +94,7 @@ def hold(linear: nn.Module, space: NullSpace, *, from_here: bool) -> Callable[[]
     Returns what makes it a plain weight again, with the value that it has then. Memory: one more weight if `from_here`, and the
     factor of P, once. Cost of each use: 4 M D F operations for `[M, D]`.
     """
-    weight: torch.Tensor = linear.weight  # type: ignore[assignment]
+    weight: torch.Tensor = linear.weight  # type: ignore[assignment]  # to torch it may be a module
     # The parameter is given another storage below, so this one stays as it is.
     held = InNullSpace(space, weight.detach() if from_here else None)
     parametrize.register_parametrization(linear, "weight", held)

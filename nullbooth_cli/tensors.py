@@ -1,12 +1,17 @@
-"""Tensors on their way to the store and back, and how they are multiplied."""
+"""Tensors on their way to the store and back, how they are multiplied, and what noise is drawn from."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
+
+
+def generators(seeds: Iterable[int]) -> list[torch.Generator]:
+    """One for each seed; of the CPU, so that every device gets the same noise."""
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
 def pack(tensor: torch.Tensor, dtype: str) -> Callable[[], NDArray[Any]]:

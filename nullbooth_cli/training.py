@@ -93,7 +93,9 @@ def prepare(recipe: Recipe, device: str | None = None, store: "OpenStore | None"
     projections = find_projections(denoiser, tuple(recipe.features), "all")
     open_up(denoiser, projections, recipe)
     constraint = None
-    if store is None and recipe.store is not None:
+    if store is not None:
+        recipe = recipe.model_copy(update={"store": store.url})
+    elif recipe.store is not None:
         from nullbooth_cli import api
 
         store = api.open_store(recipe.store)
@@ -106,7 +108,7 @@ def prepare(recipe: Recipe, device: str | None = None, store: "OpenStore | None"
         kept = [*(prior.captions if prior else ()), *(store.prompts() if store else ())]
         word = WordEmbedding(pipe, recipe.word, captions, kept)
     if recipe.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]  # torch has no type for what a module adds
     trained = tuple(name for name, parameter in denoiser.named_parameters() if parameter.requires_grad)
     return Training(recipe, pipe, accelerator, denoiser, subject, prior, constraint, trained, teacher, word)
 
@@ -142,9 +144,10 @@ def open_up(denoiser: nn.Module, projections: Sequence[Projection], recipe: Reci
         from peft import LoraConfig
 
         names = [projection.weight.removesuffix(".weight") for projection in projections]
+        adapter = LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=names)
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)  # the adapters begin at random
-            denoiser.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=names))  # type: ignore[operator]
+            denoiser.add_adapter(adapter)  # type: ignore[operator]  # torch has no type for what a module adds
         return
     for projection in projections:
         projection.module.get_parameter("weight").requires_grad_(True)

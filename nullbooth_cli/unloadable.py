@@ -26,7 +26,7 @@ def explained(source: Source, place: str | None = None, completes: str | None = 
         yield
     except NullboothError:
         raise
-    except Exception as error:
+    except Exception as error:  # four libraries, each with errors of its own; what is not known is said as it is
         message, hint = _explain(source, None if place is None else Path(place), error)
         if completes is not None:
             message = f"{completes} holds weights only, and the rest cannot be had: {message}"

@@ -225,7 +225,7 @@ def start_workers(
     workers = Launched(shard, preparing)
     try:
         yield workers
-    except BaseException:
+    except BaseException:  # Ctrl-C as well: the other processes must hear of it
         workers.close(failed=True)
         raise
     workers.close(failed=False)

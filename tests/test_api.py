@@ -46,7 +46,7 @@ def test_looking_imports_no_torch(finished: Any) -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        nb.nothing  # noqa: B018
+        nb.nothing  # noqa: B018  # looking it up is the test
 
 
 def test_moments_are_those_of_the_arrays(opened: nb.OpenStore, finished: Any) -> None:

@@ -430,7 +430,7 @@ class TestHelp:
             assert option in shown
 
     def test_the_list_is_complete(self) -> None:
-        assert tuple(command.name for command in app.registered_commands) == COMMANDS  # type: ignore[union-attr]
+        assert tuple(command.name for command in app.registered_commands) == COMMANDS  # type: ignore[union-attr]  # all have one
 
     def test_help_is_quick_and_imports_neither_torch_nor_zarr(self) -> None:
         code = (

@@ -52,7 +52,7 @@ def edit(
     session = start(Common(config, store, tuple(overrides or ()), as_json, quiet, verbose))
     opened = OpenStore(session.open_finished())
     pipe = load_model(session.config, device)
-    report = edit_pipeline(pipe, opened, pairs, method=method, ridge=ridge, preserve=preserve)  # type: ignore[arg-type]
+    report = edit_pipeline(pipe, opened, pairs, method=method, ridge=ridge, preserve=preserve)  # type: ignore[arg-type]  # it refuses others
     with written(path) as folder:
         pipe.save_pretrained(folder)
     document: dict[str, Any] = {"schema_version": 1, "store": session.url, "output": output, **asdict(report)}

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 from numpy.typing import NDArray
 
+from nullbooth_cli.tensors import generators
 from nullbooth_cli.toy import FOLDER, world
 
 WAYS: dict[str, Callable[[str, np.random.Generator], str]] = {
@@ -39,15 +39,15 @@ def unknown_word(rng: np.random.Generator) -> str:
 
 
 def paint(
-    pipe: Any, texts: Sequence[str], *, steps: int, guidance: float, seed: int, batch_size: int = 50
+    pipe: Any, texts: Sequence[str], *, steps: int, guidance: float, seed: int, batch_size: int = 50, output_type: str = "np"
 ) -> NDArray[np.float32]:
-    """Draw captions, caption i from the noise of `seed + i`; RGB in [0, 1], `[N, 32, 32, 3]`."""
+    """Draw captions, caption i from the noise of `seed + i`; RGB in [0, 1], `[N, 32, 32, 3]`, or latents `[N, C, h, w]`."""
     pictures = []
     for start in range(0, len(texts), batch_size):
         batch = list(texts[start : start + batch_size])
-        generators = [torch.Generator("cpu").manual_seed(seed + start + i) for i in range(len(batch))]
-        drawn = pipe(batch, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np")
-        pictures.append(drawn.images)
+        noise = generators(range(seed + start, seed + start + len(batch)))
+        drawn = pipe(batch, num_inference_steps=steps, guidance_scale=guidance, generator=noise, output_type=output_type)
+        pictures.append(np.asarray(drawn.images))
     return np.concatenate(pictures)
 
 

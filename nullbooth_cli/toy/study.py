@@ -154,17 +154,14 @@ class Scales:
 
 def latents(pipe: Any, texts: Sequence[str], seed: int) -> np.ndarray[Any, Any]:
     """Latents `[N, C, h, w]` of captions, caption i from the noise of seed + i."""
-    generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(len(texts))]
-    drawn = pipe(list(texts), num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generators, output_type="latent")
-    found: np.ndarray[Any, Any] = drawn.images.numpy()
-    return found
+    return score.paint(pipe, texts, steps=STEPS, guidance=GUIDANCE, seed=seed, output_type="latent")
 
 
 @torch.no_grad()
 def decoded(pipe: Any, found: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Pictures `[N, h, w, 3]` in [0, 1] of latents."""
     pictures = pipe.vae.decode(torch.from_numpy(found) / pipe.vae.config.scaling_factor).sample
-    shown: np.ndarray[Any, Any] = ((pictures + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    shown: np.ndarray[Any, Any] = pipe.image_processor.postprocess(pictures, output_type="np")
     return shown
 
 
@@ -231,10 +228,10 @@ def picture(points: Sequence[Point], path: Path) -> Path:
     others = [p for p in points if p.arm not in SHOWN]
     drawn.scatter([p.learned for p in others], [max(p.forgotten, FAINTEST) for p in others], s=6, color=GREY, alpha=0.5)
     for arm, colour, mark in zip(SHOWN, COLOURS, "osD^vP*", strict=True):
-        for seed in sorted({p.seed for p in points if p.arm == arm}):
+        for i, seed in enumerate(sorted({p.seed for p in points if p.arm == arm})):
             scores = sorted({p.learned for p in points if p.arm == arm and p.seed == seed})
             least = [max(least_forgotten(points, arm, seed, score), FAINTEST) for score in scores]
-            drawn.plot(scores, least, color=colour, marker=mark, markersize=4, linewidth=1.2, label=None if seed else arm)
+            drawn.plot(scores, least, color=colour, marker=mark, markersize=4, linewidth=1.2, label=None if i else arm)
     if drawn.get_legend_handles_labels()[0]:
         drawn.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return save(made, path)
