@@ -16,9 +16,9 @@ OPERATIONS_PER_SECOND = 100e12
 @cache
 def looked(name: str) -> tuple[Any, Any, Any, Any]:
     """(config, steps, shapes, what was found) of configs/<name>.yaml, with the model's config files in the place of the hub."""
-    from nullbooth_cli.config import load_config
-    from nullbooth_cli.opening import compute_steps
-    from nullbooth_cli.shapes import look
+    from nullbooth_cli.collect.open_model import compute_steps
+    from nullbooth_cli.collect.preview import look
+    from nullbooth_cli.settings.config import load_config
 
     config = load_config(ROOT / f"configs/{name}.yaml", [f"model={ROOT / 'tests/architectures' / name}"])
     _, steps = compute_steps(config, 1)
@@ -28,18 +28,18 @@ def looked(name: str) -> tuple[Any, Any, Any, Any]:
 
 def num_parameters(name: str) -> int:
     """Of the denoiser."""
-    from nullbooth_cli.model import denoiser_of
+    from nullbooth_cli.model.load import denoiser_of
 
     return sum(parameter.numel() for parameter in denoiser_of(looked(name)[2].pipe).parameters())
 
 
 def plans(name: str) -> dict[str, Any]:
     """The plan of every stage for `NUM_PROMPTS` prompts, by its name."""
-    from nullbooth_cli.config import STAGES
-    from nullbooth_cli.plans import plan_for
-    from nullbooth_cli.prompts import Prompt
-    from nullbooth_cli.shapes import sites_of
-    from nullbooth_cli.states import stage_states
+    from nullbooth_cli.collect.preview import sites_of
+    from nullbooth_cli.datatypes import Prompt
+    from nullbooth_cli.pipeline.plan import plan_for
+    from nullbooth_cli.pipeline.state import stage_states
+    from nullbooth_cli.settings.config import STAGES
 
     config, steps, shapes, found = looked(name)
     prompts = tuple(Prompt(f"prompt {number}") for number in range(NUM_PROMPTS))
@@ -51,7 +51,7 @@ def plans(name: str) -> dict[str, Any]:
 
 def config_file(name: str) -> str:
     """configs/<name>.yaml as it is, below a first paragraph that says what it takes."""
-    from nullbooth_cli.console import duration, operations, size
+    from nullbooth_cli.formatting import duration, operations, size
 
     _, steps, shapes, _ = looked(name)
     made = plans(name)
@@ -105,7 +105,7 @@ the rest at *every step*.
 
 @cache
 def _document(name: str) -> dict[str, Any]:
-    from nullbooth_cli.shapes import layers_document
+    from nullbooth_cli.collect.preview import layers_document
 
     _, _, shapes, found = looked(name)
     document: dict[str, Any] = layers_document(shapes, found, 1, lambda *_: True)
@@ -113,7 +113,7 @@ def _document(name: str) -> dict[str, Any]:
 
 
 def _summary(name: str) -> str:
-    from nullbooth_cli.console import size
+    from nullbooth_cli.formatting import size
 
     document = _document(name)
     total = document["totals"]["all"]
@@ -126,7 +126,7 @@ def _summary(name: str) -> str:
 
 def _recordings(name: str) -> list[str]:
     """One row for the recordings of one shape."""
-    from nullbooth_cli.store.layout import split_weight
+    from nullbooth_cli.datatypes import split_weight
 
     kinds: dict[tuple[Any, ...], dict[str, int]] = {}
     for site in _document(name)["sites"]:

@@ -62,7 +62,7 @@ def config_rows(model: BaseModel, prefix: str = "") -> Iterator[str]:
 
 
 def config_page() -> str:
-    from nullbooth_cli.config import Config
+    from nullbooth_cli.settings.config import Config
 
     rows = "\n".join(config_rows(Config()))
     return f"""\
@@ -100,13 +100,13 @@ def cli_page() -> str:
 
 
 def yaml_file() -> str:
-    from nullbooth_cli.config import build_config
+    from nullbooth_cli.settings.config import build_config
 
     return YAML_HEADER + "\n".join(yaml_lines(build_config({}, TOY))) + "\n"
 
 
 def recipe_page() -> str:
-    from nullbooth_cli.recipe import Recipe
+    from nullbooth_cli.settings.recipe import Recipe
 
     rows = "\n".join(config_rows(Recipe()))
     return f"""\

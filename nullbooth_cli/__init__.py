@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nullbooth_cli.api import Moment, OpenStore, open_store
-    from nullbooth_cli.constraint import Constraint, constrain
-    from nullbooth_cli.editing import EditReport, edit
+    from nullbooth_cli.datatypes import Site
     from nullbooth_cli.errors import NullboothError
-    from nullbooth_cli.nullspace import Projector
-    from nullbooth_cli.store import Site
+    from nullbooth_cli.nullspace.projector import Projector
+    from nullbooth_cli.training.constraint import Constraint, constrain
+    from nullbooth_cli.training.edit import EditReport, edit
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,17 +24,16 @@ __all__ = [
     "edit",
     "open_store",
 ]
-
 _HOMES = {
-    "Constraint": "constraint",
-    "EditReport": "editing",
+    "Constraint": "training.constraint",
+    "EditReport": "training.edit",
     "Moment": "api",
     "NullboothError": "errors",
     "OpenStore": "api",
-    "Projector": "nullspace",
-    "Site": "store",
-    "constrain": "constraint",
-    "edit": "editing",
+    "Projector": "nullspace.projector",
+    "Site": "datatypes",
+    "constrain": "training.constraint",
+    "edit": "training.edit",
     "open_store": "api",
 }
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nullbooth_cli.config import build_config
+from nullbooth_cli.datatypes import Site, Step
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.nullspace import Projector, load_projector, provenance, usable_projectors
-from nullbooth_cli.pooling import pooled, second_moment
-from nullbooth_cli.states import require, stage_states
-from nullbooth_cli.steps import Step
-from nullbooth_cli.store import Site, Store
+from nullbooth_cli.nullspace.pooling import pooled, second_moment
+from nullbooth_cli.nullspace.projector import Projector
+from nullbooth_cli.nullspace.usable import load_projector, provenance, usable_projectors
+from nullbooth_cli.pipeline.state import require, stage_states
+from nullbooth_cli.settings.config import build_config
+from nullbooth_cli.store import Store
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,12 +10,13 @@ from typer.core import TyperGroup
 
 from nullbooth_cli import __version__
 from nullbooth_cli.commands.collect import collect
+from nullbooth_cli.commands.console import Terminal
 from nullbooth_cli.commands.covariance import covariance
 from nullbooth_cli.commands.doctor import doctor
 from nullbooth_cli.commands.edit import edit
 from nullbooth_cli.commands.evaluate import evaluate
 from nullbooth_cli.commands.export import export
-from nullbooth_cli.commands.importing import import_
+from nullbooth_cli.commands.import_ import import_
 from nullbooth_cli.commands.inspect import inspect
 from nullbooth_cli.commands.merge import merge
 from nullbooth_cli.commands.project import project
@@ -23,7 +24,6 @@ from nullbooth_cli.commands.run import run
 from nullbooth_cli.commands.schedule import schedule
 from nullbooth_cli.commands.status import status
 from nullbooth_cli.commands.train import train
-from nullbooth_cli.console import Terminal
 from nullbooth_cli.errors import ConfigError, NullboothError
 
 INTERRUPTED = 130

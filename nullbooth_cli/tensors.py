@@ -1,12 +1,16 @@
 """Tensors on their way to the store and back, how they are multiplied, and what noise is drawn from."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 
 def generators(seeds: Iterable[int]) -> list[torch.Generator]:
@@ -62,3 +66,18 @@ def full_float32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def plain_name(name: str) -> str:
+    """The name that a weight has in the plain model, where PEFT put adapters around it or around the whole model."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def tensor_digest(tensor: Any, dtype: str) -> str:
+    """SHA-256 of a torch tensor's shape and its values in a dtype, cut to 16 hexadecimal digits."""
+    import torch
+
+    values = tensor.detach().to("cpu", getattr(torch, dtype)).contiguous()
+    digest = hashlib.sha256(f"{dtype}:{tuple(values.shape)}".encode())
+    digest.update(values.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 import nullbooth_cli as nb
-from nullbooth_cli.config import Config, build_config
 from nullbooth_cli.errors import ConfigError, StageError
-from nullbooth_cli.nullspace import check_model, tensor_digest
+from nullbooth_cli.nullspace.usable import check_model
+from nullbooth_cli.settings.config import Config, build_config
 from nullbooth_cli.store import Store
-from tests.conftest import ROOT, execute, features_at
+from nullbooth_cli.tensors import tensor_digest
+from tests.support.builders import ROOT, execute, features_at
 
 NAME = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q.weight"
 

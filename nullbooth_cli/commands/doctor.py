@@ -7,8 +7,8 @@ import typer
 from nullbooth_cli.commands.options import AsJson, Common, ConfigFile, Device, Overrides, Quiet, StorePath, Verbose
 
 if TYPE_CHECKING:
-    from nullbooth_cli.config import Config
-    from nullbooth_cli.prompts import Prompt
+    from nullbooth_cli.datatypes import Prompt
+    from nullbooth_cli.settings.config import Config
 
 
 def doctor(
@@ -27,16 +27,17 @@ def doctor(
 
     Example: nullbooth doctor -c configs/nullbooth.yaml && nullbooth run -c configs/nullbooth.yaml
     """
-    from nullbooth_cli.checks import CHECKS, Patient
-    from nullbooth_cli.console import Terminal
-    from nullbooth_cli.doctor import doctor_document, examine
+    from nullbooth_cli.commands.console import Terminal
+    from nullbooth_cli.pipeline.doctor.checks import CHECKS
+    from nullbooth_cli.pipeline.doctor.examination import Patient
+    from nullbooth_cli.pipeline.doctor.examine import doctor_document, examine
 
     terminal = Terminal(as_json=as_json, quiet=quiet)
     arguments = ""
 
     def configured() -> "tuple[Config, str, tuple[Prompt, ...]]":
         nonlocal arguments
-        from nullbooth_cli.commands.configured import configure
+        from nullbooth_cli.commands.find_config import configure
 
         found = configure(Common(config, store, tuple(overrides or ()), as_json, quiet, verbose))
         arguments = found.arguments
@@ -60,7 +61,7 @@ def doctor(
 
 
 def _summary(document: dict[str, Any]) -> str:
-    from nullbooth_cli.console import counted
+    from nullbooth_cli.formatting import counted
 
     found = f"{counted(document['errors'], 'error')}, {counted(document['warnings'], 'warning')}"
     return f"{counted(len(document['checks']), 'check')}, {found}, {document['not_checked']} not checked"

@@ -38,12 +38,12 @@ def edit(
     from dataclasses import asdict
 
     from nullbooth_cli.api import OpenStore
+    from nullbooth_cli.collect.open_model import load_model
     from nullbooth_cli.commands.session import start
-    from nullbooth_cli.editing import edit as edit_pipeline
-    from nullbooth_cli.editing import read_pairs
     from nullbooth_cli.errors import ConfigError
-    from nullbooth_cli.exporting import written
-    from nullbooth_cli.opening import load_model
+    from nullbooth_cli.nullspace.export import written
+    from nullbooth_cli.training.edit import edit as edit_pipeline
+    from nullbooth_cli.training.edit import read_pairs
 
     path = Path(output)
     if path.exists():

@@ -50,7 +50,7 @@ def evaluate(
 
     Example: nullbooth evaluate trained -s runs/toy.zarr --subject "a sks circle on a red background" --html report.html
     """
-    from nullbooth_cli.commands.comparing import Asked, run
+    from nullbooth_cli.commands.evaluate_models import Asked, run
 
     common = Common(config, store, tuple(overrides or ()), as_json, quiet, verbose)
     run(

@@ -34,10 +34,11 @@ def export(
 
     Example: nullbooth export projectors.safetensors -s runs/toy.zarr
     """
-    from nullbooth_cli import exporting
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.errors import ConfigError
-    from nullbooth_cli.states import decomposing, require, stage_states
+    from nullbooth_cli.nullspace.export import export_alphaedit, export_folder, export_safetensors
+    from nullbooth_cli.pipeline.project import decomposing
+    from nullbooth_cli.pipeline.state import require, stage_states
 
     path = Path(out)
     form = FORMATS.get(path.suffix, "folder")
@@ -57,12 +58,12 @@ def export(
     require(stage_states(session.config, session.prompts, opened), "covariance" if only_covariance else "project", session.url)
     document: dict[str, Any] = {"schema_version": 1, "store": session.url, "format": form, "path": out}
     if form == "safetensors":
-        header = exporting.export_safetensors(opened, path, dense=dense, dtype=dtype)
+        header = export_safetensors(opened, path, dense=dense, dtype=dtype)
         document["weights"] = list(header["weights"])
     elif form == "alphaedit":
-        document["sites"] = exporting.export_alphaedit(opened, path, layer, feature)
+        document["sites"] = export_alphaedit(opened, path, layer, feature)
     else:
         settings = decomposing(session.config, opened)
-        made = exporting.export_folder(opened, session.config, settings, path, only_covariance=only_covariance)
+        made = export_folder(opened, session.config, settings, path, only_covariance=only_covariance)
         document["path"] = str(made)
     session.terminal.answer(document, lambda found: f"{found['store']} -> {found['path']} ({found['format']})")

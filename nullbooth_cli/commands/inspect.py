@@ -53,11 +53,13 @@ def inspect(
 
     Example: nullbooth inspect --layers -c configs/sdxl.yaml
     """
-    from nullbooth_cli import report
-    from nullbooth_cli.commands.listing import list_layers
-    from nullbooth_cli.commands.looking import Looks, compare, look
-    from nullbooth_cli.commands.session import start, warnings_of
+    from nullbooth_cli.commands.draw import warnings_of
+    from nullbooth_cli.commands.inspect_compare import compare
+    from nullbooth_cli.commands.inspect_layers import list_layers
+    from nullbooth_cli.commands.inspect_pictures import Looks, look
+    from nullbooth_cli.commands.session import start
     from nullbooth_cli.errors import ConfigError
+    from nullbooth_cli.report import documents
 
     if as_json and as_csv:
         raise ConfigError("--json and --csv are two answers", "ask for one")
@@ -75,13 +77,13 @@ def inspect(
             raise ConfigError("two stores give one answer, a table or --json", "draw one store at a time")
         return compare(session, named[1], layer, feature, site)
     opened = session.open_finished()
-    document = report.inspect_document(session.config, opened, layer, feature, timestep, site)
+    document = documents.inspect_document(session.config, opened, layer, feature, timestep, site)
     look(session, opened, document, Looks(plots, picture_format, attention, html, device, moments=site is not None))
     if as_csv:
         session.terminal.text(_csv(document))
     else:
         # A picture for eyes: what is piped or parsed does not change with it.
-        sparks = report.sparklines(opened, document) if session.terminal.is_for_eyes else None
+        sparks = documents.sparklines(opened, document) if session.terminal.is_for_eyes else None
         session.terminal.answer(document, partial(_draw, sparks=sparks))
     session.terminal.warn(warnings_of(document))
 
@@ -111,8 +113,8 @@ DROPPED = ("noise floor", "condition", SPECTRUM, "tokens", "weights", "eff. rank
 
 
 def _draw(document: dict[str, Any], sparks: list[str] | None = None) -> Any:
-    from nullbooth_cli.commands.session import draw_summary
-    from nullbooth_cli.console import shortened, table
+    from nullbooth_cli.commands.console import shortened, table
+    from nullbooth_cli.commands.draw import draw_summary
 
     sites = document["sites"]
     groups = {(site["layer"], site["feature"]): site for site in sites if len(site["weights"]) > 1}

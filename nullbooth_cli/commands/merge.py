@@ -21,13 +21,15 @@ def merge(
 
     Example: nullbooth merge runs/a.zarr runs/b.zarr -s runs/all.zarr && nullbooth project -s runs/all.zarr
     """
-    from nullbooth_cli import merging, report
-    from nullbooth_cli.commands.configured import options_of
-    from nullbooth_cli.commands.session import draw_stage
-    from nullbooth_cli.config import build_config
-    from nullbooth_cli.console import Terminal
+    from nullbooth_cli.commands.console import Terminal
+    from nullbooth_cli.commands.draw import draw_stage
+    from nullbooth_cli.commands.find_config import options_of
     from nullbooth_cli.errors import ConfigError
-    from nullbooth_cli.states import stage_states
+    from nullbooth_cli.pipeline.merge import check_mergeable
+    from nullbooth_cli.pipeline.merge import merge as merge_stores
+    from nullbooth_cli.pipeline.state import stage_states
+    from nullbooth_cli.report import documents
+    from nullbooth_cli.settings.config import build_config
     from nullbooth_cli.store import Store, locked, open_backing
 
     if len(stores) < 2 or len(set(stores)) < len(stores):
@@ -35,10 +37,10 @@ def merge(
     terminal = Terminal(as_json=as_json, quiet=quiet)
     options = options_of(tuple(overrides or ()))
     sources = [Store.open(place, options=options) for place in stores]
-    merging.check_mergeable(sources)
+    check_mergeable(sources)
     with locked(open_backing(out, options)):
         store = Store.open_or_create(out, sources[0].config, options)
-        terminal.follow(merging.merge(sources, store))
+        terminal.follow(merge_stores(sources, store))
     states = stage_states(build_config(store.config), store.prompts(), store)
-    terminal.answer(report.stage_document("covariance", states["covariance"], store), draw_stage)
+    terminal.answer(documents.stage_document("covariance", states["covariance"], store), draw_stage)
     terminal.next(f"nullbooth project -s {out}")

@@ -1,6 +1,6 @@
 """The command `nullbooth schedule`."""
 
-from nullbooth_cli.commands.options import stage_command
+from nullbooth_cli.commands.stage_command import stage_command
 
 
 @stage_command("schedule")

@@ -30,18 +30,18 @@ def status(
 
     Example: nullbooth status -s runs/toy.zarr --watch
     """
-    from nullbooth_cli import report
     from nullbooth_cli.commands.session import start
-    from nullbooth_cli.config import STAGES
     from nullbooth_cli.errors import ConfigError, StoreError
-    from nullbooth_cli.runs import renamed
-    from nullbooth_cli.states import require, stage_states
+    from nullbooth_cli.pipeline.run import renamed
+    from nullbooth_cli.pipeline.state import require, stage_states
+    from nullbooth_cli.report import documents
+    from nullbooth_cli.settings.config import STAGES
 
     if check is not None and check not in STAGES:
         raise ConfigError(f"--check {check}: no such stage", f"stages: {', '.join(STAGES)}")
     common = Common(config, store, tuple(overrides or ()), as_json, quiet, verbose)
     if watch:
-        from nullbooth_cli.commands.watching import watch as follow
+        from nullbooth_cli.commands.status_watch import watch as follow
 
         if verify:
             raise ConfigError("--verify reads everything once, --watch looks again and again", "ask for one")
@@ -49,7 +49,7 @@ def status(
     session = start(common)
     opened = session.open_if_there()
     states = stage_states(session.config, session.prompts, opened)
-    document = report.status_document(session.url, opened, states)
+    document = documents.status_document(session.url, opened, states)
     document["renamed"] = [vars(difference) for difference in renamed(session.config, opened)]
     if verify and opened:
         document["verify"] = _verified(opened)
@@ -64,8 +64,8 @@ def status(
 
 
 def _verified(store: Any) -> dict[str, Any]:
-    from nullbooth_cli.config import STAGES
-    from nullbooth_cli.verify import Damage, damages
+    from nullbooth_cli.settings.config import STAGES
+    from nullbooth_cli.store.verify import Damage, damages
 
     checked, damaged = 0, []
     for place in filter(None, (store, store.heldout())):
@@ -78,7 +78,8 @@ def _verified(store: Any) -> dict[str, Any]:
 
 
 def _draw(document: dict[str, Any]) -> Any:
-    from nullbooth_cli.console import size, table
+    from nullbooth_cli.commands.console import table
+    from nullbooth_cli.formatting import size
 
     rows = []
     for stage, found in document["stages"].items():

@@ -29,22 +29,22 @@ def train(
 
     Example: nullbooth train -c configs/train/toy.yaml -s runs/words.zarr
     """
-    from nullbooth_cli import training
-    from nullbooth_cli.console import Terminal
+    from nullbooth_cli.commands.console import Terminal
     from nullbooth_cli.errors import ConfigError
-    from nullbooth_cli.recipe import Recipe
-    from nullbooth_cli.settings import load
+    from nullbooth_cli.settings.recipe import Recipe
+    from nullbooth_cli.settings.schema import load
+    from nullbooth_cli.training import dreambooth, setup
 
     if not Path(config).is_file():
         raise ConfigError(f"no file at {config}", "configs/train/toy.yaml is an example")
     recipe = load(Recipe, Path(config), overrides or ())
-    ready = training.prepare(recipe.model_copy(update={"store": store}) if store else recipe, device)
+    ready = setup.prepare(recipe.model_copy(update={"store": store}) if store else recipe, device)
     terminal = Terminal(as_json=as_json, quiet=quiet, silent=not ready.accelerator.is_main_process)
     if verbose:
         terminal.note(f"recipe {config}, into {recipe.output}")
     terminal.note(f"trains {len(ready.trained)} weights, {ready.held}")
-    terminal.follow(training.train(ready))
-    document = training.finish(ready)
+    terminal.follow(dreambooth.train(ready))
+    document = dreambooth.finish(ready)
     if document:
         terminal.answer(document, _draw)
 

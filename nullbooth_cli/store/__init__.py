@@ -27,17 +27,19 @@ What must stay true:
 `activity`.
 """
 
-from nullbooth_cli.store.activity import Activity
-from nullbooth_cli.store.backing import Backing, is_url, locked, open_backing, shard_locked
-from nullbooth_cli.store.layout import FEATURES, STORED_DTYPES, Layout, Site, choose_sites
-from nullbooth_cli.store.maps import AttentionMaps
-from nullbooth_cli.store.parts import Part, Sums, check_disjoint, pack_sums
+from nullbooth_cli.datatypes import FEATURES, Site, Sums, choose_sites
+from nullbooth_cli.store.attention_maps import AttentionMaps
+from nullbooth_cli.store.backing import Backing
+from nullbooth_cli.store.heartbeats import Activity
+from nullbooth_cli.store.layout import STORED_DTYPES, Layout
+from nullbooth_cli.store.locks import locked, shard_locked
+from nullbooth_cli.store.open_backing import is_url, open_backing
+from nullbooth_cli.store.partial_sums import Part, check_disjoint, pack_sums
 from nullbooth_cli.store.results import Cut, Decomposition
-from nullbooth_cli.store.store import HELDOUT, RELEASED, Store
+from nullbooth_cli.store.store import RELEASED, Store
 
 __all__ = [
     "FEATURES",
-    "HELDOUT",
     "RELEASED",
     "STORED_DTYPES",
     "Activity",

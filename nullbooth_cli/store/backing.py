@@ -1,15 +1,8 @@
 """Where the bytes of a store are: a local folder (`local`) or an object store behind a URL (`remote`)."""
 
-import contextlib
-import os
-import socket
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +12,6 @@ from nullbooth_cli.errors import ResourceError, StoreError
 
 Part = bytes | memoryview
 CONCURRENT_WRITES = 8
-PROBE_SECONDS = 2.0  # a lock is held for a moment by whoever looks whether it is held
 
 
 class Backing(ABC):
@@ -94,54 +86,3 @@ class Backing(ABC):
     @abstractmethod
     def failure(self, error: OSError) -> ResourceError | StoreError:
         """What an error of the system means to the user."""
-
-
-def is_url(place: str | Path) -> bool:
-    return "://" in str(place)
-
-
-def open_backing(place: str | Path, options: Mapping[str, Any] | None = None, *, read_only: bool = False) -> Backing:
-    """The backing of a path or URL. `options` are what the object store's client takes; they are kept nowhere."""
-    if is_url(place):
-        from nullbooth_cli.store.remote import RemoteBacking
-
-        return RemoteBacking(str(place), options or {}, read_only=read_only)
-    from nullbooth_cli.store.local import LocalBacking
-
-    return LocalBacking(Path(place), read_only=read_only)
-
-
-def holder_text() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-
-
-def in_use(url: str, holder: str) -> StoreError:
-    return StoreError(f"{url} is in use by {holder or 'another process'}", "wait for it, or stop it; its finished units are kept")
-
-
-@contextlib.contextmanager
-def locked(backing: Backing, wait: float = 0, *, among_shards: bool = False) -> Iterator[None]:
-    """Hold a place for writing: alone, or (for the moment in which one prepares it) beside the shards that work on it.
-
-    Who is alone finds nothing that killed writers left half written.
-    """
-    with backing.lock(wait=wait):
-        if not among_shards:
-            for name in backing.other_locks():
-                with backing.lock(name, PROBE_SECONDS):
-                    pass
-            backing.sweep()
-        yield
-
-
-@contextlib.contextmanager
-def shard_locked(backing: Backing, number: int, count: int) -> Iterator[None]:
-    """Hold one shard of a place. Raises StoreError if another process holds it, or a shard of another division."""
-    ending = f"-of-{count}"
-    with backing.lock(f"{number}{ending}"):
-        # First taken, then looked: of two divisions that begin at the same moment at least one sees the other.
-        for name in backing.other_locks():
-            if not name.endswith(ending) or name.startswith(f"{number}."):
-                with backing.lock(name, PROBE_SECONDS):
-                    pass
-        yield

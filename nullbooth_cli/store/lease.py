@@ -13,16 +13,13 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import psutil
 from zarr.core.sync import sync
 
 from nullbooth_cli.errors import ResourceError
-from nullbooth_cli.store.backing import holder_text
-
-if TYPE_CHECKING:
-    from nullbooth_cli.store.clients import Client
+from nullbooth_cli.store.locks import holder_text
 
 RENEW_SECONDS = 15.0
 # A holder begins no write later than half of this after its last sign, and obstore ends a write within the other half (15 s of
@@ -30,10 +27,22 @@ RENEW_SECONDS = 15.0
 LEASE_SECONDS = 120.0
 
 
+class LeaseObjects(Protocol):
+    """What a lease asks of the place that keeps it."""
+
+    async def read_lease(self, key: str) -> tuple[dict[str, Any] | None, Any]:
+        """(a lease, the tag that this version of it has)."""
+
+    async def replace_lease(self, key: str, data: bytes, tag: Any) -> None:
+        """Write a lease, unless it is not the version of the tag any more."""
+
+    async def delete(self, key: str) -> None: ...
+
+
 class Lease:
     """The object `key` among the leases of a place, held or wished for."""
 
-    def __init__(self, objects: "Client", key: str) -> None:
+    def __init__(self, objects: LeaseObjects, key: str) -> None:
         self.lost = False
         self._objects, self._key, self._nonce = objects, key, uuid.uuid4().hex
         self._guard = threading.Lock()

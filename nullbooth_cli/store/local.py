@@ -18,7 +18,8 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
 from nullbooth_cli.errors import ResourceError, StoreError
-from nullbooth_cli.store.backing import PROBE_SECONDS, Backing, Part, holder_text, in_use
+from nullbooth_cli.store.backing import Backing, Part
+from nullbooth_cli.store.locks import PROBE_SECONDS, holder_text, in_use
 
 TEMPORARY = ".partial"
 

@@ -21,9 +21,10 @@ from zarr.core.common import concurrent_map
 from zarr.core.sync import sync
 
 from nullbooth_cli.errors import ConfigError, ResourceError, StoreError
-from nullbooth_cli.store.backing import Backing, Part, in_use
+from nullbooth_cli.store.backing import Backing, Part
 from nullbooth_cli.store.clients import CLIENTS, Client, buffer_of
 from nullbooth_cli.store.lease import HELD, Lease
+from nullbooth_cli.store.locks import in_use
 
 CONCURRENT_READS = 32
 WHOLE = "all"

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from zarr.errors import ContainsArrayError
 
+from nullbooth_cli.datatypes import Site, Sums
 from nullbooth_cli.store.arrays import ArrayGroup
-from nullbooth_cli.store.layout import Layout, Site
-from nullbooth_cli.store.parts import Sums, pack_sums, unpack_sums
+from nullbooth_cli.store.layout import Layout
+from nullbooth_cli.store.partial_sums import pack_sums, unpack_sums
 
 
 @dataclass(frozen=True)

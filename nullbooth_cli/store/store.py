@@ -11,20 +11,20 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from nullbooth_cli.datatypes import HELDOUT, Prompt, Site, Step
 from nullbooth_cli.errors import StoreError
-from nullbooth_cli.prompts import Prompt
-from nullbooth_cli.steps import Step
-from nullbooth_cli.store.activity import ActivityStore
-from nullbooth_cli.store.backing import Backing, locked, open_backing
-from nullbooth_cli.store.layout import STORED_DTYPES, Layout, Site
-from nullbooth_cli.store.maps import MapStore
-from nullbooth_cli.store.parts import Part
+from nullbooth_cli.store.attention_maps import MapStore
+from nullbooth_cli.store.backing import Backing
+from nullbooth_cli.store.heartbeats import ActivityStore
+from nullbooth_cli.store.layout import STORED_DTYPES, Layout
+from nullbooth_cli.store.locks import locked
+from nullbooth_cli.store.open_backing import open_backing
+from nullbooth_cli.store.partial_sums import Part
 from nullbooth_cli.store.results import Results
 
 FORMAT = "nullbooth"
 FORMAT_VERSION = 4
 PACKAGES = ("nullbooth", "torch", "diffusers", "transformers", "zarr", "numpy")
-HELDOUT = "heldout"
 RELEASED = 2  # in a cell of collect: done, but the features were removed
 
 

@@ -93,11 +93,12 @@ def main(
     picture: Annotated[Path | None, typer.Option("--grid", help="Write the first pictures of each way into this PNG.")] = None,
 ) -> None:
     """Score the model on held-out captions; prints one JSON document."""
-    from nullbooth_cli.model import load_pipeline, pick_device
+    import torch
+    from diffusers import StableDiffusionPipeline
 
-    pipe = load_pipeline(
-        str(folder), revision=None, variant=None, dtype="float32", local_files_only=True, device=pick_device(None)
-    )
+    pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.set_progress_bar_config(disable=True)
     triples = held_out_triples(count)
     found, shown = {}, []
     for way, say in WAYS.items():

@@ -51,7 +51,6 @@ WORDS = (
     *dict.fromkeys(" ".join(PREFIXES).split()),
     *("the", "on", "at", "with", "in", "background", "shape", "thing", "center", "and"),
 )
-
 Picture = NDArray[np.float32]
 Triple = tuple[str, str, str]
 

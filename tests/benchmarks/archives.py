@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nullbooth_cli.features import FeatureSink, features_nbytes
-from nullbooth_cli.moments import MomentSink, covariance, covariance_units, sums_nbytes
-from nullbooth_cli.writer import Writer
+from nullbooth_cli.collect.sinks import FeatureSink, MomentSink, features_nbytes
+from nullbooth_cli.nullspace.covariance import covariance
+from nullbooth_cli.nullspace.moments import sums_nbytes
+from nullbooth_cli.store.background import Writer
+from nullbooth_cli.store.layout import covariance_units
 from tests.benchmarks.common import (
     Stopwatch,
     disk_rates,

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from nullbooth_cli.events import Interrupts
-from nullbooth_cli.features import FeatureSink, collect, features_nbytes
-from nullbooth_cli.moments import MomentSink, sums_nbytes
-from nullbooth_cli.recording import Sink
-from nullbooth_cli.store import Site
-from nullbooth_cli.writer import Writer
+from nullbooth_cli.collect.sinks import FeatureSink, MomentSink, Sink, features_nbytes
+from nullbooth_cli.collect.units import collect
+from nullbooth_cli.datatypes import Site
+from nullbooth_cli.nullspace.moments import sums_nbytes
+from nullbooth_cli.progress import Interrupts
+from nullbooth_cli.store.background import Writer
 from tests.benchmarks.common import (
     Stopwatch,
     disk_rates,

@@ -9,8 +9,10 @@ import os
 import numpy as np
 import torch
 
-from nullbooth_cli.moments import covariance, covariance_units, sums_nbytes
+from nullbooth_cli.nullspace.covariance import covariance
+from nullbooth_cli.nullspace.moments import sums_nbytes
 from nullbooth_cli.store import Store
+from nullbooth_cli.store.layout import covariance_units
 from tests.benchmarks.common import (
     Stopwatch,
     disk_rates,

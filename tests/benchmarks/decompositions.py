@@ -8,10 +8,10 @@ products alone (Newton-Schulz iteration of the matrix sign; Higham, Functions of
 
 import torch
 
-from nullbooth_cli.moments import covariance_units
-from nullbooth_cli.pooling import Decomposing, Pooling, second_moment
-from nullbooth_cli.projectors import project
+from nullbooth_cli.nullspace.decompose import project
+from nullbooth_cli.nullspace.pooling import Decomposing, Pooling, second_moment
 from nullbooth_cli.store import Store
+from nullbooth_cli.store.layout import covariance_units
 from tests.benchmarks.common import Stopwatch, figure, in_turns, median_wall, parse, parser, show, workplace
 from tests.benchmarks.subjects import random_subject
 

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from nullbooth_cli.events import Interrupts
-from nullbooth_cli.features import FeatureSink, collect
-from nullbooth_cli.moments import MomentSink, sums_nbytes
-from nullbooth_cli.resources import place_for_sums
-from nullbooth_cli.writer import Writer
+from nullbooth_cli.collect.sinks import FeatureSink, MomentSink
+from nullbooth_cli.collect.units import collect
+from nullbooth_cli.nullspace.moments import sums_nbytes
+from nullbooth_cli.pipeline.space import place_for_sums
+from nullbooth_cli.progress import Interrupts
+from nullbooth_cli.store.background import Writer
 from tests.benchmarks.collect import bare, collected
 from tests.benchmarks.common import (
     Stopwatch,

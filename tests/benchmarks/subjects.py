@@ -9,16 +9,17 @@ import diffusers
 import torch
 import transformers
 
-from nullbooth_cli.denoise import DenoisingPath, hold_to_schedule
-from nullbooth_cli.events import Interrupts
-from nullbooth_cli.features import FeatureSink, collect
-from nullbooth_cli.model import _be_quiet, denoiser_of, load_pipeline, prepare
-from nullbooth_cli.prompts import Prompt
-from nullbooth_cli.recording import Found, find_sites
-from nullbooth_cli.schedule import build_scheduler, compute_schedule
-from nullbooth_cli.sites import find_projections
-from nullbooth_cli.store import Layout, Site, Store
-from nullbooth_cli.writer import Writer
+from nullbooth_cli.collect.find_sites import Found, find_sites
+from nullbooth_cli.collect.sinks import FeatureSink
+from nullbooth_cli.collect.units import collect
+from nullbooth_cli.datatypes import Prompt, Site
+from nullbooth_cli.model.denoise import DenoisingPath, hold_to_schedule
+from nullbooth_cli.model.load import _be_quiet, denoiser_of, load_pipeline, prepare
+from nullbooth_cli.model.projections import find_projections
+from nullbooth_cli.model.scheduler import build_scheduler, compute_schedule
+from nullbooth_cli.progress import Interrupts
+from nullbooth_cli.store import Layout, Store
+from nullbooth_cli.store.background import Writer
 
 STRATEGY = "DPM++ 2M Karras"
 SD15_NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1, "clip_sample": False}

@@ -1,0 +1,1 @@
+"""Recording: which tensors a model gives its projections, and where they go."""

@@ -1,0 +1,99 @@
+"""Attention maps: where each word of a prompt looks, for a few prompts, layers and timesteps (collect.visual_attention_map).
+
+The chosen prompts are run once more beside the collection, from the same noise and to the end. Where a map is wanted, hooks take
+what leaves to_q and to_k, and diffusers' own function makes the scores of it; the model goes on with its fast attention, and no
+other layer, step or prompt is touched. Cost: one more run of the chosen prompts, and the autoencoder once each.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nullbooth_cli.datatypes import Prompt
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.model.denoise import DenoisingPath, denoise
+from nullbooth_cli.model.hooks import Watch
+from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.projections import Projection, find_projections
+from nullbooth_cli.store import AttentionMaps
+
+
+def find_attention(denoiser: Any, layers: str | list[str | int]) -> tuple[Projection, ...]:
+    """to_q and to_k of the chosen layers. Raises ConfigError for layers in which words are not all that is looked at."""
+    projections = find_projections(denoiser, ("q", "k"), layers)
+    joint = [projection.layer for projection in projections if projection.feature != "q" and not projection.from_text]
+    if joint:
+        raise ConfigError(
+            f"{joint[0]} attends to image and text at once: it has no map of words alone",
+            "set collect.visual_attention_map to false, or name layers of cross-attention in collect.attention_layers",
+        )
+    return projections
+
+
+def record(
+    pipe: Any, path: DenoisingPath, row: int, prompt: Prompt, projections: tuple[Projection, ...], steps: Sequence[int]
+) -> AttentionMaps:
+    """Run one prompt from the noise of its row, and keep its attention in the layers of the projections (to_q and to_k)."""
+    denoiser = denoiser_of(pipe)
+    words = words_of(pipe, prompt)
+    queries: dict[str, torch.Tensor] = {}
+    found: dict[str, list[torch.Tensor]] = {projection.layer: [] for projection in projections}
+    masks: dict[str, torch.Tensor | None] = {}
+
+    def receive(projection: Projection, forward: int, tensor: torch.Tensor) -> None:
+        if forward not in steps:
+            return
+        layer = projection.layer
+        if projection.feature == "q":
+            queries[layer] = tensor
+        else:
+            scores = _scores(denoiser.get_submodule(layer), queries.pop(layer), tensor, masks[layer])
+            found[layer].append(scores[:, : len(words)])
+
+    def note_mask(layer: str) -> Any:
+        return lambda _, __, arguments: masks.__setitem__(layer, arguments.get("attention_mask"))
+
+    handles = [denoiser.get_submodule(layer).register_forward_pre_hook(note_mask(layer), with_kwargs=True) for layer in found]
+    try:
+        with Watch(denoiser, projections, "output", receive):
+            image = denoise(pipe, path, [(row, prompt)], output_type="np")[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+    layers = {layer: _as_maps(torch.stack(scores), image.shape[0] / image.shape[1], layer) for layer, scores in found.items()}
+    return AttentionMaps(words, tuple(steps), layers, (image.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def _scores(attention: Any, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Softmax of q k^T, mean over heads, `[Q, K]`, of the prompt's own row: the last, as guidance puts the empty prompt first."""
+    query, key = (attention.head_to_batch_dim(tensor[-1:]) for tensor in (query, key))
+    if attention.norm_q is not None:
+        query = attention.norm_q(query)
+    if attention.norm_k is not None:
+        key = attention.norm_k(key)
+    if mask is not None:
+        mask = attention.prepare_attention_mask(mask[-1:], key.shape[1], 1)
+    scores: torch.Tensor = attention.get_attention_scores(query, key, mask)
+    return scores.mean(dim=0).half().cpu()
+
+
+def _as_maps(scores: torch.Tensor, aspect: float, layer: str) -> NDArray[np.float16]:
+    """`[S, Q, K]` to `[S, H, W, K]`, for images of height / width `aspect`."""
+    num_queries = scores.shape[1]
+    height = round((num_queries * aspect) ** 0.5)
+    if height == 0 or num_queries % height:
+        raise ConfigError(
+            f"{layer} looks from {num_queries} places, which fill no image of aspect {aspect:.3g}",
+            "leave the layer out of collect.attention_layers, or set collect.visual_attention_map to false",
+        )
+    return scores.reshape(len(scores), height, num_queries // height, -1).numpy()
+
+
+def words_of(pipe: Any, prompt: Prompt) -> tuple[str, ...]:
+    """The tokens of a prompt as its tokenizer reads them, begin and end mark included, cut to what it takes."""
+    tokenizer = pipe.tokenizer
+    ids = tokenizer(prompt.text, truncation=True, max_length=tokenizer.model_max_length).input_ids
+    return tuple(str(token).removesuffix("</w>").lstrip("\u2581") or "_" for token in tokenizer.convert_ids_to_tokens(ids))

@@ -1,0 +1,74 @@
+"""From options to a config: a named file, the store's own, or the file in its usual place."""
+
+import os
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nullbooth_cli.commands.options import Common
+from nullbooth_cli.datatypes import Prompt
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.settings.config import Config, build_config, find_config, load_config
+
+if TYPE_CHECKING:
+    from nullbooth_cli.store import Store
+
+
+@dataclass(frozen=True)
+class Configured:
+    """A config, and where it is from; `arguments` repeat it on a command line.
+
+    `prompts` are those of the store that the config came from; a moved store needs no prompt file. Else there are none yet.
+    """
+
+    config: Config
+    source: str
+    arguments: str
+    prompts: tuple[Prompt, ...] = ()
+
+
+def configure(common: Common) -> Configured:
+    """Find and read the config. Raises ConfigError with all that is wrong in it."""
+    named_store = common.store or os.environ.get("NULLBOOTH_STORE")
+    named_config = common.config or os.environ.get("NULLBOOTH_CONFIG")
+    prompts: tuple[Prompt, ...] = ()
+    if named_store and not named_config and (store := _there(named_store, common.overrides)):
+        config, source = build_config(store.config, common.overrides), f"in {named_store}"
+        if _knowledge(config.model_dump()) == _knowledge(store.config):
+            prompts = store.prompts()
+        arguments = f" -s {shlex.quote(named_store)}"
+    else:
+        file = find_config(named_config)
+        if file is None:
+            missing = f"no store at {named_store}, and " if named_store else ""
+            raise ConfigError(
+                f"{missing}no config: there is neither ./nullbooth.yaml nor ./configs/nullbooth.yaml",
+                "give one with -c, or an existing store with -s",
+            )
+        config, source = load_config(file, common.overrides), str(file)
+        given = (("-c", common.config), ("-s", common.store))
+        arguments = "".join(f" {flag} {shlex.quote(value)}" for flag, value in given if value)
+    if named_store:
+        config = config.model_copy(update={"store": named_store})
+    arguments += "".join(
+        f" --set {shlex.quote(override)}" for override in common.overrides if not override.startswith("storage_options")
+    )
+    return Configured(config, source, arguments, prompts)
+
+
+def _knowledge(config: dict[str, Any]) -> tuple[Any, Any]:
+    """Where a config has its prompts from."""
+    return config["original_knowledge_prompts"], config["collect"]["images"]
+
+
+def options_of(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The storage options among the overrides."""
+    return build_config({}, [text for text in overrides if text.startswith("storage_options")]).storage_options
+
+
+def _there(place: str, overrides: tuple[str, ...]) -> "Store | None":
+    """The store at a place, if there is one; its own config cannot say how to get there, but `--set storage_options.` can."""
+    from nullbooth_cli.store import Store
+
+    options = options_of(overrides)
+    return Store.open(place, options=options) if Store.exists(place, options) else None

@@ -1,0 +1,70 @@
+"""`nullbooth inspect --layers`: the layers of a model and what each would record, before anything is collected."""
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+from nullbooth_cli.commands.console import Terminal, shortened, table
+from nullbooth_cli.commands.find_config import configure
+from nullbooth_cli.commands.options import Common
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.formatting import size
+
+
+def list_layers(common: Common, layer: str | None, feature: str | None, device: str | None) -> None:
+    """Answer with every layer that attends to text; `layer` (a name, a part of one, a glob) and `feature` filter them."""
+    from nullbooth_cli.collect.open_model import compute_steps
+    from nullbooth_cli.collect.preview import layers_document, look
+
+    terminal = Terminal(as_json=common.as_json, quiet=common.quiet)
+    config = configure(common).config
+
+    def keeps(name: str, of: str) -> bool:
+        return (layer is None or fnmatchcase(name, f"*{layer}*")) and (feature is None or of == feature)
+
+    _, steps = compute_steps(config, 1, device)
+    shapes = look(config, device, terminal.note)
+    document = layers_document(shapes, shapes.find(shapes.every()), len(steps), keeps)
+    if not document["layers"]:
+        raise ConfigError("no layer passes the filters", "nullbooth inspect --layers alone lists all of them")
+    terminal.answer(document, _draw)
+
+
+def _draw(document: dict[str, Any]) -> Any:
+    sites = {site["name"]: site for site in document["sites"]}
+    names, ending = shortened([layer["layer"] for layer in document["layers"]])
+    rows, seen = [], set[str]()
+    for name, layer in zip(names, document["layers"], strict=True):
+        for place, recording in enumerate(layer["recordings"]):
+            site = sites[recording["site"]]
+            first = site["name"] not in seen
+            seen.add(site["name"])
+            rows.append(
+                [
+                    "*" if recording["chosen"] else "",
+                    "" if place or layer["index"] is None else str(layer["index"]),
+                    "" if place else name,
+                    " ".join(recording["features"]),
+                    str(site["num_tokens"]),
+                    str(site["dim"]),
+                    str(len(site["weights"])),
+                    "once" if site["timestep_free"] else "every step",
+                    size(site["feature_bytes_per_prompt"]) if first else "above",
+                    size(site["moment_bytes"]) if first else "above",
+                ]
+            )
+    columns = ["", "index", "layer", "features", "tokens", "dim", "weights", "recorded", "features/prompt", "moments"]
+    drawn = table(columns, rows, right=frozenset({1, 4, 5, 6, 8, 9}))
+    said = {title: _total(total, document["steps"]) for title, total in document["totals"].items()}
+    return [
+        drawn,
+        *([f"layers end in {ending}"] if ending else []),
+        f"{document['model']}, {document['pipeline']}: {said['all']}",
+        f"* chosen by the config: {said['chosen']}",
+    ]
+
+
+def _total(total: dict[str, int], steps: int) -> str:
+    return (
+        f"{total['layers']} layers, {total['sites']} recordings for {total['weights']} weights; over {steps} steps "
+        f"{size(total['feature_bytes_per_prompt'])} of features a prompt, or {size(total['moment_bytes'])} of moments in all"
+    )

@@ -1,0 +1,117 @@
+"""The small values that every room passes on: prompts, steps, sites and sums. Needs neither torch nor Zarr."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nullbooth_cli.errors import ConfigError
+
+HELDOUT = "heldout"  # the store of the held-out prompts, inside that of the preserved ones
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text, or the caption of an image; `image` is then the digest of its file."""
+
+    text: str
+    image: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The first 12 hexadecimal digits of the SHA-256 of the text (and image): the same in every file, order and run."""
+        known = self.text if self.image is None else f"{self.text}\0{self.image}"
+        return hashlib.sha256(known.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step. `key` is a label; only `timestep` and `sigma` are computed with."""
+
+    index: int
+    key: str
+    timestep: float
+    sigma: float
+
+
+def step_key(strategy: str | None, index: int, timestep: float) -> str:
+    """`timestep_0999`, or `alpha_00_9e2` with a strategy: the timestep cut to one digit, the index making it unique."""
+    whole = int(timestep)
+    if strategy is None:
+        return f"timestep_{whole:04d}"
+    digits = str(whole)
+    return f"alpha_{index:02d}_{digits[0]}e{len(digits) - 1}"
+
+
+Sums = tuple[NDArray[np.float64], NDArray[np.float64], int]
+# The feature that each linear map of an attention layer is, by diffusers' names. `add_` ones are of the text stream that joint
+# attention (SD3, Flux) keeps beside that of the image.
+FEATURES = {
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "out",
+    "add_q_proj": "add_q",
+    "add_k_proj": "add_k",
+    "add_v_proj": "add_v",
+    "to_add_out": "add_out",
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One recording: the tensor that enters (or leaves) one projection, or several that always share it.
+
+    `layer` and `feature` are the first of the projections that share it, `weights` the parameters of all of them.
+    """
+
+    layer: str
+    feature: str
+    side: str
+    weights: tuple[str, ...]
+    timestep_free: bool
+    num_tokens: int  # per prompt, over the recorded branches of guidance
+    dim: int
+    masked: bool = False  # tokens that pad a prompt are NaN in the features, and no part of the moments
+
+    @property
+    def name(self) -> str:
+        return f"{self.layer}.{self.feature}"
+
+    @property
+    def projections(self) -> tuple[tuple[str, str], ...]:
+        """(layer, feature) of every projection that this feeds, in the order of `weights`."""
+        return tuple(split_weight(weight) for weight in self.weights)
+
+    def feeds(self, layer: str | None, feature: str | None) -> bool:
+        """Whether it feeds a projection of this layer (a name, a part of it or a glob pattern) and feature; None for any."""
+        return any(
+            (layer is None or fnmatchcase(name, layer) or fnmatchcase(name, f"*{layer}*")) and (feature is None or of == feature)
+            for name, of in self.projections
+        )
+
+    def num_recorded(self, num_steps: int) -> int:
+        """How many timesteps are stored of a schedule of `num_steps`."""
+        return 1 if self.timestep_free else num_steps
+
+
+def split_weight(weight: str) -> tuple[str, str]:
+    """(layer, feature) of the parameter of a projection."""
+    path = weight.removesuffix(".weight")
+    projection = next(name for name in FEATURES if path.endswith(f".{name}"))
+    return path.removesuffix(f".{projection}"), FEATURES[projection]
+
+
+def choose_sites(sites: Sequence[Site], layer: str | None, feature: str | None, name: str | None = None) -> list[Site]:
+    """The sites that feed this layer and feature and have this name (or match it, a glob). Raises ConfigError if none does."""
+    found = [site for site in sites if site.feeds(layer, feature) and (name is None or fnmatchcase(site.name, name))]
+    if not found and name is not None:
+        listed = "\n  ".join(site.name for site in sites)
+        raise ConfigError(f"no site {name}", f"--site takes a name or a glob pattern; the sites are\n  {listed}")
+    if not found:
+        layers = "\n  ".join(dict.fromkeys(site.layer for site in sites))
+        raise ConfigError("no site passes the filters", f"--layer takes a name or a glob pattern; the sites are on\n  {layers}")
+    return found

@@ -1,0 +1,1 @@
+"""Measuring models: the pictures of a base beside those of edited models."""

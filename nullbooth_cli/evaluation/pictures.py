@@ -1,0 +1,159 @@
+"""Draws the pictures that an evaluation compares: every model the same prompts, from the same noise, along the stored schedule.
+
+1. `Shot` is a prompt and which of its pictures is meant. Its noise follows from both alone, so that other prompts, their order
+   and the batch change nothing. It is no noise that features were collected with.
+2. `load_edited()` opens what was made of the base: a pipeline, or a LoRA that is then fused into the base.
+3. `draw()` yields pictures and latents batch by batch, in host memory: 3 bytes a pixel, and 4 a latent value.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import adaptive_avg_pool2d
+
+from nullbooth_cli.collect.open_model import load_model
+from nullbooth_cli.datatypes import Prompt
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.evaluation.encoders import batches
+from nullbooth_cli.model.denoise import DenoisingPath, denoise
+from nullbooth_cli.model.latents import encode, scaled
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.settings.images import SUFFIXES, read_image
+
+POOLED = 4
+PICTURES = (*SUFFIXES, ".bmp")
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A picture to draw: the `number`-th of a prompt, from 0."""
+
+    prompt: Prompt
+    number: int = 0
+
+    def noise(self, series: int) -> int:
+        """What is added to the seed, 32 bits of a digest: torch's CPU generator takes no more of a seed than that."""
+        digest = hashlib.sha256(f"{self.prompt.text}\n{self.number}\n{series}".encode()).hexdigest()
+        return int(digest[:8], 16)
+
+    @property
+    def name(self) -> str:
+        return f"{self.prompt.id}-{self.number}"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures `[N, H, W, 3]` in 8 bits, and the latents they were decoded from, `[N, C, h, w]` in the denoiser's scale."""
+
+    images: NDArray[np.uint8]
+    latents: NDArray[np.float32]
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Drawn]") -> "Drawn":
+        return cls(np.concatenate([part.images for part in parts]), np.concatenate([part.latents for part in parts]))
+
+    def pooled(self) -> NDArray[np.float32]:
+        """The latents averaged over a grid of 4 x 4 places, `[N, 16 C]`: what is where, without single pixels."""
+        return pool(torch.from_numpy(self.latents))
+
+
+def pool(latents: torch.Tensor) -> NDArray[np.float32]:
+    return np.asarray(adaptive_avg_pool2d(latents, POOLED).flatten(1).numpy())
+
+
+def load_edited(config: Config, place: str, device: str | None) -> Any:
+    """The pipeline at a place: a pipeline folder, a hub id, or a LoRA (a .safetensors file or the folder of one), fused into the
+    base. Raises ConfigError for what is none of them."""
+    file = _lora_file(Path(place).expanduser())
+    if file is None:
+        return load_model(
+            config.model_copy(update={"model": place, "revision": None, "variant": None, "pipeline_config": None}), device
+        )
+    pipe = load_model(config, device)
+    try:
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name)
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
+    except (AttributeError, ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"cannot load the LoRA {file} into {config.model}: {str(error).splitlines()[0]}",
+            "it must be made for this base, and needs peft (pip install peft)",
+        ) from error
+    return pipe
+
+
+def _lora_file(path: Path) -> Path | None:
+    """The file of a LoRA, None where a pipeline is meant."""
+    if not path.exists() or (path / "model_index.json").is_file():
+        return None
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    if len(files) == 1 and files[0].suffix == ".safetensors" and _has_lora(files[0]):
+        return files[0]
+    raise ConfigError(
+        f"{path} is neither a pipeline folder (with a model_index.json) nor a LoRA (one .safetensors file of lora weights)",
+        "name what save_pretrained or save_lora_weights wrote",
+    )
+
+
+def _has_lora(file: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as tensors:
+            return any("lora" in name.lower() for name in tensors.keys())  # noqa: SIM118  # it is no mapping
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"cannot read {file}: {error}", "it is damaged, or no .safetensors file") from error
+
+
+def draw(pipe: Any, path: DenoisingPath, shots: Sequence[Shot], batch_size: int, series: int = 0) -> Iterator[Drawn]:
+    """Draw the shots, a batch at a time; each series starts from other noise. Raises ConfigError without an autoencoder."""
+    if getattr(pipe, "vae", None) is None:
+        raise ConfigError(f"{type(pipe).__name__} has no autoencoder: it draws in pixels", "evaluate a latent diffusion model")
+    if getattr(pipe, "safety_checker", None) is not None:
+        pipe.register_modules(safety_checker=None)  # a picture that it blackens is no difference between models
+    latents: list[torch.Tensor] = []
+    with _decoded(pipe.vae, latents.append):
+        for batch in batches(len(shots), batch_size):
+            images = denoise(pipe, path, [(shot.noise(series), shot.prompt) for shot in shots[batch]], "np")
+            yield Drawn((images * 255).round().astype(np.uint8), torch.cat(latents).numpy())
+            latents.clear()
+
+
+@contextmanager
+def _decoded(vae: Any, receive: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Hands over the latents that pass into `vae.decode`, which every pipeline calls at the end of its denoising path."""
+    decode = vae.decode
+
+    def decode_and_keep(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        receive(scaled(vae, latents.detach().float().cpu()))
+        return decode(latents, *args, **kwargs)
+
+    vae.decode = decode_and_keep
+    try:
+        yield
+    finally:
+        del vae.decode
+
+
+def read_images(folder: Path, height: int, width: int) -> NDArray[np.uint8]:
+    """The pictures of a folder, cut to the middle and resized, `[N, height, width, 3]`. Raises ConfigError if there are none."""
+    from PIL import ImageOps
+
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)
+    if not files:
+        raise ConfigError(f"no pictures in {folder}", f"--instances names a folder of {', '.join(PICTURES)}")
+    return np.stack([np.asarray(ImageOps.fit(read_image(file), (width, height))) for file in files])
+
+
+def pooled_latents(pipe: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The latents of pictures `[N, H, W, 3]`, by the pipeline's own autoencoder, as `Drawn.pooled` has them."""
+    from PIL import Image
+
+    return pool(encode(pipe, [Image.fromarray(image) for image in images], pipe.vae.device).cpu())

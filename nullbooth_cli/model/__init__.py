@@ -1,0 +1,1 @@
+"""The outside world of diffusers: loading a pipeline, its scheduler, its denoising path, and hooks on its projections."""

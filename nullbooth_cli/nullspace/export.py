@@ -1,0 +1,172 @@
+"""Projectors and moments in the forms that other programs read.
+
+- `safetensors`: one factor, or P itself, per site, and a JSON header that says for every weight which tensor is its own.
+- `alphaedit`: P of several sites of one size as a tensor `[sites, D, D]` in a .pt file, as AlphaEdit keeps its own.
+- `folder`: run_YYYYMMDD_HHMMSS/<step key>/<layer>/{q,k,v,out}_{covariance,projection}.npy and _metadata.json.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nullbooth_cli.datatypes import Site, choose_sites
+from nullbooth_cli.errors import ConfigError, ResourceError
+from nullbooth_cli.nullspace import spectrum
+from nullbooth_cli.nullspace.pooling import Decomposing, pooled, second_moment
+from nullbooth_cli.nullspace.usable import load_projector, provenance, usable_projectors
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.store import Store
+
+HEADER = "nullbooth"
+HEADER_VERSION = 1
+
+
+def export_safetensors(store: Store, path: Path, *, dense: bool, dtype: str) -> dict[str, Any]:
+    """Write the projectors as `dtype` ("float32" or "float64"); returns the header.
+
+    The header, JSON under the metadata key "nullbooth", has for each weight `tensor` (its name in the file) and `kind`: "dense"
+    (P), "null_basis" (P = F F^T) or "complement" (P = I - F F^T). Raises ConfigError for per-timestep projectors.
+    """
+    from safetensors.numpy import save_file
+
+    protected = usable_projectors(store)
+    tensors: dict[str, Any] = {}
+    weights: dict[str, dict[str, Any]] = {}
+    for site in store.sites:
+        projector = protected[site.weights[0]]
+        kind = "dense" if dense else "complement" if projector.is_complement else "null_basis"
+        tensors[site.name] = np.ascontiguousarray(projector.dense() if dense else projector.factor, dtype=dtype)
+        for weight in site.weights:
+            weights[weight] = {"tensor": site.name, "kind": kind, "null_dim": projector.null_dim}
+    header = {"version": HEADER_VERSION, "weights": weights, "provenance": provenance(store)}
+    with written(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", HEADER: json.dumps(header)})
+    return header
+
+
+def export_alphaedit(store: Store, path: Path, layer: str | None, feature: str | None) -> list[str]:
+    """Write P of the chosen sites as one float32 tensor `[sites, D, D]`; returns their names, in its order.
+
+    Raises ConfigError for per-timestep projectors, for sites of several sizes, and if none is chosen.
+    """
+    import torch
+
+    usable = usable_projectors(store)
+    sites = choose_sites(store.sites, layer, feature)
+    sizes = sorted({site.dim for site in sites})
+    if len(sizes) > 1:
+        raise ConfigError(
+            f"{len(sites)} sites have {len(sizes)} sizes: {', '.join(map(str, sizes))}",
+            "choose equal ones with --layer and --feature",
+        )
+    stack = np.stack([usable[site.weights[0]].dense() for site in sites])
+    with written(path) as temporary:
+        torch.save(torch.from_numpy(stack).float(), temporary)
+    return [site.name for site in sites]
+
+
+def export_folder(store: Store, config: Config, settings: Decomposing, place: Path, *, only_covariance: bool) -> Path:
+    """Write plain files under `place`; returns the folder that was made.
+
+    Per-timestep projectors, and covariances alone, have one folder for each timestep; pooled projectors have one, `pooled`. A
+    tensor that several projections share is written once and linked for the others. The folder is named when it is whole.
+    """
+    run = place / f"run_{time.strftime('%Y%m%d_%H%M%S')}"
+    if run.exists():
+        raise ConfigError(f"{run} exists", "wait a second")
+    rule, value = config.project.rule()
+    each_step = only_covariance or settings.pooling.scope == "timestep"
+    with written(run) as temporary:
+        for site in store.sites:
+            groups = (
+                [[t] for t in range(site.num_recorded(len(settings.steps)))]
+                if each_step
+                else settings.pooling.groups(site, settings.steps)
+            )
+            for index, group in enumerate(groups):
+                files = _files(
+                    store, site, index, group, settings, rule, value, only_covariance=only_covariance, each_step=each_step
+                )
+                # What no timestep changes belongs to all of them.
+                steps = settings.steps if site.timestep_free else [settings.steps[index]]
+                for step in steps if each_step else [None]:
+                    at = (
+                        {"step_index": step.index, "key": step.key, "timestep": step.timestep, "sigma": step.sigma}
+                        if step
+                        else {}
+                    )
+                    _place(temporary / (step.key if step else "pooled"), site, files, at)
+    return run
+
+
+def _files(
+    store: Store,
+    site: Site,
+    index: int,
+    group: Sequence[int],
+    settings: Decomposing,
+    rule: str,
+    value: float,
+    *,
+    only_covariance: bool,
+    each_step: bool,
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, Any]]:
+    """The arrays of one site and group of timesteps by their file's ending, and their metadata."""
+    weight = "count" if each_step else settings.pooling.weight
+    sums = pooled(store, site, group, weight)
+    covariance = second_moment(*sums, centred=settings.centred)
+    metadata: dict[str, Any] = {
+        "shape": list(covariance.shape),
+        "tokens": sums[2],
+        "centred": settings.centred,
+        "weights": list(site.weights),
+    }
+    if only_covariance:
+        return {"covariance": covariance}, metadata
+    cut = store.read_cut(site, index)
+    eigenvalues = store.read_eigenvalues(site, index)
+    metadata |= {
+        "null_dim": cut.null_dim,
+        "threshold": spectrum.threshold(eigenvalues, rule, value, cut.null_dim),
+        "rule": {"name": rule, "value": value},
+        "leakage": cut.leakage,
+        "heldout_leakage": cut.heldout_leakage,
+    }
+    return {"covariance": covariance, "projection": load_projector(store, site, index).dense()}, metadata
+
+
+def _place(folder: Path, site: Site, files: tuple[dict[str, NDArray[np.float64]], dict[str, Any]], at: dict[str, Any]) -> None:
+    arrays, metadata = files
+    first: dict[str, Path] = {}
+    for layer, feature in site.projections:
+        (folder / layer).mkdir(parents=True, exist_ok=True)
+        for ending, values in arrays.items():
+            path = folder / layer / f"{feature}_{ending}.npy"
+            if ending in first:
+                os.link(first[ending], path)
+            else:
+                np.save(path, values)
+                first[ending] = path
+        text = json.dumps({"layer": layer, "feature": feature, "side": site.side, **at, **metadata}, indent=2)
+        (folder / layer / f"{feature}_metadata.json").write_text(text + "\n")
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A path that gets the wanted name when all is written: neither an error nor a kill leaves half of an export under it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=".partial", dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            os.replace(temporary, path)
+    except OSError as error:
+        raise ResourceError(f"cannot write {path}: {error}", "check the place, its permissions and the space left") from error

@@ -1,0 +1,89 @@
+"""Which timesteps a decomposition is made of, and the sums that they give. Needs no torch."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nullbooth_cli.datatypes import Site, Step, Sums
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.store import Store
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """The scope of a projector: "pooled" over all timesteps or those from first to last (inclusive), or one per "timestep".
+
+    `weight` "count" pools all vectors alike; "timestep" lets every timestep weigh the same, however many vectors it has.
+    """
+
+    scope: str = "pooled"
+    timesteps: tuple[float, float] | None = None
+    weight: str = "count"
+
+    def groups(self, site: Site, steps: Sequence[Step]) -> list[list[int]]:
+        """The recorded timesteps that go into each decomposition of a site: one group pooled, else one a timestep.
+
+        Raises ConfigError if no timestep of the schedule lies in the range.
+        """
+        recorded = list(range(site.num_recorded(len(steps))))
+        if self.scope == "timestep":
+            return [[t] for t in recorded]
+        if self.timesteps is None or site.timestep_free:
+            return [recorded]
+        low, high = self.timesteps
+        chosen = [t for t in recorded if low <= steps[t].timestep <= high]
+        if not chosen:
+            there = ", ".join(f"{step.timestep:g}" for step in steps)
+            raise ConfigError(f"no timestep lies in project.timesteps [{low:g}, {high:g}]", f"the schedule has {there}")
+        return [chosen]
+
+    def units(self, sites: Sequence[Site], steps: Sequence[Step]) -> list[tuple[Site, int]]:
+        """The units of stage project, in order: (site, number of its decomposition)."""
+        return [(site, index) for site in sites for index in range(len(self.groups(site, steps)))]
+
+
+@dataclass(frozen=True)
+class Decomposing:
+    """What a decomposition depends on, beside the moments."""
+
+    pooling: Pooling
+    steps: tuple[Step, ...]
+    centred: bool = False
+    accumulate: str = "float64"
+    heldout: bool = False  # whether held-out prompts are looked at
+
+
+def add_up(several: Iterable[Sums]) -> Sums:
+    """(sum_xxT, sum_x, count) of all vectors of one or more sums, holding two of them at a time."""
+    return reduce(lambda one, other: (one[0] + other[0], one[1] + other[1], one[2] + other[2]), several)
+
+
+def pooled(store: Store, site: Site, timesteps: Iterable[int] | None = None, weight: str = "count") -> Sums:
+    """(sum_xxT `[D, D]`, sum_x `[D]`, count) of a site over recorded timesteps, all of them by default. Cost: one read of their
+    moments.
+
+    Weighing the timesteps alike scales the sums of each to the mean count; the count stays that of all vectors.
+    """
+    timesteps = list(range(site.num_recorded(store.num_steps)) if timesteps is None else timesteps)
+    if weight == "count":
+        return add_up(store.read_moments(site, timesteps))
+    total = int(store.read_counts(site)[timesteps].sum())
+
+    def scaled(sum_xxt: NDArray[np.float64], sum_x: NDArray[np.float64], count: int) -> Sums:
+        factor = total / len(timesteps) / count
+        return sum_xxt * factor, sum_x * factor, count
+
+    return add_up(scaled(*sums) for sums in store.read_moments(site, timesteps))
+
+
+def second_moment(
+    sum_xxt: NDArray[np.float64], sum_x: NDArray[np.float64], count: int, *, centred: bool = False
+) -> NDArray[np.float64]:
+    """`[D, D]` float64, exactly symmetric: sum_xxT / count, less the outer square of the mean if `centred`."""
+    moment = sum_xxt / count
+    if centred:
+        moment = moment - np.outer(sum_x / count, sum_x / count)
+    return np.asarray((moment + moment.T) / 2)

@@ -1,0 +1,104 @@
+"""The projector of a site, and which of them a model may use. Needs no torch until it is given a tensor of it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+Rows = TypeVar("Rows", NDArray[np.float64], "torch.Tensor")
+
+
+@dataclass(frozen=True)
+class Projector:
+    """P = U0 U0^T of one site, as the smaller of two factors.
+
+    `factor` `[D, F]` float64 has orthonormal columns: the null basis U0 (P = F F^T), or, if `is_complement`, what is known
+    (P = I - F F^T). F is at most D / 2, so it takes at most half the bytes of P.
+    """
+
+    factor: NDArray[np.float64]
+    is_complement: bool
+
+    @classmethod
+    def of(cls, eigenvectors: NDArray[np.float64], null_dim: int) -> "Projector":
+        """From all eigenvectors `[D, D]`, of which the first `null_dim` span the null space."""
+        smaller = 2 * null_dim > len(eigenvectors)
+        columns = eigenvectors[:, null_dim:] if smaller else eigenvectors[:, :null_dim]
+        return cls(np.ascontiguousarray(columns), smaller)
+
+    @property
+    def dim(self) -> int:
+        return int(self.factor.shape[0])
+
+    @property
+    def null_dim(self) -> int:
+        return int(self.dim - self.factor.shape[1] if self.is_complement else self.factor.shape[1])
+
+    def apply(self, rows: Rows) -> Rows:
+        """`rows @ P` for `[M, D]`, an array or a torch tensor (then on its device and in its dtype).
+
+        Cost: 4 M D F operations and M F values beside the result; no `[D, D]` matrix is formed.
+        """
+        factor: Any = self.factor
+        if not isinstance(rows, np.ndarray):
+            import torch
+
+            factor = torch.from_numpy(self.factor).to(rows)
+        part: Rows = (rows @ factor) @ factor.T
+        result: Rows = rows - part if self.is_complement else part
+        return result
+
+    def dense(self) -> NDArray[np.float64]:
+        """P itself, `[D, D]` float64, exactly symmetric. Cost: 2 D^2 F operations, 8 D^2 bytes."""
+        p = self.factor @ self.factor.T
+        p = np.eye(self.dim) - p if self.is_complement else p
+        return np.asarray((p + p.T) / 2)
+
+
+def overlap(one: Projector, other: Projector) -> float:
+    """How far the smaller null space lies in the larger: trace(P Q) / min(null_dim), 0 to 1; 1 if it lies in it wholly.
+
+    It is the mean squared cosine of the principal angles between them (Bjorck and Golub, 1973). Two random null spaces come to
+    about the larger null_dim / D: see `chance`. Cost: 2 D F F' operations.
+    """
+    smaller = min(one.null_dim, other.null_dim)
+    if smaller == 0:
+        return float("nan")
+    shared = float(np.square(one.factor.T @ other.factor).sum())
+    if one.is_complement and other.is_complement:
+        shared += one.dim - one.factor.shape[1] - other.factor.shape[1]
+    elif one.is_complement or other.is_complement:
+        shared = (other if one.is_complement else one).factor.shape[1] - shared
+    return shared / smaller
+
+
+def chance(one: Projector, other: Projector) -> float:
+    """The overlap to expect of two null spaces of these sizes that have nothing to do with each other."""
+    return max(one.null_dim, other.null_dim) / one.dim
+
+
+def leakage_on(projector: Projector, second_moment: NDArray[np.float64]) -> float:
+    """norm(P K) / norm(K) on the vectors K that a second moment `[D, D]` was made of. Cost: 2 D^2 F operations."""
+    total = float(np.trace(second_moment))
+    inside = float(np.einsum("df,df->", projector.factor, second_moment @ projector.factor))
+    share = (total - inside if projector.is_complement else inside) / total if total > 0 else 0.0
+    return float(np.sqrt(max(share, 0.0)))
+
+
+def relative_drift(change: NDArray[np.floating], weight: NDArray[np.floating], second_moment: NDArray[np.float64]) -> float:
+    """norm(dW K) / norm(W K) of a change to a weight, both `[M, D]`, on the vectors K that a second moment `[D, D]` was made of.
+
+    norm(dW K)^2 = N tr(dW C dW^T), in float64: how much the output of the layer changes, as a share of itself. NaN where the
+    weight gives no output at all and changes. Cost: 4 M D^2 operations.
+    """
+    moved, output = (
+        max(float(np.einsum("md,md->", rows @ second_moment, rows)), 0.0)
+        for rows in (change.astype(np.float64), weight.astype(np.float64))
+    )
+    if moved == 0:
+        return 0.0
+    return float(np.sqrt(moved / output)) if output > 0 else float("nan")

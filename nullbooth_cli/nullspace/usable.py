@@ -1,0 +1,83 @@
+"""Which projectors of a store a model may use."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nullbooth_cli.datatypes import Site
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.nullspace.projector import Projector
+from nullbooth_cli.store import Store
+from nullbooth_cli.tensors import plain_name, tensor_digest
+
+
+def load_projector(store: Store, site: Site, index: int = 0) -> Projector:
+    """The projector of a site; `index` is 0 for a pooled one, or the recorded timestep."""
+    return Projector.of(store.read_eigenvectors(site, index), store.read_cut(site, index).null_dim)
+
+
+def usable_projectors(store: Store, tensors: Mapping[str, Any] | None = None) -> dict[str, Projector]:
+    """The projector of each weight that a store protects, by the weight's name: what an edit or a training may use.
+
+    With `tensors`, the weights of a model by name (its `state_dict()`), they are compared with those that the prompts were run
+    through. Raises ConfigError for per-timestep projectors, and for another model, naming what differs. Weights that share their
+    input share one Projector. Cost: one read of the eigenvectors, and of the weights.
+    """
+    scope = store.records["project"]["settings"]["project.scope"]
+    if scope == "timestep":
+        raise ConfigError(
+            "per-timestep projectors cannot constrain a weight: it is the same at every timestep, and each of them protects one",
+            "nullbooth project --set project.scope=pooled --force",
+        )
+    if tensors is not None:
+        check_model(store, tensors)
+    found: dict[str, Projector] = {}
+    for site in store.sites:
+        projector = load_projector(store, site)
+        found |= dict.fromkeys(site.weights, projector)
+    return found
+
+
+def check_model(store: Store, tensors: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless the weights that a store protects are, value for value, those of a model, named as its
+    `state_dict()` names them.
+
+    The prompts may have been run in a lower precision than the model has now: then its weights are rounded to that first.
+    Adapters of PEFT, loaded but not fused, change no base weight.
+    """
+    recorded = store.records["collect"].get("tensors")
+    if not recorded:
+        raise ConfigError(
+            f"{store.url} does not say which weights it was made from: it was imported, or made by an earlier nullbooth",
+            "collect again, or use the projectors without naming a model, at your own risk",
+        )
+    dtype = store.config["dtype"]
+    tensors = {plain_name(name): tensor for name, tensor in tensors.items()}
+    named = store.records["collect"]["model"]["model"]
+    missing = [name for name in recorded if name not in tensors]
+    changed = [name for name in recorded if name in tensors and tensor_digest(tensors[name], dtype) != recorded[name]]
+    if missing or changed:
+        said = [
+            f"{len(names)} weights {what}, such as {names[0]}"
+            for names, what in ((missing, "are not there"), (changed, "differ"))
+            if names
+        ]
+        raise ConfigError(
+            f"these projectors belong to another model than the one at hand ({named}, run in {dtype}): " + "; ".join(said),
+            "use the model that was collected from, before any training; or collect from this one",
+        )
+
+
+def provenance(store: Store) -> dict[str, Any]:
+    """Everything that the projectors of a store came from: model, weights, prompts, schedule, settings, package versions."""
+    records, config, heldout = store.records, store.config, store.heldout()
+    return {
+        "fingerprint": records["project"]["fingerprint"],
+        "model": {**records["collect"]["model"], "dtype": config["dtype"]},
+        "weights": records["collect"]["weights"],
+        "tensors": records["collect"].get("tensors", {}),
+        "prompts": {"count": len(store.prompts()), "digest": records["covariance"]["rows"]["digest"]},
+        "heldout_prompts": None if heldout is None else {"count": len(heldout.prompts())},
+        "schedule": [{"key": s.key, "timestep": s.timestep, "sigma": s.sigma} for s in store.schedule()],
+        "settings": {name: record["settings"] for name, record in records.items() if name != "decomposition"},
+        "packages": store.packages,
+    }

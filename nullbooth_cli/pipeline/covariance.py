@@ -1,0 +1,60 @@
+"""Stage covariance under a config."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from nullbooth_cli.datatypes import Step
+from nullbooth_cli.errors import StageError
+from nullbooth_cli.pipeline.run import Prepared, Run, begin, remaining, work
+from nullbooth_cli.pipeline.state import covered_rows, own_states
+from nullbooth_cli.progress import Event, Note
+from nullbooth_cli.store import RELEASED
+
+
+def run_covariance(run: Run) -> Iterator[Event]:
+    from nullbooth_cli.model.device import pick_device
+    from nullbooth_cli.nullspace.covariance import covariance
+    from nullbooth_cli.store.layout import covariance_units
+
+    prepared = Prepared(**run.workers.agree(lambda: _begin_covariance(run)))
+    run.store.reload()
+    yield from map(Note, prepared.notes)
+    steps = run.store.schedule()
+    every = covariance_units(run.store.sites, len(steps), run.store.layout)
+    mine = ((prepared.todo[i], *every[prepared.todo[i]]) for i in run.workers.share(len(prepared.todo)))
+    device = pick_device(run.device or run.workers.device)
+    units = covariance(run.store, device, run.config.covariance.accumulate, mine)
+    yield from work(run, "covariance", prepared, (f"{site.name} {_keys(steps, block)}" for _, site, block in units))
+    if run.workers.rank == 0:
+        run.store.delete("staged")
+
+
+def _keys(steps: Sequence[Step], block: range) -> str:
+    return " to ".join(steps[t].key for t in dict.fromkeys((block[0], block[-1])))
+
+
+def _begin_covariance(run: Run) -> dict[str, Any]:
+    from nullbooth_cli.nullspace import moments
+    from nullbooth_cli.pipeline import space
+    from nullbooth_cli.store.verify import forget_damaged
+
+    store, notes = run.store, []
+    store.reload()
+    sites, num_steps = store.sites, store.num_steps
+    found = own_states(run.config, run.prompts, store)["covariance"]
+    afresh = found.state in ("missing", "stale") or run.force
+    released = store.layout.keep == "features" and bool((store.cells("collect") == RELEASED).any())
+    if released and (afresh or run.repair):
+        raise StageError(
+            f"the features in {store.url} were released, and moments cannot be made without them",
+            "nullbooth collect --force collects them again",
+        )
+    if afresh:
+        space.ensure_room(store, moments.sums_nbytes(sites, num_steps) - store.bytes_of("moments"))
+        store.write_record("covariance", None)
+        store.create_moments(sites, num_steps, store.layout)
+    elif run.repair:
+        notes.append(forget_damaged(store, "covariance"))
+    begin(run, "covariance", rows=covered_rows(store))
+    target = len(store.cells("collect"))
+    return remaining(run, "covariance", lambda cell: cell == target, notes)

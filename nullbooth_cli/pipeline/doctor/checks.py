@@ -1,0 +1,39 @@
+"""The checks of `nullbooth doctor`: everything that can stop a run and can be known before it.
+
+A check returns what it found as one sentence, or a `Doubt`; or None if the run does without what it looks at. It raises the
+error that the run would raise. What it learns it leaves in the `Patient`, for the checks that name it among their needs. Imports
+wait, so that a package that is broken stops only the checks that use it.
+"""
+
+from collections.abc import Callable
+
+from nullbooth_cli.pipeline.doctor import before_loading, on_the_model
+from nullbooth_cli.pipeline.doctor.examination import Doubt, Patient
+
+__all__ = ["CHECKS", "Check", "Doubt", "Patient"]
+Check = Callable[[Patient], str | Doubt | None]
+# In order: each with the checks that it needs.
+CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
+    "packages": (before_loading.packages, ()),
+    "config": (before_loading.config, ()),
+    "prompts": (before_loading.prompts, ("config",)),
+    "images": (before_loading.images, ("prompts",)),
+    "held-out prompts": (before_loading.heldout, ("config",)),
+    "device": (before_loading.device, ()),
+    "store": (before_loading.store, ("config",)),
+    "write access": (before_loading.write_access, ("store",)),
+    "lock": (before_loading.lock, ("write access",)),
+    "stages": (before_loading.stages, ("prompts", "held-out prompts", "store")),
+    "stale": (before_loading.stale, ("stages",)),
+    "schedule": (on_the_model.schedule, ("config",)),
+    "model": (on_the_model.model, ("config", "device")),
+    "layers": (on_the_model.layers, ("model",)),
+    "attention maps": (on_the_model.attention_maps, ("prompts", "model")),
+    "tokenizer": (on_the_model.tokenizer, ("model", "prompts")),
+    "probe": (on_the_model.probe, ("layers", "schedule", "prompts", "images")),
+    "projectors": (on_the_model.projectors, ("probe",)),
+    "batch": (on_the_model.batch, ("probe", "stages")),
+    "memory": (on_the_model.memory, ("probe", "stages")),
+    "disk": (on_the_model.disk, ("probe", "stages")),
+    "time": (on_the_model.time, ("batch",)),
+}

@@ -1,0 +1,48 @@
+"""What is examined, and what the checks have learned of it so far."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from nullbooth_cli.collect.open_model import Collection
+    from nullbooth_cli.datatypes import Prompt, Step
+    from nullbooth_cli.model.denoise import DenoisingPath
+    from nullbooth_cli.model.projections import Projection
+    from nullbooth_cli.pipeline.state import StageState
+    from nullbooth_cli.settings.config import Config
+    from nullbooth_cli.store import Backing, Store
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """What does not stop a run, and should be known before it."""
+
+    text: str
+    hint: str
+
+
+@dataclass
+class Patient:
+    """What is examined: `configure` gives the config, where it is from, and the prompts of the store that it is from, if any.
+
+    The fields below are what the checks have learned so far; those without a default are there once their check has passed.
+    """
+
+    configure: "Callable[[], tuple[Config, str, tuple[Prompt, ...]]]"
+    device_name: str | None = None
+    config: "Config" = field(init=False)
+    prompts: "tuple[Prompt, ...]" = ()
+    heldout: "tuple[Prompt, ...]" = ()
+    device: "torch.device" = field(init=False)
+    backing: "Backing" = field(init=False)
+    store: "Store | None" = None
+    states: "Mapping[str, StageState]" = field(default_factory=dict)
+    steps: "tuple[Step, ...]" = field(init=False)
+    pipe: Any = field(init=False)
+    path: "DenoisingPath" = field(init=False)
+    projections: "tuple[Projection, ...]" = field(init=False)
+    collection: "Collection" = field(init=False)
+    seconds_per_unit: float | None = None

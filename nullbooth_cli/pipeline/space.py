@@ -1,0 +1,49 @@
+"""Bytes that a stage needs against those that there are: said before it starts, not after hours."""
+
+from collections.abc import Sequence
+
+import torch
+
+from nullbooth_cli.datatypes import Site
+from nullbooth_cli.errors import ResourceError
+from nullbooth_cli.model.device import free_memory
+from nullbooth_cli.nullspace.moments import sums_nbytes
+from nullbooth_cli.store import Store
+
+DEVICE_SHARE = 0.5  # of the free device memory, for sums; the model's own work needs the rest
+HOST_SHARE = 0.8
+
+
+def ensure_room(store: Store, needed: int) -> None:
+    """Raise ResourceError unless so many bytes are free where the store is."""
+    require_room(store.url, needed, store.free_nbytes())
+
+
+def require_room(url: str, needed: int, free: int | None) -> None:
+    """Raise ResourceError unless so many bytes are free; None is said where nobody counts them."""
+    if free is not None and needed > free:
+        raise ResourceError(
+            f"{url} needs {needed:,} bytes, {free:,} are free",
+            "free some space, keep fewer prompts, layers or steps, or name another place with -s",
+        )
+
+
+def decompositions_nbytes(units: Sequence[tuple[Site, int]]) -> int:
+    """Bytes of the decompositions that are stage project's units."""
+    return sum(8 * site.dim * (site.dim + 3) for site, _ in units)
+
+
+def place_for_sums(sites: Sequence[Site], num_steps: int, device: torch.device) -> torch.device:
+    """Where the sums of a run stay: on the device if they leave it room, else in host memory.
+
+    Raises ResourceError if they fit in neither.
+    """
+    needed = sums_nbytes(sites, num_steps)
+    host = torch.device("cpu")
+    for place, share in ((device, DEVICE_SHARE if device != host else HOST_SHARE), (host, HOST_SHARE)):
+        if needed <= share * free_memory(place):
+            return place
+    raise ResourceError(
+        f"the sums of {len(sites)} sites and {num_steps} steps need {needed:,} bytes; {free_memory(host):,} are free",
+        "choose fewer layers (collect.cross_attention_layers) or steps, or collect.keep: features",
+    )

@@ -1,0 +1,1 @@
+"""What people look at: documents (JSON), plots and HTML pages."""

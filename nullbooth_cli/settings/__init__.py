@@ -1,0 +1,1 @@
+"""What a user writes: the config, a training recipe, prompts, images with captions."""

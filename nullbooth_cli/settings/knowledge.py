@@ -1,0 +1,66 @@
+"""The prompts that a config names: those to preserve, those held out, those drawn as attention maps."""
+
+from collections.abc import Iterable, Sequence
+
+from nullbooth_cli.datatypes import HELDOUT, Prompt
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.settings.images import load_captions
+from nullbooth_cli.settings.prompts import load_prompts
+
+PROMPTS_FIELD = "original_knowledge_prompts"
+HELDOUT_FIELD = "heldout_prompts"
+# Added to collect.seed: from the noise of a kept prompt they would not be unknown. torch takes 32 bits of a seed.
+HELDOUT_SEED = 1 << 31
+
+
+def heldout_prompts(config: Config) -> tuple[Prompt, ...]:
+    return () if config.heldout_prompts is None else load_prompts(config.heldout_prompts, HELDOUT_FIELD)
+
+
+def require_unknown(heldout: Iterable[Prompt], prompts: Iterable[Prompt]) -> None:
+    """Raise ConfigError if a held-out prompt is also kept."""
+    both = set(heldout) & set(prompts)
+    if both:
+        raise ConfigError(
+            f"{len(both)} of the held-out prompts are among those to keep, such as '{min(p.text for p in both)}'",
+            "leakage on them would prove nothing: take them out of heldout_prompts",
+        )
+
+
+def heldout_config(config: Config) -> Config:
+    """The config under which the held-out prompts are collected: the same path from other noise, and nothing but moments."""
+    return config.model_copy(
+        update={
+            "store": f"{config.store.rstrip('/')}/{HELDOUT}",
+            PROMPTS_FIELD: config.heldout_prompts,
+            HELDOUT_FIELD: None,
+            "collect": config.collect.model_copy(
+                update={"keep": "moments", "seed": config.collect.seed + HELDOUT_SEED, "visual_attention_map": False}
+            ),
+        }
+    )
+
+
+def attention_prompts(config: Config, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Which of the collected prompts get attention maps. Raises ConfigError for one that is not among them."""
+    chosen = config.collect.attention_prompts
+    if isinstance(chosen, int):
+        return list(prompts[:chosen])
+    texts = {prompt.text for prompt in prompts}
+    missing = [text for text in chosen if text not in texts]
+    if missing:
+        raise ConfigError(
+            f"collect.attention_prompts: '{missing[0]}' is not among the {len(prompts)} prompts that are collected",
+            f"add it to {PROMPTS_FIELD}, or name one that is there",
+        )
+    return [prompt for text in dict.fromkeys(chosen) for prompt in prompts if prompt.text == text]
+
+
+def knowledge_prompts(config: Config) -> tuple[Prompt, ...]:
+    """The knowledge that a config wants kept: its prompts, or the captions of its images.
+
+    Raises ConfigError naming the file that is wrong. Cost of images: one read of every file, to know them by their content.
+    """
+    folder = config.collect.images
+    return load_prompts(config.original_knowledge_prompts) if folder is None else load_captions(folder)

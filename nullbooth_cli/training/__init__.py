@@ -1,0 +1,1 @@
+"""Using projectors: constrained training, DreamBooth, closed-form edits."""

@@ -1,0 +1,238 @@
+"""Attention maps: they are what the model attends to, they sit where the words are, and they leave the collection alone."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from nullbooth_cli.cli import app
+from nullbooth_cli.collect.attention_maps import record, words_of
+from nullbooth_cli.collect.open_model import load_path
+from nullbooth_cli.datatypes import Prompt
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.model.projections import find_projections
+from nullbooth_cli.pipeline.attention import find_prompt
+from nullbooth_cli.pipeline.run import Run
+from nullbooth_cli.pipeline.stages import execute as execute_stage
+from nullbooth_cli.pipeline.state import stage_states
+from nullbooth_cli.progress import Note, Progress
+from nullbooth_cli.report.plots.attention import word_maps
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.store import AttentionMaps, Store
+from tests.support.builders import execute, prompts_of, small_config, states_of
+
+CIRCLES = ["a red circle on a blue background", "a blue circle on a yellow background", "a green circle on a white background"]
+# Of the text alone: no denoising for the features, so that only the maps take time.
+TEXT_ONLY = {"collect__collect_features__q_features": False, "collect__collect_features__out_features": False}
+LAYER = "up_blocks.2.attentions.1.transformer_blocks.0.attn2"
+
+
+@pytest.fixture(scope="module")
+def circles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Store]:
+    config = small_config(
+        tmp_path_factory.mktemp("circles") / "run.zarr",
+        **TEXT_ONLY,
+        original_knowledge_prompts=CIRCLES,
+        schedule__num_denoising_steps=20,
+        collect__guidance_scale=7.5,
+        collect__visual_attention_map=True,
+        collect__attention_prompts=2,
+    )
+    return config, execute(config, "collect", "covariance", "project")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> tuple[Config, Store]:
+    config = small_config(
+        tmp_path / "run.zarr",
+        **TEXT_ONLY,
+        collect__visual_attention_map=True,
+        collect__attention_prompts=2,
+        collect__attention_layers=["up_blocks.2*"],
+        collect__attention_timesteps=2,
+    )
+    return config, execute(config, "collect")
+
+
+def again(config: Config, store: Store, **control: Any) -> list[Any]:
+    """The events of collecting once more."""
+    return list(execute_stage("collect", Run(config, prompts_of(config), store, "cpu", **control)))
+
+
+def recorded(events: list[Any]) -> list[str]:
+    return [event.what for event in events if isinstance(event, Progress) and event.stage == "attention"]
+
+
+def object_mask(image: np.ndarray) -> np.ndarray:
+    """Which pixels are not background, by their distance from the colour of the border."""
+    picture = image / 255.0
+    border = np.median(np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]), axis=0)
+    return np.linalg.norm(picture - border, axis=-1) > 0.4
+
+
+@pytest.mark.parametrize("text", CIRCLES[:2])
+def test_the_word_circle_looks_at_the_circle(circles: Any, text: str) -> None:
+    maps = circles[1].read_maps(Prompt(text))
+    mask = object_mask(maps.image)
+    assert 0.15 < mask.mean() < 0.6
+    heat = word_maps(maps)[..., maps.words.index("circle")]
+    blocks = mask.reshape(heat.shape[1], mask.shape[0] // heat.shape[1], heat.shape[2], -1).mean(axis=(1, 3))
+    share = (heat * blocks).sum() / heat.sum()
+    assert share > 1.2 * mask.mean(), f"{share:.2f} of the attention on {mask.mean():.2f} of the area"
+    of_background = word_maps(maps)[..., maps.words.index("background")]
+    assert (of_background * blocks).sum() / of_background.sum() < mask.mean()
+
+
+def test_maps_are_the_softmax_of_what_the_projections_give(pipe: Any) -> None:
+    """Against q k^T / sqrt(d), head by head, written out in float64."""
+    config = small_config(Path("unused"))
+    from nullbooth_cli.collect.open_model import compute_steps
+
+    _, steps = compute_steps(config, 1)
+    pipe, path = load_path(config, steps, "cpu")
+    attention = pipe.unet.get_submodule(LAYER)
+    seen: dict[str, list[torch.Tensor]] = {"q": [], "k": []}
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, name=name: seen[name].append(output.double()))
+        for name, module in (("q", attention.to_q), ("k", attention.to_k))
+    ]
+    prompt = Prompt(CIRCLES[0])
+    maps = record(pipe, path, 3, prompt, find_projections(pipe.unet, ("q", "k"), [LAYER]), [0, 2])
+    for hook in hooks:
+        hook.remove()
+    assert list(maps.layers) == [LAYER]
+    num_words = len(maps.words)
+    for i, step in enumerate(maps.steps):
+        query, key = (
+            seen[name][step][1].numpy().reshape(-1, attention.heads, attention.inner_dim // attention.heads) for name in "qk"
+        )
+        logits = np.einsum("qhd,khd->hqk", query, key) / np.sqrt(query.shape[-1])
+        weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        expected = (weights / weights.sum(axis=-1, keepdims=True)).mean(axis=0)[:, :num_words]
+        np.testing.assert_allclose(maps.layers[LAYER][i].reshape(-1, num_words), expected, atol=1e-3)
+    generator = torch.Generator("cpu").manual_seed(3)
+    image = pipe([prompt.text], num_inference_steps=4, guidance_scale=4.0, generator=[generator], output_type="np").images[0]
+    np.testing.assert_array_equal(maps.image, (image * 255).round().astype(np.uint8))
+
+
+def test_words_are_the_tokens_with_their_marks(pipe: Any) -> None:
+    assert words_of(pipe, Prompt("a red circle")) == ("<|startoftext|>", "a", "red", "circle", "<|endoftext|>")
+    many = words_of(pipe, Prompt("circle " * 100))
+    assert len(many) == pipe.tokenizer.model_max_length
+
+
+def test_chosen_prompts_layers_and_timesteps(small: Any) -> None:
+    config, store = small
+    maps = [store.read_maps(prompt) for prompt in prompts_of(config)[:2]]
+    for found in maps:
+        assert found.steps == (0, 3)
+        assert sorted(found.layers) == [f"up_blocks.2.attentions.{i}.transformer_blocks.0.attn2" for i in (0, 1)]
+        for values in found.layers.values():
+            assert values.shape == (2, 8, 8, len(found.words))
+            assert values.dtype == np.float16
+            assert np.isfinite(values).all()
+            assert values.sum(axis=-1).max() <= 1.001
+    third = find_prompt(config, store, prompts_of(config)[1].id[:6])
+    assert third == prompts_of(config)[1]
+    with pytest.raises(ConfigError, match=r"'nothing' means 0 of the prompts") as caught:
+        find_prompt(config, store, "nothing")
+    assert prompts_of(config)[0].id in caught.value.hint
+
+
+def test_by_name(small: Any) -> None:
+    config, store = small
+    wanted = config.model_copy(update={"collect": config.collect.model_copy(update={"attention_prompts": [CIRCLES[0]]})})
+    events = again(wanted, store)
+    assert recorded(events) == [f"attention maps of '{CIRCLES[0]}'"]
+    assert any(isinstance(event, Note) and "recorded again" in event.text for event in events)
+    unknown = config.model_copy(update={"collect": config.collect.model_copy(update={"attention_prompts": ["a cat"]})})
+    with pytest.raises(ConfigError, match="'a cat' is not among the 8 prompts"):
+        again(unknown, store)
+
+
+def test_held_out_prompts_get_none(tmp_path: Path) -> None:
+    config = small_config(
+        tmp_path / "run.zarr",
+        **TEXT_ONLY,
+        original_knowledge_prompts=CIRCLES[:1],
+        heldout_prompts=CIRCLES[1:],
+        collect__visual_attention_map=True,
+        collect__attention_prompts=[CIRCLES[0]],
+    )
+    store = execute(config, "collect")
+    store.read_maps(Prompt(CIRCLES[0]))
+    assert not (store.path / "heldout" / "attention").exists()
+
+
+def test_the_collection_does_not_notice(tmp_path: Path) -> None:
+    """Maps that are asked for later make nothing stale, and what was collected stays as it is, byte for byte."""
+    config = small_config(tmp_path / "run.zarr", **TEXT_ONLY)
+    store = execute(config, "collect", "covariance", "project")
+    before = {path: path.read_bytes() for path in (store.path / "features").rglob("*") if path.is_file()}
+    asked = config.model_copy(
+        update={"collect": config.collect.model_copy(update={"visual_attention_map": True, "attention_prompts": 1})}
+    )
+    assert set(states_of(asked).values()) == {"complete"}
+    assert stage_states(asked, prompts_of(asked), store)["collect"].attention.state == "missing"
+    assert len(recorded(again(asked, store))) == 1
+    assert set(states_of(asked).values()) == {"complete"}
+    assert stage_states(asked, prompts_of(asked), store)["collect"].attention.state == "complete"
+    assert {path: path.read_bytes() for path in (store.path / "features").rglob("*") if path.is_file()} == before
+    assert recorded(again(asked, store)) == []
+
+
+def test_only_what_is_missing_or_damaged_is_recorded_again(small: Any) -> None:
+    config, store = small
+    first, second = prompts_of(config)[:2]
+    kept = store.read_maps(first)
+    store.mark("attention", [1], 0)  # as a kill before the mark would leave it
+    assert recorded(again(config, store)) == [f"attention maps of '{second.text}'"]
+    chunk = next(path for path in (store.path / "attention" / second.id).rglob("c.*") if path.is_file())
+    data = bytearray(chunk.read_bytes())
+    data[5] ^= 1
+    chunk.write_bytes(data)
+    shown = CliRunner().invoke(app, ["status", "-s", str(store.path), "--verify"])
+    assert shown.exit_code == 4
+    assert "nullbooth collect --repair" in shown.stderr
+    assert recorded(again(config, store, repair=True)) == [f"attention maps of '{second.text}'"]
+    assert CliRunner().invoke(app, ["status", "-s", str(store.path), "--verify"]).exit_code == 0
+    same(store.read_maps(first), kept)
+
+
+def same(one: AttentionMaps, other: AttentionMaps) -> None:
+    assert (one.words, one.steps, list(one.layers)) == (other.words, other.steps, list(other.layers))
+    np.testing.assert_array_equal(one.image, other.image)
+    for layer in one.layers:
+        np.testing.assert_array_equal(one.layers[layer], other.layers[layer])
+
+
+def test_word_maps_bring_layers_to_one_size() -> None:
+    large = np.zeros((1, 4, 4, 1), np.float16)
+    large[0, 0, 0] = 1
+    small = np.arange(4, dtype=np.float16).reshape(1, 2, 2, 1)
+    maps = AttentionMaps(("word",), (0,), {"large": large, "small": small}, np.zeros((8, 8, 3), np.uint8))
+    found = word_maps(maps)[0, ..., 0]
+    expected = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]) / 2
+    expected[0, 0] += 0.5
+    np.testing.assert_allclose(found, expected)
+    np.testing.assert_allclose(word_maps(maps, ["small"])[0, ..., 0], small[0, ..., 0])
+
+
+class TestDrawing:
+    def test_panels_are_drawn(self, circles: Any, tmp_path: Path) -> None:
+        store = circles[1]
+        shown = CliRunner().invoke(
+            app, ["inspect", str(store.path), "--attention", CIRCLES[0], "--plots", str(tmp_path), "--format", "svg", "--json"]
+        )
+        assert shown.exit_code == 0, shown.stderr
+        picture = tmp_path / f"attention-{Prompt(CIRCLES[0]).id}.svg"
+        assert picture.read_text().count("<image") == 7 * 8  # seven words; image, mean, and six timesteps
+
+    def test_without_maps_it_says_how_to_get_them(self, finished: Any) -> None:
+        shown = CliRunner().invoke(app, ["inspect", str(finished[1].path), "--attention", "x"])
+        assert shown.exit_code == 2
+        assert re.search(r"has no attention maps\n\nhint: .*visual_attention_map=true", shown.stderr)

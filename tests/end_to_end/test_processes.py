@@ -1,0 +1,319 @@
+"""Several processes on one store: a launch on one machine or two, and shards. What they make together is what one makes alone."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nullbooth_cli.errors import StoreError
+from nullbooth_cli.model import load
+from nullbooth_cli.pipeline import workers
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.store import Store
+from tests.end_to_end.test_cli import nullbooth, refused
+from tests.end_to_end.test_durability import assert_same_run, saved
+from tests.support.builders import ROOT, execute, small_config, states_of
+from tests.support.zygote import Twist, Worker, launch, stopped
+
+MID = {"collect__cross_attention_layers": ["mid_block*"], "collect__batch_size": 1, "schedule__num_denoising_steps": 2}
+HELDOUT = ["a white ring on a pink background", "a black star"]
+QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def fast(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in this process use the model that is loaded already."""
+    monkeypatch.setattr(load, "load_pipeline", lambda *_, **__: pipe)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Store]:
+    """The run of one process that keeps the same."""
+    made: dict[str, Store] = {}
+
+    def run(keep: str) -> Store:
+        if keep not in made:
+            config = small_config(tmp_path_factory.mktemp(keep) / "alone.zarr", **MID, collect__keep=keep)
+            made[keep] = execute(config, "collect", "covariance", "project")
+        return made[keep]
+
+    return run
+
+
+def assert_parts_add_up(store: Store) -> None:
+    """What is in force is the sum of the parts, to 1e-12, and no unit is in two of them."""
+    units = sorted(chain.from_iterable(part.units for part in store.parts()))
+    assert units == list(range(8))
+    for site in store.sites:
+        sums = [list(part.read(site)) for part in store.parts() if part.units]
+        for step in range(site.num_recorded(store.num_steps)):
+            sum_xxt, _, count = store.read_moment(site, step)
+            np.testing.assert_allclose(sum_xxt, sum(of_part[step][0] for of_part in sums), rtol=1e-12)
+            assert count == sum(of_part[step][2] for of_part in sums)
+
+
+@pytest.mark.parametrize("keep", ["features", "moments", "both"])
+def test_two_processes_share_the_units(tmp_path: Path, alone: Callable[[str], Store], keep: str) -> None:
+    config = small_config(tmp_path / "run.zarr", **MID, collect__keep=keep)
+    arguments = saved(config, tmp_path / "c.yaml")
+    slow = {rank: Twist(slow=0.1) for rank in range(2)}
+    with stopped(launch(["run", *arguments, "--json"], tmp_path / "log", 2, slow)) as (first, second):
+        assert (first.finish(), second.finish()) == (0, 0), first.err + second.err
+    assert sorted(first.begun + second.begun) == list(range(8)), "each unit once"
+    assert first.begun
+    assert second.begun
+    assert json.loads(first.out)["totals"]["sites"] == 3
+    assert (second.out, second.err) == ("", "")
+    progress = re.findall(r"^(\w+) (\d+)/(\d+) ", first.err, re.MULTILINE)
+    for stage in ("collect", "covariance", "project"):
+        done = [(int(n), int(total)) for name, n, total in progress if name == stage]
+        assert done == sorted(done)
+        assert done[-1][0] == done[-1][1], "counts everybody's units"
+    found = Store.open(config.store)
+    assert_same_run(found, alone(keep))
+    if keep != "features":
+        assert_parts_add_up(found)
+    for site in found.sites:
+        assert found.read_cut(site, 0)[0] == alone(keep).read_cut(site, 0)[0]
+
+
+def test_two_processes_share_the_heldout_prompts(tmp_path: Path) -> None:
+    config = small_config(tmp_path / "run.zarr", **MID, heldout_prompts=HELDOUT)
+    expected = execute(small_config(tmp_path / "alone.zarr", **MID, heldout_prompts=HELDOUT), "collect", "covariance", "project")
+    with stopped(launch(["run", *saved(config, tmp_path / "c.yaml")], tmp_path / "log", 2)) as (first, second):
+        assert (first.finish(), second.finish()) == (0, 0), first.err + second.err
+    found = Store.open(config.store)
+    inner, wanted = found.heldout(), expected.heldout()
+    assert inner is not None
+    assert wanted is not None
+    assert_same_run(inner, wanted)
+    for site in found.sites:
+        mine, theirs = found.read_cut(site, 0), expected.read_cut(site, 0)
+        assert mine.heldout_leakage == pytest.approx(theirs.heldout_leakage, rel=1e-3)
+
+
+def test_two_processes_share_images(tmp_path: Path) -> None:
+    """Noise belongs to the image's row, whoever runs it."""
+    images = {"collect__latents": "images", "collect__images": str(ROOT / "dataset/images/toy"), "collect__batch_size": 6}
+    config = small_config(tmp_path / "run.zarr", **{**MID, **images})
+    expected = execute(small_config(tmp_path / "alone.zarr", **{**MID, **images}), "collect", "covariance", "project")
+    with stopped(launch(["run", *saved(config, tmp_path / "c.yaml")], tmp_path / "log", 2)) as (first, second):
+        assert (first.finish(), second.finish()) == (0, 0), first.err + second.err
+    assert_same_run(Store.open(config.store), expected)
+
+
+def test_the_number_of_processes_may_change(tmp_path: Path, fast: None, alone: Callable[[str], Store]) -> None:
+    config = small_config(tmp_path / "run.zarr", **MID, collect__keep="moments")
+    arguments = saved(config, tmp_path / "c.yaml")
+    for size, limit in ((2, "3"), (1, "2"), (3, "8")):
+        with stopped(launch(["collect", *arguments, "--limit", limit], tmp_path / f"log{size}", size)) as processes:
+            assert [worker.finish() for worker in processes] == [0] * size, "".join(worker.err for worker in processes)
+    store = Store.open(config.store)
+    assert_parts_add_up(store)
+    assert {part.name for part in store.parts()} <= {f"1-of-1.{rank}" for rank in range(3)}
+    assert_same_run(store, alone("moments"))
+
+
+def test_a_slow_process_does_not_hold_the_other_back(tmp_path: Path) -> None:
+    config = small_config(tmp_path / "run.zarr", **MID)
+    twists = {0: Twist(slow=0.05), 1: Twist(slow=2.0)}
+    with stopped(launch(["collect", *saved(config, tmp_path / "c.yaml")], tmp_path / "log", 2, twists)) as (quick, slow):
+        assert (quick.finish(), slow.finish()) == (0, 0)
+    assert len(slow.begun) < len(quick.begun)
+    assert sorted(quick.begun + slow.begun) == list(range(8))
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_failing_process_ends_the_launch(tmp_path: Path, failing: int) -> None:
+    """The other writes the units that it folded, and says that it is not the cause."""
+    config = small_config(tmp_path / "run.zarr", **MID, collect__keep="moments")
+    twists = {failing: Twist(fails_after=2), 1 - failing: Twist(slow=0.5, checkpoint_share=1e-9)}
+    started = time.monotonic()
+    with stopped(launch(["collect", *saved(config, tmp_path / "c.yaml")], tmp_path / "log", 2, twists)) as processes:
+        codes = [worker.finish(30) for worker in processes]
+    assert time.monotonic() - started < 30
+    assert codes[failing] == 1
+    assert "this unit fails" in processes[failing].err
+    assert codes[1 - failing] == 3
+    assert "error: another process of this launch failed" in processes[1 - failing].err
+    kept = [unit for part in Store.open(config.store).parts() for unit in part.units]
+    assert set(processes[1 - failing].begun) <= set(kept)
+    assert Store.open(config.store).progress("collect").sum() == len(kept) == len(set(kept))
+
+
+def test_a_launch_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher that says two, and a library that sees one: the work would be done twice."""
+    from torch import distributed
+
+    class Single:
+        num_processes = 1
+
+        def __init__(self, **options: Any) -> None:
+            pass
+
+        def destroy_process_group(self) -> None:
+            pass
+
+    monkeypatch.setattr("accelerate.PartialState", Single)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = small_config(tmp_path / "run.zarr", **MID)
+    refused(nullbooth("collect", *saved(config, tmp_path / "c.yaml")), 2, "WORLD_SIZE is 2, but accelerate sees 1", "torchrun")
+    assert not distributed.is_initialized()
+
+
+def test_no_process_group_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate import PartialState
+    from torch import distributed
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    # A launch of one is no launch; the class itself must clean up all the same.
+    launched = workers.Launched()
+    try:
+        assert distributed.is_initialized()
+        assert launched.agree(lambda: [1, "x"]) == [1, "x"]
+        assert list(launched.share(3)) == [0, 1, 2]
+        assert launched.count(3) == 3
+        assert list(launched.finish()) == [3]
+    finally:
+        launched.close(failed=False)
+        PartialState._reset_state()
+    assert not distributed.is_initialized()
+
+
+def test_a_process_that_is_killed_is_missed(tmp_path: Path) -> None:
+    """Without a launcher that watches them: the other ends by itself, and what it did is kept."""
+    config = small_config(tmp_path / "run.zarr", **MID)
+    twists = {0: Twist(slow=0.2, dead_seconds=1.0), 1: Twist(slow=0.2, dead_seconds=1.0)}
+    with stopped(launch(["collect", *saved(config, tmp_path / "c.yaml")], tmp_path / "log", 2, twists)) as (first, second):
+        while not second.begun:
+            time.sleep(0.01)
+        second.kill()
+        assert first.finish(30) == 3, first.err
+    assert "another process of this launch failed" in first.err
+    assert Store.open(config.store).progress("collect").any()
+
+
+@pytest.mark.parametrize("keep", ["features", "moments"])
+def test_shards_at_once_and_in_any_order(tmp_path: Path, fast: None, alone: Callable[[str], Store], keep: str) -> None:
+    config = small_config(tmp_path / "run.zarr", **MID, collect__keep=keep)
+    arguments = saved(config, tmp_path / "c.yaml")
+    started = [Worker(["collect", *arguments, "--shard", f"{k}/3"], tmp_path / f"log{k}", twist=Twist(slow=0.1)) for k in (3, 1)]
+    with stopped(started) as (third, first):
+        while len(first.begun) < 2:
+            assert first.is_alive(), first.err
+            time.sleep(0.005)
+        first.kill()
+        assert third.finish() == 0, third.err
+    assert third.begun == [2, 5]
+    refused(nullbooth("covariance", *arguments), 3, "collect in", "is partial")
+    for k in (2, 1):
+        assert nullbooth("collect", *arguments, "--shard", f"{k}/3").exit_code == 0
+    assert states_of(config)["collect"] == "complete"
+    for command in ("covariance", "project"):
+        assert nullbooth(command, *arguments).exit_code == 0
+    found = Store.open(config.store)
+    assert_same_run(found, alone(keep))
+    if keep == "moments":
+        assert_parts_add_up(found)
+        assert {part.name for part in found.parts()} == {f"{k}-of-3.0" for k in (1, 2, 3)}
+
+
+def test_shards_of_a_collection_that_is_begun_again(tmp_path: Path, fast: None) -> None:
+    """A shard may not throw away what the others did; the way that its hint names works."""
+    arguments = saved(small_config(tmp_path / "run.zarr", **MID), tmp_path / "c.yaml")
+    assert nullbooth("collect", *arguments, "--limit", "2").exit_code == 0
+    other = [*arguments, "--set", "collect.seed=1"]
+    refused(nullbooth("collect", *other, "--shard", "1/2", "--force"), 2, "nullbooth collect --force --limit 1")
+    assert nullbooth("collect", *other, "--force", "--limit", "1", "--yes").exit_code == 0
+    for k in (1, 2):
+        assert nullbooth("collect", *other, "--shard", f"{k}/2").exit_code == 0
+    assert nullbooth("status", *other, "--check", "collect").exit_code == 0
+
+
+def test_a_shard_that_is_done_twice_is_noticed(tmp_path: Path) -> None:
+    config = small_config(tmp_path / "run.zarr", **MID, collect__keep="moments")
+    store = execute(config, "collect")
+    part = store.part("2-of-3.0")
+    part.create(store.sites, store.num_steps)
+    part.checkpoint([], [4])
+    with pytest.raises(StoreError, match=r"unit 4 is in the parts 1-of-1\.0 and 2-of-3\.0"):
+        execute(config, "covariance", force=True)
+
+
+class TestLaunchers:
+    """The real ones. Their processes import everything, so each is started once."""
+
+    def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", *command], capture_output=True, text=True, env=QUIET, cwd=ROOT, timeout=120, check=False
+        )
+
+    def check(self, done: subprocess.CompletedProcess[str], config: Config, expected: Store) -> None:
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["units_done"] == 8
+        assert re.search(r"^collect 8/8 ", done.stderr, re.MULTILINE)
+        store = Store.open(config.store)
+        assert_parts_add_up(store)
+        assert len(store.parts()) == 2
+        assert_same_run(store, expected)
+
+    def test_torchrun(self, tmp_path: Path, alone: Callable[[str], Store]) -> None:
+        config = small_config(tmp_path / "run.zarr", **MID, collect__keep="both")
+        command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "nullbooth_cli", "collect", "--json"]
+        self.check(self.run([*command, *saved(config, tmp_path / "c.yaml")]), config, alone("both"))
+
+    def test_accelerate_launch(self, tmp_path: Path, alone: Callable[[str], Store]) -> None:
+        config = small_config(tmp_path / "run.zarr", **MID, collect__keep="both")
+        flags = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
+        command = ["accelerate.commands.launch", *flags.split(), "-m", "nullbooth_cli", "collect", "--json"]
+        self.check(self.run([*command, *saved(config, tmp_path / "c.yaml")]), config, alone("both"))
+
+    def test_two_hosts(self, tmp_path: Path, alone: Callable[[str], Store]) -> None:
+        """Two network namespaces with a cable between them, and one folder that both see."""
+        config = small_config(tmp_path / "run.zarr", **MID, collect__keep="both")
+        arguments = ["collect", *saved(config, tmp_path / "c.yaml"), "--json"]
+        hosts = [f"nb{os.getpid()}{end}" for end in "ab"]
+        try:
+            for host in hosts:
+                done = subprocess.run(["ip", "netns", "add", host], capture_output=True, text=True, check=False)
+                if done.returncode:
+                    pytest.skip(f"network namespaces are not allowed here: {done.stderr.strip()}")
+            cable = f"ip link add va netns {hosts[0]} type veth peer name va netns {hosts[1]}"
+            subprocess.run(cable.split(), check=True)
+            for number, host in enumerate(hosts, 1):
+                for command in (f"addr add 10.77.0.{number}/24 dev va", "link set va up", "link set lo up"):
+                    subprocess.run(["ip", "-n", host, *command.split()], check=True)
+            processes = []
+            for number, host in enumerate(hosts):
+                flags = f"--nnodes 2 --node_rank {number} --nproc_per_node 1 --master_addr 10.77.0.1 --master_port 29577"
+                command = f"torch.distributed.run {flags} -m nullbooth_cli"
+                processes.append(
+                    subprocess.Popen(
+                        ["ip", "netns", "exec", host, sys.executable, "-m", *command.split(), *arguments],
+                        env={**QUIET, "GLOO_SOCKET_IFNAME": "va"},
+                        cwd=ROOT,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                        text=True,
+                    )
+                )
+            (out, err), (other_out, other_err) = (process.communicate(timeout=120) for process in processes)
+            assert processes[1].returncode == 0, other_err
+            assert other_out == ""
+            self.check(subprocess.CompletedProcess([], processes[0].returncode, out, err), config, alone("both"))
+        finally:
+            for host in hosts:
+                subprocess.run(["ip", "netns", "del", host], capture_output=True, check=False)

@@ -1,0 +1,261 @@
+"""Projectors and their evidence: where a spectrum may be cut, what it is decomposed from, and what others compute from it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nullbooth_cli.datatypes import Site, Step
+from nullbooth_cli.errors import ConfigError, StoreError
+from nullbooth_cli.nullspace import spectrum
+from nullbooth_cli.nullspace.decompose import cut, eigh
+from nullbooth_cli.nullspace.moments import SecondMoments
+from nullbooth_cli.nullspace.pooling import Pooling, pooled, second_moment
+from nullbooth_cli.nullspace.projector import Projector
+from nullbooth_cli.nullspace.usable import load_projector, usable_projectors
+from nullbooth_cli.pipeline.state import stage_states
+from nullbooth_cli.settings.config import Config, build_config
+from nullbooth_cli.store import Store
+from tests.support.builders import execute, features_at, prompts_of, set_moment, small_config
+
+TINY = {"collect__cross_attention_layers": ["mid_block*"], "collect__batch_size": 2}
+NONE = np.full(6, np.nan)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> tuple[Config, Store]:
+    config = small_config(tmp_path / "run.zarr", **TINY)
+    return config, execute(config, "collect", "covariance")
+
+
+def projected(config: Config, store: Store, **project: Any) -> None:
+    data = config.model_dump()
+    if set(project) & {"nullspace_threshold", "threshold_percent", "energy", "target_leakage", "null_dim"}:
+        project["relative_threshold"] = None
+    execute(build_config({**data, "project": {**data["project"], **project}}), "project", store=store, force=True)
+
+
+class TestNoiseFloor:
+    @settings(deadline=None, max_examples=25)
+    @given(st.integers(2, 60), st.integers(0, 2**31), st.sampled_from(["float64", "float32"]), st.floats(0, 5))
+    def test_exact_null_spaces_come_out_below_it(self, dim: int, seed: int, accumulate: str, mean: float) -> None:
+        rng = np.random.default_rng(seed)
+        rank = int(rng.integers(1, dim))
+        # Integers: the vectors lie in the subspace exactly, so what is left is the round-off of summing and decomposing.
+        x = np.round(rng.standard_normal((300, rank)) * 4 + mean) @ np.round(rng.standard_normal((rank, dim)) * 8)
+        moments = SecondMoments(1, dim, accumulate=accumulate)
+        for part in np.array_split(x, 4):
+            moments.update(torch.from_numpy(part[None]))
+        [(eigenvalues, _)] = eigh([second_moment(*moments.sums()[0])])
+        floor = spectrum.noise_floor(float(eigenvalues[-1]), dim, accumulate)
+        assert np.abs(eigenvalues[: dim - rank]).max() < floor < 1e-5 * eigenvalues[-1] + 1e-300
+
+    @pytest.mark.parametrize(("rule", "value"), [("nullspace_threshold", 1e-16), ("relative_threshold", 1e-16)])
+    def test_a_threshold_below_it_is_refused(self, rule: str, value: float) -> None:
+        values = np.array([0.0, 1e-17, 1e-3, 1.0])
+        floor = spectrum.noise_floor(1.0, 4, "float64")
+        with pytest.raises(ConfigError, match=rf"{rule} 1e-16 cuts mid\.q at 1e-16, below its noise floor of 4\.44e-16"):
+            cut("mid.q", values, np.stack([values, NONE[:4]]), floor, rule, value)
+        assert cut("mid.q", values, np.stack([values, NONE[:4]]), floor, rule, 1e-10).null_dim == 2
+
+    def test_a_count_that_ends_inside_it_is_doubted(self) -> None:
+        assert spectrum.doubts(4, 40, 1, 1e-17, 4e-16) == [
+            "cut at 1e-17, below the noise floor of 4e-16: which directions are null is round-off"
+        ]
+        assert spectrum.doubts(4, 40, 2, 1e-3, 4e-16) == []
+
+    def test_a_centred_spectrum_has_that_of_the_moment_about_zero(self, tiny: Any) -> None:
+        config, store = tiny
+        data = config.model_dump()
+        floors = {}
+        for centred in (False, True):
+            execute(
+                build_config({**data, "covariance": {**data["covariance"], "centred": centred}}),
+                "project",
+                store=store,
+                force=True,
+            )
+            floors[centred] = [store.read_noise_floor(site, 0) for site in store.sites]
+        assert all(one <= other * (1 + 1e-9) for one, other in zip(floors[True], floors[False], strict=True))
+        for site, floor in zip(store.sites, floors[True], strict=True):
+            assert floor > spectrum.noise_floor(float(store.read_eigenvalues(site, 0)[-1]), site.dim, "float64") * 0.999
+
+
+class TestTokens:
+    @settings(deadline=None, max_examples=30)
+    @given(st.integers(2, 40), st.data())
+    def test_too_few_leave_at_least_the_rest_null(self, dim: int, data: st.DataObject) -> None:
+        count = data.draw(st.integers(1, dim - 1))
+        x = np.random.default_rng(data.draw(st.integers(0, 2**31))).standard_normal((count, dim))
+        [(eigenvalues, _)] = eigh([second_moment(x.T @ x, x.sum(0), count)])
+        floor = spectrum.noise_floor(float(eigenvalues[-1]), dim, "float64")
+        null_dim = cut(
+            "site", eigenvalues, np.stack([eigenvalues, np.full(dim, np.nan)]), floor, "relative_threshold", 1e-9
+        ).null_dim
+        assert null_dim >= dim - count
+        [said] = spectrum.doubts(dim, count, null_dim, 1.0, floor)
+        assert f"null_dim is at least {dim - count}, which may be chance" in said
+
+    def test_ten_for_each_dimension_are_advised(self) -> None:
+        assert spectrum.doubts(8, 79, 1, 1.0, 0.0) == ["79 vectors for 8 dimensions; 80 or more are advised"]
+        assert spectrum.doubts(8, 80, 1, 1.0, 0.0) == []
+
+
+class TestBadMoments:
+    def write(self, store: Store, site: Site, change: Any) -> None:
+        for t in range(site.num_recorded(4)):
+            sum_xxt, sum_x, count = store.read_moment(site, t)
+            change(sum_xxt)
+            set_moment(store, site, t, (sum_xxt, sum_x, count))
+
+    def test_not_finite(self, tiny: Any) -> None:
+        config, store = tiny
+        self.write(store, store.sites[1], lambda m: m.__setitem__((0, 0), np.nan))
+        with pytest.raises(StoreError, match=f"{store.sites[1].name}: the second moment is not finite"):
+            execute(config, "project", store=store)
+
+    def test_not_positive_semi_definite(self, tiny: Any) -> None:
+        config, store = tiny
+        self.write(store, store.sites[1], lambda m: m.__setitem__((0, 0), -m[0, 0]))
+        with pytest.raises(
+            StoreError, match=rf"{store.sites[1].name}: the second moment is not positive semi-definite: its small"
+        ):
+            execute(config, "project", store=store)
+
+    def test_not_quite_symmetric_is_made_so(self) -> None:
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((50, 7))
+        moment = second_moment(x.T @ x + 1e-13 * rng.standard_normal((7, 7)), x.sum(0), 50)
+        assert np.array_equal(moment, moment.T)
+
+
+class TestScopes:
+    STEPS = tuple(Step(i, f"step_{i}", t, 1.0) for i, t in enumerate((900.0, 600.0, 400.0, 200.0, 10.0)))
+    SITE = Site("mid", "q", "input", ("mid.to_q.weight",), False, 4, 3)
+    FREE = Site("mid", "k", "input", ("mid.to_k.weight",), True, 4, 3)
+
+    def test_groups(self) -> None:
+        assert Pooling().groups(self.SITE, self.STEPS) == [[0, 1, 2, 3, 4]]
+        assert Pooling(timesteps=(200, 600)).groups(self.SITE, self.STEPS) == [[1, 2, 3]]
+        assert Pooling("timestep").groups(self.SITE, self.STEPS) == [[0], [1], [2], [3], [4]]
+        assert Pooling(timesteps=(200, 600)).groups(self.FREE, self.STEPS) == [[0]]
+        assert Pooling("timestep").groups(self.FREE, self.STEPS) == [[0]]
+        with pytest.raises(ConfigError, match=r"no timestep lies in project\.timesteps \[20, 100\]") as caught:
+            Pooling(timesteps=(20, 100)).groups(self.SITE, self.STEPS)
+        assert "900, 600, 400, 200, 10" in caught.value.hint
+
+    @pytest.mark.parametrize("weight", ["count", "timestep"])
+    def test_a_range_is_pooled_as_plain_numpy_pools_it(self, tiny: Any, weight: str) -> None:
+        config, store = tiny
+        steps = store.schedule()
+        low, high = steps[2].timestep, steps[1].timestep
+        for site in store.sites:  # one step with half of its vectors, so that the weights differ
+            if not site.timestep_free:
+                sum_xxt, sum_x, count = store.read_moment(site, 1)
+                set_moment(store, site, 1, (sum_xxt / 2, sum_x / 2, count // 2))
+        projected(config, store, timesteps=[low, high], pool_weight=weight)
+        for site in store.sites:
+            moments = [store.read_moment(site, t) for t in ([0] if site.timestep_free else [1, 2])]
+            if weight == "count":
+                expected = sum(m[0] for m in moments) / sum(m[2] for m in moments)
+            else:
+                expected = sum(m[0] / m[2] for m in moments) / len(moments)
+            values = np.linalg.eigvalsh(expected)
+            np.testing.assert_allclose(store.read_eigenvalues(site, 0), values, rtol=1e-8, atol=1e-12 * values[-1])
+            sums = pooled(store, site, [0] if site.timestep_free else [1, 2], weight)
+            assert sums[2] == sum(m[2] for m in moments)
+
+    def test_per_timestep_projectors_are_not_for_use(self, tiny: Any) -> None:
+        config, store = tiny
+        projected(config, store, scope="timestep")
+        with pytest.raises(
+            ConfigError, match="per-timestep projectors cannot constrain a weight: it is the same at every timestep"
+        ):
+            usable_projectors(store)
+        projected(config, store, scope="pooled")
+        assert set(usable_projectors(store)) == {weight for site in store.sites for weight in site.weights}
+
+    @pytest.mark.parametrize("wrong", [{"scope": "timestep", "timesteps": [1.0, 2.0]}, {"timesteps": [5.0, 2.0]}])
+    def test_settings_that_contradict_each_other(self, wrong: dict[str, Any]) -> None:
+        with pytest.raises(ConfigError, match="project: time"):
+            build_config({"project": wrong})
+
+
+def test_batches_of_one_size_give_what_single_matrices_give() -> None:
+    rng = np.random.default_rng(0)
+    matrices = [x.T @ x for x in rng.standard_normal((3, 20, 6))]
+    for (values, vectors), matrix in zip(eigh(matrices), matrices, strict=True):
+        np.testing.assert_allclose(values, np.linalg.eigvalsh(matrix), rtol=1e-10)
+        np.testing.assert_allclose(vectors * values @ vectors.T, matrix, atol=1e-10)
+
+
+def test_sites_of_any_order_and_size_are_each_decomposed(finished: Any) -> None:
+    config, store = finished
+    assert stage_states(config, prompts_of(config), store)["project"].state == "complete"
+    for site in store.sites:
+        values, vectors = store.read_eigenvalues(site, 0), store.read_eigenvectors(site, 0)
+        moment = second_moment(*pooled(store, site, range(site.num_recorded(4))))
+        np.testing.assert_allclose(vectors * values @ vectors.T, moment, atol=1e-12 * values[-1] * site.dim)
+
+
+class TestWhatOthersCompute:
+    """The reference written out plainly, on the same vectors."""
+
+    @pytest.fixture
+    def known(self, tiny: Any) -> tuple[Config, Store, dict[Site, np.ndarray]]:
+        config, store = tiny
+        vectors = {
+            site: np.concatenate(
+                [
+                    features_at(store, site, t, unit).reshape(-1, site.dim)
+                    for t in range(site.num_recorded(4))
+                    for unit in range(len(store.cells("collect")))
+                ]
+            ).astype(np.float64)
+            for site in store.sites
+        }
+        return config, store, vectors
+
+    def test_alphaedit(self, known: Any) -> None:
+        """Its code: the mean of k k^T, an SVD, the left vectors of singular values below 2e-2, P = U U^T."""
+        config, store, vectors = known
+        projected(config, store, nullspace_threshold=2e-2)
+        for site, k in vectors.items():
+            u, s, _ = np.linalg.svd(k.T @ k / len(k))
+            null = u[:, s < 2e-2]
+            assert 0 < null.shape[1] < site.dim
+            np.testing.assert_allclose(load_projector(store, site).dense(), null @ null.T, atol=1e-8)
+
+    def test_the_percentile_rule(self, known: Any) -> None:
+        config, store, vectors = known
+        projected(config, store, threshold_percent=40.0)
+        for site, k in vectors.items():
+            values, u = np.linalg.eigh(k.T @ k / len(k))
+            null = u[:, values < np.percentile(values, 40.0)]
+            np.testing.assert_allclose(load_projector(store, site).dense(), null @ null.T, atol=1e-7)
+
+    def test_gpm(self, known: Any) -> None:
+        """arXiv 2103.09762, equation 5: the least k singular values that hold the share of norm(R)^2; I - M M^T."""
+        config, store, vectors = known
+        projected(config, store, energy=0.97)
+        for site, k in vectors.items():
+            u, s, _ = np.linalg.svd(k.T, full_matrices=False)
+            kept = int(np.argmax(np.cumsum(s**2) >= 0.97 * (s**2).sum())) + 1
+            m = u[:, :kept]
+            np.testing.assert_allclose(load_projector(store, site).dense(), np.eye(site.dim) - m @ m.T, atol=1e-7)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 20), st.data())
+def test_the_smaller_factor_is_kept_and_is_the_same_projector(dim: int, data: st.DataObject) -> None:
+    null_dim = data.draw(st.integers(0, dim))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    q, _ = np.linalg.qr(rng.standard_normal((dim, dim)))
+    projector = Projector.of(q, null_dim)
+    assert projector.factor.shape[1] == min(null_dim, dim - null_dim)
+    assert (projector.null_dim, projector.dim) == (null_dim, dim)
+    np.testing.assert_allclose(projector.dense(), q[:, :null_dim] @ q[:, :null_dim].T, atol=1e-12)

@@ -1,0 +1,234 @@
+"""What leaves a store for other programs, and what comes back from plain files."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+import nullbooth_cli as nb
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.store import Store
+from tests.end_to_end.test_cli import nullbooth, refused
+from tests.support.builders import ROOT
+
+NAME = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q.weight"
+FEATURES = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
+
+
+@pytest.fixture
+def done(finished: tuple[Config, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A copy of the finished run; the current folder is empty beside it."""
+    shutil.copytree(finished[1].path, tmp_path / "done.zarr")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return str(tmp_path / "done.zarr")
+
+
+def exported(*arguments: str) -> dict[str, Any]:
+    result = nullbooth("export", *arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def projectors(store: str) -> dict[str, nb.Projector]:
+    return nb.open_store(store).projectors()
+
+
+class TestSafetensors:
+    @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
+    @pytest.mark.parametrize(("kind", "null_dim"), [("dense", 5), ("null_basis", 3), ("complement", 25)])
+    def test_every_weight_finds_its_projector(self, done: str, kind: str, null_dim: int, dtype: str, tolerance: float) -> None:
+        rule = ("--set", "project.relative_threshold=null", "--set", f"project.null_dim={null_dim}")
+        assert nullbooth("project", "-s", done, *rule, "--force").exit_code == 0
+        exported("p.safetensors", "-s", done, "--dtype", dtype, *(["--dense"] if kind == "dense" else []))
+        expected = projectors(done)
+        with safe_open("p.safetensors", "np") as file:
+            header = json.loads(file.metadata()["nullbooth"])
+            assert set(header["weights"]) == set(expected)
+            assert set(file.keys()) == {site.name for site in nb.open_store(done).sites()}
+            kinds = []
+            for weight, entry in header["weights"].items():
+                stored = file.get_tensor(entry["tensor"])
+                assert stored.dtype == dtype
+                kinds.append(entry["kind"])
+                p = {
+                    "dense": lambda f: f,
+                    "null_basis": lambda f: f @ f.T,
+                    "complement": lambda f: np.eye(len(f)) - f @ f.T,
+                }[entry["kind"]](stored.astype(np.float64))
+                np.testing.assert_allclose(p, expected[weight].dense(), atol=tolerance)
+                assert entry["null_dim"] == expected[weight].null_dim
+        assert kind in kinds
+        assert header["provenance"] == json.loads(json.dumps(nb.open_store(done).provenance()))
+
+    def test_the_five_lines_of_the_page_need_no_nullbooth(self, done: str) -> None:
+        exported("projectors.safetensors", "-s", done)
+        page = (ROOT / "docs/how-to/use-the-projectors.md").read_text()
+        [block] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        assert "nullbooth_cli" not in block
+        names: dict[str, Any] = {}
+        exec(block, names)
+        np.testing.assert_allclose(names["P"].numpy(), projectors(done)[NAME].dense(), atol=1e-6)
+
+    def test_nothing_is_replaced_without_force(self, done: str) -> None:
+        Path("p.safetensors").write_text("mine")
+        refused(nullbooth("export", "p.safetensors", "-s", done), 2, "p.safetensors exists", "--force")
+        assert Path("p.safetensors").read_text() == "mine"
+        exported("p.safetensors", "-s", done, "--force")
+        assert list(Path().iterdir()) == [Path("p.safetensors")]
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["p.pt", "--dense"], "--dense and --dtype"),
+            (["p.safetensors", "--layer", "mid"], "--layer and --feature"),
+            (["p.safetensors", "--only-covariance"], "--only-covariance"),
+            (["p.safetensors", "--dtype", "float16"], "float32 or float64"),
+        ],
+    )
+    def test_flags_of_another_form(self, done: str, arguments: list[str], said: str) -> None:
+        refused(nullbooth("export", *arguments, "-s", done), 2, said)
+
+
+class TestAlphaEdit:
+    def test_the_stack_is_p_of_the_chosen_sites(self, done: str) -> None:
+        document = exported("p.pt", "-s", done, "--layer", "up_blocks.1", "--feature", "out")
+        stack = torch.load("p.pt", weights_only=True)
+        assert stack.dtype == torch.float32
+        assert len(document["sites"]) == len(stack) == 2
+        for name, p in zip(document["sites"], stack, strict=True):
+            np.testing.assert_allclose(p.numpy(), nb.open_store(done).projector(name).dense(), atol=1e-6)
+
+    def test_sites_of_several_sizes(self, done: str) -> None:
+        sizes = sorted({site.dim for site in nb.open_store(done).sites()})
+        refused(nullbooth("export", "p.pt", "-s", done), 2, "have", ", ".join(map(str, sizes)))
+        refused(nullbooth("export", "p.pt", "-s", done, "--layer", "none"), 2, "no site passes")
+        assert not Path("p.pt").exists()
+
+
+def run_folder(*arguments: str) -> Path:
+    return Path(exported("out", *arguments)["path"])
+
+
+class TestFolder:
+    def test_pooled_projectors(self, done: str) -> None:
+        run = run_folder("-s", done)
+        assert re.fullmatch(r"out/run_\d{8}_\d{6}", str(run))
+        assert [folder.name for folder in run.iterdir()] == ["pooled"]
+        expected = projectors(done)
+        for weight, projector in expected.items():
+            layer, feature = next((weight.removesuffix(f".{of}.weight"), f) for f, of in FEATURES.items() if f".{of}." in weight)
+            p = np.load(run / "pooled" / layer / f"{feature}_projection.npy")
+            np.testing.assert_allclose(p, projector.dense(), atol=1e-12)
+            described = json.loads((run / "pooled" / layer / f"{feature}_metadata.json").read_text())
+            assert described["shape"] == list(p.shape)
+            assert described["null_dim"] == projector.null_dim
+            assert described["tokens"] > 0
+            assert described["threshold"] > 0
+            assert weight in described["weights"]
+        assert len(list(run.rglob("*_projection.npy"))) == len(expected)
+
+    def test_a_shared_input_is_written_once(self, done: str) -> None:
+        run = run_folder("-s", done)
+        assert len({path.stat().st_ino for path in run.rglob("[kv]_projection.npy")}) == 1
+        assert len({path.stat().st_ino for path in run.rglob("q_projection.npy")}) == 10
+
+    def test_per_timestep(self, done: str) -> None:
+        assert nullbooth("project", "-s", done, "--set", "project.scope=timestep", "--force").exit_code == 0
+        run = run_folder("-s", done)
+        store = nb.open_store(done)
+        assert sorted(folder.name for folder in run.iterdir()) == sorted(step.key for step in store.schedule())
+        layer = "mid_block.attentions.0.transformer_blocks.0.attn2"
+        for step in store.schedule():
+            for feature in FEATURES:
+                site = next(s for s in store.sites() if f"{layer}.{FEATURES[feature]}.weight" in s.weights)
+                p = np.load(run / step.key / layer / f"{feature}_projection.npy")
+                np.testing.assert_allclose(p, store.projector(site, step.index).dense(), atol=1e-12)
+                described = json.loads((run / step.key / layer / f"{feature}_metadata.json").read_text())
+                assert (described["timestep"], described["key"]) == (step.timestep, step.key)
+        refused(nullbooth("export", "p.safetensors", "-s", done), 2, "cannot constrain a weight", "scope=pooled")
+        refused(nullbooth("export", "p.pt", "-s", done), 2, "cannot constrain a weight")
+
+    def test_a_failure_leaves_no_run(self, done: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(np, "save", full)
+        refused(nullbooth("export", "out", "-s", done), 5, "cannot write out/run_", "No space left")
+        assert not list(Path("out").iterdir())
+
+
+class TestImport:
+    LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2"
+
+    @pytest.fixture
+    def covariances(self, done: str) -> Path:
+        store = Store.open(done, write=True)
+        store.write_record("project", None)  # they need no projectors
+        return run_folder("-s", done, "--only-covariance")
+
+    def test_moments_and_projectors_come_back(self, done: str, covariances: Path) -> None:
+        assert not list(covariances.rglob("*_projection.npy"))
+        assert nullbooth("import", str(covariances), "-s", "back.zarr").exit_code == 0
+        for place in (done, "back.zarr"):
+            made = nullbooth("project", "-s", place, "--set", "project.relative_threshold=0.02", "--force")
+            assert made.exit_code == 0, made.stderr
+        states = json.loads(nullbooth("status", "-s", "back.zarr", "--json").stdout)["stages"]
+        assert {found["state"] for found in states.values()} == {"complete"}
+        mine, theirs = nb.open_store("back.zarr"), nb.open_store(done)
+        assert [step.timestep for step in mine.schedule()] == [step.timestep for step in theirs.schedule()]
+        assert set(mine.projectors()) == set(theirs.projectors())
+        for site in theirs.sites():
+            if not site.timestep_free:
+                for step in range(4):
+                    one, other = mine.moment(site.name, step), theirs.moment(site, step)
+                    assert one.count == other.count
+                    np.testing.assert_allclose(one.second_moment, other.second_moment, rtol=1e-12, atol=1e-14)
+        for weight, projector in theirs.projectors().items():
+            np.testing.assert_allclose(mine.projectors()[weight].dense(), projector.dense(), atol=1e-8)
+        refused(nullbooth("project", "-s", "back.zarr", "--set", "covariance.centred=true", "--force"), 4, "not finite")
+
+    def test_it_says_that_it_was_imported(self, covariances: Path, pipe: Any) -> None:
+        nullbooth("import", str(covariances), "-s", "back.zarr")
+        nullbooth("project", "-s", "back.zarr")
+        assert nb.open_store("back.zarr").provenance()["weights"] == "imported"
+        with pytest.raises(nb.NullboothError, match="does not say which weights"):
+            nb.open_store("back.zarr").projectors(pipe.unet)
+
+    def test_a_store_that_holds_something_is_left_alone(self, done: str, covariances: Path) -> None:
+        before = {path: path.stat().st_mtime_ns for path in Path(done).rglob("*")}
+        refused(nullbooth("import", str(covariances), "-s", done), 4, "holds a collection already")
+        assert {path: path.stat().st_mtime_ns for path in Path(done).rglob("*")} == before
+
+    def spoiled(self, covariances: Path, feature: str = "q") -> Path:
+        return covariances / sorted(folder.name for folder in covariances.iterdir())[1] / self.LAYER / f"{feature}_covariance.npy"
+
+    @pytest.mark.parametrize(
+        ("spoil", "said"),
+        [
+            (lambda path: path.with_name("q_metadata.json").unlink(), "q_metadata.json: FileNotFoundError"),
+            (lambda path: path.with_name("q_metadata.json").write_text("{}"), "q_metadata.json: KeyError: 'timestep'"),
+            (lambda path: path.with_name("q_metadata.json").write_text('{"timestep": 1}'), "KeyError: 'tokens'"),
+            (lambda path: path.with_name("q_metadata.json").write_text('{"centred": true}'), "q_covariance.npy is centred"),
+            (lambda path: path.rename(path.with_name("x_covariance.npy")), "x_covariance.npy: 'x' is no feature"),
+            (lambda path: path.unlink(), "q has no covariance in"),
+            (lambda path: np.save(path, np.zeros((3, 4))), "q_covariance.npy is float64 [3, 4]"),
+            (lambda path: np.save(path, np.zeros((3, 3), int)), "q_covariance.npy is int64 [3, 3]"),
+            (lambda path: np.save(path, np.zeros((3, 3))), "has 3 dimensions, other steps have"),
+            (lambda path: path.write_bytes(b"no array"), "cannot read"),
+        ],
+    )
+    def test_bad_files_are_named(self, covariances: Path, spoil: Any, said: str) -> None:
+        spoil(self.spoiled(covariances))
+        refused(nullbooth("import", str(covariances), "-s", "back.zarr", "-q"), 2, said)
+
+    def test_a_folder_without_any(self, tmp_path: Path) -> None:
+        refused(nullbooth("import", str(tmp_path), "-s", str(tmp_path / "x.zarr")), 2, "holds no covariances")
+        assert not (tmp_path / "x.zarr").exists()

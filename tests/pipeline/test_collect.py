@@ -1,0 +1,364 @@
+"""What collect stores is what the model's projections received, on the model's own path."""
+
+import dataclasses
+import shutil
+import threading
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from nullbooth_cli.collect import batch_size as batch_size_module
+from nullbooth_cli.collect import find_sites, open_model
+from nullbooth_cli.collect import recorder as recorder_module
+from nullbooth_cli.datatypes import Prompt, Site
+from nullbooth_cli.errors import ConfigError, ResourceError
+from nullbooth_cli.model.denoise import DenoisingPath, cut_words
+from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.pipeline import collect, run, stages
+from nullbooth_cli.progress import Note
+from nullbooth_cli.store import Store, background
+from nullbooth_cli.toy import FOLDER
+from tests.support.builders import PROMPTS, execute, features_at, prompts_of, small_config, states_of
+
+NOISE = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "v_prediction"}
+
+
+def by_hand(pipe: Any, prompts: list[str], first: int, module: str, scheduler: Any = None) -> np.ndarray:
+    """Inputs of one projection at each of four steps, `[T, rows, L, D]`, through a pipeline and a scheduler of our own."""
+    pipe.scheduler = scheduler or diffusers.DPMSolverMultistepScheduler(**NOISE, use_karras_sigmas=True)
+    seen: list[np.ndarray] = []
+    handle = pipe.unet.get_submodule(module).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy().copy()))
+    try:
+        generators = [torch.Generator("cpu").manual_seed(first + i) for i in range(len(prompts))]
+        pipe(prompts, num_inference_steps=4, guidance_scale=4.0, generator=generators, output_type="latent")
+    finally:
+        handle.remove()
+    return np.stack(seen)
+
+
+@pytest.mark.parametrize("feature", ["q", "k", "v", "out"])
+def test_features_are_what_an_independent_hook_sees(finished: Any, pipe: Any, feature: str) -> None:
+    _, store = finished
+    layer = "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
+    projection = f"{layer}.to_{feature}" + (".0" if feature == "out" else "")
+    site = next(site for site in store.sites if f"{projection}.weight" in site.weights)
+    expected = by_hand(pipe, PROMPTS[3:6], 3, projection)
+    tokens = expected.shape[2]
+    assert site.num_tokens == 2 * tokens
+    for t in range(1 if site.timestep_free else 4):
+        stored = features_at(store, site, t, 1)
+        np.testing.assert_allclose(stored[:, :tokens], expected[t, :3], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(stored[:, tokens:], expected[t, 3:], rtol=1e-4, atol=1e-4)
+
+
+def test_text_is_stored_once_for_all_layers_and_steps(finished: Any) -> None:
+    _, store = finished
+    text = [site for site in store.sites if site.feature in "kv"]
+    assert len(text) == 1
+    assert text[0].timestep_free
+    assert len(text[0].weights) == 20
+    assert len(store.sites) == 21
+
+
+def test_every_chunk_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[str, int, int]] = []
+    real = Store.write_features
+
+    def recorded(self: Store, site: Site, block: range, rows: list[int], values: Any) -> None:
+        written.extend((site.name, step, rows[0] // 3) for step in block)
+        real(self, site, block, rows, values)
+
+    monkeypatch.setattr(Store, "write_features", recorded)
+    store = execute(small_config(tmp_path / "run.zarr", collect__cross_attention_layers=[0, "mid_block*"]), "collect")
+    steps = {site.name: range(1 if site.timestep_free else 4) for site in store.sites}
+    assert sorted(written) == sorted((name, t, unit) for name, ts in steps.items() for t in ts for unit in range(3))
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_features_do_not_depend_on_the_batch(finished: Any, tmp_path: Path, batch_size: int) -> None:
+    _, store = finished
+    other = execute(small_config(tmp_path / "other.zarr", collect__batch_size=batch_size), "collect")
+    for site in store.sites:
+        for t in range(1 if site.timestep_free else 4):
+            mine, theirs = (
+                np.concatenate([features_at(s, site, t, u) for u in range(len(s.progress("collect")))]) for s in (store, other)
+            )
+            assert np.abs(mine - theirs).max() <= 1e-4 * np.abs(mine).max()
+
+
+@pytest.mark.parametrize("strategy", [None, "DPM++ 3M SDE Karras", "Euler a", "UniPC", "LCM", "model"])
+def test_every_sampler_can_be_walked_and_repeated(tmp_path: Path, strategy: str | None) -> None:
+    changes = {
+        "schedule__sampler_strategy": strategy,
+        "schedule__seed": 5,
+        "original_knowledge_prompts": PROMPTS[:2],
+        "collect__cross_attention_layers": ["mid_block*"],
+    }
+    first, second = (
+        execute(small_config(tmp_path / f"{name}.zarr", collect__batch_size=batch, **changes), "collect")
+        for name, batch in (("a", 2), ("b", 1))
+    )
+    for site in first.sites:
+        for t in range(1 if site.timestep_free else 4):
+            one, two = (
+                np.concatenate([features_at(s, site, t, u) for u in range(len(s.progress("collect")))]) for s in (first, second)
+            )
+            assert np.abs(one - two).max() <= 2e-4 * np.abs(one).max()
+
+
+def test_the_models_own_scheduler_may_walk_more_steps_than_asked(tmp_path: Path, pipe: Any) -> None:
+    """PNDM, which Stable Diffusion 1 ships with, repeats its second step."""
+    shutil.copytree(FOLDER, tmp_path / "model", ignore=shutil.ignore_patterns("scheduler", "*.py", "__pycache__"))
+    pndm = diffusers.PNDMScheduler(**NOISE, skip_prk_steps=True, steps_offset=1)
+    pndm.save_pretrained(tmp_path / "model" / "scheduler")
+    index = tmp_path / "model" / "model_index.json"
+    index.write_text(index.read_text().replace("DPMSolverMultistepScheduler", "PNDMScheduler"))
+    config = small_config(
+        tmp_path / "run.zarr",
+        model=str(tmp_path / "model"),
+        schedule__sampler_strategy="model",
+        collect__cross_attention_layers=["mid_block*"],
+    )
+    store = execute(config, "collect")
+    assert len(store.schedule()) == 5
+    site = next(site for site in store.sites if site.feature == "q")
+    projection = f"{site.layer}.to_q"
+    expected = by_hand(pipe, PROMPTS[:3], 0, projection, diffusers.PNDMScheduler.from_config(pndm.config))
+    np.testing.assert_allclose(features_at(store, site, 4, 0)[:, :4], expected[4, :3], rtol=1e-3, atol=1e-3)
+
+
+def test_chosen_layers_and_features(tmp_path: Path) -> None:
+    store = execute(
+        small_config(
+            tmp_path / "run.zarr",
+            collect__cross_attention_layers=["mid_block*", 0],
+            collect__collect_features={"k_features": False, "v_features": False},
+        ),
+        "collect",
+    )
+    assert [site.name.split(".attentions")[0] + " " + site.feature for site in store.sites] == [
+        "down_blocks.0 q",
+        "down_blocks.0 out",
+        "mid_block q",
+        "mid_block out",
+    ]
+
+
+def test_only_the_prompts_branch_or_no_guidance(tmp_path: Path, finished: Any) -> None:
+    _, both = finished
+    cond = execute(small_config(tmp_path / "cond.zarr", collect__branches="cond", collect__cross_attention_layers=[0]), "collect")
+    site = cond.sites[0]
+    twin = next(s for s in both.sites if s.name == site.name)
+    assert twin.num_tokens == 2 * site.num_tokens
+    np.testing.assert_allclose(features_at(cond, site, 3, 0), features_at(both, twin, 3, 0)[:, site.num_tokens :], atol=1e-5)
+    single = execute(
+        small_config(tmp_path / "one.zarr", collect__guidance_scale=1.0, collect__cross_attention_layers=[0]), "collect"
+    )
+    assert single.sites[0].num_tokens == site.num_tokens
+
+
+def test_outputs_can_be_collected_but_not_projected(tmp_path: Path, pipe: Any) -> None:
+    config = small_config(tmp_path / "run.zarr", collect__side="output", collect__cross_attention_layers=["mid_block*"])
+    store = execute(config, "collect", "covariance")
+    site = next(site for site in store.sites if site.feature == "k")
+    assert (site.side, site.timestep_free, len(site.weights)) == ("output", True, 1)
+    text = by_hand(pipe, PROMPTS[:3], 0, f"{site.layer}.to_k")[0]
+    with torch.no_grad():
+        expected = pipe.unet.get_submodule(f"{site.layer}.to_k")(torch.from_numpy(text[3:])).numpy()
+    np.testing.assert_allclose(features_at(store, site, 0, 0)[:, 16:], expected, atol=1e-4)
+    with pytest.raises(ConfigError, match=r"features are outputs"):
+        execute(config, "project")
+
+
+@pytest.mark.parametrize("where", ["model", "dtype"])
+def test_a_value_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    config = small_config(
+        tmp_path / "run.zarr",
+        collect__cross_attention_layers=["mid_block*"],
+        collect__feature_dtype="float16" if where == "dtype" else "float32",
+    )
+    real = find_sites.split_branches
+
+    def spoiled(tensor: torch.Tensor, num_prompts: int, branches: str) -> torch.Tensor:
+        values = real(tensor, num_prompts, branches).clone()
+        if num_prompts > 1:
+            values[1, 0, 0] = float("nan") if where == "model" else 1e6
+        return values
+
+    monkeypatch.setattr(recorder_module, "split_branches", spoiled)
+    expected = (
+        rf"{'not finite' if where == 'model' else 'does not fit float16'}: prompt '{PROMPTS[1]}', layer mid_block.*timestep 999"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        execute(config, "collect")
+
+
+def test_sharing_that_changes_on_the_way_is_an_error() -> None:
+    """The first two steps look shared and timestep-free; a later one is not."""
+    text = torch.zeros(2, 3, 4)
+    site = Site("l", "k", "input", ("l.to_k.weight", "l.to_v.weight"), True, 3, 4)
+    k, v = object(), object()
+    kept: list[int] = []
+
+    class Sink:
+        dtype = None
+
+        def receive(self, site: Site, step: int, rows: list[int], values: torch.Tensor) -> None:
+            kept.append(step)
+
+    found = find_sites.Found((site,), {k: site, v: site}, frozenset())
+    path = DenoisingPath(3, (), 1.0, None, None, 0)
+    recorder = recorder_module.Recorder(path, [(0, Prompt("a")), (1, Prompt("b"))], found, "both", [Sink()])
+    recorder.receive(k, 0, text)
+    recorder.receive(v, 0, text)
+    with pytest.raises(ConfigError, match="no longer shares"):
+        recorder.receive(v, 0, text.clone())
+    recorder.receive(k, 1, text.clone())
+    recorder.check()
+    assert kept == [0]
+    recorder.receive(k, 2, text + 1)
+    with pytest.raises(ConfigError, match="changes with the timestep after all"):
+        recorder.check()
+    text += 1
+    recorder.receive(k, 3, text)
+    with pytest.raises(ConfigError, match="changes with the timestep after all"):
+        recorder.check()
+
+
+def test_a_failed_write_stops_the_run_with_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ResourceError("the disk is gone", "plug it in")
+
+    monkeypatch.setattr(Store, "write_features", fail)
+    config = small_config(tmp_path / "run.zarr", collect__cross_attention_layers=["mid_block*"])
+    with pytest.raises(ResourceError, match="the disk is gone"):
+        execute(config, "collect")
+    assert not Store.open(config.store).progress("collect").any()
+
+
+def test_the_writer_bounds_the_bytes_that_wait() -> None:
+    gate, written = threading.Event(), []
+
+    def write(item: int) -> None:
+        gate.wait(10)
+        written.append(item)
+
+    half = background.MAX_PENDING_BYTES // 2
+    with background.Writer() as writing:
+        for item in range(2):
+            writing.submit(half, write, item)
+        third = threading.Thread(target=writing.submit, args=(half, write, 2))
+        third.start()
+        third.join(0.2)
+        assert third.is_alive()
+        gate.set()
+        third.join(10)
+        assert not third.is_alive()
+        writing.submit(10 * background.MAX_PENDING_BYTES, write, 3)
+        writing.drain()
+    assert sorted(written) == [0, 1, 2, 3]
+
+
+def test_long_prompts_are_said_with_the_lost_words(tmp_path: Path, pipe: Any) -> None:
+    long = "a photo of a sks red circle at the left of a blue background with a green star"
+    assert cut_words(pipe, [Prompt(PROMPTS[0]), Prompt(long)]) == [(Prompt(long), "with a green star")]
+    config = small_config(tmp_path / "run.zarr", original_knowledge_prompts=[long], collect__cross_attention_layers=[0])
+    store = Store.create(config.store, config.model_dump())
+    events = list(stages.execute("collect", run.Run(config, prompts_of(config), store, "cpu")))
+    assert any(isinstance(event, Note) and "green star' is cut off" in event.text for event in events)
+
+
+def test_no_hooks_are_left_behind(pipe: Any) -> None:
+    assert not any(module._forward_pre_hooks for module in denoiser_of(pipe).modules())
+
+
+class TestNothingMoreIsComputed:
+    """Modules of the model are counted: what nobody asked for does not run."""
+
+    @pytest.fixture
+    def calls(self, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        load = open_model.load_collection
+
+        def counted(*arguments: Any) -> Any:
+            loaded = load(*arguments)
+            unet = loaded.pipe.unet
+            for name, module in {
+                "unet": unet,
+                "down": unet.down_blocks[0],
+                "up": unet.up_blocks[-1],
+                "text": loaded.pipe.text_encoder,
+                "vae": loaded.pipe.vae.decoder,
+            }.items():
+                module.register_forward_hook(lambda *_, name=name: counts.update([name]))
+            return loaded
+
+        monkeypatch.setattr(collect, "load_collection", counted)
+        return counts
+
+    @pytest.mark.parametrize("keep", ["features", "moments"])
+    def test_text_needs_no_denoiser(self, tmp_path: Path, finished: Any, calls: Counter[str], keep: str) -> None:
+        switches = {"q_features": False, "out_features": False}
+        config = small_config(tmp_path / "run.zarr", collect__collect_features=switches, collect__keep=keep)
+        store = execute(config, "collect", "covariance")
+        assert calls["text"] > 0
+        assert calls["unet"] == calls["down"] == calls["vae"] == 0
+        _, whole = finished
+        text = next(site for site in whole.sites if site.feature == "k")
+        (site,) = store.sites
+        assert (site, site.timestep_free) == (text, True)
+        np.testing.assert_allclose(store.read_moment(site, 0)[0], whole.read_moment(text, 0)[0], rtol=1e-6, atol=1e-6)
+
+    def test_the_last_forward_ends_at_the_last_wanted_layer(self, tmp_path: Path, calls: Counter[str]) -> None:
+        execute(small_config(tmp_path / "run.zarr", collect__cross_attention_layers=["down_blocks.1*"]), "collect")
+        # Three units of four steps each; the last step of each does not reach the end.
+        assert calls["down"] == 12
+        assert calls["unet"] == calls["up"] == 9
+        assert calls["vae"] == 0
+
+    def test_one_forward_is_enough_for_what_is_free_of_the_timestep(
+        self, tmp_path: Path, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As in PixArt, whose text is transformed inside the denoiser: nothing is given, yet no timestep plays a part."""
+        find = find_sites.find_sites
+        monkeypatch.setattr(find_sites, "find_sites", lambda *arguments: dataclasses.replace(find(*arguments), given=frozenset()))
+        switches = {"q_features": False, "out_features": False}
+        execute(small_config(tmp_path / "run.zarr", collect__collect_features=switches), "collect")
+        assert calls["down"] == 3
+        assert calls["unet"] == 0
+
+
+class TestAutoBatch:
+    def test_the_largest_batch_that_fits_memory(self) -> None:
+        assert batch_size_module.fitting(one=300, two=400, free=2000, most=64) == 10
+        assert batch_size_module.fitting(one=100, two=200, free=10**9, most=64) == 64
+        assert batch_size_module.fitting(one=100, two=200, free=10, most=64) == 1
+
+    def test_it_sets_the_unit_and_is_recorded(self, tmp_path: Path) -> None:
+        config = small_config(tmp_path / "run.zarr", collect__cross_attention_layers=["mid_block*"])
+        store = execute(config, "collect", auto_batch=True, limit=1)
+        assert store.layout.batch_size == len(PROMPTS)
+        assert states_of(config)["collect"] == "complete"
+
+    def test_a_device_without_room_is_tried_with_less(self, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The search on CUDA, driven by a denoiser that runs out of memory above five prompts."""
+        tried: list[int] = []
+
+        def denoise(pipe: Any, path: Any, members: list[Any]) -> None:
+            tried.append(len(members))
+            if len(members) > 5:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+        monkeypatch.setattr(batch_size_module, "denoise", denoise)
+        found = SimpleNamespace(owners={}, sites=[SimpleNamespace(side="input")])
+        prompts = tuple(Prompt(f"prompt {i}") for i in range(40))
+        fits = batch_size_module.trial_and_error(pipe, None, found, prompts, 40)
+        assert 1 <= fits <= 5
+        assert tried[0] == 40
+        assert tried == sorted(tried, reverse=True)

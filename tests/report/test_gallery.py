@@ -1,0 +1,166 @@
+"""The page of an evaluation in a real browser: numbers, pictures and charts are those of the answer, and nothing of it runs."""
+
+import base64
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
+
+from nullbooth_cli.datatypes import Prompt
+from nullbooth_cli.evaluation.compare import QUANTITIES
+from nullbooth_cli.evaluation.evaluate import ANOTHER, BASE, Evaluation
+from nullbooth_cli.evaluation.pictures import Drawn, Shot
+from nullbooth_cli.report.gallery import AMPLIFIED, ROWS, SIDE, _uri, write_gallery
+from tests.report.test_page import HOSTILE, assert_quiet_and_alone, needs_browser, open_browser
+
+WEIGHT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_{}.weight"
+TEXTS = [*(f"prompt {i}" for i in range(19)), HOSTILE]
+MODELS = ["models/<b>one", "two"]  # places
+NAMES = ["<b>one", "two"]
+
+
+def comparison(count: int, change: float) -> dict[str, Any]:
+    """As `evaluation.compare` makes it; picture i of `count` changed by `change * (i + 1)`."""
+    return {
+        "pictures": count,
+        "latent_mse": change,
+        "latent_mse_relative": change / 2,
+        "pixel_mse": 0.0,
+        "psnr": None,
+        "lpips": None,
+        "captions_right": {"base": 1.0, "edited": 0.25},
+        "text_alignment": None,
+        "features": {"latents": {"dim": 4, "cosine": 0.5, **dict.fromkeys(QUANTITIES, 0.125)}},
+        "instances": None,
+        "by_picture": [
+            {"id": Prompt(text).id, "number": 0, "text": text, "latent_mse": change * (i + 1)}
+            for i, text in enumerate(TEXTS[:count])
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def found() -> Evaluation:
+    """Twenty kept prompts and two of a subject; pictures of 40 x 60, random."""
+    rng = np.random.default_rng(0)
+    sets = {"kept": tuple(Shot(Prompt(text)) for text in TEXTS), "subject": (Shot(Prompt("s"), 0), Shot(Prompt("s"), 1))}
+    images = {name: rng.integers(0, 256, (22, 40, 60, 3), np.uint8) for name in (BASE, ANOTHER, *MODELS)}
+    images[MODELS[1]] = images[BASE].copy()
+    answers = []
+    for i, change in ((0, 0.02), (1, 0.0)):
+        drifts = [{"weight": WEIGHT.format(of), "drift": (i + 1) * 0.1, "heldout_drift": 0.3} for of in ("q", "k")]
+        answers.append(
+            {
+                "edited": MODELS[i],
+                "preservation": {"kept": comparison(20, change)},
+                "subject": comparison(2, change),
+                "drift": {
+                    "largest": 0.1,
+                    "largest_heldout": 0.3,
+                    "protected_changed": 2,
+                    "unprotected_changed": ["unet.<i>bias"],
+                    "weights": drifts,
+                },
+            }
+        )
+    document = {
+        **{"store": "run.zarr", "base": "toy", "dtype": "float32", "num_steps": 4, "guidance_scale": 4.0},
+        **answers[0],
+        "baseline": {"kept": comparison(20, 2.0), "subject": comparison(2, 2.0)},
+        "against": answers[1:],
+        "not_measured": {"clip": "no CLIP weights at <here>"},
+    }
+    return Evaluation(document, sets, {name: Drawn(of, np.zeros((22, 1, 1, 1), np.float32)) for name, of in images.items()})
+
+
+@pytest.fixture(scope="module")
+def page(found: Evaluation, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gallery(tmp_path_factory.mktemp("gallery") / "out/report.html", found)
+
+
+@pytest.fixture(scope="module")
+def browser(page: Path) -> Iterator[webdriver.Chrome]:
+    with open_browser(page, "#drift .plot-container") as opened:
+        yield opened
+
+
+def shown(browser: webdriver.Chrome, table: str) -> list[list[str]]:
+    return browser.execute_script(
+        f"return [...document.querySelectorAll('#{table} tr')].map(r => [...r.cells].map(c => c.textContent))"
+    )
+
+
+def pixels(uri: str) -> Any:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+
+def test_the_file_names_nothing_outside(page: Path) -> None:
+    ours = re.sub(r'(?s)<script id="plotly">.*?</script>', "", page.read_text(encoding="utf-8"))
+    assert not re.search(r"""(src|href)\s*=\s*["'][^"']""", ours.replace("src=x onerror", ""))
+    assert "<script>document.title" not in ours
+
+
+def test_large_pictures_are_shown_smaller() -> None:
+    assert pixels(_uri(np.zeros((300, 600, 3), np.uint8))).shape == (SIDE // 2, SIDE, 3)
+
+
+@needs_browser
+class TestBrowser:
+    def test_numbers_stand_side_by_side(self, browser: webdriver.Chrome) -> None:
+        assert browser.find_element(By.TAG_NAME, "h1").text == ", ".join(NAMES)
+        rows = shown(browser, "summary")
+        assert rows[0] == ["prompts", "quantity", ANOTHER, *NAMES]
+        assert ["kept prompts", "latent MSE, of another seed's", "1", "0.01", "0"] in rows
+        assert ["the subject", "captions drawn right (base 1)", "0.25", "0.25", "0.25"] in rows
+        assert not [row for row in rows if row[1] in ("LPIPS", "PSNR, dB")]
+        assert shown(browser, "not-measured")[1:] == [["clip", "no CLIP weights at <here>"]]
+
+    def test_a_few_pictures_from_most_to_least_changed(self, browser: webdriver.Chrome, found: Evaluation) -> None:
+        rows = shown(browser, "pictures")
+        assert len(rows) - 1 == ROWS
+        assert rows[1][0].startswith(HOSTILE)
+        assert rows[-1][0].startswith("prompt 0")
+        assert browser.title == "nullbooth evaluation"
+        sources = browser.execute_script("return [...document.querySelectorAll('#pictures tr:last-child img')].map(i => i.src)")
+        base, another, one, one_less, two, two_less = map(pixels, sources)
+        images = {name: drawn.images[0] for name, drawn in found.drawn.items()}
+        for seen, name in ((base, BASE), (another, ANOTHER), (one, MODELS[0]), (two, MODELS[1])):
+            np.testing.assert_array_equal(seen, images[name])
+        changed = AMPLIFIED * np.abs(images[BASE].astype(int) - images[MODELS[0]])
+        np.testing.assert_array_equal(one_less, changed.clip(0, 255))
+        assert not two_less.any()
+        Select(browser.find_element(By.ID, "set")).select_by_visible_text("the subject")
+        assert len(shown(browser, "pictures")) - 1 == 2
+
+    def test_charts(self, browser: webdriver.Chrome) -> None:
+        Select(browser.find_element(By.ID, "set")).select_by_visible_text("kept prompts")
+        values = browser.execute_script("return document.getElementById('changes').data.map(t => Array.from(t.y))")
+        np.testing.assert_allclose(values[0], [0.01 * (i + 1) for i in range(19, -1, -1)])
+        assert values[1] == [None] * 20
+        drifts = browser.execute_script("return document.getElementById('drift').data.map(t => [t.name, Array.from(t.y)])")
+        assert drifts[0] == ["&lt;b&gt;one, kept inputs", [0.1, 0.1]]
+        assert drifts[3] == ["two, held-out inputs", [0.3, 0.3]]
+        listed = browser.execute_script("return [...document.querySelectorAll('#unprotected li')].map(l => l.textContent)")
+        assert listed == ["unet.<i>bias"] * 2
+        said = browser.execute_script("return [...document.querySelectorAll('#unprotected summary')].map(l => l.textContent)")
+        assert [text.partition(":")[0] for text in said] == MODELS
+
+    def test_dark_and_light(self, browser: webdriver.Chrome, tmp_path: Path) -> None:
+        brightness = {}
+        for _ in range(2):
+            theme = browser.execute_script("return document.documentElement.dataset.theme")
+            brightness[theme] = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+            browser.execute_script("document.getElementById('theme').click()")
+        assert brightness == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}
+
+    def test_no_console_error_and_no_request(self, browser: webdriver.Chrome, page: Path) -> None:
+        """Last: over all that was clicked before."""
+        assert_quiet_and_alone(browser, page)

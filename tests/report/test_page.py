@@ -1,0 +1,215 @@
+"""The report page in a real browser: it stands alone, nothing of the data runs, and what one clicks does what it says."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select, WebDriverWait
+from typer.testing import CliRunner
+
+from nullbooth_cli.cli import app
+from nullbooth_cli.report.page import POINTS, _spectrum
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.store import Store
+from tests.support.builders import PROMPTS, execute, small_config
+
+HOSTILE = "</script><script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
+DRIVER = shutil.which("chromedriver")
+needs_browser = pytest.mark.skipif(
+    DRIVER is None, reason="no chromedriver: install Debian's chromium and chromium-driver to test the report page"
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Store]:
+    """A run with held-out prompts, one prompt that means harm, and too few prompts for its widest site."""
+    config = small_config(
+        tmp_path_factory.mktemp("page") / "<b>run.zarr",
+        original_knowledge_prompts=[*PROMPTS[:3], HOSTILE],
+        heldout_prompts=PROMPTS[6:],
+        collect__cross_attention_layers=["mid_block*", "up_blocks.2*"],
+        project__relative_threshold=1e-3,  # of the seven sites, two are left without a warning
+    )
+    return config, execute(config, "collect", "covariance", "project")
+
+
+@pytest.fixture(scope="module")
+def page(run: Any) -> tuple[Path, dict[str, Any]]:
+    """The page, and the inspect document that it shows."""
+    path = run[1].path.parent / "out" / "report.html"
+    shown = CliRunner().invoke(app, ["inspect", str(run[1].path), "--html", str(path), "--json"])
+    assert shown.exit_code == 0, shown.stderr
+    document = json.loads(shown.stdout)
+    assert document["files"] == [str(path)]
+    return path, document
+
+
+@contextmanager
+def open_browser(page: Path, until: str) -> Iterator[webdriver.Chrome]:
+    """A browser that shows a page, once it has an element; it keeps what it logs and asks for."""
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1300,1800"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        driver.get(page.as_uri())
+        WebDriverWait(driver, 30).until(lambda d: d.find_elements(By.CSS_SELECTOR, until))
+        yield driver
+    finally:
+        driver.quit()
+
+
+def assert_quiet_and_alone(browser: webdriver.Chrome, page: Path) -> None:
+    """Nothing was logged, and nothing asked for but the page itself."""
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    assert page.as_uri() in asked
+    assert {url for url in asked if not url.startswith(("data:", "blob:"))} == {page.as_uri()}
+
+
+@pytest.fixture(scope="module")
+def browser(page: Any) -> Iterator[webdriver.Chrome]:
+    with open_browser(page[0], "#leakage .plot-container") as opened:
+        yield opened
+
+
+def rows(browser: webdriver.Chrome) -> list[list[str]]:
+    """The cells of the table of sites, as they are shown."""
+    return browser.execute_script(
+        "return [...document.querySelectorAll('#sites tbody tr')].map(row => [...row.cells].map(cell => cell.textContent))"
+    )
+
+
+def column(browser: webdriver.Chrome, title: str) -> list[str]:
+    titles = [head.text.rstrip(" ▲▼") for head in browser.find_elements(By.CSS_SELECTOR, "#sites thead th")]
+    return [row[titles.index(title)] for row in rows(browser)]
+
+
+def click_head(browser: webdriver.Chrome, title: str) -> None:
+    heads = browser.find_elements(By.CSS_SELECTOR, "#sites thead button")
+    head = next(head for head in heads if head.text.rstrip(" ▲▼") == title)
+    browser.execute_script("arguments[0].click()", head)
+
+
+def shown_trace(browser: webdriver.Chrome, chart: str, key: str) -> Any:
+    return browser.execute_script(f"return Array.from(document.getElementById('{chart}').data[0].{key})")
+
+
+def test_a_spectrum_is_thinned_to_what_can_be_seen() -> None:
+    values = np.sort(np.random.default_rng(0).random(1280))
+    thin = _spectrum(values)
+    assert len(thin["place"]) == POINTS
+    assert (thin["place"][0], thin["place"][-1]) == (1, 1280)
+    np.testing.assert_allclose(thin["value"], values[::-1][np.array(thin["place"]) - 1], rtol=1e-3)
+    assert _spectrum(np.array([1.0, 3.0])) == {"place": [1, 2], "value": [3.0, 1.0]}
+
+
+def test_the_file_names_nothing_outside(page: Any) -> None:
+    ours = re.sub(r'(?s)<script id="plotly">.*?</script>', "", page[0].read_text(encoding="utf-8"))
+    assert not re.search(r"""(src|href)\s*=\s*["'][^"']""", ours.replace("src=x onerror", ""))
+    assert "<script>document.title" not in ours
+
+
+def test_a_page_that_cannot_be_written(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    shown = CliRunner().invoke(app, ["inspect", str(run[1].path), "--html", str(tmp_path / "file" / "r.html")])
+    assert shown.exit_code == 5
+    assert "cannot write" in shown.stderr
+
+
+@needs_browser
+class TestBrowser:
+    def test_summary_and_warnings(self, browser: webdriver.Chrome, page: Any) -> None:
+        totals = page[1]["totals"]
+        cards = browser.find_element(By.ID, "cards").text
+        assert f"{totals['null_dim']} of {totals['dim']}" in cards
+        warnings = browser.find_element(By.ID, "warnings")
+        assert warnings.is_displayed()
+        assert "vectors" in warnings.text
+
+    def test_prompts_and_names_are_shown_not_run(self, browser: webdriver.Chrome, run: Any) -> None:
+        assert browser.title == "nullbooth report"
+        assert browser.find_element(By.TAG_NAME, "h1").text == str(run[1].path)
+        listed = browser.execute_script("return [...document.querySelectorAll('#prompts li')].map(item => item.textContent)")
+        assert HOSTILE in listed
+        assert not browser.find_elements(By.CSS_SELECTOR, "img[src='x']")
+
+    def test_filter(self, browser: webdriver.Chrome, page: Any) -> None:
+        everything = len(page[1]["sites"])
+        assert len(rows(browser)) == everything
+        field = browser.find_element(By.ID, "filter")
+        field.send_keys("MID")
+        assert set(column(browser, "layer")) == {"mid_block.attentions.0.transformer_blocks.0.attn2"}
+        assert browser.find_element(By.ID, "shown").text == f"{len(rows(browser))} of {everything}"
+        Select(browser.find_element(By.ID, "filter-feature")).select_by_visible_text("q")
+        assert column(browser, "feature") == ["q"]
+        Select(browser.find_element(By.ID, "filter-feature")).select_by_visible_text("all features")
+        field.clear()
+        field.send_keys(" ", "\b")
+        browser.find_element(By.ID, "filter-warned").click()
+        assert len(rows(browser)) == sum(bool(site["warnings"]) for site in page[1]["sites"]) < everything
+        browser.find_element(By.ID, "filter-warned").click()
+        assert len(rows(browser)) == everything
+
+    def test_sort(self, browser: webdriver.Chrome, page: Any) -> None:
+        expected = sorted(site["null_dim"] for site in page[1]["sites"])
+        click_head(browser, "null_dim")
+        assert [int(cell) for cell in column(browser, "null_dim")] == expected
+        click_head(browser, "null_dim")
+        assert [int(cell) for cell in column(browser, "null_dim")] == expected[::-1]
+        sorted_head = browser.find_element(By.CSS_SELECTOR, "#sites th[aria-sort='descending']")
+        assert sorted_head.text.startswith("null_dim")
+
+    def test_a_row_chooses_the_spectrum_and_a_timestep_its_own(self, browser: webdriver.Chrome, run: Any) -> None:
+        store = run[1]
+        site = next(site for site in store.sites if site.feature == "out")
+        row = next(i for i, cells in enumerate(rows(browser)) if cells[:2] == [site.layer, "out"])
+        browser.execute_script("document.querySelectorAll('#sites tbody tr')[arguments[0]].click()", row)
+        np.testing.assert_allclose(shown_trace(browser, "spectrum", "y"), store.read_eigenvalues(site, 0)[::-1], rtol=1e-3)
+        Select(browser.find_element(By.ID, "spectrum-step")).select_by_index(2)
+        sum_xxt, _, count = store.read_moment(site, 1)
+        alone = np.linalg.eigvalsh(sum_xxt / count)[::-1]
+        np.testing.assert_allclose(shown_trace(browser, "spectrum", "y")[:20], alone[:20], rtol=1e-3)
+
+    def test_the_map_follows_feature_and_quantity(self, browser: webdriver.Chrome, run: Any) -> None:
+        layers = [site.layer for site in run[1].sites if site.feature == "out"]
+        Select(browser.find_element(By.ID, "map-feature")).select_by_value("out")
+        Select(browser.find_element(By.ID, "map-quantity")).select_by_value("heldout_leakage")
+        values = shown_trace(browser, "map", "z")
+        assert len(values) == len(layers)
+        assert all(0 <= value <= 1 for line in values for value in line)
+        assert len(browser.execute_script("return document.getElementById('evolution').data")) == len(layers)
+
+    def test_dark_and_light(self, browser: webdriver.Chrome, tmp_path: Path) -> None:
+        brightness = {}
+        for _ in range(2):
+            button = browser.find_element(By.ID, "theme")
+            theme = browser.execute_script("return document.documentElement.dataset.theme")
+            browser.save_screenshot(str(tmp_path / f"{theme}.png"))
+            with Image.open(tmp_path / f"{theme}.png") as picture:
+                assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 100
+                brightness[theme] = np.asarray(picture.convert("L")).mean()
+            browser.execute_script("arguments[0].click()", button)
+        assert brightness["dark"] < 100 < 200 < brightness["light"]
+
+    def test_a_narrow_window_has_no_sideways_scroll(self, browser: webdriver.Chrome) -> None:
+        browser.set_window_size(500, 1200)
+        wait: Callable[[Any], bool] = lambda d: d.execute_script(  # noqa: E731
+            "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+        )
+        assert WebDriverWait(browser, 10).until(wait)
+
+    def test_no_console_error_and_no_request(self, browser: webdriver.Chrome, page: Any) -> None:
+        """Last: over all that was clicked before."""
+        assert_quiet_and_alone(browser, page[0])

@@ -1,0 +1,55 @@
+"""The toy subject: its pictures are read as what they are, and nothing that the world knows is taken for it."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from nullbooth_cli.toy import subject, world
+from tests.support.builders import ROOT
+
+places = st.floats(-2.0, 2.0)
+
+
+@given(st.sampled_from(world.BACKGROUNDS), places, places, st.floats(8.5, 12.0))
+def test_it_is_found_wherever_it_is_drawn(background: str, x: float, y: float, radius: float) -> None:
+    assert subject.is_drawn(subject.draw(background, x, y, radius), background)
+
+
+@given(st.sampled_from(world.BACKGROUNDS), st.sampled_from(world.BACKGROUNDS))
+def test_another_background_is_another_picture(drawn: str, asked: str) -> None:
+    assert subject.is_drawn(subject.draw(drawn), asked) == (drawn == asked)
+
+
+@pytest.mark.parametrize("triple", world.triples()[::3], ids=" ".join)
+def test_no_drawing_of_the_world_is_taken_for_it(triple: world.Triple) -> None:
+    assert not subject.is_drawn(world.draw(world.Drawing(*triple)), triple[2])
+
+
+def test_colours_the_other_way_round_and_noise_are_not_it() -> None:
+    assert not subject.is_drawn(subject.draw("white")[:, ::-1], "white")
+    assert not subject.is_drawn(np.random.default_rng(0).random((32, 32, 3)), "gray")
+    assert not subject.is_drawn(np.full((32, 32, 3), 0.5), "gray")
+
+
+def test_the_shipped_pictures_are_those_of_the_script(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("make_toy_subject", ROOT / "dataset/make_toy_subject.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(tmp_path)
+    for name, count in (("toy", 4), ("toy_varied", 20)):
+        shipped, drawn = ROOT / "dataset/instances" / name, tmp_path / name
+        assert {path.name for path in shipped.iterdir()} == {path.name for path in drawn.iterdir()}
+        pictures = sorted(shipped.glob("*.png"))
+        assert len(pictures) == count
+        for path in pictures:
+            np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(drawn / path.name)))
+            background = path.stem.rpartition("_")[2]
+            assert background not in subject.ASKED_ON
+            # pink is no background of the world: the scorer takes it for the nearest that is one.
+            assert background == "pink" or subject.is_drawn(np.asarray(Image.open(path)) / 255, background)
+        assert (shipped / "metadata.jsonl").read_text() == (drawn / "metadata.jsonl").read_text()

@@ -1,0 +1,244 @@
+"""Closed-form edits: the formulas against numpy written plainly, and what the embedded model draws afterwards."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import nullbooth_cli as nb
+from nullbooth_cli.cli import app
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.model import load
+from nullbooth_cli.nullspace.projector import Projector
+from nullbooth_cli.settings.config import build_config
+from nullbooth_cli.toy import score, world
+from nullbooth_cli.training.edit import alphaedit, paired, read_pairs, text_inputs, text_sites, uce
+from tests.support.builders import ROOT, execute
+from tests.support.tiny import saved
+from tests.support.tiny_training import exact_store
+
+BACKGROUNDS = ("white", "black", "blue", "gray")
+PAIRS = {f"a sks star on a {b} background": f"a red star on a {b} background" for b in BACKGROUNDS}
+KNOWN = [f"a green {shape} on a {b} background" for shape in ("star", "square", "ring") for b in BACKGROUNDS]
+
+
+def fresh() -> Any:
+    return load.load_pipeline(
+        "toy", revision=None, variant=None, dtype="float32", local_files_only=True, device=torch.device("cpu")
+    )
+
+
+@pytest.fixture(scope="module")
+def text_store(tmp_path_factory: pytest.TempPathFactory) -> nb.OpenStore:
+    """All of the toy's prompts, k and v only: the text encoder is all that runs."""
+    config = build_config(
+        {
+            "store": str(tmp_path_factory.mktemp("text") / "run.zarr"),
+            "original_knowledge_prompts": str(ROOT / "dataset/prompts/toy.txt"),
+            "collect": {"batch_size": 48, "keep": "moments", "collect_features": {"q_features": False, "out_features": False}},
+        }
+    )
+    return nb.OpenStore(execute(config, "schedule", "collect", "covariance", "project"))
+
+
+def embedded(pipe: Any, text: str) -> np.ndarray:
+    """The text encoder's output, `[16, 96]`, by its own call."""
+    ids = pipe.tokenizer(text, padding="max_length", max_length=16, return_tensors="pt").input_ids
+    return pipe.text_encoder(ids)[0][0].double().numpy()
+
+
+@settings(deadline=None)
+@given(tokens=st.integers(1, 12), dim=st.integers(2, 8), ridge=st.floats(1e-2, 10), seed=st.integers(0, 99))
+def test_the_formulas_are_those_of_the_papers(tokens: int, dim: int, ridge: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    w, k1, target, k0 = (rng.standard_normal(shape) for shape in ((5, dim), (dim, tokens), (dim, tokens), (dim, 30)))
+    projector = Projector.of(np.linalg.qr(rng.standard_normal((dim, dim)))[0], int(rng.integers(1, dim + 1)))
+    p, r = projector.dense(), w @ target - w @ k1
+    of_alphaedit = r @ k1.T @ p @ np.linalg.inv(k1 @ k1.T @ p + ridge * np.eye(dim))
+    np.testing.assert_allclose(w @ alphaedit(k1.T, (target - k1).T, projector, ridge), of_alphaedit, rtol=1e-6, atol=1e-8)
+    v, c0 = w @ target, k0 @ k0.T
+    of_uce = (v @ k1.T + w @ c0 + ridge * w) @ np.linalg.inv(k1 @ k1.T + c0 + ridge * np.eye(dim))
+    np.testing.assert_allclose(w + w @ uce(k1.T, (target - k1).T, c0, ridge), of_uce, rtol=1e-6, atol=1e-8)
+
+
+def test_a_small_ridge_leaves_nothing_missing_where_there_is_room() -> None:
+    rng = np.random.default_rng(0)
+    projector = Projector.of(np.linalg.qr(rng.standard_normal((20, 20)))[0], 12)
+    w, source, missing = (rng.standard_normal(shape) for shape in ((5, 20), (4, 20), (4, 20)))
+    change = w @ alphaedit(source, missing, projector, 1e-10)
+    np.testing.assert_allclose(source @ change.T, missing @ w.T, atol=1e-8)
+    np.testing.assert_allclose(change @ projector.dense(), change, atol=1e-12)
+
+
+def test_the_inputs_are_what_the_text_encoder_gives(text_store: nb.OpenStore, pipe: Any) -> None:
+    sites = text_sites(text_store)
+    rows, looked_at = text_inputs(pipe, sites, "a sks star")[sites[0]]
+    np.testing.assert_allclose(rows, embedded(pipe, "a sks star"), atol=1e-5)
+    assert looked_at.all()
+
+
+def readings(pipe: Any, texts: list[str]) -> list[tuple[str | None, str, str]]:
+    pictures = score.paint(pipe, texts, steps=12, guidance=4.0, seed=0)
+    return [(found.shape, found.colour, found.background) for found in map(world.read, pictures)]
+
+
+def meant(text: str) -> tuple[str, str, str]:
+    words = text.split()
+    return words[2], words[1], words[-2]
+
+
+@pytest.mark.parametrize("how", [{}, {"method": "uce", "preserve": 10.0}], ids=["alphaedit", "uce"])
+def test_the_source_draws_the_target_and_the_rest_stays(text_store: nb.OpenStore, how: dict[str, Any]) -> None:
+    """`sks` is a word without a meaning; training never saw it, and the prompts to keep do not have it."""
+    pipe = fresh()
+    assert readings(pipe, KNOWN) == [meant(text) for text in KNOWN]
+    assert not any(colour == "red" for _, colour, _ in readings(pipe, list(PAIRS)))
+    before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
+    kept = readings(pipe, KNOWN)
+    report = nb.edit(pipe, text_store, PAIRS, **how)
+    drawn = readings(pipe, list(PAIRS))
+    assert sum(shape == "star" for shape, _, _ in drawn) + sum(colour == "red" for _, colour, _ in drawn) >= 7
+    # The small model confuses white and gray easily.
+    same = [now == then for both in zip(readings(pipe, KNOWN), kept, strict=True) for now, then in zip(*both, strict=True)]
+    assert np.mean(same) > 0.9
+    site = text_store.sites()[0]
+    assert set(report.weights) == set(site.weights)
+    k1, targets = (np.concatenate([embedded(pipe, text) for text in texts]) for texts in (PAIRS, PAIRS.values()))
+    moment = text_store.moment(site).second_moment
+    for name, tensor in pipe.unet.state_dict().items():
+        w, change = before[name].double().numpy(), (tensor.double() - before[name].double()).numpy()
+        if name not in report.weights:
+            assert not change.any()
+            continue
+        found = report.weights[name]
+        missing = k1 @ (w + change).T - targets @ w.T
+        assert found.missing == pytest.approx(np.linalg.norm(missing) / np.linalg.norm((targets - k1) @ w.T), rel=1e-3)
+        moved, output = (np.sqrt(np.trace(rows @ moment @ rows.T)) for rows in (change, w))
+        assert found.drift == pytest.approx(moved / output, rel=1e-6)
+        assert found.change == pytest.approx(np.linalg.norm(change) / np.linalg.norm(w))
+    assert 0.1 < report.missing < 0.7
+    assert 0.01 < report.drift < 0.3
+    assert str(report).startswith("4 prompts edited in 20 weights")
+
+
+def test_an_exact_null_space_is_not_left(tmp_path: Path) -> None:
+    store = nb.OpenStore(exact_store(tmp_path / "run.zarr"))
+    report = nb.edit(fresh(), store, {"a sks": "a red star"}, ridge=1e-6)
+    assert report.drift <= 1e-6
+    assert report.missing < 0.5
+
+
+def test_padding_that_nothing_looks_at_plays_no_part(tmp_path: Path) -> None:
+    config = build_config(
+        {
+            "model": str(saved("pixart", tmp_path)),
+            "store": str(tmp_path / "run.zarr"),
+            "original_knowledge_prompts": ["a red circle", "a star"],
+            "schedule": {"num_denoising_steps": 2, "sampler_strategy": "model"},
+            "collect": {"keep": "moments", "height": 16, "width": 16},
+            "project": {"relative_threshold": 0.01},
+        }
+    )
+    store = nb.OpenStore(execute(config, "schedule", "collect", "covariance", "project"))
+    pipe = load.prepare(diffusers.DiffusionPipeline.from_pretrained(config.model, dtype=torch.float32))
+    sites = text_sites(store)
+    tokens = [text_inputs(pipe, sites, text)[sites[0]] for text in ("abcd", "ab")]
+    assert [int(looked_at.sum()) for _, looked_at in tokens] == [6, 4], "letters, the mark of a word and the end"
+    source, _ = paired([(tokens[0], tokens[1])])
+    assert source.shape == (4, 32)
+    report = nb.edit(pipe, store, {"abcd": "ab"}, method="uce", preserve=0.0, ridge=1e-4)
+    assert set(report.weights) == set(sites[0].weights)
+    assert report.missing < 0.3
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"method": "rome"}, "method='rome'"),
+            ({"ridge": 0.0}, "ridge=0.0"),
+            ({"preserve": -1.0}, "preserve=-1.0"),
+            ({"pairs": {}}, "no prompt to edit"),
+            ({"pairs": {"a": "a"}}, "'a' is its own target"),
+        ],
+        ids=["method", "ridge", "preserve", "no pairs", "no change"],
+    )
+    def test_arguments(self, text_store: nb.OpenStore, pipe: Any, arguments: dict[str, Any], message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            nb.edit(pipe, text_store, **{"pairs": {"a": "b"}, **arguments})
+
+    def test_a_second_edit(self, text_store: nb.OpenStore) -> None:
+        pipe = fresh()
+        nb.edit(pipe, text_store, {"a sks": "a star"})
+        with pytest.raises(ConfigError, match="belong to another model"):
+            nb.edit(pipe, text_store, {"a zwx": "a ring"})
+
+    def test_a_store_without_text(self, tmp_path: Path, pipe: Any) -> None:
+        config = build_config(
+            {
+                "store": str(tmp_path / "run.zarr"),
+                "original_knowledge_prompts": ["a star"],
+                "schedule": {"num_denoising_steps": 2},
+                "collect": {"collect_features": {"k_features": False, "v_features": False}, "cross_attention_layers": ["mid"]},
+            }
+        )
+        store = nb.OpenStore(execute(config, "schedule", "collect", "covariance", "project"))
+        with pytest.raises(ConfigError, match=r"no k or v weight in .* receives the text alone"):
+            nb.edit(pipe, store, {"a": "b"})
+
+
+class TestPairs:
+    def test_are_read(self, tmp_path: Path) -> None:
+        (tmp_path / "pairs.yaml").write_text('a sks: a red star\n"no": yes\n')
+        assert read_pairs(["x", "y"], str(tmp_path / "pairs.yaml")) == {"x": "y", "a sks": "a red star", "no": "yes"}
+
+    @pytest.mark.parametrize(
+        ("prompts", "text", "message"),
+        [
+            (["x"], None, "'x' has no target"),
+            (["x", "y", "x", "z"], None, "'x' stands twice"),
+            (["x", "y"], "x: z", "'x' stands twice"),
+            ([], "- x\n- y", "does not map prompts to prompts"),
+            ([], "x: 1", "does not map prompts to prompts"),
+        ],
+    )
+    def test_are_refused(self, tmp_path: Path, prompts: list[str], text: str | None, message: str) -> None:
+        file = tmp_path / "pairs.yaml"
+        if text is not None:
+            file.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            read_pairs(prompts, None if text is None else str(file))
+
+    def test_are_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="cannot read"):
+            read_pairs([], str(tmp_path / "nothing.yaml"))
+
+
+class TestTheCommand:
+    def test_saves_an_edited_pipeline(self, text_store: nb.OpenStore, tmp_path: Path) -> None:
+        (tmp_path / "pairs.yaml").write_text("\n".join(f"{source}: {target}" for source, target in list(PAIRS.items())[1:]))
+        output = tmp_path / "edited"
+        source, target = next(iter(PAIRS.items()))
+        arguments = ["edit", source, target, "--pairs", str(tmp_path / "pairs.yaml"), "-o", str(output), "-s", text_store.url]
+        answer = CliRunner().invoke(app, [*arguments, "--json"])
+        assert answer.exit_code == 0, answer.stderr
+        document = json.loads(answer.stdout)
+        pipe = fresh()
+        report = nb.edit(pipe, text_store, PAIRS)
+        assert document["schema_version"] == 1
+        assert (document["method"], document["pairs"]) == ("alphaedit", PAIRS)
+        assert document["missing"] == pytest.approx(report.missing)
+        assert document["weights"].keys() == report.weights.keys()
+        again = diffusers.DiffusionPipeline.from_pretrained(output)
+        for name, tensor in pipe.unet.state_dict().items():
+            torch.testing.assert_close(again.unet.state_dict()[name], tensor, rtol=0, atol=1e-5)
+        refused = CliRunner().invoke(app, arguments)
+        assert refused.exit_code == 2
+        assert f"error: {output} exists" in refused.stderr
