@@ -17,12 +17,12 @@ OPERATIONS_PER_SECOND = 100e12
 def looked(name: str) -> tuple[Any, Any, Any, Any]:
     """(config, steps, shapes, what was found) of configs/<name>.yaml, with the model's config files in the place of the hub."""
     from nullbooth_cli.collect.open_model import compute_steps
-    from nullbooth_cli.collect.preview import look
+    from nullbooth_cli.collect.preview import open_preview
     from nullbooth_cli.settings.config import load_config
 
     config = load_config(ROOT / f"configs/{name}.yaml", [f"model={ROOT / 'tests/architectures' / name}"])
     _, steps = compute_steps(config, 1)
-    shapes = look(config, "cpu", print)
+    shapes = open_preview(config, "cpu", print)
     return config, steps, shapes, shapes.find(shapes.every())
 
 

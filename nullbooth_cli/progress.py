@@ -76,9 +76,9 @@ Event = Begin | Progress | Note
 class Interrupts:
     """What a running stage and the receiver of signals tell each other.
 
-    While a stage is `holding`, work is done that is not written yet: an interrupt is then noted as `requested`, and the stage
+    While a stage is `unwritten`, work is done that is not written yet: an interrupt is then noted as `requested`, and the stage
     ends after its unit. At any other time it ends at once.
     """
 
-    holding: bool = False
+    unwritten: bool = False
     requested: bool = False

@@ -182,7 +182,7 @@ def run(arm: Arm, rate: float, seed: int, folder: Path, scales: Scales) -> Itera
             guidance_scale=GUIDANCE,
             seed=seed,
         )
-        ready = setup.prepare(recipe, "cpu", None if arm.cut is None else knowledge(folder, arm.cut))
+        ready = setup.set_up(recipe, "cpu", None if arm.cut is None else knowledge(folder, arm.cut))
         for step, _ in enumerate(dreambooth.train(ready), start=1):
             if step in CHECKPOINTS:
                 ready.denoiser.eval()

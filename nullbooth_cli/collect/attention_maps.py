@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
-from nullbooth_cli.model.hooks import Watch
+from nullbooth_cli.model.hooks import ProjectionHooks
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.projections import Projection, find_projections
 from nullbooth_cli.store import AttentionMaps
@@ -58,7 +58,7 @@ def record(
 
     handles = [denoiser.get_submodule(layer).register_forward_pre_hook(note_mask(layer), with_kwargs=True) for layer in found]
     try:
-        with Watch(denoiser, projections, "output", receive):
+        with ProjectionHooks(denoiser, projections, "output", receive):
             image = denoise(pipe, path, [(row, prompt)], output_type="np")[0]
     finally:
         for handle in handles:

@@ -8,12 +8,12 @@ import psutil
 import torch
 from accelerate.utils import find_executable_batch_size
 
-from nullbooth_cli.collect.find_sites import Found
+from nullbooth_cli.collect.find_sites import FoundSites
 from nullbooth_cli.collect.recorder import Recorder
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.device import free_memory
-from nullbooth_cli.model.hooks import Enough, Watch
+from nullbooth_cli.model.hooks import ProjectionHooks, StopDenoising
 from nullbooth_cli.model.load import denoiser_of
 
 MARGIN = 0.8  # of the free memory: later steps, sums and waiting writes need some too
@@ -21,7 +21,7 @@ MOST = 256
 PATIENCE_SECONDS = 5.0
 
 
-def largest_batch(pipe: Any, path: DenoisingPath, found: Found, prompts: tuple[Prompt, ...], device: torch.device) -> int:
+def largest_batch(pipe: Any, path: DenoisingPath, found: FoundSites, prompts: tuple[Prompt, ...], device: torch.device) -> int:
     """The largest number of prompts per forward that fits, at most `MOST` and the number of prompts.
 
     On CUDA a step is tried and the batch cut down until it fits. Elsewhere nothing says that memory is short before the system
@@ -43,7 +43,7 @@ def largest_batch(pipe: Any, path: DenoisingPath, found: Found, prompts: tuple[P
     return fitting(peaks[0], peaks[1], int(MARGIN * free_memory(device)), most)
 
 
-def trial_and_error(pipe: Any, path: DenoisingPath, found: Found, prompts: tuple[Prompt, ...], most: int) -> int:
+def trial_and_error(pipe: Any, path: DenoisingPath, found: FoundSites, prompts: tuple[Prompt, ...], most: int) -> int:
     """The first batch, from `most` downwards, for which the device does not run out of memory."""
 
     def attempt(batch_size: int) -> int:
@@ -54,13 +54,13 @@ def trial_and_error(pipe: Any, path: DenoisingPath, found: Found, prompts: tuple
     return fits
 
 
-def _one_step(pipe: Any, path: DenoisingPath, found: Found, prompts: tuple[Prompt, ...], batch_size: int) -> None:
+def _one_step(pipe: Any, path: DenoisingPath, found: FoundSites, prompts: tuple[Prompt, ...], batch_size: int) -> None:
     members = [(row, prompts[row % len(prompts)]) for row in range(batch_size)]
-    with Watch(denoiser_of(pipe), tuple(found.owners), found.sites[0].side, lambda *_: None, last=0):
+    with ProjectionHooks(denoiser_of(pipe), tuple(found.owners), found.sites[0].side, lambda *_: None, last=0):
         denoise(pipe, path, members)
 
 
-def time_step(pipe: Any, path: DenoisingPath, found: Found, branches: str, members: Sequence[tuple[int, Prompt]]) -> float:
+def time_step(pipe: Any, path: DenoisingPath, found: FoundSites, branches: str, members: Sequence[tuple[int, Prompt]]) -> float:
     """Seconds that one step of a batch takes, from the start of its forward to the start of the next, without writing anything.
 
     The second step counts, because the first one also warms up; a first one of more than `PATIENCE_SECONDS` is taken as it is.
@@ -74,9 +74,9 @@ def time_step(pipe: Any, path: DenoisingPath, found: Found, branches: str, membe
             torch.accelerator.synchronize(device)
         starts.append(time.monotonic())
         if len(starts) == 3 or (len(starts) == 2 and starts[1] - starts[0] > PATIENCE_SECONDS):
-            raise Enough
+            raise StopDenoising
 
-    with Watch(denoiser, tuple(found.owners), found.sites[0].side, recorder.receive):
+    with ProjectionHooks(denoiser, tuple(found.owners), found.sites[0].side, recorder.receive):
         handle = denoiser.register_forward_pre_hook(note)
         try:
             denoise(pipe, path, members)

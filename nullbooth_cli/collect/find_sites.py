@@ -9,7 +9,7 @@ import torch
 from nullbooth_cli.datatypes import Prompt, Site
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
-from nullbooth_cli.model.hooks import Shared, Watch, equal_in_all, group_shared, memory_of
+from nullbooth_cli.model.hooks import ProjectionHooks, SharedInput, equal_in_all, group_shared, memory_of
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.projections import Projection
 
@@ -18,7 +18,7 @@ MASK_ARGUMENT = "encoder_attention_mask"
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundSites:
     """What a probe of the model found: the recordings to make, the recording of each projection, and those that the denoiser
     is given as an argument."""
 
@@ -37,7 +37,7 @@ def find_sites(
     tokens_per_prompt: int | None = None,
     num_forwards: int = 2,
     is_timestep_free: Callable[[Sequence[torch.Tensor]], bool] = equal_in_all,
-) -> Found:
+) -> FoundSites:
     """Run the first steps of one prompt and look which tensor each projection gets."""
     forwards: list[list[tuple[Projection, torch.Tensor]]] = []
     given: list[Mapping[str, Any]] = []
@@ -47,7 +47,7 @@ def find_sites(
             forwards.append([])
         forwards[forward].append((projection, tensor))
 
-    with Watch(denoiser_of(pipe), projections, side, receive, last=num_forwards - 1, begin=given.append):
+    with ProjectionHooks(denoiser_of(pipe), projections, side, receive, last=num_forwards - 1, begin=given.append):
         denoise(pipe, path, [(0, prompt)])
     text, masked = given[0].get(TEXT_ARGUMENT), given[0].get(MASK_ARGUMENT) is not None
     owners, arguments = {}, set()
@@ -57,10 +57,12 @@ def find_sites(
         if side == "input" and text is not None and shared.timestep_free and memory_of(shared.example) == memory_of(text):
             arguments.add(site)
     order = {projection: i for i, projection in enumerate(projections)}
-    return Found(tuple(dict.fromkeys(owners[p] for p in sorted(owners, key=order.__getitem__))), owners, frozenset(arguments))
+    return FoundSites(
+        tuple(dict.fromkeys(owners[p] for p in sorted(owners, key=order.__getitem__))), owners, frozenset(arguments)
+    )
 
 
-def _site_of(shared: Shared, side: str, branches: str, tokens_per_prompt: int | None, masked: bool) -> Site:
+def _site_of(shared: SharedInput, side: str, branches: str, tokens_per_prompt: int | None, masked: bool) -> Site:
     first = shared.projections[0]
     _, num_tokens, dim = split_branches(shared.example, 1, branches).shape
     if tokens_per_prompt is not None and not first.from_text:

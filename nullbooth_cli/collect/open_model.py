@@ -24,7 +24,7 @@ def compute_steps(config: Config, num_prompts: int, device: str | None = None) -
     def set_by_pipeline(_: int) -> None:
         pipe = open_shell(config, scheduler) or load_model(config, device)
         pipe.scheduler = scheduler
-        denoise.set_out(pipe, denoising_path(config), without_weights.PROMPT)
+        denoise.begin_denoising(pipe, denoising_path(config), without_weights.ANY_PROMPT)
 
     steps = compute_schedule(
         section.sampler_strategy,
@@ -55,7 +55,9 @@ def open_shell(config: Config, scheduler: Any) -> Any:
 
     folder = load.config_folder(config.model, **_where(config))
     return (
-        without_weights.build(folder, scheduler) if without_weights.pipeline_class(folder) in without_weights.ENCODERS else None
+        without_weights.build_pipeline(folder, scheduler)
+        if without_weights.pipeline_class(folder) in without_weights.TEXT_SHAPES
+        else None
     )
 
 
@@ -100,7 +102,7 @@ def path_of(config: Config, steps: tuple[Step, ...], pipe: Any) -> Any:
     from nullbooth_cli.settings import images
 
     scheduler = build_scheduler(config.schedule.sampler_strategy, pipe.scheduler, config.schedule.timestep_spacing)
-    denoise.hold_to_schedule(pipe, scheduler, steps)
+    denoise.use_schedule(pipe, scheduler, steps)
     folder = config.collect.images
     return replace(denoising_path(config, steps), images=None if folder is None else images.image_files(folder))
 

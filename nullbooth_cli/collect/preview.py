@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nullbooth_cli.collect import without_weights
-from nullbooth_cli.collect.find_sites import Found, find_sites
+from nullbooth_cli.collect.find_sites import FoundSites, find_sites
 from nullbooth_cli.collect.open_model import chosen_projections, denoising_path, load_model, open_shell, scheduler_of
 from nullbooth_cli.collect.sinks import features_nbytes
 from nullbooth_cli.collect.units import forwards_needed
@@ -24,7 +24,7 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Shapes:
+class Preview:
     """A model that can be asked for its shapes; `loaded` if its config files did not say them."""
 
     config: Config
@@ -43,14 +43,14 @@ class Shapes:
         found = {*self.chosen(), *find_projections(denoiser, EVERY_FEATURE, "all")}
         return tuple(sorted(found, key=lambda projection: order[projection.weight.removesuffix(".weight")]))
 
-    def find(self, projections: tuple[Projection, ...]) -> Found:
+    def find(self, projections: tuple[Projection, ...]) -> FoundSites:
         section, path = self.config.collect, denoising_path(self.config)
         settings = (projections, section.side, section.branches)
         if self.loaded:
-            return find_sites(self.pipe, path, *settings, without_weights.PROMPT, section.tokens_per_prompt)
+            return find_sites(self.pipe, path, *settings, without_weights.ANY_PROMPT, section.tokens_per_prompt)
         return without_weights.find_shapes(self.pipe, path, *settings, section.tokens_per_prompt)
 
-    def count_operations(self, found: Found, num_steps: int) -> int | None:
+    def count_operations(self, found: FoundSites, num_steps: int) -> int | None:
         """Floating point operations of the denoiser for one prompt, over as many forwards as the recordings need.
 
         None for a loaded model: it would have to run, and torch counts no attention on the CPU.
@@ -61,25 +61,25 @@ class Shapes:
         return needed and needed * without_weights.count_operations(self.pipe, denoising_path(self.config))
 
 
-def look(config: Config, device: str | None, say: Callable[[str], None]) -> Shapes:
+def open_preview(config: Config, device: str | None, say: Callable[[str], None]) -> Preview:
     """Make the config's model ready to be asked. `say` hears that it has to be loaded for that."""
     scheduler = scheduler_of(config)
     pipe = open_shell(config, scheduler)
     if pipe is not None:
-        return Shapes(config, pipe, loaded=False)
+        return Preview(config, pipe, loaded=False)
     say(f"the shapes of {config.model} are known only once it is loaded: loading it")
     pipe = load_model(config, device)
     pipe.scheduler = scheduler
-    return Shapes(config, pipe, loaded=True)
+    return Preview(config, pipe, loaded=True)
 
 
-def sites_of(found: Found, projections: tuple[Projection, ...]) -> tuple[Site, ...]:
+def sites_of(found: FoundSites, projections: tuple[Projection, ...]) -> tuple[Site, ...]:
     """The recordings that these of the found projections need."""
     needed = {found.owners[projection] for projection in projections}
     return tuple(site for site in found.sites if site in needed)
 
 
-def layers_document(shapes: Shapes, found: Found, num_steps: int, keeps: Callable[[str, str], bool]) -> dict[str, Any]:
+def layers_document(shapes: Preview, found: FoundSites, num_steps: int, keeps: Callable[[str, str], bool]) -> dict[str, Any]:
     """The layers of what was found of `shapes.every()`, with what each would record.
 
     `keeps(layer, feature)` filters the projections. Bytes are of features in the config's dtype for one prompt, and of moments.

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from nullbooth_cli.collect.find_sites import MASK_ARGUMENT, Found, split_branches
+from nullbooth_cli.collect.find_sites import MASK_ARGUMENT, FoundSites, split_branches
 from nullbooth_cli.collect.sinks import Sink
 from nullbooth_cli.collect.token_sample import sample_tokens
 from nullbooth_cli.datatypes import Prompt, Site
@@ -21,7 +21,7 @@ class Recorder:
     """
 
     def __init__(
-        self, path: DenoisingPath, members: list[tuple[int, Prompt]], found: Found, branches: str, sinks: Sequence[Sink]
+        self, path: DenoisingPath, members: list[tuple[int, Prompt]], found: FoundSites, branches: str, sinks: Sequence[Sink]
     ) -> None:
         self.members, self.num_forwards = members, 0
         self._path, self._owners, self._branches, self._sinks = path, found.owners, branches, sinks

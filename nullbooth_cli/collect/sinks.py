@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.nullspace.moments import SecondMoments, fold
-from nullbooth_cli.store import STORED_DTYPES, Part, Store, pack_sums
+from nullbooth_cli.store import STORED_DTYPES, PartialSums, Store, pack_sums
 from nullbooth_cli.store.background import Writer
 from nullbooth_cli.tensors import pack
 
@@ -87,7 +87,7 @@ class MomentSink:
 
     dtype: str | None = None
 
-    def __init__(self, part: Part, sites: Sequence[Site], num_steps: int, device: torch.device, accumulate: str) -> None:
+    def __init__(self, part: PartialSums, sites: Sequence[Site], num_steps: int, device: torch.device, accumulate: str) -> None:
         self._part = part
         self._moments = {site: SecondMoments(site.num_recorded(num_steps), site.dim, device, accumulate) for site in sites}
         self._units = set(part.units)

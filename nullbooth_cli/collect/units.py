@@ -12,12 +12,12 @@ Cost of features: bytes per prompt = sum over sites of T * L * D * itemsize (T =
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from nullbooth_cli.collect.find_sites import TEXT_ARGUMENT, Found
+from nullbooth_cli.collect.find_sites import TEXT_ARGUMENT, FoundSites
 from nullbooth_cli.collect.recorder import Recorder
 from nullbooth_cli.collect.sinks import Sink
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
-from nullbooth_cli.model.hooks import Enough, Watch
+from nullbooth_cli.model.hooks import ProjectionHooks, StopDenoising
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.progress import Interrupts
 from nullbooth_cli.store import Store
@@ -27,7 +27,7 @@ def collect(
     store: Store,
     pipe: Any,
     path: DenoisingPath,
-    found: Found,
+    found: FoundSites,
     branches: str,
     units: Iterable[int],
     sinks: Sequence[Sink],
@@ -47,11 +47,11 @@ def collect(
         if interrupts.requested or all(sink.due() for sink in sinks):
             yield from _make_durable(store, finished, sinks)
             finished = []
-        interrupts.holding = bool(finished)
+        interrupts.unwritten = bool(finished)
         if interrupts.requested:
             raise KeyboardInterrupt
     yield from _make_durable(store, finished, sinks)
-    interrupts.holding = False
+    interrupts.unwritten = False
     if interrupts.requested:
         raise KeyboardInterrupt
 
@@ -64,14 +64,14 @@ def _make_durable(store: Store, units: list[int], sinks: Sequence[Sink]) -> list
     return units
 
 
-def forwards_needed(found: Found, num_steps: int) -> int:
+def forwards_needed(found: FoundSites, num_steps: int) -> int:
     """How many forwards of the denoiser a unit takes: none for what is its argument, one for what no timestep changes."""
     if found.given == set(found.sites):
         return 0
     return 1 if all(site.timestep_free for site in found.sites) else num_steps
 
 
-def _run(pipe: Any, path: DenoisingPath, recorder: Recorder, found: Found) -> None:
+def _run(pipe: Any, path: DenoisingPath, recorder: Recorder, found: FoundSites) -> None:
     """Run as much of the denoising path as the recordings need."""
     denoiser, needed = denoiser_of(pipe), forwards_needed(found, len(path.steps))
     if not needed:
@@ -81,17 +81,19 @@ def _run(pipe: Any, path: DenoisingPath, recorder: Recorder, found: Found) -> No
             recorder.begin(arguments)
             for site in found.sites:
                 recorder.receive(first_of[site], 0, arguments[TEXT_ARGUMENT])
-            raise Enough
+            raise StopDenoising
 
         handle = denoiser.register_forward_pre_hook(take, with_kwargs=True)
         try:
             denoise(pipe, path, recorder.members)
-        except Enough:
+        except StopDenoising:
             return
         finally:
             handle.remove()
     else:
-        with Watch(denoiser, tuple(found.owners), found.sites[0].side, recorder.receive, needed - 1, recorder.begin) as watch:
+        with ProjectionHooks(
+            denoiser, tuple(found.owners), found.sites[0].side, recorder.receive, needed - 1, recorder.begin
+        ) as watch:
             denoise(pipe, path, recorder.members)
         if watch.ended:
             return

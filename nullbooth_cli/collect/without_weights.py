@@ -1,6 +1,6 @@
 """A pipeline without weights: what a model's projections would receive, and what its pipeline asks of the scheduler.
 
-1. `build()` makes the model's own pipeline out of its config files (a few kB): the denoiser is on the meta device, where tensors
+1. `build_pipeline()` makes the model's own pipeline out of its config files (a few kB): the denoiser is on the meta device, where tensors
    have shapes and no values, and in the place of the text encoders stands the shape of what they would give.
 2. `find_shapes()` finds the sites of it, as `recording.find_sites` does of a loaded model.
 3. `count_operations()` counts the work of one forward.
@@ -19,15 +19,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from nullbooth_cli.collect.find_sites import Found, find_sites
+from nullbooth_cli.collect.find_sites import FoundSites, find_sites
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.model.denoise import DenoisingPath, set_out
+from nullbooth_cli.model.denoise import DenoisingPath, begin_denoising
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.projections import Projection
 
 Tokenizer = Mapping[str, Any]
-PROMPT = Prompt("any words")  # they play no part: a text is as long as its encoder makes all of them
+ANY_PROMPT = Prompt("any words")  # they play no part: a text is as long as its encoder makes all of them
 
 
 def _empty(*shape: int) -> torch.Tensor:
@@ -73,7 +73,7 @@ def _t5_tokens(pipe: Any) -> int:
 
 # What `encode_prompt` of each pipeline returns for one prompt, from the pipeline and the config of its first tokenizer: a text of
 # CLIP is as long as that takes, one of T5 as the pipeline says.
-ENCODERS: dict[str, Callable[[Any, Tokenizer], tuple[torch.Tensor, ...]]] = {
+TEXT_SHAPES: dict[str, Callable[[Any, Tokenizer], tuple[torch.Tensor, ...]]] = {
     "StableDiffusionPipeline": _stable_diffusion,
     "LatentConsistencyModelPipeline": _stable_diffusion,
     "StableDiffusionXLPipeline": _stable_diffusion_xl,
@@ -85,7 +85,7 @@ ENCODERS: dict[str, Callable[[Any, Tokenizer], tuple[torch.Tensor, ...]]] = {
 
 
 def pipeline_class(folder: str) -> str:
-    """The name of a model's pipeline class (in `ENCODERS` if `build` can make it); reads one small JSON file."""
+    """The name of a model's pipeline class (in `TEXT_SHAPES` if `build_pipeline` can make it); reads one small JSON file."""
     import diffusers
 
     with _readable(folder):
@@ -93,17 +93,17 @@ def pipeline_class(folder: str) -> str:
         return name
 
 
-def build(folder: str, scheduler: Any) -> Any:
+def build_pipeline(folder: str, scheduler: Any) -> Any:
     """The pipeline of a model's folder of config files, without weights, with a scheduler.
 
-    Raises ConfigError for a pipeline class whose text is not known here (`ENCODERS`), and for config files that cannot be read.
+    Raises ConfigError for a pipeline class whose text is not known here (`TEXT_SHAPES`), and for config files that cannot be read.
     """
     import diffusers
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     name = pipeline_class(folder)
-    if name not in ENCODERS:
-        raise ConfigError(f"the shapes of {name} are known only once it is loaded", f"without loading: {', '.join(ENCODERS)}")
+    if name not in TEXT_SHAPES:
+        raise ConfigError(f"the shapes of {name} are known only once it is loaded", f"without loading: {', '.join(TEXT_SHAPES)}")
     made = getattr(diffusers, name)
     with _readable(folder):
         index = diffusers.DiffusionPipeline.load_config(folder)
@@ -114,7 +114,7 @@ def build(folder: str, scheduler: Any) -> Any:
                 parts[part] = kind.from_config(kind.load_config(folder, subfolder=part)).to("meta").eval()
         parts |= {key: index[key] for key in parts if not isinstance(index[key], list)}
         pipe = made(**{**parts, "scheduler": _keep_values(scheduler)})
-        encoded = ENCODERS[name](pipe, get_tokenizer_config(folder, subfolder="tokenizer"))
+        encoded = TEXT_SHAPES[name](pipe, get_tokenizer_config(folder, subfolder="tokenizer"))
     pipe.set_progress_bar_config(disable=True)
     pipe.encode_prompt = lambda *_, **__: encoded
     denoiser_of(pipe).register_forward_pre_hook(
@@ -145,7 +145,7 @@ def _keep_values(scheduler: Any) -> Any:
     return scheduler
 
 
-class Dependence(TorchDispatchMode):
+class DependenceTracker(TorchDispatchMode):
     """Context manager that follows through every operation what depends on some tensors, by the memory that it is in.
 
     An operation in place returns what it wrote, so results are all that is to be marked.
@@ -181,9 +181,9 @@ def find_shapes(
     side: str,
     branches: str,
     tokens_per_prompt: int | None = None,
-) -> Found:
+) -> FoundSites:
     """The sites of a pipeline without weights, the same that `recording.find_sites` finds of a loaded one."""
-    changing = Dependence()
+    changing = DependenceTracker()
 
     def start(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         changing.start([*args, *(kwargs[name] for name in CHANGING if name in kwargs)])
@@ -194,7 +194,7 @@ def find_shapes(
     handle = denoiser_of(pipe).register_forward_pre_hook(start, with_kwargs=True)
     try:
         with changing:
-            return find_sites(pipe, path, projections, side, branches, PROMPT, tokens_per_prompt, 1, is_timestep_free)
+            return find_sites(pipe, path, projections, side, branches, ANY_PROMPT, tokens_per_prompt, 1, is_timestep_free)
     finally:
         handle.remove()
 
@@ -206,6 +206,6 @@ def count_operations(pipe: Any, path: DenoisingPath) -> int:
     """
     counter = FlopCounterMode(display=False)
     with counter:
-        set_out(pipe, path, PROMPT, num_forwards=1)
+        begin_denoising(pipe, path, ANY_PROMPT, num_forwards=1)
     operations: int = counter.get_total_flops()
     return operations

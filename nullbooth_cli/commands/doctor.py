@@ -29,7 +29,7 @@ def doctor(
     """
     from nullbooth_cli.commands.console import Terminal
     from nullbooth_cli.pipeline.doctor.checks import CHECKS
-    from nullbooth_cli.pipeline.doctor.examination import Patient
+    from nullbooth_cli.pipeline.doctor.examination import Examination
     from nullbooth_cli.pipeline.doctor.examine import doctor_document, examine
 
     terminal = Terminal(as_json=as_json, quiet=quiet)
@@ -44,7 +44,7 @@ def doctor(
         return found.config, found.source, found.prompts
 
     findings = []
-    for finding in examine(Patient(configured, device)):
+    for finding in examine(Examination(configured, device)):
         findings.append(finding)
         if not as_json:
             terminal.verdict(finding.verdict, finding.check, finding.text, finding.hint, width=max(map(len, CHECKS)))

@@ -50,12 +50,12 @@ def evaluate(
 
     Example: nullbooth evaluate trained -s runs/toy.zarr --subject "a sks circle on a red background" --html report.html
     """
-    from nullbooth_cli.commands.evaluate_models import Asked, run
+    from nullbooth_cli.commands.evaluate_models import EvaluateOptions, evaluate_models
 
     common = Common(config, store, tuple(overrides or ()), as_json, quiet, verbose)
-    run(
+    evaluate_models(
         common,
-        Asked(
+        EvaluateOptions(
             (edited, *(against or ())),
             prompts,
             tuple(subject or ()),

@@ -13,7 +13,7 @@ from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation import evaluate
 from nullbooth_cli.evaluation.evaluate import SUBJECT, Evaluation, Request
-from nullbooth_cli.evaluation.pictures import Shot
+from nullbooth_cli.evaluation.pictures import PictureSpec
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.pipeline.state import require, stage_states
 from nullbooth_cli.progress import Event, Note
@@ -22,7 +22,7 @@ from nullbooth_cli.settings.prompts import load_prompts
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluateOptions:
     """The options of the command."""
 
     models: tuple[str, ...]
@@ -38,7 +38,7 @@ class Asked:
     device: str | None
 
 
-def run(common: Common, asked: Asked) -> None:
+def evaluate_models(common: Common, asked: EvaluateOptions) -> None:
     """Evaluate, write what is to be written, and answer."""
     session = start(common)
     if len(set(asked.models)) < len(asked.models):
@@ -61,7 +61,7 @@ def run(common: Common, asked: Asked) -> None:
     session.terminal.answer(made[0].document, draw_table)
 
 
-def _written(found: Evaluation, asked: Asked) -> Iterator[Path]:
+def _written(found: Evaluation, asked: EvaluateOptions) -> Iterator[Path]:
     from nullbooth_cli.report import gallery
 
     if asked.images:
@@ -70,7 +70,7 @@ def _written(found: Evaluation, asked: Asked) -> Iterator[Path]:
         yield gallery.write_gallery(Path(asked.html), found)
 
 
-def _sets(session: Session, asked: Asked) -> dict[str, tuple[Shot, ...]]:
+def _sets(session: Session, asked: EvaluateOptions) -> dict[str, tuple[PictureSpec, ...]]:
     """What is drawn, by the name that the answer gives it."""
     if asked.subject and asked.subject_prompts:
         raise ConfigError("--subject and --subject-prompts name the same", "put all of them into the file")
@@ -80,11 +80,11 @@ def _sets(session: Session, asked: Asked) -> dict[str, tuple[Shot, ...]]:
         sets = {"given": load_prompts(asked.prompts, "--prompts")}
     else:
         sets = {"kept": session.prompts, "heldout": heldout_prompts(session.config)}
-    found = {name: tuple(map(Shot, _some(of, asked.num_prompts))) for name, of in sets.items() if of}
+    found = {name: tuple(map(PictureSpec, _some(of, asked.num_prompts))) for name, of in sets.items() if of}
     subject = asked.subject_prompts or list(asked.subject)
     if subject:
         prompts = load_prompts(subject, "--subject-prompts")
-        found[SUBJECT] = tuple(Shot(prompt, number) for prompt in prompts for number in range(asked.subject_images))
+        found[SUBJECT] = tuple(PictureSpec(prompt, number) for prompt in prompts for number in range(asked.subject_images))
     return found
 
 

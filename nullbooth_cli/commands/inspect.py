@@ -54,9 +54,9 @@ def inspect(
     Example: nullbooth inspect --layers -c configs/sdxl.yaml
     """
     from nullbooth_cli.commands.draw import warnings_of
-    from nullbooth_cli.commands.inspect_compare import compare
+    from nullbooth_cli.commands.inspect_compare import answer_comparison
     from nullbooth_cli.commands.inspect_layers import list_layers
-    from nullbooth_cli.commands.inspect_pictures import Looks, look
+    from nullbooth_cli.commands.inspect_pictures import PictureOptions, draw_pictures
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.errors import ConfigError
     from nullbooth_cli.report import documents
@@ -75,10 +75,12 @@ def inspect(
     if len(named) == 2:
         if plots or html or attention or as_csv or timestep is not None:
             raise ConfigError("two stores give one answer, a table or --json", "draw one store at a time")
-        return compare(session, named[1], layer, feature, site)
+        return answer_comparison(session, named[1], layer, feature, site)
     opened = session.open_finished()
     document = documents.inspect_document(session.config, opened, layer, feature, timestep, site)
-    look(session, opened, document, Looks(plots, picture_format, attention, html, device, moments=site is not None))
+    draw_pictures(
+        session, opened, document, PictureOptions(plots, picture_format, attention, html, device, moments=site is not None)
+    )
     if as_csv:
         session.terminal.text(_csv(document))
     else:

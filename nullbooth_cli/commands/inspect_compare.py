@@ -8,14 +8,14 @@ from nullbooth_cli.commands.session import Session, start
 from nullbooth_cli.report import compare_stores, documents
 
 
-def compare(session: Session, other: str, layer: str | None, feature: str | None, site: str | None) -> None:
+def answer_comparison(session: Session, other: str, layer: str | None, feature: str | None, site: str | None) -> None:
     """Answer with two stores side by side."""
     from nullbooth_cli.datatypes import choose_sites
 
     second = start(replace(session.common, config=None, store=other))
     stores = session.open_finished(), second.open_finished()
     sites = choose_sites(stores[0].sites, layer, feature, site)
-    compared = compare_stores.compare(session.config, stores[0], second.config, stores[1], sites)
+    compared = compare_stores.compare_stores(session.config, stores[0], second.config, stores[1], sites)
     session.terminal.answer(documents.compare_document(compared), _draw_compared)
 
 

@@ -13,7 +13,7 @@ from nullbooth_cli.formatting import size
 def list_layers(common: Common, layer: str | None, feature: str | None, device: str | None) -> None:
     """Answer with every layer that attends to text; `layer` (a name, a part of one, a glob) and `feature` filter them."""
     from nullbooth_cli.collect.open_model import compute_steps
-    from nullbooth_cli.collect.preview import layers_document, look
+    from nullbooth_cli.collect.preview import layers_document, open_preview
 
     terminal = Terminal(as_json=common.as_json, quiet=common.quiet)
     config = configure(common).config
@@ -22,7 +22,7 @@ def list_layers(common: Common, layer: str | None, feature: str | None, device: 
         return (layer is None or fnmatchcase(name, f"*{layer}*")) and (feature is None or of == feature)
 
     _, steps = compute_steps(config, 1, device)
-    shapes = look(config, device, terminal.note)
+    shapes = open_preview(config, device, terminal.note)
     document = layers_document(shapes, shapes.find(shapes.every()), len(steps), keeps)
     if not document["layers"]:
         raise ConfigError("no layer passes the filters", "nullbooth inspect --layers alone lists all of them")

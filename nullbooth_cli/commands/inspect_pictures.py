@@ -15,7 +15,7 @@ from nullbooth_cli.store import Store
 
 
 @dataclass(frozen=True)
-class Looks:
+class PictureOptions:
     """What is asked for, beside the table."""
 
     plots: str | None
@@ -26,21 +26,23 @@ class Looks:
     moments: bool
 
     def __post_init__(self) -> None:
-        from nullbooth_cli.report.plots import check_picture
+        from nullbooth_cli.report.plots.canvas import check_picture
 
         check_picture(f"picture.{self.picture_format}")
 
 
-def look(session: Session, store: Store, document: dict[str, Any], looks: Looks) -> None:
+def draw_pictures(session: Session, store: Store, document: dict[str, Any], looks: PictureOptions) -> None:
     """Draw what is asked for; the document then lists the files."""
     if not (looks.plots or looks.attention or looks.html):
         return
     drawn: list[str] = []
-    session.terminal.follow(_look(session, store, document, looks, drawn))
+    session.terminal.follow(_draw_pictures(session, store, document, looks, drawn))
     document["files"] = drawn
 
 
-def _look(session: Session, store: Store, document: dict[str, Any], looks: Looks, drawn: list[str]) -> Iterator[Event]:
+def _draw_pictures(
+    session: Session, store: Store, document: dict[str, Any], looks: PictureOptions, drawn: list[str]
+) -> Iterator[Event]:
     def done(path: Path) -> Note:
         drawn.append(str(path))
         return Note(f"drawn: {path}")
@@ -49,12 +51,12 @@ def _look(session: Session, store: Store, document: dict[str, Any], looks: Looks
         yield done(_draw_attention(session, store, document, looks))
     if looks.plots or looks.html:
         sites = _sites_of(store, document)
-        courses: list[over_timesteps.Course] = []
+        courses: list[over_timesteps.SiteOverTimesteps] = []
         varying = [site for site in sites if not site.timestep_free]
         if varying:
             from nullbooth_cli.model.device import pick_device
 
-            for course in over_timesteps.courses(store, pick_device(looks.device), session.config, varying):
+            for course in over_timesteps.over_timesteps(store, pick_device(looks.device), session.config, varying):
                 courses.append(course)
                 yield Progress("spectra", len(courses), len(varying), f"every timestep of {course.site.name}")
         for path in _plots(store, document, looks, courses, sites) if looks.plots else ():
@@ -72,13 +74,17 @@ def _sites_of(store: Store, document: dict[str, Any]) -> list[Site]:
 
 
 def _plots(
-    store: Store, document: dict[str, Any], looks: Looks, courses: list[over_timesteps.Course], sites: list[Site]
+    store: Store,
+    document: dict[str, Any],
+    looks: PictureOptions,
+    courses: list[over_timesteps.SiteOverTimesteps],
+    sites: list[Site],
 ) -> Iterator[Path]:
     from nullbooth_cli.report.plots import timesteps
     from nullbooth_cli.report.plots.sites import draw_leakage, draw_moment, draw_spectra
 
     folder, ending, entries = Path(looks.plots or "."), looks.picture_format, document["sites"]
-    shown = documents.leakiest(entries)  # per timestep there are too many to draw: --timestep chooses others
+    shown = documents.most_leaking(entries)  # per timestep there are too many to draw: --timestep chooses others
     yield from draw_spectra(shown, documents.spectra_of(store, shown), folder, ending)
     yield draw_leakage(shown, folder / f"leakage.{ending}")
     if courses:
@@ -94,7 +100,7 @@ def _plots(
         yield draw_moment(site.name, second_moment(sum_xxt, sum_x, count), sum_x / count, count, path)
 
 
-def _draw_attention(session: Session, store: Store, document: dict[str, Any], looks: Looks) -> Path:
+def _draw_attention(session: Session, store: Store, document: dict[str, Any], looks: PictureOptions) -> Path:
     from nullbooth_cli.pipeline.attention import find_prompt
     from nullbooth_cli.report.plots.attention import draw_attention
 

@@ -54,7 +54,7 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
     with (
         _signals(session.terminal, interrupts),
         start_workers(shard, partial(_preparing, session) if shard else None) as workers,
-        _held(session, workers),
+        _locked_store(session, workers),
     ):
         workers.agree(lambda: session.open_or_create().url)
         store = session.open(write=True)
@@ -74,7 +74,7 @@ def _preparing(session: Session) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def _held(session: Session, workers: Workers) -> Iterator[None]:
+def _locked_store(session: Session, workers: Workers) -> Iterator[None]:
     """Hold the store, or one shard of it: the first process of a launch for all, then each other one a lock of its own.
 
     The first may be killed while others still write; nothing may begin beside them.
@@ -99,7 +99,7 @@ def _signals(terminal: Terminal, interrupts: Interrupts) -> Iterator[None]:
     """Ctrl-C and SIGTERM end a stage at once, or after its unit if that saves unwritten work; the second always at once."""
 
     def receive(*_: Any) -> None:
-        if not interrupts.holding or interrupts.requested:
+        if not interrupts.unwritten or interrupts.requested:
             raise KeyboardInterrupt
         interrupts.requested = True
         terminal.note("interrupted: finishing and writing the unit that runs; Ctrl-C again stops at once and loses it")
@@ -147,7 +147,7 @@ def _events(
             ),
         )
     if control.release and workers.rank == 0 and look()[0] == "complete":
-        yield Note(collect.release(store))
+        yield Note(collect.release_features(store))
 
 
 def _answer(

@@ -32,7 +32,7 @@ def status(
     """
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.errors import ConfigError, StoreError
-    from nullbooth_cli.pipeline.run import renamed
+    from nullbooth_cli.pipeline.run import model_renamed
     from nullbooth_cli.pipeline.state import require, stage_states
     from nullbooth_cli.report import documents
     from nullbooth_cli.settings.config import STAGES
@@ -41,7 +41,7 @@ def status(
         raise ConfigError(f"--check {check}: no such stage", f"stages: {', '.join(STAGES)}")
     common = Common(config, store, tuple(overrides or ()), as_json, quiet, verbose)
     if watch:
-        from nullbooth_cli.commands.status_watch import watch as follow
+        from nullbooth_cli.commands.status_watch import watch_status as follow
 
         if verify:
             raise ConfigError("--verify reads everything once, --watch looks again and again", "ask for one")
@@ -50,7 +50,7 @@ def status(
     opened = session.open_if_there()
     states = stage_states(session.config, session.prompts, opened)
     document = documents.status_document(session.url, opened, states)
-    document["renamed"] = [vars(difference) for difference in renamed(session.config, opened)]
+    document["renamed"] = [vars(difference) for difference in model_renamed(session.config, opened)]
     if verify and opened:
         document["verify"] = _verified(opened)
     session.terminal.answer(document, _draw)

@@ -9,10 +9,10 @@ from nullbooth_cli.commands.options import Common
 from nullbooth_cli.commands.session import start
 from nullbooth_cli.formatting import duration, rate
 from nullbooth_cli.pipeline.state import DONE, stage_states
-from nullbooth_cli.report.watch import Ages, essence, looks, notes_of, watch_document
+from nullbooth_cli.report.watch import Ages, change_key, notes_of, poll, watch_document
 
 
-def watch(common: Common, until: str | None, interval: float) -> None:
+def watch_status(common: Common, until: str | None, interval: float) -> None:
     """Show what is new until the stage `until` is complete, or all are; Ctrl-C ends it too, and is no failure."""
     session, ages = start(common), Ages()
     session.open()  # refuses to wait for a store that is not there
@@ -25,7 +25,7 @@ def watch(common: Common, until: str | None, interval: float) -> None:
         return watch_document(session.url, stage_states(session.config, session.prompts, store), notes_of(store), ages)
 
     try:
-        session.terminal.watch(looks(look, until, interval), _draw, _line, essence)
+        session.terminal.watch(poll(look, until, interval), _draw, _line, change_key)
     except KeyboardInterrupt:
         session.terminal.note("stopped watching; what runs goes on")
         return

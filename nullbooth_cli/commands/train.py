@@ -8,14 +8,14 @@ import typer
 from nullbooth_cli.commands.options import AsJson, Device, Overrides, Quiet, Verbose
 
 RecipeFile = Annotated[str, typer.Option("-c", "--config", metavar="FILE", help="What to train: configs/train/toy.yaml is one.")]
-HoldingStore = Annotated[
+ConstraintStore = Annotated[
     str | None, typer.Option("-s", "--store", metavar="PATH", help="What holds it; else the recipe's store.")
 ]
 
 
 def train(
     config: RecipeFile,
-    store: HoldingStore = None,
+    store: ConstraintStore = None,
     overrides: Overrides = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -32,13 +32,13 @@ def train(
     from nullbooth_cli.commands.console import Terminal
     from nullbooth_cli.errors import ConfigError
     from nullbooth_cli.settings.recipe import Recipe
-    from nullbooth_cli.settings.schema import load
+    from nullbooth_cli.settings.schema import load_settings
     from nullbooth_cli.training import dreambooth, setup
 
     if not Path(config).is_file():
         raise ConfigError(f"no file at {config}", "configs/train/toy.yaml is an example")
-    recipe = load(Recipe, Path(config), overrides or ())
-    ready = setup.prepare(recipe.model_copy(update={"store": store}) if store else recipe, device)
+    recipe = load_settings(Recipe, Path(config), overrides or ())
+    ready = setup.set_up(recipe.model_copy(update={"store": store}) if store else recipe, device)
     terminal = Terminal(as_json=as_json, quiet=quiet, silent=not ready.accelerator.is_main_process)
     if verbose:
         terminal.note(f"recipe {config}, into {recipe.output}")

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nullbooth_cli.evaluation import metrics
-from nullbooth_cli.evaluation.encoders import Spaces
-from nullbooth_cli.evaluation.pictures import Drawn
+from nullbooth_cli.evaluation.encoders import FeatureSpaces
+from nullbooth_cli.evaluation.pictures import Pictures
 from nullbooth_cli.toy import world
 
 FEWEST = 2 * metrics.NEIGHBOURS  # pictures, for anything that is said of a distribution
@@ -27,27 +27,29 @@ Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class Look:
+class PictureFeatures:
     """The pictures of one model on one or more sets, seen in every space: `vectors` `[N, D]` by space.
 
     `right` `[N]` is 1 where a picture shows all that its caption names, NaN where it names nothing (None: not the toy world).
     """
 
-    drawn: Drawn
+    drawn: Pictures
     vectors: Mapping[str, Floats]
     right: Floats | None
     alignment: Floats | None
 
-    def part(self, places: slice) -> "Look":
-        return Look(
-            Drawn(self.drawn.images[places], self.drawn.latents[places]),
+    def part(self, places: slice) -> "PictureFeatures":
+        return PictureFeatures(
+            Pictures(self.drawn.images[places], self.drawn.latents[places]),
             {name: found[places] for name, found in self.vectors.items()},
             None if self.right is None else self.right[places],
             None if self.alignment is None else self.alignment[places],
         )
 
 
-def likeness(base: Look, edited: Look, instances: Mapping[str, Floats]) -> dict[str, dict[str, float]]:
+def similarity_to_instances(
+    base: PictureFeatures, edited: PictureFeatures, instances: Mapping[str, Floats]
+) -> dict[str, dict[str, float]]:
     """Mean cosine between the pictures of the subject and those that it was learned from, by space."""
     return {
         name: {
@@ -58,12 +60,12 @@ def likeness(base: Look, edited: Look, instances: Mapping[str, Floats]) -> dict[
     }
 
 
-def look(drawn: Drawn, texts: Sequence[str], spaces: Spaces, *, is_toy: bool) -> Look:
+def extract_features(drawn: Pictures, texts: Sequence[str], spaces: FeatureSpaces, *, is_toy: bool) -> PictureFeatures:
     """See pictures in every space there is. Cost: about 0.1 s a picture for the toy world's exact scorer."""
     vectors: dict[str, Floats] = {"latents": drawn.pooled()}
     vectors |= {name: see(drawn.images) for name, see in spaces.encoders.items()}
     right = np.array([_shows(image, text) for image, text in zip(drawn.images, texts, strict=True)]) if is_toy else None
-    return Look(drawn, vectors, right, spaces.alignment(vectors["clip"], list(texts)) if spaces.alignment else None)
+    return PictureFeatures(drawn, vectors, right, spaces.alignment(vectors["clip"], list(texts)) if spaces.alignment else None)
 
 
 def _shows(image: NDArray[np.uint8], text: str) -> float:
@@ -74,20 +76,22 @@ def _shows(image: NDArray[np.uint8], text: str) -> float:
     return float(all(getattr(reading, part) == value for part, value in asked.items()))
 
 
-def compare(base: Look, edited: Look, another: Look, spaces: Spaces) -> dict[str, Any]:
+def compare_pictures(
+    base: PictureFeatures, edited: PictureFeatures, another: PictureFeatures, spaces: FeatureSpaces
+) -> dict[str, Any]:
     """Two models on one set of prompts, picture by picture and as two sets; `another` is the base from another seed.
 
     `latent_mse` is the mean squared difference of the final latents, in the denoiser's scale; `latent_mse_relative` divides it by
     that between two seeds of the base. `pixel_mse` and `psnr` (dB, None where equal) are of 8-bit pictures in [0, 1].
     """
     count = len(base.drawn.images)
-    latent_mse = float(squared(base.drawn.latents, edited.drawn.latents).mean())
-    pixel_mse = float(squared(base.drawn.images, edited.drawn.images).mean()) / 255**2
+    latent_mse = float(squared_differences(base.drawn.latents, edited.drawn.latents).mean())
+    pixel_mse = float(squared_differences(base.drawn.images, edited.drawn.images).mean()) / 255**2
     lpips = spaces.lpips(base.drawn.images, edited.drawn.images) if spaces.lpips else None
     return {
         "pictures": count,
         "latent_mse": latent_mse,
-        "latent_mse_relative": latent_mse / float(squared(base.drawn.latents, another.drawn.latents).mean()),
+        "latent_mse_relative": latent_mse / float(squared_differences(base.drawn.latents, another.drawn.latents).mean()),
         "pixel_mse": pixel_mse,
         "psnr": metrics.psnr(pixel_mse),
         "lpips": None if lpips is None else float(lpips.mean()),
@@ -97,7 +101,7 @@ def compare(base: Look, edited: Look, another: Look, spaces: Spaces) -> dict[str
     }
 
 
-def squared(x: NDArray[Any], y: NDArray[Any]) -> Floats:
+def squared_differences(x: NDArray[Any], y: NDArray[Any]) -> Floats:
     """Mean squared difference of each picture, `[N]`."""
     return np.asarray([np.square(a.astype(np.float64) - b).mean() for a, b in zip(x, y, strict=True)])
 

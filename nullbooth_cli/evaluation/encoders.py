@@ -1,6 +1,6 @@
 """Spaces in which pictures are compared beside the model's own latents: CLIP, DINO and LPIPS, from weights that are on this disk.
 
-Nothing is downloaded. A space without its weights is not measured, and `load_spaces` says why.
+Nothing is downloaded. A space without its weights is not measured, and `load_feature_spaces` says why.
 """
 
 import warnings
@@ -24,7 +24,7 @@ BATCH = 32
 
 
 @dataclass(frozen=True)
-class Spaces:
+class FeatureSpaces:
     """`encoders` give `[N, D]` float32 for images `[N, H, W, 3]`; `alignment` the cosine of each image with its prompt (CLIP-T);
     `lpips` the distance of images from others, `[N]`. `missing` says of each space that cannot be measured why."""
 
@@ -34,7 +34,7 @@ class Spaces:
     missing: Mapping[str, str] = field(default_factory=dict)
 
 
-def load_spaces(given: Mapping[str, str], device: torch.device) -> Spaces:
+def load_feature_spaces(given: Mapping[str, str], device: torch.device) -> FeatureSpaces:
     """CLIP and DINO from the folders `given` by name, else from the hub's cache; LPIPS if its package and AlexNet are there.
 
     Raises ConfigError for a given folder that cannot be loaded and for a name that is no encoder.
@@ -60,7 +60,7 @@ def load_spaces(given: Mapping[str, str], device: torch.device) -> Spaces:
         missing["lpips"] = f"no AlexNet weights at {checkpoint}"
     else:
         lpips = _lpips(device)
-    return Spaces(encoders, alignment, lpips, missing)
+    return FeatureSpaces(encoders, alignment, lpips, missing)
 
 
 def _cached(hub_id: str) -> Path | None:

@@ -20,9 +20,17 @@ from numpy.typing import NDArray
 
 from nullbooth_cli.collect.open_model import load_path
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.evaluation.compare import FEWEST, QUANTITIES, Look, compare, likeness, look, squared
-from nullbooth_cli.evaluation.encoders import Spaces, load_spaces
-from nullbooth_cli.evaluation.pictures import Drawn, Shot, draw, load_edited, pooled_latents, read_images
+from nullbooth_cli.evaluation.compare import (
+    FEWEST,
+    QUANTITIES,
+    PictureFeatures,
+    compare_pictures,
+    extract_features,
+    similarity_to_instances,
+    squared_differences,
+)
+from nullbooth_cli.evaluation.encoders import FeatureSpaces, load_feature_spaces
+from nullbooth_cli.evaluation.pictures import Pictures, PictureSpec, draw_pictures, load_edited, pooled_latents, read_images
 from nullbooth_cli.evaluation.weight_drift import Weights, drift_documents, require_same_architecture, weights_of
 from nullbooth_cli.model.device import pick_device
 from nullbooth_cli.model.load import denoiser_of
@@ -42,7 +50,7 @@ class Request:
     """`edited` are places of models, the first is the one in question; `sets` name what is drawn, `SUBJECT` what was learned."""
 
     edited: tuple[str, ...]
-    sets: Mapping[str, tuple[Shot, ...]]
+    sets: Mapping[str, tuple[PictureSpec, ...]]
     spaces: Mapping[str, str]
     instances: Path | None = None
     device: str | None = None
@@ -53,11 +61,11 @@ class Evaluation:
     """The answer, and the pictures behind it: those of each model, by its name, in the order of the sets' shots."""
 
     document: dict[str, Any]
-    sets: Mapping[str, tuple[Shot, ...]]
-    drawn: Mapping[str, Drawn]
+    sets: Mapping[str, tuple[PictureSpec, ...]]
+    drawn: Mapping[str, Pictures]
 
 
-def places_of(sets: Mapping[str, Sequence[Shot]]) -> dict[str, slice]:
+def places_of(sets: Mapping[str, Sequence[PictureSpec]]) -> dict[str, slice]:
     """Where each set stands among the pictures of a model."""
     ends = list(accumulate(map(len, sets.values()), initial=0))
     return {name: slice(*ends[i : i + 2]) for i, name in enumerate(sets)}
@@ -70,18 +78,18 @@ def evaluate(config: Config, store: Store, request: Request) -> Generator[Event,
     protected weights of every model.
     """
     shots = [shot for of_set in request.sets.values() for shot in of_set]
-    total, weights, drawn = len(shots) * (2 + len(request.edited)), dict[str, Weights](), dict[str, Drawn]()
+    total, weights, drawn = len(shots) * (2 + len(request.edited)), dict[str, Weights](), dict[str, Pictures]()
     protected = [name for site in store.sites for name in site.weights]
     device = pick_device(request.device)
-    spaces = load_spaces(request.spaces, device)
+    spaces = load_feature_spaces(request.spaces, device)
 
     def drawing(name: str, pipe: Any, series: int = 0) -> Iterator[Event]:
         parts = []
-        for part in draw(pipe, path, shots, config.collect.batch_size, series):
+        for part in draw_pictures(pipe, path, shots, config.collect.batch_size, series):
             parts.append(part)
             done = len(drawn) * len(shots) + sum(len(each.images) for each in parts)
             yield Progress("evaluate", done, total, name)
-        drawn[name] = Drawn.joined(parts)
+        drawn[name] = Pictures.joined(parts)
 
     yield Note(f"loading the model {config.model}, to {device}")
     pipe, path = load_path(config, store.schedule(), str(device))
@@ -114,7 +122,7 @@ def evaluate(config: Config, store: Store, request: Request) -> Generator[Event,
             )
     yield Note("comparing")
     texts = [shot.prompt.text for shot in shots]
-    looks = {name: look(found, texts, spaces, is_toy=config.model == "toy") for name, found in drawn.items()}
+    looks = {name: extract_features(found, texts, spaces, is_toy=config.model == "toy") for name, found in drawn.items()}
     document = {
         "schema_version": SCHEMA_VERSION,
         "store": store.url,
@@ -134,20 +142,20 @@ def evaluate(config: Config, store: Store, request: Request) -> Generator[Event,
 
 
 def _answers(
-    request: Request, looks: Mapping[str, Look], spaces: Spaces, instances: Mapping[str, Floats] | None
+    request: Request, looks: Mapping[str, PictureFeatures], spaces: FeatureSpaces, instances: Mapping[str, Floats] | None
 ) -> dict[str, Any]:
     """Preservation and subject of each edited model, and the baseline."""
     places = places_of(request.sets)
 
     def compared(model: str, name: str) -> dict[str, Any]:
         base, another, edited = (looks[each].part(places[name]) for each in (BASE, ANOTHER, model))
-        found = compare(base, edited, another, spaces)
+        found = compare_pictures(base, edited, another, spaces)
         found["by_picture"] = [
             {"id": shot.prompt.id, "number": shot.number, "text": shot.prompt.text, "latent_mse": float(value)}
-            for shot, value in zip(request.sets[name], squared(base.drawn.latents, edited.drawn.latents), strict=True)
+            for shot, value in zip(request.sets[name], squared_differences(base.drawn.latents, edited.drawn.latents), strict=True)
         ]
         if name == SUBJECT:
-            found["instances"] = None if instances is None else likeness(base, edited, instances)
+            found["instances"] = None if instances is None else similarity_to_instances(base, edited, instances)
         return found
 
     def answer(model: str) -> dict[str, Any]:
@@ -159,7 +167,7 @@ def _answers(
     return {**first, "baseline": {name: compared(ANOTHER, name) for name in places}, "against": against}
 
 
-def _not_measured(request: Request, spaces: Spaces, *, is_toy: bool) -> dict[str, str]:
+def _not_measured(request: Request, spaces: FeatureSpaces, *, is_toy: bool) -> dict[str, str]:
     """What the answer lacks, and why."""
     why = dict(spaces.missing)
     if spaces.alignment is None and "clip" not in why:

@@ -1,9 +1,9 @@
 """Draws the pictures that an evaluation compares: every model the same prompts, from the same noise, along the stored schedule.
 
-1. `Shot` is a prompt and which of its pictures is meant. Its noise follows from both alone, so that other prompts, their order
+1. `PictureSpec` is a prompt and which of its pictures is meant. Its noise follows from both alone, so that other prompts, their order
    and the batch change nothing. It is no noise that features were collected with.
 2. `load_edited()` opens what was made of the base: a pipeline, or a LoRA that is then fused into the base.
-3. `draw()` yields pictures and latents batch by batch, in host memory: 3 bytes a pixel, and 4 a latent value.
+3. `draw_pictures()` yields pictures and latents batch by batch, in host memory: 3 bytes a pixel, and 4 a latent value.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.encoders import batches
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
-from nullbooth_cli.model.latents import encode, scaled
+from nullbooth_cli.model.latents import encode_images, scale_latents
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.images import SUFFIXES, read_image
 
@@ -32,7 +32,7 @@ PICTURES = (*SUFFIXES, ".bmp")
 
 
 @dataclass(frozen=True)
-class Shot:
+class PictureSpec:
     """A picture to draw: the `number`-th of a prompt, from 0."""
 
     prompt: Prompt
@@ -49,14 +49,14 @@ class Shot:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Pictures:
     """Pictures `[N, H, W, 3]` in 8 bits, and the latents they were decoded from, `[N, C, h, w]` in the denoiser's scale."""
 
     images: NDArray[np.uint8]
     latents: NDArray[np.float32]
 
     @classmethod
-    def joined(cls, parts: "Sequence[Drawn]") -> "Drawn":
+    def joined(cls, parts: "Sequence[Pictures]") -> "Pictures":
         return cls(np.concatenate([part.images for part in parts]), np.concatenate([part.latents for part in parts]))
 
     def pooled(self) -> NDArray[np.float32]:
@@ -112,7 +112,9 @@ def _has_lora(file: Path) -> bool:
         raise ConfigError(f"cannot read {file}: {error}", "it is damaged, or no .safetensors file") from error
 
 
-def draw(pipe: Any, path: DenoisingPath, shots: Sequence[Shot], batch_size: int, series: int = 0) -> Iterator[Drawn]:
+def draw_pictures(
+    pipe: Any, path: DenoisingPath, shots: Sequence[PictureSpec], batch_size: int, series: int = 0
+) -> Iterator[Pictures]:
     """Draw the shots, a batch at a time; each series starts from other noise. Raises ConfigError without an autoencoder."""
     if getattr(pipe, "vae", None) is None:
         raise ConfigError(f"{type(pipe).__name__} has no autoencoder: it draws in pixels", "evaluate a latent diffusion model")
@@ -122,7 +124,7 @@ def draw(pipe: Any, path: DenoisingPath, shots: Sequence[Shot], batch_size: int,
     with _decoded(pipe.vae, latents.append):
         for batch in batches(len(shots), batch_size):
             images = denoise(pipe, path, [(shot.noise(series), shot.prompt) for shot in shots[batch]], "np")
-            yield Drawn((images * 255).round().astype(np.uint8), torch.cat(latents).numpy())
+            yield Pictures((images * 255).round().astype(np.uint8), torch.cat(latents).numpy())
             latents.clear()
 
 
@@ -132,7 +134,7 @@ def _decoded(vae: Any, receive: Callable[[torch.Tensor], None]) -> Iterator[None
     decode = vae.decode
 
     def decode_and_keep(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        receive(scaled(vae, latents.detach().float().cpu()))
+        receive(scale_latents(vae, latents.detach().float().cpu()))
         return decode(latents, *args, **kwargs)
 
     vae.decode = decode_and_keep
@@ -153,7 +155,7 @@ def read_images(folder: Path, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def pooled_latents(pipe: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The latents of pictures `[N, H, W, 3]`, by the pipeline's own autoencoder, as `Drawn.pooled` has them."""
+    """The latents of pictures `[N, H, W, 3]`, by the pipeline's own autoencoder, as `Pictures.pooled` has them."""
     from PIL import Image
 
-    return pool(encode(pipe, [Image.fromarray(image) for image in images], pipe.vae.device).cpu())
+    return pool(encode_images(pipe, [Image.fromarray(image) for image in images], pipe.vae.device).cpu())

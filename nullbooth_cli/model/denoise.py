@@ -14,7 +14,7 @@ from typing import Any
 
 from nullbooth_cli.datatypes import Prompt, Step
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.model.hooks import Enough
+from nullbooth_cli.model.hooks import StopDenoising
 from nullbooth_cli.model.load import denoiser_of, tokenizers_of
 from nullbooth_cli.model.noised_images import noised
 from nullbooth_cli.model.scheduler import install
@@ -39,7 +39,7 @@ class DenoisingPath:
     images: Mapping[str, Path] | None = None
 
 
-def hold_to_schedule(pipe: Any, scheduler: Any, steps: tuple[Step, ...]) -> None:
+def use_schedule(pipe: Any, scheduler: Any, steps: tuple[Step, ...]) -> None:
     """Give the pipeline a scheduler that walks exactly the stored steps."""
     pipe.scheduler = install(scheduler, steps)
 
@@ -72,7 +72,7 @@ def denoise(pipe: Any, path: DenoisingPath, members: Sequence[tuple[int, Prompt]
     return result.images
 
 
-def set_out(pipe: Any, path: DenoisingPath, prompt: Prompt, num_forwards: int = 0) -> None:
+def begin_denoising(pipe: Any, path: DenoisingPath, prompt: Prompt, num_forwards: int = 0) -> None:
     """Denoise a prompt until so many forwards have ended.
 
     Without any, the scheduler is left as the pipeline sets it: flow-matching ones are given sigmas and a shift that follows the
@@ -82,7 +82,7 @@ def set_out(pipe: Any, path: DenoisingPath, prompt: Prompt, num_forwards: int = 
 
     def start(*_: Any) -> None:
         if ended == num_forwards:
-            raise Enough
+            raise StopDenoising
 
     def end(*_: Any) -> None:
         nonlocal ended
@@ -92,14 +92,14 @@ def set_out(pipe: Any, path: DenoisingPath, prompt: Prompt, num_forwards: int = 
     handles = [denoiser.register_forward_pre_hook(start), denoiser.register_forward_hook(end)]
     try:
         denoise(pipe, path, [(0, prompt)])
-    except Enough:
+    except StopDenoising:
         pass
     finally:
         for handle in handles:
             handle.remove()
 
 
-def cut_words(pipe: Any, prompts: Sequence[Prompt]) -> list[tuple[Prompt, str]]:
+def truncated_prompts(pipe: Any, prompts: Sequence[Prompt]) -> list[tuple[Prompt, str]]:
     """The prompts that are longer than a tokenizer of the pipeline takes, each with the text that is cut off."""
     cut: dict[Prompt, str] = {}
     for tokenizer in tokenizers_of(pipe).values():

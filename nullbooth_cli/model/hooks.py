@@ -1,6 +1,6 @@
 """Watches what enters or leaves projections, and which of them share a tensor.
 
-1. `Watch` hooks them and hands every tensor over at once; any hook that does not fire exactly once per forward is an error.
+1. `ProjectionHooks` hooks them and hands every tensor over at once; any hook that does not fire exactly once per forward is an error.
 2. `group_shared()` compares what was seen in two forwards and says which projections always get the same tensor.
 """
 
@@ -17,18 +17,18 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.projections import Projection
 
 
-class Enough(Exception):
+class StopDenoising(Exception):
     """Ends a denoising path early, from inside a hook."""
 
 
 Receive = Callable[[Projection, int, torch.Tensor], None]
 
 
-class Watch:
+class ProjectionHooks:
     """Context manager: `receive(projection, forward, tensor)` for every watched projection in every forward of the denoiser.
 
     `forward` counts from 0; `begin` sees the keyword arguments that each forward starts with. Once all have fired in forward
-    `last`, what is left of the model is not computed: `Enough` is raised, ends the block without an error, and leaves `ended`
+    `last`, what is left of the model is not computed: `StopDenoising` is raised, ends the block without an error, and leaves `ended`
     true. Tensors are the model's own: copy what is kept.
     """
 
@@ -48,7 +48,7 @@ class Watch:
         self._fired: Counter[Projection] = Counter()
         self._forward = 0
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "ProjectionHooks":
         for projection in self._projections:
             self._handles.append(self._hook(projection))
         self._handles.append(self._denoiser.register_forward_pre_hook(self._start, with_kwargs=True))
@@ -58,7 +58,7 @@ class Watch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         for handle in self._handles:
             handle.remove()
-        self.ended = kind is Enough
+        self.ended = kind is StopDenoising
         return self.ended
 
     def _hook(self, projection: Projection) -> Any:
@@ -66,7 +66,7 @@ class Watch:
             self._fired[projection] += 1
             self._receive(projection, self._forward, tensor)
             if self._forward == self._last and len(self._fired) == len(self._projections):
-                raise Enough
+                raise StopDenoising
 
         if self._side == "input":
             return projection.module.register_forward_pre_hook(lambda _, inputs: fire(inputs[0]))
@@ -88,7 +88,7 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedInput:
     """Projections that always receive one and the same tensor, in firing order; `example` is that tensor, `[rows, L, D]`."""
 
     projections: tuple[Projection, ...]
@@ -104,7 +104,7 @@ def equal_in_all(tensors: Sequence[torch.Tensor]) -> bool:
 def group_shared(
     forwards: list[list[tuple[Projection, torch.Tensor]]],
     is_timestep_free: Callable[[Sequence[torch.Tensor]], bool] = equal_in_all,
-) -> tuple[Shared, ...]:
+) -> tuple[SharedInput, ...]:
     """Group the projections that shared one tensor in every forward that was seen (one list a forward, in firing order).
 
     Sharing is the same memory, so the tensors of a forward must all be alive. `is_timestep_free` judges what a projection got in
@@ -115,7 +115,7 @@ def group_shared(
     for projection, _ in forwards[0]:
         groups.setdefault(tuple(memory_of(tensors[projection]) for tensors in seen), []).append(projection)
     return tuple(
-        Shared(
+        SharedInput(
             tuple(members),
             is_timestep_free([tensors[members[0]] for tensors in seen]),
             seen[0][members[0]],

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def packed(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
+def pack_latents(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
     """As the pipeline hands latents to its denoiser: Flux and its like put 2 x 2 places into one token."""
-    packed: torch.Tensor = pipe._pack_latents(latents, *latents.shape) if hasattr(pipe, "_pack_latents") else latents
-    return packed
+    pack_latents: torch.Tensor = pipe._pack_latents(latents, *latents.shape) if hasattr(pipe, "_pack_latents") else latents
+    return pack_latents
 
 
 @torch.no_grad()
-def encode(pipe: Any, images: Sequence["Image.Image"], device: torch.device) -> torch.Tensor:
+def encode_images(pipe: Any, images: Sequence["Image.Image"], device: torch.device) -> torch.Tensor:
     """`[B, C, h, w]` float32: the latents of images, scaled as the model knows them, one image at a time."""
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 
@@ -27,10 +27,10 @@ def encode(pipe: Any, images: Sequence["Image.Image"], device: torch.device) -> 
         found = [retrieve_latents(vae.encode(_pixels(image).to(device)), sample_mode="argmax") for image in images]
     finally:
         vae.to(own)
-    return scaled(vae, torch.cat(found))
+    return scale_latents(vae, torch.cat(found))
 
 
-def scaled(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+def scale_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """An autoencoder's latents `[B, C, h, w]` as the denoiser knows them: (z - shift) * factor, by channel where it says so."""
     config = vae.config
     shift, spread = torch.tensor(config.get("shift_factor") or 0.0), torch.tensor(1.0)

@@ -70,7 +70,7 @@ def load_pipeline(
     _be_quiet()
     source = Source(model, revision, variant, local_files_only, allow_pickle, pipeline_config)
     load = _from_file if source.is_single_file else _from_folder
-    with _listening() as heard:
+    with _captured_warnings() as heard:
         pipe = load(source, getattr(torch, dtype))
     _require_whole(source, pipe, heard)
     if attention_slicing:
@@ -79,7 +79,7 @@ def load_pipeline(
         pipe.enable_model_cpu_offload(device=device)
     else:
         pipe.to(device)
-    return prepare(pipe)
+    return freeze(pipe)
 
 
 def _from_folder(source: Source, dtype: torch.dtype) -> Any:
@@ -139,7 +139,7 @@ def tokenizers_of(pipe: Any) -> dict[str, Any]:
     return {name: part for name, part in pipe.components.items() if name.startswith("tokenizer") and part is not None}
 
 
-def prepare(pipe: Any) -> Any:
+def freeze(pipe: Any) -> Any:
     """Evaluation mode (modules built from a config start in training mode), frozen, no bars. Returns the pipeline."""
     for component in pipe.components.values():
         if isinstance(component, nn.Module):
@@ -190,7 +190,7 @@ def weights_digest(pipe: Any, *, encodes: bool = False) -> str:
     return digest.hexdigest()[:16]
 
 
-class _Ear(logging.Handler):
+class _WarningLog(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.heard: list[str] = []
@@ -200,9 +200,9 @@ class _Ear(logging.Handler):
 
 
 @contextlib.contextmanager
-def _listening() -> Iterator[list[str]]:
+def _captured_warnings() -> Iterator[list[str]]:
     """The warnings that diffusers and transformers log meanwhile: they are kept here and go nowhere else."""
-    ear = _Ear()
+    ear = _WarningLog()
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     before = [(logger, logger.level, logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:

@@ -25,7 +25,7 @@ from diffusers import AutoencoderKL
 
 from nullbooth_cli.datatypes import Step
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.model.latents import encode, packed
+from nullbooth_cli.model.latents import encode_images, pack_latents
 from nullbooth_cli.model.scheduler import write_steps
 from nullbooth_cli.settings.images import read_image
 from nullbooth_cli.tensors import generators
@@ -81,7 +81,7 @@ class _NoisedImages:
 
         All at once, so that the device need not wait in between for noise, which is drawn on the CPU.
         """
-        clean = encode(self._pipe, [_fitting(file, size) for file in files], like.device)
+        clean = encode_images(self._pipe, [_fitting(file, size) for file in files], like.device)
         own = generators(self._seeds)
         self._before = [self._standing_before(index) for index in range(len(self._steps))]
         for index, scheduler in enumerate(self._before):
@@ -92,8 +92,8 @@ class _NoisedImages:
                 if hasattr(scheduler, "scale_noise")
                 else scheduler.add_noise(clean, noise, timestep)
             )
-            self._latents.append(packed(self._pipe, mixed.to(like.dtype)))
-        self._latents.append(packed(self._pipe, clean.to(like.dtype)))
+            self._latents.append(pack_latents(self._pipe, mixed.to(like.dtype)))
+        self._latents.append(pack_latents(self._pipe, clean.to(like.dtype)))
         if self._latents[0].shape != like.shape:
             raise ConfigError(
                 f"{type(self._pipe).__name__} takes latents of shape {list(like.shape)}, and images of {size[0]} x {size[1]} "

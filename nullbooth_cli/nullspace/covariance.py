@@ -18,10 +18,10 @@ from nullbooth_cli.tensors import unpack
 READ_BYTES = 1 << 20
 STAGED = 1 << 31  # in a cell of covariance: the moments of so many units lie beside the ones in force
 COMMIT_SECONDS = 1.0
-Unit = tuple[int, Site, range]
+CovarianceUnit = tuple[int, Site, range]
 
 
-def covariance(store: Store, device: torch.device, accumulate: str, units: Iterable[Unit]) -> Iterator[Unit]:
+def covariance(store: Store, device: torch.device, accumulate: str, units: Iterable[CovarianceUnit]) -> Iterator[CovarianceUnit]:
     """Reduce what was collected to the moments of the given units (number, site, timesteps); yield each once it is durable.
 
     Features are read once: a unit whose moment covers the first n units of the collection only reads those after them. Where the
@@ -31,7 +31,7 @@ def covariance(store: Store, device: torch.device, accumulate: str, units: Itera
     moments = (
         _from_features(store, device, accumulate, units, target) if store.layout.keep == "features" else _from_parts(store, units)
     )
-    finished: list[Unit] = []
+    finished: list[CovarianceUnit] = []
     last = time.monotonic()
     with Writer() as writer:
         for unit, sums in moments:
@@ -43,19 +43,19 @@ def covariance(store: Store, device: torch.device, accumulate: str, units: Itera
         yield from _make_durable(store, writer, finished, target)
 
 
-def _make_durable(store: Store, writer: Writer, units: list[Unit], target: int) -> list[Unit]:
+def _make_durable(store: Store, writer: Writer, units: list[CovarianceUnit], target: int) -> list[CovarianceUnit]:
     writer.drain()
     store.commit("covariance", [number for number, _, _ in units], target)
     return units
 
 
 def _from_features(
-    store: Store, device: torch.device, accumulate: str, units: Iterable[Unit], target: int
-) -> Iterator[tuple[Unit, list[Sums]]]:
+    store: Store, device: torch.device, accumulate: str, units: Iterable[CovarianceUnit], target: int
+) -> Iterator[tuple[CovarianceUnit, list[Sums]]]:
     dtype, cells = store.layout.dtype, store.cells("covariance")
     live = [unit for unit in range(target) if store.members(unit)]
 
-    def read(item: tuple[Unit, list[int]]) -> tuple[Unit, torch.Tensor | None]:
+    def read(item: tuple[CovarianceUnit, list[int]]) -> tuple[CovarianceUnit, torch.Tensor | None]:
         unit, group = item
         if not group:
             return unit, None
@@ -64,7 +64,7 @@ def _from_features(
         vectors = unpack(of_chunks[0] if len(group) == 1 else np.concatenate(of_chunks, axis=1), dtype).flatten(1, 2)
         return unit, vectors.pin_memory() if device.type == "cuda" else vectors
 
-    def chunks() -> Iterator[tuple[Unit, list[int]]]:
+    def chunks() -> Iterator[tuple[CovarianceUnit, list[int]]]:
         """The chunks that each unit lacks, small ones in groups that are worth a turn; and an empty group after them."""
         for unit in units:
             covered = _finish_staged(store, unit, int(cells[unit[0]]))
@@ -89,7 +89,7 @@ def _from_features(
         moments = None
 
 
-def _finish_staged(store: Store, unit: Unit, cell: int) -> int:
+def _finish_staged(store: Store, unit: CovarianceUnit, cell: int) -> int:
     """Put staged moments in force if a kill left some. Returns how many units the moments in force cover."""
     number, site, block = unit
     if cell & STAGED:
@@ -99,7 +99,7 @@ def _finish_staged(store: Store, unit: Unit, cell: int) -> int:
     return cell
 
 
-def _from_parts(store: Store, units: Iterable[Unit]) -> Iterator[tuple[Unit, list[Sums]]]:
+def _from_parts(store: Store, units: Iterable[CovarianceUnit]) -> Iterator[tuple[CovarianceUnit, list[Sums]]]:
     parts = [part for part in store.parts() if part.units]
     check_disjoint(parts)
     folded = {unit for part in parts for unit in part.units}

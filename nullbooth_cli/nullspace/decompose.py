@@ -25,7 +25,7 @@ from nullbooth_cli.store.background import read_ahead
 GROUP_BYTES = 256 << 20  # of matrices that a GPU decomposes at once
 # Rules whose value is an eigenvalue: below the noise floor it would cut between round-off and round-off.
 EIGENVALUE_RULES = ("nullspace_threshold", "relative_threshold")
-Unit = tuple[int, Site, int]
+ProjectUnit = tuple[int, Site, int]
 Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -47,10 +47,10 @@ def project(
     settings: Decomposing,
     rule: str,
     value: float,
-    units: Iterable[Unit],
+    units: Iterable[ProjectUnit],
     *,
     may_be_empty: bool = False,
-) -> Iterator[Unit]:
+) -> Iterator[ProjectUnit]:
     """Decompose (where that is not done yet) and cut the given units (number, site, decomposition); yield each once durable.
 
     Raises ConfigError naming the site where the null space is empty (unless it may be) or the threshold lies below the noise
@@ -140,12 +140,12 @@ def decompositions(
 
 
 def _decompositions(
-    store: Store, device: torch.device, settings: Decomposing, units: Iterable[Unit], decomposed: NDArray[np.bool_]
+    store: Store, device: torch.device, settings: Decomposing, units: Iterable[ProjectUnit], decomposed: NDArray[np.bool_]
 ) -> Iterator[tuple[int, Site, int, Decomposition | None]]:
     """Each unit with its decomposition, or with None where one is stored; neighbours of one size go together."""
     heldout = store.heldout() if settings.heldout else None
 
-    def read(unit: Unit) -> tuple[Unit, tuple[Sums, Sums | None] | None]:
+    def read(unit: ProjectUnit) -> tuple[ProjectUnit, tuple[Sums, Sums | None] | None]:
         number, site, index = unit
         if decomposed[number]:
             return unit, None
@@ -153,7 +153,7 @@ def _decompositions(
         other = pooled(heldout, site, group, settings.pooling.weight) if heldout else None
         return unit, (pooled(store, site, group, settings.pooling.weight), other)
 
-    def size(item: tuple[Unit, object]) -> tuple[int, bool]:
+    def size(item: tuple[ProjectUnit, object]) -> tuple[int, bool]:
         return item[0][1].dim, item[1] is None
 
     for (dim, _), same in groupby(read_ahead(read, units), key=size):
@@ -163,7 +163,7 @@ def _decompositions(
 
 
 def _decompose(
-    group: list[tuple[Unit, tuple[Sums, Sums | None] | None]], device: torch.device, settings: Decomposing
+    group: list[tuple[ProjectUnit, tuple[Sums, Sums | None] | None]], device: torch.device, settings: Decomposing
 ) -> Iterator[tuple[int, Site, int, Decomposition | None]]:
     matrices = []
     for (_, site, _), sums in group:

@@ -63,7 +63,7 @@ def overlap(one: Projector, other: Projector) -> float:
     """How far the smaller null space lies in the larger: trace(P Q) / min(null_dim), 0 to 1; 1 if it lies in it wholly.
 
     It is the mean squared cosine of the principal angles between them (Bjorck and Golub, 1973). Two random null spaces come to
-    about the larger null_dim / D: see `chance`. Cost: 2 D F F' operations.
+    about the larger null_dim / D: see `expected_overlap`. Cost: 2 D F F' operations.
     """
     smaller = min(one.null_dim, other.null_dim)
     if smaller == 0:
@@ -76,7 +76,7 @@ def overlap(one: Projector, other: Projector) -> float:
     return shared / smaller
 
 
-def chance(one: Projector, other: Projector) -> float:
+def expected_overlap(one: Projector, other: Projector) -> float:
     """The overlap to expect of two null spaces of these sizes that have nothing to do with each other."""
     return max(one.null_dim, other.null_dim) / one.dim
 

@@ -96,7 +96,7 @@ def noise_floor(largest: float, dim: int, accumulate: str) -> float:
     return float(np.finfo(accumulate).eps * np.sqrt(dim) * largest)
 
 
-def doubts(
+def spectrum_warnings(
     dim: int,
     count: int,
     null_dim: int,

@@ -8,7 +8,7 @@ from nullbooth_cli.collect.open_model import load_path
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.load import denoiser_of
-from nullbooth_cli.pipeline.run import Prepared, Run, remaining, work
+from nullbooth_cli.pipeline.run import Prepared, Run, report_units, units_to_do
 from nullbooth_cli.pipeline.state import attention_settings
 from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.config import Config, fingerprint
@@ -26,7 +26,7 @@ def run_attention(run: Run) -> Iterator[Event]:
     yield from map(Note, prepared.notes)
     prompts = attention_prompts(run.config, run.store.prompts())
     mine = (prompts[prepared.todo[i]] for i in run.workers.share(len(prepared.todo)))
-    yield from work(run, "attention", prepared, _record_all(run, mine))
+    yield from report_units(run, "attention", prepared, _record_all(run, mine))
 
 
 def _begin(run: Run) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def _begin(run: Run) -> dict[str, Any]:
     elif run.repair:
         store.mend_cells("attention")
         notes.append(forget_damaged(store, "attention"))
-    return remaining(run, "attention", bool, notes)
+    return units_to_do(run, "attention", bool, notes)
 
 
 def _record_all(run: Run, prompts: Iterator[Prompt]) -> Iterator[str]:

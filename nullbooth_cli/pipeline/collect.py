@@ -6,7 +6,7 @@ from typing import Any
 from nullbooth_cli.collect.open_model import Collection, load_collection, load_path
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import StageError
-from nullbooth_cli.pipeline.run import Prepared, Run, begin, layout_of, remaining, renamed, work
+from nullbooth_cli.pipeline.run import Prepared, Run, layout_of, model_renamed, report_units, start_stage, units_to_do
 from nullbooth_cli.pipeline.state import added_prompts, bytes_of, own_states, removed_prompts
 from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.config import Config, model_names
@@ -33,7 +33,7 @@ def run_collect(run: Run) -> Iterator[Event]:
         batch_size = largest_batch(loaded.pipe, loaded.path, loaded.found, run.prompts, device)
     prepared = Prepared(**run.workers.agree(lambda: _begin_collect(run, loaded, weights, batch_size, len(steps))))
     run.store.reload()
-    for prompt, lost in denoise.cut_words(loaded.pipe, run.prompts):
+    for prompt, lost in denoise.truncated_prompts(loaded.pipe, run.prompts):
         prepared.notes.append(f"too long for the tokenizer, '{lost}' is cut off: '{prompt.text}'")
     yield from map(Note, prepared.notes)
     layout, mine = run.store.layout, (prepared.todo[i] for i in run.workers.share(len(prepared.todo)))
@@ -52,7 +52,7 @@ def run_collect(run: Run) -> Iterator[Event]:
         units = collect_stores(
             run.store, loaded.pipe, loaded.path, loaded.found, run.config.collect.branches, mine, sinks, run.interrupts
         )
-        yield from work(run, "collect", prepared, (f"prompts of unit {unit}" for unit in units))
+        yield from report_units(run, "collect", prepared, (f"prompts of unit {unit}" for unit in units))
     run.store.reload()
 
 
@@ -87,8 +87,8 @@ def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, 
         store.create_collection(loaded.sites, num_steps, len(run.prompts), layout)
         store.write_rows(0, run.prompts)
         tensors = {p.weight: tensor_digest(p.module.weight, run.config.dtype) for p in loaded.found.owners}
-        begin(run, "collect", {"weights": weights}, layout=vars(layout), tensors=tensors, model=model_names(run.config))
-        return remaining(run, "collect", bool, notes)
+        start_stage(run, "collect", {"weights": weights}, layout=vars(layout), tensors=tensors, model=model_names(run.config))
+        return units_to_do(run, "collect", bool, notes)
     layout = store.layout
     require_same_model(run.config, store, weights, loaded.sites)
     notes += _rename(run)
@@ -113,7 +113,7 @@ def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, 
         notes.append(f"{len(added)} prompts are new: they are added to the {start} rows that are there")
     cells = store.cells("collect")
     store.mark("collect", [unit for unit in range(len(cells)) if not cells[unit] and not store.members(unit)], 1)
-    return remaining(run, "collect", bool, notes)
+    return units_to_do(run, "collect", bool, notes)
 
 
 def require_same_noise(config: Config, store: Store, scheduler: Any) -> None:
@@ -141,14 +141,14 @@ def require_same_model(config: Config, store: Store, weights: str, sites: tuple[
         )
 
 
-def recognise(run: Run) -> list[str]:
+def recognise_model(run: Run) -> list[str]:
     """Where the config has another name for the model of a finished collection, see that it is the same one, and note the name.
 
     Raises StageError if it is another model. Cost: none under the known name; else loads the model and reads its weights, once.
     """
     from nullbooth_cli.model import load
 
-    if not renamed(run.config, run.store):
+    if not model_renamed(run.config, run.store):
         return []
     config = run.config.model_copy(update={"model_cpu_offload": False})
     pipe, path = load_path(config, run.store.schedule(), "cpu")
@@ -158,7 +158,7 @@ def recognise(run: Run) -> list[str]:
 
 
 def _rename(run: Run) -> list[str]:
-    differences = renamed(run.config, run.store)
+    differences = model_renamed(run.config, run.store)
     if differences:
         names = model_names(run.config)
         run.store.write_record("collect", {**run.store.records["collect"], "model": names})
@@ -184,7 +184,7 @@ def _take_out(run: Run) -> str | None:
     return f"{len(removed)} prompts are taken out; their moments are recomputed from the features that stay (covariance --force)"
 
 
-def release(store: Store) -> str:
+def release_features(store: Store) -> str:
     """Remove the features whose moments are complete. Returns what was done."""
     if not store.layout.features:
         return "nothing to release: no features are kept here (collect.keep: moments)"

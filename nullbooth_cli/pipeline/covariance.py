@@ -5,7 +5,7 @@ from typing import Any
 
 from nullbooth_cli.datatypes import Step
 from nullbooth_cli.errors import StageError
-from nullbooth_cli.pipeline.run import Prepared, Run, begin, remaining, work
+from nullbooth_cli.pipeline.run import Prepared, Run, report_units, start_stage, units_to_do
 from nullbooth_cli.pipeline.state import covered_rows, own_states
 from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.store import RELEASED
@@ -24,7 +24,7 @@ def run_covariance(run: Run) -> Iterator[Event]:
     mine = ((prepared.todo[i], *every[prepared.todo[i]]) for i in run.workers.share(len(prepared.todo)))
     device = pick_device(run.device or run.workers.device)
     units = covariance(run.store, device, run.config.covariance.accumulate, mine)
-    yield from work(run, "covariance", prepared, (f"{site.name} {_keys(steps, block)}" for _, site, block in units))
+    yield from report_units(run, "covariance", prepared, (f"{site.name} {_keys(steps, block)}" for _, site, block in units))
     if run.workers.rank == 0:
         run.store.delete("staged")
 
@@ -55,6 +55,6 @@ def _begin_covariance(run: Run) -> dict[str, Any]:
         store.create_moments(sites, num_steps, store.layout)
     elif run.repair:
         notes.append(forget_damaged(store, "covariance"))
-    begin(run, "covariance", rows=covered_rows(store))
+    start_stage(run, "covariance", rows=covered_rows(store))
     target = len(store.cells("collect"))
-    return remaining(run, "covariance", lambda cell: cell == target, notes)
+    return units_to_do(run, "covariance", lambda cell: cell == target, notes)

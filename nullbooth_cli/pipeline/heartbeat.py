@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from nullbooth_cli.errors import NullboothError
 from nullbooth_cli.pipeline.workers import Workers
 from nullbooth_cli.progress import Pace
-from nullbooth_cli.store import Activity, Store
+from nullbooth_cli.store import Heartbeat, Store
 
 BEAT_SECONDS = 3.0
 
 
 @dataclass
-class Presence:
+class WorkerProgress:
     """What the work tells the thread."""
 
     began: float = field(default_factory=time.time)
@@ -36,14 +36,14 @@ class Presence:
 
 
 @contextlib.contextmanager
-def present(store: Store, workers: Workers, stage: str) -> Iterator[Presence]:
+def beating(store: Store, workers: Workers, stage: str) -> Iterator[WorkerProgress]:
     """Leave signs in the store while a process works on a stage, and take them away afterwards, whatever ends the work."""
-    at_work, over = Presence(), threading.Event()
+    at_work, over = WorkerProgress(), threading.Event()
     wrote = threading.Event()
 
     def beat() -> None:
         while not over.wait(BEAT_SECONDS):
-            note = Activity(
+            note = Heartbeat(
                 workers.part,
                 stage,
                 socket.gethostname(),

@@ -10,7 +10,7 @@ import numpy as np
 
 from nullbooth_cli.datatypes import FEATURES, Prompt, Site, Step
 from nullbooth_cli.errors import ConfigError, StoreError
-from nullbooth_cli.pipeline.run import Run, begin
+from nullbooth_cli.pipeline.run import Run, start_stage
 from nullbooth_cli.pipeline.stages import execute
 from nullbooth_cli.progress import Event
 from nullbooth_cli.settings.config import Config, model_names
@@ -22,7 +22,7 @@ WEIGHTS = {feature: projection for projection, feature in FEATURES.items()}
 
 
 @dataclass(frozen=True)
-class Found:
+class CovarianceFile:
     """One covariance file."""
 
     path: Path
@@ -32,7 +32,7 @@ class Found:
     tokens: int
 
 
-def find_covariances(run: Path) -> list[Found]:
+def find_covariances(run: Path) -> list[CovarianceFile]:
     """The covariance files of a run folder, by step, layer and feature.
 
     Raises ConfigError for a folder without any, a file without metadata, and metadata without timestep or tokens, naming it.
@@ -44,12 +44,12 @@ def find_covariances(run: Path) -> list[Found]:
     steps = sorted({f.step.key: f.step.timestep for f in found}.items(), key=lambda step: -step[1])
     number = {key: index for index, (key, _) in enumerate(steps)}
     return [
-        Found(f.path, f.layer, f.feature, Step(number[f.step.key], f.step.key, f.step.timestep, f.step.sigma), f.tokens)
+        CovarianceFile(f.path, f.layer, f.feature, Step(number[f.step.key], f.step.key, f.step.timestep, f.step.sigma), f.tokens)
         for f in found
     ]
 
 
-def _read(path: Path, folder: Path) -> Found:
+def _read(path: Path, folder: Path) -> CovarianceFile:
     feature = path.name.removesuffix(COVARIANCE)
     if feature not in WEIGHTS:
         raise ConfigError(f"{path}: '{feature}' is no feature", f"features are {', '.join(WEIGHTS)}")
@@ -59,7 +59,7 @@ def _read(path: Path, folder: Path) -> Found:
         if metadata.get("centred"):
             raise ConfigError(f"{path} is centred", "a projector needs moments about zero: export with covariance.centred: false")
         step = Step(0, folder.name, float(metadata["timestep"]), float(metadata.get("sigma", np.nan)))
-        return Found(path, str(path.parent.relative_to(folder)), feature, step, int(metadata["tokens"]))
+        return CovarianceFile(path, str(path.parent.relative_to(folder)), feature, step, int(metadata["tokens"]))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{described}: {type(error).__name__}: {error}", "it says at least timestep and tokens") from error
 
@@ -74,7 +74,7 @@ def import_covariances(run_folder: Path, out: Store, config: Config) -> Iterator
         raise StoreError(f"{out.url} holds a collection already", "name another place with -s; nothing was changed")
     found = find_covariances(run_folder)
     steps = tuple(step for _, step in sorted({f.step.index: f.step for f in found}.items()))
-    by_site: dict[tuple[str, str], dict[int, Found]] = {}
+    by_site: dict[tuple[str, str], dict[int, CovarianceFile]] = {}
     for file in found:
         by_site.setdefault((file.layer, file.feature), {})[file.step.index] = file
     sites = {}
@@ -100,18 +100,18 @@ def import_covariances(run_folder: Path, out: Store, config: Config) -> Iterator
     layout = Layout("moments", 1, config.collect.feature_dtype)
     run = Run(config, prompts, out)
     out.write_schedule(steps)
-    begin(run, "schedule", {"scheduler": "imported", "noise": "imported", "values": [step.timestep for step in steps]})
+    start_stage(run, "schedule", {"scheduler": "imported", "noise": "imported", "values": [step.timestep for step in steps]})
     out.create_collection(tuple(sites), len(steps), 1, layout)
     out.write_rows(0, prompts)
     part = out.part(PART)
     part.create(sites, len(steps))
     part.checkpoint(((site, [_sums(files[t], site.dim) for t in range(len(steps))]) for site, files in sites.items()), [0])
     out.commit("collect", [0])
-    begin(run, "collect", {"weights": "imported"}, layout=vars(layout), model=model_names(config))
+    start_stage(run, "collect", {"weights": "imported"}, layout=vars(layout), model=model_names(config))
     yield from execute("covariance", run)
 
 
-def _load(file: Found) -> Any:
+def _load(file: CovarianceFile) -> Any:
     try:
         matrix = np.load(file.path, allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -121,7 +121,7 @@ def _load(file: Found) -> Any:
     return matrix.astype(np.float64)
 
 
-def _sums(file: Found, dim: int) -> Any:
+def _sums(file: CovarianceFile, dim: int) -> Any:
     matrix = _load(file)
     if len(matrix) != dim:
         raise ConfigError(f"{file.path} has {len(matrix)} dimensions, other steps have {dim}", "a site has one size")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from nullbooth_cli.datatypes import Prompt, Sums
 from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.nullspace.pooling import add_up
-from nullbooth_cli.pipeline.run import Run, begin
+from nullbooth_cli.pipeline.run import Run, start_stage
 from nullbooth_cli.pipeline.stages import execute
 from nullbooth_cli.pipeline.state import require, stage_states
 from nullbooth_cli.progress import Event
@@ -72,7 +72,7 @@ def merge(sources: Sequence[Store], out: Store) -> Iterator[Event]:
 
     out.write_schedule(steps)
     schedule = first.records["schedule"]
-    begin(run, "schedule", {name: schedule[name] for name in ("scheduler", "noise", "values")})
+    start_stage(run, "schedule", {name: schedule[name] for name in ("scheduler", "noise", "values")})
     out.create_collection(sites, len(steps), len(rows), layout)
     out.write_rows(0, rows)
     part, units = out.part(PART), range(-(-len(rows) // batch_size))
@@ -84,7 +84,7 @@ def merge(sources: Sequence[Store], out: Store) -> Iterator[Event]:
     part.checkpoint(sums, units)
     out.commit("collect", units)
     collected = first.records["collect"]
-    begin(
+    start_stage(
         run,
         "collect",
         {"weights": collected["weights"]},

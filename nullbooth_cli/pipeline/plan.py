@@ -43,7 +43,7 @@ def plan(
     Cost: seconds. Unless a current collection says which sites there are, the model's config files do; a model whose shapes they
     do not say is loaded, and `say` hears of it.
     """
-    from nullbooth_cli.collect.preview import look
+    from nullbooth_cli.collect.preview import open_preview
     from nullbooth_cli.model.device import pick_device
 
     found = stage_states(config, prompts, store)
@@ -58,7 +58,7 @@ def plan(
     elif store is not None and found["collect"].state in ("complete", "partial", "released"):
         sites = store.sites
     else:
-        shapes = look(config, device, say)
+        shapes = open_preview(config, device, say)
         recordings = shapes.find(shapes.chosen())
         sites, operations = recordings.sites, shapes.count_operations(recordings, len(steps))
     return plan_for(wanted, config, prompts, store, str(chosen), free, found, steps, sites, {}, operations)

@@ -6,7 +6,7 @@ from typing import Any
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.nullspace.pooling import Decomposing, Pooling
-from nullbooth_cli.pipeline.run import Prepared, Run, begin, remaining, work
+from nullbooth_cli.pipeline.run import Prepared, Run, report_units, start_stage, units_to_do
 from nullbooth_cli.pipeline.state import own_states
 from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.config import Config, decomposition_settings
@@ -65,7 +65,7 @@ def run_project(run: Run) -> Iterator[Event]:
     device = pick_device(run.device or run.workers.device)
     section = run.config.project
     units = project(store, device, settings, *section.rule(), mine, may_be_empty=section.empty == "freeze")
-    yield from work(run, "project", prepared, (site.name for _, site, _ in units))
+    yield from report_units(run, "project", prepared, (site.name for _, site, _ in units))
 
 
 def _begin_project(run: Run) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def _begin_project(run: Run) -> dict[str, Any]:
             store.write_record("decomposition", basis)
         store.write_record("project", None)
         store.create_progress("project", len(units))
-        begin(run, "project")
-    prepared = remaining(run, "project", bool, notes)
+        start_stage(run, "project")
+    prepared = units_to_do(run, "project", bool, notes)
     prepared["todo"].sort(key=lambda unit: units[unit][0].dim)  # those of one size are decomposed together
     return prepared

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nullbooth_cli.datatypes import Prompt
-from nullbooth_cli.pipeline.heartbeat import present
+from nullbooth_cli.pipeline.heartbeat import beating
 from nullbooth_cli.pipeline.state import Difference, own_states, wanted_settings
 from nullbooth_cli.pipeline.workers import Workers
 from nullbooth_cli.progress import Begin, Event, Interrupts, Progress
@@ -48,7 +48,7 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
 
 
-def renamed(config: Config, store: Store | None) -> tuple[Difference, ...]:
+def model_renamed(config: Config, store: Store | None) -> tuple[Difference, ...]:
     """The names of the model that are not those it was collected from under: only its weights tell whether it is another."""
     record = store.records.get("collect") if store else None
     if record is None:
@@ -61,7 +61,7 @@ def state_of(run: Run, stage: str) -> str:
     return own_states(run.config, run.prompts, run.store)[stage].state
 
 
-def begin(run: Run, stage: str, extra: dict[str, Any] | None = None, **notes: Any) -> None:
+def start_stage(run: Run, stage: str, extra: dict[str, Any] | None = None, **notes: Any) -> None:
     """Write the record that marks a stage as begun under the current config; `notes` are no part of its fingerprint."""
     records = run.store.records
     record = {
@@ -73,7 +73,7 @@ def begin(run: Run, stage: str, extra: dict[str, Any] | None = None, **notes: An
     run.store.write_record(stage, {**record, "fingerprint": fingerprint(record), **notes})
 
 
-def remaining(run: Run, stage: str, is_done: Callable[[int], bool], notes: list[str] | None = None) -> dict[str, Any]:
+def units_to_do(run: Run, stage: str, is_done: Callable[[int], bool], notes: list[str] | None = None) -> dict[str, Any]:
     if run.workers.shard is None:
         for note in run.store.activities():  # whoever left them is gone: nobody else works on the store now
             run.store.forget_activity(note.worker)
@@ -82,7 +82,7 @@ def remaining(run: Run, stage: str, is_done: Callable[[int], bool], notes: list[
     return vars(Prepared(todo, sum(cells), len(cells), notes or []))
 
 
-def work(run: Run, stage: str, prepared: Prepared, units: Iterator[str]) -> Iterator[Event]:
+def report_units(run: Run, stage: str, prepared: Prepared, units: Iterator[str]) -> Iterator[Event]:
     """Report the units that a stage finishes (their descriptions), with those of the other processes, until all are done.
 
     Who watches the store is told how far this process is.
@@ -94,7 +94,7 @@ def work(run: Run, stage: str, prepared: Prepared, units: Iterator[str]) -> Iter
     done = prepared.done
     if prepared.todo:
         yield Begin(stage, done, prepared.total)
-    with present(run.store, run.workers, stage) as at_work:
+    with beating(run.store, run.workers, stage) as at_work:
         for what in units:
             mine += 1
             at_work.finished()

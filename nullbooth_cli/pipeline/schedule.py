@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from nullbooth_cli.collect.open_model import compute_steps
-from nullbooth_cli.pipeline.run import Run, begin, state_of
+from nullbooth_cli.pipeline.run import Run, start_stage, state_of
 from nullbooth_cli.progress import Event, Progress
 from nullbooth_cli.settings.config import fingerprint, size_settings
 
@@ -26,4 +26,4 @@ def _write_schedule(run: Run) -> None:
     values = fingerprint([(step.timestep, step.sigma) for step in steps])
     noise = noise_digest(run.config.schedule.sampler_strategy, scheduler)
     size = {"size": size_settings(run.config)} if is_flow_matching(scheduler) else {}
-    begin(run, "schedule", {"scheduler": type(scheduler).__name__, "noise": noise, "values": values, **size})
+    start_stage(run, "schedule", {"scheduler": type(scheduler).__name__, "noise": noise, "values": values, **size})

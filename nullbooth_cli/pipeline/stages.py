@@ -9,12 +9,12 @@ from dataclasses import replace
 
 from nullbooth_cli.datatypes import HELDOUT, Prompt
 from nullbooth_cli.errors import StageError
-from nullbooth_cli.pipeline.collect import recognise, run_collect
+from nullbooth_cli.pipeline.collect import recognise_model, run_collect
 from nullbooth_cli.pipeline.covariance import run_covariance
 from nullbooth_cli.pipeline.project import run_project
 from nullbooth_cli.pipeline.run import Run, state_of
 from nullbooth_cli.pipeline.schedule import run_schedule
-from nullbooth_cli.pipeline.state import DONE, HELDOUT_STAGES, bytes_of, listed, own_states, require, stage_states
+from nullbooth_cli.pipeline.state import DONE, HELDOUT_STAGES, bytes_of, own_states, reasons_text, require, stage_states
 from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.config import STAGES, Config, public_settings
 from nullbooth_cli.settings.knowledge import attention_prompts, heldout_config, heldout_prompts, require_unknown
@@ -32,7 +32,7 @@ def execute(stage: str, run: Run) -> Iterator[Event]:
     if said:
         yield Note(said)
         if stage == "collect":
-            yield from map(Note, run.workers.agree(lambda: recognise(run)))
+            yield from map(Note, run.workers.agree(lambda: recognise_model(run)))
     else:
         yield from _RUNNERS[stage](run)
     if run.config.heldout_prompts is not None and stage in HELDOUT_STAGES and not (run.limit and not said):
@@ -108,7 +108,7 @@ def _refuse_or_say(stage: str, run: Run) -> str | None:
         size = bytes_of(run.store, stage)
         way = "to take them out" if stage == "collect" and found.only_lost_prompts else f"to replace its {size / 1e6:,.1f} MB"
         raise StageError(
-            f"{stage} in {run.store.url} was made with other settings or inputs{listed(found)}",
+            f"{stage} in {run.store.url} was made with other settings or inputs{reasons_text(found)}",
             f"add --force {way}, or name another store with -s",
         )
     return None

@@ -182,8 +182,8 @@ def _state(
         cells = store.cells(stage)
         added = added_prompts(prompts, store)
         if removed := removed_prompts(prompts, store):
-            listed = ", ".join(f"'{prompt.text}'" for prompt in removed)
-            wanted = f"{len(prompts)} prompts; removed or edited: {listed}"
+            reasons_text = ", ".join(f"'{prompt.text}'" for prompt in removed)
+            wanted = f"{len(prompts)} prompts; removed or edited: {reasons_text}"
             differences.append(Difference(PROMPTS_FIELD, f"{len(store.prompts())} prompts", wanted))
         done, total = int((cells > 0).sum()), len(cells) + -(-len(added) // record["layout"]["batch_size"])
         released = bool((cells == RELEASED).any())
@@ -212,16 +212,16 @@ def require(run_states: dict[str, StageState], stage: str, store: str) -> None:
     if found.is_done:
         return
     if found.state == "stale":
-        reasons = listed(found)
+        reasons = reasons_text(found)
         raise StageError(f"{stage} in {store} is stale{reasons}", f"run nullbooth {stage} --force first, with the same options")
-    units = ": " + units_of(found) if found.state == "partial" else ""
+    units = ": " + units_text(found) if found.state == "partial" else ""
     raise StageError(f"{stage} in {store} is {found.state}{units}", f"run nullbooth {stage} first, with the same options")
 
 
-def listed(state: StageState) -> str:
+def reasons_text(state: StageState) -> str:
     return "".join(f"\n  {difference}" for difference in state.stale_because)
 
 
-def units_of(state: StageState) -> str:
+def units_text(state: StageState) -> str:
     text = f"{state.units_done} of {state.units_total} units"
-    return f"{text}, held-out prompts {units_of(state.heldout)}" if state.heldout else text
+    return f"{text}, held-out prompts {units_text(state.heldout)}" if state.heldout else text

@@ -6,14 +6,14 @@ from typing import Any
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.nullspace.pooling import pooled, second_moment
-from nullbooth_cli.nullspace.projector import chance, leakage_on, overlap
+from nullbooth_cli.nullspace.projector import expected_overlap, leakage_on, overlap
 from nullbooth_cli.nullspace.usable import load_projector
 from nullbooth_cli.pipeline.project import decomposing
 from nullbooth_cli.settings.config import STAGES, Config
 from nullbooth_cli.store import Store
 
 
-def compare(config: Config, store: Store, other_config: Config, other: Store, sites: Iterable[Site]) -> dict[str, Any]:
+def compare_stores(config: Config, store: Store, other_config: Config, other: Store, sites: Iterable[Site]) -> dict[str, Any]:
     """Two finished stores by the sites of the first: null_dim, leakage, overlap of the null spaces, and how each leaks on the
     other's prompts.
 
@@ -70,7 +70,7 @@ def _compared(
             "leakage": [cut.leakage for cut in cuts],
             "heldout_leakage": [cut.heldout_leakage for cut in cuts],
             "overlap": overlap(*projectors),
-            "chance": chance(*projectors),
+            "chance": expected_overlap(*projectors),
             "leakage_on_the_other": [leakage_on(projectors[0], moments[1]), leakage_on(projectors[1], moments[0])],
         }
 

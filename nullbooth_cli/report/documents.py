@@ -207,7 +207,7 @@ def sparklines(store: Store, document: dict[str, Any]) -> list[str]:
     return [spectrum.sparkline(eigenvalues, entry["null_dim"]) for eigenvalues, entry in found]
 
 
-def leakiest(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def most_leaking(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of the entries of each site, one per timestep, the one that leaks most."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for entry in entries:
@@ -263,7 +263,7 @@ def _entries(settings: Decomposing, store: Store, site: Site, rule: str, value: 
             "noise_floor": noise_floor,
             "leakage": leakage,
             "heldout_leakage": heldout_leakage,
-            "warnings": spectrum.doubts(site.dim, count, null_dim, threshold, noise_floor, leakage, heldout_leakage),
+            "warnings": spectrum.spectrum_warnings(site.dim, count, null_dim, threshold, noise_floor, leakage, heldout_leakage),
             "arrays": {
                 "features": f"features/{site.name}",
                 "moments": f"moments/{site.name}",

@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Course:
+class SiteOverTimesteps:
     """How one site goes over the timesteps: the spectrum of each timestep alone, cut by the rule in force.
 
     `eigenvalues` are `[T, D]`, ascending; the other arrays have one value per timestep, `[T]`, and `heldout_leakage` is NaN
@@ -44,7 +44,7 @@ class Course:
     overlap: Floats
 
 
-def courses(store: Store, device: "torch.device", config: Config, sites: Iterable[Site]) -> Iterator[Course]:
+def over_timesteps(store: Store, device: "torch.device", config: Config, sites: Iterable[Site]) -> Iterator[SiteOverTimesteps]:
     """The course of every site that the timestep changes; a rule that finds nothing null gives 0, and no error.
 
     Cost: a decomposition for every site and timestep, read where the scope is timestep; 4 D^2 bytes kept per timestep of a site.
@@ -70,7 +70,7 @@ def courses(store: Store, device: "torch.device", config: Config, sites: Iterabl
             projectors.append(Projector.of(decomposition.eigenvectors, null_dim))
         timesteps = np.array([step.timestep for step in settings.steps])
         null_dims, ranks, leakages, heldout = np.array(rows, dtype=np.float64).T
-        yield Course(site, timesteps, np.stack(spectra), null_dims, ranks, leakages, heldout, overlaps(projectors))
+        yield SiteOverTimesteps(site, timesteps, np.stack(spectra), null_dims, ranks, leakages, heldout, overlaps(projectors))
 
 
 def overlaps(projectors: list[Projector]) -> Floats:

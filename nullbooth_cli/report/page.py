@@ -18,7 +18,7 @@ from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ResourceError
 from nullbooth_cli.pipeline.state import stage_states
 from nullbooth_cli.report.documents import spectra_of, status_document
-from nullbooth_cli.report.over_timesteps import Course
+from nullbooth_cli.report.over_timesteps import SiteOverTimesteps
 from nullbooth_cli.settings.config import STAGES, Config
 from nullbooth_cli.store import Store
 
@@ -30,7 +30,12 @@ STYLE = "<style></style>"
 
 
 def write_page(
-    path: Path, config: Config, store: Store, document: dict[str, Any], courses: Sequence[Course], prompts: tuple[Prompt, ...]
+    path: Path,
+    config: Config,
+    store: Store,
+    document: dict[str, Any],
+    courses: Sequence[SiteOverTimesteps],
+    prompts: tuple[Prompt, ...],
 ) -> Path:
     """Write the report of an inspect document. Cost: 5 MB for plotly's script, and about 1 kB per site and timestep."""
     return fill_page(path, "page.html", page_document(config, store, document, courses, prompts))
@@ -58,7 +63,7 @@ def fill_page(path: Path, template: str, data: dict[str, Any]) -> Path:
 
 
 def page_document(
-    config: Config, store: Store, document: dict[str, Any], courses: Sequence[Course], prompts: tuple[Prompt, ...]
+    config: Config, store: Store, document: dict[str, Any], courses: Sequence[SiteOverTimesteps], prompts: tuple[Prompt, ...]
 ) -> dict[str, Any]:
     """What the page shows: the inspect document, each spectrum and course, settings, stages with their times, prompts."""
     states = stage_states(config, prompts, store)

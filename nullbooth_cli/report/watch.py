@@ -12,11 +12,11 @@ from nullbooth_cli.datatypes import HELDOUT
 from nullbooth_cli.errors import NullboothError
 from nullbooth_cli.pipeline.state import DONE, StageState
 from nullbooth_cli.report.documents import SCHEMA_VERSION
-from nullbooth_cli.store import Activity, Store
+from nullbooth_cli.store import Heartbeat, Store
 
 SILENT_SECONDS = 15.0  # five signs of life that did not come
 PATIENCE = 3  # looks in a row that fail before it is more than a change under way
-Notes = list[tuple[str, Activity]]
+Notes = list[tuple[str, Heartbeat]]
 
 
 def notes_of(store: Store) -> Notes:
@@ -34,7 +34,7 @@ class Ages:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], tuple[float, float, bool]] = {}
 
-    def age(self, part: str, note: Activity, *, now: float, clock: float) -> float:
+    def age(self, part: str, note: Heartbeat, *, now: float, clock: float) -> float:
         """Seconds; `now` is the time of day, `clock` a monotonic clock."""
         sign, since, changed = self._seen.get((part, note.worker), (note.time, clock, False))
         if note.time != sign:
@@ -77,7 +77,7 @@ def _is_over(states: dict[str, StageState], part: str, stage: str) -> bool:
     return found is not None and found.units_done == found.units_total
 
 
-def _worker_document(part: str, note: Activity, age: float) -> dict[str, Any]:
+def _worker_document(part: str, note: Heartbeat, age: float) -> dict[str, Any]:
     return {
         "worker": note.worker,
         "stage": note.stage,
@@ -110,7 +110,7 @@ def _row(found: StageState, workers: list[dict[str, Any]], stage: str, part: str
     }
 
 
-def essence(document: dict[str, Any]) -> Any:
+def change_key(document: dict[str, Any]) -> Any:
     """What has to differ for a document to be news: states, units, who is there and who is silent."""
 
     def of_row(row: dict[str, Any]) -> Any:
@@ -123,7 +123,7 @@ def essence(document: dict[str, Any]) -> Any:
     )
 
 
-def looks(look: Callable[[], dict[str, Any]], until: str | None, interval: float) -> Iterator[dict[str, Any]]:
+def poll(look: Callable[[], dict[str, Any]], until: str | None, interval: float) -> Iterator[dict[str, Any]]:
     """What `look` finds, every `interval` seconds, until the stage `until` is complete, or without one every stage.
 
     A look may fall into the middle of a change and find an array without its chunks. It is repeated; what is still wrong after

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, Field, model_validator
 
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.settings.schema import Section, build, load
+from nullbooth_cli.settings.schema import Section, load_settings, validate
 
 Strategy = Literal[
     "DPM++ 2M", "DPM++ 2M Karras", "DPM++ 3M", "DPM++ 3M SDE Karras", "Euler", "Euler a", "UniPC", "DDIM", "LCM", "model"
@@ -230,12 +230,12 @@ def find_config(given: str | None) -> Path | None:
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     """Read a config file and apply `KEY=VALUE` overrides. Raises ConfigError naming the key and the file."""
-    return load(Config, path, overrides)
+    return load_settings(Config, path, overrides)
 
 
 def build_config(data: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "--set") -> Config:
     """Validate a nested mapping, with `a.b=c` overrides on top."""
-    return build(Config, data, overrides, source)
+    return validate(Config, data, overrides, source)
 
 
 def model_names(config: Config) -> dict[str, Any]:

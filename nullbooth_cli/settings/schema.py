@@ -1,6 +1,6 @@
 """Files of settings, read strictly into a pydantic model: unknown keys are refused, and all mistakes are said at once.
 
-`load()` reads a YAML file and applies `--set` overrides; `build()` takes what was read already. `Section` is what such a model
+`load_settings()` reads a YAML file and applies `--set` overrides; `validate()` takes what was read already. `Section` is what such a model
 is made of.
 """
 
@@ -28,7 +28,7 @@ class Section(BaseModel):
 Kind = TypeVar("Kind", bound=Section)
 
 
-def load(kind: type[Kind], path: Path, overrides: Iterable[str] = ()) -> Kind:
+def load_settings(kind: type[Kind], path: Path, overrides: Iterable[str] = ()) -> Kind:
     """Read a file of settings and apply `KEY=VALUE` overrides. Raises ConfigError naming the key and the file."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -37,10 +37,10 @@ def load(kind: type[Kind], path: Path, overrides: Iterable[str] = ()) -> Kind:
     data = parse_yaml(text, str(path))
     if data is not None and not isinstance(data, dict):
         raise ConfigError(f"{path} holds a {type(data).__name__}, not keys and values", f"see {kind.example}")
-    return build(kind, data or {}, overrides, str(path))
+    return validate(kind, data or {}, overrides, str(path))
 
 
-def build(kind: type[Kind], data: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "--set") -> Kind:
+def validate(kind: type[Kind], data: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "--set") -> Kind:
     """Validate a nested mapping, with `a.b=c` overrides on top."""
     merged: dict[str, Any] = json.loads(json.dumps(data))
     for override in overrides:

@@ -30,11 +30,11 @@ What must stay true:
 from nullbooth_cli.datatypes import FEATURES, Site, Sums, choose_sites
 from nullbooth_cli.store.attention_maps import AttentionMaps
 from nullbooth_cli.store.backing import Backing
-from nullbooth_cli.store.heartbeats import Activity
+from nullbooth_cli.store.heartbeats import Heartbeat
 from nullbooth_cli.store.layout import STORED_DTYPES, Layout
 from nullbooth_cli.store.locks import locked, shard_locked
 from nullbooth_cli.store.open_backing import is_url, open_backing
-from nullbooth_cli.store.partial_sums import Part, check_disjoint, pack_sums
+from nullbooth_cli.store.partial_sums import PartialSums, check_disjoint, pack_sums
 from nullbooth_cli.store.results import Cut, Decomposition
 from nullbooth_cli.store.store import RELEASED, Store
 
@@ -42,13 +42,13 @@ __all__ = [
     "FEATURES",
     "RELEASED",
     "STORED_DTYPES",
-    "Activity",
     "AttentionMaps",
     "Backing",
     "Cut",
     "Decomposition",
+    "Heartbeat",
     "Layout",
-    "Part",
+    "PartialSums",
     "Site",
     "Store",
     "Sums",

@@ -26,7 +26,7 @@ class AttentionMaps:
     image: NDArray[np.uint8]
 
 
-class MapStore(ArrayGroup):
+class AttentionMapStore(ArrayGroup):
     """The attention maps of an open store."""
 
     def write_maps(self, prompt: Prompt, maps: AttentionMaps) -> None:

@@ -10,7 +10,7 @@ from zarr.abc.store import Store as ZarrStore
 
 from nullbooth_cli.errors import ResourceError, StoreError
 
-Part = bytes | memoryview
+Bytes = bytes | memoryview
 CONCURRENT_WRITES = 8
 
 
@@ -39,10 +39,10 @@ class Backing(ABC):
         return [self.get(key) for key in keys]
 
     @abstractmethod
-    def put(self, key: str, parts: list[Part]) -> None:
+    def put(self, key: str, parts: list[Bytes]) -> None:
         """Write an object whole: a reader sees the old one or the new one. Raises ResourceError if it cannot be written."""
 
-    def put_many(self, objects: list[tuple[str, list[Part]]]) -> None:
+    def put_many(self, objects: list[tuple[str, list[Bytes]]]) -> None:
         """Write several objects, none of which depends on another: they wait for the disk or the network together."""
         with ThreadPoolExecutor(CONCURRENT_WRITES) as pool:
             for done in [pool.submit(self.put, key, parts) for key, parts in objects]:

@@ -13,7 +13,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import FsspecStore, ObjectStore, WrapperStore
 
 from nullbooth_cli.errors import NullboothError, ResourceError, StoreError
-from nullbooth_cli.store.lease import HELD, LEASE_SECONDS
+from nullbooth_cli.store.lease import LEASE_SECONDS, LEASES
 
 # obstore alone tries for 3 minutes. That is long to learn of a wrong endpoint, and longer than a lease bears.
 RETRIES = {"max_retries": 10, "retry_timeout": 15.0}
@@ -51,7 +51,7 @@ class Client(WrapperStore[Any]):
             raise self._failure(error) from None
 
     async def _may_write(self) -> None:
-        for lease in tuple(HELD[self._url]):
+        for lease in tuple(LEASES[self._url]):
             if lease.is_overdue():
                 await asyncio.to_thread(lease.renew)
             if lease.lost:

@@ -17,7 +17,7 @@ GROUP = "activity"
 
 
 @dataclass(frozen=True)
-class Activity:
+class Heartbeat:
     """What a process says of its work on a stage; times are seconds since 1970 by its own clock.
 
     `units` were finished by it since it `began`, the latest of them at `last`; `time` is its last sign of life.
@@ -34,17 +34,17 @@ class Activity:
     time: float = 0.0
 
 
-class ActivityStore(ArrayGroup):
+class HeartbeatStore(ArrayGroup):
     """The notes in a store."""
 
-    def write_activity(self, note: Activity) -> None:
+    def write_activity(self, note: Heartbeat) -> None:
         with self._writing():
             self._group.require_group(GROUP)
         # As Zarr would write it, but over an earlier note in one step: a reader sees the old one or this one.
         document = {"zarr_format": 3, "node_type": "group", "attributes": asdict(note)}
         self._backing.put(f"{GROUP}/{note.worker}/zarr.json", [json.dumps(document).encode()])
 
-    def activities(self) -> list[Activity]:
+    def activities(self) -> list[Heartbeat]:
         """The notes that are there, in the order of their workers' names. Reads one object for each."""
 
         async def names() -> list[str]:
@@ -52,7 +52,7 @@ class ActivityStore(ArrayGroup):
 
         found = self._backing.get_many([f"{GROUP}/{name}/zarr.json" for name in sorted(sync(names()))])
         # One that was listed may be gone by now.
-        return [Activity(**json.loads(data.tobytes())["attributes"]) for data in found if data is not None]
+        return [Heartbeat(**json.loads(data.tobytes())["attributes"]) for data in found if data is not None]
 
     def forget_activity(self, worker: str) -> None:
         self.delete(f"{GROUP}/{worker}")

@@ -10,7 +10,7 @@ from nullbooth_cli.datatypes import Site
 
 # bfloat16 has no Zarr data type: its bits are stored, and a chunk that was never written reads as its NaN.
 STORED_DTYPES: dict[str, tuple[str, Any]] = {"float16": ("f2", "NaN"), "float32": ("f4", "NaN"), "bfloat16": ("u2", 0x7FC0)}
-CHUNK_BYTES = 4 << 20
+TARGET_CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Layout:
     batch_size: int
     dtype: str
     compression: str | None = None
-    chunk_bytes: int = CHUNK_BYTES
+    chunk_bytes: int = TARGET_CHUNK_BYTES
 
     def blocks(self, site: Site, num_steps: int) -> list[range]:
         """The recorded timesteps that share a chunk, in features as in moments: all of one length, but for the last."""

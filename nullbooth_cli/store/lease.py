@@ -1,6 +1,6 @@
 """A lease: the right to write at a URL, as long as its holder gives signs of life.
 
-Anybody may take a lease over whose holder is dead or was silent for long. So a holder asks its leases before it writes: `HELD`.
+Anybody may take a lease over whose holder is dead or was silent for long. So a holder asks its leases before it writes: `LEASES`.
 """
 
 import contextlib
@@ -106,7 +106,7 @@ class Lease:
 
 
 # The leases that this process holds on each URL: whoever writes below one asks them.
-HELD: defaultdict[str, list[Lease]] = defaultdict(list)
+LEASES: defaultdict[str, list[Lease]] = defaultdict(list)
 
 
 def _is_dead(lease: Mapping[str, Any]) -> bool:

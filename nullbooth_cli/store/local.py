@@ -18,7 +18,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
 from nullbooth_cli.errors import ResourceError, StoreError
-from nullbooth_cli.store.backing import Backing, Part
+from nullbooth_cli.store.backing import Backing, Bytes
 from nullbooth_cli.store.locks import PROBE_SECONDS, holder_text, in_use
 
 TEMPORARY = ".partial"
@@ -48,7 +48,7 @@ class LocalBacking(Backing):
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def put(self, key: str, parts: list[Part]) -> None:
+    def put(self, key: str, parts: list[Bytes]) -> None:
         path = self.path / key
         temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
         try:

@@ -16,7 +16,7 @@ from nullbooth_cli.datatypes import Site, Sums
 from nullbooth_cli.errors import StoreError
 from nullbooth_cli.store.arrays import ArrayGroup
 
-CHUNK_BYTES = 8 << 20
+SUMS_CHUNK_BYTES = 8 << 20
 
 
 def pack_sums(sum_xxt: NDArray[np.float64], sum_x: NDArray[np.float64], count: int) -> NDArray[np.float64]:
@@ -31,7 +31,7 @@ def unpack_sums(packed: NDArray[np.float64]) -> Sums:
 
 
 @dataclass(frozen=True)
-class Part:
+class PartialSums:
     """The sums of one process: `parts/<name>/<site>` `[2, T, D + 2, D]` float64, the slot in force and the units in it."""
 
     store: ArrayGroup
@@ -58,7 +58,7 @@ class Part:
             self.store._group.create_group(f"parts/{self.name}", attributes={"slot": 0, "units": []})
         for site in sites:
             t, d = site.num_recorded(num_steps), site.dim
-            steps = max(1, min(t, CHUNK_BYTES // (8 * d * (d + 2))))
+            steps = max(1, min(t, SUMS_CHUNK_BYTES // (8 * d * (d + 2))))
             self.store._create(f"parts/{self.name}/{site.name}", (2, t, d + 2, d), (1, steps, d + 2, d), "f8", "NaN")
 
     def read(self, site: Site) -> Iterator[Sums]:
@@ -88,7 +88,7 @@ class Part:
         self.store._backing.sync()
 
 
-def check_disjoint(parts: Iterable[Part]) -> None:
+def check_disjoint(parts: Iterable[PartialSums]) -> None:
     """Raise StoreError if a unit is in two parts: its moments would count twice."""
     owner: dict[int, str] = {}
     for part in parts:

@@ -21,9 +21,9 @@ from zarr.core.common import concurrent_map
 from zarr.core.sync import sync
 
 from nullbooth_cli.errors import ConfigError, ResourceError, StoreError
-from nullbooth_cli.store.backing import Backing, Part
+from nullbooth_cli.store.backing import Backing, Bytes
 from nullbooth_cli.store.clients import CLIENTS, Client, buffer_of
-from nullbooth_cli.store.lease import HELD, Lease
+from nullbooth_cli.store.lease import LEASES, Lease
 from nullbooth_cli.store.locks import in_use
 
 CONCURRENT_READS = 32
@@ -79,7 +79,7 @@ class RemoteBacking(Backing):
         found = sync(concurrent_map([(key, default_buffer_prototype()) for key in keys], self.zarr.get, CONCURRENT_READS))
         return [None if data is None else np.array(data.as_numpy_array()) for data in found]  # a copy, which may be written to
 
-    def put(self, key: str, parts: list[Part]) -> None:
+    def put(self, key: str, parts: list[Bytes]) -> None:
         sync(self.zarr.set(key, buffer_of(b"".join(parts))))
 
     def sync(self) -> None:
@@ -105,12 +105,12 @@ class RemoteBacking(Backing):
             if time.monotonic() > deadline:
                 raise in_use(self.url, holder)
             time.sleep(1)
-        HELD[self.url].append(lease)
+        LEASES[self.url].append(lease)
         try:
             with lease.renewing():
                 yield
         finally:
-            HELD[self.url].remove(lease)
+            LEASES[self.url].remove(lease)
 
     def other_locks(self) -> list[str]:
         async def names() -> list[str]:

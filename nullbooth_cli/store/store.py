@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from nullbooth_cli.datatypes import HELDOUT, Prompt, Site, Step
 from nullbooth_cli.errors import StoreError
-from nullbooth_cli.store.attention_maps import MapStore
+from nullbooth_cli.store.attention_maps import AttentionMapStore
 from nullbooth_cli.store.backing import Backing
-from nullbooth_cli.store.heartbeats import ActivityStore
+from nullbooth_cli.store.heartbeats import HeartbeatStore
 from nullbooth_cli.store.layout import STORED_DTYPES, Layout
 from nullbooth_cli.store.locks import locked
 from nullbooth_cli.store.open_backing import open_backing
-from nullbooth_cli.store.partial_sums import Part
+from nullbooth_cli.store.partial_sums import PartialSums
 from nullbooth_cli.store.results import Results
 
 FORMAT = "nullbooth"
@@ -28,7 +28,7 @@ PACKAGES = ("nullbooth", "torch", "diffusers", "transformers", "zarr", "numpy")
 RELEASED = 2  # in a cell of collect: done, but the features were removed
 
 
-class Store(Results, MapStore, ActivityStore):
+class Store(Results, AttentionMapStore, HeartbeatStore):
     """An open store. `Store.create` and `Store.open` make one; `lock()` guards every stage that writes."""
 
     _rows: tuple[Prompt | None, ...] | None = None
@@ -285,9 +285,9 @@ class Store(Results, MapStore, ActivityStore):
                 for unit in units:
                     self._backing.delete(f"features/{site.name}/c.{number}.{unit}.0.0")
 
-    def part(self, name: str) -> Part:
-        return Part(self, name)
+    def part(self, name: str) -> PartialSums:
+        return PartialSums(self, name)
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[PartialSums]:
         """The parts that some process has begun."""
-        return [Part(self, name) for name in sorted(self._group["parts"])] if self._has("parts") else []  # type: ignore[arg-type]  # a group
+        return [PartialSums(self, name) for name in sorted(self._group["parts"])] if self._has("parts") else []  # type: ignore[arg-type]  # a group

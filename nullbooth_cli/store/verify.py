@@ -8,78 +8,78 @@ from typing import Any
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import StoreError
 from nullbooth_cli.store.layout import covariance_units
-from nullbooth_cli.store.partial_sums import Part
+from nullbooth_cli.store.partial_sums import PartialSums
 from nullbooth_cli.store.store import RELEASED, Store
 
 
 @dataclass(frozen=True)
-class Check:
+class ChunkCheck:
     """Something that can be read: what of which stage it belongs to, and how to read it."""
 
     stage: str
     units: tuple[int, ...]
     read: Callable[[], Any]
-    part: Part | None = None
+    part: PartialSums | None = None
 
 
 @dataclass(frozen=True)
 class Damage:
     """What could not be read: the error names array, chunk and the command that mends it."""
 
-    check: Check
+    check: ChunkCheck
     error: StoreError
 
 
-def checks(store: Store, stage: str) -> Iterator[Check]:
+def chunk_checks(store: Store, stage: str) -> Iterator[ChunkCheck]:
     """All that the progress of a stage vouches for, in pieces of about a chunk."""
     if stage not in store.records:
         return
     num_steps = store.num_steps
     if stage == "schedule":
-        yield Check(stage, (), store.schedule)
+        yield ChunkCheck(stage, (), store.schedule)
     elif stage == "collect":
-        yield Check(stage, (), lambda: store.rows)
+        yield ChunkCheck(stage, (), lambda: store.rows)
         yield from _collect_checks(store)
     elif stage == "covariance":
         cells = store.cells(stage, damaged=0)
         for number, (site, block) in enumerate(covariance_units(store.sites, num_steps, store.layout)):
             if cells[number]:
-                yield Check(stage, (number,), partial(store.read_moment, site, block.start))
+                yield ChunkCheck(stage, (number,), partial(store.read_moment, site, block.start))
     elif stage == "project":
         done = iter(store.cells(stage, damaged=0))
         for site in store.sites:
             for index in range(store.num_decompositions(site)):
                 if next(done):
                     for read in (store.read_decomposition, store.read_cut):
-                        yield Check(stage, (), partial(read, site, index))
+                        yield ChunkCheck(stage, (), partial(read, site, index))
     elif stage == "attention":
         prompts, cells = {prompt.id: prompt for prompt in store.prompts()}, store.cells(stage, damaged=0)
         for number, key in enumerate(store.records[stage]["settings"]["prompts"]):
             if cells[number]:
-                yield Check(stage, (number,), partial(store.read_maps, prompts[key]))
-    yield Check(stage, (), lambda: store.cells(stage))
+                yield ChunkCheck(stage, (number,), partial(store.read_maps, prompts[key]))
+    yield ChunkCheck(stage, (), lambda: store.cells(stage))
 
 
-def _collect_checks(store: Store) -> Iterator[Check]:
+def _collect_checks(store: Store) -> Iterator[ChunkCheck]:
     cells = store.cells("collect", damaged=0)
     kept = [unit for unit, cell in enumerate(cells) if cell not in (0, RELEASED) and store.members(unit)]
     for unit in kept if store.layout.features else ():
         for site in store.sites:
             for block in store.blocks(site):
-                yield Check("collect", (unit,), partial(store.read_features, site, block, unit))
+                yield ChunkCheck("collect", (unit,), partial(store.read_features, site, block, unit))
     for part in store.parts():
         for site in store.sites if part.units else ():
-            yield Check("collect", part.units, partial(_read_part, part, site), part)
+            yield ChunkCheck("collect", part.units, partial(_read_part, part, site), part)
 
 
-def _read_part(part: Part, site: Site) -> None:
+def _read_part(part: PartialSums, site: Site) -> None:
     for _ in part.read(site):
         pass
 
 
-def damages(store: Store, stage: str) -> Iterator[Check | Damage]:
+def damages(store: Store, stage: str) -> Iterator[ChunkCheck | Damage]:
     """Every check of a stage as it passes, or the damage that it found. Cost: one read of everything."""
-    for check in checks(store, stage):
+    for check in chunk_checks(store, stage):
         try:
             check.read()
         except StoreError as error:

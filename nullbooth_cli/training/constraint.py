@@ -24,7 +24,15 @@ from nullbooth_cli.api import OpenStore
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.nullspace.projector import relative_drift
-from nullbooth_cli.training.parametrization import ORIGINAL, TOLERANCE, NullSpace, hold, is_held, parameter_of, start_of
+from nullbooth_cli.training.parametrization import (
+    ORIGINAL,
+    TOLERANCE,
+    NullSpace,
+    constrain_weight,
+    initial_weight,
+    is_constrained,
+    trained_parameter,
+)
 
 SAVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NOT_IN_STORE = "the store has no projector for it"
@@ -67,7 +75,7 @@ def constrain(
     """
     if unprotected not in ("freeze", "refuse", "allow"):
         raise ConfigError(f"unprotected={unprotected!r}", "freeze, refuse or allow")
-    if any(is_held(module) for module in model.modules()):
+    if any(is_constrained(module) for module in model.modules()):
         raise ConfigError("this model is constrained already", "call merge() of its constraint first, or load the model anew")
     projectors = store.projectors({plain_name(name): tensor for name, tensor in model.state_dict().items()})
     spaces = {id(projector): NullSpace(projector) for projector in projectors.values()}
@@ -109,7 +117,7 @@ class Constraint:
     def _hold(self) -> None:
         for weight in self._weights:
             weight.check()
-        self._releases = [hold for weight in self._weights for hold in weight.hold()]
+        self._releases = [constrain_weight for weight in self._weights for constrain_weight in weight.hold()]
 
     def report(self) -> Report:
         """What is constrained, safe, frozen and unprotected now: what was let loose after `constrain()` shows."""
@@ -195,7 +203,7 @@ class _Weight:
     def find(cls, model: nn.Module, name: str, actual: str, site: Site, space: NullSpace) -> "_Weight":
         path = actual.removesuffix(".weight")
         linear = model.get_submodule(path)
-        full = parameter_of(linear).requires_grad
+        full = trained_parameter(linear).requires_grad
         if path.endswith(".base_layer"):
             from peft.tuners.lora import LoraLayer
 
@@ -211,7 +219,7 @@ class _Weight:
         return [self.lora.lora_B[adapter].weight for adapter in self.adapters]
 
     def constrained(self) -> list[nn.Parameter]:
-        return [parameter_of(module) for module in self._modules()]
+        return [trained_parameter(module) for module in self._modules()]
 
     def _modules(self) -> list[nn.Module]:
         return [self.linear] * self.full + [self.lora.lora_A[adapter] for adapter in self.adapters]
@@ -227,7 +235,7 @@ class _Weight:
                 )
 
     def hold(self) -> list[Callable[[], None]]:
-        return [hold(module, self.space, from_here=module is self.linear) for module in self._modules()]
+        return [constrain_weight(module, self.space, from_here=module is self.linear) for module in self._modules()]
 
     @torch.no_grad()
     def change(self, dtype: torch.dtype | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -236,7 +244,7 @@ class _Weight:
         def at(tensor: torch.Tensor) -> torch.Tensor:
             return (tensor if dtype is None else tensor.to(dtype)).cpu().double()
 
-        start = at(start_of(self.linear))
+        start = at(initial_weight(self.linear))
         change = at(self.linear.weight) - start  # type: ignore[arg-type]  # to torch it may be a module
         if self.lora is not None and self.lora.merged:
             raise ConfigError(f"an adapter is merged into {self.name}", "unmerge it first: what the weight was is not known else")

@@ -31,7 +31,7 @@ from nullbooth_cli.collect.find_sites import MASK_ARGUMENT, split_branches
 from nullbooth_cli.datatypes import Prompt, Site
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
-from nullbooth_cli.model.hooks import Watch
+from nullbooth_cli.model.hooks import ProjectionHooks
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.projections import Projection, find_projections
 from nullbooth_cli.nullspace.projector import Projector, relative_drift
@@ -198,7 +198,7 @@ def text_inputs(pipe: Any, sites: list[Site], text: str) -> dict[Site, tuple[Row
             looked_at = split_branches(masks[0][..., None], 1, "cond")[0, :, 0].cpu().numpy() > 0
         found[first[projection.weight]] = rows, looked_at
 
-    with Watch(denoiser, watched, "input", receive, last=0, begin=lambda given: masks.append(given.get(MASK_ARGUMENT))):
+    with ProjectionHooks(denoiser, watched, "input", receive, last=0, begin=lambda given: masks.append(given.get(MASK_ARGUMENT))):
         denoise(pipe, DenoisingPath(2, (), guidance_scale=1.0, height=None, width=None, seed=0), [(0, Prompt(text))])
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.model.latents import encode
+from nullbooth_cli.model.latents import encode_images
 from nullbooth_cli.settings import images
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
@@ -46,7 +46,7 @@ def encode_pictures(pipe: Any, paths: Sequence[Path]) -> torch.Tensor:
                 f"{path} is {picture.width} x {picture.height} pixels, the model draws {size} x {size}", "crop and resize it"
             )
         pictures.append(picture)
-    return encode(pipe, pictures, pipe.device)
+    return encode_images(pipe, pictures, pipe.device)
 
 
 def encode_texts(pipe: Any, captions: Sequence[str]) -> torch.Tensor:

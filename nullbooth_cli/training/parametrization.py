@@ -1,6 +1,6 @@
 """A weight that can only change within a null space, and whose module still saves and loads as if it were plain.
 
-1. `hold()` replaces the weight of a linear layer by start + X P. X is trained: it is the layer's own parameter object, so an
+1. `constrain_weight()` replaces the weight of a linear layer by start + X P. X is trained: it is the layer's own parameter object, so an
    optimizer that has it already keeps it.
 2. `state_dict()` of the layer, or of any model around it, says `weight`, which is start + X P, and `load_state_dict()` takes
    that: whatever saves, resumes or exchanges a model does so in ordinary files.
@@ -88,7 +88,7 @@ class InNullSpace(nn.Module):
         return change
 
 
-def hold(linear: nn.Module, space: NullSpace, *, from_here: bool) -> Callable[[], None]:
+def constrain_weight(linear: nn.Module, space: NullSpace, *, from_here: bool) -> Callable[[], None]:
     """Hold `linear.weight` to start + X P, where start is its value now and X begins at zero, or (not `from_here`) to X P.
 
     Returns what makes it a plain weight again, with the value that it has then. Memory: one more weight if `from_here`, and the
@@ -98,7 +98,7 @@ def hold(linear: nn.Module, space: NullSpace, *, from_here: bool) -> Callable[[]
     # The parameter is given another storage below, so this one stays as it is.
     held = InNullSpace(space, weight.detach() if from_here else None)
     parametrize.register_parametrization(linear, "weight", held)
-    hooks = linear.register_state_dict_post_hook(_say_weight), linear.register_load_state_dict_pre_hook(_take_weight)
+    hooks = linear.register_state_dict_post_hook(_save_plain_weight), linear.register_load_state_dict_pre_hook(_load_plain_weight)
 
     def release() -> None:
         for hook in hooks:
@@ -108,18 +108,18 @@ def hold(linear: nn.Module, space: NullSpace, *, from_here: bool) -> Callable[[]
     return release
 
 
-def is_held(module: nn.Module) -> bool:
+def is_constrained(module: nn.Module) -> bool:
     return parametrize.is_parametrized(module, "weight")
 
 
-def parameter_of(linear: nn.Module) -> nn.Parameter:
+def trained_parameter(linear: nn.Module) -> nn.Parameter:
     """What trains of its weight: X where it is held."""
-    return linear.get_parameter(ORIGINAL if is_held(linear) else "weight")
+    return linear.get_parameter(ORIGINAL if is_constrained(linear) else "weight")
 
 
-def start_of(linear: Any) -> torch.Tensor:
+def initial_weight(linear: Any) -> torch.Tensor:
     """The weight from which a layer started; where it is not held, the weight."""
-    start: torch.Tensor = linear.parametrizations.weight[0].start if is_held(linear) else linear.weight
+    start: torch.Tensor = linear.parametrizations.weight[0].start if is_constrained(linear) else linear.weight
     return start
 
 
@@ -128,13 +128,13 @@ def _full(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _say_weight(linear: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
+def _save_plain_weight(linear: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
     del state[f"{prefix}{ORIGINAL}"]
     state[f"{prefix}weight"] = linear.weight.detach()
 
 
-def _take_weight(linear: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _load_plain_weight(linear: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
     weight = state.pop(f"{prefix}weight", None)
     if weight is not None:
         held = linear.parametrizations.weight[0]
-        state[f"{prefix}{ORIGINAL}"] = held.change_to(weight.to(parameter_of(linear).device), f"{prefix}weight")
+        state[f"{prefix}{ORIGINAL}"] = held.change_to(weight.to(trained_parameter(linear).device), f"{prefix}weight")

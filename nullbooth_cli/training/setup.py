@@ -42,7 +42,7 @@ class Training:
         return f"held by {self.recipe.store}" if self.constraint else "held by nothing: no store is named"
 
 
-def prepare(recipe: Recipe, device: str | None = None, store: "OpenStore | None" = None) -> Training:
+def set_up(recipe: Recipe, device: str | None = None, store: "OpenStore | None" = None) -> Training:
     """Load the model and make everything ready that the loop needs; `store` is the recipe's, if it is open already.
 
     Raises ConfigError for a model that is not a U-Net conditioned on text alone, and for pictures of another size.
@@ -77,7 +77,7 @@ def prepare(recipe: Recipe, device: str | None = None, store: "OpenStore | None"
     if prior is not None and recipe.prior == "distill":
         teacher = copy.deepcopy(denoiser)
     projections = find_projections(denoiser, tuple(recipe.features), "all")
-    open_up(denoiser, projections, recipe)
+    make_trainable(denoiser, projections, recipe)
     constraint = None
     if store is not None:
         recipe = recipe.model_copy(update={"store": store.url})
@@ -123,7 +123,7 @@ def _check(pipe: Any, denoiser: nn.Module) -> None:
         )
 
 
-def open_up(denoiser: nn.Module, projections: Sequence[Projection], recipe: Recipe) -> None:
+def make_trainable(denoiser: nn.Module, projections: Sequence[Projection], recipe: Recipe) -> None:
     """Mark what is trained, and nothing else: the weights of the projections, or adapters on them."""
     denoiser.requires_grad_(False)
     if recipe.method == "lora":

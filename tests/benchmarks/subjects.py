@@ -9,12 +9,12 @@ import diffusers
 import torch
 import transformers
 
-from nullbooth_cli.collect.find_sites import Found, find_sites
+from nullbooth_cli.collect.find_sites import FoundSites, find_sites
 from nullbooth_cli.collect.sinks import FeatureSink
 from nullbooth_cli.collect.units import collect
 from nullbooth_cli.datatypes import Prompt, Site
-from nullbooth_cli.model.denoise import DenoisingPath, hold_to_schedule
-from nullbooth_cli.model.load import _be_quiet, denoiser_of, load_pipeline, prepare
+from nullbooth_cli.model.denoise import DenoisingPath, use_schedule
+from nullbooth_cli.model.load import _be_quiet, denoiser_of, freeze, load_pipeline
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.scheduler import build_scheduler, compute_schedule
 from nullbooth_cli.progress import Interrupts
@@ -62,7 +62,7 @@ def sd15_pipeline(device: torch.device | str = "cpu", dtype: torch.dtype = torch
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return prepare(pipe.to(device))
+    return freeze(pipe.to(device))
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Subject:
 
     pipe: Any
     path: DenoisingPath
-    found: Found
+    found: FoundSites
     batch_size: int
     prompts: tuple[Prompt, ...]
 
@@ -90,7 +90,7 @@ class Subject:
             for s in self.found.sites
         }
         owners = {projection: few[site] for projection, site in self.found.owners.items()}
-        return replace(self, found=Found(tuple(few.values()), owners, frozenset(few[site] for site in self.found.given)))
+        return replace(self, found=FoundSites(tuple(few.values()), owners, frozenset(few[site] for site in self.found.given)))
 
     def new_store(self, place: Path, keep: str) -> Store:
         """A store in which collection has begun, as stage collect leaves it before the first unit."""
@@ -148,7 +148,7 @@ def subject(
     """Hold a pipeline to a schedule and find its sites (two steps of one prompt, which also warm it up)."""
     scheduler = build_scheduler(STRATEGY, pipe.scheduler)
     steps = compute_schedule(STRATEGY, build_scheduler(STRATEGY, pipe.scheduler), num_steps)
-    hold_to_schedule(pipe, scheduler, steps)
+    use_schedule(pipe, scheduler, steps)
     size = latents and latents * 8
     path = DenoisingPath(num_steps, steps, guidance_scale, size, size, 0)
     prompts = tuple(Prompt(f"a photo of thing {i}") for i in range(batch_size * num_units))
@@ -170,7 +170,7 @@ def random_subject(
         for step in range(num_steps)
         for site in made
     ]
-    return Subject(None, path, Found(made, {}, frozenset()), batch_size, prompts), recorded
+    return Subject(None, path, FoundSites(made, {}, frozenset()), batch_size, prompts), recorded
 
 
 def store_features(store: Store, subject: Subject, recorded: Recorded) -> None:

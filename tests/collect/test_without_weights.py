@@ -16,7 +16,7 @@ from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.model import load
 from nullbooth_cli.model import projections as projections_module
 from nullbooth_cli.model import scheduler as scheduler_module
-from nullbooth_cli.model.denoise import DenoisingPath, set_out
+from nullbooth_cli.model.denoise import DenoisingPath, begin_denoising
 from nullbooth_cli.nullspace import moments
 from nullbooth_cli.pipeline.plan import plan
 from nullbooth_cli.report import documents
@@ -46,7 +46,7 @@ def loaded(folder: Path) -> Any:
 
 
 def built(folder: Path) -> Any:
-    return without_weights.build(str(folder), scheduler_module.model_scheduler(str(folder)))
+    return without_weights.build_pipeline(str(folder), scheduler_module.model_scheduler(str(folder)))
 
 
 def config_of(folder: Path, store: Path, **changes: Any) -> Config:
@@ -86,14 +86,14 @@ def test_another_size_is_another_number_of_tokens(folders: dict[str, Path]) -> N
 
 class TestDependence:
     def test_what_is_computed_from_a_tensor_depends_on_it(self) -> None:
-        with without_weights.Dependence() as changing:
+        with without_weights.DependenceTracker() as changing:
             start, other = torch.empty(2, 3, device="meta"), torch.empty(2, 3, device="meta")
             changing.start([start, {"beside": 1}])
             assert changing.holds(torch.cat([other, start])[:1].mean())
             assert not changing.holds(other @ other.T)
 
     def test_what_is_written_to_depends_on_what_was_written_however_it_is_seen(self) -> None:
-        with without_weights.Dependence() as changing:
+        with without_weights.DependenceTracker() as changing:
             start, target = torch.empty(3, device="meta"), torch.empty(2, 3, device="meta")
             changing.start(start)
             target[1].copy_(start)
@@ -112,7 +112,7 @@ def test_the_schedule_of_a_flow_is_the_one_its_pipeline_walks(
     changes = {f"collect__{key}": value for key, value in size.items()}
     config = config_of(folders[name], Path("never"), schedule__num_denoising_steps=asked["n"], **changes)
     if how == "loaded":
-        monkeypatch.setattr(without_weights, "ENCODERS", {})
+        monkeypatch.setattr(without_weights, "TEXT_SHAPES", {})
     _, steps = open_model.compute_steps(config, 1, "cpu")
     assert [step.timestep for step in steps] == pipe.scheduler.timesteps.tolist()
     assert [step.sigma for step in steps] == pipe.scheduler.sigmas[:-1].tolist()
@@ -164,7 +164,7 @@ def test_a_plan_reads_no_weights(folders: dict[str, Path], tmp_path: Path) -> No
     assert planned.bytes_needed == 2 * moments.sums_nbytes(found.sites, 3)
     # On the CPU torch counts what attention does only where it is written out as products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        set_out(pipe, path("sdxl"), Prompt("a cat"), num_forwards=1)
+        begin_denoising(pipe, path("sdxl"), Prompt("a cat"), num_forwards=1)
     one_forward = sum(counter.get_flop_counts()["UNet2DConditionModel"].values())
     assert planned.operations == 2 * 3 * one_forward  # two prompts, three steps
 
@@ -176,7 +176,7 @@ def test_a_model_whose_config_does_not_say_is_loaded_and_that_is_said(
     said: list[str] = []
     expected = plan(("collect",), config, prompts_of(config), None, "cpu", None, said.append)
     assert not said
-    monkeypatch.delitem(without_weights.ENCODERS, "StableDiffusion3Pipeline")
+    monkeypatch.delitem(without_weights.TEXT_SHAPES, "StableDiffusion3Pipeline")
     found = plan(("collect",), config, prompts_of(config), None, "cpu", None, said.append)
     assert [p.bytes_needed for p in found] == [p.bytes_needed for p in expected]
     assert found[0].operations is None
@@ -191,13 +191,13 @@ def test_configs_that_cannot_be_read_are_named(folders: dict[str, Path], tmp_pat
         target.parent.mkdir(exist_ok=True)
         target.write_text((folders["sd1"] / file).read_text())
     scheduler = scheduler_module.model_scheduler(str(folders["sd1"]))
-    without_weights.build(str(tmp_path), scheduler)
+    without_weights.build_pipeline(str(tmp_path), scheduler)
     (tmp_path / "tokenizer/tokenizer_config.json").write_text(json.dumps({}))
     with pytest.raises(ConfigError, match=r"cannot read the configs in .*: 'model_max_length'"):
-        without_weights.build(str(tmp_path), scheduler)
+        without_weights.build_pipeline(str(tmp_path), scheduler)
     (tmp_path / "unet/config.json").unlink()
     with pytest.raises(ConfigError, match="cannot read the configs in"):
-        without_weights.build(str(tmp_path), scheduler)
+        without_weights.build_pipeline(str(tmp_path), scheduler)
 
 
 def test_a_size_that_the_pipeline_refuses_is_an_error_in_the_config(folders: dict[str, Path]) -> None:

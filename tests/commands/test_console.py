@@ -255,9 +255,9 @@ class TestWatch:
 
     def show(self, documents: list[dict[str, Any]], *, as_json: bool = False) -> None:
         terminal = Terminal(as_json=as_json)
-        from nullbooth_cli.report.watch import essence
+        from nullbooth_cli.report.watch import change_key
 
-        terminal.watch(documents, status_watch._draw, status_watch._line, essence)
+        terminal.watch(documents, status_watch._draw, status_watch._line, change_key)
 
     @pytest.mark.parametrize("width", [60, 80, 120])
     def test_it_fits(self, screen: Callable[..., Screen], width: int) -> None:

@@ -17,10 +17,10 @@ from nullbooth_cli.cli import app
 from nullbooth_cli.model.device import pick_device
 from nullbooth_cli.nullspace import spectrum
 from nullbooth_cli.nullspace.pooling import pooled, second_moment
-from nullbooth_cli.nullspace.projector import Projector, chance, leakage_on, overlap
+from nullbooth_cli.nullspace.projector import Projector, expected_overlap, leakage_on, overlap
 from nullbooth_cli.nullspace.usable import load_projector
 from nullbooth_cli.report import over_timesteps
-from nullbooth_cli.report.documents import leakiest
+from nullbooth_cli.report.documents import most_leaking
 from nullbooth_cli.report.plots.canvas import short
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
@@ -53,7 +53,7 @@ def test_overlap_is_the_mean_squared_cosine_of_the_principal_angles(dim: int, da
 
 def test_random_null_spaces_overlap_by_chance() -> None:
     pairs = [(Projector.of(basis(60, 2 * i), 20), Projector.of(basis(60, 2 * i + 1), 35)) for i in range(20)]
-    assert np.mean([overlap(*pair) for pair in pairs]) == pytest.approx(chance(*pairs[0]), abs=0.02)
+    assert np.mean([overlap(*pair) for pair in pairs]) == pytest.approx(expected_overlap(*pairs[0]), abs=0.02)
 
 
 def test_an_empty_null_space_overlaps_with_nothing() -> None:
@@ -79,7 +79,7 @@ def test_short_names_stay_apart() -> None:
 class TestCourses:
     def test_each_timestep_is_cut_alone(self, finished: tuple[Config, Store]) -> None:
         config, store = finished
-        found = list(over_timesteps.courses(store, CPU, config, store.sites))
+        found = list(over_timesteps.over_timesteps(store, CPU, config, store.sites))
         varying = [site for site in store.sites if not site.timestep_free]
         assert [course.site for course in found] == varying
         for course in found[:3]:
@@ -107,8 +107,8 @@ class TestCourses:
             update={"store": str(tmp_path / "run.zarr"), "project": config.project.model_copy(update={"scope": "timestep"})}
         )
         stepwise = execute(per_step, "project", force=True)
-        pooled_scope = list(over_timesteps.courses(store, CPU, config, store.sites))
-        for one, other in zip(pooled_scope, over_timesteps.courses(stepwise, CPU, per_step, store.sites), strict=True):
+        pooled_scope = list(over_timesteps.over_timesteps(store, CPU, config, store.sites))
+        for one, other in zip(pooled_scope, over_timesteps.over_timesteps(stepwise, CPU, per_step, store.sites), strict=True):
             np.testing.assert_array_equal(one.null_dim, other.null_dim)
             np.testing.assert_allclose(one.overlap, other.overlap, atol=1e-6)
 
@@ -166,7 +166,7 @@ class TestPlots:
         shown = inspect(str(tmp_path / "run.zarr"), "--layer", "mid_block", "--plots", str(tmp_path / "p"), "--json")
         assert shown.exit_code == 0, shown.stderr
         document = json.loads(shown.stdout)
-        kept = leakiest(document["sites"])
+        kept = most_leaking(document["sites"])
         assert len(document["sites"]) > len(kept) == len({(e["layer"], e["feature"]) for e in document["sites"]})
         for entry in kept:
             same_site = [e for e in document["sites"] if (e["layer"], e["feature"]) == (entry["layer"], entry["feature"])]

@@ -18,8 +18,9 @@ import pytest
 import yaml
 
 from nullbooth_cli.collect import open_model
+from nullbooth_cli.collect import open_model as open_model_module
 from nullbooth_cli.model import load as load_module
-from nullbooth_cli.pipeline import collect, heartbeat
+from nullbooth_cli.pipeline import heartbeat
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store, locks, open_backing, shard_locked
 from nullbooth_cli.store.local import DurableLocalStore, LocalBacking
@@ -165,7 +166,9 @@ class TestEveryInstant:
         """The model is looked at once, and nothing waits for the disk: the order of writes is in question."""
         known: dict[str, Any] = {}
         load, digest = open_model.load_collection, load_module.weights_digest
-        monkeypatch.setattr(collect, "load_collection", lambda *a: known.get("loaded") or known.setdefault("loaded", load(*a)))
+        monkeypatch.setattr(
+            open_model_module, "load_collection", lambda *a: known.get("loaded") or known.setdefault("loaded", load(*a))
+        )
         monkeypatch.setattr(
             load_module, "weights_digest", lambda pipe, **_: known.get("digest") or known.setdefault("digest", digest(pipe))
         )

@@ -8,7 +8,7 @@ import pytest
 
 from nullbooth_cli.errors import ConfigError, StageError, StoreError
 from nullbooth_cli.nullspace.covariance import STAGED
-from nullbooth_cli.pipeline import collect, merge, stages
+from nullbooth_cli.pipeline import collect, covariance, merge, stages
 from nullbooth_cli.pipeline import run as run_module
 from nullbooth_cli.pipeline.state import stage_states
 from nullbooth_cli.progress import Note
@@ -174,7 +174,7 @@ class TestReleasing:
         config = config_of(tmp_path / "run.zarr", PROMPTS[:4])
         store = execute(config, *PIPELINE)
         before = {site.name: store.read_moment(site, 0) for site in store.sites}
-        said = collect.release(store)
+        said = collect.release_features(store)
         assert "released" in said
         assert not list((store.path / "features").rglob("c.*"))
         assert states_of(config) == {
@@ -201,10 +201,10 @@ class TestReleasing:
         store = execute(config, "collect", "covariance")
         monkeypatch.setattr(type(store._backing), "delete", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            collect.release(store)
+            collect.release_features(store)
         assert states_of(config)["collect"] == "released"
         monkeypatch.undo()
-        collect.release(store)
+        collect.release_features(store)
         assert not list((store.path / "features").rglob("c.*"))
 
 
@@ -340,7 +340,7 @@ def test_keeping_moments_serves_moments_only(tmp_path: Path) -> None:
 
 def test_collect_finishes_its_own_fold_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(tmp_path / "run.zarr", PROMPTS[:2], collect__keep="moments")
-    monkeypatch.setattr(stages, "run_covariance", lambda run: iter(()))
+    monkeypatch.setattr(covariance, "run_covariance", lambda run: iter(()))
     execute(config, "collect")
     assert states_of(config)["covariance"] == "missing"
     monkeypatch.undo()

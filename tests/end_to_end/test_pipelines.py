@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from nullbooth_cli.cli import app
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model import load
-from nullbooth_cli.model.denoise import hold_to_schedule
+from nullbooth_cli.model.denoise import use_schedule
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.scheduler import build_scheduler
 from nullbooth_cli.settings.config import build_config
@@ -148,8 +148,8 @@ def test_the_sites_and_what_is_shared(ran: Any) -> None:
 def test_moments_are_those_of_hooks_of_our_own(ran: Any) -> None:
     """One prompt after the other through the pipeline; a hook on one module of each site keeps what it receives."""
     name, store, _, folder = ran
-    pipe = load.prepare(diffusers.DiffusionPipeline.from_pretrained(folder, dtype=torch.float32))
-    hold_to_schedule(pipe, build_scheduler(EXPECTED[name].strategy, pipe.scheduler), store.schedule())
+    pipe = load.freeze(diffusers.DiffusionPipeline.from_pretrained(folder, dtype=torch.float32))
+    use_schedule(pipe, build_scheduler(EXPECTED[name].strategy, pipe.scheduler), store.schedule())
     denoiser = load.denoiser_of(pipe)
     seen: dict[tuple[str, int], list[np.ndarray]] = {}
     step, masks = -1, []

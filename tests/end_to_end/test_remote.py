@@ -25,8 +25,8 @@ from typer.testing import CliRunner, Result
 
 from nullbooth_cli.cli import app
 from nullbooth_cli.errors import ResourceError, StoreError
-from nullbooth_cli.store import Activity, Store, clients, lease, open_backing
-from nullbooth_cli.store.lease import HELD, LEASE_SECONDS, machine
+from nullbooth_cli.store import Heartbeat, Store, clients, lease, open_backing
+from nullbooth_cli.store.lease import LEASE_SECONDS, LEASES, machine
 from tests.support.builders import small_config
 
 ACCESS, SECRET, BUCKET = "AKIATESTACCESSKEY", "wJalrXUtnFEMI-test-secret", "nullbooth"
@@ -217,7 +217,7 @@ class TestPipeline:
         store = Store.open(place.url, write=True, options=options or place.bucket.options)
         now = time.time()
         for worker in ("1-of-2.0", "2-of-2.0"):
-            store.write_activity(Activity(worker, "collect", "elsewhere", 7, now - 9, 3, now - 1, 2.0, now))
+            store.write_activity(Heartbeat(worker, "collect", "elsewhere", 7, now - 9, 3, now - 1, 2.0, now))
         before = {key: place.bucket.get(key) for key in place.bucket.keys(place.prefix)}
         shown = answered(nullbooth("status", "-c", config, "--watch", "--check", "schedule", "--json"))
         assert [worker["worker"] for worker in json.loads(shown)["workers"]] == ["1-of-2.0", "2-of-2.0"]
@@ -353,7 +353,7 @@ class TestLease:
     def test_who_was_stopped_for_long_looks_before_it_writes(self, place: Place) -> None:
         backing = place.backing()
         with backing.lock():
-            (held,) = HELD[place.url]
+            (held,) = LEASES[place.url]
             held._renewed -= LEASE_SECONDS
             backing.put("mine", [b"1"])
             assert not held.is_overdue()
@@ -372,7 +372,7 @@ class TestLease:
             raise ResourceError("away", "")
 
         with backing.lock():
-            (held,) = HELD[place.url]
+            (held,) = LEASES[place.url]
             with monkeypatch.context() as broken:
                 broken.setattr(clients._Obstore, "replace_lease", away)
                 time.sleep(1)

@@ -18,8 +18,8 @@ from nullbooth_cli.collect import open_model
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation import compare, evaluate, pictures
-from nullbooth_cli.evaluation.encoders import ALEXNET, ENCODERS, Spaces, load_spaces
-from nullbooth_cli.evaluation.pictures import Shot
+from nullbooth_cli.evaluation.encoders import ALEXNET, ENCODERS, FeatureSpaces, load_feature_spaces
+from nullbooth_cli.evaluation.pictures import PictureSpec
 from nullbooth_cli.model import denoise, load
 from nullbooth_cli.nullspace.projector import relative_drift
 from nullbooth_cli.settings.config import Config
@@ -101,7 +101,7 @@ def by_hand(config: Config, store: Store, pipe: Any, text: str, noise: int) -> t
 
 def test_latent_distances_are_those_of_the_pipelines_themselves(answer: Any, run: Any, models: Path) -> None:
     entry = answer[0]["against"][0]["preservation"]["kept"]["by_picture"][1]
-    shot = Shot(Prompt(entry["text"]))
+    shot = PictureSpec(Prompt(entry["text"]))
     base = by_hand(*run, toy(), entry["text"], shot.noise(0))
     another = by_hand(*run, toy(), entry["text"], shot.noise(1))
     edited = by_hand(*run, pictures.load_edited(run[0], str(models / "free"), "cpu"), entry["text"], shot.noise(0))
@@ -200,7 +200,7 @@ def test_every_picture_is_written(answer: Any) -> None:
         expected = {f"{each['id']}-{each['number']}-{model}.png" for each in found["by_picture"] for model in models}
         assert {path.name for path in (folder / name).iterdir()} == expected
     mse = []
-    for shot in (Shot(Prompt(text)) for text in PROMPTS[:5]):
+    for shot in (PictureSpec(Prompt(text)) for text in PROMPTS[:5]):
         base, edited = (np.asarray(Image.open(folder / "kept" / f"{shot.name}-{of}.png")) / 255 for of in ("base", "against-1"))
         mse.append(np.square(base - edited).mean())
     assert document["against"][0]["preservation"]["kept"]["pixel_mse"] == pytest.approx(np.mean(mse))
@@ -230,11 +230,11 @@ class TestDrawing:
     def test_noise_is_a_prompts_own(self, run: Any, pipe: Any) -> None:
         """In any company, order and batch; and of a size that torch's CPU generator does not cut."""
         path = open_model.path_of(run[0], run[1].schedule(), pipe)
-        shots = [Shot(Prompt(text)) for text in PROMPTS[:4]]
-        together = pictures.Drawn.joined(list(pictures.draw(pipe, path, shots, 3)))
-        alone = pictures.Drawn.joined(list(pictures.draw(pipe, path, shots[::-1][:2], 1)))
+        shots = [PictureSpec(Prompt(text)) for text in PROMPTS[:4]]
+        together = pictures.Pictures.joined(list(pictures.draw_pictures(pipe, path, shots, 3)))
+        alone = pictures.Pictures.joined(list(pictures.draw_pictures(pipe, path, shots[::-1][:2], 1)))
         np.testing.assert_allclose(alone.latents[::-1], together.latents[2:], rtol=1e-3, atol=1e-4)
-        noises = {shot.noise(series) for shot in (*shots, Shot(shots[0].prompt, 1)) for series in (0, 1)}
+        noises = {shot.noise(series) for shot in (*shots, PictureSpec(shots[0].prompt, 1)) for series in (0, 1)}
         assert len(noises) == 10
         assert max(noises) < 1 << 32
 
@@ -242,10 +242,10 @@ class TestDrawing:
     def test_latents_are_those_that_the_pipeline_gives(self, name: str) -> None:
         """Whatever a pipeline does between its latents and its autoencoder: scale, shift, unpack."""
         torch.manual_seed(0)
-        pipe = load.prepare(tiny.PIPELINES[name]())
+        pipe = load.freeze(tiny.PIPELINES[name]())
         pipe.vae.register_to_config(shift_factor=None if name == "sdxl" else 0.1)
-        path, shot = denoise.DenoisingPath(2, (), 3.0, 32, 32, 0), Shot(Prompt("a"))
-        [drawn] = pictures.draw(pipe, path, [shot], 1)
+        path, shot = denoise.DenoisingPath(2, (), 3.0, 32, 32, 0), PictureSpec(Prompt("a"))
+        [drawn] = pictures.draw_pictures(pipe, path, [shot], 1)
         given = denoise.denoise(pipe, path, [(shot.noise(0), shot.prompt)])
         # Flux packs its latents: the same values in another order.
         np.testing.assert_allclose(np.sort(drawn.latents.ravel()), np.sort(given.numpy().ravel()), atol=1e-5)
@@ -253,7 +253,7 @@ class TestDrawing:
 
     def test_pictures_are_encoded_back_to_their_latents(self, run: Any, pipe: Any) -> None:
         path = open_model.path_of(run[0], run[1].schedule(), pipe)
-        [drawn] = pictures.draw(pipe, path, [Shot(Prompt(text)) for text in PROMPTS[:2]], 2)
+        [drawn] = pictures.draw_pictures(pipe, path, [PictureSpec(Prompt(text)) for text in PROMPTS[:2]], 2)
         own = np.linalg.norm(pictures.pooled_latents(pipe, drawn.images) - drawn.pooled(), axis=1)
         other = np.linalg.norm(pictures.pooled_latents(pipe, drawn.images)[::-1] - drawn.pooled(), axis=1)
         assert (own < 0.7 * other).all()  # pictures of four steps are none that the autoencoder knows
@@ -262,9 +262,9 @@ class TestDrawing:
 def test_a_picture_is_right_if_it_shows_all_that_is_named() -> None:
     texts = ["a red circle on a blue background", "a red square on a blue background", "a sks thing", "a sks circle"]
     image = (world.draw(world.Drawing("circle", "red", "blue")) * 255).astype(np.uint8)
-    drawn = pictures.Drawn(np.stack([image] * 4), np.zeros((4, 8, 8, 8), np.float32))
-    np.testing.assert_array_equal(compare.look(drawn, texts, Spaces(), is_toy=True).right, [1, 0, np.nan, 1])
-    assert compare.look(drawn, texts, Spaces(), is_toy=False).right is None
+    drawn = pictures.Pictures(np.stack([image] * 4), np.zeros((4, 8, 8, 8), np.float32))
+    np.testing.assert_array_equal(compare.extract_features(drawn, texts, FeatureSpaces(), is_toy=True).right, [1, 0, np.nan, 1])
+    assert compare.extract_features(drawn, texts, FeatureSpaces(), is_toy=False).right is None
 
 
 @pytest.fixture
@@ -307,7 +307,7 @@ class TestSpaces:
             assert found["text_alignment"]["base"] != found["text_alignment"]["edited"]
 
     def test_features_are_the_models_own(self, weights: Path) -> None:
-        spaces = load_spaces({"clip": str(weights / "clip"), "dino": str(weights / "dino")}, torch.device("cpu"))
+        spaces = load_feature_spaces({"clip": str(weights / "clip"), "dino": str(weights / "dino")}, torch.device("cpu"))
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (40, 32, 32, 3), np.uint8)
         clip = CLIPModel.from_pretrained(weights / "clip")
@@ -329,7 +329,7 @@ class TestSpaces:
         np.testing.assert_allclose(spaces.lpips(x, y)[:3], [0, np.abs(x[1] / 127.5 - y[1] / 127.5).mean(), 0], rtol=1e-4)
 
     def test_nothing_there_is_said(self) -> None:
-        assert set(load_spaces({}, torch.device("cpu")).missing) == {"clip", "dino", "lpips"}
+        assert set(load_feature_spaces({}, torch.device("cpu")).missing) == {"clip", "dino", "lpips"}
 
 
 class TestRefused:
@@ -367,7 +367,7 @@ class TestRefused:
 
     def test_a_base_that_was_not_collected_from(self, run: Any, models: Path) -> None:
         config = run[0].model_copy(update={"model": str(models / "free")})
-        request = evaluate.Request(("x",), {"kept": (Shot(Prompt("a")),)}, {})
+        request = evaluate.Request(("x",), {"kept": (PictureSpec(Prompt("a")),)}, {})
         with pytest.raises(ConfigError, match="belong to another model than the one at hand"):
             list(evaluate.evaluate(config, run[1], request))
 

@@ -31,9 +31,9 @@ from nullbooth_cli.model import device
 from nullbooth_cli.model import load as load_module
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.nullspace.usable import usable_projectors
-from nullbooth_cli.pipeline.doctor.examination import Patient
+from nullbooth_cli.pipeline.doctor.examination import Examination
 from nullbooth_cli.pipeline.doctor.examine import examine
-from nullbooth_cli.pipeline.run import renamed
+from nullbooth_cli.pipeline.run import model_renamed
 from nullbooth_cli.store import Store
 from tests.support.builders import PROMPTS, ROOT, execute, small_config, states_of
 from tests.support.model_files import COMMIT, copy_folder, hub_cache, pickle_folder, save_single_file, weights_file
@@ -145,11 +145,11 @@ class TestIdentity:
         config, folder = run
         execute(config, "collect", limit=limit)
         moved = config.model_copy(update={"model": str(folder.rename(tmp_path / "moved"))})
-        assert [str(name) for name in renamed(moved, Store.open(config.store))] == [f"model: {folder} -> {moved.model}"]
+        assert [str(name) for name in model_renamed(moved, Store.open(config.store))] == [f"model: {folder} -> {moved.model}"]
         assert f"the same model by its weights: model: {folder} -> {moved.model}" in self.notes(moved)
         store = Store.open(config.store)
         assert states_of(moved)["collect"] == "complete"
-        assert renamed(moved, store) == ()
+        assert model_renamed(moved, store) == ()
         assert store.config["model"] == moved.model
 
     def test_a_single_file_of_the_same_weights_is_the_same_model(self, run: Any, kinds: Any) -> None:
@@ -202,11 +202,11 @@ class TestIdentity:
         execute(config, "collect")
         other = copy_folder(tmp_path / "other")
         named = config.model_copy(update={"model": str(other)})
-        found = {finding.check: finding for finding in examine(Patient(lambda: (named, "c.yaml", ()), "cpu"))}
+        found = {finding.check: finding for finding in examine(Examination(lambda: (named, "c.yaml", ()), "cpu"))}
         assert found["probe"].verdict == "ok"
         tensors = load_file(weights_file(other, "unet"))
         save_file({name: tensor + 1e-3 for name, tensor in tensors.items()}, weights_file(other, "unet"))
-        found = {finding.check: finding for finding in examine(Patient(lambda: (named, "c.yaml", ()), "cpu"))}
+        found = {finding.check: finding for finding in examine(Examination(lambda: (named, "c.yaml", ()), "cpu"))}
         assert found["stale"].verdict == "ok"
         assert found["probe"].verdict == "error"
         assert "is not the one this collection was begun with" in found["probe"].text

@@ -5,7 +5,7 @@ from torch import nn
 
 from nullbooth_cli.collect.find_sites import split_branches
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.model.hooks import Watch, group_shared
+from nullbooth_cli.model.hooks import ProjectionHooks, group_shared
 from nullbooth_cli.model.projections import find_projections
 
 
@@ -110,7 +110,7 @@ def watched(model: Denoiser, side: str = "input", forwards: int = 2) -> list:
     projections = find_projections(model, ALL, "all")
     seen: list = [[] for _ in range(forwards)]
     text = torch.randn(2, 3, 6)
-    with Watch(model, projections, side, lambda p, f, t: seen[f].append((p, t))):
+    with ProjectionHooks(model, projections, side, lambda p, f, t: seen[f].append((p, t))):
         for _ in range(forwards):
             model(torch.randn(2, 5, 4), text)
     return seen

@@ -63,10 +63,10 @@ class TestNoiseFloor:
         assert cut("mid.q", values, np.stack([values, NONE[:4]]), floor, rule, 1e-10).null_dim == 2
 
     def test_a_count_that_ends_inside_it_is_doubted(self) -> None:
-        assert spectrum.doubts(4, 40, 1, 1e-17, 4e-16) == [
+        assert spectrum.spectrum_warnings(4, 40, 1, 1e-17, 4e-16) == [
             "cut at 1e-17, below the noise floor of 4e-16: which directions are null is round-off"
         ]
-        assert spectrum.doubts(4, 40, 2, 1e-3, 4e-16) == []
+        assert spectrum.spectrum_warnings(4, 40, 2, 1e-3, 4e-16) == []
 
     def test_a_centred_spectrum_has_that_of_the_moment_about_zero(self, tiny: Any) -> None:
         config, store = tiny
@@ -97,12 +97,12 @@ class TestTokens:
             "site", eigenvalues, np.stack([eigenvalues, np.full(dim, np.nan)]), floor, "relative_threshold", 1e-9
         ).null_dim
         assert null_dim >= dim - count
-        [said] = spectrum.doubts(dim, count, null_dim, 1.0, floor)
+        [said] = spectrum.spectrum_warnings(dim, count, null_dim, 1.0, floor)
         assert f"null_dim is at least {dim - count}, which may be chance" in said
 
     def test_ten_for_each_dimension_are_advised(self) -> None:
-        assert spectrum.doubts(8, 79, 1, 1.0, 0.0) == ["79 vectors for 8 dimensions; 80 or more are advised"]
-        assert spectrum.doubts(8, 80, 1, 1.0, 0.0) == []
+        assert spectrum.spectrum_warnings(8, 79, 1, 1.0, 0.0) == ["79 vectors for 8 dimensions; 80 or more are advised"]
+        assert spectrum.spectrum_warnings(8, 80, 1, 1.0, 0.0) == []
 
 
 class TestBadMoments:

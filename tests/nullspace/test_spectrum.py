@@ -113,14 +113,14 @@ def test_the_threshold_separates_null_from_known(rule: str) -> None:
     ],
 )
 def test_each_doubt_is_said_alone(facts: tuple, words: str) -> None:
-    (found,) = spectrum.doubts(*facts)
+    (found,) = spectrum.spectrum_warnings(*facts)
     assert words in found
 
 
 @pytest.mark.parametrize("more", [(), (0.09,), (0.05, 0.09)])
 def test_a_well_founded_null_space_has_none(more: tuple) -> None:
-    assert spectrum.doubts(100, 5000, 60, 1e-3, 1e-12, *more) == []
-    assert spectrum.doubts(100, 5000, 0, 1e-13, 1e-12) == []
+    assert spectrum.spectrum_warnings(100, 5000, 60, 1e-3, 1e-12, *more) == []
+    assert spectrum.spectrum_warnings(100, 5000, 0, 1e-13, 1e-12) == []
 
 
 class TestSparkline:

@@ -15,12 +15,15 @@ import torch
 
 from nullbooth_cli.collect import batch_size as batch_size_module
 from nullbooth_cli.collect import find_sites, open_model
+from nullbooth_cli.collect import find_sites as find_sites_module
+from nullbooth_cli.collect import open_model as open_model_module
 from nullbooth_cli.collect import recorder as recorder_module
 from nullbooth_cli.datatypes import Prompt, Site
 from nullbooth_cli.errors import ConfigError, ResourceError
-from nullbooth_cli.model.denoise import DenoisingPath, cut_words
+from nullbooth_cli.model import denoise as denoise_module
+from nullbooth_cli.model.denoise import DenoisingPath, truncated_prompts
 from nullbooth_cli.model.load import denoiser_of
-from nullbooth_cli.pipeline import collect, run, stages
+from nullbooth_cli.pipeline import run, stages
 from nullbooth_cli.progress import Note
 from nullbooth_cli.store import Store, background
 from nullbooth_cli.toy import FOLDER
@@ -191,7 +194,7 @@ def test_a_value_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest
             values[1, 0, 0] = float("nan") if where == "model" else 1e6
         return values
 
-    monkeypatch.setattr(recorder_module, "split_branches", spoiled)
+    monkeypatch.setattr(find_sites_module, "split_branches", spoiled)
     expected = (
         rf"{'not finite' if where == 'model' else 'does not fit float16'}: prompt '{PROMPTS[1]}', layer mid_block.*timestep 999"
     )
@@ -212,7 +215,7 @@ def test_sharing_that_changes_on_the_way_is_an_error() -> None:
         def receive(self, site: Site, step: int, rows: list[int], values: torch.Tensor) -> None:
             kept.append(step)
 
-    found = find_sites.Found((site,), {k: site, v: site}, frozenset())
+    found = find_sites.FoundSites((site,), {k: site, v: site}, frozenset())
     path = DenoisingPath(3, (), 1.0, None, None, 0)
     recorder = recorder_module.Recorder(path, [(0, Prompt("a")), (1, Prompt("b"))], found, "both", [Sink()])
     recorder.receive(k, 0, text)
@@ -267,7 +270,7 @@ def test_the_writer_bounds_the_bytes_that_wait() -> None:
 
 def test_long_prompts_are_said_with_the_lost_words(tmp_path: Path, pipe: Any) -> None:
     long = "a photo of a sks red circle at the left of a blue background with a green star"
-    assert cut_words(pipe, [Prompt(PROMPTS[0]), Prompt(long)]) == [(Prompt(long), "with a green star")]
+    assert truncated_prompts(pipe, [Prompt(PROMPTS[0]), Prompt(long)]) == [(Prompt(long), "with a green star")]
     config = small_config(tmp_path / "run.zarr", original_knowledge_prompts=[long], collect__cross_attention_layers=[0])
     store = Store.create(config.store, config.model_dump())
     events = list(stages.execute("collect", run.Run(config, prompts_of(config), store, "cpu")))
@@ -299,7 +302,7 @@ class TestNothingMoreIsComputed:
                 module.register_forward_hook(lambda *_, name=name: counts.update([name]))
             return loaded
 
-        monkeypatch.setattr(collect, "load_collection", counted)
+        monkeypatch.setattr(open_model_module, "load_collection", counted)
         return counts
 
     @pytest.mark.parametrize("keep", ["features", "moments"])
@@ -355,7 +358,7 @@ class TestAutoBatch:
             if len(members) > 5:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
-        monkeypatch.setattr(batch_size_module, "denoise", denoise)
+        monkeypatch.setattr(denoise_module, "denoise", denoise)
         found = SimpleNamespace(owners={}, sites=[SimpleNamespace(side="input")])
         prompts = tuple(Prompt(f"prompt {i}") for i in range(40))
         fits = batch_size_module.trial_and_error(pipe, None, found, prompts, 40)

@@ -20,10 +20,11 @@ from typer.testing import CliRunner, Result
 from nullbooth_cli.cli import app
 from nullbooth_cli.collect import batch_size, open_model
 from nullbooth_cli.commands import console
+from nullbooth_cli.model import device as device_module
 from nullbooth_cli.model import load as load_module
 from nullbooth_cli.pipeline import space
 from nullbooth_cli.pipeline.doctor.checks import CHECKS
-from nullbooth_cli.pipeline.doctor.examination import Patient
+from nullbooth_cli.pipeline.doctor.examination import Examination
 from nullbooth_cli.pipeline.doctor.examine import Finding, examine
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store, locked, open_backing, shard_locked
@@ -46,12 +47,12 @@ def little(store: Path, **changes: Any) -> Config:
 
 
 def findings(config: Config, device: str = "cpu") -> dict[str, Finding]:
-    return {finding.check: finding for finding in examine(Patient(lambda: (config, "c.yaml", ()), device))}
+    return {finding.check: finding for finding in examine(Examination(lambda: (config, "c.yaml", ()), device))}
 
 
 def found(check: str, config: Config, device: str = "cpu") -> Finding:
     """What one check finds; those after it are not made."""
-    every = examine(Patient(lambda: (config, "c.yaml", ()), device))
+    every = examine(Examination(lambda: (config, "c.yaml", ()), device))
     return next(finding for finding in every if finding.check == check)
 
 
@@ -377,7 +378,7 @@ class TestModel:
 
     def test_sums_that_fit_nowhere_or_only_beside_the_device(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         config = little(tmp_path / "run.zarr", collect__keep="moments")
-        monkeypatch.setattr(space, "free_memory", lambda _: 1000)
+        monkeypatch.setattr(device_module, "free_memory", lambda _: 1000)
         refused(found("memory", config), "the sums of 1 sites and 16 steps need", "1,000 are free", "cross_attention_layers")
         monkeypatch.setattr(space, "place_for_sums", lambda *_: torch.device("meta"))
         refused(found("memory", config), "they stay in host memory", "fewer layers or steps", verdict="warning")

@@ -17,7 +17,7 @@ from selenium.webdriver.support.ui import Select
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.evaluation.compare import QUANTITIES
 from nullbooth_cli.evaluation.evaluate import ANOTHER, BASE, Evaluation
-from nullbooth_cli.evaluation.pictures import Drawn, Shot
+from nullbooth_cli.evaluation.pictures import Pictures, PictureSpec
 from nullbooth_cli.report.gallery import AMPLIFIED, ROWS, SIDE, _uri, write_gallery
 from tests.report.test_page import HOSTILE, assert_quiet_and_alone, needs_browser, open_browser
 
@@ -51,7 +51,10 @@ def comparison(count: int, change: float) -> dict[str, Any]:
 def found() -> Evaluation:
     """Twenty kept prompts and two of a subject; pictures of 40 x 60, random."""
     rng = np.random.default_rng(0)
-    sets = {"kept": tuple(Shot(Prompt(text)) for text in TEXTS), "subject": (Shot(Prompt("s"), 0), Shot(Prompt("s"), 1))}
+    sets = {
+        "kept": tuple(PictureSpec(Prompt(text)) for text in TEXTS),
+        "subject": (PictureSpec(Prompt("s"), 0), PictureSpec(Prompt("s"), 1)),
+    }
     images = {name: rng.integers(0, 256, (22, 40, 60, 3), np.uint8) for name in (BASE, ANOTHER, *MODELS)}
     images[MODELS[1]] = images[BASE].copy()
     answers = []
@@ -78,7 +81,7 @@ def found() -> Evaluation:
         "against": answers[1:],
         "not_measured": {"clip": "no CLIP weights at <here>"},
     }
-    return Evaluation(document, sets, {name: Drawn(of, np.zeros((22, 1, 1, 1), np.float32)) for name, of in images.items()})
+    return Evaluation(document, sets, {name: Pictures(of, np.zeros((22, 1, 1, 1), np.float32)) for name, of in images.items()})
 
 
 @pytest.fixture(scope="module")

@@ -23,14 +23,14 @@ from nullbooth_cli.commands.console import Terminal
 from nullbooth_cli.commands.status_watch import _line
 from nullbooth_cli.errors import StoreError
 from nullbooth_cli.pipeline import heartbeat
-from nullbooth_cli.pipeline.heartbeat import present
+from nullbooth_cli.pipeline.heartbeat import beating
 from nullbooth_cli.pipeline.state import stage_states
 from nullbooth_cli.pipeline.workers import Shard, Workers
 from nullbooth_cli.progress import FEWEST_MARKS, WINDOW_SECONDS, Event, Pace, Progress
 from nullbooth_cli.report import watch as watch_module
-from nullbooth_cli.report.watch import SILENT_SECONDS, Ages, looks, watch_document
+from nullbooth_cli.report.watch import SILENT_SECONDS, Ages, poll, watch_document
 from nullbooth_cli.settings.config import Config
-from nullbooth_cli.store import Activity, Store
+from nullbooth_cli.store import Heartbeat, Store
 from tests.end_to_end.test_cli import nullbooth, refused
 from tests.end_to_end.test_durability import MANY, MID, saved
 from tests.support.builders import execute, prompts_of, small_config
@@ -83,7 +83,7 @@ class TestPresence:
     def store(self, tmp_path: Path) -> Store:
         return Store.create(tmp_path / "run.zarr", {})
 
-    def wait_for(self, store: Store, units: int) -> Activity:
+    def wait_for(self, store: Store, units: int) -> Heartbeat:
         deadline = time.monotonic() + 20
         while not (found := store.activities()) or found[0].units < units:
             assert time.monotonic() < deadline
@@ -92,7 +92,7 @@ class TestPresence:
 
     def test_signs_come_and_go(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
-        with present(store, Workers(Shard(3, 16)), "collect") as at_work:
+        with beating(store, Workers(Shard(3, 16)), "collect") as at_work:
             began = self.wait_for(store, 0)
             assert (began.worker, began.stage, began.pid) == ("3-of-16.0", "collect", os.getpid())
             assert (began.units, began.last, began.seconds_per_unit) == (0, None, None)
@@ -106,7 +106,7 @@ class TestPresence:
 
     def test_short_work_leaves_no_trace(self, store: Store) -> None:
         before = files(store.path)
-        with present(store, Workers(), "collect") as at_work:
+        with beating(store, Workers(), "collect") as at_work:
             at_work.finished()
         assert files(store.path) == before
 
@@ -114,7 +114,7 @@ class TestPresence:
         monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
 
         def work() -> None:
-            with present(store, Workers(), "collect"):
+            with beating(store, Workers(), "collect"):
                 self.wait_for(store, 0)
                 raise KeyboardInterrupt
 
@@ -126,8 +126,8 @@ class TestPresence:
         """Ctrl-C comes while a bar is drawn, not while a unit runs."""
         monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
         arguments = saved(small_config(tmp_path / "run.zarr", **MID), tmp_path / "c.yaml")
-        seen: list[list[Activity]] = []
-        held = run_stages._held
+        seen: list[list[Heartbeat]] = []
+        held = run_stages._locked_store
 
         def follow(_: Any, events: Iterator[Event]) -> None:
             next(event for event in events if isinstance(event, Progress) and event.stage == "collect")
@@ -143,7 +143,7 @@ class TestPresence:
                     seen.append(Store.open(tmp_path / "run.zarr").activities())
 
         monkeypatch.setattr(Terminal, "follow", follow)
-        monkeypatch.setattr(run_stages, "_held", watched)
+        monkeypatch.setattr(run_stages, "_locked_store", watched)
         assert nullbooth("collect", *arguments).exit_code == 130
         assert seen == [[]]
 
@@ -151,8 +151,8 @@ class TestPresence:
         """Zarr warns of objects that it does not know, and warnings are errors here."""
         import zarr
 
-        store.write_activity(Activity("1-of-1.0", "collect", "here", 1, 0.0))
-        store.write_activity(Activity("1-of-1.1", "collect", "there", 2, 0.0, units=3))
+        store.write_activity(Heartbeat("1-of-1.0", "collect", "here", 1, 0.0))
+        store.write_activity(Heartbeat("1-of-1.1", "collect", "there", 2, 0.0, units=3))
         group = zarr.open_group(store.path, mode="r")
         assert dict(group["activity/1-of-1.1"].attrs)["units"] == 3
         assert len(list(group.members(max_depth=None))) == 3
@@ -161,15 +161,15 @@ class TestPresence:
     def test_the_next_run_forgets_the_killed(self, tmp_path: Path) -> None:
         config = small_config(tmp_path / "run.zarr", **MID)
         store = execute(config, "schedule", "collect", limit=1)
-        store.write_activity(Activity("1-of-1.3", "collect", "here", 1, 0.0))
+        store.write_activity(Heartbeat("1-of-1.3", "collect", "here", 1, 0.0))
         execute(config, "collect")
         assert store.activities() == []
 
 
-def note(worker: str = "1-of-1.0", **changes: Any) -> Activity:
+def note(worker: str = "1-of-1.0", **changes: Any) -> Heartbeat:
     now = time.time()
     values = {"stage": "collect", "host": "here", "pid": 7, "began": now - 60, "units": 3, "last": now - 2, "time": now - 1}
-    return Activity(worker, **{**values, "seconds_per_unit": 4.0, **changes})
+    return Heartbeat(worker, **{**values, "seconds_per_unit": 4.0, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Store]:
 
 
 class TestDocument:
-    def document(self, begun: tuple[Config, Store], *notes: tuple[str, Activity], ages: Ages | None = None) -> dict[str, Any]:
+    def document(self, begun: tuple[Config, Store], *notes: tuple[str, Heartbeat], ages: Ages | None = None) -> dict[str, Any]:
         config, store = begun
         states = stage_states(config, prompts_of(config), store)
         return watch_document(store.url, states, list(notes), ages or Ages())
@@ -230,7 +230,7 @@ class TestLooks:
                 raise document
             return document
 
-        assert [document["stages"]["collect"]["state"] for document in looks(look, None, 0.0)] == ["partial", "complete"]
+        assert [document["stages"]["collect"]["state"] for document in poll(look, None, 0.0)] == ["partial", "complete"]
 
     def test_what_stays_wrong_is_an_error(self) -> None:
         times = itertools.count()
@@ -240,13 +240,13 @@ class TestLooks:
             raise StoreError("a chunk is damaged", "")
 
         with pytest.raises(StoreError, match="a chunk is damaged"):
-            list(looks(look, None, 0.0))
+            list(poll(look, None, 0.0))
         assert next(times) == watch_module.PATIENCE
 
     def test_maps_are_waited_for(self) -> None:
         rows = [{"state": "complete", "attention": {"state": state}} for state in ("partial", "complete")]
         found = iter([{"stages": {"collect": row}} for row in rows])
-        assert len(list(looks(lambda: next(found), "collect", 0.0))) == 2
+        assert len(list(poll(lambda: next(found), "collect", 0.0))) == 2
 
 
 class TestBesideARun:

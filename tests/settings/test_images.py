@@ -301,7 +301,7 @@ class TestWhatTheDenoiserSees:
     )
     def test_on_other_models_with_their_scaling(self, tmp_path: Path, name: str, strategy: str, size: int) -> None:
         torch.manual_seed(0)
-        pipe = load.prepare(PIPELINES[name]())
+        pipe = load.freeze(PIPELINES[name]())
         mean, std = [0.1, -0.2, 0.3, 0.0], [1.5, 2.0, 0.5, 1.0]
         if name == "sdxl":
             pipe.vae.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=0.5)
@@ -318,7 +318,7 @@ class TestWhatTheDenoiserSees:
     def test_flow_matching(self, tmp_path: Path, name: str) -> None:
         """Flux takes a 2 x 2 patch of 4 channels as one token of 16; the tests say in which order by themselves."""
         torch.manual_seed(0)
-        pipe = load.prepare(PIPELINES[name]())
+        pipe = load.freeze(PIPELINES[name]())
         pipe.vae.register_to_config(scaling_factor=1.5, shift_factor=0.06)
         if name == "flux":
             pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, use_dynamic_shifting=False)
@@ -375,14 +375,14 @@ class TestRefused:
         assert states_of(config)["collect"] == "missing"
 
     def test_an_autoencoder_that_is_not_known(self, tmp_path: Path) -> None:
-        made = load.prepare(PIPELINES["sd1"]())
+        made = load.freeze(PIPELINES["sd1"]())
         made.vae = None
         with pytest.raises(ConfigError, match="how StableDiffusionPipeline makes latents of images is not known") as caught:
             walk(made, tmp_path, None, 2, 16, [0])
         assert "collect.latents to path" in caught.value.hint
 
     def test_latents_of_another_shape(self, tmp_path: Path) -> None:
-        made = load.prepare(PIPELINES["sd1"]())
+        made = load.freeze(PIPELINES["sd1"]())
         made.vae_scale_factor = 4
         with pytest.raises(ConfigError, match=r"takes latents of shape \[1, 4, 4, 4\], and images of 16 x 16 pixels give"):
             walk(made, tmp_path, None, 2, 16, [0])

@@ -36,7 +36,8 @@ if "pytest" not in sys.modules:
     from nullbooth_cli.commands import console
     from nullbooth_cli.model import device, load
     from nullbooth_cli.nullspace import covariance
-    from nullbooth_cli.pipeline import collect, heartbeat, workers
+    from nullbooth_cli.pipeline import heartbeat, workers
+    from nullbooth_cli.pipeline import run as run_module
     from nullbooth_cli.store import Store
 
     pipe: Any = load.load_pipeline(
@@ -120,14 +121,14 @@ class Worker(ForkServerProcess):
             time.sleep(self.twist.slow)
             real(a_pipe, path, recorder, found)
 
-        write, layout_of = Store.write_moments, collect.layout_of
+        write, layout_of = Store.write_moments, run_module.layout_of
 
         def write_moments(store: Store, *of_block: Any) -> None:
             time.sleep(self.twist.slow)
             write(store, *of_block)
 
         # Some sites then have several blocks of timesteps, one of them shorter.
-        collect.layout_of = lambda *how: replace(layout_of(*how), chunk_bytes=CHUNK_BYTES)
+        run_module.layout_of = lambda *how: replace(layout_of(*how), chunk_bytes=CHUNK_BYTES)
         units._run, Store.write_moments = run_unit, write_moments  # type: ignore[method-assign]
         cli.app(self.arguments, prog_name="nullbooth")
 

@@ -31,7 +31,7 @@ from nullbooth_cli.settings.config import build_config
 from nullbooth_cli.store import Store
 from nullbooth_cli.toy import FOLDER
 from nullbooth_cli.training.constraint import BIAS, NOT_IN_STORE, OTHER_ADAPTER
-from nullbooth_cli.training.parametrization import NullSpace, hold
+from nullbooth_cli.training.parametrization import NullSpace, constrain_weight
 from tests.support import tiny_training as training
 from tests.support.builders import PROMPTS, ROOT, execute, features_at
 from tests.support.tiny import saved
@@ -580,7 +580,7 @@ def test_any_change_stays_in_the_null_space(dim: int, null: float, rows: int, se
     linear = nn.Linear(dim, rows, bias=False)
     start = linear.weight.detach().clone()
     parameter = linear.weight
-    release = hold(linear, NullSpace(projector), from_here=True)
+    release = constrain_weight(linear, NullSpace(projector), from_here=True)
     assert torch.equal(linear.weight, start)
     assert linear.parametrizations.weight.original is parameter, "an optimizer that has it keeps it"  # type: ignore[union-attr]
     with torch.no_grad():
@@ -589,7 +589,7 @@ def test_any_change_stays_in_the_null_space(dim: int, null: float, rows: int, se
     np.testing.assert_allclose(linear.weight.detach().numpy(), expected, rtol=0, atol=1e-6 * (1 + 10**big))
     other = nn.Linear(dim, rows, bias=False)
     other.weight.data = start.clone()
-    hold(other, NullSpace(projector), from_here=True)
+    constrain_weight(other, NullSpace(projector), from_here=True)
     other.load_state_dict(linear.state_dict())
     torch.testing.assert_close(other.weight, linear.weight, rtol=0, atol=1e-6 * (1 + 10**big))
     release()

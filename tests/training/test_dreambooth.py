@@ -24,7 +24,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.settings import images
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.recipe import Recipe
-from nullbooth_cli.settings.schema import load
+from nullbooth_cli.settings.schema import load_settings
 from nullbooth_cli.store import Store
 from nullbooth_cli.training import dreambooth, setup
 from tests.support.builders import ROOT, execute, small_config
@@ -49,7 +49,7 @@ def recipe(output: Path, **changes: Any) -> Recipe:
 
 
 def run(made: Recipe, stop_after: int | None = None) -> dict[str, Any]:
-    ready = setup.prepare(made, "cpu")
+    ready = setup.set_up(made, "cpu")
     for done, _ in enumerate(dreambooth.train(ready), start=1):
         if done == stop_after:
             return {}
@@ -139,7 +139,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     changes = {"store": str(finished[1].path), "lr_scheduler": "linear", **changes}
     whole = run(recipe(tmp_path / "whole", **changes))
     run(recipe(tmp_path / "stopped", **changes), stop_after=3)
-    ready = setup.prepare(recipe(tmp_path / "stopped", **changes), "cpu")
+    ready = setup.set_up(recipe(tmp_path / "stopped", **changes), "cpu")
     events = list(dreambooth.train(ready))
     assert events[0].text == "goes on from step 2"
     assert [event.done for event in events[1:]] == [3, 4]
@@ -155,7 +155,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
 
 def test_more_steps_go_on_and_other_settings_do_not(tmp_path: Path) -> None:
     run(recipe(tmp_path))
-    ready = setup.prepare(recipe(tmp_path, max_train_steps=5), "cpu")
+    ready = setup.set_up(recipe(tmp_path, max_train_steps=5), "cpu")
     assert [getattr(event, "done", None) for event in dreambooth.train(ready)] == [None, 5]
     with pytest.raises(ConfigError, match=r"was made with other settings\n  learning_rate: 0\.01 -> 0\.02") as caught:
         run(recipe(tmp_path, learning_rate=2e-2))
@@ -194,11 +194,11 @@ class TestWord:
     )
     def test_a_word_that_cannot_train(self, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
         with pytest.raises(ConfigError, match=message):
-            setup.prepare(recipe(tmp_path, **changes), "cpu")
+            setup.set_up(recipe(tmp_path, **changes), "cpu")
 
     def test_a_word_that_the_store_keeps(self, tmp_path: Path, finished: tuple[Config, Store]) -> None:
         with pytest.raises(ConfigError, match=r"prompts to keep have the word 'circle', such as '.*circle"):
-            setup.prepare(recipe(tmp_path, word="circle", store=str(finished[1].path)), "cpu")
+            setup.set_up(recipe(tmp_path, word="circle", store=str(finished[1].path)), "cpu")
 
     def test_a_lora_has_no_place_for_it(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="a LoRA file has no place"):
@@ -210,7 +210,7 @@ class TestPriorPreservation:
 
     def test_class_pictures_are_those_that_the_model_draws(self, tmp_path: Path) -> None:
         made = recipe(tmp_path, class_prompts=self.CLASS, class_images=3, validation_inference_steps=5)
-        first, again = (setup.prepare(made, "cpu").prior for _ in range(2))
+        first, again = (setup.set_up(made, "cpu").prior for _ in range(2))
         assert first.latents.shape == (3, 8, 8, 8)
         assert torch.equal(first.latents, again.latents)
         assert torch.equal(first.texts[0], first.texts[2])
@@ -219,7 +219,7 @@ class TestPriorPreservation:
         from diffusers import DDPMScheduler
 
         made = recipe(tmp_path, class_prompts=self.CLASS, class_images=2, prior="distill")
-        ready = setup.prepare(made, "cpu")
+        ready = setup.set_up(made, "cpu")
         noising = DDPMScheduler.from_config(ready.pipe.scheduler.config)
         losses = [
             dreambooth._loss(
@@ -266,11 +266,11 @@ class TestBadInput:
         Image.new("RGB", (48, 32)).save(tmp_path / "wide.png")
         (tmp_path / "wide.txt").write_text("a sks circle")
         with pytest.raises(ConfigError, match=r"wide\.png is 48 x 32 pixels, the model draws 32 x 32"):
-            setup.prepare(recipe(tmp_path / "out", instance_images=str(tmp_path)), "cpu")
+            setup.set_up(recipe(tmp_path / "out", instance_images=str(tmp_path)), "cpu")
 
     def test_a_model_that_wants_more_than_a_caption(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="needs more than a caption") as caught:
-            setup.prepare(recipe(tmp_path / "out", model=str(saved("sdxl", tmp_path))), "cpu")
+            setup.set_up(recipe(tmp_path / "out", model=str(saved("sdxl", tmp_path))), "cpu")
         assert "nb.constrain" in caught.value.hint
 
     def test_a_loss_that_is_not_finite(self, tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ class TestTheCommand:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/train").glob("*.yaml")), ids=lambda path: path.name)
 def test_the_shipped_recipes_are_valid(path: Path) -> None:
-    made = load(Recipe, path)
+    made = load_settings(Recipe, path)
     assert made.store == {"toy": "runs/words.zarr", "sd15": "runs/sd15-words.zarr"}[path.stem]
     if path.stem == "toy":
         assert len(images.load_captions(str(ROOT / made.instance_images))) == 20
@@ -352,7 +352,7 @@ def test_the_recipe_for_stable_diffusion_runs_on_its_architecture(tmp_path: Path
     for i in range(3):
         Image.new("RGB", (16, 16), (80 * i, 20, 200)).save(tmp_path / f"{i}.png")
         (tmp_path / f"{i}.txt").write_text("not used")
-    made = load(Recipe, ROOT / "configs/train/sd15.yaml").model_copy(
+    made = load_settings(Recipe, ROOT / "configs/train/sd15.yaml").model_copy(
         update={
             "model": str(folder),
             "store": config.store,

@@ -147,7 +147,7 @@ def test_padding_that_nothing_looks_at_plays_no_part(tmp_path: Path) -> None:
         }
     )
     store = nb.OpenStore(execute(config, "schedule", "collect", "covariance", "project"))
-    pipe = load.prepare(diffusers.DiffusionPipeline.from_pretrained(config.model, dtype=torch.float32))
+    pipe = load.freeze(diffusers.DiffusionPipeline.from_pretrained(config.model, dtype=torch.float32))
     sites = text_sites(store)
     tokens = [text_inputs(pipe, sites, text)[sites[0]] for text in ("abcd", "ab")]
     assert [int(looked_at.sum()) for _, looked_at in tokens] == [6, 4], "letters, the mark of a word and the end"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.formatting import counted, size
-from nullbooth_cli.pipeline.doctor.examination import Patient
+from nullbooth_cli.pipeline.doctor.examination import Examination
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -15,7 +15,7 @@ NAMED_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "zarr")
 INSTALL = "pip install -c constraints.txt -e . in the folder of nullbooth, or pip install --upgrade nullbooth"
 
 
-def packages(_: Patient) -> str:
+def packages(_: Examination) -> str:
     versions = _require(_requirements(""))
     named = ", ".join(f"{name} {versions[name]}" for name in NAMED_PACKAGES)
     return f"{counted(len(versions), 'package')} fit: Python {platform.python_version()}, {named}"
@@ -56,12 +56,12 @@ def _require(requirements: "Iterable[Requirement]") -> dict[str, str]:
     return versions
 
 
-def config(patient: Patient) -> str:
+def config(patient: Examination) -> str:
     patient.config, source, patient.prompts = patient.configure()
     return f"{source} is valid"
 
 
-def prompts(patient: Patient) -> str:
+def prompts(patient: Examination) -> str:
     from nullbooth_cli.settings.knowledge import knowledge_prompts
 
     of_store, folder = bool(patient.prompts), patient.config.collect.images
@@ -71,7 +71,7 @@ def prompts(patient: Patient) -> str:
     return f"{counted(len(patient.prompts), 'captioned image' if folder else 'prompt')} in {place}"
 
 
-def images(patient: Patient) -> str | None:
+def images(patient: Examination) -> str | None:
     from nullbooth_cli.settings.images import file_of, image_files, require_readable
 
     folder = patient.config.collect.images
@@ -82,7 +82,7 @@ def images(patient: Patient) -> str | None:
     return f"all can be read, and are {width} x {height} pixels"
 
 
-def heldout(patient: Patient) -> str | None:
+def heldout(patient: Examination) -> str | None:
     from nullbooth_cli.settings.knowledge import heldout_prompts, require_unknown
 
     if patient.config.heldout_prompts is None:
@@ -92,14 +92,14 @@ def heldout(patient: Patient) -> str | None:
     return f"{counted(len(patient.heldout), 'prompt')}, none among those to keep"
 
 
-def device(patient: Patient) -> str:
+def device(patient: Examination) -> str:
     from nullbooth_cli.model.device import free_memory, pick_device
 
     patient.device = pick_device(patient.device_name)
     return f"{patient.device}, {size(free_memory(patient.device))} of memory free"
 
 
-def store(patient: Patient) -> str:
+def store(patient: Examination) -> str:
     from nullbooth_cli.store import Store, is_url, open_backing
 
     config = patient.config
@@ -111,30 +111,30 @@ def store(patient: Patient) -> str:
     return f"{patient.backing.url} is {'not there yet, and can be made' if patient.store is None else 'a store of this format'}"
 
 
-def write_access(patient: Patient) -> str:
+def write_access(patient: Examination) -> str:
     patient.backing.check_writable()
     return "something was written there and removed"
 
 
-def lock(patient: Patient) -> str:
+def lock(patient: Examination) -> str:
     patient.backing.check_free()
     return "nobody else writes there"
 
 
-def stages(patient: Patient) -> str:
-    from nullbooth_cli.pipeline.state import stage_states, units_of
+def stages(patient: Examination) -> str:
+    from nullbooth_cli.pipeline.state import stage_states, units_text
 
     patient.states = stage_states(patient.config, patient.prompts, patient.store)
     return ", ".join(
-        f"{stage} {found.state}" + (f" ({units_of(found)})" if found.state == "partial" else "")
+        f"{stage} {found.state}" + (f" ({units_text(found)})" if found.state == "partial" else "")
         for stage, found in patient.states.items()
     )
 
 
-def stale(patient: Patient) -> str:
-    from nullbooth_cli.pipeline.state import listed
+def stale(patient: Examination) -> str:
+    from nullbooth_cli.pipeline.state import reasons_text
 
-    found = [f"{stage} is stale{listed(state)}" for stage, state in patient.states.items() if state.state == "stale"]
+    found = [f"{stage} is stale{reasons_text(state)}" for stage, state in patient.states.items() if state.state == "stale"]
     if found:
         raise StageError("\n".join(found), "run --force replaces what is stale; or name another store with -s")
     return "nothing was made with other settings or inputs"

@@ -8,10 +8,9 @@ wait, so that a package that is broken stops only the checks that use it.
 from collections.abc import Callable
 
 from nullbooth_cli.pipeline.doctor import before_loading, on_the_model
-from nullbooth_cli.pipeline.doctor.examination import Doubt, Patient
+from nullbooth_cli.pipeline.doctor.examination import Caution, Examination
 
-__all__ = ["CHECKS", "Check", "Doubt", "Patient"]
-Check = Callable[[Patient], str | Doubt | None]
+Check = Callable[[Examination], str | Caution | None]
 # In order: each with the checks that it needs.
 CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
     "packages": (before_loading.packages, ()),

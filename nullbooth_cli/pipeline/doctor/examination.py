@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Doubt:
+class Caution:
     """What does not stop a run, and should be known before it."""
 
     text: str
@@ -25,7 +25,7 @@ class Doubt:
 
 
 @dataclass
-class Patient:
+class Examination:
     """What is examined: `configure` gives the config, where it is from, and the prompts of the store that it is from, if any.
 
     The fields below are what the checks have learned so far; those without a default are there once their check has passed.

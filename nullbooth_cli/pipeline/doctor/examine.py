@@ -12,7 +12,7 @@ from typing import Any
 
 from nullbooth_cli.errors import NullboothError
 from nullbooth_cli.pipeline.doctor.checks import CHECKS, Check
-from nullbooth_cli.pipeline.doctor.examination import Doubt, Patient
+from nullbooth_cli.pipeline.doctor.examination import Caution, Examination
 
 SCHEMA_VERSION = 1
 
@@ -31,7 +31,7 @@ class Finding:
     checked: bool = True
 
 
-def examine(patient: Patient) -> Iterator[Finding]:
+def examine(patient: Examination) -> Iterator[Finding]:
     """Make every check that can be made; yields one finding for each as soon as it is known.
 
     Cost: loads the model, runs two steps of one prompt and up to two of a batch. Nothing is written but a probe that is removed.
@@ -42,7 +42,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
             causes[name] = because
             yield Finding(name, "warning", f"not checked, because of {', '.join(because)}", checked=False)
             continue
-        finding = _look(name, look, patient)
+        finding = _run_check(name, look, patient)
         if finding is None:
             continue
         if finding.verdict == "error":
@@ -50,7 +50,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
         yield finding
 
 
-def _look(name: str, look: Check, patient: Patient) -> Finding | None:
+def _run_check(name: str, look: Check, patient: Examination) -> Finding | None:
     try:
         found = look(patient)
     except NullboothError as error:
@@ -61,7 +61,7 @@ def _look(name: str, look: Check, patient: Patient) -> Finding | None:
         )
     except OSError as error:
         return Finding(name, "error", str(error), "check the path and its permissions")
-    if isinstance(found, Doubt):
+    if isinstance(found, Caution):
         return Finding(name, "warning", found.text, found.hint)
     return None if found is None else Finding(name, "ok", found)
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted, duration, size
-from nullbooth_cli.pipeline.doctor.examination import Doubt, Patient
+from nullbooth_cli.pipeline.doctor.examination import Caution, Examination
 
 if TYPE_CHECKING:
     from nullbooth_cli.pipeline.plan import Plan
 
 
-def schedule(patient: Patient) -> str:
+def schedule(patient: Examination) -> str:
     from nullbooth_cli.collect.open_model import compute_steps
 
     if patient.store is not None and "schedule" in patient.states and patient.states["schedule"].is_done:
@@ -34,7 +34,7 @@ def _foreign_errors(what: str, hint: str) -> Iterator[None]:
         raise ConfigError(f"{what}: {type(error).__name__}: {first}", hint) from error
 
 
-def model(patient: Patient) -> str:
+def model(patient: Examination) -> str:
     from nullbooth_cli.collect.open_model import load_model
     from nullbooth_cli.model.load import denoiser_of
 
@@ -47,7 +47,7 @@ def model(patient: Patient) -> str:
     return f"{type(patient.pipe).__name__} loads, its denoiser has {count / 1e6:,.1f} M parameters in {config.dtype}"
 
 
-def layers(patient: Patient) -> str:
+def layers(patient: Examination) -> str:
     from nullbooth_cli.collect.open_model import chosen_projections
     from nullbooth_cli.model.load import denoiser_of
     from nullbooth_cli.model.projections import find_projections
@@ -60,7 +60,7 @@ def layers(patient: Patient) -> str:
     return f"{matched}, with {counted(len(patient.projections), 'projection')}"
 
 
-def attention_maps(patient: Patient) -> str | None:
+def attention_maps(patient: Examination) -> str | None:
     from nullbooth_cli.collect.attention_maps import find_attention
     from nullbooth_cli.model.load import denoiser_of
     from nullbooth_cli.settings.knowledge import attention_prompts
@@ -73,26 +73,26 @@ def attention_maps(patient: Patient) -> str | None:
     return f"{counted(len(chosen), 'prompt')}, {counted(len(found) // 2, 'layer')}"
 
 
-def tokenizer(patient: Patient) -> str | Doubt:
-    from nullbooth_cli.model.denoise import cut_words
+def tokenizer(patient: Examination) -> str | Caution:
+    from nullbooth_cli.model.denoise import truncated_prompts
     from nullbooth_cli.model.load import tokenizers_of
 
     every = (*patient.prompts, *patient.heldout)
     room = "; ".join(f"{name} takes {each.model_max_length} tokens" for name, each in tokenizers_of(patient.pipe).items())
-    if cut := cut_words(patient.pipe, every):
+    if cut := truncated_prompts(patient.pipe, every):
         prompt, lost = cut[0]
-        return Doubt(
+        return Caution(
             f"{len(cut)} of {len(every)} prompts are too long ({room}), such as '{prompt.text}', which loses '{lost}'",
             "shorten them: what is cut off is not kept",
         )
     return f"no prompt is too long: {room}"
 
 
-def probe(patient: Patient) -> str:
+def probe(patient: Examination) -> str:
     from nullbooth_cli.collect.open_model import find_collection, path_of
     from nullbooth_cli.model.load import weights_digest
     from nullbooth_cli.pipeline.collect import require_same_model, require_same_noise
-    from nullbooth_cli.pipeline.run import renamed
+    from nullbooth_cli.pipeline.run import model_renamed
 
     with _foreign_errors("the model fails on a prompt", "check collect.height, collect.width, dtype and the model itself"):
         patient.path = path_of(patient.config, patient.steps, patient.pipe)
@@ -102,16 +102,16 @@ def probe(patient: Patient) -> str:
         require_same_noise(config, store, patient.pipe.scheduler)
     if store is not None and "collect" in states:
         collect = states["collect"]
-        if collect.state == "partial" or (collect.is_done and renamed(config, store)):
+        if collect.state == "partial" or (collect.is_done and model_renamed(config, store)):
             weights = weights_digest(patient.pipe, encodes=patient.path.images is not None)
             require_same_model(config, store, weights, patient.collection.sites)
     recordings = counted(len(patient.collection.sites), "recording")
     return f"two steps of one prompt run, which takes {recordings}"
 
 
-def projectors(patient: Patient) -> str | Doubt:
+def projectors(patient: Examination) -> str | Caution:
     from nullbooth_cli.nullspace.decompose import require_possible
-    from nullbooth_cli.nullspace.spectrum import doubts
+    from nullbooth_cli.nullspace.spectrum import spectrum_warnings
     from nullbooth_cli.pipeline.project import pooling_of, require_inputs
 
     config, sites, pooling = patient.config, patient.collection.sites, pooling_of(patient.config)
@@ -122,15 +122,15 @@ def projectors(patient: Patient) -> str | Doubt:
     few = [
         f"{site.name}: {doubt}"
         for site, group in groups
-        for doubt in doubts(site.dim, len(patient.prompts) * site.num_tokens * len(group), 0, None, 0.0)
+        for doubt in spectrum_warnings(site.dim, len(patient.prompts) * site.num_tokens * len(group), 0, None, 0.0)
     ]
     if few:
         more = f" (and {len(few) - 1} more)" if len(few) > 1 else ""
-        return Doubt(f"{few[0]}{more}", "collect more prompts")
+        return Caution(f"{few[0]}{more}", "collect more prompts")
     return f"{rule} {value:g}; there will be enough vectors for every site"
 
 
-def batch(patient: Patient) -> str:
+def batch(patient: Examination) -> str:
     from nullbooth_cli.collect.batch_size import time_step
     from nullbooth_cli.collect.units import forwards_needed
 
@@ -150,7 +150,7 @@ def batch(patient: Patient) -> str:
     return f"a step of {counted(len(members), 'prompt')} takes {seconds:.2g} s"
 
 
-def _plans(patient: Patient) -> "list[Plan]":
+def _plans(patient: Examination) -> "list[Plan]":
     from nullbooth_cli.pipeline.plan import plan_for
     from nullbooth_cli.settings.config import STAGES
 
@@ -169,7 +169,7 @@ def _plans(patient: Patient) -> "list[Plan]":
     )
 
 
-def memory(patient: Patient) -> str | Doubt:
+def memory(patient: Examination) -> str | Caution:
     from nullbooth_cli.nullspace.moments import sums_nbytes
     from nullbooth_cli.pipeline.space import place_for_sums
 
@@ -181,11 +181,11 @@ def memory(patient: Patient) -> str | Doubt:
         f"sums and matrices take up to {needed}, {size(plans[0].device_bytes_free)} are free on {patient.device} beside the model"
     )
     if folds and place_for_sums(patient.collection.sites, num_steps, patient.device) != patient.device:
-        return Doubt(f"{room}: they stay in host memory", "choose fewer layers or steps to fold them on the device")
+        return Caution(f"{room}: they stay in host memory", "choose fewer layers or steps to fold them on the device")
     return room
 
 
-def disk(patient: Patient) -> str:
+def disk(patient: Examination) -> str:
     from nullbooth_cli.pipeline.space import require_room
 
     needed, free = sum(plan.bytes_needed for plan in _plans(patient)), patient.backing.free_nbytes()
@@ -193,7 +193,7 @@ def disk(patient: Patient) -> str:
     return f"about {size(needed)} to write, " + ("nobody counts what is free there" if free is None else f"{size(free)} free")
 
 
-def time(patient: Patient) -> str:
+def time(patient: Examination) -> str:
     left = [plan for plan in _plans(patient) if not patient.states[plan.stage].is_done and plan.stage != "schedule"]
     known = [f"{plan.stage} about {duration(plan.seconds)}" for plan in left if plan.seconds is not None]
     unknown = [plan.stage for plan in left if plan.seconds is None]

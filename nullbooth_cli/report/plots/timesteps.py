@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nullbooth_cli.report.over_timesteps import Course
+from nullbooth_cli.report.over_timesteps import SiteOverTimesteps
 from nullbooth_cli.report.plots.canvas import COLOURS, ORANGE, axes, figure, heat_map, pages, panels, save, short, ticks
 
 Floats = NDArray[np.float64]
 
 
-def _by_feature(courses: Iterable[Course]) -> dict[str, list[Course]]:
-    found: dict[str, list[Course]] = {}
+def _by_feature(courses: Iterable[SiteOverTimesteps]) -> dict[str, list[SiteOverTimesteps]]:
+    found: dict[str, list[SiteOverTimesteps]] = {}
     for course in courses:
         found.setdefault(course.site.feature, []).append(course)
     return found
 
 
-def draw_maps(courses: Sequence[Course], folder: Path, ending: str) -> Iterator[Path]:
+def draw_maps(courses: Sequence[SiteOverTimesteps], folder: Path, ending: str) -> Iterator[Path]:
     """null_dim and effective rank, as shares of D, layer by timestep: one picture for each feature."""
     for feature, of_feature in _by_feature(courses).items():
         made = figure(11, max(3.0, 0.3 * len(of_feature) + 1.8), f"Feature {feature}, each timestep alone")
@@ -39,7 +39,7 @@ def draw_maps(courses: Sequence[Course], folder: Path, ending: str) -> Iterator[
         yield save(made, folder / f"timesteps-{feature}.{ending}")
 
 
-def draw_evolution(courses: Sequence[Course], folder: Path, ending: str) -> Path:
+def draw_evolution(courses: Sequence[SiteOverTimesteps], folder: Path, ending: str) -> Path:
     """null_dim, effective rank and leakage over the timesteps: a column for each feature, a line for each layer."""
     found = _by_feature(courses)
     made = figure(max(4.2 * len(found), 6.0), 8.5, "How the spectra evolve while an image is denoised")
@@ -61,7 +61,7 @@ def draw_evolution(courses: Sequence[Course], folder: Path, ending: str) -> Path
     return save(made, folder / f"evolution.{ending}")
 
 
-def draw_distribution(courses: Sequence[Course], entries: Sequence[dict[str, Any]], path: Path) -> Path:
+def draw_distribution(courses: Sequence[SiteOverTimesteps], entries: Sequence[dict[str, Any]], path: Path) -> Path:
     """How null_dim and effective rank are spread: a box over layers and timesteps for each feature; diamonds are the entries."""
     found = _by_feature(courses)
     features = list(dict.fromkeys([*found, *(entry["feature"] for entry in entries)]))
@@ -86,10 +86,10 @@ def draw_distribution(courses: Sequence[Course], entries: Sequence[dict[str, Any
     return save(made, path)
 
 
-def draw_similarity(courses: Sequence[Course], folder: Path, ending: str) -> Iterator[Path]:
+def draw_similarity(courses: Sequence[SiteOverTimesteps], folder: Path, ending: str) -> Iterator[Path]:
     """Overlap of the null spaces of every two timesteps: a panel for each site."""
 
-    def panel(drawn: Any, course: Course) -> None:
+    def panel(drawn: Any, course: SiteOverTimesteps) -> None:
         heat_map(drawn, course.overlap, "overlap", vmin=lowest, vmax=1)
         labels = [f"{t:.0f}" for t in course.timesteps]
         ticks(drawn.xaxis, labels, 6)
