@@ -1,39 +1,87 @@
 """The errors nullbooth raises on purpose, grouped by what the reader does next.
 
     NullboothError
-    ├── ConfigError      fix the command line, the config, the prompts or the model    exit 2
+    ├── ConfigError      fix a setting, an argument, the prompts or the images         exit 2
     ├── StageError       run (or force) a stage                                        exit 3
     ├── StoreError       look at the store: damaged, locked, foreign or too new        exit 4
-    └── ResourceError    find disk, memory or a device                                 exit 5
+    ├── ResourceError    find disk, memory or a device                                 exit 5
+    ├── ModelError       the model or its pipeline does what cannot be recorded        exit 6
+    └── DataError        a value came out wrong: not finite, or not what it must be    exit 7
 
 Anything else that escapes is a bug and keeps its traceback (exit 1).
 """
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 
+@dataclass(frozen=True)
+class Rerun:
+    """A hint that is a stage to run: as text it is a Python call, and the command line writes it as a command.
+
+    `settings` are `key=value` changes to the config; `otherwise` is what else would do, after the call.
+    """
+
+    stage: str
+    force: bool = False
+    repair: bool = False
+    store: str | None = None
+    settings: tuple[str, ...] = ()
+    otherwise: str = ""
+
+    def __str__(self) -> str:
+        flags = "".join(f", {name}=True" for name in ("force", "repair") if getattr(self, name))
+        call = f'nb.run(config, stages=["{self.stage}"]{flags})'
+        changed = f" with {', '.join(self.settings)}" if self.settings else ""
+        return f"{call}{changed}{self.otherwise}"
+
+
 class NullboothError(Exception):
-    """What is wrong, with values; `hint` is the command or the key that mends it. Both may span lines."""
+    """What is wrong, with values; `hint` is what to do about it, in words of Python. Both may span lines.
+
+    `rerun` is the stage that the hint asks for, where it asks for one.
+    """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, hint: str) -> None:
+    def __init__(self, message: str, hint: str | Rerun) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = str(hint)
+        self.rerun = hint if isinstance(hint, Rerun) else None
 
 
 class ConfigError(NullboothError):
+    """A setting, an argument, the prompts or the images are not what they should be."""
+
     exit_code = 2
 
 
 class StageError(NullboothError):
+    """A stage is missing, incomplete or stale."""
+
     exit_code = 3
 
 
 class StoreError(NullboothError):
+    """The store is damaged, locked, foreign or of a newer format."""
+
     exit_code = 4
 
 
 class ResourceError(NullboothError):
+    """Disk, memory, a device or the network is missing."""
+
     exit_code = 5
+
+
+class ModelError(NullboothError):
+    """The model or its pipeline does something that cannot be recorded or constrained."""
+
+    exit_code = 6
+
+
+class DataError(NullboothError):
+    """A value came out wrong: not finite, negative where it cannot be, or too large for its type."""
+
+    exit_code = 7

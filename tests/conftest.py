@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nullbooth_cli.model import device, load
-from nullbooth_cli.pipeline import run
+from nullbooth_cli.pipeline import collect
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from tests.support.builders import execute, small_config
@@ -45,8 +45,8 @@ def _shipped_scheduler() -> Iterator[None]:
 @pytest.fixture
 def one_chunk_a_timestep(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small runs would hold all timesteps of a site in one chunk."""
-    layout_of = run.layout_of
-    monkeypatch.setattr(run, "layout_of", lambda *how: replace(layout_of(*how), chunk_bytes=1))
+    layout_of = collect.layout_of
+    monkeypatch.setattr(collect, "layout_of", lambda *how: replace(layout_of(*how), chunk_bytes=1))
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_moments_are_those_of_the_arrays(opened: nb.OpenStore, finished: Any) -> None:
     store = finished[1]
     for site in opened.sites():
-        sums = [store.read_moment(site, t) for t in range(site.num_recorded(4))]
+        sums = [store.moments.read_one(site, t) for t in range(site.num_recorded(4))]
         for step in opened.schedule():
             sum_xxt, sum_x, count = sums[0 if site.timestep_free else step.index]
             found = opened.moment(site.name, step.index)
@@ -70,7 +70,7 @@ def test_projectors_are_those_of_the_store(opened: nb.OpenStore, finished: Any) 
     by_weight = opened.projectors()
     assert set(by_weight) == {weight for site in opened.sites() for weight in site.weights}
     for site in opened.sites():
-        null = store.read_eigenvectors(site, 0)[:, : store.read_cut(site, 0).null_dim]
+        null = store.projectors.read_eigenvectors(site, 0)[:, : store.projectors.read_cut(site, 0).null_dim]
         np.testing.assert_allclose(opened.projector(site.name).dense(), null @ null.T, atol=1e-12)
         assert len({id(by_weight[weight]) for weight in site.weights}) == 1
 

@@ -57,8 +57,11 @@ class Knowledge(OpenStore):
         return {weight: projector for site in self.sites() for projector in [self._projector(site)] for weight in site.weights}
 
     def _projector(self, site: Site) -> Projector:
-        eigenvalues, eigenvectors = self._place.read_eigenvalues(site, 0), self._place.read_eigenvectors(site, 0)
-        energies = self._place.read_energies(site, 0)
+        eigenvalues, eigenvectors = (
+            self._place.projectors.read_eigenvalues(site, 0),
+            self._place.projectors.read_eigenvectors(site, 0),
+        )
+        energies = self._place.projectors.read_energies(site, 0)
         way, value = self._cut.way, self._cut.value
         if way == "soft":
             largest = eigenvalues[-1]

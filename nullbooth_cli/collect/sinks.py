@@ -56,7 +56,7 @@ class FeatureSink:
         begun.append(pack(values, self.dtype))
         if len(begun) == len(block):
             del self._begun[site]
-            self._waiting.append(lambda: self._store.write_features(site, block, rows, np.stack([host() for host in begun])))
+            self._waiting.append(lambda: self._store.features.write(site, block, rows, np.stack([host() for host in begun])))
             self._waiting_bytes += len(block) * values.numel() * getattr(torch, self.dtype).itemsize
         # Small chunks go together: on a CPU each time a thread wakes up, the model's own threads wait for each other.
         if self._waiting_bytes >= TOGETHER_BYTES:

@@ -60,7 +60,7 @@ def _make_durable(store: Store, units: list[int], sinks: Sequence[Sink]) -> list
     if units:
         for sink in sinks:
             sink.checkpoint(units)
-        store.commit("collect", units)
+        store.progress.commit("collect", units)
     return units
 
 

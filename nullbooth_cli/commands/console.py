@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TextIO
 
+from nullbooth_cli.commands.hints import hint_of
 from nullbooth_cli.errors import NullboothError
 from nullbooth_cli.formatting import duration, rate
 from nullbooth_cli.progress import Begin, Event, Note, Pace, Progress
@@ -97,10 +98,10 @@ class Terminal:
 
     def error(self, error: NullboothError) -> None:
         if self.as_json:
-            document = {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
+            document = {"error": error.message, "hint": hint_of(error), "exit_code": error.exit_code}
             sys.stderr.write(json.dumps(document, ensure_ascii=False) + "\n")
             return
-        hint = error.hint.replace("\n", "\n      ")
+        hint = hint_of(error).replace("\n", "\n      ")
         sys.stderr.write(f"{_painted('error:', 'error', stderr=True)} {error.message}\n\nhint: {hint}\n")
 
     def verdict(self, verdict: str, name: str, text: str, hint: str | None, *, width: int) -> None:

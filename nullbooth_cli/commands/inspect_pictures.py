@@ -105,7 +105,7 @@ def _draw_attention(session: Session, store: Store, document: dict[str, Any], lo
     from nullbooth_cli.report.plots.attention import draw_attention
 
     prompt = find_prompt(session.config, store, looks.attention or "")
-    maps = store.read_maps(prompt)
+    maps = store.attention.read(prompt)
     wanted = {layer for site in _sites_of(store, document) for layer, _ in site.projections}
     layers = [layer for layer in maps.layers if layer in wanted]
     if not layers:

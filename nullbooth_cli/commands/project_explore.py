@@ -24,7 +24,7 @@ def explore(session: Session, device: str | None, plot: str | None) -> None:
         store,
         pick_device(device),
         decomposing(session.config, store),
-        stored=current and bool(store.progress("decomposition").all()),
+        stored=current and bool(store.progress.done("decomposition").all()),
     )
     document = documents.explore_document(session.config, store, found)
     if plot:

@@ -27,7 +27,7 @@ def covariance(store: Store, device: torch.device, accumulate: str, units: Itera
     Features are read once: a unit whose moment covers the first n units of the collection only reads those after them. Where the
     model's run folded the moments already, the parts are added up.
     """
-    target = len(store.cells("collect"))
+    target = len(store.progress.cells("collect"))
     moments = (
         _from_features(store, device, accumulate, units, target) if store.layout.keep == "features" else _from_parts(store, units)
     )
@@ -35,7 +35,7 @@ def covariance(store: Store, device: torch.device, accumulate: str, units: Itera
     last = time.monotonic()
     with Writer() as writer:
         for unit, sums in moments:
-            writer.submit(sum(of_step[0].nbytes for of_step in sums), store.write_moments, *unit[1:], sums)
+            writer.submit(sum(of_step[0].nbytes for of_step in sums), store.moments.write, *unit[1:], sums)
             finished.append(unit)
             if time.monotonic() - last >= COMMIT_SECONDS:
                 yield from _make_durable(store, writer, finished, target)
@@ -45,14 +45,14 @@ def covariance(store: Store, device: torch.device, accumulate: str, units: Itera
 
 def _make_durable(store: Store, writer: Writer, units: list[CovarianceUnit], target: int) -> list[CovarianceUnit]:
     writer.drain()
-    store.commit("covariance", [number for number, _, _ in units], target)
+    store.progress.commit("covariance", [number for number, _, _ in units], target)
     return units
 
 
 def _from_features(
     store: Store, device: torch.device, accumulate: str, units: Iterable[CovarianceUnit], target: int
 ) -> Iterator[tuple[CovarianceUnit, list[Sums]]]:
-    dtype, cells = store.layout.dtype, store.cells("covariance")
+    dtype, cells = store.layout.dtype, store.progress.cells("covariance")
     live = [unit for unit in range(target) if store.members(unit)]
 
     def read(item: tuple[CovarianceUnit, list[int]]) -> tuple[CovarianceUnit, torch.Tensor | None]:
@@ -60,7 +60,7 @@ def _from_features(
         if not group:
             return unit, None
         # numpy puts them together, in this thread: torch's threads would wait here for those that multiply.
-        of_chunks = [store.read_features(*unit[1:], chunk) for chunk in group]
+        of_chunks = [store.features.read(*unit[1:], chunk) for chunk in group]
         vectors = unpack(of_chunks[0] if len(group) == 1 else np.concatenate(of_chunks, axis=1), dtype).flatten(1, 2)
         return unit, vectors.pin_memory() if device.type == "cuda" else vectors
 
@@ -70,7 +70,7 @@ def _from_features(
             covered = _finish_staged(store, unit, int(cells[unit[0]]))
             cells[unit[0]] = covered
             lacking = live[bisect_left(live, covered) :]
-            size = max(1, READ_BYTES // store.chunk_nbytes(unit[1]))
+            size = max(1, READ_BYTES // store.features.chunk_nbytes(unit[1]))
             yield from ((unit, lacking[i : i + size]) for i in range(0, len(lacking), size))
             yield unit, []
 
@@ -82,9 +82,9 @@ def _from_features(
             fold(moments, site, vectors.to(device, non_blocking=True))
             continue
         if cells[number]:
-            moments.add(store.read_moments(site, block))
-            store.stage_moments(site, block, moments.sums())
-            store.commit("covariance", number, target | STAGED)
+            moments.add(store.moments.read(site, block))
+            store.moments.stage(site, block, moments.sums())
+            store.progress.commit("covariance", number, target | STAGED)
         yield unit, moments.sums()
         moments = None
 
@@ -94,16 +94,16 @@ def _finish_staged(store: Store, unit: CovarianceUnit, cell: int) -> int:
     number, site, block = unit
     if cell & STAGED:
         cell &= ~STAGED
-        store.write_moments(site, block, store.read_staged(site, block))
-        store.commit("covariance", number, cell)
+        store.moments.write(site, block, store.moments.read_staged(site, block))
+        store.progress.commit("covariance", number, cell)
     return cell
 
 
 def _from_parts(store: Store, units: Iterable[CovarianceUnit]) -> Iterator[tuple[CovarianceUnit, list[Sums]]]:
-    parts = [part for part in store.parts() if part.units]
+    parts = [part for part in store.moments.parts() if part.units]
     check_disjoint(parts)
     folded = {unit for part in parts for unit in part.units}
-    missing = [unit for unit in range(len(store.cells("collect"))) if store.members(unit) and unit not in folded]
+    missing = [unit for unit in range(len(store.progress.cells("collect"))) if store.members(unit) and unit not in folded]
     if missing:
         raise StoreError(
             f"{store.url}: no part of the moments holds unit {missing[0]} ({len(missing)} units are missing)",

@@ -56,18 +56,18 @@ def project(
     Raises ConfigError naming the site where the null space is empty (unless it may be) or the threshold lies below the noise
     floor, StoreError for a moment that is not finite or has eigenvalues that are clearly negative.
     """
-    decomposed = store.progress("decomposition")
+    decomposed = store.progress.done("decomposition")
     for number, site, index, fresh in _decompositions(store, device, settings, units, decomposed):
         if fresh is not None:
-            store.write_decomposition(site, index, fresh)
-            store.commit("decomposition", number)
+            store.projectors.write_decomposition(site, index, fresh)
+            store.progress.commit("decomposition", number)
             eigenvalues, energies, floor = fresh.eigenvalues, fresh.energies, fresh.noise_floor
         else:
-            eigenvalues, energies = store.read_eigenvalues(site, index), store.read_energies(site, index)
-            floor = store.read_noise_floor(site, index)
+            eigenvalues, energies = store.projectors.read_eigenvalues(site, index), store.projectors.read_energies(site, index)
+            floor = store.projectors.read_noise_floor(site, index)
         found = cut(site.name, eigenvalues, energies, floor, rule, value, may_be_empty=may_be_empty)
-        store.write_cut(site, index, found)
-        store.commit("project", number)
+        store.projectors.write_cut(site, index, found)
+        store.progress.commit("project", number)
         yield number, site, index
 
 
@@ -122,8 +122,8 @@ def spectra(
     """(site, index, eigenvalues, energies, noise floor) of every decomposition, without writing: read where they are `stored`."""
     if stored:
         for site, index in settings.pooling.units(store.sites, settings.steps):
-            eigenvalues, energies = store.read_eigenvalues(site, index), store.read_energies(site, index)
-            yield site, index, eigenvalues, energies, store.read_noise_floor(site, index)
+            eigenvalues, energies = store.projectors.read_eigenvalues(site, index), store.projectors.read_energies(site, index)
+            yield site, index, eigenvalues, energies, store.projectors.read_noise_floor(site, index)
     else:
         for site, index, found in decompositions(store, device, settings):
             yield site, index, found.eigenvalues, found.energies, found.noise_floor

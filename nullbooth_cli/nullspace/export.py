@@ -131,8 +131,8 @@ def _files(
     }
     if only_covariance:
         return {"covariance": covariance}, metadata
-    cut = store.read_cut(site, index)
-    eigenvalues = store.read_eigenvalues(site, index)
+    cut = store.projectors.read_cut(site, index)
+    eigenvalues = store.projectors.read_eigenvalues(site, index)
     metadata |= {
         "null_dim": cut.null_dim,
         "threshold": spectrum.threshold(eigenvalues, rule, value, cut.null_dim),

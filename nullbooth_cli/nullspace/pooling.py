@@ -69,14 +69,14 @@ def pooled(store: Store, site: Site, timesteps: Iterable[int] | None = None, wei
     """
     timesteps = list(range(site.num_recorded(store.num_steps)) if timesteps is None else timesteps)
     if weight == "count":
-        return add_up(store.read_moments(site, timesteps))
-    total = int(store.read_counts(site)[timesteps].sum())
+        return add_up(store.moments.read(site, timesteps))
+    total = int(store.moments.counts(site)[timesteps].sum())
 
     def scaled(sum_xxt: NDArray[np.float64], sum_x: NDArray[np.float64], count: int) -> Sums:
         factor = total / len(timesteps) / count
         return sum_xxt * factor, sum_x * factor, count
 
-    return add_up(scaled(*sums) for sums in store.read_moments(site, timesteps))
+    return add_up(scaled(*sums) for sums in store.moments.read(site, timesteps))
 
 
 def second_moment(

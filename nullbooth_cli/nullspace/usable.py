@@ -12,7 +12,7 @@ from nullbooth_cli.tensors import plain_name, tensor_digest
 
 def load_projector(store: Store, site: Site, index: int = 0) -> Projector:
     """The projector of a site; `index` is 0 for a pooled one, or the recorded timestep."""
-    return Projector.of(store.read_eigenvectors(site, index), store.read_cut(site, index).null_dim)
+    return Projector.of(store.projectors.read_eigenvectors(site, index), store.projectors.read_cut(site, index).null_dim)
 
 
 def usable_projectors(store: Store, tensors: Mapping[str, Any] | None = None) -> dict[str, Projector]:

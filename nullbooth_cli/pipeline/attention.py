@@ -39,10 +39,10 @@ def _begin(run: Run) -> dict[str, Any]:
             notes.append("other attention maps are asked for than those that are there: they are recorded again")
         store.write_record("attention", None)
         store.delete("attention")
-        store.create_progress("attention", len(attention_prompts(run.config, store.prompts())))
+        store.progress.create("attention", len(attention_prompts(run.config, store.prompts())))
         store.write_record("attention", record)
     elif run.repair:
-        store.mend_cells("attention")
+        store.progress.reset_damaged("attention")
         notes.append(forget_damaged(store, "attention"))
     return units_to_do(run, "attention", bool, notes)
 
@@ -56,14 +56,14 @@ def _record_all(run: Run, prompts: Iterator[Prompt]) -> Iterator[str]:
     rows = {prompt: row for row, prompt in enumerate(store.rows) if prompt is not None}
     numbers = {prompt: number for number, prompt in enumerate(attention_prompts(config, store.prompts()))}
     for prompt in prompts:
-        store.write_maps(prompt, record(pipe, path, rows[prompt], prompt, projections, steps))
-        store.commit("attention", numbers[prompt])
+        store.attention.write(prompt, record(pipe, path, rows[prompt], prompt, projections, steps))
+        store.progress.commit("attention", numbers[prompt])
         yield f"attention maps of '{prompt.text}'"
 
 
 def find_prompt(config: Config, store: Store, wanted: str) -> Prompt:
     """The prompt with maps that an id, the beginning of one, or a text means. Raises ConfigError listing those there are."""
-    cells = store.cells("attention")
+    cells = store.progress.cells("attention")
     there = [prompt for prompt, cell in zip(attention_prompts(config, store.prompts()), cells, strict=False) if cell]
     if not there:
         raise ConfigError(

@@ -45,7 +45,7 @@ def run_collect(run: Run) -> Iterator[Event]:
             place = space.place_for_sums(loaded.sites, len(steps), device)
             if place != device:
                 yield Note(f"the sums do not fit {device} beside the model: they stay in host memory")
-            part = run.store.part(run.workers.part)
+            part = run.store.moments.part(run.workers.part)
             if not part.units:
                 part.create(loaded.sites, len(steps))
             sinks.append(MomentSink(part, loaded.sites, len(steps), place, run.config.covariance.accumulate))
@@ -94,25 +94,25 @@ def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, 
     notes += _rename(run)
     if layout.batch_size != batch_size:
         notes.append(f"batch_size stays {layout.batch_size} in this store: the size of its units (now {batch_size} is asked for)")
-    for part in store.parts() if layout.moments else ():
+    for part in store.moments.parts() if layout.moments else ():
         # A kill may have come between a part and the cells of its units.
-        cells = store.cells("collect")
-        store.mark("collect", [unit for unit in part.units if not cells[unit]], 1)
+        cells = store.progress.cells("collect")
+        store.progress.mark("collect", [unit for unit in part.units if not cells[unit]], 1)
     if run.repair:
         notes.append(forget_damaged(store, "collect"))
     added = added_prompts(run.prompts, store)
     if layout.features:
-        missing = int((store.cells("collect") == 0).sum()) * layout.batch_size + len(added)
+        missing = int((store.progress.cells("collect") == 0).sum()) * layout.batch_size + len(added)
         space.ensure_room(store, features_nbytes(loaded.sites, num_steps, missing, layout.dtype))
     if added:
-        cells = store.cells("collect")
+        cells = store.progress.cells("collect")
         # A kill may have left room behind the last unit that holds anything.
         start = max((unit + 1 for unit in range(len(cells)) if cells[unit] or store.members(unit)), default=0) * layout.batch_size
         store.extend_collection(start + len(added))
         store.write_rows(start, added)
         notes.append(f"{len(added)} prompts are new: they are added to the {start} rows that are there")
-    cells = store.cells("collect")
-    store.mark("collect", [unit for unit in range(len(cells)) if not cells[unit] and not store.members(unit)], 1)
+    cells = store.progress.cells("collect")
+    store.progress.mark("collect", [unit for unit in range(len(cells)) if not cells[unit] and not store.members(unit)], 1)
     return units_to_do(run, "collect", bool, notes)
 
 
@@ -172,7 +172,7 @@ def _take_out(run: Run) -> str | None:
     """Take the prompts that are not wanted any more out of the collection; None where only collecting again is exact."""
     store = run.store
     removed = set(removed_prompts(run.prompts, store))
-    if not store.layout.features or (store.cells("collect") == RELEASED).any():
+    if not store.layout.features or (store.progress.cells("collect") == RELEASED).any():
         return None
     if store.layout.moments:
         record = store.records["collect"]
@@ -189,6 +189,6 @@ def release_features(store: Store) -> str:
     if not store.layout.features:
         return "nothing to release: no features are kept here (collect.keep: moments)"
     before = bytes_of(store, "collect")
-    store.release_features([unit for unit, cell in enumerate(store.cells("collect")) if cell])
+    store.release_features([unit for unit, cell in enumerate(store.progress.cells("collect")) if cell])
     freed = (before - bytes_of(store, "collect")) / 1e6
     return f"released {freed:,.1f} MB of features; nullbooth collect --force collects them again"

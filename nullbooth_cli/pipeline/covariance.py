@@ -43,18 +43,18 @@ def _begin_covariance(run: Run) -> dict[str, Any]:
     sites, num_steps = store.sites, store.num_steps
     found = own_states(run.config, run.prompts, store)["covariance"]
     afresh = found.state in ("missing", "stale") or run.force
-    released = store.layout.keep == "features" and bool((store.cells("collect") == RELEASED).any())
+    released = store.layout.keep == "features" and bool((store.progress.cells("collect") == RELEASED).any())
     if released and (afresh or run.repair):
         raise StageError(
             f"the features in {store.url} were released, and moments cannot be made without them",
             "nullbooth collect --force collects them again",
         )
     if afresh:
-        space.ensure_room(store, moments.sums_nbytes(sites, num_steps) - store.bytes_of("moments"))
+        space.ensure_room(store, moments.sums_nbytes(sites, num_steps) - store.nbytes("moments"))
         store.write_record("covariance", None)
         store.create_moments(sites, num_steps, store.layout)
     elif run.repair:
         notes.append(forget_damaged(store, "covariance"))
     start_stage(run, "covariance", rows=covered_rows(store))
-    target = len(store.cells("collect"))
+    target = len(store.progress.cells("collect"))
     return units_to_do(run, "covariance", lambda cell: cell == target, notes)

@@ -56,7 +56,7 @@ def beating(store: Store, workers: Workers, stage: str) -> Iterator[WorkerProgre
             )
             wrote.set()
             with contextlib.suppress(NullboothError):  # a full disk or a broken network stops the work itself, and says why
-                store.write_activity(note)
+                store.heartbeats.write(note)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -67,4 +67,4 @@ def beating(store: Store, workers: Workers, stage: str) -> Iterator[WorkerProgre
         thread.join()
         if wrote.is_set():
             with contextlib.suppress(NullboothError):  # it must not hide what went wrong before
-                store.forget_activity(workers.part)
+                store.heartbeats.remove(workers.part)

@@ -103,10 +103,10 @@ def import_covariances(run_folder: Path, out: Store, config: Config) -> Iterator
     start_stage(run, "schedule", {"scheduler": "imported", "noise": "imported", "values": [step.timestep for step in steps]})
     out.create_collection(tuple(sites), len(steps), 1, layout)
     out.write_rows(0, prompts)
-    part = out.part(PART)
+    part = out.moments.part(PART)
     part.create(sites, len(steps))
     part.checkpoint(((site, [_sums(files[t], site.dim) for t in range(len(steps))]) for site, files in sites.items()), [0])
-    out.commit("collect", [0])
+    out.progress.commit("collect", [0])
     start_stage(run, "collect", {"weights": "imported"}, layout=vars(layout), model=model_names(config))
     yield from execute("covariance", run)
 

@@ -75,14 +75,14 @@ def merge(sources: Sequence[Store], out: Store) -> Iterator[Event]:
     start_stage(run, "schedule", {name: schedule[name] for name in ("scheduler", "noise", "values")})
     out.create_collection(sites, len(steps), len(rows), layout)
     out.write_rows(0, rows)
-    part, units = out.part(PART), range(-(-len(rows) // batch_size))
+    part, units = out.moments.part(PART), range(-(-len(rows) // batch_size))
     part.create(sites, len(steps))
     sums = (
         (site, [pack_sums(*add_up(of_step)) for of_step in zip(*_moments(sources, number), strict=True)])
         for number, site in enumerate(sites)
     )
     part.checkpoint(sums, units)
-    out.commit("collect", units)
+    out.progress.commit("collect", units)
     collected = first.records["collect"]
     start_stage(
         run,
@@ -99,7 +99,7 @@ def _moments(sources: Sequence[Store], number: int) -> Iterator[Iterator[Sums]]:
     """The sums of every timestep of a site, by its number, from each source."""
     for source in sources:
         site = source.sites[number]
-        yield source.read_moments(site, range(site.num_recorded(source.num_steps)))
+        yield source.moments.read(site, range(site.num_recorded(source.num_steps)))
 
 
 def _config_of(first: Store, out: Store, prompts: Sequence[Prompt]) -> Config:

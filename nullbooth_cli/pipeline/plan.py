@@ -110,7 +110,7 @@ def plan_for(
         if found[stage].state not in ("missing", "stale"):
             done, total = found[stage].units_done, found[stage].units_total or total
         if store is not None and stage != "schedule":
-            pace = store.pace(stage)
+            pace = store.progress.pace(stage)
         pace = paces.get(stage) if pace is None else pace
         needed = needed * (total - done) // (total or 1)
         if stage == "collect" and keep != "features" and not done:

@@ -82,13 +82,13 @@ def _begin_project(run: Run) -> dict[str, Any]:
     if found.state == "missing" or run.force:
         basis = decomposition_basis(run.config, store)
         if found.state != "stale" or store.records.get("decomposition") != basis:
-            space.ensure_room(store, space.decompositions_nbytes(units) - store.bytes_of("projectors"))
+            space.ensure_room(store, space.decompositions_nbytes(units) - store.nbytes("projectors"))
             store.write_record("decomposition", None)
             store.write_record("project", None)
             store.create_projectors(sites, Counter(site.name for site, _ in units))
             store.write_record("decomposition", basis)
         store.write_record("project", None)
-        store.create_progress("project", len(units))
+        store.progress.create("project", len(units))
         start_stage(run, "project")
     prepared = units_to_do(run, "project", bool, notes)
     prepared["todo"].sort(key=lambda unit: units[unit][0].dim)  # those of one size are decomposed together

@@ -75,9 +75,9 @@ def start_stage(run: Run, stage: str, extra: dict[str, Any] | None = None, **not
 
 def units_to_do(run: Run, stage: str, is_done: Callable[[int], bool], notes: list[str] | None = None) -> dict[str, Any]:
     if run.workers.shard is None:
-        for note in run.store.activities():  # whoever left them is gone: nobody else works on the store now
-            run.store.forget_activity(note.worker)
-    cells = [is_done(int(cell)) for cell in run.store.cells(stage)]
+        for note in run.store.heartbeats.read():  # whoever left them is gone: nobody else works on the store now
+            run.store.heartbeats.remove(note.worker)
+    cells = [is_done(int(cell)) for cell in run.store.progress.cells(stage)]
     todo = run.workers.mine([unit for unit, done in enumerate(cells) if not done])[: run.limit]
     return vars(Prepared(todo, sum(cells), len(cells), notes or []))
 
@@ -101,11 +101,11 @@ def report_units(run: Run, stage: str, prepared: Prepared, units: Iterator[str])
             done = prepared.done + run.workers.count(1)
             now = time.monotonic()
             if run.workers.rank == 0 and now - noted >= PACE_SECONDS:
-                run.store.note_pace(stage, (now - started) / mine)
+                run.store.progress.note_pace(stage, (now - started) / mine)
                 noted = now
             yield Progress(stage, done, prepared.total, what)
     if run.workers.rank == 0 and mine:
-        run.store.note_pace(stage, (time.monotonic() - started) / mine)
+        run.store.progress.note_pace(stage, (time.monotonic() - started) / mine)
     for count in run.workers.finish():
         if prepared.done + count > done:
             done = prepared.done + count

@@ -86,7 +86,7 @@ def _parts_are_left(run: Run, *, worked: bool) -> bool:
 def _refuse_or_say(stage: str, run: Run) -> str | None:
     """Raise StageError if a stage cannot run now; say so if there is nothing to do."""
     if run.repair:
-        run.store.mend_cells(stage)
+        run.store.progress.reset_damaged(stage)
     now = stage_states(run.config, run.prompts, run.store)
     for upstream in STAGES[: STAGES.index(stage)]:
         require(now, upstream, run.store.url)

@@ -90,7 +90,7 @@ def attention_settings(config: Config, store: Store) -> dict[str, Any]:
 def _attention_state(config: Config, store: Store | None) -> StageState:
     if store is None or "attention" not in store.records:
         return StageState("attention", "missing", 0, None)
-    cells = store.cells("attention")
+    cells = store.progress.cells("attention")
     done, total = int((cells > 0).sum()), len(cells)
     if store.records["attention"]["settings"] != attention_settings(config, store):
         return StageState("attention", "stale", done, total)
@@ -108,7 +108,7 @@ def _digest(rows: Iterable[Prompt | None]) -> str:
 
 
 def bytes_of(store: Store, stage: str) -> int:
-    return sum(store.bytes_of(folder) for folder in FOLDERS[stage])
+    return sum(store.nbytes(folder) for folder in FOLDERS[stage])
 
 
 def removed_prompts(prompts: Iterable[Prompt], store: Store) -> list[Prompt]:
@@ -179,7 +179,7 @@ def _state(
             differences.append(Difference(upstream, built_on, now or "missing"))
     done, total, released = 1, 1, False
     if stage == "collect":
-        cells = store.cells(stage)
+        cells = store.progress.cells(stage)
         added = added_prompts(prompts, store)
         if removed := removed_prompts(prompts, store):
             reasons_text = ", ".join(f"'{prompt.text}'" for prompt in removed)
@@ -188,14 +188,14 @@ def _state(
         done, total = int((cells > 0).sum()), len(cells) + -(-len(added) // record["layout"]["batch_size"])
         released = bool((cells == RELEASED).any())
     elif stage == "covariance":
-        cells, count = store.cells(stage), record["rows"]["count"]
+        cells, count = store.progress.cells(stage), record["rows"]["count"]
         if _digest(store.rows[:count]) != record["rows"]["digest"]:
             differences.append(
                 Difference(PROMPTS_FIELD, f"{count} rows, {record['rows']['digest']}", _digest(store.rows[:count]))
             )
         done, total = int((cells == before["collect"].units_total).sum()), len(cells)
     elif stage == "project":
-        done, total = int(store.progress(stage).sum()), len(store.progress(stage))
+        done, total = int(store.progress.done(stage).sum()), len(store.progress.done(stage))
     state = "stale" if differences else "partial" if done < total else "released" if released else "complete"
     return StageState(stage, state, done, total, tuple(differences))
 

@@ -56,7 +56,7 @@ def _compared(
         )
     for index, (group, other_group) in enumerate(zip(groups, other_groups, strict=True)):
         projectors = load_projector(store, site, index), load_projector(other, other_site, index)
-        cuts = store.read_cut(site, index), other.read_cut(other_site, index)
+        cuts = store.projectors.read_cut(site, index), other.projectors.read_cut(other_site, index)
         moments = (
             second_moment(*pooled(store, site, group, mine.pooling.weight)),
             second_moment(*pooled(other, other_site, other_group, theirs.pooling.weight)),

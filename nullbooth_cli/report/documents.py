@@ -197,7 +197,10 @@ def _rung(
 def spectra_of(store: Store, entries: Iterable[dict[str, Any]]) -> list[Eigenvalues]:
     """The eigenvalues `[D]`, ascending, behind each entry of an inspect document."""
     sites = {site.name: site for site in store.sites}
-    return [store.read_eigenvalues(sites[f"{entry['layer']}.{entry['feature']}"], entry["step_index"] or 0) for entry in entries]
+    return [
+        store.projectors.read_eigenvalues(sites[f"{entry['layer']}.{entry['feature']}"], entry["step_index"] or 0)
+        for entry in entries
+    ]
 
 
 def sparklines(store: Store, document: dict[str, Any]) -> list[str]:
@@ -236,10 +239,10 @@ def compare_document(compared: dict[str, Any]) -> dict[str, Any]:
 
 def _entries(settings: Decomposing, store: Store, site: Site, rule: str, value: float) -> Iterable[dict[str, Any]]:
     steps, scope = settings.steps, settings.pooling.scope
-    counts = store.read_counts(site)
+    counts = store.moments.counts(site)
     for index, group in enumerate(settings.pooling.groups(site, steps)):
-        eigenvalues, noise_floor = store.read_eigenvalues(site, index), store.read_noise_floor(site, index)
-        null_dim, leakage, heldout_leakage = store.read_cut(site, index)
+        eigenvalues, noise_floor = store.projectors.read_eigenvalues(site, index), store.projectors.read_noise_floor(site, index)
+        null_dim, leakage, heldout_leakage = store.projectors.read_cut(site, index)
         count = int(counts[group].sum())
         step = None if scope == "pooled" or site.timestep_free else steps[index]
         threshold = spectrum.threshold(eigenvalues, rule, value, null_dim)

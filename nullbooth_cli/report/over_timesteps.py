@@ -55,7 +55,9 @@ def over_timesteps(store: Store, device: "torch.device", config: Config, sites: 
     varying = [site for site in sites if not site.timestep_free]
     found: Iterable[tuple[Site, int, Decomposition]]
     if config.project.scope == "timestep":
-        found = ((site, t, store.read_decomposition(site, t)) for site, t in settings.pooling.units(varying, settings.steps))
+        found = (
+            (site, t, store.projectors.read_decomposition(site, t)) for site, t in settings.pooling.units(varying, settings.steps)
+        )
     else:
         found = decompositions(store, device, settings, varying)
     rule, value = config.project.rule()

@@ -69,7 +69,7 @@ def page_document(
     states = stage_states(config, prompts, store)
     stages = status_document(store.url, store, states)["stages"]
     for stage, found in stages.items():
-        pace = store.pace(stage)
+        pace = store.progress.pace(stage)
         found["seconds"] = None if pace is None else pace * found["units_done"]
     records = store.records
     settings = {name: value for stage in STAGES for name, value in records[stage]["settings"].items()}

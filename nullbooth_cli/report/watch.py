@@ -22,7 +22,9 @@ Notes = list[tuple[str, Heartbeat]]
 def notes_of(store: Store) -> Notes:
     """(part, note) of each process at work; the part is "" or "heldout"."""
     inner = store.heldout()
-    return [("", note) for note in store.activities()] + [(HELDOUT, note) for note in (inner.activities() if inner else [])]
+    return [("", note) for note in store.heartbeats.read()] + [
+        (HELDOUT, note) for note in (inner.heartbeats.read() if inner else [])
+    ]
 
 
 class Ages:

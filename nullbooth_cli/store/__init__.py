@@ -35,7 +35,7 @@ from nullbooth_cli.store.layout import STORED_DTYPES, Layout
 from nullbooth_cli.store.locks import locked, shard_locked
 from nullbooth_cli.store.open_backing import is_url, open_backing
 from nullbooth_cli.store.partial_sums import PartialSums, check_disjoint, pack_sums
-from nullbooth_cli.store.results import Cut, Decomposition
+from nullbooth_cli.store.projector_arrays import Cut, Decomposition
 from nullbooth_cli.store.store import RELEASED, Store
 
 __all__ = [

@@ -26,21 +26,24 @@ class AttentionMaps:
     image: NDArray[np.uint8]
 
 
-class AttentionMapStore(ArrayGroup):
+class AttentionMapArrays:
     """The attention maps of an open store."""
 
-    def write_maps(self, prompt: Prompt, maps: AttentionMaps) -> None:
+    def __init__(self, arrays: ArrayGroup) -> None:
+        self.arrays = arrays
+
+    def write(self, prompt: Prompt, maps: AttentionMaps) -> None:
         name = f"attention/{prompt.id}"
-        self.delete(name)
+        self.arrays.delete(name)
         for layer, values in maps.layers.items():
             self._write_whole(f"{name}/{layer}", values)
         words: dict[str, Any] = {"words": list(maps.words), "steps": list(maps.steps), "layers": list(maps.layers)}
         self._write_whole(f"{name}/image", maps.image, words)
 
-    def read_maps(self, prompt: Prompt) -> AttentionMaps:
+    def read(self, prompt: Prompt) -> AttentionMaps:
         """Raises StoreError for what is missing or damaged; `progress/attention` says whose are there."""
         name = f"attention/{prompt.id}"
-        attributes: dict[str, Any] = self._array(f"{name}/image").attrs.asdict()
+        attributes: dict[str, Any] = self.arrays.array(f"{name}/image").attrs.asdict()
         return AttentionMaps(
             tuple(attributes["words"]),
             tuple(attributes["steps"]),
@@ -50,8 +53,8 @@ class AttentionMapStore(ArrayGroup):
 
     def _write_whole(self, name: str, values: NDArray[Any], attributes: dict[str, Any] | None = None) -> None:
         fill = "NaN" if values.dtype.kind == "f" else 0
-        self._create(name, values.shape, values.shape, values.dtype, fill, attributes)
-        self._write_chunk(name, (0,) * values.ndim, values)
+        self.arrays.create(name, values.shape, values.shape, values.dtype, fill, attributes)
+        self.arrays.write_chunk(name, (0,) * values.ndim, values)
 
     def _read_whole(self, name: str) -> NDArray[Any]:
-        return self._read_chunk(name, (0,) * len(self._array(name).shape))
+        return self.arrays.read_chunk(name, (0,) * len(self.arrays.array(name).shape))

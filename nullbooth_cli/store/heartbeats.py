@@ -34,25 +34,28 @@ class Heartbeat:
     time: float = 0.0
 
 
-class HeartbeatStore(ArrayGroup):
+class HeartbeatNotes:
     """The notes in a store."""
 
-    def write_activity(self, note: Heartbeat) -> None:
-        with self._writing():
-            self._group.require_group(GROUP)
+    def __init__(self, arrays: ArrayGroup) -> None:
+        self.arrays = arrays
+
+    def write(self, note: Heartbeat) -> None:
+        with self.arrays.writing():
+            self.arrays.group.require_group(GROUP)
         # As Zarr would write it, but over an earlier note in one step: a reader sees the old one or this one.
         document = {"zarr_format": 3, "node_type": "group", "attributes": asdict(note)}
-        self._backing.put(f"{GROUP}/{note.worker}/zarr.json", [json.dumps(document).encode()])
+        self.arrays.backing.put(f"{GROUP}/{note.worker}/zarr.json", [json.dumps(document).encode()])
 
-    def activities(self) -> list[Heartbeat]:
+    def read(self) -> list[Heartbeat]:
         """The notes that are there, in the order of their workers' names. Reads one object for each."""
 
         async def names() -> list[str]:
-            return [name async for name in self._backing.zarr.list_dir(GROUP) if name != "zarr.json"]
+            return [name async for name in self.arrays.backing.zarr.list_dir(GROUP) if name != "zarr.json"]
 
-        found = self._backing.get_many([f"{GROUP}/{name}/zarr.json" for name in sorted(sync(names()))])
+        found = self.arrays.backing.get_many([f"{GROUP}/{name}/zarr.json" for name in sorted(sync(names()))])
         # One that was listed may be gone by now.
         return [Heartbeat(**json.loads(data.tobytes())["attributes"]) for data in found if data is not None]
 
-    def forget_activity(self, worker: str) -> None:
-        self.delete(f"{GROUP}/{worker}")
+    def remove(self, worker: str) -> None:
+        self.arrays.delete(f"{GROUP}/{worker}")

@@ -38,6 +38,10 @@ class Layout:
         length = -(-recorded // num_blocks)  # alike, because the last chunk is as long on disk as the others
         return [range(first, min(first + length, recorded)) for first in range(0, recorded, length)]
 
+    def num_units(self, num_rows: int) -> int:
+        """How many units of collect this many rows make."""
+        return -(-num_rows // self.batch_size)
+
     @property
     def features(self) -> bool:
         return self.keep != "moments"

@@ -34,18 +34,18 @@ def unpack_sums(packed: NDArray[np.float64]) -> Sums:
 class PartialSums:
     """The sums of one process: `parts/<name>/<site>` `[2, T, D + 2, D]` float64, the slot in force and the units in it."""
 
-    store: ArrayGroup
+    arrays: ArrayGroup
     name: str
 
     @property
     def units(self) -> tuple[int, ...]:
         """The units that are in the sums in force; none before the first checkpoint."""
-        exists = self.store._has(f"parts/{self.name}")
+        exists = self.arrays.has(f"parts/{self.name}")
         return tuple(self._group.attrs.get("units", ())) if exists else ()
 
     @property
     def _group(self) -> Any:
-        return self.store._group[f"parts/{self.name}"]
+        return self.arrays.group[f"parts/{self.name}"]
 
     @property
     def _slot(self) -> int:
@@ -53,21 +53,21 @@ class PartialSums:
 
     def create(self, sites: Iterable[Site], num_steps: int) -> None:
         """Make the arrays. They belong to the part only from its first checkpoint on."""
-        self.store.delete(f"parts/{self.name}")
-        with self.store._writing():
-            self.store._group.create_group(f"parts/{self.name}", attributes={"slot": 0, "units": []})
+        self.arrays.delete(f"parts/{self.name}")
+        with self.arrays.writing():
+            self.arrays.group.create_group(f"parts/{self.name}", attributes={"slot": 0, "units": []})
         for site in sites:
             t, d = site.num_recorded(num_steps), site.dim
             steps = max(1, min(t, SUMS_CHUNK_BYTES // (8 * d * (d + 2))))
-            self.store._create(f"parts/{self.name}/{site.name}", (2, t, d + 2, d), (1, steps, d + 2, d), "f8", "NaN")
+            self.arrays.create(f"parts/{self.name}/{site.name}", (2, t, d + 2, d), (1, steps, d + 2, d), "f8", "NaN")
 
     def read(self, site: Site) -> Iterator[Sums]:
         """(sum_xxT, sum_x, count) of each timestep, from the slot in force; a chunk of timesteps is read at a time."""
         name = f"parts/{self.name}/{site.name}"
-        array = self.store._array(name)
+        array = self.arrays.array(name)
         steps, slot = array.chunks[1], self._slot
         for chunk in range(-(-array.shape[1] // steps)):
-            block = self.store._read_chunk(name, (slot, chunk, 0, 0))[0]
+            block = self.arrays.read_chunk(name, (slot, chunk, 0, 0))[0]
             for packed in block[: array.shape[1] - chunk * steps]:
                 yield unpack_sums(packed)
 
@@ -76,16 +76,16 @@ class PartialSums:
         slot = 1 - self._slot
         for site, blocks in sums:
             name = f"parts/{self.name}/{site.name}"
-            steps = self.store._array(name).chunks[1]
+            steps = self.arrays.array(name).chunks[1]
             for chunk in range(-(-len(blocks) // steps)):
                 values = np.zeros((1, steps, *blocks[0].shape))
                 for i, block in enumerate(blocks[chunk * steps : (chunk + 1) * steps]):
                     values[0, i] = block
-                self.store._write_chunk(name, (slot, chunk, 0, 0), values)
-        self.store._backing.sync()
-        with self.store._writing():
+                self.arrays.write_chunk(name, (slot, chunk, 0, 0), values)
+        self.arrays.backing.sync()
+        with self.arrays.writing():
             self._group.update_attributes({"slot": slot, "units": sorted(units)})
-        self.store._backing.sync()
+        self.arrays.backing.sync()
 
 
 def check_disjoint(parts: Iterable[PartialSums]) -> None:
@@ -95,7 +95,7 @@ def check_disjoint(parts: Iterable[PartialSums]) -> None:
         for unit in part.units:
             if unit in owner:
                 raise StoreError(
-                    f"{part.store.url}: unit {unit} is in the parts {owner[unit]} and {part.name}",
-                    f"nullbooth collect --force -s {part.store.url}",
+                    f"{part.arrays.url}: unit {unit} is in the parts {owner[unit]} and {part.name}",
+                    f"nullbooth collect --force -s {part.arrays.url}",
                 )
             owner[unit] = part.name

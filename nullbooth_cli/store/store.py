@@ -7,20 +7,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import zarr
-from numpy.typing import NDArray
 
 from nullbooth_cli.datatypes import HELDOUT, Prompt, Site, Step
 from nullbooth_cli.errors import StoreError
-from nullbooth_cli.store.attention_maps import AttentionMapStore
+from nullbooth_cli.store.arrays import ArrayGroup
+from nullbooth_cli.store.attention_maps import AttentionMapArrays
 from nullbooth_cli.store.backing import Backing
-from nullbooth_cli.store.heartbeats import HeartbeatStore
-from nullbooth_cli.store.layout import STORED_DTYPES, Layout
+from nullbooth_cli.store.cells import ProgressCells
+from nullbooth_cli.store.feature_arrays import FeatureArrays
+from nullbooth_cli.store.heartbeats import HeartbeatNotes
+from nullbooth_cli.store.layout import Layout, covariance_units
 from nullbooth_cli.store.locks import locked
+from nullbooth_cli.store.moment_arrays import MomentArrays
 from nullbooth_cli.store.open_backing import open_backing
-from nullbooth_cli.store.partial_sums import PartialSums
-from nullbooth_cli.store.results import Results
+from nullbooth_cli.store.projector_arrays import ProjectorArrays
 
 FORMAT = "nullbooth"
 FORMAT_VERSION = 4
@@ -28,10 +29,22 @@ PACKAGES = ("nullbooth", "torch", "diffusers", "transformers", "zarr", "numpy")
 RELEASED = 2  # in a cell of collect: done, but the features were removed
 
 
-class Store(Results, AttentionMapStore, HeartbeatStore):
-    """An open store. `Store.create` and `Store.open` make one; `lock()` guards every stage that writes."""
+class Store:
+    """An open store. `Store.create` and `Store.open` make one; `lock()` guards every stage that writes.
 
-    _rows: tuple[Prompt | None, ...] | None = None
+    `arrays` is the Zarr group; `progress`, `features`, `moments`, `projectors`, `attention` and `heartbeats` know what is in it.
+    """
+
+    def __init__(self, group: zarr.Group, backing: Backing) -> None:
+        self.url = backing.url
+        self.arrays = ArrayGroup(group, backing)
+        self.progress = ProgressCells(self.arrays)
+        self.features = FeatureArrays(self.arrays, self.members)
+        self.moments = MomentArrays(self.arrays)
+        self.projectors = ProjectorArrays(self.arrays)
+        self.attention = AttentionMapArrays(self.arrays)
+        self.heartbeats = HeartbeatNotes(self.arrays)
+        self._rows: tuple[Prompt | None, ...] | None = None
 
     @classmethod
     def create(cls, place: str | Path, config: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> "Store":
@@ -116,71 +129,80 @@ class Store(Results, AttentionMapStore, HeartbeatStore):
         return Path(self.url)
 
     def reload(self) -> None:
-        super().reload()
+        """Forget what was read of attributes, shapes and rows: another process may have changed them."""
+        self.arrays.reload()
         self._rows = None
+
+    def delete(self, name: str) -> None:
+        """Remove an array or a group and all below it, if it is there."""
+        self.arrays.delete(name)
+
+    def nbytes(self, name: str) -> int:
+        """Bytes on disk below a group of the store."""
+        return self.arrays.nbytes(name)
 
     def heldout(self, *, write: bool = False) -> "Store | None":
         """The store of the held-out prompts inside this one, where nothing can mix them up; None if there is none."""
-        backing = self._backing.inside(HELDOUT, read_only=not write)
+        backing = self.arrays.backing.inside(HELDOUT, read_only=not write)
         return self._found(backing, write=write) if backing.get("zarr.json") is not None else None
 
     def heldout_or_create(self, config: Mapping[str, Any]) -> "Store":
         """The same, open for writing; an empty one with this config if there is none."""
-        return self.heldout(write=True) or self._make(self._backing.inside(HELDOUT), config)
+        return self.heldout(write=True) or self._make(self.arrays.backing.inside(HELDOUT), config)
 
     def free_nbytes(self) -> int | None:
-        return self._backing.free_nbytes()
+        return self.arrays.backing.free_nbytes()
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the store alone for writing. Raises StoreError naming the holder; a killed holder leaves nothing behind."""
-        return locked(self._backing)
+        return locked(self.arrays.backing)
 
     # Attributes: config, records, sites
 
     @property
     def config(self) -> dict[str, Any]:
-        return dict(self._attribute("config"))
+        return dict(self.arrays.attribute("config"))
 
     @property
     def packages(self) -> dict[str, str]:
         """The versions of the packages that made this store."""
-        return dict(self._attribute("packages"))
+        return dict(self.arrays.attribute("packages"))
 
     @property
     def records(self) -> dict[str, dict[str, Any]]:
         """What each stage that was begun depended on: {stage: {settings, upstream, fingerprint}}."""
-        return dict(self._attribute("records"))
+        return dict(self.arrays.attribute("records"))
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        return tuple(Site(**{**site, "weights": tuple(site["weights"])}) for site in self._attribute("sites"))
+        return tuple(Site(**{**site, "weights": tuple(site["weights"])}) for site in self.arrays.attribute("sites"))
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        self._update(config=dict(config))
+        self.arrays.update_attributes(config=dict(config))
 
     def write_record(self, stage: str, record: Mapping[str, Any] | None) -> None:
         records = {name: value for name, value in self.records.items() if name != stage}
-        self._update(records=records if record is None else {**records, stage: dict(record)})
+        self.arrays.update_attributes(records=records if record is None else {**records, stage: dict(record)})
 
     # Schedule and prompts
 
     def write_schedule(self, steps: tuple[Step, ...]) -> None:
         self.delete("schedule")
-        self._write_vector("schedule/timesteps", [step.timestep for step in steps])
-        self._write_vector("schedule/sigmas", [step.sigma for step in steps])
-        self._write_texts("schedule/keys", 0, [step.key for step in steps])
-        self._backing.sync()
+        self.arrays.write_vector("schedule/timesteps", [step.timestep for step in steps])
+        self.arrays.write_vector("schedule/sigmas", [step.sigma for step in steps])
+        self.arrays.write_texts("schedule/keys", 0, [step.key for step in steps])
+        self.arrays.backing.sync()
 
     @property
     def num_steps(self) -> int:
         """How many steps the schedule has."""
-        return int(self._array("schedule/timesteps").shape[0])
+        return int(self.arrays.array("schedule/timesteps").shape[0])
 
     def schedule(self) -> tuple[Step, ...]:
         columns = zip(
-            self._read_texts("schedule/keys"),
-            self._read_vector("schedule/timesteps"),
-            self._read_vector("schedule/sigmas"),
+            self.arrays.read_texts("schedule/keys"),
+            self.arrays.read_vector("schedule/timesteps"),
+            self.arrays.read_vector("schedule/sigmas"),
             strict=True,
         )
         return tuple(Step(i, key, float(t), float(s)) for i, (key, t, s) in enumerate(columns))
@@ -193,7 +215,7 @@ class Store(Results, AttentionMapStore, HeartbeatStore):
         """
         if self._rows is None:
             names = ("prompts/text", "prompts/images")
-            texts, images = map(self._read_texts, names) if self._has(names[0]) else ([], [])
+            texts, images = map(self.arrays.read_texts, names) if self.arrays.has(names[0]) else ([], [])
             # A kill may have left images behind the last text.
             self._rows = tuple(Prompt(text, image or None) if text else None for text, image in zip(texts, images, strict=False))
         return self._rows
@@ -204,10 +226,10 @@ class Store(Results, AttentionMapStore, HeartbeatStore):
 
     def write_rows(self, start: int, rows: Sequence[Prompt | None]) -> None:
         """Put prompts into rows from `start`; the text is written last."""
-        self._write_texts("prompts/ids", start, [prompt.id if prompt else "" for prompt in rows])
-        self._write_texts("prompts/images", start, [(prompt.image if prompt else None) or "" for prompt in rows])
-        self._write_texts("prompts/text", start, [prompt.text if prompt else "" for prompt in rows])
-        self._backing.sync()
+        self.arrays.write_texts("prompts/ids", start, [prompt.id if prompt else "" for prompt in rows])
+        self.arrays.write_texts("prompts/images", start, [(prompt.image if prompt else None) or "" for prompt in rows])
+        self.arrays.write_texts("prompts/text", start, [prompt.text if prompt else "" for prompt in rows])
+        self.arrays.backing.sync()
         self._rows = None
 
     # Collection: layout, features, parts
@@ -218,29 +240,30 @@ class Store(Results, AttentionMapStore, HeartbeatStore):
         return Layout(**self.records["collect"]["layout"])
 
     def create_collection(self, sites: tuple[Site, ...], num_steps: int, num_rows: int, layout: Layout) -> None:
-        """Size every array at once, before any worker starts. Cost: about 5 ms a site."""
-        stored, fill = STORED_DTYPES[layout.dtype]
-        for name in ("features", "parts", "prompts"):
-            self.delete(name)
+        """Empty what was collected, and make room for this many rows."""
+        for name in ("parts", "prompts"):
+            self.arrays.delete(name)
         self._rows = None
-        for site in sites if layout.features else ():
-            self._create(
-                f"features/{site.name}",
-                (site.num_recorded(num_steps), num_rows, site.num_tokens, site.dim),
-                (len(layout.blocks(site, num_steps)[0]), layout.batch_size, site.num_tokens, site.dim),
-                stored,
-                fill,
-                {"torch_dtype": layout.dtype},
-                compressed=layout.compression is not None,
-            )
-        self._update(sites=[asdict(site) for site in sites])
-        self.create_progress("collect", -(-num_rows // layout.batch_size))
+        self.features.create(sites, num_steps, num_rows, layout)
+        self.arrays.update_attributes(sites=[asdict(site) for site in sites])
+        self.progress.create("collect", layout.num_units(num_rows))
 
     def extend_collection(self, num_rows: int) -> None:
         """Make room for more rows."""
-        for site in self.sites if self.layout.features else ():
-            self._resize(f"features/{site.name}", num_rows, axis=1)
-        self.extend_progress("collect", -(-num_rows // self.layout.batch_size))
+        layout = self.layout
+        if layout.features:
+            self.features.extend(self.sites, num_rows)
+        self.progress.extend("collect", layout.num_units(num_rows))
+
+    def create_moments(self, sites: tuple[Site, ...], num_steps: int, layout: Layout) -> None:
+        """Empty the moments, and make room for those of every site and timestep."""
+        self.moments.create(sites, num_steps, layout)
+        self.progress.create("covariance", len(covariance_units(sites, num_steps, layout)))
+
+    def create_projectors(self, sites: tuple[Site, ...], num_decompositions: Mapping[str, int]) -> None:
+        """Empty the projectors, and make room for this many decompositions of each site, by its name."""
+        self.projectors.create(sites, num_decompositions)
+        self.progress.create("decomposition", sum(num_decompositions[site.name] for site in sites))
 
     def members(self, unit: int) -> list[tuple[int, Prompt]]:
         """(row, prompt) of each prompt in a unit."""
@@ -252,42 +275,9 @@ class Store(Results, AttentionMapStore, HeartbeatStore):
         """The recorded timesteps of a site that share a chunk."""
         return self.layout.blocks(site, self.num_steps)
 
-    def write_features(self, site: Site, block: range, rows: Sequence[int], values: NDArray[Any]) -> None:
-        """Write one chunk: `[S, b, L, D]` in the stored dtype, the rows all of one unit. What no prompt fills is NaN."""
-        array = self._array(f"features/{site.name}")
-        length, batch = array.chunks[:2]
-        unit = rows[0] // batch
-        if values.shape[:2] != (length, batch):
-            whole = np.full(array.chunks, array.fill_value, array.dtype)
-            whole[: len(block), [row - unit * batch for row in rows]] = values
-            values = whole
-        self._write_chunk(f"features/{site.name}", (block.start // length, unit, 0, 0), values)
-
-    def read_features(self, site: Site, block: range, unit: int) -> NDArray[Any]:
-        """Read the vectors of a unit's prompts, `[S, b, L, D]` in the stored dtype (bfloat16 as its uint16 bits)."""
-        name = f"features/{site.name}"
-        length, batch = self._array(name).chunks[:2]
-        slots = [row - unit * batch for row, _ in self.members(unit)]
-        values = self._read_chunk(name, (block.start // length, unit, 0, 0))[: len(block)]
-        chosen: NDArray[Any] = values if len(slots) == batch else values[:, slots]
-        return chosen
-
-    def chunk_nbytes(self, site: Site) -> int:
-        """Bytes of one chunk of features, without compression."""
-        array = self._array(f"features/{site.name}")
-        return int(np.prod(array.chunks)) * array.dtype.itemsize
-
     def release_features(self, units: Sequence[int]) -> None:
         """Remove the chunks of units; the cells say so first, so that a kill leaves nothing that looks whole."""
-        self.mark("collect", units, RELEASED)
+        self.progress.mark("collect", units, RELEASED)
         for site in self.sites:
             for number in range(len(self.blocks(site))):
-                for unit in units:
-                    self._backing.delete(f"features/{site.name}/c.{number}.{unit}.0.0")
-
-    def part(self, name: str) -> PartialSums:
-        return PartialSums(self, name)
-
-    def parts(self) -> list[PartialSums]:
-        """The parts that some process has begun."""
-        return [PartialSums(self, name) for name in sorted(self._group["parts"])] if self._has("parts") else []  # type: ignore[arg-type]  # a group
+                self.features.remove(site, number, units)

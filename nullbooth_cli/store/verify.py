@@ -41,33 +41,33 @@ def chunk_checks(store: Store, stage: str) -> Iterator[ChunkCheck]:
         yield ChunkCheck(stage, (), lambda: store.rows)
         yield from _collect_checks(store)
     elif stage == "covariance":
-        cells = store.cells(stage, damaged=0)
+        cells = store.progress.cells(stage, damaged=0)
         for number, (site, block) in enumerate(covariance_units(store.sites, num_steps, store.layout)):
             if cells[number]:
-                yield ChunkCheck(stage, (number,), partial(store.read_moment, site, block.start))
+                yield ChunkCheck(stage, (number,), partial(store.moments.read_one, site, block.start))
     elif stage == "project":
-        done = iter(store.cells(stage, damaged=0))
+        done = iter(store.progress.cells(stage, damaged=0))
         for site in store.sites:
-            for index in range(store.num_decompositions(site)):
+            for index in range(store.projectors.num_decompositions(site)):
                 if next(done):
-                    for read in (store.read_decomposition, store.read_cut):
+                    for read in (store.projectors.read_decomposition, store.projectors.read_cut):
                         yield ChunkCheck(stage, (), partial(read, site, index))
     elif stage == "attention":
-        prompts, cells = {prompt.id: prompt for prompt in store.prompts()}, store.cells(stage, damaged=0)
+        prompts, cells = {prompt.id: prompt for prompt in store.prompts()}, store.progress.cells(stage, damaged=0)
         for number, key in enumerate(store.records[stage]["settings"]["prompts"]):
             if cells[number]:
-                yield ChunkCheck(stage, (number,), partial(store.read_maps, prompts[key]))
-    yield ChunkCheck(stage, (), lambda: store.cells(stage))
+                yield ChunkCheck(stage, (number,), partial(store.attention.read, prompts[key]))
+    yield ChunkCheck(stage, (), lambda: store.progress.cells(stage))
 
 
 def _collect_checks(store: Store) -> Iterator[ChunkCheck]:
-    cells = store.cells("collect", damaged=0)
+    cells = store.progress.cells("collect", damaged=0)
     kept = [unit for unit, cell in enumerate(cells) if cell not in (0, RELEASED) and store.members(unit)]
     for unit in kept if store.layout.features else ():
         for site in store.sites:
             for block in store.blocks(site):
-                yield ChunkCheck("collect", (unit,), partial(store.read_features, site, block, unit))
-    for part in store.parts():
+                yield ChunkCheck("collect", (unit,), partial(store.features.read, site, block, unit))
+    for part in store.moments.parts():
         for site in store.sites if part.units else ():
             yield ChunkCheck("collect", part.units, partial(_read_part, part, site), part)
 
@@ -95,7 +95,7 @@ def forget_damaged(store: Store, stage: str) -> str:
         if not damage.check.units:
             raise damage.error
     units = sorted({unit for damage in found for unit in damage.check.units})
-    store.mark(stage, units, 0)
+    store.progress.mark(stage, units, 0)
     for name in sorted({damage.check.part.name for damage in found if damage.check.part}):
         store.delete(f"parts/{name}")
     listed = "".join(f"\n  {damage.error.message}" for damage in found)

@@ -79,7 +79,7 @@ def stored(watch: Stopwatch, of: Subject, recorded: Recorded, place: Path, *, ke
         sink = (
             FeatureSink(store, writer)
             if keep == "features"
-            else MomentSink(store.part("0"), of.found.sites, of.num_steps, cpu, "float64")
+            else MomentSink(store.moments.part("0"), of.found.sites, of.num_steps, cpu, "float64")
         )
         waiting = []
         for unit in range(of.num_units):
@@ -89,7 +89,7 @@ def stored(watch: Stopwatch, of: Subject, recorded: Recorded, place: Path, *, ke
                 sink.receive(site, step, rows, values)
             if sink.due() or unit == of.num_units - 1:
                 sink.checkpoint(waiting)
-                store.commit("collect", waiting)
+                store.progress.commit("collect", waiting)
                 waiting = []
         for _ in covariance(store, cpu, "float64", units):
             pass

@@ -26,10 +26,10 @@ def runs_of(place: Path, shape: tuple[int, int], count: int) -> dict[str, Callab
     name, block = f"features/{site.name}", store.blocks(site)[0]
     values = np.stack([tensor.numpy()] * len(block))
     plain: Any = zarr.open_group(str(place), mode="r+", use_consolidated=False)[name]
-    durable = store._array(name)
+    durable = store.arrays.array(name)
 
     def write_ours(unit: int) -> None:
-        store.write_features(site, block, [unit], values)
+        store.features.write(site, block, [unit], values)
 
     def through(array: Any) -> Callable[[int], None]:
         def write(unit: int) -> None:
@@ -49,7 +49,7 @@ def runs_of(place: Path, shape: tuple[int, int], count: int) -> dict[str, Callab
         "ours, write": each(write_ours),
         "durable, write": each(through(durable)),
         "plain, write": each(through(plain)),
-        "ours, read": each(lambda unit: store.read_features(site, block, unit)),
+        "ours, read": each(lambda unit: store.features.read(site, block, unit)),
         "plain, read": each(lambda unit: plain[: len(block), unit]),
     }
 

@@ -78,7 +78,7 @@ def collected(watch: Stopwatch, of: Subject, keep: str, place: Path, device: tor
         made = (
             FeatureSink(store, writer)
             if keep == "features"
-            else MomentSink(store.part("0"), of.found.sites, of.num_steps, torch.device(device), "float64")
+            else MomentSink(store.moments.part("0"), of.found.sites, of.num_steps, torch.device(device), "float64")
         )
         sink = Timed(made)
         for _ in collect(store, of.pipe, of.path, of.found, "both", range(of.num_units), [sink], Interrupts()):

@@ -83,7 +83,7 @@ def main() -> None:
                 warm_up(Stopwatch())
             times = in_turns(runs, arguments.repeats)
             rate, (written, read) = multiply_rate(), disk_rates(folder)
-            nbytes = store.bytes_of("features")
+            nbytes = store.nbytes("features")
         base, total = median_wall(times["bare"]), median_wall(times["ours"])
         at_floor = {
             "multiply": multiply_operations(of.found.sites, of.num_steps, len(of.prompts)) / rate,

@@ -33,9 +33,9 @@ def filled(store: Store, device: torch.device) -> list[torch.Tensor]:
             x = torch.randn(site.dim + 10, site.dim, generator=generator, dtype=torch.float64)
             x *= torch.logspace(0, -2, site.dim, dtype=torch.float64)
             sums.append(((x.T @ x).numpy(), x.sum(0).numpy(), len(x)))
-        store.write_moments(site, block, sums)
+        store.moments.write(site, block, sums)
         made += [torch.from_numpy(second_moment(*of_step)).to(device) for of_step in sums]
-    store.commit("covariance", range(len(units)))
+    store.progress.commit("covariance", range(len(units)))
     return made
 
 
@@ -53,7 +53,7 @@ def decomposed(
     if not again:
         counts = {site.name: len(settings.pooling.groups(site, settings.steps)) for site in store.sites}
         store.create_projectors(store.sites, counts)
-    store.create_progress("project", len(units))
+    store.progress.create("project", len(units))
     with watch:
         for _ in project(store, device, settings, RULE, value, units):
             pass

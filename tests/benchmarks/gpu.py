@@ -88,7 +88,7 @@ def collection(of: Subject, place: Path, device: torch.device, seconds: float) -
     units = iter(range(of.num_units))
     timely = (unit for unit in units if not unit or time.perf_counter() - start < seconds)
     with Utilisation(device) as used, Writer():
-        sink = MomentSink(store.part("0"), of.found.sites, of.num_steps, sums, "float64")
+        sink = MomentSink(store.moments.part("0"), of.found.sites, of.num_steps, sums, "float64")
         for _ in collect(store, of.pipe, of.path, of.found, "both", timely, [sink], Interrupts()):
             done += 1
     elapsed = time.perf_counter() - start
@@ -109,7 +109,7 @@ def features_reduced(of: Subject, place: Path, device: torch.device) -> dict[str
     with Writer() as writer:
         for _ in collect(store, of.pipe, of.path, of.found, "both", [0], [FeatureSink(store, writer)], Interrupts()):
             pass
-    watch, nbytes = Stopwatch(), store.bytes_of("features")
+    watch, nbytes = Stopwatch(), store.nbytes("features")
     reduced(watch, store, of, device)
     shutil.rmtree(place)
     rate = multiply_rate(device)

@@ -101,7 +101,7 @@ class Subject:
         store.write_rows(0, self.prompts)
         store.write_record("collect", {"layout": vars(layout)})
         if layout.moments:
-            store.part("0").create(self.found.sites, self.num_steps)
+            store.moments.part("0").create(self.found.sites, self.num_steps)
         return store
 
     def record(self) -> Recorded:
@@ -182,7 +182,7 @@ def store_features(store: Store, subject: Subject, recorded: Recorded) -> None:
             for site, step, values in recorded:
                 sink.receive(site, step, rows, values)
             sink.checkpoint([unit])
-            store.commit("collect", [unit])
+            store.progress.commit("collect", [unit])
 
 
 def multiply_operations(recorded_sites: Iterable[Site], num_steps: int, num_prompts: int) -> int:

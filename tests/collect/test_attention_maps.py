@@ -76,7 +76,7 @@ def object_mask(image: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("text", CIRCLES[:2])
 def test_the_word_circle_looks_at_the_circle(circles: Any, text: str) -> None:
-    maps = circles[1].read_maps(Prompt(text))
+    maps = circles[1].attention.read(Prompt(text))
     mask = object_mask(maps.image)
     assert 0.15 < mask.mean() < 0.6
     heat = word_maps(maps)[..., maps.words.index("circle")]
@@ -127,7 +127,7 @@ def test_words_are_the_tokens_with_their_marks(pipe: Any) -> None:
 
 def test_chosen_prompts_layers_and_timesteps(small: Any) -> None:
     config, store = small
-    maps = [store.read_maps(prompt) for prompt in prompts_of(config)[:2]]
+    maps = [store.attention.read(prompt) for prompt in prompts_of(config)[:2]]
     for found in maps:
         assert found.steps == (0, 3)
         assert sorted(found.layers) == [f"up_blocks.2.attentions.{i}.transformer_blocks.0.attn2" for i in (0, 1)]
@@ -164,7 +164,7 @@ def test_held_out_prompts_get_none(tmp_path: Path) -> None:
         collect__attention_prompts=[CIRCLES[0]],
     )
     store = execute(config, "collect")
-    store.read_maps(Prompt(CIRCLES[0]))
+    store.attention.read(Prompt(CIRCLES[0]))
     assert not (store.path / "heldout" / "attention").exists()
 
 
@@ -188,8 +188,8 @@ def test_the_collection_does_not_notice(tmp_path: Path) -> None:
 def test_only_what_is_missing_or_damaged_is_recorded_again(small: Any) -> None:
     config, store = small
     first, second = prompts_of(config)[:2]
-    kept = store.read_maps(first)
-    store.mark("attention", [1], 0)  # as a kill before the mark would leave it
+    kept = store.attention.read(first)
+    store.progress.mark("attention", [1], 0)  # as a kill before the mark would leave it
     assert recorded(again(config, store)) == [f"attention maps of '{second.text}'"]
     chunk = next(path for path in (store.path / "attention" / second.id).rglob("c.*") if path.is_file())
     data = bytearray(chunk.read_bytes())
@@ -200,7 +200,7 @@ def test_only_what_is_missing_or_damaged_is_recorded_again(small: Any) -> None:
     assert "nullbooth collect --repair" in shown.stderr
     assert recorded(again(config, store, repair=True)) == [f"attention maps of '{second.text}'"]
     assert CliRunner().invoke(app, ["status", "-s", str(store.path), "--verify"]).exit_code == 0
-    same(store.read_maps(first), kept)
+    same(store.attention.read(first), kept)
 
 
 def same(one: AttentionMaps, other: AttentionMaps) -> None:

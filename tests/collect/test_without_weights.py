@@ -132,7 +132,7 @@ def test_what_is_planned_is_what_is_collected(folders: dict[str, Path], tmp_path
     assert set(states_of(config).values()) == {"complete"}
     for stage, folder in (("covariance", "moments"), ("project", "projectors")):
         # Metadata, checksums and counts come on top.
-        assert 0 <= store.bytes_of(folder) - planned[stage].bytes_needed < 0.35 * planned[stage].bytes_needed + 60_000
+        assert 0 <= store.nbytes(folder) - planned[stage].bytes_needed < 0.35 * planned[stage].bytes_needed + 60_000
 
 
 def test_flux_runs_through(flux_run: tuple[Config, Store]) -> None:

@@ -85,7 +85,7 @@ class TestCourses:
         for course in found[:3]:
             bases = []
             for t in range(4):
-                sum_xxt, _, count = store.read_moment(course.site, t)
+                sum_xxt, _, count = store.moments.read_one(course.site, t)
                 values, vectors = np.linalg.eigh(sum_xxt / count)
                 null_dim = int((values < 0.05 * values[-1]).sum())
                 bases.append(vectors[:, :null_dim])
@@ -234,7 +234,7 @@ class TestCompare:
             pair = [(store, site), (other, theirs[site.name])]
             p, q = (load_projector(s, at).dense() for s, at in pair)
             c, d = (second_moment(*pooled(s, at, range(at.num_recorded(4)))) for s, at in pair)
-            assert row["null_dim"] == [s.read_cut(at, 0).null_dim for s, at in pair]
+            assert row["null_dim"] == [s.projectors.read_cut(at, 0).null_dim for s, at in pair]
             assert row["overlap"] == pytest.approx(np.trace(p @ q) / min(row["null_dim"]), abs=1e-9)
             assert row["leakage"][0] == pytest.approx(np.sqrt(np.trace(p @ c @ p) / np.trace(c)), rel=1e-6)
             assert row["leakage_on_the_other"][0] == pytest.approx(np.sqrt(np.trace(p @ d @ p) / np.trace(d)), rel=1e-6)

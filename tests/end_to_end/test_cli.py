@@ -522,7 +522,7 @@ with Store.open({done!r}, write=True).lock():
             assert first.returncode == 5, first.stderr
             assert "no room left" in first.stderr
             assert "hint: free some space" in first.stderr
-            finished = Store.open(disk / "run.zarr").progress("collect")
+            finished = Store.open(disk / "run.zarr").progress.done("collect")
             assert 0 < finished.sum() < len(finished)
             subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
             second = self.run("run", "-c", str(tmp_path / "c.yaml"))

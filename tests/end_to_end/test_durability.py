@@ -18,9 +18,8 @@ import pytest
 import yaml
 
 from nullbooth_cli.collect import open_model
-from nullbooth_cli.collect import open_model as open_model_module
 from nullbooth_cli.model import load as load_module
-from nullbooth_cli.pipeline import heartbeat
+from nullbooth_cli.pipeline import collect, heartbeat
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store, locks, open_backing, shard_locked
 from nullbooth_cli.store.local import DurableLocalStore, LocalBacking
@@ -48,20 +47,20 @@ def assert_same_run(found: Store, expected: Store, *, exactly: bool = False) -> 
     assert not list(found.path.rglob("*.partial"))
     assert found.sites == expected.sites
     assert found.rows == expected.rows
-    assert (found.progress("collect").all(), found.progress("covariance").all()) == (True, True)
+    assert (found.progress.done("collect").all(), found.progress.done("covariance").all()) == (True, True)
     for site in found.sites:
         for step in range(site.num_recorded(len(found.schedule()))):
-            sums = expected.read_moment(site, step)
+            sums = expected.moments.read_one(site, step)
             if found.layout.features:
-                chunks = [u for u in range(len(found.cells("collect"))) if found.members(u)]
+                chunks = [u for u in range(len(found.progress.cells("collect"))) if found.members(u)]
                 x, wanted = (
                     np.concatenate([features_at(store, site, step, unit).reshape(-1, site.dim) for unit in chunks])
                     for store in (found, expected)
                 )
                 np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
                 vectors = x.astype(np.float64)
-                _assert_sums(found.read_moment(site, step), (vectors.T @ vectors, vectors.sum(0), len(vectors)), 1e-9)
-            _assert_sums(found.read_moment(site, step), sums, 0.0 if exactly else 1e-4)
+                _assert_sums(found.moments.read_one(site, step), (vectors.T @ vectors, vectors.sum(0), len(vectors)), 1e-9)
+            _assert_sums(found.moments.read_one(site, step), sums, 0.0 if exactly else 1e-4)
 
 
 def _assert_sums(found: tuple, expected: tuple, relative: float) -> None:
@@ -121,7 +120,7 @@ def done_units(config: Config) -> int:
     if not Store.exists(config.store):
         return 0
     store = Store.open(config.store)
-    return sum(int(store.progress(stage).sum()) for stage in ("collect", "covariance"))
+    return sum(int(store.progress.done(stage).sum()) for stage in ("collect", "covariance"))
 
 
 class Killed(BaseException):
@@ -166,9 +165,7 @@ class TestEveryInstant:
         """The model is looked at once, and nothing waits for the disk: the order of writes is in question."""
         known: dict[str, Any] = {}
         load, digest = open_model.load_collection, load_module.weights_digest
-        monkeypatch.setattr(
-            open_model_module, "load_collection", lambda *a: known.get("loaded") or known.setdefault("loaded", load(*a))
-        )
+        monkeypatch.setattr(collect, "load_collection", lambda *a: known.get("loaded") or known.setdefault("loaded", load(*a)))
         monkeypatch.setattr(
             load_module, "weights_digest", lambda pipe, **_: known.get("digest") or known.setdefault("digest", digest(pipe))
         )
@@ -271,7 +268,7 @@ class TestNoRoom:
                 await_line(worker, "^collect 2/")
                 (disk / "others").write_bytes(bytes(shutil.disk_usage(disk).free))
                 self.check(worker, config, "no room left")
-            done = Store.open(config.store).progress("collect").sum()
+            done = Store.open(config.store).progress.done("collect").sum()
             assert 2 <= done < 8
             again = nullbooth("collect", *arguments)
             refused(again, 5, "error: ")  # still full: the lock, the records and the room check fail as cleanly
@@ -288,7 +285,7 @@ class TestNoRoom:
         twist = Twist(largest_file=40_000)
         with stopped([Worker(["collect", *arguments], tmp_path / "log", twist=twist)]) as (worker,):
             self.check(worker, config, "no room left")
-        assert not Store.open(config.store).progress("collect").any()
+        assert not Store.open(config.store).progress.done("collect").any()
         assert nullbooth("collect", *arguments).exit_code == 0
 
 
@@ -303,7 +300,7 @@ class TestReadOnly:
         execute(config, "collect", "covariance", "project")
         store = Store.open(config.store, write=True)
         for stage in ("collect", "covariance"):
-            store.mark(stage, [0], 0)
+            store.progress.mark(stage, [0], 0)
         return config
 
     @pytest.mark.parametrize("what", ["store", "folder"])
@@ -381,7 +378,7 @@ class TestShardLocks:
             assert second.finish() == 3, second.err
             assert "another process of this launch failed" in second.err
         finished = Store.open(config.store)
-        assert any(second.begun[0] in part.units for part in finished.parts()), "the unit that ran was written"
+        assert any(second.begun[0] in part.units for part in finished.moments.parts()), "the unit that ran was written"
         assert nullbooth("collect", *arguments).exit_code == 0
 
 
@@ -396,15 +393,15 @@ class TestSignals:
             while len(worker.begun) < 4:
                 assert worker.is_alive(), worker.err
                 time.sleep(0.005)
-            assert Store.open(config.store).progress("collect").sum() == 1, "the others are folded, not written"
+            assert Store.open(config.store).progress.done("collect").sum() == 1, "the others are folded, not written"
             os.kill(worker.pid or 0, number)
             assert worker.finish() == 130
         assert "finishing and writing the unit that runs" in worker.err
         assert "finished units are kept" in worker.err
         assert "Traceback" not in worker.err
         store = Store.open(config.store)
-        assert store.progress("collect").tolist() == [True] * 4 + [False] * 4
-        assert [part.units for part in store.parts()] == [(0, 1, 2, 3)]
+        assert store.progress.done("collect").tolist() == [True] * 4 + [False] * 4
+        assert [part.units for part in store.moments.parts()] == [(0, 1, 2, 3)]
         assert nullbooth("collect", *arguments).exit_code == 0
         whole = small_config(tmp_path / "whole.zarr", **MID, collect__keep="moments")
         assert_same_run(Store.open(config.store), execute(whole, "collect"))

@@ -8,12 +8,14 @@ import pytest
 
 from nullbooth_cli.errors import ConfigError, StageError, StoreError
 from nullbooth_cli.nullspace.covariance import STAGED
-from nullbooth_cli.pipeline import collect, covariance, merge, stages
+from nullbooth_cli.pipeline import collect, merge, stages
 from nullbooth_cli.pipeline import run as run_module
 from nullbooth_cli.pipeline.state import stage_states
 from nullbooth_cli.progress import Note
 from nullbooth_cli.settings.config import Config, build_config
 from nullbooth_cli.store import Store
+from nullbooth_cli.store.feature_arrays import FeatureArrays
+from nullbooth_cli.store.moment_arrays import MomentArrays
 from nullbooth_cli.store.verify import Damage, damages
 from nullbooth_cli.tensors import unpack
 from tests.support.builders import PROMPTS, execute, features_at, prompts_of, small_config, states_of
@@ -43,10 +45,10 @@ def assert_moments_are_numpys(store: Store, rows: set[str]) -> None:
     assert {prompt.text for prompt in store.prompts()} == rows
     for site in store.sites:
         for t in range(num_steps(store, site)):
-            units = [u for u in range(len(store.cells("collect"))) if store.members(u)]
+            units = [u for u in range(len(store.progress.cells("collect"))) if store.members(u)]
             x = np.concatenate([unpack(features_at(store, site, t, u), store.layout.dtype).numpy() for u in units])
             x = x.reshape(-1, site.dim).astype(np.float64)
-            sum_xxt, sum_x, count = store.read_moment(site, t)
+            sum_xxt, sum_x, count = store.moments.read_one(site, t)
             assert count == len(x) == len(rows) * site.num_tokens
             np.testing.assert_allclose(sum_xxt, x.T @ x, rtol=1e-9, atol=1e-9 * np.abs(x.T @ x).max())
             np.testing.assert_allclose(sum_x, x.sum(0), rtol=1e-7, atol=1e-9 * np.abs(x).sum())
@@ -56,7 +58,7 @@ def assert_same_moments(one: Store, other: Store, tolerance: float = 1e-5) -> No
     assert [site.name for site in one.sites] == [site.name for site in other.sites]
     for site, twin in zip(one.sites, other.sites, strict=True):
         for t in range(num_steps(one, site)):
-            mine, theirs = one.read_moment(site, t), other.read_moment(twin, t)
+            mine, theirs = one.moments.read_one(site, t), other.moments.read_one(twin, t)
             assert mine[2] == theirs[2]
             for a, b in zip(mine[:2], theirs[:2], strict=True):
                 assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
@@ -72,10 +74,10 @@ class TestAdding:
         assert states_of(more) == {"schedule": "complete", "collect": "partial", "covariance": "partial", "project": "stale"}
         ran: list[str] = []
         read: list[int] = []
-        read_features = Store.read_features
+        read_features = FeatureArrays.read
         monkeypatch.setattr("nullbooth_cli.collect.units.denoise", self._noting(ran))
         monkeypatch.setattr(
-            Store, "read_features", lambda self, site, block, unit: (read.append(unit), read_features(self, site, block, unit))[1]
+            FeatureArrays, "read", lambda self, site, block, unit: (read.append(unit), read_features(self, site, block, unit))[1]
         )
         assert "3 prompts are new" in notes(more, "collect")
         notes(more, "covariance")
@@ -90,7 +92,7 @@ class TestAdding:
         if keep != "moments":
             assert_moments_are_numpys(store, set(PROMPTS))
         if keep == "moments":
-            assert store.read_counts(store.sites[0])[0] == 8 * store.sites[0].num_tokens
+            assert store.moments.counts(store.sites[0])[0] == 8 * store.sites[0].num_tokens
 
     @staticmethod
     def _noting(ran: list[str]) -> Any:
@@ -112,17 +114,17 @@ class TestAdding:
         execute(config_of(tmp_path / "run.zarr", PROMPTS[:4]), "collect", "covariance")
         more = config_of(tmp_path / "run.zarr", PROMPTS[:6])
         execute(more, "collect")
-        real = Store.write_moments
+        real = MomentArrays.write
 
         def stopped(self: Store, site: Any, block: range, sums: Any) -> None:
             self._write_block(f"moments/{site.name}/sum_xxT", block, np.stack([of_step[0] for of_step in sums]))
             raise StoreError("stopped here", "go on")
 
-        monkeypatch.setattr(Store, "write_moments", stopped)
+        monkeypatch.setattr(MomentArrays, "write", stopped)
         with pytest.raises(StoreError, match="stopped here"):
             execute(more, "covariance")
-        monkeypatch.setattr(Store, "write_moments", real)
-        assert (Store.open(more.store).cells("covariance") & STAGED).any()
+        monkeypatch.setattr(MomentArrays, "write", real)
+        assert (Store.open(more.store).progress.cells("covariance") & STAGED).any()
         store = execute(more, "covariance")
         assert_moments_are_numpys(store, set(PROMPTS[:6]))
         assert not (store.path / "staged").exists()
@@ -166,14 +168,14 @@ class TestTakingOut:
         assert "collecting again" in notes(config, "collect", force=True)
         store = Store.open(config.store)
         assert {prompt.text for prompt in store.prompts()} == set(PROMPTS[:3])
-        assert store.read_counts(store.sites[0])[0] == 3 * store.sites[0].num_tokens
+        assert store.moments.counts(store.sites[0])[0] == 3 * store.sites[0].num_tokens
 
 
 class TestReleasing:
     def test_features_go_and_moments_stay(self, tmp_path: Path) -> None:
         config = config_of(tmp_path / "run.zarr", PROMPTS[:4])
         store = execute(config, *PIPELINE)
-        before = {site.name: store.read_moment(site, 0) for site in store.sites}
+        before = {site.name: store.moments.read_one(site, 0) for site in store.sites}
         said = collect.release_features(store)
         assert "released" in said
         assert not list((store.path / "features").rglob("c.*"))
@@ -199,7 +201,7 @@ class TestReleasing:
     def test_a_release_that_was_killed_looks_like_none_of_its_features(self, tmp_path: Path, monkeypatch: Any) -> None:
         config = config_of(tmp_path / "run.zarr", PROMPTS[:4])
         store = execute(config, "collect", "covariance")
-        monkeypatch.setattr(type(store._backing), "delete", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(type(store.arrays.backing), "delete", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             collect.release_features(store)
         assert states_of(config)["collect"] == "released"
@@ -246,8 +248,8 @@ class TestRepairing:
     def test_a_damaged_part_is_folded_again(self, tmp_path: Path) -> None:
         config = config_of(tmp_path / "run.zarr", PROMPTS[:4], collect__keep="moments")
         store = execute(config, "collect")
-        expected = [store.read_moment(site, 0) for site in store.sites]
-        part = store.parts()[0]
+        expected = [store.moments.read_one(site, 0) for site in store.sites]
+        part = store.moments.parts()[0]
         damage(next((store.path / f"parts/{part.name}").rglob(f"c.{part._slot}.*")), "bit")
         with pytest.raises(StoreError, match=r"parts/.* is damaged") as caught:
             execute(config, "covariance", force=True)
@@ -255,7 +257,7 @@ class TestRepairing:
         assert "2 damaged units" in notes(config, "collect", repair=True)
         execute(config, "covariance", force=True)
         for site, (sum_xxt, _, count) in zip(store.sites, expected, strict=True):
-            found = store.read_moment(site, 0)
+            found = store.moments.read_one(site, 0)
             assert found[2] == count
             np.testing.assert_allclose(found[0], sum_xxt, rtol=1e-6, atol=1e-6 * np.abs(sum_xxt).max())
 
@@ -276,7 +278,7 @@ class TestRepairing:
         _, store = finished
         results = [result for stage in PIPELINE for result in damages(store, stage)]
         assert not [result for result in results if isinstance(result, Damage)]
-        assert len(results) > 2 * len(store.cells("collect")) * len(store.sites)
+        assert len(results) > 2 * len(store.progress.cells("collect")) * len(store.sites)
 
 
 class TestMerging:
@@ -298,8 +300,8 @@ class TestMerging:
         out = self.merged(tmp_path, sources)
         for number, site in enumerate(out.sites):
             for t in range(num_steps(out, site)):
-                found = out.read_moment(site, t)
-                one, two = (source.read_moment(source.sites[number], t) for source in sources)
+                found = out.moments.read_one(site, t)
+                one, two = (source.moments.read_one(source.sites[number], t) for source in sources)
                 assert found[2] == one[2] + two[2]
                 np.testing.assert_allclose(found[0], one[0] + two[0], rtol=1e-12)
         config = build_config(out.config)
@@ -307,7 +309,7 @@ class TestMerging:
         execute(config, "project")
         more = config.model_copy(update={"original_knowledge_prompts": [*config.original_knowledge_prompts, PROMPTS[7]]})
         execute(more, "collect")
-        assert out.read_counts(out.sites[0])[0] == 7 * out.sites[0].num_tokens
+        assert out.moments.counts(out.sites[0])[0] == 7 * out.sites[0].num_tokens
         with pytest.raises(StoreError, match="holds a collection already"):
             list(merge.merge(sources, out))
 
@@ -340,7 +342,7 @@ def test_keeping_moments_serves_moments_only(tmp_path: Path) -> None:
 
 def test_collect_finishes_its_own_fold_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(tmp_path / "run.zarr", PROMPTS[:2], collect__keep="moments")
-    monkeypatch.setattr(covariance, "run_covariance", lambda run: iter(()))
+    monkeypatch.setattr(stages, "run_covariance", lambda run: iter(()))
     execute(config, "collect")
     assert states_of(config)["covariance"] == "missing"
     monkeypatch.undo()

@@ -38,7 +38,7 @@ def assert_same_moments(one: Store, other: Store, tolerance: float = 1e-4) -> No
     assert one.sites == other.sites
     for site in one.sites:
         for t in range(site.num_recorded(4)):
-            mine, theirs = one.read_moment(site, t), other.read_moment(site, t)
+            mine, theirs = one.moments.read_one(site, t), other.moments.read_one(site, t)
             assert mine[2] == theirs[2]
             np.testing.assert_allclose(mine[0], theirs[0], rtol=tolerance, atol=tolerance * np.abs(theirs[0]).max())
 
@@ -70,7 +70,7 @@ def test_they_change_nothing_of_what_is_kept(held: Any, tmp_path: Path) -> None:
     other = execute(without, "collect", "covariance", "project")
     assert_same_moments(store, other)
     for site in store.sites:
-        mine, theirs = store.read_cut(site, 0), other.read_cut(site, 0)
+        mine, theirs = store.projectors.read_cut(site, 0), other.projectors.read_cut(site, 0)
         assert mine.null_dim == theirs.null_dim
         assert mine.leakage == pytest.approx(theirs.leakage, rel=1e-3)
         assert mine.heldout_leakage is not None
@@ -81,9 +81,9 @@ def test_their_leakage_is_the_one_of_plain_numpy(held: Any) -> None:
     _, store = held
     inner = inner_of(store)
     for site in store.sites:
-        cut = store.read_cut(site, 0)
-        basis = store.read_eigenvectors(site, 0)[:, : cut.null_dim]
-        known = sum(inner.read_moment(site, t)[0] for t in range(site.num_recorded(4)))
+        cut = store.projectors.read_cut(site, 0)
+        basis = store.projectors.read_eigenvectors(site, 0)[:, : cut.null_dim]
+        known = sum(inner.moments.read_one(site, t)[0] for t in range(site.num_recorded(4)))
         expected = np.sqrt(np.trace(basis @ basis.T @ known @ basis @ basis.T) / np.trace(known))
         assert cut.heldout_leakage == pytest.approx(expected, rel=1e-9)
         assert cut.heldout_leakage > cut.leakage  # four prompts do not stand for all
@@ -91,7 +91,7 @@ def test_their_leakage_is_the_one_of_plain_numpy(held: Any) -> None:
 
 def test_target_leakage_is_held_on_the_heldout_prompts(held: Any) -> None:
     config, store = held
-    values = np.array([store.read_cut(site, 0).heldout_leakage for site in store.sites])
+    values = np.array([store.projectors.read_cut(site, 0).heldout_leakage for site in store.sites])
     bound = 1.001 * float(np.median(values))
     spectra = {}
     for site in store.sites:
@@ -104,7 +104,7 @@ def test_target_leakage_is_held_on_the_heldout_prompts(held: Any) -> None:
     execute(other, "project", store=store, force=True)
     try:
         for site in store.sites:
-            cut = store.read_cut(site, 0)
+            cut = store.projectors.read_cut(site, 0)
             assert cut.heldout_leakage is not None
             assert cut.heldout_leakage <= bound
             assert cut.null_dim == (spectra[site] <= bound).sum()
@@ -132,11 +132,11 @@ class TestStates:
         assert states_of(config) == {**COMPLETE, "project": "stale"}
         execute(config, "project", store=store, force=True)
         assert states_of(config) == COMPLETE
-        assert all(store.read_cut(site, 0).heldout_leakage is not None for site in store.sites)
+        assert all(store.projectors.read_cut(site, 0).heldout_leakage is not None for site in store.sites)
         # Not asked for any more: they are not looked at.
         assert states_of(without) == {**COMPLETE, "project": "stale"}
         execute(without, "project", store=store, force=True)
-        assert all(store.read_cut(site, 0).heldout_leakage is None for site in store.sites)
+        assert all(store.projectors.read_cut(site, 0).heldout_leakage is None for site in store.sites)
 
     def test_others_need_force_and_replace_only_themselves(self, tmp_path: Path) -> None:
         config = with_heldout(tmp_path / "run.zarr")
@@ -166,7 +166,7 @@ class TestStates:
         inner = inner_of(store)
         assert inner.config["collect"]["guidance_scale"] == 2.0
         first = inner.sites[0]
-        assert not np.allclose(inner.read_moment(first, 1)[0], inner_of(held[1]).read_moment(first, 1)[0], rtol=1e-3)
+        assert not np.allclose(inner.moments.read_one(first, 1)[0], inner_of(held[1]).moments.read_one(first, 1)[0], rtol=1e-3)
 
     def test_a_fresh_schedule_is_theirs_too(self, tmp_path: Path) -> None:
         config = with_heldout(
@@ -187,7 +187,7 @@ def test_stopped_between_the_two_it_goes_on(tmp_path: Path, held: Any) -> None:
     execute(config, "collect", store=store, limit=2)
     assert states_of(config)["collect"] == "partial"
     execute(config, "collect", store=store, limit=1)
-    assert int(inner_of(store).progress("collect").sum()) == 1
+    assert int(inner_of(store).progress.done("collect").sum()) == 1
     with store.lock():
         for _ in execute_stage("collect", Run(config, prompts_of(config), store, "cpu")):
             pass

@@ -185,7 +185,7 @@ def test_moments_are_those_of_hooks_of_our_own(ran: Any) -> None:
     for site in store.sites:
         for t in range(site.num_recorded(NUM_STEPS)):
             x = np.concatenate(seen[site.name, t]).astype(np.float64)
-            sum_xxt, sum_x, count_ = store.read_moment(site, t)
+            sum_xxt, sum_x, count_ = store.moments.read_one(site, t)
             assert count_ == len(x)
             np.testing.assert_allclose(sum_xxt, x.T @ x, rtol=0, atol=1e-4 * np.abs(sum_xxt).max())
             np.testing.assert_allclose(sum_x, x.sum(0), rtol=0, atol=1e-4 * np.abs(x).sum(0).max())
@@ -205,7 +205,7 @@ def test_lcm_with_few_steps(tmp_path: Path, num_steps: int) -> None:
     assert len(store.schedule()) == num_steps
     query, text = (next(site for site in store.sites if site.feature == feature) for feature in ("q", "k"))
     assert (query.num_tokens, text.num_tokens) == (64, TEXT_TOKENS), "guidance is not doubled"
-    assert store.read_counts(query).tolist() == [2 * 64] * num_steps
+    assert store.moments.counts(query).tolist() == [2 * 64] * num_steps
 
 
 @pytest.mark.parametrize("strategy", [None, "DPM++ 2M", "Euler", "LCM"])

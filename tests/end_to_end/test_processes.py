@@ -52,12 +52,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Store]:
 
 def assert_parts_add_up(store: Store) -> None:
     """What is in force is the sum of the parts, to 1e-12, and no unit is in two of them."""
-    units = sorted(chain.from_iterable(part.units for part in store.parts()))
+    units = sorted(chain.from_iterable(part.units for part in store.moments.parts()))
     assert units == list(range(8))
     for site in store.sites:
-        sums = [list(part.read(site)) for part in store.parts() if part.units]
+        sums = [list(part.read(site)) for part in store.moments.parts() if part.units]
         for step in range(site.num_recorded(store.num_steps)):
-            sum_xxt, _, count = store.read_moment(site, step)
+            sum_xxt, _, count = store.moments.read_one(site, step)
             np.testing.assert_allclose(sum_xxt, sum(of_part[step][0] for of_part in sums), rtol=1e-12)
             assert count == sum(of_part[step][2] for of_part in sums)
 
@@ -84,7 +84,7 @@ def test_two_processes_share_the_units(tmp_path: Path, alone: Callable[[str], St
     if keep != "features":
         assert_parts_add_up(found)
     for site in found.sites:
-        assert found.read_cut(site, 0)[0] == alone(keep).read_cut(site, 0)[0]
+        assert found.projectors.read_cut(site, 0)[0] == alone(keep).projectors.read_cut(site, 0)[0]
 
 
 def test_two_processes_share_the_heldout_prompts(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_two_processes_share_the_heldout_prompts(tmp_path: Path) -> None:
     assert wanted is not None
     assert_same_run(inner, wanted)
     for site in found.sites:
-        mine, theirs = found.read_cut(site, 0), expected.read_cut(site, 0)
+        mine, theirs = found.projectors.read_cut(site, 0), expected.projectors.read_cut(site, 0)
         assert mine.heldout_leakage == pytest.approx(theirs.heldout_leakage, rel=1e-3)
 
 
@@ -120,7 +120,7 @@ def test_the_number_of_processes_may_change(tmp_path: Path, fast: None, alone: C
             assert [worker.finish() for worker in processes] == [0] * size, "".join(worker.err for worker in processes)
     store = Store.open(config.store)
     assert_parts_add_up(store)
-    assert {part.name for part in store.parts()} <= {f"1-of-1.{rank}" for rank in range(3)}
+    assert {part.name for part in store.moments.parts()} <= {f"1-of-1.{rank}" for rank in range(3)}
     assert_same_run(store, alone("moments"))
 
 
@@ -146,9 +146,9 @@ def test_a_failing_process_ends_the_launch(tmp_path: Path, failing: int) -> None
     assert "this unit fails" in processes[failing].err
     assert codes[1 - failing] == 3
     assert "error: another process of this launch failed" in processes[1 - failing].err
-    kept = [unit for part in Store.open(config.store).parts() for unit in part.units]
+    kept = [unit for part in Store.open(config.store).moments.parts() for unit in part.units]
     assert set(processes[1 - failing].begun) <= set(kept)
-    assert Store.open(config.store).progress("collect").sum() == len(kept) == len(set(kept))
+    assert Store.open(config.store).progress.done("collect").sum() == len(kept) == len(set(kept))
 
 
 def test_a_launch_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,7 @@ def test_a_process_that_is_killed_is_missed(tmp_path: Path) -> None:
         second.kill()
         assert first.finish(30) == 3, first.err
     assert "another process of this launch failed" in first.err
-    assert Store.open(config.store).progress("collect").any()
+    assert Store.open(config.store).progress.done("collect").any()
 
 
 @pytest.mark.parametrize("keep", ["features", "moments"])
@@ -228,7 +228,7 @@ def test_shards_at_once_and_in_any_order(tmp_path: Path, fast: None, alone: Call
     assert_same_run(found, alone(keep))
     if keep == "moments":
         assert_parts_add_up(found)
-        assert {part.name for part in found.parts()} == {f"{k}-of-3.0" for k in (1, 2, 3)}
+        assert {part.name for part in found.moments.parts()} == {f"{k}-of-3.0" for k in (1, 2, 3)}
 
 
 def test_shards_of_a_collection_that_is_begun_again(tmp_path: Path, fast: None) -> None:
@@ -246,7 +246,7 @@ def test_shards_of_a_collection_that_is_begun_again(tmp_path: Path, fast: None) 
 def test_a_shard_that_is_done_twice_is_noticed(tmp_path: Path) -> None:
     config = small_config(tmp_path / "run.zarr", **MID, collect__keep="moments")
     store = execute(config, "collect")
-    part = store.part("2-of-3.0")
+    part = store.moments.part("2-of-3.0")
     part.create(store.sites, store.num_steps)
     part.checkpoint([], [4])
     with pytest.raises(StoreError, match=r"unit 4 is in the parts 1-of-1\.0 and 2-of-3\.0"):
@@ -267,7 +267,7 @@ class TestLaunchers:
         assert re.search(r"^collect 8/8 ", done.stderr, re.MULTILINE)
         store = Store.open(config.store)
         assert_parts_add_up(store)
-        assert len(store.parts()) == 2
+        assert len(store.moments.parts()) == 2
         assert_same_run(store, expected)
 
     def test_torchrun(self, tmp_path: Path, alone: Callable[[str], Store]) -> None:

@@ -217,14 +217,14 @@ class TestPipeline:
         store = Store.open(place.url, write=True, options=options or place.bucket.options)
         now = time.time()
         for worker in ("1-of-2.0", "2-of-2.0"):
-            store.write_activity(Heartbeat(worker, "collect", "elsewhere", 7, now - 9, 3, now - 1, 2.0, now))
+            store.heartbeats.write(Heartbeat(worker, "collect", "elsewhere", 7, now - 9, 3, now - 1, 2.0, now))
         before = {key: place.bucket.get(key) for key in place.bucket.keys(place.prefix)}
         shown = answered(nullbooth("status", "-c", config, "--watch", "--check", "schedule", "--json"))
         assert [worker["worker"] for worker in json.loads(shown)["workers"]] == ["1-of-2.0", "2-of-2.0"]
         assert json.loads(shown)["stages"]["collect"]["units_per_minute"] == 60.0
         assert {key: place.bucket.get(key) for key in place.bucket.keys(place.prefix)} == before
-        store.forget_activity("1-of-2.0")
-        assert [note.worker for note in store.activities()] == ["2-of-2.0"]
+        store.heartbeats.remove("1-of-2.0")
+        assert [note.worker for note in store.heartbeats.read()] == ["2-of-2.0"]
 
     def test_two_shards_at_once_equal_one_process(self, place: Place, local: Store) -> None:
         config = place.config(collect__keep="both")

@@ -79,10 +79,12 @@ class TestNoiseFloor:
                 store=store,
                 force=True,
             )
-            floors[centred] = [store.read_noise_floor(site, 0) for site in store.sites]
+            floors[centred] = [store.projectors.read_noise_floor(site, 0) for site in store.sites]
         assert all(one <= other * (1 + 1e-9) for one, other in zip(floors[True], floors[False], strict=True))
         for site, floor in zip(store.sites, floors[True], strict=True):
-            assert floor > spectrum.noise_floor(float(store.read_eigenvalues(site, 0)[-1]), site.dim, "float64") * 0.999
+            assert (
+                floor > spectrum.noise_floor(float(store.projectors.read_eigenvalues(site, 0)[-1]), site.dim, "float64") * 0.999
+            )
 
 
 class TestTokens:
@@ -108,7 +110,7 @@ class TestTokens:
 class TestBadMoments:
     def write(self, store: Store, site: Site, change: Any) -> None:
         for t in range(site.num_recorded(4)):
-            sum_xxt, sum_x, count = store.read_moment(site, t)
+            sum_xxt, sum_x, count = store.moments.read_one(site, t)
             change(sum_xxt)
             set_moment(store, site, t, (sum_xxt, sum_x, count))
 
@@ -155,17 +157,17 @@ class TestScopes:
         low, high = steps[2].timestep, steps[1].timestep
         for site in store.sites:  # one step with half of its vectors, so that the weights differ
             if not site.timestep_free:
-                sum_xxt, sum_x, count = store.read_moment(site, 1)
+                sum_xxt, sum_x, count = store.moments.read_one(site, 1)
                 set_moment(store, site, 1, (sum_xxt / 2, sum_x / 2, count // 2))
         projected(config, store, timesteps=[low, high], pool_weight=weight)
         for site in store.sites:
-            moments = [store.read_moment(site, t) for t in ([0] if site.timestep_free else [1, 2])]
+            moments = [store.moments.read_one(site, t) for t in ([0] if site.timestep_free else [1, 2])]
             if weight == "count":
                 expected = sum(m[0] for m in moments) / sum(m[2] for m in moments)
             else:
                 expected = sum(m[0] / m[2] for m in moments) / len(moments)
             values = np.linalg.eigvalsh(expected)
-            np.testing.assert_allclose(store.read_eigenvalues(site, 0), values, rtol=1e-8, atol=1e-12 * values[-1])
+            np.testing.assert_allclose(store.projectors.read_eigenvalues(site, 0), values, rtol=1e-8, atol=1e-12 * values[-1])
             sums = pooled(store, site, [0] if site.timestep_free else [1, 2], weight)
             assert sums[2] == sum(m[2] for m in moments)
 
@@ -197,7 +199,7 @@ def test_sites_of_any_order_and_size_are_each_decomposed(finished: Any) -> None:
     config, store = finished
     assert stage_states(config, prompts_of(config), store)["project"].state == "complete"
     for site in store.sites:
-        values, vectors = store.read_eigenvalues(site, 0), store.read_eigenvectors(site, 0)
+        values, vectors = store.projectors.read_eigenvalues(site, 0), store.projectors.read_eigenvectors(site, 0)
         moment = second_moment(*pooled(store, site, range(site.num_recorded(4))))
         np.testing.assert_allclose(vectors * values @ vectors.T, moment, atol=1e-12 * values[-1] * site.dim)
 
@@ -213,7 +215,7 @@ class TestWhatOthersCompute:
                 [
                     features_at(store, site, t, unit).reshape(-1, site.dim)
                     for t in range(site.num_recorded(4))
-                    for unit in range(len(store.cells("collect")))
+                    for unit in range(len(store.progress.cells("collect")))
                 ]
             ).astype(np.float64)
             for site in store.sites

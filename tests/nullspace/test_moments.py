@@ -181,20 +181,20 @@ class TestOnTheModel:
 
     def test_moments_are_numpys(self, finished) -> None:
         _, store = finished
-        units = len(store.progress("collect"))
+        units = len(store.progress.done("collect"))
         dtype = store.layout.dtype
         for site in store.sites:
             for t in range(1 if site.timestep_free else 4):
                 x = np.concatenate([unpack(features_at(store, site, t, u), dtype).numpy() for u in range(units)])
                 x = x.reshape(-1, site.dim).astype(np.float64)
-                sum_xxt, sum_x, count = store.read_moment(site, t)
+                sum_xxt, sum_x, count = store.moments.read_one(site, t)
                 assert count == len(x) == 8 * site.num_tokens
                 assert_close(sum_xxt, x.T @ x)
                 assert_close(sum_x, x.sum(0), 1e-9)
 
     def test_projectors_and_leakage_follow_from_the_features(self, finished) -> None:
         _, store = finished
-        units = len(store.progress("collect"))
+        units = len(store.progress.done("collect"))
         for site in store.sites:
             k = np.concatenate(
                 [
@@ -204,7 +204,7 @@ class TestOnTheModel:
                 ]
             ).astype(np.float64)
             projector = load_projector(store, site)
-            null_dim, leakage, _ = store.read_cut(site, 0)
+            null_dim, leakage, _ = store.projectors.read_cut(site, 0)
             p = projector.dense()
             assert_is_projector(p, null_dim)
             assert null_dim == projector.null_dim > 0
@@ -229,7 +229,7 @@ def test_moments_folded_on_the_way_are_those_of_the_features(finished, tmp_path,
         assert (folded.path / "features").exists() == (keep == "both")
         for site, twin in zip(store.sites, folded.sites, strict=True):
             for t in range(site.num_recorded(4)):
-                mine, theirs = store.read_moment(site, t), folded.read_moment(twin, t)
+                mine, theirs = store.moments.read_one(site, t), folded.moments.read_one(twin, t)
                 assert_close(theirs[0], mine[0], 1e-12 if batch == 3 and accumulate == "float64" else 1e-4)
                 assert theirs[2] == mine[2]
 
@@ -289,8 +289,8 @@ class TestSampling:
                 np.testing.assert_allclose(sampled, features_at(two, site, t, 0)[:3], rtol=1e-3, atol=1e-3)
                 everything = features_at(whole, full, t, 0)
                 assert all((np.abs(everything[0] - token).max(1) < 1e-4).any() for token in sampled[0])
-                assert one.read_moment(site, t)[2] == folded.read_moment(site, t)[2] == 8 * site.num_tokens
-                assert_close(folded.read_moment(site, t)[0], one.read_moment(site, t)[0], 1e-12)
+                assert one.moments.read_one(site, t)[2] == folded.moments.read_one(site, t)[2] == 8 * site.num_tokens
+                assert_close(folded.moments.read_one(site, t)[0], one.moments.read_one(site, t)[0], 1e-12)
 
 
 def test_sums_may_stay_elsewhere_than_the_vectors() -> None:

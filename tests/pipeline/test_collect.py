@@ -15,17 +15,15 @@ import torch
 
 from nullbooth_cli.collect import batch_size as batch_size_module
 from nullbooth_cli.collect import find_sites, open_model
-from nullbooth_cli.collect import find_sites as find_sites_module
-from nullbooth_cli.collect import open_model as open_model_module
 from nullbooth_cli.collect import recorder as recorder_module
 from nullbooth_cli.datatypes import Prompt, Site
 from nullbooth_cli.errors import ConfigError, ResourceError
-from nullbooth_cli.model import denoise as denoise_module
 from nullbooth_cli.model.denoise import DenoisingPath, truncated_prompts
 from nullbooth_cli.model.load import denoiser_of
-from nullbooth_cli.pipeline import run, stages
+from nullbooth_cli.pipeline import collect, run, stages
 from nullbooth_cli.progress import Note
 from nullbooth_cli.store import Store, background
+from nullbooth_cli.store.feature_arrays import FeatureArrays
 from nullbooth_cli.toy import FOLDER
 from tests.support.builders import PROMPTS, execute, features_at, prompts_of, small_config, states_of
 
@@ -71,13 +69,13 @@ def test_text_is_stored_once_for_all_layers_and_steps(finished: Any) -> None:
 
 def test_every_chunk_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[tuple[str, int, int]] = []
-    real = Store.write_features
+    real = FeatureArrays.write
 
     def recorded(self: Store, site: Site, block: range, rows: list[int], values: Any) -> None:
         written.extend((site.name, step, rows[0] // 3) for step in block)
         real(self, site, block, rows, values)
 
-    monkeypatch.setattr(Store, "write_features", recorded)
+    monkeypatch.setattr(FeatureArrays, "write", recorded)
     store = execute(small_config(tmp_path / "run.zarr", collect__cross_attention_layers=[0, "mid_block*"]), "collect")
     steps = {site.name: range(1 if site.timestep_free else 4) for site in store.sites}
     assert sorted(written) == sorted((name, t, unit) for name, ts in steps.items() for t in ts for unit in range(3))
@@ -90,7 +88,8 @@ def test_features_do_not_depend_on_the_batch(finished: Any, tmp_path: Path, batc
     for site in store.sites:
         for t in range(1 if site.timestep_free else 4):
             mine, theirs = (
-                np.concatenate([features_at(s, site, t, u) for u in range(len(s.progress("collect")))]) for s in (store, other)
+                np.concatenate([features_at(s, site, t, u) for u in range(len(s.progress.done("collect")))])
+                for s in (store, other)
             )
             assert np.abs(mine - theirs).max() <= 1e-4 * np.abs(mine).max()
 
@@ -110,7 +109,8 @@ def test_every_sampler_can_be_walked_and_repeated(tmp_path: Path, strategy: str 
     for site in first.sites:
         for t in range(1 if site.timestep_free else 4):
             one, two = (
-                np.concatenate([features_at(s, site, t, u) for u in range(len(s.progress("collect")))]) for s in (first, second)
+                np.concatenate([features_at(s, site, t, u) for u in range(len(s.progress.done("collect")))])
+                for s in (first, second)
             )
             assert np.abs(one - two).max() <= 2e-4 * np.abs(one).max()
 
@@ -194,7 +194,7 @@ def test_a_value_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest
             values[1, 0, 0] = float("nan") if where == "model" else 1e6
         return values
 
-    monkeypatch.setattr(find_sites_module, "split_branches", spoiled)
+    monkeypatch.setattr(recorder_module, "split_branches", spoiled)
     expected = (
         rf"{'not finite' if where == 'model' else 'does not fit float16'}: prompt '{PROMPTS[1]}', layer mid_block.*timestep 999"
     )
@@ -238,11 +238,11 @@ def test_a_failed_write_stops_the_run_with_its_own_error(tmp_path: Path, monkeyp
     def fail(*_: Any) -> None:
         raise ResourceError("the disk is gone", "plug it in")
 
-    monkeypatch.setattr(Store, "write_features", fail)
+    monkeypatch.setattr(FeatureArrays, "write", fail)
     config = small_config(tmp_path / "run.zarr", collect__cross_attention_layers=["mid_block*"])
     with pytest.raises(ResourceError, match="the disk is gone"):
         execute(config, "collect")
-    assert not Store.open(config.store).progress("collect").any()
+    assert not Store.open(config.store).progress.done("collect").any()
 
 
 def test_the_writer_bounds_the_bytes_that_wait() -> None:
@@ -302,7 +302,7 @@ class TestNothingMoreIsComputed:
                 module.register_forward_hook(lambda *_, name=name: counts.update([name]))
             return loaded
 
-        monkeypatch.setattr(open_model_module, "load_collection", counted)
+        monkeypatch.setattr(collect, "load_collection", counted)
         return counts
 
     @pytest.mark.parametrize("keep", ["features", "moments"])
@@ -316,7 +316,7 @@ class TestNothingMoreIsComputed:
         text = next(site for site in whole.sites if site.feature == "k")
         (site,) = store.sites
         assert (site, site.timestep_free) == (text, True)
-        np.testing.assert_allclose(store.read_moment(site, 0)[0], whole.read_moment(text, 0)[0], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(store.moments.read_one(site, 0)[0], whole.moments.read_one(text, 0)[0], rtol=1e-6, atol=1e-6)
 
     def test_the_last_forward_ends_at_the_last_wanted_layer(self, tmp_path: Path, calls: Counter[str]) -> None:
         execute(small_config(tmp_path / "run.zarr", collect__cross_attention_layers=["down_blocks.1*"]), "collect")
@@ -358,7 +358,7 @@ class TestAutoBatch:
             if len(members) > 5:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
-        monkeypatch.setattr(denoise_module, "denoise", denoise)
+        monkeypatch.setattr(batch_size_module, "denoise", denoise)
         found = SimpleNamespace(owners={}, sites=[SimpleNamespace(side="input")])
         prompts = tuple(Prompt(f"prompt {i}") for i in range(40))
         fits = batch_size_module.trial_and_error(pipe, None, found, prompts, 40)

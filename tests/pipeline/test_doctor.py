@@ -20,7 +20,6 @@ from typer.testing import CliRunner, Result
 from nullbooth_cli.cli import app
 from nullbooth_cli.collect import batch_size, open_model
 from nullbooth_cli.commands import console
-from nullbooth_cli.model import device as device_module
 from nullbooth_cli.model import load as load_module
 from nullbooth_cli.pipeline import space
 from nullbooth_cli.pipeline.doctor.checks import CHECKS
@@ -135,7 +134,7 @@ class TestARunThatCanStart:
         config = little(tmp_path / "run.zarr")
         text = found("disk", config).text
         store = execute(config, "schedule", "collect", "covariance", "project")
-        arrays = sum(store.bytes_of(name) for name in ("features", "moments", "projectors"))
+        arrays = sum(store.nbytes(name) for name in ("features", "moments", "projectors"))
         said = re.match(r"about (\S+) MB", text) or re.match(r"about (\S+) kB", text)
         assert said
         planned = float(said[1]) * (1e6 if " MB to" in text else 1e3)
@@ -378,7 +377,7 @@ class TestModel:
 
     def test_sums_that_fit_nowhere_or_only_beside_the_device(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         config = little(tmp_path / "run.zarr", collect__keep="moments")
-        monkeypatch.setattr(device_module, "free_memory", lambda _: 1000)
+        monkeypatch.setattr(space, "free_memory", lambda _: 1000)
         refused(found("memory", config), "the sums of 1 sites and 16 steps need", "1,000 are free", "cross_attention_layers")
         monkeypatch.setattr(space, "place_for_sums", lambda *_: torch.device("meta"))
         refused(found("memory", config), "they stay in host memory", "fewer layers or steps", verdict="warning")

@@ -199,10 +199,10 @@ def test_a_changed_weight_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_another_threshold_only_cuts_again(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     config, store = tiny
-    before = {site: store.read_cut(site, 0) for site in store.sites}
+    before = {site: store.projectors.read_cut(site, 0) for site in store.sites}
     monkeypatch.setattr("nullbooth_cli.nullspace.decompose.eigh", lambda *_: pytest.fail("decomposed again"))
     events(changed(config, project__relative_threshold=0.5), store, "project", force=True)
-    after = {site: store.read_cut(site, 0) for site in store.sites}
+    after = {site: store.projectors.read_cut(site, 0) for site in store.sites}
     assert all(after[site][0] >= before[site][0] for site in store.sites)
     assert after != before
 
@@ -220,11 +220,11 @@ def test_an_empty_null_space_may_freeze_its_site(tiny: Any) -> None:
     frozen = changed(config, project__relative_threshold=1e-9, project__empty="freeze")
     events(frozen, store, "project", force=True)
     assert set(states_of(frozen).values()) == {"complete"}
-    sizes = {site: store.read_cut(site, 0).null_dim for site in store.sites}
+    sizes = {site: store.projectors.read_cut(site, 0).null_dim for site in store.sites}
     assert min(sizes.values()) == 0 < max(sizes.values())
     [empty, *_] = [site for site, size in sizes.items() if size == 0]
     assert not load_projector(store, empty).dense().any()
-    assert store.read_cut(empty, 0).leakage == 0.0
+    assert store.projectors.read_cut(empty, 0).leakage == 0.0
 
 
 def test_both_thresholds_are_announced(tiny: Any) -> None:
@@ -241,9 +241,9 @@ def test_per_timestep_scope(tiny: Any) -> None:
     config, store = tiny
     events(changed(config, project__scope="timestep"), store, "project", force=True)
     for site in store.sites:
-        cuts = [store.read_cut(site, t) for t in range(1 if site.timestep_free else 4)]
+        cuts = [store.projectors.read_cut(site, t) for t in range(1 if site.timestep_free else 4)]
         for t, (null_dim, leakage, _) in enumerate(cuts):
-            sum_xxt, _, count = store.read_moment(site, t)
+            sum_xxt, _, count = store.moments.read_one(site, t)
             eigenvalues = np.linalg.eigvalsh(sum_xxt / count)
             assert null_dim == (eigenvalues < 0.05 * eigenvalues[-1]).sum()
             assert leakage == pytest.approx(np.sqrt(eigenvalues[:null_dim].sum() / eigenvalues.sum()), abs=1e-9)
@@ -254,8 +254,8 @@ def test_centred_leakage_is_measured_about_zero(tiny: Any) -> None:
     events(changed(config, covariance__centred=True), store, "project", force=True)
     for site in store.sites:
         sum_xxt, _, _ = pooled(store, site, range(site.num_recorded(4)))
-        null_dim, leakage, _ = store.read_cut(site, 0)
-        basis = store.read_eigenvectors(site, 0)[:, :null_dim]
+        null_dim, leakage, _ = store.projectors.read_cut(site, 0)
+        basis = store.projectors.read_eigenvectors(site, 0)[:, :null_dim]
         assert leakage == pytest.approx(np.sqrt(np.trace(basis.T @ sum_xxt @ basis) / np.trace(sum_xxt)), rel=1e-6)
 
 
@@ -273,9 +273,9 @@ def test_the_planned_bytes_are_the_written_bytes(tmp_path: Path, tiny: Any) -> N
     fresh = small_config(tmp_path / "fresh.zarr", **TINY)
     planned = {p.stage: p for p in plan(STAGES, fresh, prompts_of(fresh), None, "cpu", None)}
     for stage, folder in (("collect", "features"), ("covariance", "moments"), ("project", "projectors")):
-        assert planned[stage].units_total == len(store.progress(stage))
+        assert planned[stage].units_total == len(store.progress.done(stage))
         # Metadata, checksums and counts come on top.
-        assert 0 <= store.bytes_of(folder) - planned[stage].bytes_needed < 0.35 * planned[stage].bytes_needed + 60_000
+        assert 0 <= store.nbytes(folder) - planned[stage].bytes_needed < 0.35 * planned[stage].bytes_needed + 60_000
     assert not Path(fresh.store).exists()
 
 
@@ -299,7 +299,7 @@ class TestKilled:
         assert "interrupted: finished units are kept" in rest
         assert "Traceback" not in rest
         process.stderr.close()
-        assert Store.open(config.store).progress("collect")[0]
+        assert Store.open(config.store).progress.done("collect")[0]
         self.finish_and_compare(command, config, tiny)
 
     def finish_and_compare(self, command: list[str], config: Config, tiny: Any) -> None:
@@ -312,6 +312,6 @@ class TestKilled:
         assert store.sites == expected.sites
         for site in store.sites:
             for t in range(1 if site.timestep_free else 4):
-                for found, wanted in zip(store.read_moment(site, t), expected.read_moment(site, t), strict=True):
+                for found, wanted in zip(store.moments.read_one(site, t), expected.moments.read_one(site, t), strict=True):
                     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
-            assert store.read_cut(site, 0)[0] == expected.read_cut(site, 0)[0]
+            assert store.projectors.read_cut(site, 0)[0] == expected.projectors.read_cut(site, 0)[0]

@@ -176,9 +176,11 @@ class TestBrowser:
         site = next(site for site in store.sites if site.feature == "out")
         row = next(i for i, cells in enumerate(rows(browser)) if cells[:2] == [site.layer, "out"])
         browser.execute_script("document.querySelectorAll('#sites tbody tr')[arguments[0]].click()", row)
-        np.testing.assert_allclose(shown_trace(browser, "spectrum", "y"), store.read_eigenvalues(site, 0)[::-1], rtol=1e-3)
+        np.testing.assert_allclose(
+            shown_trace(browser, "spectrum", "y"), store.projectors.read_eigenvalues(site, 0)[::-1], rtol=1e-3
+        )
         Select(browser.find_element(By.ID, "spectrum-step")).select_by_index(2)
-        sum_xxt, _, count = store.read_moment(site, 1)
+        sum_xxt, _, count = store.moments.read_one(site, 1)
         alone = np.linalg.eigvalsh(sum_xxt / count)[::-1]
         np.testing.assert_allclose(shown_trace(browser, "spectrum", "y")[:20], alone[:20], rtol=1e-3)
 

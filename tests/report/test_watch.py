@@ -85,7 +85,7 @@ class TestPresence:
 
     def wait_for(self, store: Store, units: int) -> Heartbeat:
         deadline = time.monotonic() + 20
-        while not (found := store.activities()) or found[0].units < units:
+        while not (found := store.heartbeats.read()) or found[0].units < units:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         return found[0]
@@ -102,7 +102,7 @@ class TestPresence:
             later = self.wait_for(store, 2)
             assert later.began == began.began < later.last < later.time  # type: ignore[operator]  # is set
             assert later.seconds_per_unit == pytest.approx(0.1, rel=0.9)
-        assert store.activities() == []
+        assert store.heartbeats.read() == []
 
     def test_short_work_leaves_no_trace(self, store: Store) -> None:
         before = files(store.path)
@@ -120,7 +120,7 @@ class TestPresence:
 
         with pytest.raises(KeyboardInterrupt):
             work()
-        assert store.activities() == []
+        assert store.heartbeats.read() == []
 
     def test_they_are_gone_before_the_store_is_let_go(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Ctrl-C comes while a bar is drawn, not while a unit runs."""
@@ -140,7 +140,7 @@ class TestPresence:
                 try:
                     yield
                 finally:
-                    seen.append(Store.open(tmp_path / "run.zarr").activities())
+                    seen.append(Store.open(tmp_path / "run.zarr").heartbeats.read())
 
         monkeypatch.setattr(Terminal, "follow", follow)
         monkeypatch.setattr(run_stages, "_locked_store", watched)
@@ -151,19 +151,19 @@ class TestPresence:
         """Zarr warns of objects that it does not know, and warnings are errors here."""
         import zarr
 
-        store.write_activity(Heartbeat("1-of-1.0", "collect", "here", 1, 0.0))
-        store.write_activity(Heartbeat("1-of-1.1", "collect", "there", 2, 0.0, units=3))
+        store.heartbeats.write(Heartbeat("1-of-1.0", "collect", "here", 1, 0.0))
+        store.heartbeats.write(Heartbeat("1-of-1.1", "collect", "there", 2, 0.0, units=3))
         group = zarr.open_group(store.path, mode="r")
         assert dict(group["activity/1-of-1.1"].attrs)["units"] == 3
         assert len(list(group.members(max_depth=None))) == 3
-        assert [note.host for note in Store.open(store.path).activities()] == ["here", "there"]
+        assert [note.host for note in Store.open(store.path).heartbeats.read()] == ["here", "there"]
 
     def test_the_next_run_forgets_the_killed(self, tmp_path: Path) -> None:
         config = small_config(tmp_path / "run.zarr", **MID)
         store = execute(config, "schedule", "collect", limit=1)
-        store.write_activity(Heartbeat("1-of-1.3", "collect", "here", 1, 0.0))
+        store.heartbeats.write(Heartbeat("1-of-1.3", "collect", "here", 1, 0.0))
         execute(config, "collect")
-        assert store.activities() == []
+        assert store.heartbeats.read() == []
 
 
 def note(worker: str = "1-of-1.0", **changes: Any) -> Heartbeat:
@@ -283,13 +283,13 @@ class TestBesideARun:
         paces = [document["stages"]["collect"]["units_per_minute"] for document in found]
         assert any(pace and 60 < pace < 60 * 2 / 0.3 for pace in paces), "at most two units in 0.3 s"
         assert all(pace is None for document, pace in zip(found, paces, strict=True) if not document["workers"])
-        assert Store.open(config.store).activities() == []
+        assert Store.open(config.store).heartbeats.read() == []
 
     def test_it_changes_nothing(self, begun: tuple[Config, Store], tmp_path: Path) -> None:
         """Neither files nor the lock: with a killed worker's note there, seen through Ctrl-C."""
         shutil.copytree(begun[1].path, tmp_path / "run.zarr")
         place = tmp_path / "run.zarr"
-        Store.open(place, write=True).write_activity(note("1-of-1.1", time=time.time() - 50))
+        Store.open(place, write=True).heartbeats.write(note("1-of-1.1", time=time.time() - 50))
         before = files(place)
         with self.watch(str(place)) as watcher:
             assert watcher.stdout is not None

@@ -453,7 +453,7 @@ class TestStore:
         _, store, folder = collected
         folded = execute(of_images(tmp_path / "folded.zarr", folder, collect__keep="moments"), "collect")
         for site in store.sites:
-            (found, _, count), (expected, _, wanted) = folded.read_moment(site, 0), store.read_moment(site, 0)
+            (found, _, count), (expected, _, wanted) = folded.moments.read_one(site, 0), store.moments.read_one(site, 0)
             assert count == wanted
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
@@ -535,7 +535,7 @@ class TestStore:
             with torch.no_grad():
                 drawn = pipe.vae.decode(pipe.vae.encode(pixels.float() / 127.5 - 1).latent_dist.mean).sample
             expected = (drawn[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1) * 255
-            assert np.abs(store.read_maps(prompt).image - expected.numpy()).max() <= 1
+            assert np.abs(store.attention.read(prompt).image - expected.numpy()).max() <= 1
 
 
 class TestCommands:

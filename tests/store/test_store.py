@@ -49,7 +49,7 @@ def begin(store: Store, sites: tuple[Site, ...], num_steps: int, num_rows: int, 
 def fill(store: Store, unit: int, site: Site = TIMED, step: int = 0) -> np.ndarray:
     count = 1 if unit == 2 else 2
     values = np.random.default_rng(unit).standard_normal((count, site.num_tokens, site.dim)).astype(np.float32)
-    store.write_features(site, range(step, step + 1), [2 * unit + i for i in range(count)], values[None])
+    store.features.write(site, range(step, step + 1), [2 * unit + i for i in range(count)], values[None])
     return values
 
 
@@ -88,24 +88,24 @@ def test_timesteps_that_share_a_chunk_come_back_one_by_one(num_steps: int, num_r
         for block in blocks:
             for unit in range(-(-num_rows // 2)):
                 rows = range(num_rows)[2 * unit : 2 * unit + 2]
-                made.write_features(TIMED, block, rows, features[block.start : block.stop, rows.start : rows.stop])
-            made.write_moments(TIMED, block, sums[block.start : block.stop])
-            made.stage_moments(TIMED, block, sums[block.start : block.stop])
+                made.features.write(TIMED, block, rows, features[block.start : block.stop, rows.start : rows.stop])
+            made.moments.write(TIMED, block, sums[block.start : block.stop])
+            made.moments.stage(TIMED, block, sums[block.start : block.stop])
         group = zarr.open_group(made.path, mode="r")
         np.testing.assert_array_equal(group["features/mid.attn2.q"][:], features)
         np.testing.assert_array_equal(group["moments/mid.attn2.q/sum_xxT"][:], [of_step[0] for of_step in sums])
-        np.testing.assert_array_equal(made.read_counts(TIMED), [of_step[2] for of_step in sums])
+        np.testing.assert_array_equal(made.moments.counts(TIMED), [of_step[2] for of_step in sums])
         chosen = draw.permutation(num_steps)[:3].tolist()
-        for t, found in zip(chosen, made.read_moments(TIMED, chosen), strict=True):
+        for t, found in zip(chosen, made.moments.read(TIMED, chosen), strict=True):
             np.testing.assert_array_equal(features_at(made, TIMED, t, 0), features[t, :2])
-            staged = made.read_staged(TIMED, blocks[t // len(blocks[0])])[t % len(blocks[0])]
+            staged = made.moments.read_staged(TIMED, blocks[t // len(blocks[0])])[t % len(blocks[0])]
             for ours, copy, expected in zip(found, staged, sums[t], strict=True):
                 np.testing.assert_array_equal(ours, expected)
                 np.testing.assert_array_equal(copy, expected)
 
 
 def test_zeros_are_stored_too(store: Store) -> None:
-    store.write_features(TIMED, range(1, 2), [0, 1], np.zeros((1, 2, 2, 3), np.float32))
+    store.features.write(TIMED, range(1, 2), [0, 1], np.zeros((1, 2, 2, 3), np.float32))
     assert (store.path / "features/mid.attn2.q/c.1.0.0.0").exists()
     assert (features_at(store, TIMED, 1, 0) == 0).all()
 
@@ -115,7 +115,7 @@ def test_every_dtype_comes_back_to_the_bit(tmp_path: Path, dtype: str) -> None:
     store = Store.create(tmp_path / "run.zarr", {})
     begin(store, (TIMED,), 1, 2, dtype, compression="lz4")
     values = torch.randn(2, 2, 3).to(getattr(torch, dtype))
-    store.write_features(TIMED, range(1), [0, 1], pack(values, dtype)()[None])
+    store.features.write(TIMED, range(1), [0, 1], pack(values, dtype)()[None])
     assert store.layout == Layout("features", 2, dtype, "lz4", STEP_BYTES)
     assert torch.equal(unpack(features_at(store, TIMED, 0, 0), dtype), values)
 
@@ -156,7 +156,7 @@ def test_the_order_of_a_commit(store: Store, monkeypatch: pytest.MonkeyPatch) ->
     watch("fsync", lambda fd: place(os.readlink(f"/proc/self/fd/{fd}")))
     watch("replace", lambda old, new: place(str(new)))
     fill(store, 0)
-    store.commit("collect", 0)
+    store.progress.commit("collect", 0)
     chunk, cell = "features/mid.attn2.q/c.0.0.0.0", "progress/collect/c.0"
     assert happened[:2] == [("fdatasync", chunk), ("replace", chunk)]
     folders = happened[2 : happened.index(("fdatasync", cell))]
@@ -166,7 +166,7 @@ def test_the_order_of_a_commit(store: Store, monkeypatch: pytest.MonkeyPatch) ->
     assert last[:2] == [("fdatasync", cell), ("replace", cell)]
     assert ("fsync", "progress/collect") in last[2:]
     assert {function for function, _ in last[2:]} == {"fsync"}
-    np.testing.assert_array_equal(store.progress("collect"), [True, False, False])
+    np.testing.assert_array_equal(store.progress.done("collect"), [True, False, False])
 
 
 @pytest.mark.parametrize("compression", [None, "lz4"])
@@ -174,7 +174,7 @@ def test_zarr_reads_what_we_write_and_we_read_what_zarr_writes(tmp_path: Path, c
     store = Store.create(tmp_path / "run.zarr", {})
     begin(store, (TIMED,), 3, 4, "float16", compression=compression)
     values = np.random.default_rng(0).standard_normal((2, 2, 3)).astype(np.float16)
-    store.write_features(TIMED, range(1, 2), [2, 3], values[None])
+    store.features.write(TIMED, range(1, 2), [2, 3], values[None])
     array = zarr.open_group(store.path, mode="r+")["features/mid.attn2.q"]
     np.testing.assert_array_equal(array[1, 2:4], values)
     array[2, 0:2] = values
@@ -193,7 +193,7 @@ class TestDamage:
 
     def assert_refused(self, store: Store) -> None:
         with pytest.raises(StoreError, match=r"features/mid\.attn2\.q chunk c\.0\.1\.0\.0 is damaged") as caught:
-            Store.open(store.path).read_features(TIMED, range(1), 1)
+            Store.open(store.path).features.read(TIMED, range(1), 1)
         assert f"nullbooth collect --repair -s {store.path}" in caught.value.hint
 
     def test_one_flipped_bit(self, store: Store) -> None:

@@ -59,7 +59,7 @@ def test_a_soft_cut_keeps_each_direction_by_its_eigenvalue(known: tuple[Store, S
     store = known[0]
     found = projectors(known, "soft", 0.05)
     for site in store.sites:
-        values, vectors = store.read_eigenvalues(site, 0), store.read_eigenvectors(site, 0)
+        values, vectors = store.projectors.read_eigenvalues(site, 0), store.projectors.read_eigenvectors(site, 0)
         share = 0.05 / (0.05 + np.maximum(values, 0) / values[-1])
         np.testing.assert_allclose(found[site.weights[0]].dense(), vectors @ np.diag(share) @ vectors.T, atol=1e-12)
 
@@ -68,7 +68,7 @@ def test_a_leakage_cut_bounds_held_out_energy(known: tuple[Store, Store]) -> Non
     heldout = known[0].heldout()
     for weight, projector in projectors(known, "leakage", 0.1).items():
         site = next(site for site in known[0].sites if weight in site.weights)
-        sum_xxt = sum(heldout.read_moment(site, t)[0] for t in range(site.num_recorded(2)))
+        sum_xxt = sum(heldout.moments.read_one(site, t)[0] for t in range(site.num_recorded(2)))
         assert np.trace(projector.dense() @ sum_xxt) <= 0.01 * np.trace(sum_xxt) * (1 + 1e-9)
 
 

@@ -61,14 +61,14 @@ def execute(config: Config, *wanted: str, store: Store | None = None, **control:
 def features_at(store: Store, site: Site, timestep: int, unit: int) -> NDArray[Any]:
     """The vectors of one recorded timestep and unit, `[b, L, D]` as stored."""
     block = next(block for block in store.blocks(site) if timestep in block)
-    values: NDArray[Any] = store.read_features(site, block, unit)[timestep - block.start]
+    values: NDArray[Any] = store.features.read(site, block, unit)[timestep - block.start]
     return values
 
 
 def set_moment(store: Store, site: Site, timestep: int, sums: Sums) -> None:
     """Put other sums in the place of one recorded timestep."""
     block = next(block for block in store.blocks(site) if timestep in block)
-    store.write_moments(site, block, [sums if t == timestep else store.read_moment(site, t) for t in block])
+    store.moments.write(site, block, [sums if t == timestep else store.moments.read_one(site, t) for t in block])
 
 
 def prompts_of(config: Config) -> tuple[Prompt, ...]:

@@ -4,6 +4,7 @@ multiprocessing's fork server imports this module once and forks from then on. A
 is imported here may start none: one thread for torch and BLAS, Zarr left untouched. Every worker checks that it was so.
 """
 
+import importlib
 import multiprocessing
 import os
 import resource
@@ -30,16 +31,17 @@ if "pytest" not in sys.modules:
 
     torch.set_num_threads(1)
 
-    # Also what only commands import, and only when they run: it must be there before the fork.
     from nullbooth_cli import cli
     from nullbooth_cli.collect import sinks, units
     from nullbooth_cli.commands import console
     from nullbooth_cli.model import device, load
     from nullbooth_cli.nullspace import covariance
-    from nullbooth_cli.pipeline import heartbeat, workers
-    from nullbooth_cli.pipeline import run as run_module
-    from nullbooth_cli.store import Store
+    from nullbooth_cli.pipeline import collect, heartbeat, workers
+    from nullbooth_cli.store.moment_arrays import MomentArrays
 
+    # Also what commands import only when they run: it must be there before the fork.
+    for module in ("collect.batch_size", "commands.run_stages", "nullspace.decompose", "pipeline.plan", "pipeline.stages"):
+        importlib.import_module(f"nullbooth_cli.{module}")
     pipe: Any = load.load_pipeline(
         "toy", revision=None, variant=None, dtype="float32", local_files_only=True, device=device.pick_device("cpu")
     )
@@ -121,15 +123,15 @@ class Worker(ForkServerProcess):
             time.sleep(self.twist.slow)
             real(a_pipe, path, recorder, found)
 
-        write, layout_of = Store.write_moments, run_module.layout_of
+        write, layout_of = MomentArrays.write, collect.layout_of
 
-        def write_moments(store: Store, *of_block: Any) -> None:
+        def write_moments(arrays: MomentArrays, *of_block: Any) -> None:
             time.sleep(self.twist.slow)
-            write(store, *of_block)
+            write(arrays, *of_block)
 
         # Some sites then have several blocks of timesteps, one of them shorter.
-        run_module.layout_of = lambda *how: replace(layout_of(*how), chunk_bytes=CHUNK_BYTES)
-        units._run, Store.write_moments = run_unit, write_moments  # type: ignore[method-assign]
+        collect.layout_of = lambda *how: replace(layout_of(*how), chunk_bytes=CHUNK_BYTES)
+        units._run, MomentArrays.write = run_unit, write_moments  # type: ignore[method-assign]
         cli.app(self.arguments, prog_name="nullbooth")
 
 

@@ -168,7 +168,7 @@ def test_a_site_without_a_null_space_stays_as_it_is(exact: Store, tmp_path: Path
     place = shutil.copytree(exact.path, tmp_path / "run.zarr")
     emptied = Store.open(place)
     site = next(site for site in emptied.sites if site.feature == "q")
-    emptied.write_cut(site, 0, emptied.read_cut(site, 0)._replace(null_dim=0, leakage=0.0))
+    emptied.projectors.write_cut(site, 0, emptied.projectors.read_cut(site, 0)._replace(null_dim=0, leakage=0.0))
     unet = fresh_unet()
     constraint = nb.constrain(unet, nb.open_store(place))
     assert constraint.report().constrained[WEIGHTS[0]] == (0, site.dim)

@@ -91,7 +91,7 @@ def test_a_store_holds_what_it_protects(free: dict[str, Any], held: dict[str, An
     assert held["largest_drift"] == max(held["drift"].values())
     store = finished[1]
     [site] = [site for site in store.sites if site.feature == "k"]
-    moment = sum(store.read_moment(site, t)[0] for t in range(site.num_recorded(4)))
+    moment = sum(store.moments.read_one(site, t)[0] for t in range(site.num_recorded(4)))
     before, drifts = weights(toy.FOLDER), {}
     for name, document in (("free", free), ("held", held)):
         after = weights(document["output"])

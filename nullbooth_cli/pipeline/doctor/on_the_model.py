@@ -136,7 +136,7 @@ def batch(patient: Examination) -> str:
 
     if patient.states["collect"].is_done:
         return "collect is done, and runs nothing more"
-    if patient.store is not None and (pace := patient.store.pace("collect")) is not None:
+    if patient.store is not None and (pace := patient.store.progress.pace("collect")) is not None:
         patient.seconds_per_unit = pace
         return f"a unit took {duration(pace)} when it was last run here"
     section, found = patient.config.collect, patient.collection.found

@@ -1,0 +1,18 @@
+"""Hints of the library in the words of the command line."""
+
+import shlex
+
+from nullbooth_cli.errors import NullboothError
+
+
+def hint_of(error: NullboothError) -> str:
+    """The hint of an error; a stage to run again as the command that does it."""
+    rerun = error.rerun
+    if rerun is None:
+        return error.hint
+    words = ["nullbooth", rerun.stage]
+    words += ["-s", rerun.store] if rerun.store else []
+    for change in rerun.settings:
+        words += ["--set", change]
+    words += ["--force"] * rerun.force + ["--repair"] * rerun.repair
+    return shlex.join(words) + rerun.otherwise
