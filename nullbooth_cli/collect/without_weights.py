@@ -1,11 +1,11 @@
 """A pipeline without weights: what a model's projections would receive, and what its pipeline asks of the scheduler.
 
-1. `build_pipeline()` makes the model's own pipeline out of its config files (a few kB): the denoiser is on the meta device, where tensors
-   have shapes and no values, and in the place of the text encoders stands the shape of what they would give.
-2. `find_shapes()` finds the sites of it, as `recording.find_sites` does of a loaded model.
+1. `build_pipeline()` makes the model's own pipeline from its config files (a few kB). The denoiser is on the meta device, where
+   tensors have shapes and no values. Text encoders are replaced by the shapes of their outputs.
+2. `find_shapes()` finds its sites, as `find_sites.find_sites()` does for a loaded model.
 3. `count_operations()` counts the work of one forward.
 
-So packing, guidance, masks, ids and sizes are the pipeline's own. Cost: a second or two, a few MB of memory.
+Packing, guidance, masks, ids and sizes stay the pipeline's own. Cost: a second or two, a few MB of memory.
 """
 
 import functools
@@ -96,7 +96,7 @@ def pipeline_class(folder: str) -> str:
 def build_pipeline(folder: str, scheduler: Any) -> Any:
     """The pipeline of a model's folder of config files, without weights, with a scheduler.
 
-    Raises ConfigError for a pipeline class whose text is not known here (`TEXT_SHAPES`), and for config files that cannot be read.
+    Raises ConfigError for a pipeline class that is not in `TEXT_SHAPES`, and for config files that cannot be read.
     """
     import diffusers
     from transformers.models.auto.tokenization_auto import get_tokenizer_config

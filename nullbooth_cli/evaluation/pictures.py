@@ -1,8 +1,8 @@
 """Draws the pictures that an evaluation compares: every model the same prompts, from the same noise, along the stored schedule.
 
-1. `PictureSpec` is a prompt and which of its pictures is meant. Its noise follows from both alone, so that other prompts, their order
-   and the batch change nothing. It is no noise that features were collected with.
-2. `load_edited()` opens what was made of the base: a pipeline, or a LoRA that is then fused into the base.
+1. `PictureSpec` is a prompt and the number of one of its pictures. Its noise follows from these two alone: other prompts, their
+   order and the batch size do not change it. This noise was never used during collection.
+2. `load_edited()` opens an edited model: a pipeline, or a LoRA, which is fused into the base.
 3. `draw_pictures()` yields pictures and latents batch by batch, in host memory: 3 bytes a pixel, and 4 a latent value.
 """
 

@@ -1,7 +1,8 @@
 """Watches what enters or leaves projections, and which of them share a tensor.
 
-1. `ProjectionHooks` hooks them and hands every tensor over at once; any hook that does not fire exactly once per forward is an error.
-2. `group_shared()` compares what was seen in two forwards and says which projections always get the same tensor.
+1. `ProjectionHooks` hooks them and hands over every tensor at once. A hook that does not fire exactly once per forward is an
+   error.
+2. `group_shared()` compares two forwards and finds the projections that always receive the same tensor.
 """
 
 from collections import Counter
@@ -28,8 +29,8 @@ class ProjectionHooks:
     """Context manager: `receive(projection, forward, tensor)` for every watched projection in every forward of the denoiser.
 
     `forward` counts from 0; `begin` sees the keyword arguments that each forward starts with. Once all have fired in forward
-    `last`, what is left of the model is not computed: `StopDenoising` is raised, ends the block without an error, and leaves `ended`
-    true. Tensors are the model's own: copy what is kept.
+    `last`, the rest of the model is not computed: `StopDenoising` is raised, which ends the block without an error and sets
+    `ended`. Tensors are the model's own: copy what you store.
     """
 
     def __init__(

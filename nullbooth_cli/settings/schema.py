@@ -1,7 +1,7 @@
-"""Files of settings, read strictly into a pydantic model: unknown keys are refused, and all mistakes are said at once.
+"""Reads files of settings strictly into a pydantic model: unknown keys are refused, and all mistakes are reported at once.
 
-`load_settings()` reads a YAML file and applies `--set` overrides; `validate()` takes what was read already. `Section` is what such a model
-is made of.
+`load_settings()` reads a YAML file and applies overrides; `validate()` takes a mapping that was read already. `Section` is the
+base class of such a model and of its sections.
 """
 
 import difflib

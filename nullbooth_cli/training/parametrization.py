@@ -1,9 +1,9 @@
 """A weight that can only change within a null space, and whose module still saves and loads as if it were plain.
 
-1. `constrain_weight()` replaces the weight of a linear layer by start + X P. X is trained: it is the layer's own parameter object, so an
-   optimizer that has it already keeps it.
-2. `state_dict()` of the layer, or of any model around it, says `weight`, which is start + X P, and `load_state_dict()` takes
-   that: whatever saves, resumes or exchanges a model does so in ordinary files.
+1. `constrain_weight()` replaces the weight of a linear layer by start + X P. X is trained. It is the layer's own parameter
+   object, so an optimizer that was built before still trains it.
+2. `state_dict()` of the layer, or of any model around it, has start + X P under `weight`, and `load_state_dict()` takes it
+   back: saving, resuming and exchanging a model work with ordinary files.
 3. `release()` leaves a plain weight.
 
 What must stay true: neither the start nor the factor of P is a buffer. `.to(float16)` would round them, DistributedDataParallel
