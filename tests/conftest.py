@@ -43,6 +43,12 @@ def _shipped_scheduler() -> Iterator[None]:
 
 
 @pytest.fixture
+def fast(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in this process use the model that is loaded already."""
+    monkeypatch.setattr(load, "load_pipeline", lambda *_, **__: pipe)
+
+
+@pytest.fixture
 def one_chunk_a_timestep(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small runs would hold all timesteps of a site in one chunk."""
     layout_of = collect.layout_of

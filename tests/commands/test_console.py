@@ -18,7 +18,7 @@ from nullbooth_cli.formatting import aligned, duration, rate
 from nullbooth_cli.progress import Begin, Event, Note, Progress
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
-from tests.end_to_end.test_cli import nullbooth
+from tests.support.cli import nullbooth
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 LAYER = "up_blocks.1.attentions.1"

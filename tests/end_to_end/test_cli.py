@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner, Result
 
 from nullbooth_cli import formatting
 from nullbooth_cli.cli import app
@@ -22,25 +21,12 @@ from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from nullbooth_cli.store.local import LocalBacking
 from tests.support.builders import PROMPTS, prompts_of, small_config
+from tests.support.cli import nullbooth, refused
 
 COMMANDS = (
     *("run", "schedule", "collect", "covariance", "project", "inspect", "status", "doctor", "merge", "export", "import"),
     *("edit", "train", "evaluate"),
 )
-
-
-def nullbooth(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments), prog_name="nullbooth")
-
-
-def refused(result: Result, exit_code: int, *words: str) -> None:
-    """The command gave this exit code, `error:` and `hint:` on stderr with these words, nothing on stdout, no traceback."""
-    assert result.exit_code == exit_code, result.output
-    assert result.stdout == ""
-    assert re.match(r"(?s).*error: .+\n\nhint: .+", result.stderr), result.stderr
-    assert "Traceback" not in result.stderr
-    for word in words:
-        assert word in result.stderr
 
 
 @pytest.fixture
@@ -489,9 +475,7 @@ class TestProcess:
     def test_a_second_writer_is_told_who_holds_the_store(self, done: str) -> None:
         code = f"""
 import time
-from nullbooth_cli.plans import plan
 from nullbooth_cli.store import Store
-from nullbooth_cli.store.local import LocalBacking
 with Store.open({done!r}, write=True).lock():
     print(1, flush=True)
     time.sleep(60)

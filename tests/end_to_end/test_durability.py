@@ -13,9 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import yaml
 
 from nullbooth_cli.collect import open_model
 from nullbooth_cli.model import load as load_module
@@ -23,50 +21,10 @@ from nullbooth_cli.pipeline import collect, heartbeat
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store, locks, open_backing, shard_locked
 from nullbooth_cli.store.local import DurableLocalStore, LocalBacking
-from tests.end_to_end.test_cli import nullbooth, refused
-from tests.support.builders import PROMPTS, execute, features_at, small_config, states_of
+from tests.support.builders import MANY, MID, PROMPTS, execute, small_config, states_of
+from tests.support.cli import nullbooth, refused, saved
+from tests.support.comparisons import assert_same_run
 from tests.support.zygote import Twist, Worker, launch, stopped
-
-MID = {"collect__cross_attention_layers": ["mid_block*"], "collect__batch_size": 1, "schedule__num_denoising_steps": 2}
-MANY = [f"{prompt}, {more}" for more in ("small", "large", "very large", "tiny", "huge") for prompt in PROMPTS]
-
-
-@pytest.fixture
-def fast(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands in this process use the model that is loaded already."""
-    monkeypatch.setattr(load_module, "load_pipeline", lambda *_, **__: pipe)
-
-
-def saved(config: Config, path: Path) -> list[str]:
-    path.write_text(yaml.safe_dump(config.model_dump()))
-    return ["-c", str(path)]
-
-
-def assert_same_run(found: Store, expected: Store, *, exactly: bool = False) -> None:
-    """Prompts and counts are the same; so are features and moments, within the rounding of another number of threads."""
-    assert not list(found.path.rglob("*.partial"))
-    assert found.sites == expected.sites
-    assert found.rows == expected.rows
-    assert (found.progress.done("collect").all(), found.progress.done("covariance").all()) == (True, True)
-    for site in found.sites:
-        for step in range(site.num_recorded(len(found.schedule()))):
-            sums = expected.moments.read_one(site, step)
-            if found.layout.features:
-                chunks = [u for u in range(len(found.progress.cells("collect"))) if found.members(u)]
-                x, wanted = (
-                    np.concatenate([features_at(store, site, step, unit).reshape(-1, site.dim) for unit in chunks])
-                    for store in (found, expected)
-                )
-                np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
-                vectors = x.astype(np.float64)
-                _assert_sums(found.moments.read_one(site, step), (vectors.T @ vectors, vectors.sum(0), len(vectors)), 1e-9)
-            _assert_sums(found.moments.read_one(site, step), sums, 0.0 if exactly else 1e-4)
-
-
-def _assert_sums(found: tuple, expected: tuple, relative: float) -> None:
-    assert found[2] == expected[2]
-    for ours, theirs in zip(found[:2], expected[:2], strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=relative * np.abs(theirs).max())
 
 
 class TestKill9:

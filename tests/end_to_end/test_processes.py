@@ -16,24 +16,16 @@ import numpy as np
 import pytest
 
 from nullbooth_cli.errors import StoreError
-from nullbooth_cli.model import load
 from nullbooth_cli.pipeline import workers
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
-from tests.end_to_end.test_cli import nullbooth, refused
-from tests.end_to_end.test_durability import assert_same_run, saved
-from tests.support.builders import ROOT, execute, small_config, states_of
+from tests.support.builders import MID, ROOT, execute, small_config, states_of
+from tests.support.cli import nullbooth, refused, saved
+from tests.support.comparisons import assert_same_run
 from tests.support.zygote import Twist, Worker, launch, stopped
 
-MID = {"collect__cross_attention_layers": ["mid_block*"], "collect__batch_size": 1, "schedule__num_denoising_steps": 2}
 HELDOUT = ["a white ring on a pink background", "a black star"]
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture
-def fast(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands in this process use the model that is loaded already."""
-    monkeypatch.setattr(load, "load_pipeline", lambda *_, **__: pipe)
 
 
 @pytest.fixture(scope="module")

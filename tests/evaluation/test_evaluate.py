@@ -25,9 +25,9 @@ from nullbooth_cli.nullspace.projector import relative_drift
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from nullbooth_cli.toy import FOLDER, world
-from tests.end_to_end.test_cli import nullbooth, refused
 from tests.support import tiny
 from tests.support.builders import PROMPTS, execute, features_at, small_config
+from tests.support.cli import nullbooth, refused
 
 SUBJECT = "a sks circle on a red background"
 

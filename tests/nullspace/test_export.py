@@ -14,8 +14,8 @@ from safetensors import safe_open
 import nullbooth_cli as nb
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
-from tests.end_to_end.test_cli import nullbooth, refused
 from tests.support.builders import ROOT
+from tests.support.cli import nullbooth, refused
 
 NAME = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q.weight"
 FEATURES = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}

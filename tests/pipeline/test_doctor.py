@@ -23,48 +23,11 @@ from nullbooth_cli.commands import console
 from nullbooth_cli.model import load as load_module
 from nullbooth_cli.pipeline import space
 from nullbooth_cli.pipeline.doctor.checks import CHECKS
-from nullbooth_cli.pipeline.doctor.examination import Examination
-from nullbooth_cli.pipeline.doctor.examine import Finding, examine
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store, locked, open_backing, shard_locked
 from nullbooth_cli.store.local import LocalBacking
-from tests.support.builders import PROMPTS, execute, small_config
-
-Q_ONLY = {"q_features": True, "k_features": False, "v_features": False, "out_features": False}
-K_ONLY = {**Q_ONLY, "q_features": False, "k_features": True}
-
-
-def little(store: Path, **changes: Any) -> Config:
-    """One layer and feature, with enough steps for its 80 dimensions; everything about it is as it should be."""
-    few = {
-        "schedule__num_denoising_steps": 16,
-        "collect__cross_attention_layers": ["mid_block*"],
-        "collect__collect_features": Q_ONLY,
-        "collect__batch_size": 4,
-    }
-    return small_config(store, **few | changes)
-
-
-def findings(config: Config, device: str = "cpu") -> dict[str, Finding]:
-    return {finding.check: finding for finding in examine(Examination(lambda: (config, "c.yaml", ()), device))}
-
-
-def found(check: str, config: Config, device: str = "cpu") -> Finding:
-    """What one check finds; those after it are not made."""
-    every = examine(Examination(lambda: (config, "c.yaml", ()), device))
-    return next(finding for finding in every if finding.check == check)
-
-
-def refused(finding: Finding, *words: str, verdict: str = "error") -> None:
-    assert finding.verdict == verdict, finding
-    assert finding.checked
-    assert finding.hint
-    for word in words:
-        assert word in f"{finding.text}\n{finding.hint}"
-
-
-def files(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+from tests.support.builders import PROMPTS, execute
+from tests.support.doctor import K_ONLY, Q_ONLY, files, findings, found, little, refused
 
 
 def nullbooth(*arguments: str) -> Result:

@@ -19,7 +19,7 @@ from nullbooth_cli.evaluation.compare import QUANTITIES
 from nullbooth_cli.evaluation.evaluate import ANOTHER, BASE, Evaluation
 from nullbooth_cli.evaluation.pictures import Pictures, PictureSpec
 from nullbooth_cli.report.gallery import AMPLIFIED, ROWS, SIDE, _uri, write_gallery
-from tests.report.test_page import HOSTILE, assert_quiet_and_alone, needs_browser, open_browser
+from tests.support.browser import HOSTILE, assert_quiet_and_alone, needs_browser, open_browser
 
 WEIGHT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_{}.weight"
 TEXTS = [*(f"prompt {i}" for i in range(19)), HOSTILE]

@@ -2,9 +2,7 @@
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,8 @@ from nullbooth_cli.cli import app
 from nullbooth_cli.report.page import POINTS, _spectrum
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
+from tests.support.browser import HOSTILE, assert_quiet_and_alone, needs_browser, open_browser
 from tests.support.builders import PROMPTS, execute, small_config
-
-HOSTILE = "</script><script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
-DRIVER = shutil.which("chromedriver")
-needs_browser = pytest.mark.skipif(
-    DRIVER is None, reason="no chromedriver: install Debian's chromium and chromium-driver to test the report page"
-)
 
 
 @pytest.fixture(scope="module")
@@ -51,31 +44,6 @@ def page(run: Any) -> tuple[Path, dict[str, Any]]:
     document = json.loads(shown.stdout)
     assert document["files"] == [str(path)]
     return path, document
-
-
-@contextmanager
-def open_browser(page: Path, until: str) -> Iterator[webdriver.Chrome]:
-    """A browser that shows a page, once it has an element; it keeps what it logs and asks for."""
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1300,1800"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
-        driver.get(page.as_uri())
-        WebDriverWait(driver, 30).until(lambda d: d.find_elements(By.CSS_SELECTOR, until))
-        yield driver
-    finally:
-        driver.quit()
-
-
-def assert_quiet_and_alone(browser: webdriver.Chrome, page: Path) -> None:
-    """Nothing was logged, and nothing asked for but the page itself."""
-    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
-    assert page.as_uri() in asked
-    assert {url for url in asked if not url.startswith(("data:", "blob:"))} == {page.as_uri()}
 
 
 @pytest.fixture(scope="module")

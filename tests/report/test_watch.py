@@ -31,9 +31,8 @@ from nullbooth_cli.report import watch as watch_module
 from nullbooth_cli.report.watch import SILENT_SECONDS, Ages, poll, watch_document
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Heartbeat, Store
-from tests.end_to_end.test_cli import nullbooth, refused
-from tests.end_to_end.test_durability import MANY, MID, saved
-from tests.support.builders import execute, prompts_of, small_config
+from tests.support.builders import MANY, MID, execute, prompts_of, small_config
+from tests.support.cli import nullbooth, refused, saved
 from tests.support.zygote import Twist, Worker, launch, stopped
 
 

@@ -31,8 +31,8 @@ from nullbooth_cli.settings.config import Config, build_config
 from nullbooth_cli.settings.images import image_files, load_captions, read_image, require_readable
 from nullbooth_cli.store import Store
 from nullbooth_cli.toy import world
-from tests.pipeline.test_doctor import findings, little, refused
 from tests.support.builders import PROMPTS, ROOT, execute, features_at, prompts_of, small_config, states_of
+from tests.support.doctor import findings, little, refused
 from tests.support.tiny import PIPELINES
 
 TOY = ROOT / "dataset/images/toy"

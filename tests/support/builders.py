@@ -27,6 +27,9 @@ PROMPTS = [
     "a blue circle on a yellow background",
     "an orange star on a purple background",
 ]
+# One layer, two steps, a prompt a unit: the quickest run that has several units.
+MID = {"collect__cross_attention_layers": ["mid_block*"], "collect__batch_size": 1, "schedule__num_denoising_steps": 2}
+MANY = [f"{prompt}, {more}" for more in ("small", "large", "very large", "tiny", "huge") for prompt in PROMPTS]
 
 
 def small_config(store: Path, **changes: Any) -> Config:
