@@ -3,12 +3,13 @@
 import os
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nullbooth_cli.commands.options import Common
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.settings.config import Config, build_config, find_config, load_config
+from nullbooth_cli.settings.config import Config, build_config, load_config
 
 if TYPE_CHECKING:
     from nullbooth_cli.store import Store
@@ -54,6 +55,16 @@ def configure(common: Common) -> Configured:
         f" --set {shlex.quote(override)}" for override in common.overrides if not override.startswith("storage_options")
     )
     return Configured(config, source, arguments, prompts)
+
+
+def find_config(given: str | None) -> Path | None:
+    """-c, $NULLBOOTH_CONFIG, ./nullbooth.yaml, ./configs/nullbooth.yaml; None if there is none. A named one must exist."""
+    named = given or os.environ.get("NULLBOOTH_CONFIG")
+    if named:
+        if not Path(named).is_file():
+            raise ConfigError(f"no config file at {named}", "give one with -c; configs/nullbooth.yaml is an example")
+        return Path(named)
+    return next((path for path in (Path("nullbooth.yaml"), Path("configs/nullbooth.yaml")) if path.is_file()), None)
 
 
 def _knowledge(config: dict[str, Any]) -> tuple[Any, Any]:

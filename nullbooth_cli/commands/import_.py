@@ -25,11 +25,11 @@ def import_(
     """
     from nullbooth_cli.commands.console import Terminal
     from nullbooth_cli.commands.draw import draw_stage
-    from nullbooth_cli.commands.find_config import options_of
+    from nullbooth_cli.commands.find_config import find_config, options_of
     from nullbooth_cli.pipeline import import_moments
     from nullbooth_cli.pipeline.state import stage_states
     from nullbooth_cli.report import documents
-    from nullbooth_cli.settings.config import build_config, find_config, load_config, public_settings
+    from nullbooth_cli.settings.config import build_config, load_config, public_settings
     from nullbooth_cli.store import Store, locked, open_backing
 
     terminal = Terminal(as_json=as_json, quiet=quiet)

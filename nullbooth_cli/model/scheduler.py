@@ -25,7 +25,7 @@ from diffusers import (
 
 from nullbooth_cli.datatypes import Step, step_key
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.settings.config import fingerprint
+from nullbooth_cli.settings.fingerprints import fingerprint
 
 NOISE_KEYS = (
     "num_train_timesteps",

@@ -11,7 +11,8 @@ from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.pipeline.run import Prepared, Run, report_units, units_to_do
 from nullbooth_cli.pipeline.state import attention_settings
 from nullbooth_cli.progress import Event, Note
-from nullbooth_cli.settings.config import Config, fingerprint
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.settings.fingerprints import fingerprint
 from nullbooth_cli.settings.knowledge import attention_prompts
 from nullbooth_cli.store import Store
 from nullbooth_cli.store.verify import forget_damaged

@@ -9,7 +9,8 @@ from nullbooth_cli.errors import StageError
 from nullbooth_cli.pipeline.run import Prepared, Run, layout_of, model_renamed, report_units, start_stage, units_to_do
 from nullbooth_cli.pipeline.state import added_prompts, bytes_of, own_states, removed_prompts
 from nullbooth_cli.progress import Event, Note
-from nullbooth_cli.settings.config import Config, model_names
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.settings.fingerprints import model_names
 from nullbooth_cli.store import RELEASED, Store
 from nullbooth_cli.tensors import tensor_digest
 

@@ -13,7 +13,8 @@ from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.pipeline.run import Run, start_stage
 from nullbooth_cli.pipeline.stages import execute
 from nullbooth_cli.progress import Event
-from nullbooth_cli.settings.config import Config, model_names
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.settings.fingerprints import model_names
 from nullbooth_cli.store import Layout, Store, pack_sums
 
 COVARIANCE = "_covariance.npy"

@@ -9,7 +9,8 @@ from nullbooth_cli.pipeline.run import Run, start_stage
 from nullbooth_cli.pipeline.stages import execute
 from nullbooth_cli.pipeline.state import require, stage_states
 from nullbooth_cli.progress import Event
-from nullbooth_cli.settings.config import Config, build_config, fingerprint
+from nullbooth_cli.settings.config import Config, build_config
+from nullbooth_cli.settings.fingerprints import fingerprint
 from nullbooth_cli.store import Layout, Store, pack_sums
 
 PART = "merged"

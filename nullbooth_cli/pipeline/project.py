@@ -9,7 +9,8 @@ from nullbooth_cli.nullspace.pooling import Decomposing, Pooling
 from nullbooth_cli.pipeline.run import Prepared, Run, report_units, start_stage, units_to_do
 from nullbooth_cli.pipeline.state import own_states
 from nullbooth_cli.progress import Event, Note
-from nullbooth_cli.settings.config import Config, decomposition_settings
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.settings.fingerprints import decomposition_settings
 from nullbooth_cli.settings.knowledge import HELDOUT_FIELD
 from nullbooth_cli.store import Store
 

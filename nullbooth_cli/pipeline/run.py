@@ -10,7 +10,8 @@ from nullbooth_cli.pipeline.heartbeat import beating
 from nullbooth_cli.pipeline.state import Difference, own_states, wanted_settings
 from nullbooth_cli.pipeline.workers import Workers
 from nullbooth_cli.progress import Begin, Event, Interrupts, Progress
-from nullbooth_cli.settings.config import STAGES, CollectSection, Config, fingerprint, model_names, public_settings
+from nullbooth_cli.settings.config import STAGES, CollectSection, Config, public_settings
+from nullbooth_cli.settings.fingerprints import fingerprint, model_names
 from nullbooth_cli.store import Layout, Store
 
 

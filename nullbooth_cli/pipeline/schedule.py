@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from nullbooth_cli.collect.open_model import compute_steps
 from nullbooth_cli.pipeline.run import Run, start_stage, state_of
 from nullbooth_cli.progress import Event, Progress
-from nullbooth_cli.settings.config import fingerprint, size_settings
+from nullbooth_cli.settings.fingerprints import fingerprint, size_settings
 
 
 def run_schedule(run: Run) -> Iterator[Event]:

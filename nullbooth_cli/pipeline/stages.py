@@ -17,7 +17,7 @@ from nullbooth_cli.pipeline.schedule import run_schedule
 from nullbooth_cli.pipeline.state import DONE, HELDOUT_STAGES, bytes_of, own_states, reasons_text, require, stage_states
 from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.config import STAGES, Config, public_settings
-from nullbooth_cli.settings.knowledge import attention_prompts, heldout_config, heldout_prompts, require_unknown
+from nullbooth_cli.settings.knowledge import attention_prompts, heldout_config, heldout_prompts, require_disjoint
 
 
 def execute(stage: str, run: Run) -> Iterator[Event]:
@@ -67,7 +67,7 @@ def _execute_heldout(stage: str, run: Run) -> Iterator[Event]:
 
 def _prepare_heldout(run: Run, config: Config, prompts: tuple[Prompt, ...]) -> dict[str, str]:
     """Make the store of the held-out prompts, give it this one's schedule; returns the states of its stages."""
-    require_unknown(prompts, run.prompts)
+    require_disjoint(prompts, run.prompts)
     store = run.store.heldout_or_create(public_settings(config))
     schedule = run.store.records["schedule"]
     if store.records.get("schedule") != schedule:

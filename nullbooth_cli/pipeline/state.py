@@ -17,7 +17,8 @@ from typing import Any
 
 from nullbooth_cli.datatypes import HELDOUT, Prompt
 from nullbooth_cli.errors import StageError
-from nullbooth_cli.settings.config import STAGES, Config, fingerprint, size_settings, stage_settings
+from nullbooth_cli.settings.config import STAGES, Config
+from nullbooth_cli.settings.fingerprints import fingerprint, size_settings, stage_settings
 from nullbooth_cli.settings.knowledge import HELDOUT_FIELD, PROMPTS_FIELD, attention_prompts, heldout_config, heldout_prompts
 from nullbooth_cli.store import RELEASED, Store
 

@@ -1,20 +1,15 @@
 """The config: one YAML file, one section per stage, every key with a default, unknown keys refused.
 
-1. `find_config()` says which file is meant; `load_config()` reads it strictly and applies `--set` overrides.
-2. `Config` and its sections are frozen; every field's description is the comment in configs/nullbooth.yaml.
-3. `stage_settings()` gives the part of it that a stage's result depends on, and `fingerprint()` its digest.
+`load_config()` reads a file strictly and applies `KEY=VALUE` overrides; `build_config()` takes a mapping. `Config` and its
+sections are frozen; the description of each field is its comment in configs/nullbooth.yaml.
 """
 
-import hashlib
-import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
-from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.settings.schema import Section, load_settings, validate
 
 Strategy = Literal[
@@ -218,16 +213,6 @@ def public_settings(config: Config) -> dict[str, Any]:
     return config.model_dump(exclude={"storage_options"})
 
 
-def find_config(given: str | None) -> Path | None:
-    """-c, $NULLBOOTH_CONFIG, ./nullbooth.yaml, ./configs/nullbooth.yaml; None if there is none. A named one must exist."""
-    named = given or os.environ.get("NULLBOOTH_CONFIG")
-    if named:
-        if not Path(named).is_file():
-            raise ConfigError(f"no config file at {named}", "give one with -c; configs/nullbooth.yaml is an example")
-        return Path(named)
-    return next((path for path in (Path("nullbooth.yaml"), Path("configs/nullbooth.yaml")) if path.is_file()), None)
-
-
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     """Read a config file and apply `KEY=VALUE` overrides. Raises ConfigError naming the key and the file."""
     return load_settings(Config, path, overrides)
@@ -236,66 +221,3 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
 def build_config(data: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "--set") -> Config:
     """Validate a nested mapping, with `a.b=c` overrides on top."""
     return validate(Config, data, overrides, source)
-
-
-def model_names(config: Config) -> dict[str, Any]:
-    """Where the model comes from. It may move, and stay the same."""
-    return {key: getattr(config, key) for key in ("model", "revision", "variant")}
-
-
-def stage_settings(config: Config, stage: str, keep: str | None = None) -> dict[str, Any]:
-    """The settings that decide the result of a stage, beside the results of the stages before it.
-
-    What only decides speed or layout (`batch_size`, `compression`) is left out, and so is where model and images come from: what
-    they are, weights and files say, which are compared when they are loaded. What collect depends on follows from what it keeps
-    (`keep`, else the config's): the precision of features, or that of the sums. `covariance.centred` belongs to `project`: the
-    stored sums serve both readings.
-    """
-    if stage == "schedule":
-        return _flat(config.schedule, "schedule")
-    if stage == "collect":
-        keep = keep or config.collect.keep
-        unused = ("feature_dtype",) if keep == "moments" else ()
-        beside = ("visual_attention_map", "attention_prompts", "attention_layers", "attention_timesteps")
-        collect = _flat(config.collect, "collect", without=("batch_size", "compression", "keep", "images", *beside, *unused))
-        sums = {} if keep == "features" else {"covariance.accumulate": config.covariance.accumulate}
-        return {"dtype": config.dtype, **collect, **sums}
-    if stage == "covariance":
-        return {"covariance.accumulate": config.covariance.accumulate}
-    rule, value = config.project.rule()
-    empty = {} if config.project.empty == "refuse" else {"project.empty": config.project.empty}
-    return {**decomposition_settings(config), "project.rule": rule, f"project.{rule}": value, **empty}
-
-
-def size_settings(config: Config) -> dict[str, Any]:
-    """What the schedule of a flow-matching model may depend on as well: its pipeline shifts the sigmas by the image's size."""
-    return {"collect.height": config.collect.height, "collect.width": config.collect.width}
-
-
-def decomposition_settings(config: Config) -> dict[str, Any]:
-    """The part of project's settings that a new threshold leaves alone."""
-    section = config.project
-    return {
-        "covariance.centred": config.covariance.centred,
-        "project.scope": section.scope,
-        "project.timesteps": list(section.timesteps) if section.timesteps else None,
-        "project.pool_weight": section.pool_weight,
-    }
-
-
-def _flat(section: BaseModel, prefix: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if name in without:
-            continue
-        if isinstance(value, BaseModel):
-            flat |= _flat(value, f"{prefix}.{name}")
-        else:
-            flat[f"{prefix}.{name}"] = value
-    return flat
-
-
-def fingerprint(values: Any) -> str:
-    """SHA-256 of the values as canonical JSON, cut to 16 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

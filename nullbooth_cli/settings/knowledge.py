@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from nullbooth_cli.datatypes import HELDOUT, Prompt
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.settings.captions import load_captions
 from nullbooth_cli.settings.config import Config
-from nullbooth_cli.settings.images import load_captions
 from nullbooth_cli.settings.prompts import load_prompts
 
 PROMPTS_FIELD = "original_knowledge_prompts"
@@ -18,7 +18,7 @@ def heldout_prompts(config: Config) -> tuple[Prompt, ...]:
     return () if config.heldout_prompts is None else load_prompts(config.heldout_prompts, HELDOUT_FIELD)
 
 
-def require_unknown(heldout: Iterable[Prompt], prompts: Iterable[Prompt]) -> None:
+def require_disjoint(heldout: Iterable[Prompt], prompts: Iterable[Prompt]) -> None:
     """Raise ConfigError if a held-out prompt is also kept."""
     both = set(heldout) & set(prompts)
     if both:

@@ -1,7 +1,6 @@
-"""Reads files of settings strictly into a pydantic model: unknown keys are refused, and all mistakes are reported at once.
+"""Files of settings, read strictly into a pydantic model: unknown keys are refused, and all mistakes are reported at once.
 
-`load_settings()` reads a YAML file and applies overrides; `validate()` takes a mapping that was read already. `Section` is the
-base class of such a model and of its sections.
+`load_settings()` reads a YAML file and applies `KEY=VALUE` overrides; `validate()` takes a mapping. Such a model is a `Section`.
 """
 
 import difflib

@@ -12,7 +12,7 @@ from torch import nn
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model import load
 from nullbooth_cli.model.projections import Projection, find_projections
-from nullbooth_cli.settings import images
+from nullbooth_cli.settings.captions import captioned_files
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.training.examples import Examples, draw_class, encode_pictures, encode_texts
 from nullbooth_cli.training.word_embedding import WordEmbedding
@@ -69,7 +69,7 @@ def set_up(recipe: Recipe, device: str | None = None, store: "OpenStore | None" 
     denoiser = load.denoiser_of(pipe)
     _check(pipe, denoiser)
     pipe.text_encoder.requires_grad_(False)
-    captioned = images.captioned_files(recipe.instance_images)
+    captioned = captioned_files(recipe.instance_images)
     captions = [recipe.instance_prompt or caption.text for caption in captioned]
     subject = Examples(encode_pictures(pipe, list(captioned.values())), captions, encode_texts(pipe, captions))
     prior = None if recipe.class_prompts is None else draw_class(recipe, pipe)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.settings.config import Config, build_config, find_config, fingerprint, load_config
+from nullbooth_cli.settings.config import Config, build_config, load_config
 from nullbooth_cli.settings.strict_yaml import parse_yaml
 from tests.support.builders import ROOT
 
@@ -130,23 +130,3 @@ def test_set_reaches_any_key_and_says_what_it_does_not_know() -> None:
 def test_a_config_survives_the_store() -> None:
     config = build_config({}, ["collect.cross_attention_layers=[mid*, 3]", "project.null_dim=4"])
     assert build_config(json.loads(json.dumps(config.model_dump()))) == config
-
-
-def test_where_a_config_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("NULLBOOTH_CONFIG", raising=False)
-    assert find_config(None) is None
-    (tmp_path / "configs").mkdir()
-    for name in ("configs/nullbooth.yaml", "nullbooth.yaml", "env.yaml", "given.yaml"):
-        (tmp_path / name).write_text("model: toy")
-        if name == "env.yaml":
-            monkeypatch.setenv("NULLBOOTH_CONFIG", name)
-        assert str(find_config(name if name == "given.yaml" else None)) == name
-    with pytest.raises(ConfigError, match=r"no config file at gone\.yaml"):
-        find_config("gone.yaml")
-
-
-@given(st.dictionaries(st.text(), st.one_of(st.integers(), st.text(), st.none())))
-def test_fingerprints_ignore_the_order_of_keys_and_nothing_else(values: dict[str, Any]) -> None:
-    assert fingerprint(values) == fingerprint(dict(reversed(values.items())))
-    assert fingerprint(values) != fingerprint({**values, "one more": 1})

@@ -27,8 +27,9 @@ from nullbooth_cli.model.denoise import denoise
 from nullbooth_cli.model.scheduler import build_scheduler, compute_schedule
 from nullbooth_cli.pipeline.plan import plan
 from nullbooth_cli.pipeline.state import stage_states
+from nullbooth_cli.settings.captions import load_captions
 from nullbooth_cli.settings.config import Config, build_config
-from nullbooth_cli.settings.images import image_files, load_captions, read_image, require_readable
+from nullbooth_cli.settings.images import image_files, read_image, require_readable
 from nullbooth_cli.store import Store
 from nullbooth_cli.toy import world
 from tests.support.builders import PROMPTS, ROOT, execute, features_at, prompts_of, small_config, states_of

@@ -21,7 +21,7 @@ from nullbooth_cli import toy
 from nullbooth_cli.cli import app
 from nullbooth_cli.datatypes import FEATURES
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.settings import images
+from nullbooth_cli.settings import captions
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.schema import load_settings
@@ -335,7 +335,7 @@ def test_the_shipped_recipes_are_valid(path: Path) -> None:
     made = load_settings(Recipe, path)
     assert made.store == {"toy": "runs/words.zarr", "sd15": "runs/sd15-words.zarr"}[path.stem]
     if path.stem == "toy":
-        assert len(images.load_captions(str(ROOT / made.instance_images))) == 20
+        assert len(captions.load_captions(str(ROOT / made.instance_images))) == 20
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2"])

@@ -83,12 +83,12 @@ def images(patient: Examination) -> str | None:
 
 
 def heldout(patient: Examination) -> str | None:
-    from nullbooth_cli.settings.knowledge import heldout_prompts, require_unknown
+    from nullbooth_cli.settings.knowledge import heldout_prompts, require_disjoint
 
     if patient.config.heldout_prompts is None:
         return None
     patient.heldout = heldout_prompts(patient.config)
-    require_unknown(patient.heldout, patient.prompts)
+    require_disjoint(patient.heldout, patient.prompts)
     return f"{counted(len(patient.heldout), 'prompt')}, none among those to keep"
 
 

@@ -1,0 +1,75 @@
+"""What a stage depends on: the settings that decide its result, and their digest.
+
+A stage is stale when the fingerprint that is stored with it differs from that of the present settings.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel
+
+from nullbooth_cli.settings.config import Config
+
+
+def model_names(config: Config) -> dict[str, Any]:
+    """Where the model comes from. It may move, and stay the same."""
+    return {key: getattr(config, key) for key in ("model", "revision", "variant")}
+
+
+def stage_settings(config: Config, stage: str, keep: str | None = None) -> dict[str, Any]:
+    """The settings that decide the result of a stage, beside the results of the stages before it.
+
+    What only decides speed or layout (`batch_size`, `compression`) is left out, and so is where model and images come from: what
+    they are, weights and files say, which are compared when they are loaded. What collect depends on follows from what it keeps
+    (`keep`, else the config's): the precision of features, or that of the sums. `covariance.centred` belongs to `project`: the
+    stored sums serve both readings.
+    """
+    if stage == "schedule":
+        return _flat(config.schedule, "schedule")
+    if stage == "collect":
+        keep = keep or config.collect.keep
+        unused = ("feature_dtype",) if keep == "moments" else ()
+        beside = ("visual_attention_map", "attention_prompts", "attention_layers", "attention_timesteps")
+        collect = _flat(config.collect, "collect", without=("batch_size", "compression", "keep", "images", *beside, *unused))
+        sums = {} if keep == "features" else {"covariance.accumulate": config.covariance.accumulate}
+        return {"dtype": config.dtype, **collect, **sums}
+    if stage == "covariance":
+        return {"covariance.accumulate": config.covariance.accumulate}
+    rule, value = config.project.rule()
+    empty = {} if config.project.empty == "refuse" else {"project.empty": config.project.empty}
+    return {**decomposition_settings(config), "project.rule": rule, f"project.{rule}": value, **empty}
+
+
+def size_settings(config: Config) -> dict[str, Any]:
+    """What the schedule of a flow-matching model may depend on as well: its pipeline shifts the sigmas by the image's size."""
+    return {"collect.height": config.collect.height, "collect.width": config.collect.width}
+
+
+def decomposition_settings(config: Config) -> dict[str, Any]:
+    """The part of project's settings that a new threshold leaves alone."""
+    section = config.project
+    return {
+        "covariance.centred": config.covariance.centred,
+        "project.scope": section.scope,
+        "project.timesteps": list(section.timesteps) if section.timesteps else None,
+        "project.pool_weight": section.pool_weight,
+    }
+
+
+def _flat(section: BaseModel, prefix: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if name in without:
+            continue
+        if isinstance(value, BaseModel):
+            flat |= _flat(value, f"{prefix}.{name}")
+        else:
+            flat[f"{prefix}.{name}"] = value
+    return flat
+
+
+def fingerprint(values: Any) -> str:
+    """SHA-256 of the values as canonical JSON, cut to 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
