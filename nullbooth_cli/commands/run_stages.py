@@ -96,7 +96,10 @@ def _locked_store(session: Session, workers: Workers) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals(terminal: Terminal, interrupts: Interrupts) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a stage at once, or after its unit if that saves unwritten work; the second always at once."""
+    """Ctrl-C and SIGTERM end a stage at once, or after its unit if that saves unwritten work; the second always at once.
+
+    A signal that this process was started to ignore stays ignored: Ctrl-C is not meant for a background job of a script.
+    """
 
     def receive(*_: Any) -> None:
         if not interrupts.unwritten or interrupts.requested:
@@ -107,7 +110,8 @@ def _signals(terminal: Terminal, interrupts: Interrupts) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, receive) for number in heard}
     try:
         yield
     finally:

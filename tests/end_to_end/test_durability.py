@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from nullbooth_cli.collect import open_model
+from nullbooth_cli.commands.console import Terminal
 from nullbooth_cli.model import load as load_module
 from nullbooth_cli.pipeline import collect, heartbeat
 from nullbooth_cli.settings.config import Config
@@ -363,3 +364,22 @@ class TestSignals:
         assert nullbooth("collect", *arguments).exit_code == 0
         whole = small_config(tmp_path / "whole.zarr", **MID, collect__keep="moments")
         assert_same_run(Store.open(config.store), execute(whole, "collect"))
+
+    @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 0), (signal.SIGTERM, 130)])
+    def test_a_background_job_does_not_hear_ctrl_c(
+        self, tmp_path: Path, fast: None, monkeypatch: pytest.MonkeyPatch, number: int, exit_code: int
+    ) -> None:
+        """A shell starts the background jobs of a script with SIGINT ignored: it is meant for what is in front."""
+        follow = Terminal.follow
+
+        def interrupted(terminal: Terminal, events: Any) -> None:
+            os.kill(os.getpid(), number)
+            follow(terminal, events)
+
+        monkeypatch.setattr(Terminal, "follow", interrupted)
+        here = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            result = nullbooth("schedule", *saved(small_config(tmp_path / "run.zarr", **MID), tmp_path / "c.yaml"))
+        finally:
+            signal.signal(signal.SIGINT, here)
+        assert result.exit_code == exit_code, result.stderr

@@ -22,6 +22,7 @@ from nullbooth_cli.settings.config import STAGES, Config, build_config
 from nullbooth_cli.store import Store
 from nullbooth_cli.store.local import LocalBacking
 from tests.support.builders import PROMPTS, ROOT, execute, prompts_of, small_config, states_of
+from tests.support.cli import start
 
 TINY = {"collect__cross_attention_layers": ["mid_block*"], "collect__batch_size": 2}
 
@@ -289,7 +290,7 @@ class TestKilled:
 
     def test_ctrl_c_exits_130_and_keeps_finished_units(self, tmp_path: Path, tiny: Any) -> None:
         command, config = self.command(tmp_path)
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, bufsize=1)
+        process = start(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, bufsize=1)
         assert process.stderr is not None
         while not process.stderr.readline().startswith("collect 1/"):
             pass

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +31,7 @@ from nullbooth_cli.report.watch import SILENT_SECONDS, Ages, poll, watch_documen
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Heartbeat, Store
 from tests.support.builders import MANY, MID, execute, prompts_of, small_config
-from tests.support.cli import nullbooth, refused, saved
+from tests.support.cli import nullbooth, refused, saved, start_nullbooth
 from tests.support.zygote import Twist, Worker, launch, stopped
 
 
@@ -250,8 +249,8 @@ class TestLooks:
 
 class TestBesideARun:
     def watch(self, store: str, *more: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "nullbooth_cli", "status", "-s", store, "--watch", "--interval", "0.1", *more]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        arguments = ("status", "-s", store, "--watch", "--interval", "0.1", *more)
+        return start_nullbooth(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def test_two_workers_one_killed(self, tmp_path: Path) -> None:
         """From the first unit until all is complete, over a kill and a second run; counts never fall back."""

@@ -1,7 +1,11 @@
-"""The command line as a test calls it: in this process, with what it must refuse, and a config file to give it."""
+"""The command line as a test calls it: in this process or in one of its own, what it must refuse, a config file to give it."""
 
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 from typer.testing import CliRunner, Result
@@ -12,6 +16,22 @@ from nullbooth_cli.settings.config import Config
 
 def nullbooth(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments), prog_name="nullbooth")
+
+
+def start(command: list[str], **options: Any) -> subprocess.Popen[str]:
+    """Start a process that Ctrl-C stops, also where the tests themselves ignore it: in a background job of a script.
+
+    Every test that sends SIGINT needs this. A process inherits what its parent ignores, and would then never end.
+    """
+    here = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, text=True, **options)
+    finally:
+        signal.signal(signal.SIGINT, here)
+
+
+def start_nullbooth(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return start([sys.executable, "-m", "nullbooth_cli", *arguments], **options)
 
 
 def refused(result: Result, exit_code: int, *words: str) -> None:

@@ -8,6 +8,7 @@ import importlib
 import multiprocessing
 import os
 import resource
+import signal
 import socket
 import sys
 import threading
@@ -98,6 +99,7 @@ class Worker(ForkServerProcess):
     def run(self) -> None:
         """In the fork."""
         assert THREADS == 1, "it was not safe to fork"
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job of a script ignores
         for descriptor, ending in ((1, "out"), (2, "err")):
             os.dup2(os.open(self._file(ending), os.O_WRONLY | os.O_APPEND), descriptor)
         os.environ.update(self.environment)
