@@ -9,8 +9,9 @@ demo: .venv/ready
 	$(BIN)/nullbooth run -c configs/nullbooth.yaml
 	$(BIN)/nullbooth inspect -c configs/nullbooth.yaml
 
+# On all cores: a worker that is done takes tests from the one that has most left.
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: .venv/ready
 	$(BIN)/ruff check .

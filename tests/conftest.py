@@ -1,19 +1,32 @@
 """Fixtures of every room: the embedded model (loaded once) and one small finished run."""
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one worker for each core: threads of their own would only wait for each other
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+import psutil
 import pytest
 
 from nullbooth_cli.model import device, load
 from nullbooth_cli.pipeline import collect
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
-from tests.support.builders import execute, small_config
 
+pytest.register_assert_rewrite("tests.support")
+WORKER_BYTES = 2 * 10**9  # one worker with torch, the embedded model, and the processes that it starts
 SHIPPED: list[tuple[Any, Any]] = []  # the shared model, once it is loaded, and its own scheduler
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: one worker for each core that this process may use, and as many as fit into memory."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, psutil.virtual_memory().available // WORKER_BYTES))
 
 
 @pytest.fixture(scope="session")
@@ -58,5 +71,7 @@ def one_chunk_a_timestep(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Store]:
     """A complete small run. Read only: a test that changes a store makes its own."""
+    from tests.support.builders import execute, small_config  # not before it is registered for rewriting
+
     config = small_config(tmp_path_factory.mktemp("finished") / "run.zarr")
     return config, execute(config, "schedule", "collect", "covariance", "project")
