@@ -32,6 +32,7 @@ def doctor(
     from nullbooth_cli.pipeline.doctor.examination import Examination
     from nullbooth_cli.pipeline.doctor.examine import doctor_document, examine
 
+    common = Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose)
     terminal = Terminal(as_json=as_json, quiet=quiet)
     arguments = ""
 
@@ -39,7 +40,7 @@ def doctor(
         nonlocal arguments
         from nullbooth_cli.commands.find_config import configure
 
-        found = configure(Common(config, store, tuple(overrides or ()), as_json, quiet, verbose))
+        found = configure(common)
         arguments = found.arguments
         return found.config, found.source, found.prompts
 
@@ -47,15 +48,10 @@ def doctor(
     for finding in examine(Examination(configured, device)):
         findings.append(finding)
         if not as_json:
-            terminal.verdict(finding.verdict, finding.check, finding.text, finding.hint, width=max(map(len, CHECKS)))
+            terminal.verdict(finding.verdict, finding.check, finding.text, hint=finding.hint, width=max(map(len, CHECKS)))
     document = doctor_document(findings)
-    failing = document["verdict"] == "error"
-    if as_json:
-        terminal.answer(document, None)
-    else:
-        ending = "the run would fail" if failing else "the run can start"
-        terminal.text(f"\n{_summary(document)}: {ending}\n")
-    if failing:
+    terminal.answer(document, _summary)
+    if document["verdict"] == "error":
         raise typer.Exit(2)
     terminal.next(f"nullbooth run{arguments}")
 
@@ -64,4 +60,5 @@ def _summary(document: dict[str, Any]) -> str:
     from nullbooth_cli.formatting import counted
 
     found = f"{counted(document['errors'], 'error')}, {counted(document['warnings'], 'warning')}"
-    return f"{counted(len(document['checks']), 'check')}, {found}, {document['not_checked']} not checked"
+    ending = "the run would fail" if document["verdict"] == "error" else "the run can start"
+    return f"\n{counted(len(document['checks']), 'check')}, {found}, {document['not_checked']} not checked: {ending}"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nullbooth_cli.commands.console import table
+from nullbooth_cli.commands.tables import table
 from nullbooth_cli.formatting import aligned, duration, operations, size
 
 

@@ -49,7 +49,7 @@ def edit(
     if path.exists():
         raise ConfigError(f"{output} exists", "name another folder")
     pairs = read_pairs(prompts or [], file)
-    session = start(Common(config, store, tuple(overrides or ()), as_json, quiet, verbose))
+    session = start(Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose))
     opened = OpenStore(session.open_finished())
     pipe = load_model(session.config, device)
     report = edit_pipeline(pipe, opened, pairs, method=method, ridge=ridge, preserve=preserve)  # type: ignore[arg-type]  # it refuses others

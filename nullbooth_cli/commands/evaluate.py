@@ -52,7 +52,7 @@ def evaluate(
     """
     from nullbooth_cli.commands.evaluate_models import EvaluateOptions, evaluate_models
 
-    common = Common(config, store, tuple(overrides or ()), as_json, quiet, verbose)
+    common = Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose)
     evaluate_models(
         common,
         EvaluateOptions(

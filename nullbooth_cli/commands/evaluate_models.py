@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nullbooth_cli.commands.console import table
 from nullbooth_cli.commands.options import Common
 from nullbooth_cli.commands.session import Session, start
+from nullbooth_cli.commands.tables import table
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation import evaluate

@@ -53,7 +53,7 @@ def export(
         raise ConfigError(f"--dtype {dtype}", "float32 or float64")
     if form != "folder" and path.exists() and not force:
         raise ConfigError(f"{out} exists", "name another file, or add --force")
-    session = start(Common(config, store, tuple(overrides or ()), as_json, quiet, verbose))
+    session = start(Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose))
     opened = session.open()
     require(stage_states(session.config, session.prompts, opened), "covariance" if only_covariance else "project", session.url)
     document: dict[str, Any] = {"schema_version": 1, "store": session.url, "format": form, "path": out}

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,12 +73,12 @@ def _knowledge(config: dict[str, Any]) -> tuple[Any, Any]:
     return config["original_knowledge_prompts"], config["collect"]["images"]
 
 
-def options_of(overrides: tuple[str, ...]) -> dict[str, Any]:
+def options_of(overrides: Sequence[str]) -> dict[str, Any]:
     """The storage options among the overrides."""
     return build_config({}, [text for text in overrides if text.startswith("storage_options")]).storage_options
 
 
-def _there(place: str, overrides: tuple[str, ...]) -> "Store | None":
+def _there(place: str, overrides: Sequence[str]) -> "Store | None":
     """The store at a place, if there is one; its own config cannot say how to get there, but `--set storage_options.` can."""
     from nullbooth_cli.store import Store
 

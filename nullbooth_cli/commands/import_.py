@@ -35,7 +35,7 @@ def import_(
     terminal = Terminal(as_json=as_json, quiet=quiet)
     file = find_config(config)
     given = load_config(file, overrides or ()) if file else build_config({}, overrides or ())
-    options = options_of(tuple(overrides or ()))
+    options = options_of(overrides or ())
     import_moments.find_covariances(Path(folder))  # before anything is made
     with locked(open_backing(out, options)):
         store = Store.open_or_create(out, public_settings(given), options)

@@ -66,7 +66,9 @@ def inspect(
     named = [place for place in (store, *(stores or ())) if place]
     if len(named) > 2:
         raise ConfigError(f"inspect takes one store, or two to compare, not {len(named)}", "name them once")
-    common = Common(config, named[0] if named else None, tuple(overrides or ()), as_json, quiet, verbose)
+    common = Common(
+        config=config, store=named[0] if named else None, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose
+    )
     if layers:
         if plots or html or attention or as_csv or timestep is not None or site or len(named) == 2:
             raise ConfigError("--layers gives a table of the model, or --json", "--layer and --feature filter it")
@@ -85,7 +87,7 @@ def inspect(
         session.terminal.text(_csv(document))
     else:
         # A picture for eyes: what is piped or parsed does not change with it.
-        sparks = documents.sparklines(opened, document) if session.terminal.is_for_eyes else None
+        sparks = documents.sparklines(opened, document) if session.terminal.draws_on_screen else None
         session.terminal.answer(document, partial(_draw, sparks=sparks))
     session.terminal.warn(warnings_of(document))
 
@@ -115,8 +117,8 @@ DROPPED = ("noise floor", "condition", SPECTRUM, "tokens", "weights", "eff. rank
 
 
 def _draw(document: dict[str, Any], sparks: list[str] | None = None) -> Any:
-    from nullbooth_cli.commands.console import shortened, table
     from nullbooth_cli.commands.draw import draw_summary
+    from nullbooth_cli.commands.tables import shortened, table
 
     sites = document["sites"]
     groups = {(site["layer"], site["feature"]): site for site in sites if len(site["weights"]) > 1}

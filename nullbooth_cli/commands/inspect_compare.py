@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from nullbooth_cli.commands.console import shortened, table
 from nullbooth_cli.commands.session import Session, start
+from nullbooth_cli.commands.tables import shortened, table
 from nullbooth_cli.report import compare_stores, documents
 
 

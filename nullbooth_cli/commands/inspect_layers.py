@@ -3,9 +3,10 @@
 from fnmatch import fnmatchcase
 from typing import Any
 
-from nullbooth_cli.commands.console import Terminal, shortened, table
+from nullbooth_cli.commands.console import Terminal
 from nullbooth_cli.commands.find_config import configure
 from nullbooth_cli.commands.options import Common
+from nullbooth_cli.commands.tables import shortened, table
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import size
 

@@ -35,7 +35,7 @@ def merge(
     if len(stores) < 2 or len(set(stores)) < len(stores):
         raise ConfigError(f"merge takes two or more different stores, got {' '.join(stores)}", "name each once")
     terminal = Terminal(as_json=as_json, quiet=quiet)
-    options = options_of(tuple(overrides or ()))
+    options = options_of(overrides or ())
     sources = [Store.open(place, options=options) for place in stores]
     check_mergeable(sources)
     with locked(open_backing(out, options)):

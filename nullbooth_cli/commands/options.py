@@ -1,5 +1,10 @@
-"""The options that commands share, each declared once; and the shape that all stage commands have."""
+"""The options that commands share, each declared once.
 
+Typer reads options from the signature of a command, so every command names the options that it takes, and passes them on in a
+`Common` (and a `Control`, if it runs a stage).
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -48,19 +53,19 @@ Plot = Annotated[
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Common:
-    """What every command is told."""
+    """The options that nearly every command has: which config and store, and how to answer."""
 
     config: str | None = None
     store: str | None = None
-    overrides: tuple[str, ...] = ()
+    overrides: Sequence[str] = ()
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Control:
     """How a stage is run."""
 

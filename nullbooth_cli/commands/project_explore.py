@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from nullbooth_cli.commands.console import shortened, table
 from nullbooth_cli.commands.session import Session
+from nullbooth_cli.commands.tables import shortened, table
 from nullbooth_cli.formatting import aligned
 from nullbooth_cli.pipeline.project import decomposing, decomposition_basis
 from nullbooth_cli.pipeline.state import require, stage_states

@@ -39,7 +39,7 @@ def status(
 
     if check is not None and check not in STAGES:
         raise ConfigError(f"--check {check}: no such stage", f"stages: {', '.join(STAGES)}")
-    common = Common(config, store, tuple(overrides or ()), as_json, quiet, verbose)
+    common = Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose)
     if watch:
         from nullbooth_cli.commands.status_watch import watch_status as follow
 
@@ -78,7 +78,7 @@ def _verified(store: Any) -> dict[str, Any]:
 
 
 def _draw(document: dict[str, Any]) -> Any:
-    from nullbooth_cli.commands.console import table
+    from nullbooth_cli.commands.tables import table
     from nullbooth_cli.formatting import size
 
     rows = []

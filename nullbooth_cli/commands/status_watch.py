@@ -4,9 +4,9 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from nullbooth_cli.commands.console import table
 from nullbooth_cli.commands.options import Common
 from nullbooth_cli.commands.session import start
+from nullbooth_cli.commands.tables import table
 from nullbooth_cli.formatting import duration, rate
 from nullbooth_cli.pipeline.state import DONE, stage_states
 from nullbooth_cli.report.watch import Ages, change_key, notes_of, poll, watch_document

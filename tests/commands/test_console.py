@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullbooth_cli.commands import console, status_watch
-from nullbooth_cli.commands.console import Terminal, table
+from nullbooth_cli.commands import status_watch
+from nullbooth_cli.commands.console import Terminal
+from nullbooth_cli.commands.tables import table
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import aligned, duration, rate
 from nullbooth_cli.progress import Begin, Event, Note, Progress
@@ -66,7 +67,7 @@ def events(seconds: float, clock: list[float]) -> Iterator[Event]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     return now
 
 

@@ -392,7 +392,7 @@ class TestAnswers:
         def shown() -> str:
             screen = Screen()
             monkeypatch.setattr(sys, "stdout", screen)
-            console.Terminal().verdict("error", "store", "word " * 20 + "\n  inner", "one\ntwo", width=6)
+            console.Terminal().verdict("error", "store", "word " * 20 + "\n  inner", hint="one\ntwo", width=6)
             monkeypatch.undo()
             return screen.getvalue()
 

@@ -34,7 +34,7 @@ if "pytest" not in sys.modules:
 
     from nullbooth_cli import cli
     from nullbooth_cli.collect import sinks, units
-    from nullbooth_cli.commands import console
+    from nullbooth_cli.commands import draw_progress
     from nullbooth_cli.model import device, load
     from nullbooth_cli.nullspace import covariance
     from nullbooth_cli.pipeline import collect, heartbeat, workers
@@ -109,7 +109,7 @@ class Worker(ForkServerProcess):
             sinks.CHECKPOINT_SHARE = self.twist.checkpoint_share
         if self.twist.dead_seconds:
             workers.BEAT_SECONDS, workers.DEAD_SECONDS = self.twist.dead_seconds / 5, self.twist.dead_seconds
-        covariance.COMMIT_SECONDS, workers.POLL_SECONDS, console.LINE_SECONDS = 0.0, 0.02, 0.0
+        covariance.COMMIT_SECONDS, workers.POLL_SECONDS, draw_progress.LINE_SECONDS = 0.0, 0.02, 0.0
         if self.twist.beat_seconds:
             heartbeat.BEAT_SECONDS = self.twist.beat_seconds
         tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a kill would leave behind
