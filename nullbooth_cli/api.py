@@ -72,8 +72,8 @@ class OpenStore:
         self._require("covariance")
         found = self._site(site)
         chosen = None if step is None else [self._recorded(found, step)]
-        sum_xxt, sum_x, count = pooled(self._store, found, chosen)
-        return Moment(second_moment(sum_xxt, sum_x, count), sum_x / count, count)
+        sums = pooled(self._store, found, chosen)
+        return Moment(second_moment(sums), sums.mean, sums.count)
 
     def projector(self, site: Site | str, step: int | None = None) -> Projector:
         """The projector of a site; with `project.scope: timestep` the one of that step, which is for looking only.

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,19 @@ def step_key(strategy: str | None, index: int, timestep: float) -> str:
     return f"alpha_{index:02d}_{digits[0]}e{len(digits) - 1}"
 
 
-Sums = tuple[NDArray[np.float64], NDArray[np.float64], int]
+class Sums(NamedTuple):
+    """Sums over vectors x of D values: `sum_xxt` `[D, D]` of x x^T, `sum_x` `[D]` of x, both float64, and their `count`."""
+
+    sum_xxt: NDArray[np.float64]
+    sum_x: NDArray[np.float64]
+    count: int  # type: ignore[assignment]  # the method of a tuple is not used
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Of the vectors, `[D]`."""
+        return self.sum_x / self.count
+
+
 # The feature that each linear map of an attention layer is, by diffusers' names. `add_` ones are of the text stream that joint
 # attention (SD3, Flux) keeps beside that of the image.
 FEATURES = {

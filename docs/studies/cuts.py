@@ -68,7 +68,7 @@ class Knowledge(OpenStore):
             kept = value / (value + np.clip(eigenvalues, 0.0, None) / largest)
             return Projector(eigenvectors * np.sqrt(kept), is_complement=False)
         if way == "subject":
-            moment = second_moment(*pooled(self._of_subject, site))
+            moment = second_moment(pooled(self._of_subject, site))
             wanted = np.einsum("dk,dk->k", eigenvectors, moment @ eigenvectors)
             return Projector.of(eigenvectors, worthwhile(wanted, energies[1], value))
         if way == "random":

@@ -104,7 +104,7 @@ class MomentSink:
     def checkpoint(self, units: Sequence[int]) -> None:
         started = time.monotonic()
         self._units |= set(units)
-        packed = ((site, [pack_sums(*sums) for sums in moments.sums()]) for site, moments in self._moments.items())
+        packed = ((site, [pack_sums(sums) for sums in moments.sums()]) for site, moments in self._moments.items())
         self._part.checkpoint(packed, self._units)
         self._last = time.monotonic()
         self._cost = self._last - started

@@ -95,9 +95,9 @@ def _plots(
     if document["scope"] == "pooled":
         yield from timesteps.draw_layers(list(over_timesteps.between_layers(store, sites)), folder, ending)
     for site in sites if looks.moments else ():
-        sum_xxt, sum_x, count = pooled(store, site)
+        sums = pooled(store, site)
         path = folder / f"moment-{site.name}.{ending}"
-        yield draw_moment(site.name, second_moment(sum_xxt, sum_x, count), sum_x / count, count, path)
+        yield draw_moment(site.name, second_moment(sums), sums.mean, sums.count, path)
 
 
 def _draw_attention(session: Session, store: Store, document: dict[str, Any], looks: PictureOptions) -> Path:

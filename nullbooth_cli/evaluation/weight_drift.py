@@ -82,7 +82,7 @@ def drift_documents(store: Store, heldout: Store | None, base: Weights, edited: 
 
 
 def _moment(store: Store, site: Site) -> NDArray[np.float64]:
-    return second_moment(*pooled(store, site))
+    return second_moment(pooled(store, site))
 
 
 def _drift_document(base: Weights, edited: Weights, entries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,39 +3,50 @@
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from nullbooth_cli.datatypes import Site, Sums
-from nullbooth_cli.errors import StoreError
+from nullbooth_cli.errors import Rerun, StoreError
 from nullbooth_cli.nullspace.moments import SecondMoments, fold
 from nullbooth_cli.nullspace.pooling import add_up
 from nullbooth_cli.store import Store, check_disjoint
 from nullbooth_cli.store.background import Writer, read_ahead
 from nullbooth_cli.tensors import unpack
 
-READ_BYTES = 1 << 20
-STAGED = 1 << 31  # in a cell of covariance: the moments of so many units lie beside the ones in force
-COMMIT_SECONDS = 1.0
-CovarianceUnit = tuple[int, Site, range]
+READ_BYTES = 1 << 20  # small chunks are read in groups of this size: each group costs a switch between two threads
+STAGED = 1 << 31  # this bit of a cell: the moments of the other bits' units are staged, not yet in force
+COMMIT_SECONDS = 1.0  # a commit waits for the disk, so finished units are committed together
+
+
+class CovarianceUnit(NamedTuple):
+    """The piece of stage covariance that is resumed: recorded timesteps of one site that share a chunk."""
+
+    number: int
+    site: Site
+    timesteps: range
 
 
 def covariance(store: Store, device: torch.device, accumulate: str, units: Iterable[CovarianceUnit]) -> Iterator[CovarianceUnit]:
-    """Reduce what was collected to the moments of the given units (number, site, timesteps); yield each once it is durable.
+    """Reduce what was collected to the moments of the given units; yield each unit once it is durable.
 
-    Features are read once: a unit whose moment covers the first n units of the collection only reads those after them. Where the
-    model's run folded the moments already, the parts are added up.
+    Features are read once: a unit whose moment covers the first n units of the collection reads only the features after them.
+    With `keep: moments` there are no features, and the partial sums of all processes are added up. Raises StoreError if they lack
+    a unit of the collection.
     """
     target = len(store.progress.cells("collect"))
-    moments = (
-        _from_features(store, device, accumulate, units, target) if store.layout.keep == "features" else _from_parts(store, units)
-    )
+    if store.layout.keep == "features":
+        reduced = _from_features(store, device, accumulate, units, target)
+    else:
+        reduced = _from_partial_sums(store, units)
     finished: list[CovarianceUnit] = []
     last = time.monotonic()
     with Writer() as writer:
-        for unit, sums in moments:
-            writer.submit(sum(of_step[0].nbytes for of_step in sums), store.moments.write, *unit[1:], sums)
+        for unit, sums in reduced:
+            nbytes = sum(of_step.sum_xxt.nbytes for of_step in sums)
+            writer.submit(nbytes, store.moments.write, unit.site, unit.timesteps, sums)
             finished.append(unit)
             if time.monotonic() - last >= COMMIT_SECONDS:
                 yield from _make_durable(store, writer, finished, target)
@@ -45,73 +56,74 @@ def covariance(store: Store, device: torch.device, accumulate: str, units: Itera
 
 def _make_durable(store: Store, writer: Writer, units: list[CovarianceUnit], target: int) -> list[CovarianceUnit]:
     writer.drain()
-    store.progress.commit("covariance", [number for number, _, _ in units], target)
+    store.progress.commit("covariance", [unit.number for unit in units], target)
     return units
 
 
 def _from_features(
     store: Store, device: torch.device, accumulate: str, units: Iterable[CovarianceUnit], target: int
 ) -> Iterator[tuple[CovarianceUnit, list[Sums]]]:
+    """Each unit with the sums of its timesteps, over all features that its moment does not cover yet."""
     dtype, cells = store.layout.dtype, store.progress.cells("covariance")
-    live = [unit for unit in range(target) if store.members(unit)]
+    collected = [batch for batch in range(target) if store.members(batch)]
 
     def read(item: tuple[CovarianceUnit, list[int]]) -> tuple[CovarianceUnit, torch.Tensor | None]:
-        unit, group = item
-        if not group:
+        unit, batches = item
+        if not batches:
             return unit, None
         # numpy puts them together, in this thread: torch's threads would wait here for those that multiply.
-        of_chunks = [store.features.read(*unit[1:], chunk) for chunk in group]
-        vectors = unpack(of_chunks[0] if len(group) == 1 else np.concatenate(of_chunks, axis=1), dtype).flatten(1, 2)
+        chunks = [store.features.read(unit.site, unit.timesteps, batch) for batch in batches]
+        vectors = unpack(chunks[0] if len(batches) == 1 else np.concatenate(chunks, axis=1), dtype).flatten(1, 2)
         return unit, vectors.pin_memory() if device.type == "cuda" else vectors
 
-    def chunks() -> Iterator[tuple[CovarianceUnit, list[int]]]:
-        """The chunks that each unit lacks, small ones in groups that are worth a turn; and an empty group after them."""
+    def groups() -> Iterator[tuple[CovarianceUnit, list[int]]]:
+        """The batches that each unit lacks, in groups of about READ_BYTES; an empty group ends a unit."""
         for unit in units:
-            covered = _finish_staged(store, unit, int(cells[unit[0]]))
-            cells[unit[0]] = covered
-            lacking = live[bisect_left(live, covered) :]
-            size = max(1, READ_BYTES // store.features.chunk_nbytes(unit[1]))
+            covered = _finish_staged(store, unit, int(cells[unit.number]))
+            cells[unit.number] = covered
+            lacking = collected[bisect_left(collected, covered) :]
+            size = max(1, READ_BYTES // store.features.chunk_nbytes(unit.site))
             yield from ((unit, lacking[i : i + size]) for i in range(0, len(lacking), size))
             yield unit, []
 
     moments: SecondMoments | None = None
-    for unit, vectors in read_ahead(read, chunks()):
-        number, site, block = unit
-        moments = moments or SecondMoments(len(block), site.dim, device, accumulate)
+    for unit, vectors in read_ahead(read, groups()):
+        number, site, timesteps = unit
+        moments = moments or SecondMoments(len(timesteps), site.dim, device, accumulate)
         if vectors is not None:
             fold(moments, site, vectors.to(device, non_blocking=True))
             continue
         if cells[number]:
-            moments.add(store.moments.read(site, block))
-            store.moments.stage(site, block, moments.sums())
+            moments.add(store.moments.read(site, timesteps))
+            store.moments.stage(site, timesteps, moments.sums())
             store.progress.commit("covariance", number, target | STAGED)
         yield unit, moments.sums()
         moments = None
 
 
 def _finish_staged(store: Store, unit: CovarianceUnit, cell: int) -> int:
-    """Put staged moments in force if a kill left some. Returns how many units the moments in force cover."""
-    number, site, block = unit
+    """Put staged moments in force if a kill left some. Returns how many units of the collection the moments in force cover."""
+    number, site, timesteps = unit
     if cell & STAGED:
         cell &= ~STAGED
-        store.moments.write(site, block, store.moments.read_staged(site, block))
+        store.moments.write(site, timesteps, store.moments.read_staged(site, timesteps))
         store.progress.commit("covariance", number, cell)
     return cell
 
 
-def _from_parts(store: Store, units: Iterable[CovarianceUnit]) -> Iterator[tuple[CovarianceUnit, list[Sums]]]:
+def _from_partial_sums(store: Store, units: Iterable[CovarianceUnit]) -> Iterator[tuple[CovarianceUnit, list[Sums]]]:
+    """Each unit with the sums of its timesteps over all processes. Neighbours of one site share one read of its sums."""
     parts = [part for part in store.moments.parts() if part.units]
     check_disjoint(parts)
-    folded = {unit for part in parts for unit in part.units}
-    missing = [unit for unit in range(len(store.progress.cells("collect"))) if store.members(unit) and unit not in folded]
+    folded = {batch for part in parts for batch in part.units}
+    missing = [batch for batch in range(len(store.progress.cells("collect"))) if store.members(batch) and batch not in folded]
     if missing:
         raise StoreError(
-            f"{store.url}: no part of the moments holds unit {missing[0]} ({len(missing)} units are missing)",
-            f"nullbooth collect --repair -s {store.url}",
+            f"{store.url}: unit {missing[0]} of the collection is in no partial sums ({len(missing)} units are missing)",
+            Rerun("collect", repair=True, store=store.url),
         )
     last: tuple[Site, list[Sums]] | None = None
     for unit in units:
-        _, site, block = unit
-        if last is None or last[0] != site:
-            last = site, [add_up(sums) for sums in zip(*(part.read(site) for part in parts), strict=True)]
-        yield unit, [last[1][t] for t in block]
+        if last is None or last[0] != unit.site:
+            last = unit.site, [add_up(sums) for sums in zip(*(part.read(unit.site) for part in parts), strict=True)]
+        yield unit, [last[1][t] for t in unit.timesteps]

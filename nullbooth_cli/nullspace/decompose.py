@@ -1,38 +1,65 @@
-"""Stage project: decomposes second moments and cuts their spectrum into what is known and what is null.
+"""Stage project: decomposes second moments and cuts their spectra into a preserved part and a null space.
 
     C = U diag(l) U^T          eigenvalues ascending, float64
     U0 = the first null_dim columns of U
     P = U0 U0^T                symmetric, P P = P, trace = null_dim, and P K0 ~ 0
 
-(AlphaEdit, arXiv 2410.02355, section 3.2.) The decomposition is stored, so another threshold only cuts it again. `nullspace` has
-what is done with a projector.
+(AlphaEdit, arXiv 2410.02355, section 3.2.) The decomposition is stored, so another threshold cuts it again without decomposing.
+`projector.py` applies P.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from nullbooth_cli.datatypes import Site, Sums
-from nullbooth_cli.errors import ConfigError, StoreError
+from nullbooth_cli.errors import ConfigError, DataError, Rerun
 from nullbooth_cli.nullspace import spectrum
 from nullbooth_cli.nullspace.pooling import Decomposing, pooled, second_moment
 from nullbooth_cli.store import Cut, Decomposition, Store
 from nullbooth_cli.store.background import read_ahead
 
-GROUP_BYTES = 256 << 20  # of matrices that a GPU decomposes at once
-# Rules whose value is an eigenvalue: below the noise floor it would cut between round-off and round-off.
+GROUP_BYTES = 256 << 20  # of matrices in one batch on a GPU: one small matrix alone leaves most of it idle
+# The value of these rules is an eigenvalue: below the noise floor it would separate round-off from round-off.
 EIGENVALUE_RULES = ("nullspace_threshold", "relative_threshold")
-ProjectUnit = tuple[int, Site, int]
-Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
+BELOW_NOISE = "raise the threshold, or set null_dim or target_leakage: eigenvalues below the noise floor are round-off"
+
+FloatArray = NDArray[np.float64]
 
 
-def eigh(matrices: Sequence[NDArray[np.float64]], device: torch.device | str = "cpu") -> list[Pair]:
+class ProjectUnit(NamedTuple):
+    """The piece of stage project that is resumed: the decomposition of one group of a site's timesteps (see `Pooling.groups`)."""
+
+    number: int
+    site: Site
+    group: int
+
+
+class SiteSpectrum(NamedTuple):
+    """The spectrum of one decomposition: `eigenvalues` `[D]` ascending, `energies` `[2, D]` (see `store.Decomposition`)."""
+
+    site: Site
+    group: int
+    eigenvalues: FloatArray
+    energies: FloatArray
+    noise_floor: float
+
+
+class _PooledSums(NamedTuple):
+    """What a decomposition is made of; `heldout` is None without held-out prompts."""
+
+    collected: Sums
+    heldout: Sums | None
+
+
+def eigh(matrices: Sequence[FloatArray], device: torch.device | str = "cpu") -> list[tuple[FloatArray, FloatArray]]:
     """(eigenvalues `[D]` ascending, eigenvectors `[D, D]` in columns) of symmetric `[D, D]` matrices of one size, in float64.
 
-    On a GPU they go as one batch; on a CPU one after the other, each on all cores. Cost: about 9 D^3 operations each.
+    A GPU decomposes them as one batch, a CPU one after the other, each on all cores. Cost: about 9 D^3 operations each.
     """
     if torch.device(device).type == "cpu":
         found = [torch.linalg.eigh(torch.from_numpy(matrix)) for matrix in matrices]
@@ -45,116 +72,113 @@ def project(
     store: Store,
     device: torch.device,
     settings: Decomposing,
-    rule: str,
-    value: float,
     units: Iterable[ProjectUnit],
     *,
-    may_be_empty: bool = False,
-) -> Iterator[ProjectUnit]:
-    """Decompose (where that is not done yet) and cut the given units (number, site, decomposition); yield each once durable.
-
-    Raises ConfigError naming the site where the null space is empty (unless it may be) or the threshold lies below the noise
-    floor, StoreError for a moment that is not finite or has eigenvalues that are clearly negative.
-    """
-    decomposed = store.progress.done("decomposition")
-    for number, site, index, fresh in _decompositions(store, device, settings, units, decomposed):
-        if fresh is not None:
-            store.projectors.write_decomposition(site, index, fresh)
-            store.progress.commit("decomposition", number)
-            eigenvalues, energies, floor = fresh.eigenvalues, fresh.energies, fresh.noise_floor
-        else:
-            eigenvalues, energies = store.projectors.read_eigenvalues(site, index), store.projectors.read_energies(site, index)
-            floor = store.projectors.read_noise_floor(site, index)
-        found = cut(site.name, eigenvalues, energies, floor, rule, value, may_be_empty=may_be_empty)
-        store.projectors.write_cut(site, index, found)
-        store.progress.commit("project", number)
-        yield number, site, index
-
-
-def cut(
-    name: str,
-    eigenvalues: NDArray[np.float64],
-    energies: NDArray[np.float64],
-    noise_floor: float,
     rule: str,
     value: float,
-    *,
     may_be_empty: bool = False,
-) -> Cut:
-    """Cut one spectrum. Raises ConfigError naming it if nothing is null, unless that may be, or if the threshold lies below the
-    noise floor."""
-    null_dim, held_out = spectrum.null_dim_of(eigenvalues, energies, rule, value)
-    there = f"its {len(eigenvalues)} eigenvalues go from {eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}"
+) -> Iterator[ProjectUnit]:
+    """Decompose the given units where no decomposition is stored, and cut them; yield each unit once it is durable.
+
+    Raises ConfigError naming the site if its null space is empty (unless `may_be_empty`) or the threshold lies below its noise
+    floor, DataError for a moment that is not finite or has eigenvalues that are clearly negative.
+    """
+    decomposed = store.progress.done("decomposition")
+    for unit, fresh in _decompositions(store, device, settings, units, decomposed):
+        number, site, group = unit
+        if fresh is not None:
+            store.projectors.write_decomposition(site, group, fresh)
+            store.progress.commit("decomposition", number)
+            found = SiteSpectrum(site, group, fresh.eigenvalues, fresh.energies, fresh.noise_floor)
+        else:
+            found = _stored_spectrum(store, site, group)
+        store.projectors.write_cut(site, group, cut(found, rule=rule, value=value, may_be_empty=may_be_empty))
+        store.progress.commit("project", number)
+        yield unit
+
+
+def cut(found: SiteSpectrum, *, rule: str, value: float, may_be_empty: bool = False) -> Cut:
+    """Cut one spectrum.
+
+    Raises ConfigError naming the site if nothing is null (unless `may_be_empty`) or the threshold lies below the noise floor.
+    """
+    name, eigenvalues, energies = found.site.name, found.eigenvalues, found.energies
+    null_dim, heldout = spectrum.null_dim_of(eigenvalues, energies, rule, value)
+    span = f"its {len(eigenvalues)} eigenvalues go from {eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}"
     threshold = spectrum.threshold(eigenvalues, rule, value, null_dim)
-    if rule in EIGENVALUE_RULES and threshold is not None and threshold < noise_floor:
+    if rule in EIGENVALUE_RULES and threshold is not None and threshold < found.noise_floor:
         raise ConfigError(
-            f"{rule} {value:g} cuts {name} at {threshold:.3g}, below its noise floor of {noise_floor:.3g}: {there}",
-            "eigenvalues below the noise floor are round-off: raise the threshold, or use null_dim or target_leakage",
+            f"{rule} {value:g} cuts {name} at {threshold:.3g}, below its noise floor of {found.noise_floor:.3g}: {span}",
+            BELOW_NOISE,
         )
     if null_dim == 0 and not may_be_empty:
         raise ConfigError(
-            f"the null space of {name} is empty under {rule} {value:g}: {there}",
-            "loosen the threshold, leave this layer or feature out, keep fewer prompts, or let it be (project.empty: freeze)",
+            f"the null space of {name} is empty under {rule} {value:g}: {span}",
+            "loosen the threshold, leave this layer or feature out, preserve fewer prompts, or set project.empty to freeze",
         )
-    leaked = None if held_out is None else spectrum.leakage(held_out, null_dim)
-    return Cut(null_dim, spectrum.leakage(energies[0], null_dim), leaked)
+    heldout_leakage = None if heldout is None else spectrum.leakage(heldout, null_dim)
+    return Cut(null_dim, spectrum.leakage(energies[0], null_dim), heldout_leakage)
 
 
 def require_possible(rule: str, value: float, sites: Sequence[Site], accumulate: str) -> None:
-    """Raise ConfigError for a rule that cannot cut some site, whatever its spectrum: what is certain before there is one."""
+    """Raise ConfigError for a rule that cannot cut some site, whatever its spectrum; needs no moments."""
     narrowest = min(sites, key=lambda site: site.dim)
     if rule == "null_dim" and value > narrowest.dim:
         raise ConfigError(
             f"null_dim {value:g} is more than the {narrowest.dim} dimensions of {narrowest.name}",
-            "ask for fewer, or leave the layer or feature out",
+            "set a smaller null_dim, or leave the layer or feature out",
         )
     floor = max(spectrum.noise_floor(1.0, site.dim, accumulate) for site in sites)
     if rule == "relative_threshold" and value < floor:
         raise ConfigError(
             f"relative_threshold {value:g} lies below the noise floor, {floor:.2g} with covariance.accumulate: {accumulate}",
-            "eigenvalues below the noise floor are round-off: raise the threshold, or use null_dim or target_leakage",
+            BELOW_NOISE,
         )
 
 
-def spectra(
-    store: Store, device: torch.device, settings: Decomposing, *, stored: bool
-) -> Iterator[tuple[Site, int, NDArray[np.float64], NDArray[np.float64], float]]:
-    """(site, index, eigenvalues, energies, noise floor) of every decomposition, without writing: read where they are `stored`."""
+def spectra(store: Store, device: torch.device, settings: Decomposing, *, stored: bool) -> Iterator[SiteSpectrum]:
+    """The spectrum of every decomposition; nothing is written. `stored` reads them instead of decomposing."""
     if stored:
-        for site, index in settings.pooling.units(store.sites, settings.steps):
-            eigenvalues, energies = store.projectors.read_eigenvalues(site, index), store.projectors.read_energies(site, index)
-            yield site, index, eigenvalues, energies, store.projectors.read_noise_floor(site, index)
+        for site, group in settings.pooling.units(store.sites, settings.steps):
+            yield _stored_spectrum(store, site, group)
     else:
-        for site, index, found in decompositions(store, device, settings):
-            yield site, index, found.eigenvalues, found.energies, found.noise_floor
+        for site, group, found in decompositions(store, device, settings):
+            yield SiteSpectrum(site, group, found.eigenvalues, found.energies, found.noise_floor)
+
+
+def _stored_spectrum(store: Store, site: Site, group: int) -> SiteSpectrum:
+    stored = store.projectors
+    eigenvalues, energies = stored.read_eigenvalues(site, group), stored.read_energies(site, group)
+    return SiteSpectrum(site, group, eigenvalues, energies, stored.read_noise_floor(site, group))
 
 
 def decompositions(
     store: Store, device: torch.device, settings: Decomposing, sites: Sequence[Site] | None = None
 ) -> Iterator[tuple[Site, int, Decomposition]]:
-    """Decompose the moments of the sites (all of them by default), site by site; nothing is written."""
-    units = [(0, *unit) for unit in settings.pooling.units(store.sites if sites is None else sites, settings.steps)]
-    for _, site, index, found in _decompositions(store, device, settings, units, np.zeros(1, bool)):
+    """(site, group, decomposition) of the moments of the sites, all of them by default; nothing is written."""
+    units = [ProjectUnit(0, *unit) for unit in settings.pooling.units(store.sites if sites is None else sites, settings.steps)]
+    for unit, found in _decompositions(store, device, settings, units, np.zeros(1, bool)):
         assert found is not None
-        yield site, index, found
+        yield unit.site, unit.group, found
 
 
 def _decompositions(
     store: Store, device: torch.device, settings: Decomposing, units: Iterable[ProjectUnit], decomposed: NDArray[np.bool_]
-) -> Iterator[tuple[int, Site, int, Decomposition | None]]:
-    """Each unit with its decomposition, or with None where one is stored; neighbours of one size go together."""
+) -> Iterator[tuple[ProjectUnit, Decomposition | None]]:
+    """Each unit with its decomposition, or with None where one is stored; neighbours of one size are decomposed together."""
     heldout = store.heldout() if settings.heldout else None
 
-    def read(unit: ProjectUnit) -> tuple[ProjectUnit, tuple[Sums, Sums | None] | None]:
-        number, site, index = unit
-        if decomposed[number]:
+    def read(unit: ProjectUnit) -> tuple[ProjectUnit, _PooledSums | None]:
+        if decomposed[unit.number]:
             return unit, None
-        group = settings.pooling.groups(site, settings.steps)[index]
-        other = pooled(heldout, site, group, settings.pooling.weight) if heldout else None
-        return unit, (pooled(store, site, group, settings.pooling.weight), other)
+        site, weight = unit.site, settings.pooling.weight
+        timesteps = settings.pooling.groups(site, settings.steps)[unit.group]
+        other = pooled(heldout, site, timesteps, weight) if heldout else None
+        return unit, _PooledSums(pooled(store, site, timesteps, weight), other)
 
-    def size(item: tuple[ProjectUnit, object]) -> tuple[int, bool]:
-        return item[0][1].dim, item[1] is None
+    def size(item: tuple[ProjectUnit, _PooledSums | None]) -> tuple[int, bool]:
+        unit, sums = item
+        return unit.site.dim, sums is None
 
     for (dim, _), same in groupby(read_ahead(read, units), key=size):
         at_once = max(1, GROUP_BYTES // (8 * dim * dim)) if device.type != "cpu" else 1
@@ -163,43 +187,37 @@ def _decompositions(
 
 
 def _decompose(
-    group: list[tuple[ProjectUnit, tuple[Sums, Sums | None] | None]], device: torch.device, settings: Decomposing
-) -> Iterator[tuple[int, Site, int, Decomposition | None]]:
+    group: list[tuple[ProjectUnit, _PooledSums | None]], device: torch.device, settings: Decomposing
+) -> Iterator[tuple[ProjectUnit, Decomposition | None]]:
     matrices = []
-    for (_, site, _), sums in group:
+    for unit, sums in group:
         if sums is not None:
-            matrix = second_moment(*sums[0], centred=settings.centred)
+            matrix = second_moment(sums.collected, centred=settings.centred)
             if not np.isfinite(matrix).all():
-                raise StoreError(
-                    f"{site.name}: the second moment is not finite", "nullbooth covariance --force computes it again"
-                )
+                raise DataError(f"{unit.site.name}: the second moment is not finite", Rerun("covariance", force=True))
             matrices.append(matrix)
     found = iter(eigh(matrices, device) if matrices else ())
-    for (number, site, index), sums in group:
-        yield number, site, index, None if sums is None else _with_energies(site, *next(found), *sums, settings)
+    for unit, sums in group:
+        yield unit, None if sums is None else _with_energies(unit.site, *next(found), sums, settings)
 
 
 def _with_energies(
-    site: Site,
-    eigenvalues: NDArray[np.float64],
-    eigenvectors: NDArray[np.float64],
-    sums: Sums,
-    heldout: Sums | None,
-    settings: Decomposing,
+    site: Site, eigenvalues: FloatArray, eigenvectors: FloatArray, sums: _PooledSums, settings: Decomposing
 ) -> Decomposition:
-    known = _energies(second_moment(*sums), eigenvectors) if settings.centred else np.clip(eigenvalues, 0.0, None)
-    held = _energies(second_moment(*heldout), eigenvectors) if heldout else np.full_like(known, np.nan)
+    about_zero = second_moment(sums.collected) if settings.centred else None
+    collected = np.clip(eigenvalues, 0.0, None) if about_zero is None else _energies(about_zero, eigenvectors)
+    heldout = _energies(second_moment(sums.heldout), eigenvectors) if sums.heldout else np.full_like(collected, np.nan)
     # A centred spectrum carries the round-off of the larger, uncentred, moment.
-    floor = spectrum.noise_floor(max(float(eigenvalues[-1]), float(known.max())), site.dim, settings.accumulate)
+    floor = spectrum.noise_floor(max(float(eigenvalues[-1]), float(collected.max())), site.dim, settings.accumulate)
     if eigenvalues[0] < -floor:
-        raise StoreError(
+        raise DataError(
             f"{site.name}: the second moment is not positive semi-definite: its smallest eigenvalue is {eigenvalues[0]:.3g}, "
             f"round-off explains {-floor:.3g}",
-            "nullbooth covariance --force computes it again",
+            Rerun("covariance", force=True),
         )
-    return Decomposition(eigenvalues, eigenvectors, np.stack([known, held]), floor)
+    return Decomposition(eigenvalues, eigenvectors, np.stack([collected, heldout]), floor)
 
 
-def _energies(moment: NDArray[np.float64], eigenvectors: NDArray[np.float64]) -> NDArray[np.float64]:
+def _energies(moment: FloatArray, eigenvectors: FloatArray) -> FloatArray:
     """u^T C u of each column u, `[D]`. Cost: 2 D^3 operations."""
     return np.asarray(np.einsum("dk,dk->k", eigenvectors, moment @ eigenvectors))

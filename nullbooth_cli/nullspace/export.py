@@ -122,10 +122,10 @@ def _files(
     """The arrays of one site and group of timesteps by their file's ending, and their metadata."""
     weight = "count" if each_step else settings.pooling.weight
     sums = pooled(store, site, group, weight)
-    covariance = second_moment(*sums, centred=settings.centred)
+    covariance = second_moment(sums, centred=settings.centred)
     metadata: dict[str, Any] = {
         "shape": list(covariance.shape),
-        "tokens": sums[2],
+        "tokens": sums.count,
         "centred": settings.centred,
         "weights": list(site.weights),
     }

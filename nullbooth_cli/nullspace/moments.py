@@ -62,14 +62,15 @@ class SecondMoments:
 
     def add(self, sums: Iterable[Sums]) -> None:
         """Add the sums of other vectors, those of all timesteps."""
-        sums_xxt, sums_x, counts = map(np.stack, zip(*sums, strict=True))
-        self._upper += torch.from_numpy(sums_xxt).to(self._upper.device)
-        self.sum_x += torch.from_numpy(sums_x).to(self.sum_x.device)
-        self.count += counts
+        every = list(sums)
+        self._upper += torch.from_numpy(np.stack([of_step.sum_xxt for of_step in every])).to(self._upper.device)
+        self.sum_x += torch.from_numpy(np.stack([of_step.sum_x for of_step in every])).to(self.sum_x.device)
+        self.count += [of_step.count for of_step in every]
 
     def sums(self) -> list[Sums]:
-        """(sum_xxT `[D, D]`, sum_x `[D]`, count) of each timestep, on the host."""
-        return list(zip(self.sum_xxt.cpu().numpy(), self.sum_x.cpu().numpy(), self.count.tolist(), strict=True))
+        """The sums of each timestep, in host memory."""
+        of_steps = zip(self.sum_xxt.cpu().numpy(), self.sum_x.cpu().numpy(), self.count.tolist(), strict=True)
+        return [Sums(*of_step) for of_step in of_steps]
 
 
 def fold(moments: SecondMoments, site: Site, x: torch.Tensor, first: int = 0) -> None:

@@ -57,33 +57,30 @@ class Decomposing:
 
 
 def add_up(several: Iterable[Sums]) -> Sums:
-    """(sum_xxT, sum_x, count) of all vectors of one or more sums, holding two of them at a time."""
-    return reduce(lambda one, other: (one[0] + other[0], one[1] + other[1], one[2] + other[2]), several)
+    """The sums over all vectors of one or more sums, with two of them in memory at a time."""
+    return reduce(lambda one, other: Sums(one.sum_xxt + other.sum_xxt, one.sum_x + other.sum_x, one.count + other.count), several)
 
 
 def pooled(store: Store, site: Site, timesteps: Iterable[int] | None = None, weight: str = "count") -> Sums:
-    """(sum_xxT `[D, D]`, sum_x `[D]`, count) of a site over recorded timesteps, all of them by default. Cost: one read of their
-    moments.
+    """The sums of a site over recorded timesteps, all of them by default. Cost: one read of their moments.
 
-    Weighing the timesteps alike scales the sums of each to the mean count; the count stays that of all vectors.
+    Weight "timestep" scales the sums of each timestep to the mean count; the count stays that of all vectors.
     """
     timesteps = list(range(site.num_recorded(store.num_steps)) if timesteps is None else timesteps)
     if weight == "count":
         return add_up(store.moments.read(site, timesteps))
     total = int(store.moments.counts(site)[timesteps].sum())
 
-    def scaled(sum_xxt: NDArray[np.float64], sum_x: NDArray[np.float64], count: int) -> Sums:
-        factor = total / len(timesteps) / count
-        return sum_xxt * factor, sum_x * factor, count
+    def scaled(sums: Sums) -> Sums:
+        factor = total / len(timesteps) / sums.count
+        return Sums(sums.sum_xxt * factor, sums.sum_x * factor, sums.count)
 
-    return add_up(scaled(*sums) for sums in store.moments.read(site, timesteps))
+    return add_up(scaled(sums) for sums in store.moments.read(site, timesteps))
 
 
-def second_moment(
-    sum_xxt: NDArray[np.float64], sum_x: NDArray[np.float64], count: int, *, centred: bool = False
-) -> NDArray[np.float64]:
+def second_moment(sums: Sums, *, centred: bool = False) -> NDArray[np.float64]:
     """`[D, D]` float64, exactly symmetric: sum_xxT / count, less the outer square of the mean if `centred`."""
-    moment = sum_xxt / count
+    moment = sums.sum_xxt / sums.count
     if centred:
-        moment = moment - np.outer(sum_x / count, sum_x / count)
+        moment = moment - np.outer(sums.mean, sums.mean)
     return np.asarray((moment + moment.T) / 2)

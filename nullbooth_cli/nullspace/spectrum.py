@@ -1,7 +1,8 @@
 """Pure functions of eigenvalues: how many are null, and what that costs.
 
-Eigenvalues are `[D]` float64, ascending, of a second moment (positive semi-definite up to round-off: negative ones count as 0).
-A null space is always the `null_dim` smallest, so every rule returns a number.
+Eigenvalues are `[D]` float64, ascending, of a second moment. It is positive semi-definite up to round-off, so negative
+eigenvalues count as 0. A null space is always spanned by the eigenvectors of the `null_dim` smallest eigenvalues, so every rule
+returns a number.
 """
 
 import itertools
@@ -13,7 +14,7 @@ from nullbooth_cli.errors import ConfigError
 
 Eigenvalues = NDArray[np.float64]
 ADVISED_VECTORS = 10  # per dimension
-ADVISED_LEAKAGE = 0.1  # an edit then moves what is kept by up to a tenth of what it could without a projector
+ADVISED_LEAKAGE = 0.1  # a change moves the outputs on preserved prompts by at most a tenth of what it could without P
 ADVISED_HELDOUT = 2.0  # times the leakage on the collected prompts
 ADVISED_CLEARANCE = 10.0  # times the noise floor
 
@@ -24,39 +25,42 @@ def null_dim(eigenvalues: Eigenvalues, rule: str, value: float, energies: Eigenv
     nullspace_threshold  l < value
     threshold_percent    l < the value-th percentile of all eigenvalues
     relative_threshold   l < value * largest
-    energy               all but the fewest largest ones that hold the share `value` of the trace
+    energy               all but the fewest largest ones whose sum is at least the share `value` of the trace
     target_leakage       the most whose leakage is at most value, on the data of `energies`
-    null_dim             value of them
+    null_dim             the `value` smallest
 
-    `energies` `[D]` are the mean squares of some data along the eigenvectors; without them, the eigenvalues themselves.
+    `energies` `[D]` are the mean squares of some data along the eigenvectors; the default is the eigenvalues. Raises ConfigError
+    if null_dim is more than D.
     """
     positive = np.clip(eigenvalues, 0.0, None)
     cut = _absolute(positive, rule, value)
     if cut is not None:
         return int(np.count_nonzero(positive < cut))
     if rule == "energy":
-        kept_from_the_top = np.cumsum(positive[::-1])
+        from_the_largest = np.cumsum(positive[::-1])
         # Share 1 means the whole trace up to round-off: the sums of the last, zero, eigenvalues must not decide.
-        enough = kept_from_the_top >= value * kept_from_the_top[-1] * (1.0 - 1e-12)
+        enough = from_the_largest >= value * from_the_largest[-1] * (1.0 - 1e-12)
         return len(positive) - int(np.argmax(enough)) - 1
     if rule == "target_leakage":
         leaking = _shares(positive if energies is None else np.clip(energies, 0.0, None))
         return int(np.count_nonzero(np.sqrt(leaking) <= value))
     if rule == "null_dim":
         if value > len(positive):
-            raise ConfigError(f"null_dim {int(value)} is more than the {len(positive)} dimensions there are", "ask for fewer")
+            raise ConfigError(
+                f"null_dim {int(value)} is more than the {len(positive)} dimensions there are", "set a smaller null_dim"
+            )
         return int(value)
     raise ValueError(f"unknown threshold rule {rule!r}")
 
 
 def null_dim_of(eigenvalues: Eigenvalues, energies: Eigenvalues, rule: str, value: float) -> tuple[int, Eigenvalues | None]:
     """(null_dim, the held-out energies or None) of a decomposition with `energies` `[2, D]`; NaN stands for no held-out data."""
-    held = energies[1] if np.isfinite(energies[1]).all() else None
-    return null_dim(eigenvalues, rule, value, energies[0] if held is None else held), held
+    heldout = energies[1] if np.isfinite(energies[1]).all() else None
+    return null_dim(eigenvalues, rule, value, energies[0] if heldout is None else heldout), heldout
 
 
 def _absolute(positive: Eigenvalues, rule: str, value: float) -> float | None:
-    """The eigenvalue that a rule cuts at, for the rules that name one."""
+    """The eigenvalue that a rule cuts at; None for rules that count or sum."""
     if rule == "nullspace_threshold":
         return value
     if rule == "threshold_percent":
@@ -65,7 +69,7 @@ def _absolute(positive: Eigenvalues, rule: str, value: float) -> float | None:
 
 
 def threshold(eigenvalues: Eigenvalues, rule: str, value: float, null_dim: int) -> float | None:
-    """The eigenvalue below which all are null; for rules that count or sum, the smallest that is not null (None if all are)."""
+    """The eigenvalue below which all are null. Rules that count or sum have none: then the smallest that is not null, or None."""
     cut = _absolute(np.clip(eigenvalues, 0.0, None), rule, value)
     if cut is not None:
         return cut
@@ -81,7 +85,8 @@ def _shares(positive: Eigenvalues) -> Eigenvalues:
 def leakage(energies: Eigenvalues, null_dim: int) -> float:
     """norm(P K) / norm(K) = sqrt(trace(P C P) / trace(C)) on the data whose mean squares along the eigenvectors these are.
 
-    On the data of the moment itself they are the eigenvalues. Other data have u^T C u for each eigenvector u: exact from moments.
+    On the data of the moment itself the energies are the eigenvalues. On other data they are u^T C u for each eigenvector u, so
+    the moment C of those data gives them exactly.
     """
     shares = _shares(np.clip(energies, 0.0, None))
     return float(np.sqrt(shares[null_dim - 1])) if null_dim else 0.0
@@ -90,13 +95,14 @@ def leakage(energies: Eigenvalues, null_dim: int) -> float:
 def noise_floor(largest: float, dim: int, accumulate: str) -> float:
     """An upper estimate of the eigenvalue below which round-off decides: of summing the products, and of the decomposition.
 
-    eps * sqrt(D) * largest, eps that of the products: independent rounding errors make a matrix of that norm (Wigner). Exact null
-    spaces came out at 0.03 to 0.25 of it (docs/explanation/mathematics.md).
+    eps * sqrt(D) * largest, with the eps of the products: independent rounding errors make a matrix of that norm (Wigner).
+    Eigenvalues that should be exactly zero are 0.03 to 0.25 of it (docs/explanation/mathematics.md).
     """
     return float(np.finfo(accumulate).eps * np.sqrt(dim) * largest)
 
 
 def spectrum_warnings(
+    *,
     dim: int,
     count: int,
     null_dim: int,
@@ -105,7 +111,7 @@ def spectrum_warnings(
     leakage: float = 0.0,
     heldout_leakage: float | None = None,
 ) -> list[str]:
-    """What makes a null space of so many vectors doubtful; nothing if it is well founded."""
+    """Why a null space of a moment of `count` vectors is doubtful, a sentence for each reason; empty if it is well founded."""
     found = []
     if count < dim:
         found.append(f"{count:,} vectors cannot fill {dim} dimensions: null_dim is at least {dim - count}, which may be chance")
@@ -123,7 +129,7 @@ def spectrum_warnings(
         found.append(f"leakage {heldout_leakage:.2g} on the held-out prompts, more than {ADVISED_LEAKAGE:g}")
     if heldout_leakage is not None and heldout_leakage > ADVISED_HELDOUT * leakage:
         found.append(
-            f"held-out prompts leak {heldout_leakage:.2g}, collected ones {leakage:.2g}: the prompts do not stand for the others"
+            f"held-out prompts leak {heldout_leakage:.2g}, collected ones {leakage:.2g}: the prompts do not represent others"
         )
     return found
 
@@ -149,8 +155,8 @@ SPARKS = "▁▂▃▄▅▆▇█"
 def sparkline(eigenvalues: Eigenvalues, null_dim: int, width: int = 16) -> str:
     """A spectrum in a line of `width` + 1 characters: eigenvalues `[D]` from the largest down, a bar where the null space begins.
 
-    A step is a decade: the highest block stands for values within ten times of the largest, the lowest for those below 1e-7 of it
-    and for zero. Each block is the geometric mean of its share of the eigenvalues, so lines of any D compare.
+    A step is a decade: the highest block shows values within ten times of the largest, the lowest block values below 1e-7 of it
+    and zero. Each block is the geometric mean of its share of the eigenvalues, so lines of any D compare.
     """
     largest = eigenvalues[-1]
     if largest <= 0:

@@ -13,7 +13,7 @@ from nullbooth_cli.store import RELEASED
 
 def run_covariance(run: Run) -> Iterator[Event]:
     from nullbooth_cli.model.device import pick_device
-    from nullbooth_cli.nullspace.covariance import covariance
+    from nullbooth_cli.nullspace.covariance import CovarianceUnit, covariance
     from nullbooth_cli.store.layout import covariance_units
 
     prepared = Prepared(**run.workers.agree(lambda: _begin_covariance(run)))
@@ -21,10 +21,11 @@ def run_covariance(run: Run) -> Iterator[Event]:
     yield from map(Note, prepared.notes)
     steps = run.store.schedule()
     every = covariance_units(run.store.sites, len(steps), run.store.layout)
-    mine = ((prepared.todo[i], *every[prepared.todo[i]]) for i in run.workers.share(len(prepared.todo)))
+    numbers = (prepared.todo[i] for i in run.workers.share(len(prepared.todo)))
+    mine = (CovarianceUnit(number, *every[number]) for number in numbers)
     device = pick_device(run.device or run.workers.device)
     units = covariance(run.store, device, run.config.covariance.accumulate, mine)
-    yield from report_units(run, "covariance", prepared, (f"{site.name} {_keys(steps, block)}" for _, site, block in units))
+    yield from report_units(run, "covariance", prepared, (f"{unit.site.name} {_keys(steps, unit.timesteps)}" for unit in units))
     if run.workers.rank == 0:
         run.store.delete("staged")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nullbooth_cli.datatypes import FEATURES, Prompt, Site, Step
+from nullbooth_cli.datatypes import FEATURES, Prompt, Site, Step, Sums
 from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.pipeline.run import Run, start_stage
 from nullbooth_cli.pipeline.stages import execute
@@ -126,4 +126,4 @@ def _sums(file: CovarianceFile, dim: int) -> Any:
     matrix = _load(file)
     if len(matrix) != dim:
         raise ConfigError(f"{file.path} has {len(matrix)} dimensions, other steps have {dim}", "a site has one size")
-    return pack_sums(matrix * file.tokens, np.full(dim, np.nan), file.tokens)
+    return pack_sums(Sums(matrix * file.tokens, np.full(dim, np.nan), file.tokens))

@@ -79,7 +79,7 @@ def merge(sources: Sequence[Store], out: Store) -> Iterator[Event]:
     part, units = out.moments.part(PART), range(-(-len(rows) // batch_size))
     part.create(sites, len(steps))
     sums = (
-        (site, [pack_sums(*add_up(of_step)) for of_step in zip(*_moments(sources, number), strict=True)])
+        (site, [pack_sums(add_up(of_step)) for of_step in zip(*_moments(sources, number), strict=True)])
         for number, site in enumerate(sites)
     )
     part.checkpoint(sums, units)

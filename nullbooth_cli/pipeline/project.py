@@ -54,7 +54,7 @@ def decomposition_basis(config: Config, store: Store) -> dict[str, Any]:
 
 def run_project(run: Run) -> Iterator[Event]:
     from nullbooth_cli.model.device import pick_device
-    from nullbooth_cli.nullspace.decompose import project
+    from nullbooth_cli.nullspace.decompose import ProjectUnit, project
 
     store = run.store
     prepared = Prepared(**run.workers.agree(lambda: _begin_project(run)))
@@ -62,11 +62,14 @@ def run_project(run: Run) -> Iterator[Event]:
     yield from map(Note, prepared.notes)
     settings = decomposing(run.config, store)
     every = settings.pooling.units(store.sites, settings.steps)
-    mine = ((prepared.todo[i], *every[prepared.todo[i]]) for i in run.workers.share(len(prepared.todo)))
+    numbers = (prepared.todo[i] for i in run.workers.share(len(prepared.todo)))
+    mine = (ProjectUnit(number, *every[number]) for number in numbers)
     device = pick_device(run.device or run.workers.device)
     section = run.config.project
-    units = project(store, device, settings, *section.rule(), mine, may_be_empty=section.empty == "freeze")
-    yield from report_units(run, "project", prepared, (site.name for _, site, _ in units))
+    rule, value = section.rule()
+    may_be_empty = section.empty == "freeze"
+    units = project(store, device, settings, mine, rule=rule, value=value, may_be_empty=may_be_empty)
+    yield from report_units(run, "project", prepared, (unit.site.name for unit in units))
 
 
 def _begin_project(run: Run) -> dict[str, Any]:

@@ -58,8 +58,8 @@ def _compared(
         projectors = load_projector(store, site, index), load_projector(other, other_site, index)
         cuts = store.projectors.read_cut(site, index), other.projectors.read_cut(other_site, index)
         moments = (
-            second_moment(*pooled(store, site, group, mine.pooling.weight)),
-            second_moment(*pooled(other, other_site, other_group, theirs.pooling.weight)),
+            second_moment(pooled(store, site, group, mine.pooling.weight)),
+            second_moment(pooled(other, other_site, other_group, theirs.pooling.weight)),
         )
         yield {
             "layer": site.layer,

@@ -266,7 +266,15 @@ def _entries(settings: Decomposing, store: Store, site: Site, rule: str, value: 
             "noise_floor": noise_floor,
             "leakage": leakage,
             "heldout_leakage": heldout_leakage,
-            "warnings": spectrum.spectrum_warnings(site.dim, count, null_dim, threshold, noise_floor, leakage, heldout_leakage),
+            "warnings": spectrum.spectrum_warnings(
+                dim=site.dim,
+                count=count,
+                null_dim=null_dim,
+                threshold=threshold,
+                noise_floor=noise_floor,
+                leakage=leakage,
+                heldout_leakage=heldout_leakage,
+            ),
             "arrays": {
                 "features": f"features/{site.name}",
                 "moments": f"moments/{site.name}",

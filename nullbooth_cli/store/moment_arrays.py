@@ -48,7 +48,7 @@ class MomentArrays:
                     for array, rest in (("sum_xxT", (0, 0)), ("sum_x", (0,)), ("count", ()))
                 ]
                 last = number
-            yield arrays[0][within], arrays[1][within], int(arrays[2][within])
+            yield Sums(arrays[0][within], arrays[1][within], int(arrays[2][within]))
 
     def read_one(self, site: Site, timestep: int) -> Sums:
         """(sum_xxT `[D, D]`, sum_x `[D]`, count) of one recorded timestep."""
@@ -69,7 +69,7 @@ class MomentArrays:
             shape = (counts.shape[0], site.dim + 2, site.dim)
             with contextlib.suppress(ContainsArrayError):  # another process was faster
                 self.arrays.create(name, shape, (counts.chunks[0], *shape[1:]), "f8", "NaN")
-        self._write_block(name, block, np.stack([pack_sums(*of_step) for of_step in sums]))
+        self._write_block(name, block, np.stack([pack_sums(of_step) for of_step in sums]))
 
     def read_staged(self, site: Site, block: range) -> list[Sums]:
         name = f"staged/{site.name}"

@@ -19,15 +19,15 @@ from nullbooth_cli.store.arrays import ArrayGroup
 SUMS_CHUNK_BYTES = 8 << 20
 
 
-def pack_sums(sum_xxt: NDArray[np.float64], sum_x: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+def pack_sums(sums: Sums) -> NDArray[np.float64]:
     """`[D + 2, D]`: the sums in one block that is written at once. A count is exact in float64 up to 2^53."""
-    last = np.zeros_like(sum_x)
-    last[0] = count
-    return np.concatenate([sum_xxt, sum_x[None], last[None]])
+    last = np.zeros_like(sums.sum_x)
+    last[0] = sums.count
+    return np.concatenate([sums.sum_xxt, sums.sum_x[None], last[None]])
 
 
 def unpack_sums(packed: NDArray[np.float64]) -> Sums:
-    return packed[:-2], packed[-2], int(packed[-1, 0])
+    return Sums(packed[:-2], packed[-2], int(packed[-1, 0]))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from nullbooth_cli.collect.sinks import FeatureSink, MomentSink, features_nbytes
-from nullbooth_cli.nullspace.covariance import covariance
+from nullbooth_cli.nullspace.covariance import CovarianceUnit, covariance
 from nullbooth_cli.nullspace.moments import sums_nbytes
 from nullbooth_cli.store.background import Writer
 from nullbooth_cli.store.layout import covariance_units
@@ -73,7 +73,7 @@ def archived(watch: Stopwatch, of: Subject, recorded: Recorded, place: Path, *, 
 def stored(watch: Stopwatch, of: Subject, recorded: Recorded, place: Path, *, keep: str) -> None:
     store = of.new_store(place, keep)
     store.create_moments(of.found.sites, of.num_steps, store.layout)
-    units = [(i, *unit) for i, unit in enumerate(covariance_units(of.found.sites, of.num_steps, store.layout))]
+    units = [CovarianceUnit(i, *unit) for i, unit in enumerate(covariance_units(of.found.sites, of.num_steps, store.layout))]
     cpu = torch.device("cpu")
     with watch, Writer() as writer:
         sink = (

@@ -9,7 +9,7 @@ import os
 import numpy as np
 import torch
 
-from nullbooth_cli.nullspace.covariance import covariance
+from nullbooth_cli.nullspace.covariance import CovarianceUnit, covariance
 from nullbooth_cli.nullspace.moments import sums_nbytes
 from nullbooth_cli.store import Store
 from nullbooth_cli.store.layout import covariance_units
@@ -50,7 +50,7 @@ def reduced(watch: Stopwatch, store: Store, of: Subject, device: torch.device | 
     """One run of stage covariance's loop, over all units."""
     store.create_moments(of.found.sites, of.num_steps, store.layout)
     os.sync()
-    every = [(i, *unit) for i, unit in enumerate(covariance_units(of.found.sites, of.num_steps, store.layout))]
+    every = [CovarianceUnit(i, *unit) for i, unit in enumerate(covariance_units(of.found.sites, of.num_steps, store.layout))]
     with watch:
         for _ in covariance(store, torch.device(device), "float64", every):
             pass

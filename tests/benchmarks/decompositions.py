@@ -8,7 +8,7 @@ products alone (Newton-Schulz iteration of the matrix sign; Higham, Functions of
 
 import torch
 
-from nullbooth_cli.nullspace.decompose import project
+from nullbooth_cli.nullspace.decompose import ProjectUnit, project
 from nullbooth_cli.nullspace.pooling import Decomposing, Pooling, second_moment
 from nullbooth_cli.store import Store
 from nullbooth_cli.store.layout import covariance_units
@@ -34,7 +34,7 @@ def filled(store: Store, device: torch.device) -> list[torch.Tensor]:
             x *= torch.logspace(0, -2, site.dim, dtype=torch.float64)
             sums.append(((x.T @ x).numpy(), x.sum(0).numpy(), len(x)))
         store.moments.write(site, block, sums)
-        made += [torch.from_numpy(second_moment(*of_step)).to(device) for of_step in sums]
+        made += [torch.from_numpy(second_moment(of_step)).to(device) for of_step in sums]
     store.progress.commit("covariance", range(len(units)))
     return made
 
@@ -49,13 +49,13 @@ def bare(watch: Stopwatch, matrices: list[torch.Tensor]) -> None:
 def decomposed(
     watch: Stopwatch, store: Store, settings: Decomposing, device: torch.device, value: float, *, again: bool = False
 ) -> None:
-    units = [(i, *unit) for i, unit in enumerate(settings.pooling.units(store.sites, settings.steps))]
+    units = [ProjectUnit(i, *unit) for i, unit in enumerate(settings.pooling.units(store.sites, settings.steps))]
     if not again:
         counts = {site.name: len(settings.pooling.groups(site, settings.steps)) for site in store.sites}
         store.create_projectors(store.sites, counts)
     store.progress.create("project", len(units))
     with watch:
-        for _ in project(store, device, settings, RULE, value, units):
+        for _ in project(store, device, settings, units, rule=RULE, value=value):
             pass
 
 

@@ -233,7 +233,7 @@ class TestCompare:
         for site, row in zip(store.sites, document["sites"], strict=True):
             pair = [(store, site), (other, theirs[site.name])]
             p, q = (load_projector(s, at).dense() for s, at in pair)
-            c, d = (second_moment(*pooled(s, at, range(at.num_recorded(4)))) for s, at in pair)
+            c, d = (second_moment(pooled(s, at, range(at.num_recorded(4)))) for s, at in pair)
             assert row["null_dim"] == [s.projectors.read_cut(at, 0).null_dim for s, at in pair]
             assert row["overlap"] == pytest.approx(np.trace(p @ q) / min(row["null_dim"]), abs=1e-9)
             assert row["leakage"][0] == pytest.approx(np.sqrt(np.trace(p @ c @ p) / np.trace(c)), rel=1e-6)

@@ -13,7 +13,7 @@ import torch
 
 from nullbooth_cli.collect.sinks import MomentSink
 from nullbooth_cli.datatypes import Prompt, Site, Step
-from nullbooth_cli.nullspace.covariance import covariance
+from nullbooth_cli.nullspace.covariance import CovarianceUnit, covariance
 from nullbooth_cli.store import AttentionMaps, Cut, Decomposition, Layout, Store
 from nullbooth_cli.store.layout import covariance_units
 
@@ -61,7 +61,7 @@ def fill(path: Path, keep: str, dtype: str) -> Store:
         sink.checkpoint(range(layout.num_units(len(PROMPTS))))
     store.progress.commit("collect", range(layout.num_units(len(PROMPTS))))
     store.create_moments(SITES, len(STEPS), layout)
-    units = [(i, *unit) for i, unit in enumerate(covariance_units(SITES, len(STEPS), layout))]
+    units = [CovarianceUnit(i, *unit) for i, unit in enumerate(covariance_units(SITES, len(STEPS), layout))]
     for _ in covariance(store, torch.device("cpu"), "float64", units):
         pass
     store.create_projectors(SITES, {site.name: 1 for site in SITES})

@@ -95,8 +95,8 @@ def test_target_leakage_is_held_on_the_heldout_prompts(held: Any) -> None:
     bound = 1.001 * float(np.median(values))
     spectra = {}
     for site in store.sites:
-        [(_, vectors)] = eigh([second_moment(*pooled(store, site, range(site.num_recorded(4))))])
-        moment = second_moment(*pooled(inner_of(store), site, range(site.num_recorded(4))))
+        [(_, vectors)] = eigh([second_moment(pooled(store, site, range(site.num_recorded(4))))])
+        moment = second_moment(pooled(inner_of(store), site, range(site.num_recorded(4))))
         spectra[site] = np.sqrt(np.cumsum(np.diag(vectors.T @ moment @ vectors)) / np.trace(moment))
     other = config.model_copy(
         update={"project": config.project.model_copy(update={"relative_threshold": None, "target_leakage": bound})}

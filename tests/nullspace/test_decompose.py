@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nullbooth_cli.datatypes import Site, Step
-from nullbooth_cli.errors import ConfigError, StoreError
+from nullbooth_cli.datatypes import Site, Step, Sums
+from nullbooth_cli.errors import ConfigError, DataError
 from nullbooth_cli.nullspace import spectrum
-from nullbooth_cli.nullspace.decompose import cut, eigh
+from nullbooth_cli.nullspace.decompose import SiteSpectrum, cut, eigh
 from nullbooth_cli.nullspace.moments import SecondMoments
 from nullbooth_cli.nullspace.pooling import Pooling, pooled, second_moment
 from nullbooth_cli.nullspace.projector import Projector
@@ -23,7 +23,12 @@ from nullbooth_cli.store import Store
 from tests.support.builders import execute, features_at, prompts_of, set_moment, small_config
 
 TINY = {"collect__cross_attention_layers": ["mid_block*"], "collect__batch_size": 2}
-NONE = np.full(6, np.nan)
+SITE = Site("mid", "q", "input", ("mid.to_q.weight",), False, 4, 3)
+
+
+def spectrum_of(eigenvalues: np.ndarray, noise_floor: float) -> SiteSpectrum:
+    """Without held-out prompts."""
+    return SiteSpectrum(SITE, 0, eigenvalues, np.stack([eigenvalues, np.full(len(eigenvalues), np.nan)]), noise_floor)
 
 
 @pytest.fixture
@@ -50,7 +55,7 @@ class TestNoiseFloor:
         moments = SecondMoments(1, dim, accumulate=accumulate)
         for part in np.array_split(x, 4):
             moments.update(torch.from_numpy(part[None]))
-        [(eigenvalues, _)] = eigh([second_moment(*moments.sums()[0])])
+        [(eigenvalues, _)] = eigh([second_moment(moments.sums()[0])])
         floor = spectrum.noise_floor(float(eigenvalues[-1]), dim, accumulate)
         assert np.abs(eigenvalues[: dim - rank]).max() < floor < 1e-5 * eigenvalues[-1] + 1e-300
 
@@ -59,14 +64,14 @@ class TestNoiseFloor:
         values = np.array([0.0, 1e-17, 1e-3, 1.0])
         floor = spectrum.noise_floor(1.0, 4, "float64")
         with pytest.raises(ConfigError, match=rf"{rule} 1e-16 cuts mid\.q at 1e-16, below its noise floor of 4\.44e-16"):
-            cut("mid.q", values, np.stack([values, NONE[:4]]), floor, rule, value)
-        assert cut("mid.q", values, np.stack([values, NONE[:4]]), floor, rule, 1e-10).null_dim == 2
+            cut(spectrum_of(values, floor), rule=rule, value=value)
+        assert cut(spectrum_of(values, floor), rule=rule, value=1e-10).null_dim == 2
 
     def test_a_count_that_ends_inside_it_is_doubted(self) -> None:
-        assert spectrum.spectrum_warnings(4, 40, 1, 1e-17, 4e-16) == [
+        assert spectrum.spectrum_warnings(dim=4, count=40, null_dim=1, threshold=1e-17, noise_floor=4e-16) == [
             "cut at 1e-17, below the noise floor of 4e-16: which directions are null is round-off"
         ]
-        assert spectrum.spectrum_warnings(4, 40, 2, 1e-3, 4e-16) == []
+        assert spectrum.spectrum_warnings(dim=4, count=40, null_dim=2, threshold=1e-3, noise_floor=4e-16) == []
 
     def test_a_centred_spectrum_has_that_of_the_moment_about_zero(self, tiny: Any) -> None:
         config, store = tiny
@@ -93,18 +98,18 @@ class TestTokens:
     def test_too_few_leave_at_least_the_rest_null(self, dim: int, data: st.DataObject) -> None:
         count = data.draw(st.integers(1, dim - 1))
         x = np.random.default_rng(data.draw(st.integers(0, 2**31))).standard_normal((count, dim))
-        [(eigenvalues, _)] = eigh([second_moment(x.T @ x, x.sum(0), count)])
+        [(eigenvalues, _)] = eigh([second_moment(Sums(x.T @ x, x.sum(0), count))])
         floor = spectrum.noise_floor(float(eigenvalues[-1]), dim, "float64")
-        null_dim = cut(
-            "site", eigenvalues, np.stack([eigenvalues, np.full(dim, np.nan)]), floor, "relative_threshold", 1e-9
-        ).null_dim
+        null_dim = cut(spectrum_of(eigenvalues, floor), rule="relative_threshold", value=1e-9).null_dim
         assert null_dim >= dim - count
-        [said] = spectrum.spectrum_warnings(dim, count, null_dim, 1.0, floor)
+        [said] = spectrum.spectrum_warnings(dim=dim, count=count, null_dim=null_dim, threshold=1.0, noise_floor=floor)
         assert f"null_dim is at least {dim - count}, which may be chance" in said
 
     def test_ten_for_each_dimension_are_advised(self) -> None:
-        assert spectrum.spectrum_warnings(8, 79, 1, 1.0, 0.0) == ["79 vectors for 8 dimensions; 80 or more are advised"]
-        assert spectrum.spectrum_warnings(8, 80, 1, 1.0, 0.0) == []
+        assert spectrum.spectrum_warnings(dim=8, count=79, null_dim=1, threshold=1.0, noise_floor=0.0) == [
+            "79 vectors for 8 dimensions; 80 or more are advised"
+        ]
+        assert spectrum.spectrum_warnings(dim=8, count=80, null_dim=1, threshold=1.0, noise_floor=0.0) == []
 
 
 class TestBadMoments:
@@ -112,42 +117,41 @@ class TestBadMoments:
         for t in range(site.num_recorded(4)):
             sum_xxt, sum_x, count = store.moments.read_one(site, t)
             change(sum_xxt)
-            set_moment(store, site, t, (sum_xxt, sum_x, count))
+            set_moment(store, site, t, Sums(sum_xxt, sum_x, count))
 
     def test_not_finite(self, tiny: Any) -> None:
         config, store = tiny
         self.write(store, store.sites[1], lambda m: m.__setitem__((0, 0), np.nan))
-        with pytest.raises(StoreError, match=f"{store.sites[1].name}: the second moment is not finite"):
+        with pytest.raises(DataError, match=f"{store.sites[1].name}: the second moment is not finite"):
             execute(config, "project", store=store)
 
     def test_not_positive_semi_definite(self, tiny: Any) -> None:
         config, store = tiny
         self.write(store, store.sites[1], lambda m: m.__setitem__((0, 0), -m[0, 0]))
         with pytest.raises(
-            StoreError, match=rf"{store.sites[1].name}: the second moment is not positive semi-definite: its small"
+            DataError, match=rf"{store.sites[1].name}: the second moment is not positive semi-definite: its small"
         ):
             execute(config, "project", store=store)
 
     def test_not_quite_symmetric_is_made_so(self) -> None:
         rng = np.random.default_rng(0)
         x = rng.standard_normal((50, 7))
-        moment = second_moment(x.T @ x + 1e-13 * rng.standard_normal((7, 7)), x.sum(0), 50)
+        moment = second_moment(Sums(x.T @ x + 1e-13 * rng.standard_normal((7, 7)), x.sum(0), 50))
         assert np.array_equal(moment, moment.T)
 
 
 class TestScopes:
     STEPS = tuple(Step(i, f"step_{i}", t, 1.0) for i, t in enumerate((900.0, 600.0, 400.0, 200.0, 10.0)))
-    SITE = Site("mid", "q", "input", ("mid.to_q.weight",), False, 4, 3)
     FREE = Site("mid", "k", "input", ("mid.to_k.weight",), True, 4, 3)
 
     def test_groups(self) -> None:
-        assert Pooling().groups(self.SITE, self.STEPS) == [[0, 1, 2, 3, 4]]
-        assert Pooling(timesteps=(200, 600)).groups(self.SITE, self.STEPS) == [[1, 2, 3]]
-        assert Pooling("timestep").groups(self.SITE, self.STEPS) == [[0], [1], [2], [3], [4]]
+        assert Pooling().groups(SITE, self.STEPS) == [[0, 1, 2, 3, 4]]
+        assert Pooling(timesteps=(200, 600)).groups(SITE, self.STEPS) == [[1, 2, 3]]
+        assert Pooling("timestep").groups(SITE, self.STEPS) == [[0], [1], [2], [3], [4]]
         assert Pooling(timesteps=(200, 600)).groups(self.FREE, self.STEPS) == [[0]]
         assert Pooling("timestep").groups(self.FREE, self.STEPS) == [[0]]
         with pytest.raises(ConfigError, match=r"no timestep lies in project\.timesteps \[20, 100\]") as caught:
-            Pooling(timesteps=(20, 100)).groups(self.SITE, self.STEPS)
+            Pooling(timesteps=(20, 100)).groups(SITE, self.STEPS)
         assert "900, 600, 400, 200, 10" in caught.value.hint
 
     @pytest.mark.parametrize("weight", ["count", "timestep"])
@@ -158,7 +162,7 @@ class TestScopes:
         for site in store.sites:  # one step with half of its vectors, so that the weights differ
             if not site.timestep_free:
                 sum_xxt, sum_x, count = store.moments.read_one(site, 1)
-                set_moment(store, site, 1, (sum_xxt / 2, sum_x / 2, count // 2))
+                set_moment(store, site, 1, Sums(sum_xxt / 2, sum_x / 2, count // 2))
         projected(config, store, timesteps=[low, high], pool_weight=weight)
         for site in store.sites:
             moments = [store.moments.read_one(site, t) for t in ([0] if site.timestep_free else [1, 2])]
@@ -200,7 +204,7 @@ def test_sites_of_any_order_and_size_are_each_decomposed(finished: Any) -> None:
     assert stage_states(config, prompts_of(config), store)["project"].state == "complete"
     for site in store.sites:
         values, vectors = store.projectors.read_eigenvalues(site, 0), store.projectors.read_eigenvectors(site, 0)
-        moment = second_moment(*pooled(store, site, range(site.num_recorded(4))))
+        moment = second_moment(pooled(store, site, range(site.num_recorded(4))))
         np.testing.assert_allclose(vectors * values @ vectors.T, moment, atol=1e-12 * values[-1] * site.dim)
 
 

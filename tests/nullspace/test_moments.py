@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nullbooth_cli.collect.token_sample import _draw, sample_tokens
-from nullbooth_cli.datatypes import Site
+from nullbooth_cli.datatypes import Site, Sums
 from nullbooth_cli.errors import ResourceError
 from nullbooth_cli.nullspace import moments as moments_module
 from nullbooth_cli.nullspace.decompose import eigh
@@ -44,9 +44,9 @@ def test_any_chunking_gives_the_numpy_moment(dim: int, num_steps: int, chunks: l
         assert_close(sum_xxt, of_step.T @ of_step)
         assert_close(sum_x, of_step.sum(0), 1e-9)
         assert count == len(of_step)
-        assert_close(second_moment(sum_xxt, sum_x, count), of_step.T @ of_step / count)
+        assert_close(second_moment(Sums(sum_xxt, sum_x, count)), of_step.T @ of_step / count)
         deviations = of_step - of_step.mean(0)
-        difference = second_moment(sum_xxt, sum_x, count, centred=True) - deviations.T @ deviations / count
+        difference = second_moment(Sums(sum_xxt, sum_x, count), centred=True) - deviations.T @ deviations / count
         assert np.abs(difference).max() <= 1e-10 * np.abs(of_step.T @ of_step / count).max()
 
 
@@ -145,7 +145,7 @@ def test_a_projector_is_one_and_kills_what_is_known(dim: int, data: st.DataObjec
     rank = data.draw(st.integers(1, dim - 1))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
     known = rng.standard_normal((50, rank)) @ rng.standard_normal((rank, dim))
-    [(eigenvalues, eigenvectors)] = eigh([second_moment(known.T @ known, known.sum(0), 50)])
+    [(eigenvalues, eigenvectors)] = eigh([second_moment(Sums(known.T @ known, known.sum(0), 50))])
     assert (np.diff(eigenvalues) >= 0).all()
     assert np.abs(eigenvectors.T @ eigenvectors - np.eye(dim)).max() < 1e-10
     projector = Projector.of(eigenvectors, dim - rank)
@@ -166,10 +166,10 @@ def test_a_centred_moment_leaks_the_mean() -> None:
     known = np.zeros((200, 6))
     known[:, :2] = rng.standard_normal((200, 2))
     known[:, 2] = 3.0
-    sums = (known.T @ known, known.sum(0), 200)
+    sums = Sums(known.T @ known, known.sum(0), 200)
     leaks = {}
     for centred in (False, True):
-        [(eigenvalues, eigenvectors)] = eigh([second_moment(*sums, centred=centred)])
+        [(eigenvalues, eigenvectors)] = eigh([second_moment(sums, centred=centred)])
         p = Projector.of(eigenvectors, int((eigenvalues < 1e-9 * eigenvalues[-1]).sum())).dense()
         leaks[centred] = np.linalg.norm(known @ p) / np.linalg.norm(known)
     assert leaks[False] < 1e-12

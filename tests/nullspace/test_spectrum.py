@@ -100,6 +100,12 @@ def test_the_threshold_separates_null_from_known(rule: str) -> None:
     assert np.count_nonzero(cut > KNOWN) == spectrum.null_dim(KNOWN, rule, value)
 
 
+def warnings_of(*facts: float) -> list[str]:
+    """Facts in the order of the signature, for tables of cases."""
+    names = ("dim", "count", "null_dim", "threshold", "noise_floor", "leakage", "heldout_leakage")
+    return spectrum.spectrum_warnings(**dict(zip(names, facts, strict=False)))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
@@ -109,18 +115,18 @@ def test_the_threshold_separates_null_from_known(rule: str) -> None:
         ((100, 5000, 60, 5e-12, 1e-12), "close to the noise floor"),
         ((100, 5000, 60, 1e-3, 1e-12, 0.2), "leakage 0.2 on the collected prompts, more than 0.1"),
         ((100, 5000, 60, 1e-3, 1e-12, 0.09, 0.11), "leakage 0.11 on the held-out prompts, more than 0.1"),
-        ((100, 5000, 60, 1e-3, 1e-12, 0.01, 0.03), "the prompts do not stand for the others"),
+        ((100, 5000, 60, 1e-3, 1e-12, 0.01, 0.03), "the prompts do not represent others"),
     ],
 )
 def test_each_doubt_is_said_alone(facts: tuple, words: str) -> None:
-    (found,) = spectrum.spectrum_warnings(*facts)
+    (found,) = warnings_of(*facts)
     assert words in found
 
 
 @pytest.mark.parametrize("more", [(), (0.09,), (0.05, 0.09)])
 def test_a_well_founded_null_space_has_none(more: tuple) -> None:
-    assert spectrum.spectrum_warnings(100, 5000, 60, 1e-3, 1e-12, *more) == []
-    assert spectrum.spectrum_warnings(100, 5000, 0, 1e-13, 1e-12) == []
+    assert warnings_of(100, 5000, 60, 1e-3, 1e-12, *more) == []
+    assert warnings_of(100, 5000, 0, 1e-13, 1e-12) == []
 
 
 class TestSparkline:

@@ -16,7 +16,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nullbooth_cli.datatypes import Prompt, Site, Step
+from nullbooth_cli.datatypes import Prompt, Site, Step, Sums
 from nullbooth_cli.errors import ResourceError, StoreError
 from nullbooth_cli.store import Layout, Store
 from nullbooth_cli.store.store import FORMAT_VERSION
@@ -75,7 +75,7 @@ def test_timesteps_that_share_a_chunk_come_back_one_by_one(num_steps: int, num_r
     """Whatever number of timesteps a chunk holds, features, moments and counts of each are the ones that were written."""
     draw = np.random.default_rng(seed)
     features = draw.standard_normal((num_steps, num_rows, 2, 3)).astype(np.float32)
-    sums = [(draw.standard_normal((3, 3)), draw.standard_normal(3), int(draw.integers(1, 99))) for _ in range(num_steps)]
+    sums = [Sums(draw.standard_normal((3, 3)), draw.standard_normal(3), int(draw.integers(1, 99))) for _ in range(num_steps)]
     with tempfile.TemporaryDirectory() as folder:
         made = Store.create(Path(folder) / "run.zarr", {})
         begin(made, (TIMED,), num_steps, num_rows, chunk_bytes=together * STEP_BYTES + STEP_BYTES // 2)

@@ -122,7 +122,9 @@ def projectors(patient: Examination) -> str | Caution:
     few = [
         f"{site.name}: {doubt}"
         for site, group in groups
-        for doubt in spectrum_warnings(site.dim, len(patient.prompts) * site.num_tokens * len(group), 0, None, 0.0)
+        for doubt in spectrum_warnings(
+            dim=site.dim, count=len(patient.prompts) * site.num_tokens * len(group), null_dim=0, threshold=None, noise_floor=0.0
+        )
     ]
     if few:
         more = f" (and {len(few) - 1} more)" if len(few) > 1 else ""
