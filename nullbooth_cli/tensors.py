@@ -2,15 +2,13 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from threading import Lock
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    import torch
 
 
 def generators(seeds: Iterable[int]) -> list[torch.Generator]:
@@ -57,15 +55,70 @@ def unpack(values: NDArray[Any], dtype: str) -> torch.Tensor:
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
 
 
+def full_float32(device: torch.device) -> AbstractContextManager[None]:
+    """Let products of float32 matrices on a device keep all their digits: no TF32, whatever the program has allowed.
+
+    Only CUDA has TF32; on other devices nothing is set. CUDA's switch is one of the whole process: while any thread is in here,
+    products of other threads are exact too, and the last one to leave puts the program's setting back.
+    """
+    return _without_tf32() if device.type == "cuda" else nullcontext()
+
+
+_tf32_lock = Lock()
+_tf32_users = 0
+_allow_tf32_again: Callable[[], None] | None = None
+
+
 @contextmanager
-def full_float32() -> Iterator[None]:
-    """Products of float32 matrices keep all their digits on CUDA, too: no TF32, whatever the program has allowed."""
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+def _without_tf32() -> Iterator[None]:
+    global _tf32_users, _allow_tf32_again
+    with _tf32_lock:
+        # Asked for each time: another thread may have allowed it since the first one came in.
+        _allow_tf32_again = _forbid_tf32() or _allow_tf32_again
+        _tf32_users += 1
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
+        with _tf32_lock:
+            _tf32_users -= 1
+            if _tf32_users == 0 and _allow_tf32_again is not None:
+                _allow_tf32_again()
+                _allow_tf32_again = None
+
+
+def _forbid_tf32() -> Callable[[], None] | None:
+    """Forbid TF32; returns what allows it again in the same words, None if it was not allowed.
+
+    torch has two generations of switches. Both are told by the older one, which is the one that training scripts use; once a
+    program has used only the newer one (torch 2.9, `fp32_precision`), torch refuses to read the older one.
+    """
+    matmul = torch.backends.cuda.matmul
+    try:
+        if not matmul.allow_tf32:
+            return None
+    except RuntimeError:
+        before = matmul.fp32_precision
+        matmul.fp32_precision = "ieee"
+        return lambda: _set_fp32_precision(before)
+    try:
+        is_medium = torch.get_float32_matmul_precision() == "medium"
+    except RuntimeError:
+        is_medium = False
+    matmul.allow_tf32 = False
+
+    def allow() -> None:
+        matmul.allow_tf32 = True
+        if is_medium:  # which a later reading of "high" would hide
+            torch.set_float32_matmul_precision("medium")
+
+    return allow
+
+
+def _set_fp32_precision(value: str) -> None:
+    matmul = torch.backends.cuda.matmul
+    matmul.fp32_precision = "none"  # as torch.backends.fp32_precision says
+    if matmul.fp32_precision != value:
+        matmul.fp32_precision = value
 
 
 def plain_name(name: str) -> str:
@@ -75,8 +128,6 @@ def plain_name(name: str) -> str:
 
 def tensor_digest(tensor: Any, dtype: str) -> str:
     """SHA-256 of a torch tensor's shape and its values in a dtype, cut to 16 hexadecimal digits."""
-    import torch
-
     values = tensor.detach().to("cpu", getattr(torch, dtype)).contiguous()
     digest = hashlib.sha256(f"{dtype}:{tuple(values.shape)}".encode())
     digest.update(values.flatten().view(torch.uint8).numpy().data)

@@ -1,7 +1,9 @@
 """How many prompts fit a forward, and how long a step of them takes."""
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
@@ -19,6 +21,7 @@ from nullbooth_cli.model.load import denoiser_of
 MARGIN = 0.8  # of the free memory: later steps, sums and waiting writes need some too
 MOST = 256
 PATIENCE_SECONDS = 5.0
+_limit_lock = threading.Lock()
 
 
 def largest_batch(pipe: Any, path: DenoisingPath, found: FoundSites, prompts: tuple[Prompt, ...], device: torch.device) -> int:
@@ -29,18 +32,32 @@ def largest_batch(pipe: Any, path: DenoisingPath, found: FoundSites, prompts: tu
     """
     most = min(len(prompts), MOST)
     if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(MARGIN * free_memory(device) / total, device)
-        try:
+        with _limited_memory(device):
             return trial_and_error(pipe, path, found, prompts, most)
-        finally:
-            torch.cuda.set_per_process_memory_fraction(1.0, device)
     peaks = []
     for batch_size in (1, 2):
         before = psutil.Process().memory_info().rss
         _one_step(pipe, path, found, prompts, batch_size)
         peaks.append(_peak_rss() - before)
     return fitting(peaks[0], peaks[1], int(MARGIN * free_memory(device)), most)
+
+
+@contextmanager
+def _limited_memory(device: torch.device) -> Iterator[None]:
+    """Let the process allocate `MARGIN` of the device's free memory meanwhile, or less if the program has set less.
+
+    The limit is the process's, so searches for a batch size wait for each other.
+    """
+    # torch 2.6 has no way to ask for it; its default is 1.
+    fraction_of = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)
+    with _limit_lock:
+        total = torch.cuda.get_device_properties(device).total_memory
+        before: float = fraction_of(device)
+        torch.cuda.set_per_process_memory_fraction(min(before, MARGIN * free_memory(device) / total), device)
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(before, device)
 
 
 def trial_and_error(pipe: Any, path: DenoisingPath, found: FoundSites, prompts: tuple[Prompt, ...], most: int) -> int:

@@ -41,6 +41,7 @@ def edit(
     from nullbooth_cli.collect.open_model import load_model
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.errors import ConfigError
+    from nullbooth_cli.model.quiet import quiet_libraries
     from nullbooth_cli.nullspace.export import written
     from nullbooth_cli.training.edit import edit as edit_pipeline
     from nullbooth_cli.training.edit import read_pairs
@@ -53,7 +54,7 @@ def edit(
     opened = OpenStore(session.open_finished())
     pipe = load_model(session.config, device)
     report = edit_pipeline(pipe, opened, pairs, method=method, ridge=ridge, preserve=preserve)  # type: ignore[arg-type]  # it refuses others
-    with written(path) as folder:
+    with written(path) as folder, quiet_libraries():
         pipe.save_pretrained(folder)
     document: dict[str, Any] = {"schema_version": 1, "store": session.url, "output": output, **asdict(report)}
     session.terminal.answer({**document, "missing": report.missing, "drift": report.drift}, lambda _: [str(report), output])

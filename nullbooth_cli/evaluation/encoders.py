@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.model.quiet import quiet_libraries
 
 Images = NDArray[np.uint8]
 ENCODERS = {"clip": "openai/clip-vit-base-patch32", "dino": "facebook/dinov2-base"}
@@ -73,6 +74,7 @@ def _cached(hub_id: str) -> Path | None:
         return None
 
 
+@quiet_libraries()
 def _load(name: str, folder: Path, device: torch.device) -> tuple[Any, Any]:
     from transformers import AutoImageProcessor, AutoModel
 
@@ -112,7 +114,8 @@ def _alignment(model: Any, folder: Path) -> Callable[[NDArray[np.float32], list[
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         return None
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with quiet_libraries():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
     @torch.no_grad()
     def align(vectors: NDArray[np.float32], texts: list[str]) -> NDArray[np.float32]:

@@ -24,6 +24,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.encoders import batches
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.latents import encode_images, scale_latents
+from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.images import SUFFIXES, read_image
 
@@ -68,6 +69,7 @@ def pool(latents: torch.Tensor) -> NDArray[np.float32]:
     return np.asarray(adaptive_avg_pool2d(latents, POOLED).flatten(1).numpy())
 
 
+@quiet_libraries()
 def load_edited(config: Config, place: str, device: str | None) -> Any:
     """The pipeline at a place: a pipeline folder, a hub id, or a LoRA (a .safetensors file or the folder of one), fused into the
     base. Raises ConfigError for what is none of them."""

@@ -17,6 +17,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.hooks import StopDenoising
 from nullbooth_cli.model.load import denoiser_of, tokenizers_of
 from nullbooth_cli.model.noised_images import noised
+from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.model.scheduler import install
 from nullbooth_cli.settings.images import file_of
 from nullbooth_cli.tensors import generators
@@ -53,7 +54,7 @@ def denoise(pipe: Any, path: DenoisingPath, members: Sequence[tuple[int, Prompt]
     if path.images is not None:
         seen = noised(pipe, path.steps, [file_of(path.images, prompt) for _, prompt in members], seeds)
     try:
-        with seen:
+        with quiet_libraries(), seen:
             result = pipe(
                 prompt=[prompt.text for _, prompt in members],
                 num_inference_steps=path.num_inference_steps,

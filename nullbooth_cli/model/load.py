@@ -1,11 +1,8 @@
 """Loads the user's pipeline: device, precision, evaluation mode, frozen. And says which weights it holds."""
 
-import contextlib
 import hashlib
-import logging
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,6 +10,7 @@ from torch import nn
 
 from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.model.load_errors import explained
+from nullbooth_cli.model.quiet import quiet_libraries, warnings_heard
 from nullbooth_cli.model.sources import Source, completing, fetch
 
 # The names of weights in the two libraries' warnings: a column of a table, or a list.
@@ -28,11 +26,10 @@ def config_folder(
     pipeline_config: str | None = None,
 ) -> str:
     """The folder with the config files of a model; weights are not fetched."""
-    _be_quiet()
     source = Source(model, revision, None, local_files_only, allow_pickle, pipeline_config)
     if source.is_single_file:
         return _completing_folder(source)
-    with explained(source):
+    with quiet_libraries(), explained(source):
         return fetch(source, weights=False)
 
 
@@ -41,7 +38,7 @@ def load_scheduler(model: str, **where: Any) -> Any:
     from nullbooth_cli.model.scheduler import model_scheduler
 
     folder = config_folder(model, **where)
-    with explained(Source(model), folder):
+    with quiet_libraries(), explained(Source(model), folder):
         return model_scheduler(folder)
 
 
@@ -67,10 +64,9 @@ def load_pipeline(
             "model_cpu_offload keeps a model in host memory until an accelerator needs it, and this run is on the CPU",
             "set model_cpu_offload to false, or choose a --device such as cuda",
         )
-    _be_quiet()
     source = Source(model, revision, variant, local_files_only, allow_pickle, pipeline_config)
     load = _from_file if source.is_single_file else _from_folder
-    with _captured_warnings() as heard:
+    with warnings_heard() as heard:
         pipe = load(source, getattr(torch, dtype))
     _require_whole(source, pipe, heard)
     if attention_slicing:
@@ -108,9 +104,9 @@ def _from_file(source: Source, dtype: torch.dtype) -> Any:
 
 
 def _completing_folder(source: Source) -> str:
-    with explained(source, source.located()):
+    with quiet_libraries(), explained(source, source.located()):
         base = completing(source)
-    with explained(base, completes=source.model):
+    with quiet_libraries(), explained(base, completes=source.model):
         return fetch(base, weights=False)
 
 
@@ -188,46 +184,3 @@ def weights_digest(pipe: Any, *, encodes: bool = False) -> str:
                 digest.update(f"{name}.{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
-
-
-class _WarningLog(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.heard: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.heard.append(re.sub(r"\x1b\[[\d;]*m", "", record.getMessage()))
-
-
-@contextlib.contextmanager
-def _captured_warnings() -> Iterator[list[str]]:
-    """The warnings that diffusers and transformers log meanwhile: they are kept here and go nowhere else."""
-    ear = _WarningLog()
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    before = [(logger, logger.level, logger.handlers, logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.handlers, logger.propagate = [ear], False
-        logger.setLevel(logging.WARNING)
-    try:
-        yield ear.heard
-    finally:
-        for logger, level, handlers, propagate in before:
-            logger.handlers, logger.propagate = handlers, propagate
-            logger.setLevel(level)
-
-
-def _be_quiet() -> None:
-    """diffusers, transformers and huggingface_hub log to stderr, where progress and errors belong."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import transformers
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    disable_progress_bars()
-    import diffusers
-
-    # Not even errors: what stops a load is raised as well, and becomes our message.
-    diffusers.utils.logging.set_verbosity(logging.CRITICAL)
-    diffusers.utils.logging.disable_progress_bar()

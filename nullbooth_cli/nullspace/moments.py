@@ -50,7 +50,7 @@ class SecondMoments:
         for start in range(0, num_steps, at_once):
             group = x[start : start + at_once].to(self._dtype)
             steps = slice(first + start, first + start + len(group))
-            with full_float32():
+            with full_float32(group.device):
                 for i in range(0, dim, strip):
                     total, rows, columns = self._upper[steps, i : i + strip, i:], group[..., i : i + strip].mT, group[..., i:]
                     if group.dtype == total.dtype and group.device == total.device:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from nullbooth_cli.errors import ConfigError, ResourceError
+from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.tensors import generators
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def resume(training: "Training") -> int:
     return int(found[-1].name.rpartition("-")[2])
 
 
+@quiet_libraries()
 @torch.no_grad()
 def draw_validation(training: "Training", done: int) -> None:
     """Draw the validation prompts into the folder `validation`, each from the same noise every time."""

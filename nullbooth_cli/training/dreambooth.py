@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.progress import Event, Note, Progress
 from nullbooth_cli.training import checkpoints
 from nullbooth_cli.training.examples import encode_texts
@@ -117,6 +118,7 @@ def _loss(
     return F.mse_loss(predicted.float(), target.float())
 
 
+@quiet_libraries()
 def finish(training: Training) -> dict[str, Any]:
     """Write the result: a pipeline folder, or a LoRA file that `load_lora_weights` reads; returns what is said of it.
 

@@ -9,6 +9,7 @@ import torch
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.latents import encode_images
+from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.settings import images
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
@@ -49,12 +50,14 @@ def encode_pictures(pipe: Any, paths: Sequence[Path]) -> torch.Tensor:
     return encode_images(pipe, pictures, pipe.device)
 
 
+@quiet_libraries()
 def encode_texts(pipe: Any, captions: Sequence[str]) -> torch.Tensor:
     """What the denoiser is given for captions, `[N, L, D]`. Differentiable where the text encoder trains."""
     texts: torch.Tensor = pipe.encode_prompt(list(captions), pipe.device, 1, False)[0]
     return texts
 
 
+@quiet_libraries()
 def draw_class(recipe: Recipe, pipe: Any) -> Examples:
     """What the untrained model draws for the class prompts, as latents with their captions; seeded, so always the same."""
     assert recipe.class_prompts is not None

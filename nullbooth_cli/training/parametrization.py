@@ -44,7 +44,7 @@ class NullSpace:
         if key not in self._factors:
             self._factors[key] = self._host.to(*key)
         factor = self._factors[key]
-        with torch.autocast(rows.device.type, enabled=False), full_float32():
+        with torch.autocast(rows.device.type, enabled=False), full_float32(rows.device):
             part = (rows @ factor) @ factor.T
         return rows - part if self._is_complement else part
 

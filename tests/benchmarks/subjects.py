@@ -14,7 +14,7 @@ from nullbooth_cli.collect.sinks import FeatureSink
 from nullbooth_cli.collect.units import collect
 from nullbooth_cli.datatypes import Prompt, Site
 from nullbooth_cli.model.denoise import DenoisingPath, use_schedule
-from nullbooth_cli.model.load import _be_quiet, denoiser_of, freeze, load_pipeline
+from nullbooth_cli.model.load import denoiser_of, freeze, load_pipeline
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.scheduler import build_scheduler, compute_schedule
 from nullbooth_cli.progress import Interrupts
@@ -45,7 +45,6 @@ def toy_pipeline() -> Any:
 
 def sd15_pipeline(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, *, tiny: bool = False) -> Any:
     """Stable Diffusion 1.5's own sizes, weights at random: time does not depend on them. Its tokenizer knows bytes only."""
-    _be_quiet()
     torch.manual_seed(0)
     letters = [chr(i) for i in range(33, 127)]
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]

@@ -99,12 +99,12 @@ class TestKinds:
         """Whatever the libraries warn of on the way, in a process of their own."""
         script = f"""
 import torch
-from nullbooth_cli import model
+from nullbooth_cli.model import load
 for name, settings in {list(kinds.values())!r}:
     where = {{"revision": None, "local_files_only": True, **settings}}
-    model.load_scheduler(name, **where)
-    pipe = model.load_pipeline(name, variant=None, dtype="float32", device=torch.device("cpu"), **where)
-    print(model.weights_digest(pipe))
+    load.load_scheduler(name, **where)
+    pipe = load.load_pipeline(name, variant=None, dtype="float32", device=torch.device("cpu"), **where)
+    print(load.weights_digest(pipe))
 """
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_CACHE": str(cache)}
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
