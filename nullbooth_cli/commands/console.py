@@ -8,7 +8,7 @@ tables are as wide as they need to be. NO_COLOR is respected, and a dumb termina
 import json
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nullbooth_cli.commands.draw_progress import ProgressBars, ProgressLines
 from nullbooth_cli.commands.hints import hint_of
@@ -20,6 +20,7 @@ from nullbooth_cli.progress import Event, Note
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+Answer = TypeVar("Answer")
 Document = dict[str, Any]
 
 
@@ -33,10 +34,12 @@ class Terminal:
     def __init__(self, *, as_json: bool = False, quiet: bool = False, silent: bool = False) -> None:
         self.as_json, self.quiet, self.silent = as_json, quiet or silent, silent
 
-    def answer(self, document: Document, draw: "Callable[[Document], RenderableType | list[RenderableType]]") -> None:
-        """Print the document as JSON, or what `draw(document)` makes of it: text, a table, or a list of both."""
+    def answer(self, document: Answer, draw: "Callable[[Answer], RenderableType | list[RenderableType]]") -> None:
+        """Print the document (dataclass or dictionary) as JSON, or what `draw(document)` makes of it: text, tables, or both."""
         if self.as_json:
-            sys.stdout.write(_json(document) + "\n")
+            from nullbooth_cli.report.json_document import to_json
+
+            sys.stdout.write(_json(to_json(document)) + "\n")
             return
         drawn = draw(document)
         console = rich_console(stderr=False)

@@ -28,7 +28,7 @@ def import_(
     from nullbooth_cli.commands.find_config import find_config, options_of
     from nullbooth_cli.pipeline import import_moments
     from nullbooth_cli.pipeline.state import stage_states
-    from nullbooth_cli.report import documents
+    from nullbooth_cli.report.status import stage_answer
     from nullbooth_cli.settings.config import build_config, load_config, public_settings
     from nullbooth_cli.store import Store, locked, open_backing
 
@@ -41,5 +41,5 @@ def import_(
         store = Store.open_or_create(out, public_settings(given), options)
         terminal.follow(import_moments.import_covariances(Path(folder), store, given))
     states = stage_states(build_config(store.config), store.prompts(), store)
-    terminal.answer(documents.stage_document("covariance", states["covariance"], store), draw_stage)
+    terminal.answer(stage_answer("covariance", states["covariance"], store), draw_stage)
     terminal.next(f"nullbooth project -s {out}")

@@ -1,74 +1,79 @@
 """`nullbooth inspect` of two stores."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from nullbooth_cli.commands.session import Session, start
 from nullbooth_cli.commands.tables import shortened, table
-from nullbooth_cli.report import compare_stores, documents
+from nullbooth_cli.datatypes import choose_sites
+from nullbooth_cli.report.compare_stores import Comparison, compare_stores
 
-
-def answer_comparison(session: Session, other: str, layer: str | None, feature: str | None, site: str | None) -> None:
-    """Answer with two stores side by side."""
-    from nullbooth_cli.datatypes import choose_sites
-
-    second = start(replace(session.common, config=None, store=other))
-    stores = session.open_finished(), second.open_finished()
-    sites = choose_sites(stores[0].sites, layer, feature, site)
-    compared = compare_stores.compare_stores(session.config, stores[0], second.config, stores[1], sites)
-    session.terminal.answer(documents.compare_document(compared), _draw_compared)
-
-
-# What goes first where a terminal is narrow.
+# Columns in the order in which they are left out on a narrow terminal.
 DROPPED = ("held-out A", "held-out B", "dim", "leakage A", "leakage B", "chance", "null A", "null B", "overlap")
+WORDS = ("layer", "feature", "timestep")
 
 
-def _draw_compared(document: dict[str, Any]) -> Any:
-    sites = document["sites"]
-    layers, ending = shortened([site["layer"] for site in sites])
+def answer_comparison(session: Session, other: str, *, layer: str | None, feature: str | None, site: str | None) -> None:
+    """Answer with the store of the session and another one side by side; the filters choose sites of the first."""
+    second = start(replace(session.common, config=None, store=other))
+    store, other_store = session.open_finished(), second.open_finished()
+    sites = choose_sites(store.sites, layer, feature, site)
+    session.terminal.answer(compare_stores(session.config, store, second.config, other_store, sites), draw_comparison)
 
-    def both(key: str, form: str) -> list[list[str]]:
-        return [["" if site[key][i] is None else format(site[key][i], form) for site in sites] for i in (0, 1)]
 
-    null_dims, leakages, heldout, crossed = (
-        both(key, form)
-        for key, form in (
-            ("null_dim", "d"),
-            ("leakage", ".2e"),
-            ("heldout_leakage", ".2e"),
-            ("leakage_on_the_other", ".2e"),
-        )
-    )
-    columns: list[tuple[str, list[str]]] = [
-        ("layer", layers),
-        ("feature", [site["feature"] for site in sites]),
-        ("timestep", [site["key"] for site in sites]),
-        ("dim", [str(site["dim"]) for site in sites]),
-        ("null A", null_dims[0]),
-        ("null B", null_dims[1]),
-        ("overlap", [f"{site['overlap']:.3f}" for site in sites]),
-        ("chance", [f"{site['chance']:.3f}" for site in sites]),
-        ("leakage A", leakages[0]),
-        ("leakage B", leakages[1]),
-        ("held-out A", heldout[0]),
-        ("held-out B", heldout[1]),
-        ("A on B's", crossed[0]),
-        ("B on A's", crossed[1]),
+def draw_comparison(comparison: Comparison) -> list[Any]:
+    """The settings that differ, a row for each site of both stores (A and B), and the totals."""
+    layers, ending = shortened([site.layer for site in comparison.sites])
+    columns = {name: cells for name, cells in _columns(comparison, layers).items() if any(cells)}
+    if comparison.scope != "timestep":
+        del columns["timestep"]
+    right = frozenset(i for i, name in enumerate(columns) if name not in WORDS)
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    drawn = table(list(columns), rows, right=right, drop=DROPPED)
+    above = [
+        *(f"{letter} = {url}" for letter, url in zip("AB", comparison.stores, strict=True)),
+        *(f"  {row.field}: {row.values[0]} | {row.values[1]}" for row in comparison.differences),
+        *(f"only in {letter}: {', '.join(names)}" for letter, names in zip("AB", comparison.only_in, strict=True) if names),
     ]
-    columns = [(name, cells) for name, cells in columns if any(cells) and (name != "timestep" or document["scope"] == "timestep")]
-    words = ("layer", "feature", "timestep")
-    right = frozenset(i for i, (name, _) in enumerate(columns) if name not in words)
-    rows = [list(row) for row in zip(*(cells for _, cells in columns), strict=True)]
-    totals = document["totals"]
-    said = [
-        *(f"{letter} = {url}" for letter, url in zip("AB", document["stores"], strict=True)),
-        *(f"  {row['field']}: {row['values'][0]} | {row['values'][1]}" for row in document["differences"]),
-        *(f"only in {letter}: {', '.join(names)}" for letter, names in zip("AB", document["only_in"], strict=True) if names),
-    ]
-    summary = (
-        f"{totals['sites']} sites: {totals['null_dim'][0]} against {totals['null_dim'][1]} of {totals['dim']} dimensions null, "
-        f"mean overlap {totals['mean_overlap']:.3f}; A leaks at most {totals['largest_leakage_on_the_other'][0]:.2g} "
-        f"on the prompts of B, B at most {totals['largest_leakage_on_the_other'][1]:.2g} on those of A"
+    return [*above, "", drawn, *([f"layers end in {ending}"] if ending else []), _summary(comparison)]
+
+
+def _columns(comparison: Comparison, layers: list[str]) -> dict[str, list[str]]:
+    sites = comparison.sites
+
+    def leakages(pairs: Iterable[tuple[float | None, float | None]]) -> tuple[list[str], list[str]]:
+        first, second = zip(*pairs, strict=True)
+        return [_leakage(value) for value in first], [_leakage(value) for value in second]
+
+    leakage, heldout = leakages(site.leakage for site in sites), leakages(site.heldout_leakage for site in sites)
+    crossed = leakages(site.leakage_on_the_other for site in sites)
+    return {
+        "layer": layers,
+        "feature": [site.feature for site in sites],
+        "timestep": [site.key for site in sites],
+        "dim": [str(site.dim) for site in sites],
+        "null A": [str(site.null_dim[0]) for site in sites],
+        "null B": [str(site.null_dim[1]) for site in sites],
+        "overlap": [f"{site.overlap:.3f}" for site in sites],
+        "chance": [f"{site.chance:.3f}" for site in sites],
+        "leakage A": leakage[0],
+        "leakage B": leakage[1],
+        "held-out A": heldout[0],
+        "held-out B": heldout[1],
+        "A on B's": crossed[0],
+        "B on A's": crossed[1],
+    }
+
+
+def _leakage(value: float | None) -> str:
+    return "" if value is None else f"{value:.2e}"
+
+
+def _summary(comparison: Comparison) -> str:
+    totals = comparison.totals
+    return (
+        f"{totals.sites} sites: {totals.null_dim[0]} against {totals.null_dim[1]} of {totals.dim} dimensions null, "
+        f"mean overlap {totals.mean_overlap:.3f}; A leaks at most {totals.largest_leakage_on_the_other[0]:.2g} "
+        f"on the prompts of B, B at most {totals.largest_leakage_on_the_other[1]:.2g} on those of A"
     )
-    drawn = table([name for name, _ in columns], rows, right=right, drop=DROPPED)
-    return [*said, "", drawn, *([f"layers end in {ending}"] if ending else []), summary]

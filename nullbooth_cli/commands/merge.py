@@ -28,7 +28,7 @@ def merge(
     from nullbooth_cli.pipeline.merge import check_mergeable
     from nullbooth_cli.pipeline.merge import merge as merge_stores
     from nullbooth_cli.pipeline.state import stage_states
-    from nullbooth_cli.report import documents
+    from nullbooth_cli.report.status import stage_answer
     from nullbooth_cli.settings.config import build_config
     from nullbooth_cli.store import Store, locked, open_backing
 
@@ -42,5 +42,5 @@ def merge(
         store = Store.open_or_create(out, sources[0].config, options)
         terminal.follow(merge_stores(sources, store))
     states = stage_states(build_config(store.config), store.prompts(), store)
-    terminal.answer(documents.stage_document("covariance", states["covariance"], store), draw_stage)
+    terminal.answer(stage_answer("covariance", states["covariance"], store), draw_stage)
     terminal.next(f"nullbooth project -s {out}")

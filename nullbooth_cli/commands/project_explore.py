@@ -1,88 +1,74 @@
 """`nullbooth project --explore`: a ladder of thresholds, and nothing written."""
 
+from pathlib import Path
 from typing import Any
 
 from nullbooth_cli.commands.session import Session
 from nullbooth_cli.commands.tables import shortened, table
 from nullbooth_cli.formatting import aligned
-from nullbooth_cli.pipeline.project import decomposing, decomposition_basis
 from nullbooth_cli.pipeline.state import require, stage_states
-from nullbooth_cli.report import documents
+from nullbooth_cli.report.ladder import Ladder, explore_thresholds
 
 
 def explore(session: Session, device: str | None, plot: str | None) -> None:
+    """Answer with the ladder under the rule in force; `plot` is the file of a picture of it."""
     from nullbooth_cli.model.device import pick_device
-    from nullbooth_cli.nullspace.decompose import spectra
-    from nullbooth_cli.report.plots import canvas, ladder
+    from nullbooth_cli.report.plots import canvas
+    from nullbooth_cli.report.plots.ladder import draw_ladder
 
     if plot:
         canvas.check_picture(plot)
     store = session.open()
     require(stage_states(session.config, session.prompts, store), "covariance", session.url)
-    current = store.records.get("decomposition") == decomposition_basis(session.config, store)
-    found = spectra(
-        store,
-        pick_device(device),
-        decomposing(session.config, store),
-        stored=current and bool(store.progress.done("decomposition").all()),
-    )
-    document = documents.explore_document(session.config, store, found)
+    ladder = explore_thresholds(session.config, store, pick_device(device))
     if plot:
-        ladder.draw_ladder(document, plot)
+        draw_ladder(ladder, Path(plot))
         session.terminal.note(f"drawn: {plot}")
-    session.terminal.answer(document, _draw)
+    session.terminal.answer(ladder, draw_tables)
 
 
-def _draw(document: dict[str, Any]) -> Any:
-    rule, rungs = document["rule"]["name"], document["ladder"]
-    layers, ending = shortened([site["layer"] for site in rungs[0]["sites"]])
-    values = aligned([rung["value"] for rung in rungs])
-    rows, last = [], len(rungs[0]["sites"]) - 1
-    for i, layer in enumerate(layers):
-        for rung, value in zip(rungs, values, strict=True):
-            site = rung["sites"][i]
-            rows.append(
-                [
-                    layer,
-                    site["feature"],
-                    site["key"],
-                    value,
-                    str(site["null_dim"]),
-                    str(site["dim"]),
-                    *_leakages(site),
-                ]
-            )
-        if i != last:
-            rows.append([""] * len(rows[0]))
-    columns = ["layer", "feature", "timestep", rule, "null_dim", "dim", "leakage", "held-out", ""]
-    by_site = table(columns, rows, right=frozenset({3, 4, 5, 6, 7}), drop=("dim", "timestep", "held-out"))
-    totals = [
-        [
-            value + (" *" if rung["value"] == document["rule"]["value"] else "  "),
-            str(rung["null_dim"]),
-            f"{100 * rung['null_dim'] / rung['dim']:.1f} %",
-            *_leakages(
-                {"leakage": rung["largest_leakage"], "heldout_leakage": rung["largest_heldout_leakage"], "below_noise": 0}
-            )[:2],
-            str(rung["empty"]),
-            str(rung["below_noise"]),
-        ]
-        for rung, value in zip(rungs, values, strict=True)
-    ]
-    in_total = table(
-        [rule, "null_dim", "share", "largest leakage", "held-out", "empty sites", "below noise"],
-        totals,
-        right=frozenset(range(7)),
-        drop=("share", "empty sites"),
-    )
+def draw_tables(ladder: Ladder) -> list[Any]:
+    """Every site at every rung, then all sites together; a star marks the rung in force."""
+    layers, ending = shortened([site.layer for site in ladder.ladder[0].sites])
+    values = aligned([rung.value for rung in ladder.ladder])
     notes = [f"layers end in {ending}"] if ending else []
-    if not document["heldout"]:
+    if not ladder.heldout:
         notes.append(
             "no held-out prompts: set heldout_prompts and collect again to measure leakage on prompts that were not collected"
         )
-    return [by_site, *notes, "", f"{document['store']}, all sites (* is in force):", in_total]
+    by_site, totals = _table_by_site(ladder, layers, values), _table_of_totals(ladder, values)
+    return [by_site, *notes, "", f"{ladder.store}, all sites (* is in force):", totals]
 
 
-def _leakages(site: dict[str, Any]) -> list[str]:
-    heldout = "" if site["heldout_leakage"] is None else f"{site['heldout_leakage']:.2e}"
-    return [f"{site['leakage']:.2e}", heldout, "below the noise floor" if site["below_noise"] else ""]
+def _table_by_site(ladder: Ladder, layers: list[str], values: list[str]) -> Any:
+    columns = ["layer", "feature", "timestep", ladder.rule.name, "null_dim", "dim", "leakage", "held-out", ""]
+    rows: list[list[str]] = []
+    for i, layer in enumerate(layers):
+        rows += [[""] * len(columns)] if i else []
+        for rung, value in zip(ladder.ladder, values, strict=True):
+            site = rung.sites[i]
+            cells = [layer, site.feature, site.key, value, str(site.null_dim), str(site.dim)]
+            noise = "below the noise floor" if site.below_noise else ""
+            rows.append([*cells, f"{site.leakage:.2e}", _heldout(site.heldout_leakage), noise])
+    return table(columns, rows, right=frozenset({3, 4, 5, 6, 7}), drop=("dim", "timestep", "held-out"))
+
+
+def _table_of_totals(ladder: Ladder, values: list[str]) -> Any:
+    rows = [
+        [
+            value + (" *" if rung is ladder.in_force else "  "),
+            str(rung.null_dim),
+            f"{100 * rung.null_dim / rung.dim:.1f} %",
+            f"{rung.largest_leakage:.2e}",
+            _heldout(rung.largest_heldout_leakage),
+            str(rung.empty),
+            str(rung.below_noise),
+        ]
+        for rung, value in zip(ladder.ladder, values, strict=True)
+    ]
+    columns = [ladder.rule.name, "null_dim", "share", "largest leakage", "held-out", "empty sites", "below noise"]
+    return table(columns, rows, right=frozenset(range(7)), drop=("share", "empty sites"))
+
+
+def _heldout(leakage: float | None) -> str:
+    return "" if leakage is None else f"{leakage:.2e}"

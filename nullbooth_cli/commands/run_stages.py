@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from nullbooth_cli.commands.console import Terminal
-from nullbooth_cli.commands.draw import draw_plans, draw_schedule, draw_stage, draw_summary, warnings_of
+from nullbooth_cli.commands.draw import draw_plans, draw_schedule, draw_stage, summary_line, warning_lines
 from nullbooth_cli.commands.options import Common, Control
 from nullbooth_cli.commands.session import Session, start
 from nullbooth_cli.errors import ConfigError
@@ -20,7 +20,11 @@ from nullbooth_cli.pipeline.run import Run
 from nullbooth_cli.pipeline.state import StageState, stage_states
 from nullbooth_cli.pipeline.workers import Shard, Workers, start_workers
 from nullbooth_cli.progress import Event, Interrupts, Note
-from nullbooth_cli.report import documents
+from nullbooth_cli.report.inspection import InspectReport, inspect_store
+from nullbooth_cli.report.json_document import Document
+from nullbooth_cli.report.plan import plan_report
+from nullbooth_cli.report.schedule import schedule_report
+from nullbooth_cli.report.status import stage_answer
 from nullbooth_cli.store import Store, locked, shard_locked
 
 PREPARING_SECONDS = 600.0  # that shards wait for the one that makes the store ready
@@ -40,7 +44,7 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
         store = session.open_if_there()
         free = session.backing(read_only=True).free_nbytes()
         planned = plan.plan(wanted, session.config, session.prompts, store, control.device, free, session.terminal.note)
-        session.terminal.answer(documents.plan_document(planned), draw_plans)
+        session.terminal.answer(plan_report(planned), draw_plans)
         return
     shard = Shard.parse(control.shard) if control.shard else None
     if shard and control.force:
@@ -65,7 +69,8 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
     if not session.terminal.silent:
         document, draw = _answer(wanted[-1], session, store, states)
         session.terminal.answer(document, draw)
-        session.terminal.warn(warnings_of(document))
+        if isinstance(document, InspectReport):
+            session.terminal.warn(warning_lines(document))
         session.next(states)
 
 
@@ -154,11 +159,9 @@ def _events(
         yield Note(collect.release_features(store))
 
 
-def _answer(
-    stage: str, session: Session, store: Store, states: dict[str, StageState]
-) -> tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]:
+def _answer(stage: str, session: Session, store: Store, states: dict[str, StageState]) -> tuple[Document, Callable[[Any], Any]]:
     if stage == "schedule":
-        return documents.schedule_document(session.config, store), draw_schedule
+        return schedule_report(session.config, store), draw_schedule
     if stage == "project" and states["project"].state == "complete":
-        return documents.inspect_document(session.config, store), draw_summary
-    return documents.stage_document(stage, states[stage], store), draw_stage
+        return inspect_store(session.config, store), summary_line
+    return stage_answer(stage, states[stage], store), draw_stage

@@ -1,7 +1,4 @@
-"""What is worth looking at in a finished store: how its spectra go over timesteps and layers, and how null spaces compare.
-
-Everything is read or computed on the spot, nothing written.
-"""
+"""How the spectra of a finished store change over timesteps, and how its null spaces overlap. Nothing is written."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -26,12 +23,12 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SiteOverTimesteps:
-    """How one site goes over the timesteps: the spectrum of each timestep alone, cut by the rule in force.
+    """The spectrum of one site at each timestep alone, cut by the rule in force.
 
     `eigenvalues` are `[T, D]`, ascending; the other arrays have one value per timestep, `[T]`, and `heldout_leakage` is NaN
-    without held-out prompts. `overlap` `[T, T]` compares the null spaces (`nullspace.overlap`), NaN where one is empty.
+    without held-out prompts. `overlap` `[T, T]` compares the null spaces of every two timesteps, NaN where one is empty.
     """
 
     site: Site
@@ -44,10 +41,21 @@ class SiteOverTimesteps:
     overlap: Floats
 
 
-def over_timesteps(store: Store, device: "torch.device", config: Config, sites: Iterable[Site]) -> Iterator[SiteOverTimesteps]:
-    """The course of every site that the timestep changes; a rule that finds nothing null gives 0, and no error.
+@dataclass(frozen=True, kw_only=True)
+class LayerOverlap:
+    """The overlap `[n, n]` of the null spaces of every two of the `layers` `[n]` that have this feature and width."""
 
-    Cost: a decomposition for every site and timestep, read where the scope is timestep; 4 D^2 bytes kept per timestep of a site.
+    feature: str
+    dim: int
+    layers: tuple[str, ...]
+    overlap: Floats
+
+
+def over_timesteps(store: Store, device: "torch.device", config: Config, sites: Iterable[Site]) -> Iterator[SiteOverTimesteps]:
+    """Every site that depends on the timestep. A timestep without a null space counts as `null_dim` 0; it is no error.
+
+    Cost: a decomposition for every site and timestep, read where the scope is timestep; 4 D^2 bytes in memory per timestep of a
+    site.
     """
     from nullbooth_cli.nullspace.decompose import decompositions
 
@@ -61,18 +69,33 @@ def over_timesteps(store: Store, device: "torch.device", config: Config, sites: 
     else:
         found = decompositions(store, device, settings, varying)
     rule, value = config.project.rule()
+    timesteps = np.array([step.timestep for step in settings.steps])
     for site, of_site in groupby(found, key=lambda item: item[0]):
-        rows, projectors, spectra = [], [], []
-        for _, _, decomposition in of_site:
-            null_dim, held = spectrum.null_dim_of(decomposition.eigenvalues, decomposition.energies, rule, value)
-            rank = spectrum.effective_rank(decomposition.eigenvalues)
-            leaked = spectrum.leakage(decomposition.energies[0], null_dim)
-            rows.append((null_dim, rank, leaked, np.nan if held is None else spectrum.leakage(held, null_dim)))
-            spectra.append(decomposition.eigenvalues)
-            projectors.append(Projector.of(decomposition.eigenvectors, null_dim))
-        timesteps = np.array([step.timestep for step in settings.steps])
-        null_dims, ranks, leakages, heldout = np.array(rows, dtype=np.float64).T
-        yield SiteOverTimesteps(site, timesteps, np.stack(spectra), null_dims, ranks, leakages, heldout, overlaps(projectors))
+        yield _over_timesteps(site, timesteps, (decomposition for _, _, decomposition in of_site), rule, value)
+
+
+def _over_timesteps(
+    site: Site, timesteps: Floats, decompositions: Iterable[Decomposition], rule: str, value: float
+) -> SiteOverTimesteps:
+    rows, projectors, spectra = [], [], []
+    for found in decompositions:
+        null_dim, heldout = spectrum.null_dim_of(found.eigenvalues, found.energies, rule, value)
+        rank = spectrum.effective_rank(found.eigenvalues)
+        leaked = spectrum.leakage(found.energies[0], null_dim)
+        rows.append((null_dim, rank, leaked, np.nan if heldout is None else spectrum.leakage(heldout, null_dim)))
+        spectra.append(found.eigenvalues)
+        projectors.append(Projector.of(found.eigenvectors, null_dim))
+    null_dims, ranks, leakages, heldout_leakages = np.array(rows, dtype=np.float64).T
+    return SiteOverTimesteps(
+        site=site,
+        timesteps=timesteps,
+        eigenvalues=np.stack(spectra),
+        null_dim=null_dims,
+        effective_rank=ranks,
+        leakage=leakages,
+        heldout_leakage=heldout_leakages,
+        overlap=overlaps(projectors),
+    )
 
 
 def overlaps(projectors: list[Projector]) -> Floats:
@@ -83,8 +106,8 @@ def overlaps(projectors: list[Projector]) -> Floats:
     return found
 
 
-def between_layers(store: Store, sites: Iterable[Site]) -> Iterator[tuple[str, int, list[str], Floats]]:
-    """(feature, D, layers `[n]`, overlap `[n, n]`) for every feature and width that two layers or more have; pooled scope."""
+def between_layers(store: Store, sites: Iterable[Site]) -> Iterator[LayerOverlap]:
+    """One for every feature and width that two layers or more have; the scope must be pooled. Cost: one read of eigenvectors."""
 
     def kind(site: Site) -> tuple[str, int]:
         return site.feature, site.dim
@@ -92,4 +115,5 @@ def between_layers(store: Store, sites: Iterable[Site]) -> Iterator[tuple[str, i
     for (feature, dim), group in groupby(sorted(sites, key=kind), key=kind):
         several = list(group)
         if len(several) > 1:
-            yield feature, dim, [site.layer for site in several], overlaps([load_projector(store, site) for site in several])
+            found = overlaps([load_projector(store, site) for site in several])
+            yield LayerOverlap(feature=feature, dim=dim, layers=tuple(site.layer for site in several), overlap=found)

@@ -1,11 +1,13 @@
-"""One page that holds everything there is to see of a store, and needs nothing else: no network, no other file.
+"""One page with everything there is to see of a store. It needs nothing else: no network, no other file.
 
-`page.html` is the page: it draws from one JSON document with plotly, whose script is put in as well, and with what `page.css` and
-`page.js` have for every page. Nothing of the document becomes markup, so that a prompt with a tag in it is shown and not run.
+`web/page.html` is the page. It draws from one JSON document with plotly, whose script is part of the file, and uses
+`web/page.css` and `web/page.js`, which all pages share. Nothing of the document becomes markup: a prompt with a tag in it is
+shown, not run.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,42 +16,115 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nullbooth_cli import __version__
-from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ResourceError
-from nullbooth_cli.pipeline.state import stage_states
-from nullbooth_cli.report.documents import spectra_of, status_document
+from nullbooth_cli.pipeline.state import StageState, stage_states
+from nullbooth_cli.report.inspection import InspectTotals, Rule, SiteReport, spectra_of
+from nullbooth_cli.report.json_document import to_json
 from nullbooth_cli.report.over_timesteps import SiteOverTimesteps
-from nullbooth_cli.settings.config import STAGES, Config
+from nullbooth_cli.report.picture_source import PictureSource
+from nullbooth_cli.report.status import StageReport, stage_report
+from nullbooth_cli.settings.config import STAGES
 from nullbooth_cli.store import Store
 
-POINTS = 128  # of a spectrum: more than that no chart shows
+MOST_POINTS = 128  # of a spectrum: a chart shows no more
 DATA = '<script id="data" type="application/json"></script>'
 PLOTLY = '<script id="plotly"></script>'
 COMMON = '<script id="common"></script>'
 STYLE = "<style></style>"
+Floats = NDArray[np.float64]
 
 
-def write_page(
-    path: Path,
-    config: Config,
-    store: Store,
-    document: dict[str, Any],
-    courses: Sequence[SiteOverTimesteps],
-    prompts: tuple[Prompt, ...],
-) -> Path:
-    """Write the report of an inspect document. Cost: 5 MB for plotly's script, and about 1 kB per site and timestep."""
-    return fill_page(path, "page.html", page_document(config, store, document, courses, prompts))
+@dataclass(frozen=True)
+class ThinSpectrum:
+    """Up to `MOST_POINTS` eigenvalues, largest first, with their places, counted from 1; the first and the last are included."""
+
+    place: tuple[int, ...]
+    value: tuple[float, ...]
 
 
-def fill_page(path: Path, template: str, data: dict[str, Any]) -> Path:
-    """Write a page of this package, with the data that it draws. Raises ResourceError if it cannot be written. Cost: 5 MB."""
+@dataclass(frozen=True, kw_only=True)
+class PageStage(StageReport):
+    """A stage, and about how long its units took: at the pace of its last run, None where no pace was noted."""
+
+    seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageSite(SiteReport):
+    """An entry of the inspect report with its spectrum."""
+
+    spectrum: ThinSpectrum
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageEvolution:
+    """A site over the timesteps; each tuple has one value per timestep, None where there is none."""
+
+    layer: str
+    feature: str
+    dim: int
+    timesteps: tuple[float, ...]
+    spectra: tuple[ThinSpectrum, ...]
+    null_dim: tuple[float | None, ...]
+    effective_rank: tuple[float | None, ...]
+    leakage: tuple[float | None, ...]
+    heldout_leakage: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageData:
+    """The document that the page draws: the inspect report with its spectra, settings, stages and prompts."""
+
+    version: str
+    store: str
+    scope: str
+    rule: Rule
+    totals: InspectTotals
+    settings: Mapping[str, str]
+    packages: Mapping[str, str]
+    stages: Mapping[str, PageStage]
+    prompts: tuple[str, ...]
+    sites: tuple[PageSite, ...]
+    evolutions: tuple[PageEvolution, ...]
+
+
+def page_data(source: PictureSource, evolutions: Sequence[SiteOverTimesteps]) -> PageData:
+    """Gather what the page shows of a store. Cost: about 1 kB per site and timestep."""
+    report, store = source.report, source.store
+    states, records = stage_states(source.config, source.prompts, store), store.records
+    settings = {name: value for stage in STAGES for name, value in records[stage]["settings"].items()}
+    return PageData(
+        version=__version__,
+        store=store.url,
+        scope=report.scope,
+        rule=report.rule,
+        totals=report.totals,
+        settings={name: str(value) for name, value in settings.items()},
+        packages=store.packages,
+        stages={stage: _stage(store, stage, state) for stage, state in states.items()},
+        prompts=tuple(prompt.text for prompt in source.prompts),
+        sites=tuple(
+            PageSite(**_values(entry), spectrum=thin_spectrum(eigenvalues))
+            for entry, eigenvalues in zip(report.sites, spectra_of(store, report.sites), strict=True)
+        ),
+        evolutions=tuple(map(_evolution, evolutions)),
+    )
+
+
+def write_page(path: Path, data: PageData) -> Path:
+    """Write the page of a store. Raises ResourceError if it cannot be written. Cost: 5 MB for plotly's script."""
+    return fill_page(path, "page.html", data)
+
+
+def fill_page(path: Path, template: str, data: object) -> Path:
+    """Write a page of the folder web/ with the dataclass that it draws. Raises ResourceError if it cannot be written."""
     from plotly.offline import get_plotlyjs
 
     def source(name: str) -> str:
         return files("nullbooth_cli.report").joinpath("web", name).read_text(encoding="utf-8")
 
-    # The only markup that a script element reads is its own end, so no "<" may stand in it.
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    # The only markup that ends a script element begins with "<", so no "<" may be part of the data.
+    text = json.dumps(to_json(data), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     page = source(template)
     parts = ((STYLE, source("page.css")), (DATA, text), (PLOTLY, get_plotlyjs()), (COMMON, source("page.js")))
     for empty, content in parts:
@@ -62,53 +137,37 @@ def fill_page(path: Path, template: str, data: dict[str, Any]) -> Path:
     return path
 
 
-def page_document(
-    config: Config, store: Store, document: dict[str, Any], courses: Sequence[SiteOverTimesteps], prompts: tuple[Prompt, ...]
-) -> dict[str, Any]:
-    """What the page shows: the inspect document, each spectrum and course, settings, stages with their times, prompts."""
-    states = stage_states(config, prompts, store)
-    stages = status_document(store.url, store, states)["stages"]
-    for stage, found in stages.items():
-        pace = store.progress.pace(stage)
-        found["seconds"] = None if pace is None else pace * found["units_done"]
-    records = store.records
-    settings = {name: value for stage in STAGES for name, value in records[stage]["settings"].items()}
-    return {
-        "version": __version__,
-        "store": store.url,
-        "scope": document["scope"],
-        "rule": document["rule"],
-        "totals": document["totals"],
-        "settings": {name: str(value) for name, value in settings.items()},
-        "packages": store.packages,
-        "stages": stages,
-        "prompts": [prompt.text for prompt in prompts],
-        "sites": [
-            {**entry, "spectrum": _spectrum(eigenvalues)}
-            for entry, eigenvalues in zip(document["sites"], spectra_of(store, document["sites"]), strict=True)
-        ],
-        "courses": [
-            {
-                "layer": course.site.layer,
-                "feature": course.site.feature,
-                "dim": course.site.dim,
-                "timesteps": course.timesteps.tolist(),
-                "spectra": [_spectrum(eigenvalues) for eigenvalues in course.eigenvalues],
-                "null_dim": _numbers(course.null_dim),
-                "effective_rank": _numbers(course.effective_rank),
-                "leakage": _numbers(course.leakage),
-                "heldout_leakage": _numbers(course.heldout_leakage),
-            }
-            for course in courses
-        ],
-    }
+def thin_spectrum(eigenvalues: Floats) -> ThinSpectrum:
+    """The eigenvalues `[D]`, ascending, thinned to what a chart can show, with four digits."""
+    places = np.unique(np.linspace(1, len(eigenvalues), min(MOST_POINTS, len(eigenvalues))).round().astype(int))
+    values = eigenvalues[::-1][places - 1]
+    return ThinSpectrum(tuple(places.tolist()), tuple(float(f"{value:.4g}") for value in values))
 
 
-def _spectrum(eigenvalues: NDArray[np.float64]) -> dict[str, list[float]]:
-    """Up to `POINTS` eigenvalues, largest first, each with its place from 1 on; the first and the last are among them."""
-    places = np.unique(np.linspace(1, len(eigenvalues), min(POINTS, len(eigenvalues))).round().astype(int))
-    return {"place": places.tolist(), "value": [float(f"{value:.4g}") for value in eigenvalues[::-1][places - 1]]}
+def _stage(store: Store, stage: str, state: StageState) -> PageStage:
+    pace = store.progress.pace(stage)
+    seconds = None if pace is None else pace * state.units_done
+    return PageStage(**_values(stage_report(store, stage, state)), seconds=seconds)
 
 
-def _numbers(values: NDArray[np.float64]) -> list[float | None]:
-    return [None if np.isnan(value) else float(f"{value:.5g}") for value in values]
+def _values(report: SiteReport | StageReport) -> dict[str, Any]:
+    """The fields of a dataclass as keywords, its values as they are."""
+    return {each.name: getattr(report, each.name) for each in fields(report)}
+
+
+def _evolution(found: SiteOverTimesteps) -> PageEvolution:
+    return PageEvolution(
+        layer=found.site.layer,
+        feature=found.site.feature,
+        dim=found.site.dim,
+        timesteps=tuple(found.timesteps.tolist()),
+        spectra=tuple(map(thin_spectrum, found.eigenvalues)),
+        null_dim=_numbers(found.null_dim),
+        effective_rank=_numbers(found.effective_rank),
+        leakage=_numbers(found.leakage),
+        heldout_leakage=_numbers(found.heldout_leakage),
+    )
+
+
+def _numbers(values: Floats) -> tuple[float | None, ...]:
+    return tuple(None if np.isnan(value) else float(f"{value:.5g}") for value in values)

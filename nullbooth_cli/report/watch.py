@@ -11,7 +11,7 @@ from typing import Any
 from nullbooth_cli.datatypes import HELDOUT
 from nullbooth_cli.errors import NullboothError
 from nullbooth_cli.pipeline.state import DONE, StageState
-from nullbooth_cli.report.documents import SCHEMA_VERSION
+from nullbooth_cli.report.json_document import SCHEMA_VERSION
 from nullbooth_cli.store import Heartbeat, Store
 
 SILENT_SECONDS = 15.0  # five signs of life that did not come

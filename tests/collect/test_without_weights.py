@@ -19,7 +19,7 @@ from nullbooth_cli.model import scheduler as scheduler_module
 from nullbooth_cli.model.denoise import DenoisingPath, begin_denoising
 from nullbooth_cli.nullspace import moments
 from nullbooth_cli.pipeline.plan import plan
-from nullbooth_cli.report import documents
+from nullbooth_cli.report.inspection import inspect_store
 from nullbooth_cli.settings.config import STAGES, Config
 from nullbooth_cli.store import Store
 from tests.support import tiny
@@ -136,10 +136,10 @@ def test_what_is_planned_is_what_is_collected(folders: dict[str, Path], tmp_path
 
 
 def test_flux_runs_through(flux_run: tuple[Config, Store]) -> None:
-    document = documents.inspect_document(*flux_run)
-    assert document["totals"]["weights"] == 11
+    report = inspect_store(*flux_run)
+    assert report.totals.weights == 11
     # The two streams of the double block keep q, k and v apart, the single block has one for both.
-    weights = [{weight.split(".")[-2] for weight in site["weights"]} for site in document["sites"]]
+    weights = [{weight.split(".")[-2] for weight in site.weights} for site in report.sites]
     assert weights.count({"to_q", "to_k", "to_v"}) == 2
     assert {"add_q_proj", "add_k_proj", "add_v_proj"} in weights
 

@@ -208,13 +208,13 @@ class TestTables:
 class TestInspect:
     @pytest.mark.parametrize(("width", "spectrum"), [(60, False), (80, False), (130, True), (180, True)])
     def test_it_fits(self, screen: Callable[..., Screen], finished: tuple[Config, Store], width: int, spectrum: bool) -> None:
-        from nullbooth_cli.commands.inspect import _draw
-        from nullbooth_cli.report import documents as documents_module
+        from nullbooth_cli.commands.inspect_store import draw_report
+        from nullbooth_cli.report.inspection import inspect_store, sparklines
 
         config, store = finished
-        document = documents_module.inspect_document(config, store)
+        report = inspect_store(config, store)
         shown = screen(width)
-        Terminal().answer(document, lambda found: _draw(found, documents_module.sparklines(store, found)))
+        Terminal().answer(report, lambda found: draw_report(found, sparklines(store, found)))
         lines = shown.plain
         assert max(map(len, lines)) <= width
         assert lines[0].split()[:2] == ["layer", "feature"]

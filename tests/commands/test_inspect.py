@@ -20,7 +20,7 @@ from nullbooth_cli.nullspace.pooling import pooled, second_moment
 from nullbooth_cli.nullspace.projector import Projector, expected_overlap, leakage_on, overlap
 from nullbooth_cli.nullspace.usable import load_projector
 from nullbooth_cli.report import over_timesteps
-from nullbooth_cli.report.documents import most_leaking
+from nullbooth_cli.report.inspection import inspect_store, most_leaking
 from nullbooth_cli.report.plots.canvas import short
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
@@ -115,13 +115,13 @@ class TestCourses:
     def test_between_layers_of_one_width(self, finished: tuple[Config, Store]) -> None:
         store = finished[1]
         found = list(over_timesteps.between_layers(store, store.sites))
-        assert {(feature, dim) for feature, dim, _, _ in found} >= {("q", 80), ("out", 32)}
-        for feature, dim, layers, matrix in found:
-            sites = [site for site in store.sites if (site.feature, site.dim) == (feature, dim)]
-            assert layers == [site.layer for site in sites]
+        assert {(of.feature, of.dim) for of in found} >= {("q", 80), ("out", 32)}
+        for of in found:
+            sites = [site for site in store.sites if (site.feature, site.dim) == (of.feature, of.dim)]
+            assert list(of.layers) == [site.layer for site in sites]
             projectors = [load_projector(store, site).dense() for site in sites]
             expected = np.trace(projectors[0] @ projectors[1]) / min(np.trace(projectors[0]), np.trace(projectors[1]))
-            assert matrix[0, 1] == pytest.approx(expected, abs=1e-9)
+            assert of.overlap[0, 1] == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -166,11 +166,11 @@ class TestPlots:
         shown = inspect(str(tmp_path / "run.zarr"), "--layer", "mid_block", "--plots", str(tmp_path / "p"), "--json")
         assert shown.exit_code == 0, shown.stderr
         document = json.loads(shown.stdout)
-        kept = most_leaking(document["sites"])
-        assert len(document["sites"]) > len(kept) == len({(e["layer"], e["feature"]) for e in document["sites"]})
+        report = inspect_store(stepwise, Store.open(stepwise.store), layer="mid_block")
+        kept = most_leaking(report.sites)
+        assert len(document["sites"]) == len(report.sites) > len(kept) == len({entry.site_name for entry in report.sites})
         for entry in kept:
-            same_site = [e for e in document["sites"] if (e["layer"], e["feature"]) == (entry["layer"], entry["feature"])]
-            assert entry["leakage"] == max(e["leakage"] for e in same_site)
+            assert entry.leakage == max(other.leakage for other in report.sites if other.site_name == entry.site_name)
         assert (tmp_path / "p" / "spectra.png").exists()
 
     def test_a_site_gets_its_moment(self, finished: Any, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from typer.testing import CliRunner
 
 from nullbooth_cli.cli import app
-from nullbooth_cli.report.page import POINTS, _spectrum
+from nullbooth_cli.report.page import MOST_POINTS, ThinSpectrum, thin_spectrum
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from tests.support.browser import HOSTILE, assert_quiet_and_alone, needs_browser, open_browser
@@ -76,11 +76,11 @@ def shown_trace(browser: webdriver.Chrome, chart: str, key: str) -> Any:
 
 def test_a_spectrum_is_thinned_to_what_can_be_seen() -> None:
     values = np.sort(np.random.default_rng(0).random(1280))
-    thin = _spectrum(values)
-    assert len(thin["place"]) == POINTS
-    assert (thin["place"][0], thin["place"][-1]) == (1, 1280)
-    np.testing.assert_allclose(thin["value"], values[::-1][np.array(thin["place"]) - 1], rtol=1e-3)
-    assert _spectrum(np.array([1.0, 3.0])) == {"place": [1, 2], "value": [3.0, 1.0]}
+    thin = thin_spectrum(values)
+    assert len(thin.place) == MOST_POINTS
+    assert (thin.place[0], thin.place[-1]) == (1, 1280)
+    np.testing.assert_allclose(thin.value, values[::-1][np.array(thin.place) - 1], rtol=1e-3)
+    assert thin_spectrum(np.array([1.0, 3.0])) == ThinSpectrum((1, 2), (3.0, 1.0))
 
 
 def test_the_file_names_nothing_outside(page: Any) -> None:

@@ -1,23 +1,26 @@
-"""Where each word looks: attention maps over the image that the model made."""
+"""Attention maps: where in the image each word is attended to."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nullbooth_cli.datatypes import Step
-from nullbooth_cli.report.plots.canvas import figure, save
+from nullbooth_cli.report.plots.canvas import Floats, figure, save
 from nullbooth_cli.store import AttentionMaps
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MARKS = ("<|", "<s", "</s", "<pad")  # begin, end and padding marks of tokenizers: not words of the prompt
 
 
 def word_maps(maps: AttentionMaps, layers: Iterable[str] | None = None) -> Floats:
-    """`[S, H, W, K]`: the mean of the layers' attention (all by default), brought to the size of the largest of them.
+    """`[S, H, W, K]`: the mean attention of the layers (all by default), enlarged to the size of the largest of them.
 
-    A place of a small map stands for a block of places, and all words of the text still share out 1 at every place.
+    A place of a small map becomes a block of places. The words of the text still sum to 1 at every place.
     """
     chosen = [maps.layers[layer].astype(np.float64) for layer in (maps.layers if layers is None else layers)]
     height, width = max(values.shape[1:3] for values in chosen)
@@ -26,13 +29,12 @@ def word_maps(maps: AttentionMaps, layers: Iterable[str] | None = None) -> Float
     return np.asarray(np.mean(enlarged, axis=0))
 
 
-MARKS = ("<|", "<s", "</s", "<pad")  # begin and end marks of tokenizers: no words of the prompt
+def draw_attention(
+    text: str, maps: AttentionMaps, steps: Sequence[Step], path: Path, layers: Sequence[str] | None = None
+) -> Path:
+    """A row for each word: the image, the mean over all recorded timesteps, and each timestep.
 
-
-def draw_attention(text: str, maps: AttentionMaps, steps: tuple[Step, ...], path: Path, layers: list[str] | None = None) -> Path:
-    """A row for each word, a column for each timestep kept, behind the image and the mean over all of them.
-
-    The maps of the layers (all by default) are brought to one size and averaged. Each row has one scale, from 0 to its largest
+    The maps of the layers (all by default) are enlarged to one size and averaged. Each row has one scale, from 0 to its largest
     value: shades compare within a row, not between words.
     """
     values = word_maps(maps, layers)
@@ -55,7 +57,8 @@ def draw_attention(text: str, maps: AttentionMaps, steps: tuple[Step, ...], path
     return save(made, path)
 
 
-def _show(drawn: Any, image: NDArray[np.uint8], heat: NDArray[np.float64] | None = None, largest: float = 1.0) -> None:
+def _show(drawn: "Axes", image: NDArray[np.uint8], heat: Floats | None = None, largest: float = 1.0) -> None:
+    """The image in grey under a heat map `[H, W]`, or in colour without one."""
     height, width = image.shape[:2]
     drawn.set_xticks([])
     drawn.set_yticks([])

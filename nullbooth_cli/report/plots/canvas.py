@@ -2,9 +2,17 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nullbooth_cli.errors import ConfigError, ResourceError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 FORMATS = (".png", ".svg", ".pdf")
 DPI = 120
@@ -13,14 +21,18 @@ COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 PER_PAGE = 12
 COLUMNS = 3
 
+Floats = NDArray[np.float64]
+PathOf = Callable[[str], Path]  # the file of a picture, by its name without an ending
+Item = TypeVar("Item")
+
 
 def check_picture(path: str) -> None:
-    """Raise ConfigError for a name that says no format that can be drawn."""
+    """Raise ConfigError for a name whose ending is not a format that can be drawn."""
     if Path(path).suffix.lower() not in FORMATS:
         raise ConfigError(f"cannot draw {path}", f"name a file that ends in one of {', '.join(FORMATS)}")
 
 
-def figure(width: float, height: float, title: str | None = None) -> Any:
+def figure(width: float, height: float, title: str | None = None) -> "Figure":
     """An empty figure, inches."""
     from matplotlib.figure import Figure
 
@@ -30,23 +42,31 @@ def figure(width: float, height: float, title: str | None = None) -> Any:
     return made
 
 
-def axes(made: Any, x: str, y: str, place: Any = (1, 1, 1)) -> Any:
+def axes(made: "Figure", x: str, y: str, place: Any = (1, 1, 1)) -> "Axes":
     """One pair of axes; `place` is (rows, columns, number) or a part of a grid."""
     where = place if isinstance(place, tuple) else (place,)
-    drawn = made.add_subplot(*where, xlabel=x, ylabel=y)
+    drawn: Axes = made.add_subplot(*where, xlabel=x, ylabel=y)
     drawn.grid(alpha=0.25)
     drawn.spines[["top", "right"]].set_visible(False)
     return drawn
 
 
-def pages(items: Sequence[Any], per_page: int = PER_PAGE) -> Iterator[tuple[str, Sequence[Any]]]:
-    """(ending of the file name, items) of each page; no ending where one page holds all."""
+def pages(items: Sequence[Item], per_page: int = PER_PAGE) -> Iterator[tuple[str, Sequence[Item]]]:
+    """(ending of the file name, items) of each page; no ending where one page has room for all."""
     for start in range(0, len(items), per_page):
         yield ("" if len(items) <= per_page else f"-{start // per_page + 1}"), items[start : start + per_page]
 
 
-def panels(items: Sequence[Any], title: str, draw: Callable[[Any, Any], None], size: tuple[float, float], x: str, y: str) -> Any:
-    """A figure with one panel for each item, `size` inches each; only the outer panels name the axes."""
+def panels(
+    items: Sequence[Item],
+    draw: Callable[["Axes", Item], None],
+    *,
+    title: str,
+    size: tuple[float, float],
+    x: str = "",
+    y: str = "",
+) -> "Figure":
+    """A figure with one panel for each item, `size` inches each; only the outer panels name the axes `x` and `y`."""
     columns = min(COLUMNS, len(items))
     rows = -(-len(items) // columns)
     made = figure(max(size[0] * columns, 6.0), size[1] * rows + 0.6, title)
@@ -57,27 +77,38 @@ def panels(items: Sequence[Any], title: str, draw: Callable[[Any, Any], None], s
     return made
 
 
-def heat_map(drawn: Any, values: Any, label: str, **limits: Any) -> Any:
-    """A matrix with its colour bar; NaN is grey."""
+def heat_map(
+    drawn: "Axes",
+    values: Floats,
+    label: str,
+    *,
+    colours: str = "viridis",
+    lowest: float | None = None,
+    highest: float | None = None,
+) -> None:
+    """A matrix with its colour bar; NaN is grey. The colours end at its own smallest and largest values by default."""
     from matplotlib import colormaps
 
     drawn.grid(False)
-    colours = limits.pop("cmap", "viridis")
     image = drawn.imshow(
-        values, aspect="auto", interpolation="nearest", cmap=colormaps[colours].with_extremes(bad=GREY), **limits
+        values,
+        aspect="auto",
+        interpolation="nearest",
+        cmap=colormaps[colours].with_extremes(bad=GREY),
+        vmin=lowest,
+        vmax=highest,
     )
     drawn.figure.colorbar(image, ax=drawn, label=label, shrink=0.9)
-    return image
 
 
-def ticks(axis: Any, labels: Sequence[str], at_most: int = 12, **text: Any) -> None:
-    """Label every n-th position, so that labels never run into each other."""
+def ticks(axis: "Axis", labels: Sequence[str], at_most: int = 12) -> None:
+    """Label every n-th position, so that labels never overlap."""
     every = -(-len(labels) // at_most)
-    axis.set_ticks(range(0, len(labels), every), labels=labels[::every], **text)
+    axis.set_ticks(range(0, len(labels), every), labels=labels[::every])
 
 
 def short(layers: Sequence[str]) -> list[str]:
-    """Layer names without the words that none of them needs: `down 0.1`, `mid`, `up 3.2`."""
+    """Layer names without the words that all of them share: `down 0.1`, `mid`, `up 3.2`. Names that would collide stay whole."""
     names = []
     for layer in layers:
         parts = layer.removesuffix(".attn2").split(".")
@@ -87,7 +118,8 @@ def short(layers: Sequence[str]) -> list[str]:
     return names if len(set(names)) == len(set(layers)) else list(layers)
 
 
-def save(made: Any, path: Path) -> Path:
+def save(made: "Figure", path: Path) -> Path:
+    """Write a figure in the format of the file's ending. Raises ResourceError if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         made.savefig(path, dpi=DPI)

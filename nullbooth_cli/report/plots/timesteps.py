@@ -1,84 +1,102 @@
-"""What changes over the timesteps and the layers: maps, lines, distributions, similarities of null spaces."""
+"""How null spaces change over the timesteps: maps, lines, distributions, overlaps."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from nullbooth_cli.report.inspection import SiteReport
 from nullbooth_cli.report.over_timesteps import SiteOverTimesteps
-from nullbooth_cli.report.plots.canvas import COLOURS, ORANGE, axes, figure, heat_map, pages, panels, save, short, ticks
+from nullbooth_cli.report.plots.canvas import (
+    COLOURS,
+    ORANGE,
+    Floats,
+    PathOf,
+    axes,
+    figure,
+    heat_map,
+    pages,
+    panels,
+    save,
+    short,
+    ticks,
+)
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Quantity = Literal["null_dim", "effective_rank"]
 
 
-def _by_feature(courses: Iterable[SiteOverTimesteps]) -> dict[str, list[SiteOverTimesteps]]:
+def _by_feature(evolutions: Iterable[SiteOverTimesteps]) -> dict[str, list[SiteOverTimesteps]]:
     found: dict[str, list[SiteOverTimesteps]] = {}
-    for course in courses:
-        found.setdefault(course.site.feature, []).append(course)
+    for evolution in evolutions:
+        found.setdefault(evolution.site.feature, []).append(evolution)
     return found
 
 
-def draw_maps(courses: Sequence[SiteOverTimesteps], folder: Path, ending: str) -> Iterator[Path]:
+def _percent(found: SiteOverTimesteps, quantity: Quantity) -> Floats:
+    """null_dim or effective rank at each timestep, in percent of the dimensions, `[T]`."""
+    values: Floats = 100 * getattr(found, quantity) / found.site.dim
+    return values
+
+
+def draw_maps(evolutions: Sequence[SiteOverTimesteps], path: PathOf) -> Iterator[Path]:
     """null_dim and effective rank, as shares of D, layer by timestep: one picture for each feature."""
-    for feature, of_feature in _by_feature(courses).items():
+    quantities: tuple[tuple[str, Quantity], ...] = (("null_dim", "null_dim"), ("effective rank", "effective_rank"))
+    for feature, of_feature in _by_feature(evolutions).items():
         made = figure(11, max(3.0, 0.3 * len(of_feature) + 1.8), f"Feature {feature}, each timestep alone")
-        layers = short([course.site.layer for course in of_feature])
-        for i, (title, values) in enumerate(
-            (
-                ("null_dim", [100 * c.null_dim / c.site.dim for c in of_feature]),
-                ("effective rank", [100 * c.effective_rank / c.site.dim for c in of_feature]),
-            )
-        ):
+        layers = short([evolution.site.layer for evolution in of_feature])
+        for i, (title, quantity) in enumerate(quantities):
             drawn = axes(made, "timestep", "layer" if i == 0 else "", (1, 2, i + 1))
-            heat_map(drawn, np.array(values), f"{title}, % of the dimensions")
+            heat_map(drawn, np.array([_percent(each, quantity) for each in of_feature]), f"{title}, % of the dimensions")
             drawn.set_title(title, fontsize=10)
             ticks(drawn.xaxis, [f"{t:.0f}" for t in of_feature[0].timesteps], 8)
             drawn.set_yticks(range(len(layers)), labels=layers if i == 0 else [""] * len(layers), fontsize=8)
-        yield save(made, folder / f"timesteps-{feature}.{ending}")
+        yield save(made, path(f"timesteps-{feature}"))
 
 
-def draw_evolution(courses: Sequence[SiteOverTimesteps], folder: Path, ending: str) -> Path:
+def draw_evolution(evolutions: Sequence[SiteOverTimesteps], path: Path) -> Path:
     """null_dim, effective rank and leakage over the timesteps: a column for each feature, a line for each layer."""
-    found = _by_feature(courses)
+    found = _by_feature(evolutions)
     made = figure(max(4.2 * len(found), 6.0), 8.5, "How the spectra evolve while an image is denoised")
     grid = made.add_gridspec(3, len(found))
     for column, (feature, of_feature) in enumerate(found.items()):
-        names = short([course.site.layer for course in of_feature])
+        names = short([evolution.site.layer for evolution in of_feature])
         for row, label in enumerate(("null dimensions, %", "effective rank, % of D", "leakage")):
             drawn = axes(made, "timestep" if row == 2 else "", label if column == 0 else "", grid[row, column])
-            for i, (course, name) in enumerate(zip(of_feature, names, strict=True)):
-                share = 100 / course.site.dim
-                values = (course.null_dim * share, course.effective_rank * share, course.leakage)[row]
+            for i, (each, name) in enumerate(zip(of_feature, names, strict=True)):
+                values = (_percent(each, "null_dim"), _percent(each, "effective_rank"), each.leakage)[row]
                 colour, style = COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
-                drawn.plot(course.timesteps, values, label=name, color=colour, linestyle=style, linewidth=1.3)
+                drawn.plot(each.timesteps, values, label=name, color=colour, linestyle=style, linewidth=1.3)
             drawn.invert_xaxis()
             if row == 0:
                 drawn.set_title(f"feature {feature}", fontsize=10)
     handles, labels = made.axes[0].get_legend_handles_labels()
     made.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False, fontsize=8)
-    return save(made, folder / f"evolution.{ending}")
+    return save(made, path)
 
 
-def draw_distribution(courses: Sequence[SiteOverTimesteps], entries: Sequence[dict[str, Any]], path: Path) -> Path:
-    """How null_dim and effective rank are spread: a box over layers and timesteps for each feature; diamonds are the entries."""
-    found = _by_feature(courses)
-    features = list(dict.fromkeys([*found, *(entry["feature"] for entry in entries)]))
+def draw_distribution(evolutions: Sequence[SiteOverTimesteps], entries: Sequence[SiteReport], path: Path) -> Path:
+    """null_dim and effective rank for each feature: a box over layers and timesteps, diamonds for what is pooled over them."""
+    found = _by_feature(evolutions)
+    features = list(dict.fromkeys([*found, *(entry.feature for entry in entries)]))
+    pooled = [entry for entry in entries if entry.timestep is None]
+    quantities: tuple[tuple[str, Quantity], ...] = (
+        ("null dimensions, %", "null_dim"),
+        ("effective rank, % of D", "effective_rank"),
+    )
     made = figure(9, 4.2, "Null dimensions and effective rank, over layers and timesteps")
-    for i, (label, key) in enumerate((("null dimensions, %", "null_dim"), ("effective rank, % of D", "effective_rank"))):
+    for i, (label, quantity) in enumerate(quantities):
         drawn = axes(made, "feature", label, (1, 2, i + 1))
         for place, feature in enumerate(features):
-            of_feature = found.get(feature, [])
-            if of_feature:
-                values = np.concatenate([100 * getattr(c, key) / c.site.dim for c in of_feature])
+            if of_feature := found.get(feature, []):
+                values = np.concatenate([_percent(each, quantity) for each in of_feature])
                 drawn.boxplot(values, positions=[place], widths=0.5, medianprops={"color": COLOURS[0]})
-            own = [
-                100 * entry[key] / entry["dim"] for entry in entries if entry["feature"] == feature and entry["timestep"] is None
-            ]
-            drawn.plot(
-                [place] * len(own), own, "D", color=ORANGE, markersize=5, label="pooled over timesteps" if place == 0 else None
-            )
+            own = [100 * float(getattr(entry, quantity)) / entry.dim for entry in pooled if entry.feature == feature]
+            label_once = "pooled over timesteps" if place == 0 else None
+            drawn.plot([place] * len(own), own, "D", color=ORANGE, markersize=5, label=label_once)
         drawn.set_xticks(range(len(features)), labels=features)
         drawn.set_xlim(-0.6, len(features) - 0.4)
     if made.axes[0].get_legend_handles_labels()[0]:
@@ -86,37 +104,20 @@ def draw_distribution(courses: Sequence[SiteOverTimesteps], entries: Sequence[di
     return save(made, path)
 
 
-def draw_similarity(courses: Sequence[SiteOverTimesteps], folder: Path, ending: str) -> Iterator[Path]:
+def draw_similarity(evolutions: Sequence[SiteOverTimesteps], path: PathOf) -> Iterator[Path]:
     """Overlap of the null spaces of every two timesteps: a panel for each site."""
+    lowest = np.floor(10 * min((float(np.nanmin(each.overlap)) for each in evolutions), default=0.0)) / 10
+    title = "Mean squared cosine of the principal angles between the null spaces of two timesteps"
 
-    def panel(drawn: Any, course: SiteOverTimesteps) -> None:
-        heat_map(drawn, course.overlap, "overlap", vmin=lowest, vmax=1)
-        labels = [f"{t:.0f}" for t in course.timesteps]
+    def panel(drawn: "Axes", found: SiteOverTimesteps) -> None:
+        heat_map(drawn, found.overlap, "overlap", lowest=lowest, highest=1)
+        labels = [f"{t:.0f}" for t in found.timesteps]
         ticks(drawn.xaxis, labels, 6)
         ticks(drawn.yaxis, labels, 6)
-        (name,) = short([course.site.layer])
-        by_chance = course.null_dim.mean() / course.site.dim
-        drawn.set_title(f"{name} {course.site.feature} (chance {by_chance:.2f})", fontsize=9)
+        (name,) = short([found.site.layer])
+        by_chance = found.null_dim.mean() / found.site.dim
+        drawn.set_title(f"{name} {found.site.feature} (chance {by_chance:.2f})", fontsize=9)
 
-    lowest = np.floor(10 * min((float(np.nanmin(course.overlap)) for course in courses), default=0.0)) / 10
-    for page, items in pages(courses):
-        title = "Mean squared cosine of the principal angles between the null spaces of two timesteps"
-        made = panels(items, title, panel, (3.6, 3.0), "timestep", "timestep")
-        yield save(made, folder / f"similarity-timesteps{page}.{ending}")
-
-
-def draw_layers(similarities: Sequence[tuple[str, int, list[str], Floats]], folder: Path, ending: str) -> Iterator[Path]:
-    """Overlap of the null spaces of every two layers of one width: a panel for each feature and width."""
-
-    def panel(drawn: Any, item: tuple[str, int, list[str], Floats]) -> None:
-        feature, dim, layers, overlap = item
-        heat_map(drawn, overlap, "overlap", vmin=0, vmax=1)
-        names = short(layers)
-        drawn.set_xticks(range(len(names)), labels=names, rotation=60, ha="right", fontsize=8)
-        drawn.set_yticks(range(len(names)), labels=names, fontsize=8)
-        drawn.set_title(f"feature {feature}, {dim} dimensions", fontsize=9)
-
-    for page, items in pages(similarities):
-        title = "Mean squared cosine of the principal angles between the null spaces of two layers"
-        made = panels(items, title, panel, (4.2, 3.6), "", "")
-        yield save(made, folder / f"similarity-layers{page}.{ending}")
+    for page, items in pages(evolutions):
+        made = panels(items, panel, title=title, size=(3.6, 3.0), x="timestep", y="timestep")
+        yield save(made, path(f"similarity-timesteps{page}"))

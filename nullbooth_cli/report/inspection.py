@@ -1,0 +1,213 @@
+"""The projectors of a store: how large each null space is, the spectrum it was cut from, and how much data leaks into it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from nullbooth_cli.datatypes import Site, choose_sites
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.nullspace import spectrum
+from nullbooth_cli.nullspace.pooling import Decomposing
+from nullbooth_cli.nullspace.spectrum import Eigenvalues
+from nullbooth_cli.pipeline.project import decomposing
+from nullbooth_cli.report.json_document import OPTIONAL, Document
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.store import Store
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The threshold rule in force: a key of the config's section project, and its value."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayPaths:
+    """Where the arrays of a site lie inside the store."""
+
+    features: str
+    moments: str
+    projector: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteReport:
+    """One projector. `step_index` and `timestep` are None, and `key` is `pooled`, where it is pooled over timesteps.
+
+    `largest` and `smallest` are eigenvalues of the second moment; `condition` is their ratio, infinite where the smallest is not
+    above 0. `threshold` is None where every eigenvalue is null, `heldout_leakage` without held-out prompts.
+    """
+
+    layer: str
+    feature: str
+    side: str
+    weights: tuple[str, ...]
+    step_index: int | None
+    key: str
+    timestep: float | None
+    dim: int
+    count: int
+    null_dim: int
+    effective_rank: float
+    largest: float
+    smallest: float
+    condition: float
+    threshold: float | None
+    noise_floor: float
+    leakage: float
+    heldout_leakage: float | None
+    warnings: tuple[str, ...]
+    arrays: ArrayPaths
+
+    @property
+    def site_name(self) -> str:
+        """The name of its site, `<layer>.<feature>`."""
+        return f"{self.layer}.{self.feature}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectTotals:
+    """All projectors of a report together: sums, and the largest leakages."""
+
+    sites: int
+    weights: int
+    dim: int
+    null_dim: int
+    count: int
+    largest_leakage: float
+    largest_heldout_leakage: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectReport(Document):
+    """The projectors of a store; `files` are the pictures that were drawn of them."""
+
+    store: str
+    scope: str
+    rule: Rule
+    centred: bool
+    sites: tuple[SiteReport, ...]
+    totals: InspectTotals
+    files: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
+
+
+def inspect_store(
+    config: Config,
+    store: Store,
+    *,
+    layer: str | None = None,
+    feature: str | None = None,
+    timestep: float | None = None,
+    site: str | None = None,
+) -> InspectReport:
+    """The projectors of a finished store, one entry for each site and, in scope timestep, each step.
+
+    `layer` and `site` are names or glob patterns. Raises ConfigError if a filter leaves none.
+    """
+    rule = Rule(*config.project.rule())
+    settings = decomposing(config, store)
+    found = (entry for each in choose_sites(store.sites, layer, feature, site) for entry in _entries(settings, store, each, rule))
+    sites = tuple(entry for entry in found if timestep is None or entry.timestep == timestep)
+    if not sites:
+        there = ", ".join(f"{step.timestep:g}" for step in settings.steps)
+        raise ConfigError(
+            f"no site has a projector of its own for timestep {timestep:g}",
+            f"set project.scope to timestep, and choose one of {there}",
+        )
+    return InspectReport(
+        store=store.url,
+        scope=config.project.scope,
+        rule=rule,
+        centred=config.covariance.centred,
+        sites=sites,
+        totals=_totals(sites),
+    )
+
+
+def _totals(sites: Sequence[SiteReport]) -> InspectTotals:
+    return InspectTotals(
+        sites=len(sites),
+        weights=len({weight for site in sites for weight in site.weights}),
+        dim=sum(site.dim for site in sites),
+        null_dim=sum(site.null_dim for site in sites),
+        count=sum(site.count for site in sites),
+        largest_leakage=max(site.leakage for site in sites),
+        largest_heldout_leakage=max((s.heldout_leakage for s in sites if s.heldout_leakage is not None), default=None),
+    )
+
+
+def _entries(settings: Decomposing, store: Store, site: Site, rule: Rule) -> Iterator[SiteReport]:
+    """The projectors of one site. Cost: one read of its eigenvalues, not of its eigenvectors."""
+    pooled = settings.pooling.scope == "pooled" or site.timestep_free
+    counts = store.moments.counts(site)
+    for index, group in enumerate(settings.pooling.groups(site, settings.steps)):
+        eigenvalues, noise_floor = store.projectors.read_eigenvalues(site, index), store.projectors.read_noise_floor(site, index)
+        cut = store.projectors.read_cut(site, index)
+        count = int(counts[group].sum())
+        step = None if pooled else settings.steps[index]
+        threshold = spectrum.threshold(eigenvalues, rule.name, rule.value, cut.null_dim)
+        yield SiteReport(
+            layer=site.layer,
+            feature=site.feature,
+            side=site.side,
+            weights=site.weights,
+            step_index=step.index if step else None,
+            key=step.key if step else "pooled",
+            timestep=step.timestep if step else None,
+            dim=site.dim,
+            count=count,
+            null_dim=cut.null_dim,
+            effective_rank=spectrum.effective_rank(eigenvalues),
+            largest=float(eigenvalues[-1]),
+            smallest=float(eigenvalues[0]),
+            condition=spectrum.condition(eigenvalues),
+            threshold=threshold,
+            noise_floor=noise_floor,
+            leakage=cut.leakage,
+            heldout_leakage=cut.heldout_leakage,
+            warnings=tuple(
+                spectrum.spectrum_warnings(
+                    dim=site.dim,
+                    count=count,
+                    null_dim=cut.null_dim,
+                    threshold=threshold,
+                    noise_floor=noise_floor,
+                    leakage=cut.leakage,
+                    heldout_leakage=cut.heldout_leakage,
+                )
+            ),
+            arrays=ArrayPaths(
+                features=f"features/{site.name}", moments=f"moments/{site.name}", projector=f"projectors/{site.name}"
+            ),
+        )
+
+
+def spectra_of(store: Store, entries: Iterable[SiteReport]) -> list[Eigenvalues]:
+    """The eigenvalues `[D]`, ascending, behind each entry of a report. Cost: 8 D bytes read for each."""
+    sites = {site.name: site for site in store.sites}
+    return [store.projectors.read_eigenvalues(sites[entry.site_name], entry.step_index or 0) for entry in entries]
+
+
+def sparklines(store: Store, report: InspectReport) -> list[str]:
+    """The spectrum of each entry of a report, in a few characters."""
+    spectra = spectra_of(store, report.sites)
+    return [spectrum.sparkline(values, entry.null_dim) for values, entry in zip(spectra, report.sites, strict=True)]
+
+
+def most_leaking(entries: Iterable[SiteReport]) -> list[SiteReport]:
+    """Of the entries of each site, one per timestep, the one that leaks most."""
+    found: dict[str, SiteReport] = {}
+    for entry in entries:
+        if entry.leakage > found.setdefault(entry.site_name, entry).leakage:
+            found[entry.site_name] = entry
+    return list(found.values())
+
+
+def warnings_of(entries: Iterable[SiteReport]) -> dict[str, list[str]]:
+    """Every warning of a report, with the names of the sites (and keys of the steps) that it is about."""
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        for warning in entry.warnings:
+            found.setdefault(warning, []).append(entry.site_name + ("" if entry.timestep is None else f" {entry.key}"))
+    return found

@@ -1,0 +1,24 @@
+"""The store that pictures and pages show."""
+
+from dataclasses import dataclass
+
+from nullbooth_cli.datatypes import Prompt, Site
+from nullbooth_cli.report.inspection import InspectReport
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.store import Store
+
+
+@dataclass(frozen=True)
+class PictureSource:
+    """The store that is drawn, the config and the prompts that it was finished under, and its report, which says the sites."""
+
+    config: Config
+    store: Store
+    prompts: tuple[Prompt, ...]
+    report: InspectReport
+
+    @property
+    def sites(self) -> list[Site]:
+        """The sites that the entries of the report are about."""
+        names = {entry.site_name for entry in self.report.sites}
+        return [site for site in self.store.sites if site.name in names]

@@ -1,0 +1,128 @@
+"""The state of the stages of a store, what they take on disk, and whether all of it can be read."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from nullbooth_cli.errors import NullboothError
+from nullbooth_cli.pipeline.state import Difference, StageState, bytes_of
+from nullbooth_cli.report.json_document import OPTIONAL, Document
+from nullbooth_cli.settings.config import STAGES
+from nullbooth_cli.store import Store
+from nullbooth_cli.store.verify import Damage, damages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Units:
+    """How far a part of a stage is; `units_total` is None before the stage that decides it."""
+
+    state: str
+    units_done: int
+    units_total: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageReport(Units):
+    """How far a stage is, with its held-out prompts and its attention maps where it has them."""
+
+    bytes: int
+    stale_because: tuple[Difference, ...]
+    heldout: Units | None = field(default=None, metadata=OPTIONAL)
+    attention: Units | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DamagedPiece:
+    """A piece of a stage that cannot be read, and how to rebuild it."""
+
+    stage: str
+    error: str
+    hint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """How many pieces were read, and those that are damaged."""
+
+    checked: int
+    damaged: tuple[DamagedPiece, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusReport(Document):
+    """`renamed` are the names of the model that differ from those it was collected under."""
+
+    store: str
+    stages: Mapping[str, StageReport]
+    renamed: tuple[Difference, ...]
+    verify: Verification | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageAnswer(Document):
+    """The answer of collect and covariance, and of a project that is not complete."""
+
+    store: str
+    stage: str
+    state: str
+    units_done: int
+    units_total: int | None
+    bytes: int
+
+
+def status_report(
+    url: str,
+    store: Store | None,
+    states: Mapping[str, StageState],
+    *,
+    renamed: tuple[Difference, ...] = (),
+    verify: Verification | None = None,
+) -> StatusReport:
+    """The state of every stage of the store at `url`; `store` is None where there is none yet."""
+    stages = {stage: stage_report(store, stage, state) for stage, state in states.items()}
+    return StatusReport(store=url, stages=stages, renamed=renamed, verify=verify)
+
+
+def stage_report(store: Store | None, stage: str, state: StageState) -> StageReport:
+    """The state of one stage, with its bytes on disk."""
+    return StageReport(
+        state=state.state,
+        units_done=state.units_done,
+        units_total=state.units_total,
+        bytes=bytes_of(store, stage) if store else 0,
+        stale_because=state.stale_because,
+        heldout=_units(state.heldout),
+        attention=_units(state.attention),
+    )
+
+
+def stage_answer(stage: str, state: StageState, store: Store) -> StageAnswer:
+    """What a stage answers once it ran."""
+    return StageAnswer(
+        store=store.url,
+        stage=stage,
+        state=state.state,
+        units_done=state.units_done,
+        units_total=state.units_total,
+        bytes=bytes_of(store, stage),
+    )
+
+
+def _units(state: StageState | None) -> Units | None:
+    if state is None:
+        return None
+    return Units(state=state.state, units_done=state.units_done, units_total=state.units_total)
+
+
+def verify_store(store: Store, hint_of: Callable[[NullboothError], str] = lambda error: error.hint) -> Verification:
+    """Read every piece of a store and of its held-out prompts, and check its checksum. Cost: one read of everything.
+
+    `hint_of` phrases the hint of an error; by default it is a Python call.
+    """
+    checked, damaged = 0, []
+    for part in filter(None, (store, store.heldout())):
+        for stage in (*STAGES, "attention"):
+            for found in damages(part, stage):
+                checked += 1
+                if isinstance(found, Damage):
+                    damaged.append(DamagedPiece(stage=stage, error=found.error.message, hint=hint_of(found.error)))
+    return Verification(checked=checked, damaged=tuple(damaged))
