@@ -11,6 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one worker for each core: threads of 
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from nullbooth_cli.model import device, load
 from nullbooth_cli.pipeline import collect
@@ -19,6 +20,9 @@ from nullbooth_cli.store import Store
 
 pytest.register_assert_rewrite("tests.support")
 WORKER_BYTES = 2 * 10**9  # one worker with torch, the embedded model, and the processes that it starts
+# No property may fail because the machine is slow.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 SHIPPED: list[tuple[Any, Any]] = []  # the shared model, once it is loaded, and its own scheduler
 
 
