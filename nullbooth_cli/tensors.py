@@ -122,7 +122,7 @@ def _set_fp32_precision(value: str) -> None:
 
 
 def plain_name(name: str) -> str:
-    """The name that a weight has in the plain model, where PEFT put adapters around it or around the whole model."""
+    """The name that a weight has in the plain model: without PEFT's layers around it or around the whole model."""
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 

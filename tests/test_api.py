@@ -117,7 +117,7 @@ class TestTheModel:
 
     def test_a_missing_weight_is_named(self, opened: nb.OpenStore, pipe: Any) -> None:
         tensors = {name: tensor for name, tensor in pipe.unet.state_dict().items() if name != NAME}
-        with pytest.raises(ConfigError, match=rf"1 weights are not there, such as {re.escape(NAME)}"):
+        with pytest.raises(ConfigError, match=rf"1 weights are missing, such as {re.escape(NAME)}"):
             opened.projectors(tensors)
 
     def test_what_is_not_protected_may_differ(self, opened: nb.OpenStore, pipe: Any) -> None:
@@ -141,7 +141,7 @@ class TestTheModel:
     def test_a_store_that_does_not_know(self, copied: tuple[Config, Store], pipe: Any) -> None:
         _, store = copied
         store.write_record("collect", {k: v for k, v in store.records["collect"].items() if k != "tensors"})
-        with pytest.raises(ConfigError, match="does not say which weights"):
+        with pytest.raises(ConfigError, match="does not record which weights"):
             nb.open_store(store.path).projectors(pipe.unet)
 
 

@@ -1,7 +1,7 @@
-"""The projector of a site, and which of them a model may use. Needs no torch until it is given a tensor of it."""
+"""The projector of a site, and measures on projectors. Needs no torch until it is given a tensor."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,8 @@ Rows = TypeVar("Rows", NDArray[np.float64], "torch.Tensor")
 class Projector:
     """P = U0 U0^T of one site, as the smaller of two factors.
 
-    `factor` `[D, F]` float64 has orthonormal columns: the null basis U0 (P = F F^T), or, if `is_complement`, what is known
-    (P = I - F F^T). F is at most D / 2, so it takes at most half the bytes of P.
+    `factor` `[D, F]` float64 has orthonormal columns: the null basis U0 (P = F F^T), or, if `is_complement`, a basis of the
+    preserved directions (P = I - F F^T). F is at most D / 2, so it takes at most half the bytes of P.
     """
 
     factor: NDArray[np.float64]
@@ -32,10 +32,12 @@ class Projector:
 
     @property
     def dim(self) -> int:
+        """D, the number of values of an input vector."""
         return int(self.factor.shape[0])
 
     @property
     def null_dim(self) -> int:
+        """The dimension of the null space, the trace of P."""
         return int(self.dim - self.factor.shape[1] if self.is_complement else self.factor.shape[1])
 
     def apply(self, rows: Rows) -> Rows:
@@ -43,14 +45,11 @@ class Projector:
 
         Cost: 4 M D F operations and M F values beside the result; no `[D, D]` matrix is formed.
         """
-        factor: Any = self.factor
-        if not isinstance(rows, np.ndarray):
-            import torch
+        if isinstance(rows, np.ndarray):
+            return apply_factor(rows, self.factor, is_complement=self.is_complement)
+        import torch
 
-            factor = torch.from_numpy(self.factor).to(rows)
-        part: Rows = (rows @ factor) @ factor.T
-        result: Rows = rows - part if self.is_complement else part
-        return result
+        return apply_factor(rows, torch.from_numpy(self.factor).to(rows), is_complement=self.is_complement)
 
     def dense(self) -> NDArray[np.float64]:
         """P itself, `[D, D]` float64, exactly symmetric. Cost: 2 D^2 F operations, 8 D^2 bytes."""
@@ -59,11 +58,18 @@ class Projector:
         return np.asarray((p + p.T) / 2)
 
 
-def overlap(one: Projector, other: Projector) -> float:
-    """How far the smaller null space lies in the larger: trace(P Q) / min(null_dim), 0 to 1; 1 if it lies in it wholly.
+def apply_factor(rows: Rows, factor: Rows, *, is_complement: bool) -> Rows:
+    """`rows @ P` for `[M, D]` and a factor `[D, F]`, both arrays or both tensors. Cost: 4 M D F operations."""
+    inside: Rows = (rows @ factor) @ factor.T
+    return rows - inside if is_complement else inside
 
-    It is the mean squared cosine of the principal angles between them (Bjorck and Golub, 1973). Two random null spaces come to
-    about the larger null_dim / D: see `expected_overlap`. Cost: 2 D F F' operations.
+
+def overlap(one: Projector, other: Projector) -> float:
+    """How far the smaller null space lies in the larger: trace(P Q) / min(null_dim), 0 to 1; 1 if all of it does. NaN if one is
+    empty.
+
+    It is the mean squared cosine of the principal angles between them (Bjorck and Golub, 1973). Two random null spaces overlap by
+    about `expected_overlap`. Cost: 2 D F F' operations.
     """
     smaller = min(one.null_dim, other.null_dim)
     if smaller == 0:
@@ -77,12 +83,12 @@ def overlap(one: Projector, other: Projector) -> float:
 
 
 def expected_overlap(one: Projector, other: Projector) -> float:
-    """The overlap to expect of two null spaces of these sizes that have nothing to do with each other."""
+    """The mean overlap of two random null spaces of these sizes: the larger null_dim / D."""
     return max(one.null_dim, other.null_dim) / one.dim
 
 
 def leakage_on(projector: Projector, second_moment: NDArray[np.float64]) -> float:
-    """norm(P K) / norm(K) on the vectors K that a second moment `[D, D]` was made of. Cost: 2 D^2 F operations."""
+    """norm(P K) / norm(K) on the vectors K of a second moment `[D, D]`. Cost: 2 D^2 F operations."""
     total = float(np.trace(second_moment))
     inside = float(np.einsum("df,df->", projector.factor, second_moment @ projector.factor))
     share = (total - inside if projector.is_complement else inside) / total if total > 0 else 0.0
@@ -90,10 +96,10 @@ def leakage_on(projector: Projector, second_moment: NDArray[np.float64]) -> floa
 
 
 def relative_drift(change: NDArray[np.floating], weight: NDArray[np.floating], second_moment: NDArray[np.float64]) -> float:
-    """norm(dW K) / norm(W K) of a change to a weight, both `[M, D]`, on the vectors K that a second moment `[D, D]` was made of.
+    """norm(dW K) / norm(W K) of a change to a weight, both `[M, D]`, on the vectors K of a second moment C `[D, D]`.
 
-    norm(dW K)^2 = N tr(dW C dW^T), in float64: how much the output of the layer changes, as a share of itself. NaN where the
-    weight gives no output at all and changes. Cost: 4 M D^2 operations.
+    norm(dW K)^2 = N tr(dW C dW^T), in float64: how much the output of the layer changes, as a share of itself. NaN if the output
+    was zero and is not any more. Cost: 4 M D^2 operations.
     """
     moved, output = (
         max(float(np.einsum("md,md->", rows @ second_moment, rows)), 0.0)

@@ -4,36 +4,35 @@ from collections.abc import Mapping
 from typing import Any
 
 from nullbooth_cli.datatypes import Site
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, Rerun
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.store import Store
 from nullbooth_cli.tensors import plain_name, tensor_digest
 
 
 def load_projector(store: Store, site: Site, index: int = 0) -> Projector:
-    """The projector of a site; `index` is 0 for a pooled one, or the recorded timestep."""
+    """The projector of a site; `index` is 0 if projectors are pooled, else the recorded timestep. Cost: 8 D^2 bytes read."""
     return Projector.of(store.projectors.read_eigenvectors(site, index), store.projectors.read_cut(site, index).null_dim)
 
 
 def usable_projectors(store: Store, tensors: Mapping[str, Any] | None = None) -> dict[str, Projector]:
-    """The projector of each weight that a store protects, by the weight's name: what an edit or a training may use.
+    """The projector of each weight that a store protects, by the weight's name: for edits and training.
 
-    With `tensors`, the weights of a model by name (its `state_dict()`), they are compared with those that the prompts were run
-    through. Raises ConfigError for per-timestep projectors, and for another model, naming what differs. Weights that share their
-    input share one Projector. Cost: one read of the eigenvectors, and of the weights.
+    `tensors`, the weights of a model by name (its `state_dict()`), are compared with those that the prompts were run through.
+    Raises ConfigError for per-timestep projectors, and for another model, naming the differences. Cost: one read of the
+    eigenvectors, and of the weights.
     """
     scope = store.records["project"]["settings"]["project.scope"]
     if scope == "timestep":
         raise ConfigError(
             "per-timestep projectors cannot constrain a weight: it is the same at every timestep, and each of them protects one",
-            "nullbooth project --set project.scope=pooled --force",
+            Rerun("project", force=True, settings=("project.scope=pooled",)),
         )
     if tensors is not None:
         check_model(store, tensors)
     found: dict[str, Projector] = {}
     for site in store.sites:
-        projector = load_projector(store, site)
-        found |= dict.fromkeys(site.weights, projector)
+        found |= dict.fromkeys(site.weights, load_projector(store, site))
     return found
 
 
@@ -41,14 +40,14 @@ def check_model(store: Store, tensors: Mapping[str, Any]) -> None:
     """Raise ConfigError unless the weights that a store protects are, value for value, those of a model, named as its
     `state_dict()` names them.
 
-    The prompts may have been run in a lower precision than the model has now: then its weights are rounded to that first.
-    Adapters of PEFT, loaded but not fused, change no base weight.
+    The model may have a higher precision than the one that was collected from: its weights are then rounded first. Adapters of
+    PEFT that are loaded and not fused change no base weight.
     """
     recorded = store.records["collect"].get("tensors")
     if not recorded:
         raise ConfigError(
-            f"{store.url} does not say which weights it was made from: it was imported, or made by an earlier nullbooth",
-            "collect again, or use the projectors without naming a model, at your own risk",
+            f"{store.url} does not record which weights it was made from: it was imported, or made by an earlier nullbooth",
+            "collect again, or ask for the projectors without a model, at your own risk",
         )
     dtype = store.config["dtype"]
     tensors = {plain_name(name): tensor for name, tensor in tensors.items()}
@@ -56,19 +55,19 @@ def check_model(store: Store, tensors: Mapping[str, Any]) -> None:
     missing = [name for name in recorded if name not in tensors]
     changed = [name for name in recorded if name in tensors and tensor_digest(tensors[name], dtype) != recorded[name]]
     if missing or changed:
-        said = [
-            f"{len(names)} weights {what}, such as {names[0]}"
-            for names, what in ((missing, "are not there"), (changed, "differ"))
+        differences = [
+            f"{len(names)} weights {problem}, such as {names[0]}"
+            for names, problem in ((missing, "are missing"), (changed, "differ"))
             if names
         ]
         raise ConfigError(
-            f"these projectors belong to another model than the one at hand ({named}, run in {dtype}): " + "; ".join(said),
-            "use the model that was collected from, before any training; or collect from this one",
+            f"these projectors belong to another model than the one at hand ({named}, run in {dtype}): " + "; ".join(differences),
+            "load the model that was collected from, without any training; or collect from this one",
         )
 
 
 def provenance(store: Store) -> dict[str, Any]:
-    """Everything that the projectors of a store came from: model, weights, prompts, schedule, settings, package versions."""
+    """The origin of a store's projectors, as a JSON document: model, weights, prompts, schedule, settings, package versions."""
     records, config, heldout = store.records, store.config, store.heldout()
     return {
         "fingerprint": records["project"]["fingerprint"],

@@ -199,7 +199,7 @@ class TestImport:
         nullbooth("import", str(covariances), "-s", "back.zarr")
         nullbooth("project", "-s", "back.zarr")
         assert nb.open_store("back.zarr").provenance()["weights"] == "imported"
-        with pytest.raises(nb.NullboothError, match="does not say which weights"):
+        with pytest.raises(nb.NullboothError, match="does not record which weights"):
             nb.open_store("back.zarr").projectors(pipe.unet)
 
     def test_a_store_that_holds_something_is_left_alone(self, done: str, covariances: Path) -> None:
