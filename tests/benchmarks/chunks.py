@@ -1,85 +1,158 @@
-"""Writing and reading whole chunks: ours (store/chunks.py) beside Zarr's own API, on the same arrays.
+"""What Zarr's own array API would add to collect and to covariance, in the place of our chunk encoder (store/chunks.py).
 
-`durable` is Zarr's API over our storage, which flushes every file as we do; `plain` is Zarr's LocalStore, which does not.
-Writes replace chunks that are there; reads come from the system's cache.
+One run of each stage is recorded: every chunk that it writes and reads. The same chunks are then written and read again, by our encoder
+and by `array[...]`, both through our storage, which flushes every file. The share is the difference, over the stage's own time.
+CPU time is what counts on a shared machine; `--threads 1` makes it steady. Reads come from the system's cache.
 """
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
-import zarr
 
+from nullbooth_cli.store import Store
+from nullbooth_cli.store.arrays import ArrayGroup, chunk_key
+from tests.benchmarks.collect import collected
 from tests.benchmarks.common import Figure, Stopwatch, disk_rates, figure, in_turns, median_wall, parse, parser, show, workplace
-from tests.benchmarks.subjects import random_subject
+from tests.benchmarks.covariance import reduced
+from tests.benchmarks.subjects import Subject, random_subject, store_features, subject, toy_pipeline
 
 SHAPES = {"70 kB": (96, 364), "10 MB": (4096, 1280)}  # tokens, dim of one prompt in float16
-RIVALS = {"write": ("durable", "plain"), "read": ("plain",)}
 
 
-def runs_of(place: Path, shape: tuple[int, int], count: int) -> dict[str, Callable[[Stopwatch], None]]:
-    """Write and read `count` chunks, each way."""
-    of, recorded = random_subject([shape], num_steps=2, batch_size=1, num_units=count)
-    site, _, tensor = recorded[0]
-    store = of.new_store(place, "features")
-    name, block = f"features/{site.name}", store.blocks(site)[0]
-    values = np.stack([tensor.numpy()] * len(block))
-    plain: Any = zarr.open_group(str(place), mode="r+", use_consolidated=False)[name]
-    durable = store.arrays.array(name)
+@dataclass
+class Chunks:
+    """The chunks that a stage wrote and read, in order: name, index and, of those it wrote, the values."""
 
-    def write_ours(unit: int) -> None:
-        store.features.write(site, block, [unit], values)
+    written: list[tuple[str, tuple[int, ...], Any]] = field(default_factory=list)
+    read: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
 
-    def through(array: Any) -> Callable[[int], None]:
-        def write(unit: int) -> None:
-            array[: len(block), unit : unit + 1] = values
 
-        return write
+@contextmanager
+def recorded() -> Iterator[Chunks]:
+    chunks, write, read = Chunks(), ArrayGroup.write_chunk, ArrayGroup.read_chunk
 
-    def each(act: Callable[[int], object]) -> Callable[[Stopwatch], None]:
-        def run(watch: Stopwatch) -> None:
-            with watch:
-                for unit in range(count):
-                    act(unit)
+    def write_chunk(self: ArrayGroup, name: str, index: tuple[int, ...], values: Any) -> None:
+        chunks.written.append((name, index, values.copy()))
+        write(self, name, index, values)
 
-        return run
+    def read_chunk(self: ArrayGroup, name: str, index: tuple[int, ...]) -> Any:
+        chunks.read.append((name, index))
+        return read(self, name, index)
 
-    return {
-        "ours, write": each(write_ours),
-        "durable, write": each(through(durable)),
-        "plain, write": each(through(plain)),
-        "ours, read": each(lambda unit: store.features.read(site, block, unit)),
-        "plain, read": each(lambda unit: plain[: len(block), unit]),
+    with mock.patch.multiple(ArrayGroup, write_chunk=write_chunk, read_chunk=read_chunk):
+        yield chunks
+
+
+def ours(store: Store, chunks: Chunks) -> None:
+    for name, index, values in chunks.written:
+        store.arrays.write_chunk(name, index, values)
+    for name, index in chunks.read:
+        store.arrays.read_chunk(name, index)
+
+
+def through_zarr(store: Store, chunks: Chunks) -> None:
+    """A chunk that is missing reads as the fill value, so that its file is looked for first."""
+    for name, index, values in chunks.written:
+        array, places = placed(store, name, index)
+        array[places] = values[tuple(slice(place.stop - place.start) for place in places)]
+    for name, index in chunks.read:
+        array, places = placed(store, name, index)
+        assert (store.path / chunk_key(name, index)).exists()
+        array[places]
+
+
+def placed(store: Store, name: str, index: tuple[int, ...]) -> tuple[Any, tuple[slice, ...]]:
+    """An array, and where in it a chunk is; the last chunk of an axis may reach over the end."""
+    array: Any = store.arrays.array(name)
+    ends = zip(index, array.chunks, array.shape, strict=True)
+    return array, tuple(slice(number * length, min((number + 1) * length, end)) for number, length, end in ends)
+
+
+def shares(name: str, store: Store, chunks: Chunks, stage: Callable[[Stopwatch], None], repeats: int) -> tuple[Figure, float]:
+    """(The time of all chunks through Zarr over ours; the share of the stage that the difference is, in CPU time)."""
+    runs = {
+        "stage": stage,
+        "ours": lambda watch: timed(watch, ours, store, chunks),
+        "zarr": lambda watch: timed(watch, through_zarr, store, chunks),
     }
+    times = in_turns(runs, repeats)
+    of = {run: statistics.median(watch.cpu for watch in watches) for run, watches in times.items()}
+    share = (of["zarr"] - of["ours"]) / of["stage"]
+    rest = (
+        f"{len(chunks.written)} chunks written, {len(chunks.read)} read; CPU seconds: Zarr {of['zarr']:.3f}, "
+        f"ours {of['ours']:.3f}, the whole stage {of['stage']:.3f}: Zarr would add {share:.1%}"
+    )
+    return figure(f"Zarr over ours, {name}", times["zarr"], times["ours"], rest=rest), share
+
+
+def timed(watch: Stopwatch, act: Callable[[Store, Chunks], None], store: Store, chunks: Chunks) -> None:
+    with watch:
+        act(store, chunks)
+
+
+def stages(folder: Path, of: Subject, repeats: int) -> Iterator[tuple[str, Figure, float]]:
+    """Collect with features and with moments, and covariance."""
+    for keep in ("features", "moments"):
+        place, replayed = folder / "run.zarr", of.new_store(folder / f"{keep}.zarr", keep)
+        with recorded() as chunks:
+            collected(Stopwatch(), of, keep, place)
+        name = f"collect, {keep}"
+        yield name, *shares(name, replayed, chunks, lambda w, k=keep, p=place: collected(w, of, k, p) and None, repeats)
+    store = of.new_store(folder / "covariance.zarr", "features")
+    store_features(store, of, of.record())
+    with recorded() as chunks:
+        reduced(Stopwatch(), store, of)
+    yield "covariance", *shares("covariance", store, chunks, lambda watch: reduced(watch, store, of), repeats)
+
+
+def sizes(folder: Path, megabytes: int, repeats: int) -> Iterator[Figure]:
+    """Chunks of one size each."""
+    written, read = disk_rates(folder)
+    for size, shape in SHAPES.items():
+        nbytes = 2 * shape[0] * shape[1]
+        count = max(2, megabytes * 1_000_000 // nbytes)
+        of, tensors = random_subject([shape], num_steps=1, batch_size=1, num_units=count)
+        site, _, tensor = tensors[0]
+        store, values = of.new_store(folder / size.replace(" ", ""), "features"), np.asarray(tensor.numpy())[None]
+        every = [(f"features/{site.name}", (0, unit, 0, 0)) for unit in range(count)]
+        parts = {"write": Chunks(written=[(*where, values) for where in every]), "read": Chunks(read=every)}
+        for what, chunks in parts.items():
+            runs = {
+                "ours": lambda w, s=store, c=chunks: timed(w, ours, s, c),
+                "zarr": lambda w, s=store, c=chunks: timed(w, through_zarr, s, c),
+            }
+            for warm_up in runs.values():
+                warm_up(Stopwatch())
+            times = in_turns(runs, repeats)
+            own, other = (1e3 * median_wall(times[run]) / count for run in ("ours", "zarr"))
+            floor = 1e3 * nbytes / {"write": written, "read": read}[what]
+            rest = f"milliseconds a chunk: Zarr {other:.3f}, ours {own:.3f}, the bytes alone {floor:.3f}"
+            yield figure(f"Zarr over ours, {what} {size}", times["zarr"], times["ours"], rest=rest)
 
 
 def main() -> None:
     made = parser(__doc__, repeats=7)
-    made.add_argument("--megabytes", type=int, default=100, help="bytes a run, of each size of chunk")
+    made.add_argument("--megabytes", type=int, default=100, help="bytes a run, of each size of chunk; 0 for none")
+    made.add_argument("--steps", type=int, default=30, help="denoising steps of the toy")
+    made.add_argument("--batch", type=int, default=24, help="prompts a batch of the toy")
+    made.add_argument("--units", type=int, default=4, help="batches of the toy")
     arguments = parse(made)
     figures: list[Figure] = []
+    added: dict[str, float] = {}
     with workplace(arguments) as folder:
-        written, read = disk_rates(folder)
-        for size, shape in SHAPES.items():
-            nbytes = 2 * shape[0] * shape[1]
-            count = max(2, arguments.megabytes * 1_000_000 // nbytes)
-            runs = runs_of(folder / size.replace(" ", ""), shape, count)
-            for warm_up in runs.values():
-                warm_up(Stopwatch())
-            times = in_turns(runs, arguments.repeats)
-            for what, rivals in RIVALS.items():
-                floor = nbytes / {"write": written, "read": read}[what]
-                for rival in rivals:
-                    theirs, ours = times[f"{rival}, {what}"], times[f"ours, {what}"]
-                    other, own = (median_wall(watches) / count for watches in (theirs, ours))
-                    rest = (
-                        f"milliseconds a chunk: Zarr {1e3 * other:.3f}, ours {1e3 * own:.3f}, the bytes alone {1e3 * floor:.3f}"
-                    )
-                    figures.append(
-                        figure(f"Zarr ({rival}) over ours, {what} {size}", theirs, ours, floor=other / floor, rest=rest)
-                    )
-    show("chunks", figures, arguments, write_rate=written, read_rate=read)
+        of = subject(toy_pipeline(), num_steps=arguments.steps, batch_size=arguments.batch, num_units=arguments.units)
+        for name, found, share in stages(folder, of, arguments.repeats):
+            figures.append(found)
+            added[name] = share
+        if arguments.megabytes:
+            figures.extend(sizes(folder, arguments.megabytes, arguments.repeats))
+    show("chunks", figures, arguments, share_of_cpu_time_that_zarr_would_add=added)
 
 
 if __name__ == "__main__":

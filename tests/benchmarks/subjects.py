@@ -133,6 +133,7 @@ class _Unstored:
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
+        self.progress = self
 
     def members(self, unit: int) -> list[tuple[int, Prompt]]:
         return list(enumerate(self._subject.prompts[: self._subject.batch_size]))
