@@ -4,7 +4,8 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker for each core: threads of their own would only wait for each other
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -17,6 +18,9 @@ from nullbooth_cli.model import device, load
 from nullbooth_cli.pipeline import collect
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
+
+if TYPE_CHECKING:
+    from tests.support.bucket import Bucket, Place
 
 pytest.register_assert_rewrite("tests.support")
 WORKER_BYTES = 2 * 10**9  # one worker with torch, the embedded model, and the processes that it starts
@@ -79,3 +83,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Store]:
 
     config = small_config(tmp_path_factory.mktemp("finished") / "run.zarr")
     return config, execute(config, "schedule", "collect", "covariance", "project")
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator["Bucket"]:
+    """An S3 server in a process of its own."""
+    from tests.support.bucket import serving
+
+    with serving() as made:
+        yield made
+
+
+@pytest.fixture
+def place(bucket: "Bucket", tmp_path: Path) -> "Place":
+    """A place in the bucket for this test alone."""
+    from tests.support.bucket import Place
+
+    return Place(bucket, tmp_path)

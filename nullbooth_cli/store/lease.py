@@ -1,6 +1,7 @@
-"""A lease: the right to write at a URL, as long as its holder gives signs of life.
+"""A lease: the right to write at a URL, for as long as its holder gives signs of life.
 
-Anybody may take a lease over whose holder is dead or was silent for long. So a holder asks its leases before it writes: `LEASES`.
+Any process may take over a lease whose holder is dead or was silent for too long. So a holder checks its leases before it writes:
+`LEASES` lists them by URL.
 """
 
 import contextlib
@@ -12,8 +13,9 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import psutil
 from zarr.core.sync import sync
@@ -22,69 +24,100 @@ from nullbooth_cli.errors import ResourceError
 from nullbooth_cli.store.locks import holder_text
 
 RENEW_SECONDS = 15.0
-# A holder begins no write later than half of this after its last sign, and obstore ends a write within the other half (15 s of
-# retries, at most 15 s before the last of them, 30 s for that one): nothing arrives once the lease may be somebody else's.
+# A holder starts no write later than half of this after its last sign, and obstore ends a write within the other half (15 s of
+# retries, at most 15 s before the last of them, 30 s for that one): nothing arrives once another process may have the lease.
 LEASE_SECONDS = 120.0
+
+Version = Mapping[str, str] | None  # which version of an object was read (its ETag); None if there was no object
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A holder's sign of life, as the lease's object stores it in JSON. `time` is in seconds since 1970 by the holder's clock."""
+
+    nonce: str
+    text: str
+    machine: str
+    pid: int
+    time: float
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Sign":
+        """The sign in an object. Raises KeyError or ValueError for anything else."""
+        found = json.loads(data)
+        return cls(**{each.name: found[each.name] for each in fields(cls)})
+
+    def as_json(self) -> bytes:
+        """The content of the object."""
+        return json.dumps(asdict(self)).encode()
+
+    def is_dead(self) -> bool:
+        """Whether the holder's process has ended, or its last sign is older than `LEASE_SECONDS`."""
+        if self.machine == machine() and not psutil.pid_exists(int(self.pid)):
+            return True
+        return time.time() - float(self.time) > LEASE_SECONDS
 
 
 class LeaseObjects(Protocol):
-    """What a lease asks of the place that keeps it."""
+    """What a lease needs of the place that stores it."""
 
-    async def read_lease(self, key: str) -> tuple[dict[str, Any] | None, Any]:
-        """(a lease, the tag that this version of it has)."""
+    async def read_lease(self, key: str) -> tuple[Sign | None, Version]:
+        """The last sign of a lease's holder, and the version of the object that it was read from."""
 
-    async def replace_lease(self, key: str, data: bytes, tag: Any) -> None:
-        """Write a lease, unless it is not the version of the tag any more."""
+    async def replace_lease(self, key: str, sign: Sign, version: Version) -> None:
+        """Write a sign, unless the object is no longer of this version."""
 
-    async def delete(self, key: str) -> None: ...
+    async def delete(self, key: str) -> None:
+        """Remove an object."""
 
 
 class Lease:
-    """The object `key` among the leases of a place, held or wished for."""
+    """The object `key` among the leases of a place, whether this process holds it or wants to."""
 
     def __init__(self, objects: LeaseObjects, key: str) -> None:
         self.lost = False
         self._objects, self._key, self._nonce = objects, key, uuid.uuid4().hex
         self._guard = threading.Lock()
         self._renewed = 0.0
-        self._found: dict[str, Any] | None = None
-        self._tag: Any = None
+        self._found: Sign | None = None
+        self._version: Version = None
 
     def holder(self) -> str | None:
-        """The words of whoever has the lease and may be alive."""
-        self._found, self._tag = sync(self._objects.read_lease(self._key))
-        if self._found is None or _is_dead(self._found):
+        """The text of the process that has the lease and may be alive; None if the lease is free."""
+        self._found, self._version = sync(self._objects.read_lease(self._key))
+        if self._found is None or self._found.is_dead():
             return None
-        return f"{self._found['text']} (if it was killed, the store is free {LEASE_SECONDS:.0f} s after its last sign)"
+        return f"{self._found.text} (if it was killed, the store is free {LEASE_SECONDS:.0f} s after its last sign)"
 
     def acquire(self) -> str | None:
-        """Take the lease; returns the holder's words if somebody else has it."""
+        """Take the lease. Returns the holder's text if another process has it, None if this one has it now."""
         if holder := self.holder():
             return holder
-        if self._found and self._found["machine"] != machine():
-            time.sleep(RENEW_SECONDS * 4 / 3)  # clocks differ: one that lives after all renews its lease in this time
+        if self._found and self._found.machine != machine():
+            time.sleep(RENEW_SECONDS * 4 / 3)  # clocks differ: a holder that is alive after all renews its lease in this time
         self.lost = False
         self.renew()
         return "a process that was faster" if self.lost else None
 
     def is_overdue(self) -> bool:
+        """Whether the last sign is so old that a write needs a new one first."""
         return time.time() - self._renewed > LEASE_SECONDS / 2
 
     def renew(self) -> None:
-        """Give a sign, unless the lease is somebody else's by now; once lost it is never taken back."""
+        """Give a sign, unless another process has the lease by now; a lease that is lost is never taken back."""
         with self._guard:
             if self.lost:
                 return
-            sign = {"text": holder_text(), "machine": machine(), "pid": os.getpid(), "time": time.time()}
-            sync(self._objects.replace_lease(self._key, json.dumps({"nonce": self._nonce, **sign}).encode(), self._tag))
+            sign = Sign(nonce=self._nonce, text=holder_text(), machine=machine(), pid=os.getpid(), time=time.time())
+            sync(self._objects.replace_lease(self._key, sign, self._version))
             # Read in any case: a put that was tried twice may have failed against itself.
-            found, self._tag = sync(self._objects.read_lease(self._key))
-            self.lost = found is None or found["nonce"] != self._nonce
-            self._renewed = float(found["time"]) if found and not self.lost else 0.0
+            found, self._version = sync(self._objects.read_lease(self._key))
+            self.lost = found is None or found.nonce != self._nonce
+            self._renewed = float(found.time) if found and not self.lost else 0.0
 
     @contextlib.contextmanager
     def renewing(self) -> Iterator[None]:
-        """Give signs until the end, then give the lease back."""
+        """Give signs every `RENEW_SECONDS` until the block ends, then give the lease back."""
         stop = threading.Event()
 
         def renew() -> None:
@@ -101,22 +134,16 @@ class Lease:
             thread.join()
             with contextlib.suppress(ResourceError):  # a broken network must not hide what went wrong before
                 found, _ = sync(self._objects.read_lease(self._key))
-                if found and found["nonce"] == self._nonce:
+                if found and found.nonce == self._nonce:
                     sync(self._objects.delete(self._key))
 
 
-# The leases that this process holds on each URL: whoever writes below one asks them.
+# The leases that this process holds on each URL. Every write below a URL checks them.
 LEASES: defaultdict[str, list[Lease]] = defaultdict(list)
 
 
-def _is_dead(lease: Mapping[str, Any]) -> bool:
-    if lease["machine"] == machine() and not psutil.pid_exists(int(lease["pid"])):
-        return True
-    return time.time() - float(lease["time"]) > LEASE_SECONDS
-
-
 def machine() -> str:
-    """Where a process id means one process: containers may share a host's name, but not its process ids."""
+    """A name of the place where a process id means one process: containers may share a host's name, but not its process ids."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):  # only Linux has them
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]

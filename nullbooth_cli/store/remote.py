@@ -1,10 +1,11 @@
-"""A store in an object store, by URL: through obstore, or through fsspec with `client: fsspec` in storage_options.
+"""A store at a URL (S3, Google Cloud Storage, Azure), through obstore.
 
-A put is atomic and durable once it returns, so there is nothing to flush. There is no file lock either: a lease stands for it,
-an object beside the store that its holder renews, and that anybody may take over once its holder is dead or silent for long.
+A put is atomic and durable once it returns, so there is nothing to flush. Object stores have no file locks. A lease replaces
+them: an object beside the store that its holder renews, and that another process may take over once the holder is dead or was
+silent for too long.
 
     s3://bucket/run.zarr        the store
-    s3://bucket/run.zarr.lock   one lease for the whole store (`all`) or for each shard that is at work, gone when it is released
+    s3://bucket/run.zarr.lock   a lease for the whole store (`all`), or one for each shard at work; removed when it is released
 """
 
 import contextlib
@@ -22,14 +23,16 @@ from zarr.core.sync import sync
 
 from nullbooth_cli.errors import ConfigError, ResourceError, StoreError
 from nullbooth_cli.store.backing import Backing, Bytes
-from nullbooth_cli.store.clients import CLIENTS, Client, buffer_of
 from nullbooth_cli.store.lease import LEASES, Lease
 from nullbooth_cli.store.locks import in_use
+from nullbooth_cli.store.object_store import LeasedObjectStore, buffer_of
 
 CONCURRENT_READS = 32
 WHOLE = "all"
-# Values under these options may be shown; everything else in storage_options counts as secret.
-PLAIN_OPTIONS = {"client", "endpoint", "endpoint_url", "region", "aws_region", "aws_endpoint"}
+# Values of these options may be shown; every other value in storage_options counts as secret.
+PLAIN_OPTIONS = {"endpoint", "endpoint_url", "region", "aws_region", "aws_endpoint"}
+# What s3fs, the fsspec client of S3, called the options of obstore.
+RENAMED = {"endpoint_url": "endpoint", "key": "access_key_id", "secret": "secret_access_key", "token": "session_token"}
 
 
 class RemoteBacking(Backing):
@@ -37,25 +40,22 @@ class RemoteBacking(Backing):
 
     def __init__(self, url: str, options: Mapping[str, Any], *, read_only: bool = False) -> None:
         _check_url(url)
+        _check_options(options)
         self.url = url.rstrip("/")
         self._options = options
-        self.zarr: Client = self._open(self.url, read_only)
+        self.zarr: LeasedObjectStore = self._open(self.url, read_only=read_only)
 
-    def _open(self, url: str, read_only: bool = False) -> Client:
-        options = {key: value for key, value in self._options.items() if key != "client"}
-        client = CLIENTS.get(self._options.get("client", "obstore"))
-        if client is None:
-            raise ConfigError(f"storage_options.client: {self._options['client']}", "obstore or fsspec")
+    def _open(self, url: str, *, read_only: bool = False) -> LeasedObjectStore:
         try:
-            return client(client.connect(url, options, read_only), url, self._failure)
+            return LeasedObjectStore.connect(url, self._options, self._failure, read_only=read_only)
         except ImportError as error:
             raise ConfigError(
-                f"{url} needs a package that is not there: {error.name or error}",
-                "pip install 'nullbooth[remote]'; fsspec also needs the one for its protocol, such as s3fs",
+                f"{url} needs a package that is not installed: {error.name or error}", "pip install 'nullbooth[remote]'"
             ) from None
-        except Exception as error:  # each client has errors of its own; none has been to the network yet
+        except Exception as error:  # obstore has many errors of its own; it has not used the network yet
             raise ConfigError(
-                f"cannot open {url}: {self._without_secrets(error)}", "storage_options takes what its client takes"
+                f"cannot open {url}: {self._without_secrets(error)}",
+                "give obstore's own option names in storage_options: endpoint, region, access_key_id, secret_access_key",
             ) from None
 
     def inside(self, name: str, *, read_only: bool = False) -> "RemoteBacking":
@@ -128,7 +128,7 @@ class RemoteBacking(Backing):
             if holder := Lease(self._leases(), name).holder():
                 raise in_use(self.url, holder)
 
-    def _leases(self) -> Client:
+    def _leases(self) -> LeasedObjectStore:
         # Beside the store: inside, Zarr would find an object that it does not know.
         return self._open(f"{self.url}.lock")
 
@@ -142,10 +142,10 @@ class RemoteBacking(Backing):
         )
 
     def _without_secrets(self, error: Exception) -> str:
-        """The first line of what a client says, with the server's code."""
+        """The first line of obstore's message, with the server's code."""
         text = str(error).strip() or type(error).__name__
         code = re.search(r"<Code>(\w+)</Code>", text)
-        # What follows `?` in a URL may be a signature, also one that came from the environment.
+        # The part of a URL after `?` may be a signature, even one that came from the environment.
         line = re.sub(r"\?[^\s\"')]+", "?...", text.splitlines()[0].partition(": <?xml")[0])
         for secret in _secrets(self._options):
             line = line.replace(secret, "***")
@@ -158,9 +158,20 @@ def _check_url(url: str) -> None:
     host, _, path = rest.partition("/")
     user = host.rpartition("@")[0]
     if "?" in url or ":" in user or (user and not scheme.startswith("abfs")):  # abfs://container@account/path
-        raise ConfigError("the store's URL carries credentials", "put them into storage_options, or the client's environment")
+        raise ConfigError("the store's URL carries credentials", "put them into storage_options, or into the environment")
     if not path.strip("/"):
         raise ConfigError(f"{url} names a bucket, not a place in it", f"name the store too, such as {url.rstrip('/')}/run.zarr")
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for `client`, which chose between obstore and fsspec; values are not shown."""
+    if "client" not in options:
+        return
+    renamed = ", ".join(f"{RENAMED[key]} for {key}" for key in options if key in RENAMED)
+    raise ConfigError(
+        "storage_options.client is gone: obstore is the only client, because fsspec could not keep a second writer out",
+        f"remove client from storage_options{renamed and f', and write {renamed}'}",
+    )
 
 
 def _secrets(options: Mapping[str, Any]) -> Iterator[str]:

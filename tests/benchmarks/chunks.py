@@ -1,8 +1,8 @@
 """What Zarr's own array API would add to collect and to covariance, in the place of our chunk encoder (store/chunks.py).
 
-One run of each stage is recorded: every chunk that it writes and reads. The same chunks are then written and read again, by our encoder
-and by `array[...]`, both through our storage, which flushes every file. The share is the difference, over the stage's own time.
-CPU time is what counts on a shared machine; `--threads 1` makes it steady. Reads come from the system's cache.
+One run of each stage is recorded: every chunk that it writes and reads. The same chunks are then written and read again, by our
+encoder and by `array[...]`, both through our storage, which flushes every file. The share is the difference over
+the stage's time. CPU time is what counts on a shared machine; `--threads 1` makes it steady. Reads come from the system's cache.
 """
 
 import statistics
@@ -112,14 +112,14 @@ def stages(folder: Path, of: Subject, repeats: int) -> Iterator[tuple[str, Figur
 
 
 def sizes(folder: Path, megabytes: int, repeats: int) -> Iterator[Figure]:
-    """Chunks of one size each."""
+    """Chunks of one size each, of two timesteps where they fit."""
     written, read = disk_rates(folder)
     for size, shape in SHAPES.items():
-        nbytes = 2 * shape[0] * shape[1]
-        count = max(2, megabytes * 1_000_000 // nbytes)
-        of, tensors = random_subject([shape], num_steps=1, batch_size=1, num_units=count)
+        count = max(2, megabytes * 500_000 // (shape[0] * shape[1]))
+        of, tensors = random_subject([shape], num_steps=2, batch_size=1, num_units=count)
         site, _, tensor = tensors[0]
-        store, values = of.new_store(folder / size.replace(" ", ""), "features"), np.asarray(tensor.numpy())[None]
+        store = of.new_store(folder / size.replace(" ", ""), "features")
+        values = np.stack([tensor.numpy()] * len(store.blocks(site)[0]))
         every = [(f"features/{site.name}", (0, unit, 0, 0)) for unit in range(count)]
         parts = {"write": Chunks(written=[(*where, values) for where in every]), "read": Chunks(read=every)}
         for what, chunks in parts.items():
@@ -131,7 +131,7 @@ def sizes(folder: Path, megabytes: int, repeats: int) -> Iterator[Figure]:
                 warm_up(Stopwatch())
             times = in_turns(runs, repeats)
             own, other = (1e3 * median_wall(times[run]) / count for run in ("ours", "zarr"))
-            floor = 1e3 * nbytes / {"write": written, "read": read}[what]
+            floor = 1e3 * values.nbytes / {"write": written, "read": read}[what]
             rest = f"milliseconds a chunk: Zarr {other:.3f}, ours {own:.3f}, the bytes alone {floor:.3f}"
             yield figure(f"Zarr over ours, {what} {size}", times["zarr"], times["ours"], rest=rest)
 

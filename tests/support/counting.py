@@ -11,23 +11,27 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-from nullbooth_cli.store.clients import Client
 from nullbooth_cli.store.local import DurableLocalStore, LocalBacking
+from nullbooth_cli.store.object_store import LeasedObjectStore
 
 # What reads, writes, lists or removes: each method of a class whose first argument is a key, by what it does.
 METHODS: dict[str, list[tuple[type[Any], tuple[str, ...]]]] = {
     "read": [
         (LocalBacking, ("get",)),
         (DurableLocalStore, ("get", "get_sync", "exists")),
-        (Client, ("get", "exists")),
+        (LeasedObjectStore, ("get", "exists")),
     ],
-    "written": [(LocalBacking, ("put",)), (Client, ("set", "set_if_not_exists"))],
+    "written": [(LocalBacking, ("put",)), (LeasedObjectStore, ("set", "set_if_not_exists"))],
     "listed": [
         (DurableLocalStore, ("list_dir", "list_prefix", "getsize_prefix")),
         (LocalBacking, ("nbytes",)),
-        (Client, ("list_dir", "list_prefix", "getsize_prefix")),
+        (LeasedObjectStore, ("list_dir", "list_prefix", "getsize_prefix")),
     ],
-    "removed": [(LocalBacking, ("delete",)), (DurableLocalStore, ("delete", "delete_dir")), (Client, ("delete", "delete_dir"))],
+    "removed": [
+        (LocalBacking, ("delete",)),
+        (DurableLocalStore, ("delete", "delete_dir")),
+        (LeasedObjectStore, ("delete", "delete_dir")),
+    ],
 }
 
 

@@ -104,8 +104,7 @@ def store(patient: Examination) -> str:
 
     config = patient.config
     if is_url(config.store):
-        client = config.storage_options.get("client", "obstore")
-        _require(requirement for requirement in _requirements("remote") if requirement.name == client)
+        _require(_requirements("remote"))
     patient.backing = open_backing(config.store, config.storage_options)
     patient.store = Store.open_if_there(config.store, config.storage_options)
     return f"{patient.backing.url} is {'not there yet, and can be made' if patient.store is None else 'a store of this format'}"
