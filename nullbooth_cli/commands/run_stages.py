@@ -25,7 +25,7 @@ from nullbooth_cli.report.json_document import Document
 from nullbooth_cli.report.plan import plan_report
 from nullbooth_cli.report.schedule import schedule_report
 from nullbooth_cli.report.status import stage_answer
-from nullbooth_cli.store import Store, locked, shard_locked
+from nullbooth_cli.store import Store, is_held, locked, shard_locked
 
 PREPARING_SECONDS = 600.0  # that shards wait for the one that makes the store ready
 
@@ -57,7 +57,7 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
     interrupts = Interrupts()
     with (
         _signals(session.terminal, interrupts),
-        start_workers(shard, partial(_preparing, session) if shard else None) as workers,
+        start_workers(shard, partial(_preparing, session) if shard else None, partial(is_held, session.backing())) as workers,
         _locked_store(session, workers),
     ):
         workers.agree(lambda: session.open_or_create().url)
@@ -87,16 +87,16 @@ def _locked_store(session: Session, workers: Workers) -> Iterator[None]:
     backing = session.backing()
     if workers.rank != 0:
         workers.agree(lambda: None)
-        with backing.lock(workers.lock):
-            yield
+        lock = backing.lock(workers.lock)
     elif workers.shard:
-        with shard_locked(backing, workers.shard.number, workers.shard.count):
-            workers.agree(lambda: None)
-            yield
+        lock = shard_locked(backing, workers.shard.number, workers.shard.count)
     else:
-        with locked(backing):
+        lock = locked(backing)
+    with lock:
+        workers.has_lock()
+        if workers.rank == 0:
             workers.agree(lambda: None)
-            yield
+        yield
 
 
 @contextlib.contextmanager

@@ -1,34 +1,46 @@
-"""Who does which units: one process alone, the processes of a launcher, or one shard of many independent jobs.
+"""Which process does which units: one process alone, one process of a launch, or one shard of independent jobs.
 
 - Alone: all units, in order.
-- Launched (`accelerate launch`, torchrun): processes draw tickets from the launcher's rendezvous store, one unit at a time, so a
-  slow card does not hold the others back. Process 0 prepares and decides; what it decided reaches the others as a value.
-- A shard k of n: every n-th unit, without any communication. The store is where shards meet; a lock is held while one prepares.
+- Launched (torchrun, `accelerate launch`): of the units that are left, process r of n does every n-th, beginning with the r-th.
+- Shard K of N: the units whose number leaves K - 1 when it is divided by N. Shards never talk; the store is where they meet.
+- A launch that is a shard shares out the units of that shard.
+
+The processes of a launch meet in the key-value store that the launcher's environment names (`torch.distributed.rendezvous`).
+The nullbooth store cannot stand in for it: with `force` or `repair` every process would prepare a stage anew, because nothing in
+the store tells this launch from the one before it. No collective is used: one that waits can be neither interrupted nor left.
+A process that waits for others looks whether they still hold their locks, and ends when one of them does not.
 """
 
 import contextlib
 import json
 import os
-import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import TypeVar
 
 from nullbooth_cli.errors import ConfigError, StageError
 
 POLL_SECONDS = 0.2
-BEAT_SECONDS = 5.0
-DEAD_SECONDS = 60.0  # without a sign of life; a thread gives them, however long a unit takes
+START_SECONDS = 600.0  # for all processes of a launch to start
+PROBE_SECONDS = 5.0  # between two looks at the locks of those that are waited for; each asks a remote store once
+LEAVE_SECONDS = 30.0  # that process 0, which may hold the rendezvous, waits for the others to have read it
+ENVIRONMENT = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+Decision = TypeVar("Decision")
+Answer = TypeVar("Answer")
 
 
 class OtherProcessFailed(StageError):
-    """Another process of the launch stopped: with an error, which it has told itself, or without a word."""
+    """Another process of the launch ended before its units were done."""
 
-    def __init__(self) -> None:
-        super().__init__("another process of this launch failed", "its own message says why; finished units are kept")
+    def __init__(self, rank: int) -> None:
+        super().__init__(
+            f"process {rank} of this launch failed or was stopped: its units are not done",
+            "read that process's own message, then run the same command again: finished units are kept",
+        )
 
 
 @dataclass(frozen=True)
@@ -40,9 +52,10 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
+        """The shard that `K/N` names. Raises ConfigError for any other text, and unless 1 <= K <= N."""
         number, _, count = text.partition("/")
         if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-            raise ConfigError(f"--shard {text} is not a part of a whole", "write --shard K/N with K from 1 to N, such as 3/16")
+            raise ConfigError(f"{text} is not a shard", "write the shard as K/N with K from 1 to N, such as 3/16")
         return cls(int(number), int(count))
 
     def __str__(self) -> str:
@@ -50,10 +63,10 @@ class Shard:
 
 
 class Workers:
-    """One process alone, or one shard."""
+    """One process alone, or one shard; `Launched` is one of several processes."""
 
     rank, size = 0, 1
-    device: str | None = None
+    device: str | None = None  # of this process, where the launcher gives each its own
 
     def __init__(self, shard: Shard | None = None, preparing: Callable[[], AbstractContextManager[None]] | None = None) -> None:
         self.shard = shard
@@ -65,167 +78,176 @@ class Workers:
         """A name that no process running at the same time has."""
         return f"{self.shard or Shard(1, 1)}.{self.rank}"
 
+    def lock_of(self, rank: int) -> str:
+        """The name of the lock that a process of this launch holds: that of the store, of its shard, or one of its own.
+
+        With locks of their own no later run begins beside the others if process 0, which holds the store's, is killed.
+        """
+        if rank == 0:
+            return str(self.shard or "")
+        shard = self.shard or Shard(1, 1)
+        return f"{shard.number}.{rank}-of-{shard.count}"
+
     @property
     def lock(self) -> str:
-        """The lock that a process other than the first of its launch holds, so that no later run begins beside it."""
-        shard = self.shard or Shard(1, 1)
-        return f"{shard.number}.{self.rank}-of-{shard.count}"
+        """The name of the lock of this process."""
+        return self.lock_of(self.rank)
 
-    def agree(self, decide: Callable[[], Any]) -> Any:
+    def has_lock(self) -> None:
+        """Tell the others that this process holds its lock: from now on one that is free means that it is gone."""
+
+    def agree(self, decide: Callable[[], Decision]) -> Decision:
         """What `decide()` returns (a JSON value), run by one process for all. Its error stops all of them."""
         with self._preparing():
             return decide()
 
     def mine(self, units: Sequence[int]) -> list[int]:
-        """The units that this process or its launch may do."""
+        """The units of this shard; all of them without shards."""
         return [unit for unit in units if self.shard is None or unit % self.shard.count == self.shard.number - 1]
 
     def share(self, num_items: int) -> Iterator[int]:
-        """Indices of items that this process does; each index goes to one process."""
-        yield from range(num_items)
+        """Indices of the items that this process does: every `size`-th, beginning with its own rank."""
+        yield from range(self.rank, num_items, self.size)
 
     def count(self, done: int) -> int:
-        """Report items that are done; returns how many all processes have done of the stage."""
+        """Add finished items to the count of all processes in this stage; returns it."""
         self._done += done
         return self._done
 
     def finish(self) -> Iterator[int]:
-        """Wait for the others; process 0 yields how many items are done meanwhile."""
+        """Wait until every process has finished its items; yields the count of all on process 0 meanwhile.
+
+        Raises OtherProcessFailed if a process ends before that.
+        """
         self._done = 0
         yield from ()
 
 
 class Launched(Workers):
-    """One of the processes of a launcher. No collective is used: a process that dies cannot make the others hang in one.
+    """One of the processes of a launcher. `is_held(name)` says whether some process holds a lock of the store."""
 
-    A process that fails says so; one that is killed, or whose machine is gone, is missed after `DEAD_SECONDS`. The others then
-    draw no more units, write what they have and end.
-    """
-
-    def __init__(self, shard: Shard | None = None, preparing: Callable[[], AbstractContextManager[None]] | None = None) -> None:
+    def __init__(
+        self,
+        shard: Shard | None = None,
+        preparing: Callable[[], AbstractContextManager[None]] | None = None,
+        is_held: Callable[[str], bool] = lambda _: True,
+    ) -> None:
         super().__init__(shard, preparing)
-        import torch
-        from accelerate import PartialState
-        from torch.distributed.distributed_c10d import _get_default_store
+        from torch import cuda
+        from torch.distributed.rendezvous import rendezvous
 
-        # Without cpu=True on a machine without CUDA every process believes that it is alone.
-        with warnings.catch_warnings():
-            # It shares out the cores of a machine without CUDA, which is wanted, and says so in every process.
-            warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
-            self._state = PartialState(cpu=not torch.cuda.is_available())
-        wanted = int(os.environ["WORLD_SIZE"])
-        if self._state.num_processes != wanted:
-            self._state.destroy_process_group()
+        if missing := [name for name in ENVIRONMENT if name not in os.environ]:
             raise ConfigError(
-                f"WORLD_SIZE is {wanted}, but accelerate sees {self._state.num_processes} process",
-                "start it with accelerate launch --multi_gpu --num_processes N, or torchrun --nproc_per_node N",
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set",
+                "start the processes with torchrun or accelerate launch, or unset WORLD_SIZE",
             )
-        self.rank, self.size = self._state.process_index, self._state.num_processes
-        if torch.cuda.is_available():
-            self.device = f"cuda:{self._state.local_process_index}"
-        # The store that every process already talks to: no further port, and it counts tickets.
-        self._keys: Any = _get_default_store()
-        self._round = 0
-        self._looked, self._seen = 0.0, {rank: (0, time.monotonic()) for rank in range(self.size) if rank != self.rank}
-        self._ending = threading.Event()
-        threading.Thread(target=self._beat, daemon=True).start()
+        try:
+            self._keys, self.rank, self.size = next(rendezvous("env://", timeout=timedelta(seconds=START_SECONDS)))
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"the processes of this launch do not find each other: {error}",
+                "start all of them within ten minutes, on machines that reach MASTER_ADDR at MASTER_PORT",
+            ) from error
+        if cuda.is_available():
+            self.device = f"cuda:{os.environ['LOCAL_RANK']}"
+        self._is_held = is_held
+        self._round, self._started = 0, time.monotonic()
+        self._probed: dict[int, float] = {}  # when the lock of each other process was looked at
 
-    def agree(self, decide: Callable[[], Any]) -> Any:
+    def has_lock(self) -> None:
+        """As for one process."""
+        self._set(f"locked/{self.rank}")
+
+    def agree(self, decide: Callable[[], Decision]) -> Decision:
+        """As for one process; process 0 decides."""
         self._round += 1
         key = self._key("decision")
         if self.rank == 0:
             decision = super().agree(decide)
-            self._ask("set", key, json.dumps(decision))
+            self._set(key, json.dumps(decision))
             return decision
-        while not self._ask("check", [key]):
-            if self._is_broken():
-                raise OtherProcessFailed
-            time.sleep(POLL_SECONDS)
-        return json.loads(self._ask("get", key))
-
-    def share(self, num_items: int) -> Iterator[int]:
-        # Once another failed this one ends as if all were done, which writes what it holds; `finish` then raises.
-        while not self._is_broken() and (ticket := self._ask("add", self._key("ticket"), 1) - 1) < num_items:
-            yield ticket
+        for _ in self._until_set({0: key}):
+            pass
+        decided: Decision = json.loads(self._ask(lambda: self._keys.get(key)))
+        return decided
 
     def count(self, done: int) -> int:
-        return int(self._ask("add", self._key("done"), done))
+        """As for one process, over all of them; over this one alone once the rendezvous is gone: its units are done first."""
+        own = super().count(done)
+        with contextlib.suppress(OtherProcessFailed):
+            return int(self._ask(lambda: self._keys.add(self._key("done"), done)))
+        return own
 
     def finish(self) -> Iterator[int]:
-        if self._is_broken():
-            raise OtherProcessFailed
-        finished = self._key("finished")
-        self._ask("add", finished, 1)
-        while self._ask("add", finished, 0) < self.size:
-            if self._is_broken():
-                raise OtherProcessFailed
+        """As for one process."""
+        self._set(self._key(f"finished/{self.rank}"))
+        for _ in self._until_set({rank: self._key(f"finished/{rank}") for rank in range(self.size)}):
             if self.rank == 0:
                 yield self.count(0)
-            time.sleep(POLL_SECONDS)
         if self.rank == 0:
             yield self.count(0)
 
-    def close(self, failed: bool) -> None:
-        """Leave the launch; the others learn whether this process failed."""
-        self._ending.set()
-        try:
-            if failed:
-                self._keys.set("failed", str(self.rank))
-            elif self.rank == 0 and self.size > 1:
-                # The rendezvous store may live in this process: the others must have read all they need.
-                deadline = time.monotonic() + 30
-                while self._keys.add("left", 0) < self.size - 1 and time.monotonic() < deadline:
-                    time.sleep(POLL_SECONDS)
-            else:
-                self._keys.add("left", 1)
-        except RuntimeError:
-            pass  # the rendezvous is gone, and with it everybody who could be told
-        self._state.destroy_process_group()
+    def close(self, *, failed: bool) -> None:
+        """Leave the launch; the others learn whether this process failed. Process 0 leaves last: it may hold the rendezvous."""
+        with contextlib.suppress(OtherProcessFailed):  # nobody is left to be told
+            self._set(f"failed/{self.rank}" if failed else f"left/{self.rank}")
+            deadline = time.monotonic() + LEAVE_SECONDS
+            if self.rank == 0 and not failed:
+                for _ in self._until_set({rank: f"left/{rank}" for rank in range(self.size)}):
+                    if time.monotonic() > deadline:
+                        return
 
     def _key(self, name: str) -> str:
-        return f"nullbooth/{self._round}/{name}"
+        return f"{self._round}/{name}"
 
-    def _ask(self, operation: str, *arguments: Any) -> Any:
-        try:
-            return getattr(self._keys, operation)(*arguments)
-        except RuntimeError as error:  # the rendezvous ends with the process that holds it
-            raise OtherProcessFailed from error
+    def _until_set(self, keys: dict[int, str]) -> Iterator[None]:
+        """Yield now and then until every process, given by its rank, has set its key. Raises OtherProcessFailed if one cannot."""
+        while missing := [rank for rank, key in keys.items() if not self._is_set(key)]:
+            # A process may have set its key and ended since it was missed: its key is asked for last.
+            if gone := [rank for rank in missing if self._is_gone(rank) and not self._is_set(keys[rank])]:
+                raise OtherProcessFailed(gone[0])
+            yield
+            time.sleep(POLL_SECONDS)
 
-    def _beat(self) -> None:
-        with contextlib.suppress(OtherProcessFailed):
-            while not self._ending.wait(BEAT_SECONDS):
-                self._ask("add", f"beat/{self.rank}", 1)
-
-    def _is_broken(self) -> bool:
-        """Whether another process failed, or gave no sign of life for a while."""
-        try:
-            return bool(self._ask("check", ["failed"])) or self._is_one_silent()
-        except OtherProcessFailed:
+    def _is_gone(self, rank: int) -> bool:
+        """Whether a process failed, or has given back its lock, or never took it."""
+        if self._is_set(f"failed/{rank}"):
             return True
-
-    def _is_one_silent(self) -> bool:
         now = time.monotonic()
-        if now - self._looked < BEAT_SECONDS:
+        if now - self._probed.get(rank, 0.0) < PROBE_SECONDS:
             return False
-        self._looked = now
-        for rank, (beats, since) in self._seen.items():
-            found = self._ask("add", f"beat/{rank}", 0)
-            self._seen[rank] = (found, now if found != beats else since)
-        return any(now - since > DEAD_SECONDS for _, since in self._seen.values())
+        self._probed[rank] = now
+        if not self._is_set(f"locked/{rank}"):
+            return now - self._started > START_SECONDS
+        return not self._is_held(self.lock_of(rank))
+
+    def _set(self, key: str, value: str = "") -> None:
+        self._ask(lambda: self._keys.set(key, value))
+
+    def _is_set(self, key: str) -> bool:
+        return bool(self._ask(lambda: self._keys.check([key])))
+
+    def _ask(self, question: Callable[[], Answer]) -> Answer:
+        try:
+            return question()
+        except RuntimeError as error:  # the rendezvous ends with the process that holds it
+            raise OtherProcessFailed(0) from error
 
 
 @contextlib.contextmanager
 def start_workers(
-    shard: Shard | None = None, preparing: Callable[[], AbstractContextManager[None]] | None = None
+    shard: Shard | None = None,
+    preparing: Callable[[], AbstractContextManager[None]] | None = None,
+    is_held: Callable[[str], bool] = lambda _: True,
 ) -> Iterator[Workers]:
     """The workers that this process belongs to, as the launcher's environment says."""
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         yield Workers(shard, preparing)
         return
-    workers = Launched(shard, preparing)
+    workers = Launched(shard, preparing, is_held)
     try:
         yield workers
-    except BaseException:  # Ctrl-C as well: the other processes must hear of it
+    except BaseException:  # an interrupt too: the others must hear of it
         workers.close(failed=True)
         raise
     workers.close(failed=False)

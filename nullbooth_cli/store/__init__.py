@@ -32,7 +32,7 @@ from nullbooth_cli.store.attention_maps import AttentionMaps
 from nullbooth_cli.store.backing import Backing
 from nullbooth_cli.store.heartbeats import Heartbeat
 from nullbooth_cli.store.layout import STORED_DTYPES, Layout
-from nullbooth_cli.store.locks import locked, shard_locked
+from nullbooth_cli.store.locks import is_held, locked, shard_locked
 from nullbooth_cli.store.open_backing import is_url, open_backing
 from nullbooth_cli.store.partial_sums import PartialSums, check_disjoint, pack_sums
 from nullbooth_cli.store.projector_arrays import Cut, Decomposition
@@ -54,6 +54,7 @@ __all__ = [
     "Sums",
     "check_disjoint",
     "choose_sites",
+    "is_held",
     "is_url",
     "locked",
     "open_backing",

@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 
-from nullbooth_cli.errors import StoreError
+from nullbooth_cli.errors import ResourceError, StoreError
 from nullbooth_cli.store.backing import Backing
 
 PROBE_SECONDS = 2.0  # a lock is held for a moment by whoever looks whether it is held
@@ -46,3 +46,12 @@ def shard_locked(backing: Backing, number: int, count: int) -> Iterator[None]:
                 with backing.lock(name, PROBE_SECONDS):
                     pass
         yield
+
+
+def is_held(backing: Backing, name: str) -> bool:
+    """Whether some process holds a lock; True also where nobody can tell. Takes a free lock for a moment."""
+    try:
+        with backing.lock(name):
+            return False
+    except (StoreError, ResourceError):
+        return True

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +11,6 @@ import time
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -116,86 +116,171 @@ def test_the_number_of_processes_may_change(tmp_path: Path, fast: None, alone: C
     assert_same_run(store, alone("moments"))
 
 
-def test_a_slow_process_does_not_hold_the_other_back(tmp_path: Path) -> None:
+def test_a_stage_waits_for_the_slowest_process(tmp_path: Path, alone: Callable[[str], Store]) -> None:
+    """Covariance needs all of collect, and the answer is about all of covariance, whichever process is late."""
+    for slow in range(2):
+        config = small_config(tmp_path / f"{slow}.zarr", **MID)
+        twists = {slow: Twist(slow=0.4), 1 - slow: Twist()}
+        arguments = ["run", *saved(config, tmp_path / "c.yaml"), "--json"]
+        with stopped(launch(arguments, tmp_path / f"log{slow}", 2, twists)) as (first, second):
+            assert (first.finish(), second.finish()) == (0, 0), first.err + second.err
+        assert (first.begun, second.begun) == ([0, 2, 4, 6], [1, 3, 5, 7]), "every second unit, whatever they take"
+        assert json.loads(first.out)["totals"]["sites"] == 3
+        assert_same_run(Store.open(config.store), alone("features"))
+
+
+def test_a_launch_replaces_what_is_stale_once(tmp_path: Path) -> None:
+    """One process decides for all: none throws away what another has made of it by then."""
     config = small_config(tmp_path / "run.zarr", **MID)
-    twists = {0: Twist(slow=0.05), 1: Twist(slow=2.0)}
-    with stopped(launch(["collect", *saved(config, tmp_path / "c.yaml")], tmp_path / "log", 2, twists)) as (quick, slow):
-        assert (quick.finish(), slow.finish()) == (0, 0)
-    assert len(slow.begun) < len(quick.begun)
-    assert sorted(quick.begun + slow.begun) == list(range(8))
+    execute(config, "collect", "covariance", "project")
+    other = small_config(tmp_path / "run.zarr", **MID, collect__seed=1)
+    expected = execute(small_config(tmp_path / "alone.zarr", **MID, collect__seed=1), "collect", "covariance")
+    arguments = saved(other, tmp_path / "c.yaml")
+    twists = {0: Twist(slow=0.3), 1: Twist()}
+    with stopped(launch(["run", *arguments, "--force"], tmp_path / "log", 2, twists)) as (first, second):
+        assert (first.finish(), second.finish()) == (0, 0), first.err + second.err
+    assert (first.begun, second.begun) == ([0, 2, 4, 6], [1, 3, 5, 7])
+    assert_same_run(Store.open(config.store), expected)
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_a_failing_process_ends_the_launch(tmp_path: Path, failing: int) -> None:
-    """The other writes the units that it folded, and says that it is not the cause."""
+def test_when_a_process_fails_the_other_does_its_own_units(tmp_path: Path, failing: int) -> None:
     config = small_config(tmp_path / "run.zarr", **MID, collect__keep="moments")
-    twists = {failing: Twist(fails_after=2), 1 - failing: Twist(slow=0.5, checkpoint_share=1e-9)}
-    started = time.monotonic()
+    twists = {failing: Twist(fails_after=2), 1 - failing: Twist(slow=0.3, checkpoint_share=1e-9)}
     with stopped(launch(["collect", *saved(config, tmp_path / "c.yaml")], tmp_path / "log", 2, twists)) as processes:
         codes = [worker.finish(30) for worker in processes]
-    assert time.monotonic() - started < 30
     assert codes[failing] == 1
     assert "this unit fails" in processes[failing].err
     assert codes[1 - failing] == 3
-    assert "error: another process of this launch failed" in processes[1 - failing].err
+    assert f"error: process {failing} of this launch failed or was stopped" in processes[1 - failing].err
+    assert processes[1 - failing].begun == [1 - failing + 2 * i for i in range(4)]
     kept = [unit for part in Store.open(config.store).moments.parts() for unit in part.units]
     assert set(processes[1 - failing].begun) <= set(kept)
     assert Store.open(config.store).progress.done("collect").sum() == len(kept) == len(set(kept))
 
 
-def test_a_launch_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launcher that says two, and a library that sees one: the work would be done twice."""
-    from torch import distributed
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_a_process_is_killed_the_other_ends_too(
+    tmp_path: Path, fast: None, alone: Callable[[str], Store], killed: int
+) -> None:
+    """Without a launcher that watches them. The next command, of one process, finishes the stage."""
+    config = small_config(tmp_path / "run.zarr", **MID, collect__keep="moments")
+    arguments = saved(config, tmp_path / "c.yaml")
+    twists = {rank: Twist(slow=0.2, checkpoint_share=1e-9) for rank in range(2)}
+    with stopped(launch(["collect", *arguments], tmp_path / "log", 2, twists)) as processes:
+        while len(processes[killed].begun) < 2:
+            time.sleep(0.01)
+        processes[killed].kill()
+        assert processes[1 - killed].finish(30) == 3, processes[1 - killed].err
+    assert f"process {killed} of this launch failed or was stopped" in processes[1 - killed].err
+    done = Store.open(config.store).progress.done("collect")
+    assert done[1 - killed :: 2].all(), "its own units"
+    assert not done.all()
+    assert states_of(config)["collect"] == "partial"
+    assert nullbooth("collect", *arguments).exit_code == 0
+    assert_parts_add_up(Store.open(config.store))
+    assert_same_run(Store.open(config.store), alone("moments"))
 
-    class Single:
-        num_processes = 1
 
-        def __init__(self, **options: Any) -> None:
-            pass
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("keep", ["features", "moments"])
+def test_a_launch_is_interrupted_and_resumed(
+    tmp_path: Path, fast: None, alone: Callable[[str], Store], number: signal.Signals, keep: str
+) -> None:
+    """Every process gets the signal, as from a terminal or a launcher. Sums that are in memory only are written first."""
+    config = small_config(tmp_path / "run.zarr", **MID, collect__keep=keep)
+    arguments = saved(config, tmp_path / "c.yaml")
+    twists = {rank: Twist(slow=0.3, checkpoint_share=1e-9) for rank in range(2)}
+    with stopped(launch(["collect", *arguments], tmp_path / "log", 2, twists)) as processes:
+        while min(len(worker.begun) for worker in processes) < 3:  # the first was written by itself, the second was not
+            time.sleep(0.01)
+        for worker in processes:
+            os.kill(worker.pid, number)
+        assert [worker.finish(30) for worker in processes] == [130, 130], "".join(worker.err for worker in processes)
+    assert processes[0].out == ""
+    assert "interrupted: finished units are kept" in processes[0].err
+    done = set(np.flatnonzero(Store.open(config.store).progress.done("collect")).tolist())
+    started = {unit for worker in processes for unit in worker.begun}
+    if keep == "moments":
+        assert done == started, "the unit that ran was finished, and all of them were written"
+    else:
+        assert {0, 1, 2, 3} <= done <= started
+    assert Store.open(config.store).heartbeats.read() == []
+    assert nullbooth("collect", *arguments).exit_code == 0
+    assert nullbooth("covariance", *arguments).exit_code == 0
+    assert_same_run(Store.open(config.store), alone(keep))
 
-        def destroy_process_group(self) -> None:
-            pass
 
-    monkeypatch.setattr("accelerate.PartialState", Single)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_a_shard_is_interrupted_and_resumed(tmp_path: Path, fast: None) -> None:
+    config = small_config(tmp_path / "run.zarr", **MID, collect__keep="moments")
+    arguments = saved(config, tmp_path / "c.yaml")
+    twist = Twist(slow=0.2, checkpoint_share=1e-9)
+    with stopped([Worker(["collect", *arguments, "--shard", "2/2"], tmp_path / "log", twist=twist)]) as (worker,):
+        while len(worker.begun) < 3:
+            time.sleep(0.01)
+        os.kill(worker.pid, signal.SIGTERM)
+        assert worker.finish(30) == 130, worker.err
+    assert Store.open(config.store).moments.part("2-of-2.0").units == tuple(worker.begun)
+    assert nullbooth("collect", *arguments, "--shard", "2/2").exit_code == 0
+    assert Store.open(config.store).moments.part("2-of-2.0").units == (1, 3, 5, 7)
+
+
+def test_a_process_that_waits_is_interrupted_at_once(tmp_path: Path) -> None:
     config = small_config(tmp_path / "run.zarr", **MID)
-    refused(nullbooth("collect", *saved(config, tmp_path / "c.yaml")), 2, "WORLD_SIZE is 2, but accelerate sees 1", "torchrun")
-    assert not distributed.is_initialized()
+    twists = {0: Twist(), 1: Twist(slow=2.0)}
+    with stopped(launch(["collect", *saved(config, tmp_path / "c.yaml")], tmp_path / "log", 2, twists)) as (first, second):
+        while len(first.begun) < 4 or not second.begun:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        os.kill(first.pid, signal.SIGINT)
+        assert first.finish(2) == 130, first.err
+        assert second.finish(30) == 3, second.err
+    assert second.begun == [1, 3, 5, 7]
 
 
-def test_no_process_group_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    from accelerate import PartialState
-    from torch import distributed
+def test_a_launch_may_be_a_shard(tmp_path: Path, fast: None, alone: Callable[[str], Store]) -> None:
+    """The units of the shard are shared out among its processes."""
+    config = small_config(tmp_path / "run.zarr", **MID, collect__keep="moments")
+    arguments = saved(config, tmp_path / "c.yaml")
+    with stopped(launch(["collect", *arguments, "--shard", "2/2"], tmp_path / "log", 2)) as processes:
+        assert [worker.finish() for worker in processes] == [0, 0], "".join(worker.err for worker in processes)
+    assert [worker.begun for worker in processes] == [[1, 5], [3, 7]]
+    assert nullbooth("collect", *arguments, "--shard", "1/2").exit_code == 0
+    assert nullbooth("covariance", *arguments).exit_code == 0
+    store = Store.open(config.store)
+    assert {part.name for part in store.moments.parts()} == {"1-of-2.0", "2-of-2.0", "2-of-2.1"}
+    assert_parts_add_up(store)
+    assert_same_run(store, alone("moments"))
 
+
+def test_a_launch_without_a_rendezvous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """WORLD_SIZE alone is what some clusters set for every job."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in workers.ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    config = small_config(tmp_path / "run.zarr", **MID)
+    refused(nullbooth("collect", *saved(config, tmp_path / "c.yaml")), 2, "WORLD_SIZE is 2, but RANK", "torchrun")
+
+
+def test_processes_that_do_not_find_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+    environment = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in environment.items():
         monkeypatch.setenv(name, str(value))
-    # A launch of one is no launch; the class itself must clean up all the same.
-    launched = workers.Launched()
-    try:
-        assert distributed.is_initialized()
-        assert launched.agree(lambda: [1, "x"]) == [1, "x"]
-        assert list(launched.share(3)) == [0, 1, 2]
-        assert launched.count(3) == 3
-        assert list(launched.finish()) == [3]
-    finally:
-        launched.close(failed=False)
-        PartialState._reset_state()
-    assert not distributed.is_initialized()
-
-
-def test_a_process_that_is_killed_is_missed(tmp_path: Path) -> None:
-    """Without a launcher that watches them: the other ends by itself, and what it did is kept."""
+    monkeypatch.setattr(workers, "START_SECONDS", 1.0)
     config = small_config(tmp_path / "run.zarr", **MID)
-    twists = {0: Twist(slow=0.2, dead_seconds=1.0), 1: Twist(slow=0.2, dead_seconds=1.0)}
-    with stopped(launch(["collect", *saved(config, tmp_path / "c.yaml")], tmp_path / "log", 2, twists)) as (first, second):
-        while not second.begun:
-            time.sleep(0.01)
-        second.kill()
-        assert first.finish(30) == 3, first.err
-    assert "another process of this launch failed" in first.err
-    assert Store.open(config.store).progress.done("collect").any()
+    refused(nullbooth("collect", *saved(config, tmp_path / "c.yaml")), 2, "do not find each other", "MASTER_ADDR")
+
+
+def test_a_store_in_use_ends_the_launch(tmp_path: Path) -> None:
+    """Process 0 cannot lock the store, and the others hear of it: they do not take the other command for it."""
+    config = small_config(tmp_path / "run.zarr", **MID)
+    store = Store.create(config.store, config.model_dump())
+    with store.lock(), stopped(launch(["collect", *saved(config, tmp_path / "c.yaml")], tmp_path / "log", 2)) as (first, second):
+        assert (first.finish(30), second.finish(30)) == (4, 3), first.err + second.err
+    assert "is in use by process" in first.err
+    assert "process 0 of this launch failed" in second.err
 
 
 @pytest.mark.parametrize("keep", ["features", "moments"])

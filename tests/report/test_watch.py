@@ -256,7 +256,7 @@ class TestBesideARun:
         """From the first unit until all is complete, over a kill and a second run; counts never fall back."""
         config = small_config(tmp_path / "run.zarr", **MID, original_knowledge_prompts=MANY[:16])
         arguments = saved(config, tmp_path / "c.yaml")
-        twists = {rank: Twist(slow=0.3, beat_seconds=0.05, dead_seconds=1.0) for rank in range(2)}
+        twists = {rank: Twist(slow=0.3, beat_seconds=0.05) for rank in range(2)}
         execute(config, "schedule")
         with self.watch(config.store, "--json") as watcher:
             with stopped(launch(["run", *arguments], tmp_path / "log", 2, twists)) as both:

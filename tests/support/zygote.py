@@ -26,7 +26,6 @@ CHUNK_BYTES = 150_000
 
 if "pytest" not in sys.modules:
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    import accelerate  # noqa: F401
     import torch.distributed
     from tqdm import tqdm
 
@@ -52,12 +51,11 @@ if "pytest" not in sys.modules:
 @dataclass(frozen=True)
 class Twist:
     """What is different in a worker: seconds that every unit takes longer, how eagerly sums are written, after how many units it
-    fails, when it takes others for dead, how often it gives a sign to those who watch, and the bytes that no file may exceed."""
+    fails, how often it gives a sign to those who watch, and the bytes that no file may exceed."""
 
     slow: float = 0.0
     checkpoint_share: float | None = None
     fails_after: int | None = None
-    dead_seconds: float | None = None
     beat_seconds: float | None = None
     largest_file: int | None = None
 
@@ -107,9 +105,7 @@ class Worker(ForkServerProcess):
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.twist.largest_file, resource.RLIM_INFINITY))
         if self.twist.checkpoint_share:
             sinks.CHECKPOINT_SHARE = self.twist.checkpoint_share
-        if self.twist.dead_seconds:
-            workers.BEAT_SECONDS, workers.DEAD_SECONDS = self.twist.dead_seconds / 5, self.twist.dead_seconds
-        covariance.COMMIT_SECONDS, workers.POLL_SECONDS, draw_progress.LINE_SECONDS = 0.0, 0.02, 0.0
+        covariance.COMMIT_SECONDS, workers.POLL_SECONDS, workers.PROBE_SECONDS, draw_progress.LINE_SECONDS = 0.0, 0.02, 0.2, 0.0
         if self.twist.beat_seconds:
             heartbeat.BEAT_SECONDS = self.twist.beat_seconds
         tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a kill would leave behind
