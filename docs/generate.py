@@ -7,6 +7,7 @@ docs/reference/models.md and the first lines of the other configs from the confi
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,11 @@ import architectures
 from pydantic import BaseModel
 
 ROOT = Path(__file__).parent.parent
-COMMENT_COLUMN = 56
+COMMENT_COLUMN, WIDTH = 56, 130
 YAML_HEADER = """\
 # The embedded model, end to end: about two minutes on two cores, 0.7 GB on disk.
-# Every key stands here, all but collect.batch_size (8) and heldout_prompts (null) with its default.
-# docs/reference/config.md says more.
-# Paths start at the current folder.
+# Every key is here with its default, except collect.batch_size (8) and heldout_prompts (null).
+# docs/reference/config.md has the same as a table. Paths start at the current folder.
 
 """
 # The embedded model is so small that larger batches are faster on any machine; prompts to measure leakage on ship with it.
@@ -38,11 +38,13 @@ def scalar(value: Any) -> str:
 
 
 def fields(model: BaseModel) -> Iterator[tuple[str, Any, str]]:
+    """(name, value, description) of every field."""
     for name, field in type(model).model_fields.items():
         yield name, getattr(model, name), field.description or ""
 
 
 def yaml_lines(model: BaseModel, indent: int = 0) -> Iterator[str]:
+    """A key a line, its description beside it, or above it if the line would be too long."""
     for name, value, description in fields(model):
         if isinstance(value, BaseModel):
             if indent == 0:
@@ -50,10 +52,16 @@ def yaml_lines(model: BaseModel, indent: int = 0) -> Iterator[str]:
             yield f"{' ' * indent}{name}:".ljust(COMMENT_COLUMN) + f"# {description}"
             yield from yaml_lines(value, indent + 2)
         else:
-            yield f"{' ' * indent}{name}: {scalar(value)}".ljust(COMMENT_COLUMN) + f"# {description}"
+            line = f"{' ' * indent}{name}: {scalar(value)}"
+            if COMMENT_COLUMN + len(f"# {description}") > WIDTH:
+                yield from (f"{' ' * indent}# {part}" for part in textwrap.wrap(description, WIDTH - indent - 2))
+                yield line
+            else:
+                yield line.ljust(COMMENT_COLUMN) + f"# {description}"
 
 
 def config_rows(model: BaseModel, prefix: str = "") -> Iterator[str]:
+    """A row of a table for every key, those of sections with their section's name."""
     for name, value, description in fields(model):
         if isinstance(value, BaseModel):
             yield from config_rows(value, f"{prefix}{name}.")
@@ -62,18 +70,19 @@ def config_rows(model: BaseModel, prefix: str = "") -> Iterator[str]:
 
 
 def config_page() -> str:
+    """docs/reference/config.md."""
     from nullbooth_cli.settings.config import Config
 
     rows = "\n".join(config_rows(Config()))
     return f"""\
 # Config
 
-One YAML file. A config is looked for in `-c`, `$NULLBOOTH_CONFIG`, `./nullbooth.yaml`, `./configs/nullbooth.yaml`; an existing
-store carries its own, so `-s` alone is then enough. `--set key=value` overrides any one key and is recorded in the store.
-Unknown keys are refused. YAML is read as YAML 1.2 means it: `1e-5` is a number and `no` is a word.
+A config is one YAML file. `nullbooth` reads the first of `-c FILE`, `$NULLBOOTH_CONFIG`, `./nullbooth.yaml` and
+`./configs/nullbooth.yaml`. An existing store has its config inside, so `-s` alone is enough. `--set key=value` overrides one
+key, and the store records it. Unknown keys are refused. Files are YAML 1.2: `1e-5` is a number, and `no` is a word.
 
-Of the threshold rules in `project`, exactly one is in force. Only `nullspace_threshold` and `threshold_percent` may stand
-together: the percentile then wins, and the run says so.
+Exactly one threshold rule of `project` is in force. If both `nullspace_threshold` and `threshold_percent` are set, the
+percentile is used, and the run reports it.
 
 | key | default | meaning |
 | --- | --- | --- |
@@ -82,6 +91,7 @@ together: the percentile then wins, and the run says so.
 
 
 def cli_page() -> str:
+    """docs/reference/cli.md: the help of every command."""
     from typer.testing import CliRunner
 
     from nullbooth_cli.cli import app
@@ -100,21 +110,23 @@ def cli_page() -> str:
 
 
 def yaml_file() -> str:
+    """configs/nullbooth.yaml."""
     from nullbooth_cli.settings.config import build_config
 
     return YAML_HEADER + "\n".join(yaml_lines(build_config({}, TOY))) + "\n"
 
 
 def recipe_page() -> str:
+    """docs/reference/train.md."""
     from nullbooth_cli.settings.recipe import Recipe
 
     rows = "\n".join(config_rows(Recipe()))
     return f"""\
 # Training
 
-What `nullbooth train -c FILE` reads: one YAML file; configs/train has two. `--set key=value` overrides any one key, and unknown
-keys are refused. `output` then holds a checkpoint to go on from, validation/ with the drawn prompts, train.json with the recipe
-and the drift of every weight, and pipeline/ or lora/ with the result.
+`nullbooth train -c FILE` reads a recipe: one YAML file, of which configs/train has two. `--set key=value` overrides one key;
+unknown keys are refused. After a run, the folder `output` has the result (pipeline/ or lora/), the last checkpoint, the pictures
+of the validation prompts (validation/), and train.json with the recipe and the drift of every weight.
 
 | key | default | meaning |
 | --- | --- | --- |
@@ -133,6 +145,7 @@ FILES: dict[str, Callable[[], str]] = {
 
 
 def main(check: bool) -> int:
+    """Write (or check) all files; returns 1 if a check finds one that is out of date."""
     os.environ["COLUMNS"] = os.environ["TERMINAL_WIDTH"] = "110"
     made = {name: make() for name, make in FILES.items()}
     old = [name for name, text in made.items() if not (ROOT / name).exists() or (ROOT / name).read_text() != text]

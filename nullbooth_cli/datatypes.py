@@ -1,4 +1,4 @@
-"""The small values that every room passes on: prompts, steps, sites and sums. Needs neither torch nor Zarr."""
+"""Small values that every room uses: prompts, steps, sites and sums. Needs neither torch nor Zarr."""
 
 import hashlib
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ class Prompt:
 
     @property
     def id(self) -> str:
-        """The first 12 hexadecimal digits of the SHA-256 of the text (and image): the same in every file, order and run."""
-        known = self.text if self.image is None else f"{self.text}\0{self.image}"
-        return hashlib.sha256(known.encode()).hexdigest()[:12]
+        """The first 12 hexadecimal digits of the SHA-256 of text and image: the same in every file, order and run."""
+        content = self.text if self.image is None else f"{self.text}\0{self.image}"
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One denoising step. `key` is a label; only `timestep` and `sigma` are computed with."""
+    """One denoising step. `key` is only a label: compute with `timestep` and `sigma`."""
 
     index: int
     key: str
@@ -39,7 +39,7 @@ class Step:
 
 
 def step_key(strategy: str | None, index: int, timestep: float) -> str:
-    """`timestep_0999`, or `alpha_00_9e2` with a strategy: the timestep cut to one digit, the index making it unique."""
+    """`timestep_0999`; with a sampler strategy `alpha_00_9e2`, the index and the timestep cut to one digit."""
     whole = int(timestep)
     if strategy is None:
         return f"timestep_{whole:04d}"
@@ -56,12 +56,12 @@ class Sums(NamedTuple):
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """Of the vectors, `[D]`."""
+        """The mean of the vectors, `[D]`."""
         return self.sum_x / self.count
 
 
-# The feature that each linear map of an attention layer is, by diffusers' names. `add_` ones are of the text stream that joint
-# attention (SD3, Flux) keeps beside that of the image.
+# The feature of each linear map of an attention layer, by diffusers' names. The `add_` ones belong to the text stream of joint
+# attention (SD3, Flux).
 FEATURES = {
     "to_q": "q",
     "to_k": "k",
@@ -76,9 +76,10 @@ FEATURES = {
 
 @dataclass(frozen=True)
 class Site:
-    """One recording: the tensor that enters (or leaves) one projection, or several that always share it.
+    """One recording: the tensor that enters (or leaves, `side`) one projection, or several that always share it.
 
-    `layer` and `feature` are the first of the projections that share it, `weights` the parameters of all of them.
+    `layer` and `feature` name the first of these projections; `weights` are the parameters of all of them. A timestep-free
+    tensor depends neither on the latents nor on the timestep, so it is stored once.
     """
 
     layer: str
@@ -88,43 +89,47 @@ class Site:
     timestep_free: bool
     num_tokens: int  # per prompt, over the recorded branches of guidance
     dim: int
-    masked: bool = False  # tokens that pad a prompt are NaN in the features, and no part of the moments
+    masked: bool = False  # tokens that pad a prompt are NaN in the features, and left out of the moments
 
     @property
     def name(self) -> str:
+        """`layer.feature`, unique in a store."""
         return f"{self.layer}.{self.feature}"
 
     @property
     def projections(self) -> tuple[tuple[str, str], ...]:
-        """(layer, feature) of every projection that this feeds, in the order of `weights`."""
+        """(layer, feature) of every projection that receives this tensor, in the order of `weights`."""
         return tuple(split_weight(weight) for weight in self.weights)
 
     def feeds(self, layer: str | None, feature: str | None) -> bool:
-        """Whether it feeds a projection of this layer (a name, a part of it or a glob pattern) and feature; None for any."""
+        """Whether a projection of this layer (a name, a part of it or a glob) and feature receives the tensor; None for any."""
         return any(
             (layer is None or fnmatchcase(name, layer) or fnmatchcase(name, f"*{layer}*")) and (feature is None or of == feature)
             for name, of in self.projections
         )
 
     def num_recorded(self, num_steps: int) -> int:
-        """How many timesteps are stored of a schedule of `num_steps`."""
+        """The number of timesteps that are stored, of a schedule of `num_steps`."""
         return 1 if self.timestep_free else num_steps
 
 
 def split_weight(weight: str) -> tuple[str, str]:
-    """(layer, feature) of the parameter of a projection."""
+    """(layer, feature) of a projection, from the name of its weight."""
     path = weight.removesuffix(".weight")
     projection = next(name for name in FEATURES if path.endswith(f".{name}"))
     return path.removesuffix(f".{projection}"), FEATURES[projection]
 
 
 def choose_sites(sites: Sequence[Site], layer: str | None, feature: str | None, name: str | None = None) -> list[Site]:
-    """The sites that feed this layer and feature and have this name (or match it, a glob). Raises ConfigError if none does."""
+    """The sites whose tensor enters this layer and feature and whose name is `name` or matches it as a glob.
+
+    Raises ConfigError, with the names that there are, if no site is left.
+    """
     found = [site for site in sites if site.feeds(layer, feature) and (name is None or fnmatchcase(site.name, name))]
     if not found and name is not None:
         listed = "\n  ".join(site.name for site in sites)
-        raise ConfigError(f"no site {name}", f"--site takes a name or a glob pattern; the sites are\n  {listed}")
+        raise ConfigError(f"no site {name}", f"name one of these sites, or a glob pattern:\n  {listed}")
     if not found:
         layers = "\n  ".join(dict.fromkeys(site.layer for site in sites))
-        raise ConfigError("no site passes the filters", f"--layer takes a name or a glob pattern; the sites are on\n  {layers}")
+        raise ConfigError("no site passes the filters", f"choose one of these layers, or a glob pattern:\n  {layers}")
     return found

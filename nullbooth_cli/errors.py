@@ -1,4 +1,4 @@
-"""The errors nullbooth raises on purpose, grouped by what the reader does next.
+"""The errors that nullbooth raises on purpose, grouped by what the reader does next.
 
     NullboothError
     ├── ConfigError      fix a setting, an argument, the prompts or the images         exit 2
@@ -17,9 +17,9 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Rerun:
-    """A hint that is a stage to run: as text it is a Python call, and the command line writes it as a command.
+    """A hint that is a stage to run: as text a Python call; the command line prints it as a command.
 
-    `settings` are `key=value` changes to the config; `otherwise` is what else would do, after the call.
+    `settings` are `key=value` changes to the config; `otherwise` follows the call and names an alternative.
     """
 
     stage: str
@@ -37,9 +37,9 @@ class Rerun:
 
 
 class NullboothError(Exception):
-    """What is wrong, with values; `hint` is what to do about it, in words of Python. Both may span lines.
+    """`message` is what is wrong, with values; `hint` is what to do, in words of Python. Both may have several lines.
 
-    `rerun` is the stage that the hint asks for, where it asks for one.
+    `rerun` is the stage that the hint asks for, or None.
     """
 
     exit_code: ClassVar[int] = 1

@@ -4,29 +4,29 @@ from collections.abc import Sequence
 
 
 def aligned(values: Sequence[float | None], digits: int = 6) -> list[str]:
-    """Numbers of one column with the same number of decimals: as many as the longest needs, of at most `digits`.
+    """Numbers of one column with the same number of decimals: as many as the longest needs for `digits` significant digits.
 
-    Where they span more than that, all are in exponential notation. None is empty.
+    Numbers that span a wider range are all in exponential notation. None becomes "".
     """
-    there = [value for value in values if value is not None]
-    fixed = all(value == 0 or 10.0 ** (1 - digits) <= abs(value) < 10.0**digits for value in there)
+    numbers = [value for value in values if value is not None]
+    fixed = all(value == 0 or 10.0 ** (1 - digits) <= abs(value) < 10.0**digits for value in numbers)
     forms = [f".{decimals}{'f' if fixed else 'e'}" for decimals in range(digits + 1)]
-    form = next((form for form in forms if all(float(format(v, form)) == float(f"{v:.{digits}g}") for v in there)), forms[-1])
+    form = next((form for form in forms if all(float(format(v, form)) == float(f"{v:.{digits}g}") for v in numbers)), forms[-1])
     return ["" if value is None else format(value, form) for value in values]
 
 
 def counted(count: int, word: str) -> str:
-    """A number of things: 1 layer, 2 layers."""
+    """A count with its noun: 1 layer, 2 layers."""
     return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def size(num_bytes: int) -> str:
-    """Bytes for people: 1.2 MB."""
+    """Bytes with a decimal prefix: 1.2 MB."""
     return _scaled(num_bytes, ("B", "kB", "MB", "GB", "TB"))
 
 
 def operations(count: int) -> str:
-    """Floating point operations for people: 1.2 PFLOP."""
+    """Floating point operations with a decimal prefix: 1.2 PFLOP."""
     return _scaled(count, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
 
 
@@ -40,12 +40,12 @@ def _scaled(number: int, units: tuple[str, ...]) -> str:
 
 
 def rate(seconds_per_unit: float) -> str:
-    """The pace of work for people: 84 units/min, or 12.3 s/unit where fewer than ten come in a minute."""
+    """The pace of work: 84 units/min, or 12.3 s/unit below ten units a minute."""
     return f"{seconds_per_unit:.1f} s/unit" if seconds_per_unit > 6 else f"{60 / seconds_per_unit:,.0f} units/min"
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 3 h 20 min."""
+    """Seconds in two units at most: 45 s, 12 min, 3 h 20 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,21 +1,21 @@
-"""What a running stage reports about itself, and how fast it is.
+"""Events of a running stage, and its pace.
 
-Stages are generators of events, and commands draw them: the library never prints.
+Stages are generators of events; commands draw them. The library never prints.
 """
 
 from collections import deque
 from dataclasses import dataclass
 
 WINDOW_SECONDS = 60.0
-FEWEST_MARKS = 5  # that a pace is taken from, where units take longer than the window
-BURST_SECONDS = 0.1  # units that were made durable together are reported together
+FEWEST_MARKS = 5  # a pace covers at least these, even if they took longer than the window
+BURST_SECONDS = 0.1  # units that were written together are reported together, and count as one mark
 
 
 class Pace:
-    """Seconds per unit over the last minute, or over the last five reports if they took longer.
+    """Seconds per unit over the last minute, or over the last five marks if they took longer.
 
-    `now` is any clock in seconds, `done` the units finished by then. An average over the whole run would tell of its slow start
-    and of processes that are gone.
+    `now` is any clock in seconds, `done` the number of units finished by then. An average over the whole run would include its
+    slow start and processes that have ended.
     """
 
     def __init__(self, now: float, done: int = 0) -> None:
@@ -23,6 +23,7 @@ class Pace:
         self._marks = deque([(now, done)])
 
     def mark(self, now: float, done: int) -> None:
+        """Note that `done` units are finished at `now`."""
         last, _ = self._marks[-1]
         if len(self._marks) > 1 and now - last < BURST_SECONDS:
             self._marks[-1] = (last, done)
@@ -33,19 +34,19 @@ class Pace:
 
     @property
     def seconds_per_unit(self) -> float | None:
-        """None before the first unit."""
+        """The pace; None before the first unit."""
         (before, done_before), (last, done) = self._marks[0], self._marks[-1]
         return (last - before) / (done - done_before) if done > done_before and last > before else None
 
     def seconds_left(self, units: int) -> float | None:
-        """Until so many more units are done, at this pace."""
+        """Seconds until `units` more are done, at this pace; None before the first unit."""
         each = self.seconds_per_unit
         return None if each is None else units * each
 
 
 @dataclass(frozen=True)
 class Begin:
-    """A stage begins its units, or goes on with them: `done` of `total` are finished."""
+    """A stage starts or resumes: `done` of `total` units are finished."""
 
     stage: str
     done: int
@@ -54,7 +55,7 @@ class Begin:
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units are finished; `what` is the one that just was."""
+    """`done` of `total` units are finished; `what` names the last one."""
 
     stage: str
     done: int
@@ -74,10 +75,10 @@ Event = Begin | Progress | Note
 
 @dataclass
 class Interrupts:
-    """What a running stage and the receiver of signals tell each other.
+    """What a running stage and the handler of signals tell each other.
 
-    While a stage is `unwritten`, work is done that is not written yet: an interrupt is then noted as `requested`, and the stage
-    ends after its unit. At any other time it ends at once.
+    The stage sets `unwritten` while it has results that are not on disk. The handler then only sets `requested`, and the stage
+    stops after its unit; at any other time an interrupt stops the stage at once.
     """
 
     unwritten: bool = False

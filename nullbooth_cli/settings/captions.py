@@ -1,6 +1,6 @@
-"""Images with captions: the knowledge to keep under `collect.latents: images`, in the place of prompts.
+"""Images with captions, which `collect.latents: images` preserves instead of prompts.
 
-A folder holds images (.png, .jpg, .jpeg, .webp; folders inside it count) and their captions, in one of two ways:
+A folder has images (.png, .jpg, .jpeg, .webp, also in folders inside it) and their captions, in one of two ways:
 
     photos/                              photos/
     ├── metadata.jsonl                   ├── a.png
@@ -8,8 +8,8 @@ A folder holds images (.png, .jpg, .jpeg, .webp; folders inside it count) and th
     └── b.jpg                            └── ...
     {"file_name": "a.png", "text": "a red bird"}    as the datasets library's imagefolder reads it
 
-A caption and its image are one prompt. It is known by the caption and the digest of the file, wherever the folder lies and
-whatever the file is called.
+A caption and its image are one prompt, identified by the caption and the digest of the file. The names of folder and file do
+not matter.
 """
 
 import json
@@ -27,22 +27,20 @@ METADATA = "metadata.jsonl"
 
 
 def load_captions(source: str) -> tuple[Prompt, ...]:
-    """The captions of a folder, each with the digest of its image, in the order of the files' names."""
+    """The captions of a folder, each with the digest of its image, sorted by file name."""
     return tuple(captioned_files(source))
 
 
 def captioned_files(source: str) -> dict[Prompt, Path]:
-    """The same, with the file of each. Cost: one read of every file.
+    """The captions of a folder with their image files. Cost: one read of every file.
 
-    Raises ConfigError for a folder without images, an image without a caption, and one that stands twice with the same caption.
+    Raises ConfigError for a folder without images, an image without a caption, and an image that appears twice with one caption.
     """
     seen: dict[Prompt, Path] = {}
     for path, caption in _captions(Path(source)):
         prompt = Prompt(caption, digest(path))
         if prompt in seen:
-            raise ConfigError(
-                f"{path} is the same image as {seen[prompt]}, with the same caption", "remove one: each image counts once"
-            )
+            raise ConfigError(f"{path} is the same image as {seen[prompt]}, with the same caption", "remove one of them")
         seen[prompt] = path
     return seen
 
@@ -53,7 +51,7 @@ def _captions(folder: Path) -> Iterator[tuple[Path, str]]:
     if not metadata.is_file():
         for path, file in beside.items():
             if not file.is_file():
-                raise ConfigError(f"{path} has no caption", f"write it into {file}, or the captions of all into {metadata}")
+                raise ConfigError(f"{path} has no caption", f"write it into {file}, or write all captions into {metadata}")
             yield path, _checked(_text(file), str(file))
         return
     if twice := next((file for file in beside.values() if file.is_file()), None):
@@ -78,7 +76,7 @@ def _metadata(file: Path, images: set[Path]) -> dict[Path, str]:
 
 
 def _entry(line: str, where: str, folder: Path, images: set[Path]) -> tuple[Path, str]:
-    shape = 'a line is such as {"file_name": "a.png", "text": "a red bird"}'
+    shape = 'write lines such as {"file_name": "a.png", "text": "a red bird"}'
     try:
         entry: Any = json.loads(line)
     except ValueError as error:
@@ -87,19 +85,19 @@ def _entry(line: str, where: str, folder: Path, images: set[Path]) -> tuple[Path
         raise ConfigError(f"{where} has no file_name", shape)
     path = Path(os.path.normpath(folder / entry["file_name"]))
     if path not in images:
-        what = "is no image in this folder" if path.exists() else "is not there"
-        hint = f"correct or remove the line; images end in {', '.join(SUFFIXES)}"
+        what = "is not an image in this folder" if path.exists() else "does not exist"
+        hint = f"correct or remove the line; names of images end in {', '.join(SUFFIXES)}"
         raise ConfigError(f"{where} names {path}, which {what}", hint)
     keys = [key for key in COLUMNS if key in entry]
     if len(keys) != 1 or not isinstance(entry[keys[0]], str):
-        raise ConfigError(f"{where} has not one caption, as one of {', '.join(COLUMNS)}: it has {', '.join(entry)}", shape)
+        raise ConfigError(f"{where} needs exactly one caption ({', '.join(COLUMNS)}), it has: {', '.join(entry)}", shape)
     return path, _checked(entry[keys[0]], where)
 
 
 def _checked(text: str, where: str) -> str:
     caption = text.strip()
     if not caption or "\n" in caption:
-        raise ConfigError(f"{where} is {'several lines' if caption else 'an empty caption'}", "a caption is one line of text")
+        raise ConfigError(f"{where} is {'several lines' if caption else 'an empty caption'}", "write one line of text")
     return caption
 
 
@@ -107,4 +105,4 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the captions {file}: {error}", "it is a UTF-8 text file") from error
+        raise ConfigError(f"cannot read the captions {file}: {error}", "save it as a text file in UTF-8") from error

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from nullbooth_cli.settings.schema import Section, load_settings, validate
+from nullbooth_cli.settings.schema import Section, load_settings, refusal, validate
 
 Strategy = Literal[
     "DPM++ 2M", "DPM++ 2M Karras", "DPM++ 3M", "DPM++ 3M SDE Karras", "Euler", "Euler a", "UniPC", "DDIM", "LCM", "model"
@@ -22,140 +22,159 @@ THRESHOLD_RULES = ("nullspace_threshold", "threshold_percent", "relative_thresho
 
 
 class ScheduleSection(Section):
+    """Which timesteps: what the stage schedule depends on."""
+
     num_denoising_steps: int = Field(30, ge=1, description="denoising steps, counted as the scheduler counts them")
     sampler_strategy: Strategy | None = Field(
-        "DPM++ 2M Karras", description="null (uniform DDIM steps) or one of: " + ", ".join(STRATEGIES)
+        "DPM++ 2M Karras", description="null for uniform DDIM steps, or one of: " + ", ".join(STRATEGIES)
     )
     timestep_mode: Literal["avg", "first", "all_steps"] = Field(
         "avg",
-        description="avg: mean over the prompts' sequences; first: the first prompt's (they differ for SDE only); "
+        description="avg: mean over the prompts' sequences; first: the first prompt's (only SDE strategies differ); "
         "all_steps: the scheduler's own, without sde_jitter",
     )
     timestep_spacing: Literal["linspace", "leading", "trailing"] | None = Field(
-        None, description="null keeps the strategy's own; or linspace, leading, trailing"
+        None, description="linspace, leading, trailing, or null for the strategy's own"
     )
     sde_jitter: float = Field(
         0.02, ge=0.0, lt=1.0, description="relative noise on the sigmas of each prompt, SDE strategies only; 0 for none"
     )
-    seed: int | None = Field(None, ge=0, description="seed of that noise; null draws fresh noise on every run")
+    seed: int | None = Field(None, ge=0, description="seed of that noise; null draws new noise in every run")
 
 
 class FeatureSwitches(Section):
+    """Which inputs of the attention layers are recorded."""
+
     q_features: bool = Field(True, description="what enters to_q")
     k_features: bool = Field(True, description="what enters to_k")
     v_features: bool = Field(True, description="what enters to_v")
     out_features: bool = Field(True, description="what enters to_out.0")
 
     def chosen(self) -> tuple[str, ...]:
-        """The features that are switched on, of q, k, v, out."""
+        """The features that are switched on, among q, k, v, out."""
         return tuple(name for name in ("q", "k", "v", "out") if getattr(self, f"{name}_features"))
 
 
 class CollectSection(Section):
-    collect_features: FeatureSwitches = Field(FeatureSwitches(), description="which projections to look at")
+    """What is recorded, and how it is stored."""
+
+    collect_features: FeatureSwitches = Field(FeatureSwitches(), description="which projections to record")
     cross_attention_layers: Literal["all"] | list[str | int] = Field(
         "all", description="all, or a list of layer names, glob patterns or indices"
     )
     side: Literal["input", "output"] = Field("input", description="input (for projectors) or output (for analysis only)")
     keep: Literal["features", "moments", "both"] = Field(
         "features",
-        description="features: every vector is stored; moments: folded while the model runs, no vectors kept; or both",
+        description="features: every vector is stored; moments: vectors are only summed, while the model runs; or both",
     )
     tokens_per_prompt: int | None = Field(
-        None, ge=1, description="so many image tokens of each prompt, timestep and site, drawn at random; null keeps all"
+        None, ge=1, description="number of image tokens recorded of each prompt, timestep and site, drawn at random; null for all"
     )
     latents: Literal["path", "images"] = Field(
-        "path", description="path: features are taken along the model's own denoising path; images: on noised real images"
+        "path", description="path: features come from the model's own denoising path; images: from noised real images"
     )
     images: str | None = Field(
-        None, description="latents images: a folder of images with captions, which take the place of original_knowledge_prompts"
+        None, description="with latents images: a folder of images with captions, used instead of original_knowledge_prompts"
     )
     guidance_scale: float = Field(7.5, ge=0.0, description="classifier-free guidance, as the pipeline takes it")
     branches: Literal["both", "cond"] = Field("both", description="both branches of guidance, or only the prompt's own")
-    batch_size: int = Field(8, ge=1, description="prompts per forward; also the size of a unit, the piece that is resumed")
-    height: int | None = Field(None, ge=1, description="pixels; null takes the model's own size")
-    width: int | None = Field(None, ge=1, description="pixels; null takes the model's own size")
+    batch_size: int = Field(
+        8, ge=1, description="prompts per forward; also the size of a unit, the piece of a stage that is resumed"
+    )
+    height: int | None = Field(None, ge=1, description="pixels; null for the model's own size")
+    width: int | None = Field(None, ge=1, description="pixels; null for the model's own size")
     seed: int = Field(0, ge=0, description="prompt i starts from the noise of seed + i")
     feature_dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="how features are stored")
     compression: Literal["lz4"] | None = Field(None, description="null (features hardly shrink) or lz4, for slow disks")
-    visual_attention_map: bool = Field(False, description="also record where the words of some prompts look, for inspect")
+    visual_attention_map: bool = Field(False, description="also record attention maps of the words of some prompts, for inspect")
     attention_prompts: int | list[str] = Field(
-        8, union_mode="left_to_right", description="attention maps: the first so many prompts, or a list of prompts"
+        8,
+        union_mode="left_to_right",
+        description="attention maps: number of prompts, counted from the first, or a list of prompts",
     )
     attention_layers: Literal["all"] | list[str | int] = Field(
         "all", description="attention maps: all layers, or a list of names, glob patterns or indices"
     )
-    attention_timesteps: int = Field(6, ge=1, description="attention maps: so many timesteps, evenly spaced over the schedule")
+    attention_timesteps: int = Field(6, ge=1, description="attention maps: number of timesteps, evenly spaced over the schedule")
 
     @model_validator(mode="after")
-    def images_where_they_are_noised(self) -> "CollectSection":
+    def _images_only_with_latents_images(self) -> "CollectSection":
         if self.latents == "images" and self.images is None:
-            raise ValueError("latents is images, but images names no folder", "set collect.images to a folder with captions")
+            raise refusal("latents is images, but images names no folder", "set collect.images to a folder with captions")
         if self.latents == "path" and self.images is not None:
-            raise ValueError("images names a folder, but latents is path", "set collect.latents to images, or images to null")
+            raise refusal("images names a folder, but latents is path", "set collect.latents to images, or images to null")
         return self
 
 
 class CovarianceSection(Section):
+    """How the recorded vectors are summed."""
+
     accumulate: Literal["float64", "float32"] = Field(
         "float64", description="precision of the products; chunks are always summed in float64"
     )
     centred: bool = Field(
         False,
-        description="subtract the mean; an uncentred moment keeps the mean out of the null space, a centred one does not",
+        description="subtract the mean; then the direction of the mean can count as null",
     )
 
 
 class ProjectSection(Section):
+    """Which directions count as null. One threshold rule is in force."""
+
     scope: Literal["pooled", "timestep"] = Field(
-        "pooled", description="pooled over all timesteps (for use) or one per timestep (for looking)"
+        "pooled",
+        description="pooled: one null space for all timesteps, for training and editing; timestep: one for each, for inspection",
     )
     timesteps: tuple[float, float] | None = Field(
-        None, strict=False, description="pooled scope: only timesteps from the first to the last of these two, such as [200, 600]"
+        None, strict=False, description="pooled scope: only the timesteps between these two, such as [200, 600]; null for all"
     )
     pool_weight: Literal["count", "timestep"] = Field(
-        "count", description="pooled scope: every vector weighs the same, or every timestep does"
+        "count", description="pooled scope: count: every vector has the same weight; timestep: every timestep has"
     )
     nullspace_threshold: float | None = Field(None, gt=0.0, description="rule: eigenvalues below this are null")
-    threshold_percent: float | None = Field(None, gt=0.0, lt=100.0, description="rule: the lowest so many percent are null")
+    threshold_percent: float | None = Field(
+        None, gt=0.0, lt=100.0, description="rule: this percentage of the eigenvalues, the smallest, is null"
+    )
     relative_threshold: float | None = Field(
         DEFAULT_RELATIVE_THRESHOLD,
         gt=0.0,
         lt=1.0,
-        description="rule: below this times the largest is null; the default gives way to any other rule",
+        description="rule: eigenvalues below this times the largest are null; any other rule replaces the default",
     )
-    energy: float | None = Field(None, gt=0.0, le=1.0, description="rule: share of the trace kept outside the null space")
+    energy: float | None = Field(None, gt=0.0, le=1.0, description="rule: share of the trace that stays outside the null space")
     target_leakage: float | None = Field(
         None,
         gt=0.0,
         lt=1.0,
-        description="rule: the largest null space that leaks at most this, on the held-out prompts if there are any",
+        description="rule: the largest null space with at most this leakage, on the held-out prompts if there are any",
     )
-    null_dim: int | None = Field(None, ge=1, description="rule: so many of the smallest")
+    null_dim: int | None = Field(None, ge=1, description="rule: number of the smallest eigenvalues that are null")
     empty: Literal["refuse", "freeze"] = Field(
         "refuse",
-        description="a site without a null space is an error, or its projector is zero: its weights stay as they are",
+        description="refuse: a site without a null space is an error; freeze: its projector is zero, its weights never change",
     )
 
     @model_validator(mode="after")
-    def one_rule(self) -> "ProjectSection":
+    def _one_rule(self) -> "ProjectSection":
         rules = self._set_rules()
         if not rules:
-            raise ValueError(f"no threshold rule is set: give one of {', '.join(THRESHOLD_RULES)}")
+            raise refusal("no threshold rule is set", f"set one of {', '.join(THRESHOLD_RULES)}")
         if len(rules) > 1 and set(rules) != {"nullspace_threshold", "threshold_percent"}:
-            raise ValueError(f"two threshold rules are set: {', '.join(sorted(rules))}")
+            hint = "keep one rule and set the others to null"
+            raise refusal(f"more than one threshold rule is set: {', '.join(sorted(rules))}", hint)
         return self
 
     @model_validator(mode="after")
-    def one_scope(self) -> "ProjectSection":
+    def _one_scope(self) -> "ProjectSection":
         if self.scope == "timestep" and (self.timesteps is not None or self.pool_weight != "count"):
-            raise ValueError("timesteps and pool_weight say how to pool: they mean nothing with scope timestep")
+            hint = "set project.scope to pooled, or take out timesteps and pool_weight"
+            raise refusal("timesteps and pool_weight say how to pool, but scope is timestep", hint)
         if self.timesteps is not None and self.timesteps[0] > self.timesteps[1]:
-            raise ValueError(f"timesteps goes from the smaller to the larger, got {list(self.timesteps)}")
+            raise refusal(f"timesteps is {list(self.timesteps)}, from the larger to the smaller", "swap the two")
         return self
 
     def rule(self) -> tuple[str, float]:
-        """The one rule in force and its value; of an absolute threshold and a percentile, the percentile."""
+        """The rule in force and its value; if both an absolute threshold and a percentile are set, the percentile."""
         rules = self._set_rules()
         name = "threshold_percent" if "threshold_percent" in rules else rules[0]
         return name, getattr(self, name)
@@ -168,48 +187,53 @@ class ProjectSection(Section):
 
 
 class Config(Section):
+    """All settings of a run: the model, the store, the prompts, and one section for each stage."""
+
     model: str = Field(
         "toy", description="toy (ships with nullbooth), a pipeline folder, a hub id, or a single .safetensors file"
     )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     variant: str | None = Field(None, description="weight variant, such as fp16")
     pipeline_config: str | None = Field(
-        None, description="for a single file: the pipeline folder or hub id that tells the rest; null lets diffusers tell it"
+        None, description="for a single file: pipeline folder or hub id with the other parts; null lets diffusers choose"
     )
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="precision the model runs in")
-    local_files_only: bool = Field(False, description="never ask the hub")
+    local_files_only: bool = Field(False, description="never contact the hub")
     allow_pickle: bool = Field(False, description="also read pickled weights (.bin, .ckpt), which can run any code")
-    model_cpu_offload: bool = Field(False, description="keep in host memory what the device does not need at the moment")
+    model_cpu_offload: bool = Field(
+        False, description="keep the parts in host memory that the device does not need at the moment"
+    )
     attention_slicing: bool = Field(False, description="compute attention in slices: slower, with less memory")
     store: str = Field("runs/toy.zarr", description="the Zarr store: a folder, or a URL such as s3://bucket/run.zarr")
     storage_options: dict[str, Any] = Field(
-        {}, description="for a URL: what its client takes (endpoint, region, credentials); never written anywhere"
+        {}, description="for a URL: options of its client (endpoint, region, credentials); never written anywhere"
     )
     original_knowledge_prompts: str | list[str] = Field(
         "dataset/prompts/toy.txt",
-        description="knowledge to keep: a file (.txt, .csv, .jsonl, COCO .json; file.csv#column), or a list",
+        description="prompts to preserve: a file (.txt, .csv, .jsonl, COCO .json; file.csv#column), or a list",
     )
     heldout_prompts: str | list[str] | None = Field(
         None,
-        description="other prompts, only to measure leakage on: collected apart, never mixed in; such a file or list, or null",
+        description="prompts used only to measure leakage, never for a moment; a file or list as above, or null",
     )
     schedule: ScheduleSection = Field(ScheduleSection(), description="which timesteps")
     collect: CollectSection = Field(CollectSection(), description="what to record")
-    covariance: CovarianceSection = Field(CovarianceSection(), description="how to sum it up")
-    project: ProjectSection = Field(ProjectSection(), description="what counts as null; set at most one rule")
+    covariance: CovarianceSection = Field(CovarianceSection(), description="how to sum it")
+    project: ProjectSection = Field(ProjectSection(), description="what counts as null; set one rule")
 
     @model_validator(mode="after")
-    def no_prompts_beside_images(self) -> "Config":
+    def _no_heldout_prompts_with_images(self) -> "Config":
         if self.collect.images is not None and self.heldout_prompts is not None:
-            raise ValueError(
-                "heldout_prompts have no images to be noised, as collect.latents: images needs",
-                "set heldout_prompts to null; nullbooth inspect A B measures leakage on images that were collected apart",
+            raise refusal(
+                "collect.latents is images, and heldout_prompts have no images",
+                "set heldout_prompts to null; to measure leakage on other images, collect them into a store of their own and "
+                "compare the two stores",
             )
         return self
 
 
 def public_settings(config: Config) -> dict[str, Any]:
-    """The config as it may be written down: without the credentials in `storage_options`."""
+    """The config as it may be stored: without `storage_options`, which can have credentials."""
     return config.model_dump(exclude={"storage_options"})
 
 
@@ -218,6 +242,6 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     return load_settings(Config, path, overrides)
 
 
-def build_config(data: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "--set") -> Config:
+def build_config(data: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "overrides") -> Config:
     """Validate a nested mapping, with `a.b=c` overrides on top."""
     return validate(Config, data, overrides, source)

@@ -13,17 +13,16 @@ from nullbooth_cli.settings.config import Config
 
 
 def model_names(config: Config) -> dict[str, Any]:
-    """Where the model comes from. It may move, and stay the same."""
+    """Where the model comes from. A change here alone makes nothing stale: the weights are compared."""
     return {key: getattr(config, key) for key in ("model", "revision", "variant")}
 
 
 def stage_settings(config: Config, stage: str, keep: str | None = None) -> dict[str, Any]:
-    """The settings that decide the result of a stage, beside the results of the stages before it.
+    """The settings that decide the result of a stage, in addition to the results of the stages before it.
 
-    What only decides speed or layout (`batch_size`, `compression`) is left out, and so is where model and images come from: what
-    they are, weights and files say, which are compared when they are loaded. What collect depends on follows from what it keeps
-    (`keep`, else the config's): the precision of features, or that of the sums. `covariance.centred` belongs to `project`: the
-    stored sums serve both readings.
+    Settings that decide only speed or layout are left out (`batch_size`, `compression`), and so are the places of model and
+    images: their contents are compared when they are loaded. Collect depends on the precision of what it stores, features or
+    sums (`keep`, by default the config's). `covariance.centred` belongs to `project`: the stored sums serve both values.
     """
     if stage == "schedule":
         return _flat(config.schedule, "schedule")
@@ -42,12 +41,12 @@ def stage_settings(config: Config, stage: str, keep: str | None = None) -> dict[
 
 
 def size_settings(config: Config) -> dict[str, Any]:
-    """What the schedule of a flow-matching model may depend on as well: its pipeline shifts the sigmas by the image's size."""
+    """Settings that the schedule of a flow-matching model can depend on: its pipeline shifts the sigmas by the image's size."""
     return {"collect.height": config.collect.height, "collect.width": config.collect.width}
 
 
 def decomposition_settings(config: Config) -> dict[str, Any]:
-    """The part of project's settings that a new threshold leaves alone."""
+    """The settings of project that decide the decomposition; a new threshold changes none of them."""
     section = config.project
     return {
         "covariance.centred": config.covariance.centred,

@@ -16,22 +16,22 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def image_files(source: str) -> dict[str, Path]:
-    """The images of a folder by their digests. Cost: one read of every file."""
+    """The image files of a folder by their digests. Cost: one read of every file."""
     return {digest(path): path for path in find_images(Path(source))}
 
 
 def file_of(files: Mapping[str, Path], prompt: Prompt) -> Path:
-    """The file of a prompt's image. Raises ConfigError if it is gone or was edited."""
+    """The file of a prompt's image, found by its digest. Raises ConfigError if the file is gone or was edited."""
     if prompt.image is None or prompt.image not in files:
         raise ConfigError(
-            f"the image of '{prompt.text}' ({prompt.image}) is not in collect.images any more",
-            "put it back, or name the folder that has it with --set collect.images=FOLDER",
+            f"the image of '{prompt.text}' ({prompt.image}) is no longer in collect.images",
+            "put it back, or set collect.images to the folder that has it",
         )
     return files[prompt.image]
 
 
 def read_image(path: Path) -> "Image.Image":
-    """An image in RGB, upright as its EXIF data says. Raises ConfigError for a file that does not hold a whole image."""
+    """An image in RGB, turned upright by its EXIF data. Raises ConfigError for a file that is not a whole image."""
     from PIL import Image, ImageOps
 
     try:
@@ -41,12 +41,12 @@ def read_image(path: Path) -> "Image.Image":
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise ConfigError(f"cannot read the image {path}: {error}", "save it again as .png, or remove it") from error
     if image.mode[0] in "IF":
-        raise ConfigError(f"{path} has more than 8 bits a channel (PIL calls it {image.mode})", "save it with 8 bits")
+        raise ConfigError(f"{path} has more than 8 bits a channel (PIL calls it {image.mode})", "save it with 8 bits a channel")
     return image.convert("RGB")
 
 
 def require_readable(paths: Sequence[Path]) -> tuple[int, int]:
-    """The (width, height) of images. Raises ConfigError for one that is not whole, or of another size than the first.
+    """The (width, height) of images. Raises ConfigError for one that is not whole, or whose size differs from the first.
 
     Cost: decodes every image; 50 ms for a PNG of 1024 x 1024 pixels, 20 ms for a JPEG.
     """
@@ -57,13 +57,14 @@ def require_readable(paths: Sequence[Path]) -> tuple[int, int]:
         if found != size:
             raise ConfigError(
                 f"{path} is {found[0]} x {found[1]} pixels, {paths[0]} is {size[0]} x {size[1]}",
-                "a collection is of one size: crop or resize the images, for example with PIL's ImageOps.fit",
+                "crop or resize the images to one size, for example with PIL's ImageOps.fit",
             )
     assert size is not None
     return size
 
 
 def find_images(folder: Path) -> list[Path]:
+    """The image files in a folder and the folders inside it, sorted. Raises ConfigError if there is none."""
     if not folder.is_dir():
         raise ConfigError(
             f"no folder of images at {folder} (in {Path.cwd()})", "set collect.images; relative paths start at the current folder"
@@ -71,11 +72,11 @@ def find_images(folder: Path) -> list[Path]:
     found = [
         path
         for path in sorted(folder.rglob("*"))
-        # A name that begins with a dot is no image of the user's: macOS leaves a ._a.png beside a.png.
+        # macOS writes a ._a.png beside a.png: names that begin with a dot are not the user's images.
         if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     if not found:
-        raise ConfigError(f"{folder} holds no image", f"images end in {', '.join(SUFFIXES)}")
+        raise ConfigError(f"{folder} has no image", f"put images there; their names end in {', '.join(SUFFIXES)}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The prompts that a config names: those to preserve, those held out, those drawn as attention maps."""
+"""The prompts that a config names: preserved, held out, and those with attention maps."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,26 +10,27 @@ from nullbooth_cli.settings.prompts import load_prompts
 
 PROMPTS_FIELD = "original_knowledge_prompts"
 HELDOUT_FIELD = "heldout_prompts"
-# Added to collect.seed: from the noise of a kept prompt they would not be unknown. torch takes 32 bits of a seed.
+# Added to collect.seed, so that no held-out prompt starts from the noise of a preserved one. torch takes 32 bits of a seed.
 HELDOUT_SEED = 1 << 31
 
 
 def heldout_prompts(config: Config) -> tuple[Prompt, ...]:
+    """The prompts that only leakage is measured on; none if the config names none."""
     return () if config.heldout_prompts is None else load_prompts(config.heldout_prompts, HELDOUT_FIELD)
 
 
 def require_disjoint(heldout: Iterable[Prompt], prompts: Iterable[Prompt]) -> None:
-    """Raise ConfigError if a held-out prompt is also kept."""
+    """Raise ConfigError if a held-out prompt is also preserved."""
     both = set(heldout) & set(prompts)
     if both:
         raise ConfigError(
-            f"{len(both)} of the held-out prompts are among those to keep, such as '{min(p.text for p in both)}'",
-            "leakage on them would prove nothing: take them out of heldout_prompts",
+            f"{len(both)} of the held-out prompts are also preserved, such as '{min(p.text for p in both)}'",
+            "take them out of heldout_prompts: leakage on preserved prompts proves nothing",
         )
 
 
 def heldout_config(config: Config) -> Config:
-    """The config under which the held-out prompts are collected: the same path from other noise, and nothing but moments."""
+    """The config for collecting the held-out prompts: the same schedule, other noise, and only moments."""
     return config.model_copy(
         update={
             "store": f"{config.store.rstrip('/')}/{HELDOUT}",
@@ -43,7 +44,7 @@ def heldout_config(config: Config) -> Config:
 
 
 def attention_prompts(config: Config, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Which of the collected prompts get attention maps. Raises ConfigError for one that is not among them."""
+    """The collected prompts that get attention maps. Raises ConfigError for one that is not collected."""
     chosen = config.collect.attention_prompts
     if isinstance(chosen, int):
         return list(prompts[:chosen])
@@ -51,16 +52,16 @@ def attention_prompts(config: Config, prompts: Sequence[Prompt]) -> list[Prompt]
     missing = [text for text in chosen if text not in texts]
     if missing:
         raise ConfigError(
-            f"collect.attention_prompts: '{missing[0]}' is not among the {len(prompts)} prompts that are collected",
-            f"add it to {PROMPTS_FIELD}, or name one that is there",
+            f"collect.attention_prompts: '{missing[0]}' is not one of the {len(prompts)} prompts that are collected",
+            f"add it to {PROMPTS_FIELD}, or name one of its prompts",
         )
     return [prompt for text in dict.fromkeys(chosen) for prompt in prompts if prompt.text == text]
 
 
 def knowledge_prompts(config: Config) -> tuple[Prompt, ...]:
-    """The knowledge that a config wants kept: its prompts, or the captions of its images.
+    """The preserved prompts: those that the config names, or the captions of its images.
 
-    Raises ConfigError naming the file that is wrong. Cost of images: one read of every file, to know them by their content.
+    Raises ConfigError naming the file that is wrong. Cost for images: one read of every file, for its digest.
     """
     folder = config.collect.images
     return load_prompts(config.original_knowledge_prompts) if folder is None else load_captions(folder)

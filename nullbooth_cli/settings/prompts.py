@@ -1,13 +1,11 @@
-"""Prompts: a file, or a list in the config. A prompt stands once. The ending of a file says how it is read:
+"""Prompts: a file, or a list in the config. A repeated prompt is an error. The ending of a file decides how it is read:
 
     .csv     a table with a header, a prompt a row, in its column `prompt`, `caption` or `text`
     .jsonl   an object a line, with such a key, or a bare string
     .json    COCO captions: {"annotations": [{"caption": ...}, ...]}; captions that many images share are taken once
     other    text, a prompt a line; blank lines do not count
 
-`captions.csv#title` names the column, or the key, that has the prompts. All files are UTF-8.
-
-`images` has prompts that come with an image.
+`captions.csv#title` reads the column, or the key, `title`. All files are UTF-8. `captions` reads prompts that belong to images.
 """
 
 import csv
@@ -25,10 +23,10 @@ COLUMNS = ("prompt", "caption", "text")
 
 
 def load_prompts(source: str | list[str], key: str = "original_knowledge_prompts") -> tuple[Prompt, ...]:
-    """Read the prompts of a file or take those of a list; `key` is where the config names it.
+    """Read the prompts of a file, or take those of a list; `key` is the setting that names them.
 
-    Raises ConfigError, with the file and the line, if there are none, if one stands twice, or if the file is not what its
-    ending says.
+    Raises ConfigError with the file and the line if there is no prompt, if one is repeated, or if the file does not have the
+    format that its ending names.
     """
     if isinstance(source, list):
         return _check([(f"prompt {i + 1}", text) for i, text in enumerate(source)], "the list of prompts in the config")
@@ -40,7 +38,7 @@ def load_prompts(source: str | list[str], key: str = "original_knowledge_prompts
         hint = f"set {key}; relative paths start at the current folder"
         raise ConfigError(f"no prompt file at {path} (in {Path.cwd()})", hint) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the prompt file {path}: {error}", "it is a UTF-8 text file") from error
+        raise ConfigError(f"cannot read the prompt file {path}: {error}", "save it as a text file in UTF-8") from error
     reader = {".csv": _rows, ".jsonl": _objects, ".json": _annotations}.get(path.suffix.lower())
     if reader is None:
         return _check([(f"line {i + 1}", line) for i, line in enumerate(text.splitlines())], str(path))
@@ -59,7 +57,7 @@ def _rows(text: str, path: Path, column: str | None) -> Iterator[tuple[str, str]
             if row and len(row) != len(header):
                 raise ConfigError(
                     f"{path}: {place} has {len(row)} cells, the header has {len(header)}",
-                    'put a prompt that has a comma in quotes: "a dog, running"',
+                    'put quotes around a prompt with a comma: "a dog, running"',
                 )
             if row:
                 yield place, row[chosen]
@@ -71,12 +69,12 @@ def _objects(text: str, path: Path, column: str | None) -> Iterator[tuple[str, A
     for number, line in enumerate(text.split("\n"), start=1):  # str.splitlines would also split inside of JSON strings
         if line.strip():
             place = f"line {number}"
-            value = _json(line, f"{path}: {place}", "one JSON object or string a line")
+            value = _json(line, f"{path}: {place}", "write one JSON object or string a line")
             yield place, value if isinstance(value, str) else _of_object(value, column, path, place)
 
 
 def _annotations(text: str, path: Path, column: str | None) -> Iterator[tuple[str, Any]]:
-    hint = 'COCO captions are {"annotations": [{"caption": "..."}, ...]}; objects of another form go into a .jsonl file'
+    hint = 'write COCO captions, {"annotations": [{"caption": "..."}, ...]}, or use a .jsonl file for objects of another form'
     document = _json(text, str(path), hint)
     annotations = document.get("annotations") if isinstance(document, dict) else None
     if not isinstance(annotations, list):
@@ -105,21 +103,23 @@ def _of_object(value: Any, column: str | None, path: Path, place: str) -> Any:
 
 
 def _column(names: Sequence[str], column: str | None, path: Path, place: str) -> str:
-    """The one name that has the prompts: the given one, or the one that is called like it (in any case)."""
+    """The name of the prompts' column or key: `column`, or the only one called prompt, caption or text, in any case."""
     found = [name for name in names if (name == column if column else name.lower() in COLUMNS)]
     if len(found) != 1:
         wanted = f"'{column}'" if column else f"{', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}"
         number = "more than one" if found else "no"
         listed = ", ".join(names) or "nothing"
-        raise ConfigError(f"{path}: {place} has {number} {wanted}; it has: {listed}", f"name the prompts' own: {path}#NAME")
+        raise ConfigError(
+            f"{path}: {place} has {number} {wanted}; it has: {listed}", f"name the column or key of the prompts: {path}#NAME"
+        )
     return found[0]
 
 
 def _filled(places: Iterable[tuple[str, Any]], path: Path) -> Iterator[tuple[str, str]]:
-    """Refuses what is no text, and rows without a prompt, which are a mistake as a blank line is not."""
+    """The same, refusing values that are not text and rows without a prompt (a blank line is fine, an empty cell is not)."""
     for place, text in places:
         if not isinstance(text, str) or not text.strip():
-            raise ConfigError(f"{path}: the prompt of {place} is {text!r}", "write a text there, or take it out")
+            raise ConfigError(f"{path}: the prompt of {place} is {text!r}", "write a text there, or remove it")
         yield place, text
 
 
@@ -137,5 +137,5 @@ def _check(places: Iterable[tuple[str, str]], source: str) -> tuple[Prompt, ...]
             raise ConfigError(f"{source}: {place} repeats {seen[text]}: '{text}'", "remove one: each prompt counts once")
         seen[text] = place
     if not seen:
-        raise ConfigError(f"{source} holds no prompt", "write one prompt a line")
+        raise ConfigError(f"{source} has no prompt", "write one prompt a line")
     return tuple(Prompt(text) for text in seen)

@@ -1,24 +1,26 @@
-"""What a training run does: the settings of `nullbooth train`, one YAML file as configs/train/*.yaml."""
+"""The recipe of a training run: one YAML file, such as configs/train/toy.yaml."""
 
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from nullbooth_cli.settings.schema import Section
+from nullbooth_cli.settings.schema import Section, refusal
 
 Feature = Literal["q", "k", "v", "out"]
 
 
 class Recipe(Section):
+    """All settings of a training run."""
+
     reference: ClassVar[str] = "docs/reference/train.md"
     example: ClassVar[str] = "configs/train/toy.yaml"
 
-    model: str = Field("toy", description="what is trained: toy, a pipeline folder, or a hub id")
+    model: str = Field("toy", description="the model to train: toy, a pipeline folder, or a hub id")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     variant: str | None = Field(None, description="weight variant, such as fp16")
-    local_files_only: bool = Field(False, description="never ask the hub")
+    local_files_only: bool = Field(False, description="never contact the hub")
     output: str = Field("runs/trained", description="folder for the result, its checkpoints, pictures and logs")
-    store: str | None = Field(None, description="the projectors that hold the training; null trains without a constraint")
+    store: str | None = Field(None, description="store with the projectors that constrain training; null for no constraint")
     instance_images: str = Field(
         "dataset/instances/toy", description="pictures of the subject, each with a caption (metadata.jsonl or a .txt beside it)"
     )
@@ -27,38 +29,39 @@ class Recipe(Section):
     features: list[Feature] = Field(["k", "v"], description="which projections of the cross-attention layers are trained")
     rank: int = Field(8, ge=1, description="lora: its rank; alpha is the same")
     class_prompts: str | list[str] | None = Field(
-        None, description="prior preservation: prompts of what must not change, a file or a list; null for none"
+        None, description="prior preservation: prompts of the class, a file or a list; null for none"
     )
-    class_images: int = Field(64, ge=1, description="prior preservation: so many pictures are drawn by the model itself, once")
+    class_images: int = Field(64, ge=1, description="prior preservation: number of pictures that the model draws of them, once")
     prior: Literal["pictures", "distill"] = Field(
-        "pictures", description="pictures: learn the noise of drawn pictures; distill: what the untrained model predicts on them"
+        "pictures",
+        description="the target on those pictures: pictures: their noise; distill: the prediction of the untrained model",
     )
-    prior_weight: float = Field(1.0, ge=0.0, description="prior preservation: its part in the loss")
-    learning_rate: float = Field(1e-3, gt=0.0, description="of AdamW; under a constraint 3 to 10 times higher than without")
+    prior_weight: float = Field(1.0, ge=0.0, description="prior preservation: its weight in the loss")
+    learning_rate: float = Field(1e-3, gt=0.0, description="of AdamW; with a constraint, 3 to 10 times higher than without")
     word: str | None = Field(
-        None, description="also train the embedding of this word of the captions: one token that no prompt to keep has"
+        None, description="also train the embedding of this word of the captions: one token that is in no preserved prompt"
     )
     word_learning_rate: float = Field(1e-2, gt=0.0, description="of that embedding; no weight decay")
-    lr_scheduler: str = Field("constant", description="a name that diffusers.optimization.get_scheduler knows")
+    lr_scheduler: str = Field("constant", description="a name that diffusers.optimization.get_scheduler takes")
     lr_warmup_steps: int = Field(0, ge=0, description="optimizer steps until the full learning rate")
-    adam_weight_decay: float = Field(1e-2, ge=0.0, description="decoupled; under a constraint it pulls towards the old weights")
+    adam_weight_decay: float = Field(1e-2, ge=0.0, description="decoupled; with a constraint it pulls towards the old weights")
     max_grad_norm: float = Field(1.0, gt=0.0, description="gradients are clipped to this norm")
     max_train_steps: int = Field(200, ge=1, description="optimizer steps")
     train_batch_size: int = Field(4, ge=1, description="pictures per forward")
     gradient_accumulation_steps: int = Field(1, ge=1, description="forwards per optimizer step")
     gradient_checkpointing: bool = Field(False, description="less memory for more time")
     mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="as accelerate takes it; projections stay float32")
-    checkpointing_steps: int = Field(100, ge=1, description="save all that is needed to go on, every so many steps")
-    validation_prompts: list[str] = Field([], description="draw these at every checkpoint")
+    checkpointing_steps: int = Field(100, ge=1, description="steps between two checkpoints; a run resumes from the last")
+    validation_prompts: list[str] = Field([], description="prompts to draw at every checkpoint")
     validation_inference_steps: int = Field(25, ge=1, description="denoising steps of those pictures")
     guidance_scale: float = Field(7.5, ge=0.0, description="of those pictures, and of the class pictures")
     tensorboard: bool = Field(False, description="also write loss and learning rate for TensorBoard")
     seed: int = Field(0, ge=0, description="of noise, order and timesteps")
 
     @model_validator(mode="after")
-    def one_of_each(self) -> "Recipe":
+    def _combinations(self) -> "Recipe":
         if not self.features or len(set(self.features)) < len(self.features):
-            raise ValueError(f"features names each projection once, got {self.features}")
+            raise refusal(f"features is {self.features}", "name each projection once, and at least one")
         if self.word is not None and self.method == "lora":
-            raise ValueError("a LoRA file has no place for the embedding of a word: method full, or no word")
+            raise refusal("a LoRA file cannot store the embedding of a word", "set method to full, or word to null")
         return self

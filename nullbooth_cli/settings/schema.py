@@ -1,6 +1,7 @@
 """Files of settings, read strictly into a pydantic model: unknown keys are refused, and all mistakes are reported at once.
 
-`load_settings()` reads a YAML file and applies `KEY=VALUE` overrides; `validate()` takes a mapping. Such a model is a `Section`.
+`load_settings()` reads a YAML file and applies `KEY=VALUE` overrides; `validate()` takes a mapping. Such a model is a `Section`,
+and its validators raise `refusal()`.
 """
 
 import difflib
@@ -11,80 +12,92 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.settings.strict_yaml import parse_yaml
 
 
 class Section(BaseModel):
-    """Keys that belong together; `reference` and `example` are where a reader is sent."""
+    """Keys that belong together; messages send the reader to `reference` and `example`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
     reference: ClassVar[str] = "docs/reference/config.md"
     example: ClassVar[str] = "configs/nullbooth.yaml"
 
 
-Kind = TypeVar("Kind", bound=Section)
+SectionT = TypeVar("SectionT", bound=Section)
 
 
-def load_settings(kind: type[Kind], path: Path, overrides: Iterable[str] = ()) -> Kind:
+def refusal(message: str, hint: str) -> PydanticCustomError:
+    """The error of a validator: what is wrong between keys, and what to do about it."""
+    return PydanticCustomError("refused", "{message}", {"message": message, "hint": hint})
+
+
+def load_settings(kind: type[SectionT], path: Path, overrides: Iterable[str] = ()) -> SectionT:
     """Read a file of settings and apply `KEY=VALUE` overrides. Raises ConfigError naming the key and the file."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}", "a config is a UTF-8 text file") from error
+        raise ConfigError(f"cannot read {path}: {error}", "save it as a text file in UTF-8") from error
     data = parse_yaml(text, str(path))
     if data is not None and not isinstance(data, dict):
-        raise ConfigError(f"{path} holds a {type(data).__name__}, not keys and values", f"see {kind.example}")
+        raise ConfigError(f"{path} has a {type(data).__name__} instead of keys and values", f"write it as {kind.example} is")
     return validate(kind, data or {}, overrides, str(path))
 
 
-def validate(kind: type[Kind], data: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "--set") -> Kind:
-    """Validate a nested mapping, with `a.b=c` overrides on top."""
+def validate(kind: type[SectionT], data: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "overrides") -> SectionT:
+    """Validate a nested mapping, with `a.b=c` overrides on top; `source` begins the message if something is wrong."""
     merged: dict[str, Any] = json.loads(json.dumps(data))
     for override in overrides:
-        key, sign, value = override.partition("=")
-        if not sign:
-            raise ConfigError(f"--set {override} has no '='", "write --set section.key=value")
-        *sections, last = key.strip().split(".")
-        place = merged
-        for section in sections:
-            inner = place.setdefault(section, {})
-            if not isinstance(inner, dict):
-                raise ConfigError(f"--set {key}: '{section}' is not a section", f"sections: {', '.join(_sections(kind))}")
-            place = inner
-        place[last] = parse_yaml(value, f"--set {key}")
+        _apply(kind, merged, override)
     try:
         return kind.model_validate(merged)
     except ValidationError as error:
         raise _explain(kind, error, source) from error
 
 
+def _apply(kind: type[Section], data: dict[str, Any], override: str) -> None:
+    key, sign, value = override.partition("=")
+    if not sign:
+        raise ConfigError(f"the override {override} has no '='", "write section.key=value")
+    *sections, last = key.strip().split(".")
+    place = data
+    for section in sections:
+        inner = place.setdefault(section, {})
+        if not isinstance(inner, dict):
+            hint = f"name a key inside of a section: {', '.join(_sections(kind))}"
+            raise ConfigError(f"the override {override}: '{section}' is not a section", hint)
+        place = inner
+    place[last] = parse_yaml(value, f"the override {override}")
+
+
 def _explain(kind: type[Section], error: ValidationError, source: str) -> ConfigError:
-    """All problems at once, one a line; the nearest known key for an unknown one."""
-    lines, hints = [], []
-    for problem in error.errors():
-        path = [str(part) for part in problem["loc"]]
-        key = ".".join(path)
-        if problem["type"] == "extra_forbidden":
-            known = _known_keys(kind, path[:-1])
-            lines.append(f"unknown key '{key}'")
-            near = difflib.get_close_matches(path[-1], known, n=1)
-            hints.append(f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(known)}")
-        elif problem["type"] == "value_error":
-            message, *hint = problem["ctx"]["error"].args
-            lines.append(": ".join(filter(None, (key, message))))
-            hints.append(*hint or ["keep one rule and set the others to null" if "rule" in message else "set one of them"])
-        else:
-            lines.append(f"{_readable(path)}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}")
-            text = isinstance(problem["input"], str) and problem["type"] in ("float_type", "int_type")
-            hints.append("a number stands without quotes" if text else f"{kind.reference} lists what each key takes")
+    """All problems at once, one a line, and a hint for each."""
+    lines, hints = zip(*(_explain_one(kind, problem) for problem in error.errors()), strict=True)
     separator = "\n  "
     return ConfigError(f"{source}: {separator.join(dict.fromkeys(lines))}", "\n".join(dict.fromkeys(hints)))
 
 
+def _explain_one(kind: type[Section], problem: ErrorDetails) -> tuple[str, str]:
+    """The line and the hint for one problem; for an unknown key, the hint is the nearest known one."""
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(kind, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        return f"unknown key '{key}'", f"did you mean '{near[0]}'?" if near else f"choose a known key: {', '.join(known)}"
+    if problem["type"] == "refused":
+        return ": ".join(filter(None, (key, problem["msg"]))), problem["ctx"]["hint"]
+    is_quoted_number = isinstance(problem["input"], str) and problem["type"] in ("float_type", "int_type")
+    return (
+        f"{_readable(path)}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}",
+        "write a number without quotes" if is_quoted_number else f"see {kind.reference} for what each key takes",
+    )
+
+
 def _readable(path: list[str]) -> str:
-    """A union's branch (`list[str]`, `literal['all']`) stands at the end of pydantic's path; the user never wrote it."""
+    """The path without the branch of a union (`list[str]`, `literal['all']`) at its end, which the user never wrote."""
     return ".".join(part for part in path if re.fullmatch(r"\w+", part) and part not in ("str", "int"))
 
 

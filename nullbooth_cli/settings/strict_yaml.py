@@ -1,4 +1,4 @@
-"""YAML as YAML 1.2 means it: `1e-5` is a number, `no` is a word, a key stands once."""
+"""YAML 1.2: `1e-5` is a number, `no` is a word, and a repeated key is an error."""
 
 import re
 from typing import Any
@@ -15,7 +15,7 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise ConfigError(f"{_mark(node.start_mark)}: the key '{key}' stands twice", "remove one of them")
+                raise ConfigError(f"{_mark(node.start_mark)}: the key '{key}' appears twice", "remove one of them")
         return super().construct_mapping(node, deep)
 
 
@@ -46,7 +46,7 @@ def _mark(mark: Any) -> str:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """Read YAML strictly; `name` stands in the messages."""
+    """Read YAML strictly. Raises ConfigError that begins with `name` and the line."""
     loader = _Loader(text)
     loader.name = name
     try:
@@ -54,6 +54,6 @@ def parse_yaml(text: str, name: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = _mark(mark) if mark else name
-        raise ConfigError(f"{where}: {getattr(error, 'problem', None) or error}", "this is not valid YAML") from error
+        raise ConfigError(f"{where}: {getattr(error, 'problem', None) or error}", "correct the YAML there") from error
     finally:
         loader.dispose()

@@ -150,7 +150,7 @@ def test_by_name(small: Any) -> None:
     assert recorded(events) == [f"attention maps of '{CIRCLES[0]}'"]
     assert any(isinstance(event, Note) and "recorded again" in event.text for event in events)
     unknown = config.model_copy(update={"collect": config.collect.model_copy(update={"attention_prompts": ["a cat"]})})
-    with pytest.raises(ConfigError, match="'a cat' is not among the 8 prompts"):
+    with pytest.raises(ConfigError, match="'a cat' is not one of the 8 prompts"):
         again(unknown, store)
 
 

@@ -114,7 +114,7 @@ def test_target_leakage_is_held_on_the_heldout_prompts(held: Any) -> None:
 
 def test_a_prompt_cannot_be_kept_and_held_out(tmp_path: Path) -> None:
     config = with_heldout(tmp_path / "run.zarr", heldout_prompts=[*HELDOUT, PROMPTS[0]])
-    with pytest.raises(ConfigError, match="1 of the held-out prompts are among those to keep, such as 'a red circle"):
+    with pytest.raises(ConfigError, match="1 of the held-out prompts are also preserved, such as 'a red circle"):
         execute(config, "collect")
 
 

@@ -277,7 +277,7 @@ class TestModel:
             (
                 "attention maps",
                 {"collect__visual_attention_map": True, "collect__attention_prompts": ["a dog"]},
-                ["'a dog' is not among the 8 prompts"],
+                ["'a dog' is not one of the 8 prompts"],
             ),
             (
                 "attention maps",

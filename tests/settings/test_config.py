@@ -47,7 +47,7 @@ def test_every_float_survives_yaml(value: float) -> None:
 
 
 def test_a_key_stands_once() -> None:
-    with pytest.raises(ConfigError, match="the key 'a' stands twice"):
+    with pytest.raises(ConfigError, match="the key 'a' appears twice"):
         parse_yaml("a: 1\nb: 2\na: 3", "test")
 
 
@@ -103,9 +103,9 @@ class TestThresholdRules:
         assert build_config({"project": {"energy": 0.9}}).project.rule() == ("energy", 0.9)
 
     def test_two_rules(self) -> None:
-        with pytest.raises(ConfigError, match="two threshold rules are set: energy, null_dim"):
+        with pytest.raises(ConfigError, match="more than one threshold rule is set: energy, null_dim"):
             build_config({"project": {"energy": 0.9, "null_dim": 3}})
-        with pytest.raises(ConfigError, match="two threshold rules are set: energy, relative_threshold"):
+        with pytest.raises(ConfigError, match="more than one threshold rule is set: energy, relative_threshold"):
             build_config({"project": {"energy": 0.9, "relative_threshold": 0.1}})
 
     def test_no_rule(self) -> None:

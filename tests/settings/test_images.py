@@ -95,12 +95,12 @@ class TestFolder:
             (["{"], r"metadata\.jsonl: line 1 is not JSON", "file_name"),
             (['["a.png"]'], r"metadata\.jsonl: line 1 has no file_name", "file_name"),
             (['{"text": "a dog"}'], r"metadata\.jsonl: line 1 has no file_name", "file_name"),
-            (['{"file_name": "c.png", "text": "x"}'], r"line 1 names .*c\.png, which is not there", "correct or remove"),
-            (['{"file_name": "n.gif", "text": "x"}'], r"line 1 names .*n\.gif, which is no image", r"\.webp"),
-            (['{"file_name": "../up.png", "text": "x"}'], r"line 1 names .*up\.png, which is no image in this folder", "remove"),
-            (['{"file_name": "a.png"}'], r"line 1 has not one caption.*it has file_name", '"text"'),
-            (['{"file_name": "a.png", "text": "x", "caption": "y"}'], "line 1 has not one caption", '"text"'),
-            (['{"file_name": "a.png", "text": null}'], "line 1 has not one caption", '"text"'),
+            (['{"file_name": "c.png", "text": "x"}'], r"line 1 names .*c\.png, which does not exist", "correct or remove"),
+            (['{"file_name": "n.gif", "text": "x"}'], r"line 1 names .*n\.gif, which is not an image", r"\.webp"),
+            (['{"file_name": "../up.png", "text": "x"}'], r"line 1 names .*up\.png, which is not an image in this folder", "remove"),
+            (['{"file_name": "a.png"}'], r"line 1 needs exactly one caption.*it has: file_name", '"text"'),
+            (['{"file_name": "a.png", "text": "x", "caption": "y"}'], "line 1 needs exactly one caption", '"text"'),
+            (['{"file_name": "a.png", "text": null}'], "line 1 needs exactly one caption", '"text"'),
             (['{"file_name": "a.png", "text": "x"}', '{"file_name": "a.png", "text": " "}'], "line 2 is an empty caption", "one"),
             (['{"file_name": "a.png", "text": "x\\ny"}'], "line 1 is several lines", "one line"),
             (['{"file_name": "a.png", "text": "x"}', '{"file_name": "./a.png", "text": "y"}'], "line 2 names .*a second", "one"),
@@ -147,7 +147,7 @@ class TestFolder:
             load_captions(str(tmp_path / "gone"))
         assert "collect.images" in caught.value.hint
         (tmp_path / "a.gif").write_bytes(b"")
-        with pytest.raises(ConfigError, match="holds no image"):
+        with pytest.raises(ConfigError, match="has no image"):
             load_captions(str(tmp_path))
 
     def test_the_toy_images_are_those_of_their_script(self) -> None:
@@ -399,8 +399,8 @@ class TestRefused:
             ),
             (
                 {"collect": {"latents": "images", "images": "photos"}, "heldout_prompts": ["x"]},
-                "c.yaml: heldout_prompts have no images",
-                "inspect A B",
+                "c.yaml: collect.latents is images, and heldout_prompts have no images",
+                "compare the two stores",
             ),
         ],
         ids=["no folder", "no need of it", "held-out prompts"],
@@ -556,7 +556,7 @@ class TestCommands:
         goes_on = self.nullbooth("collect", "-s", half)
         assert goes_on.exit_code == 2
         assert f"the image of '{PROMPTS[2]}'" in goes_on.stderr
-        assert "--set collect.images=FOLDER" in goes_on.stderr
+        assert "set collect.images" in goes_on.stderr
         goes_on = self.nullbooth("collect", "-s", half, "--set", f"collect.images={collected[2]}")
         assert goes_on.exit_code == 0, goes_on.stderr
 

@@ -28,7 +28,7 @@ def test_ids_depend_on_the_text_alone() -> None:
 @pytest.mark.parametrize("content", ["", "\n \n"], ids=["empty", "blank"])
 def test_no_prompt(tmp_path: Path, content: str) -> None:
     (tmp_path / "p.txt").write_text(content)
-    with pytest.raises(ConfigError, match="holds no prompt"):
+    with pytest.raises(ConfigError, match="has no prompt"):
         load_prompts(str(tmp_path / "p.txt"))
 
 
@@ -85,8 +85,8 @@ def test_a_column_can_be_named(tmp_path: Path, name: str, content: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.csv", "", "holds no prompt"),
-        ("p.csv", "prompt\n", "holds no prompt"),
+        ("p.csv", "", "has no prompt"),
+        ("p.csv", "prompt\n", "has no prompt"),
         ("p.csv", "a;prompt\n1;a dog\n", "the header has no prompt, caption or text; it has: a;prompt"),
         ("p.csv", "text,prompt\na,b\n", "the header has more than one prompt, caption or text; it has: text, prompt"),
         ("p.csv", "id,prompt\n1,a dog, running\n", "line 2 has 3 cells, the header has 2"),
@@ -105,7 +105,7 @@ def test_a_column_can_be_named(tmp_path: Path, name: str, content: str) -> None:
         ("p.json", '{"annotations": [{"bbox": [1]}]}', "annotation 1 has no prompt, caption or text; it has: bbox"),
         ("p.json", '{"annotations": [{"caption": "a dog"}, 3]}', "annotation 2 is neither an object nor a string"),
         ("p.json", '{"annotations": [{"caption": 3}]}', "the prompt of annotation 1 is 3"),
-        ("p.json", '{"annotations": []}', "holds no prompt"),
+        ("p.json", '{"annotations": []}', "has no prompt"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said_with_its_place(tmp_path: Path, name: str, content: str, message: str) -> None:
