@@ -97,7 +97,7 @@ class TestFolder:
             (['{"text": "a dog"}'], r"metadata\.jsonl: line 1 has no file_name", "file_name"),
             (['{"file_name": "c.png", "text": "x"}'], r"line 1 names .*c\.png, which does not exist", "correct or remove"),
             (['{"file_name": "n.gif", "text": "x"}'], r"line 1 names .*n\.gif, which is not an image", r"\.webp"),
-            (['{"file_name": "../up.png", "text": "x"}'], r"line 1 names .*up\.png, which is not an image in this folder", "remove"),
+            (['{"file_name": "../up.png", "text": "x"}'], r"line 1 names .*up\.png, not an image in this folder", "remove"),
             (['{"file_name": "a.png"}'], r"line 1 needs exactly one caption.*it has: file_name", '"text"'),
             (['{"file_name": "a.png", "text": "x", "caption": "y"}'], "line 1 needs exactly one caption", '"text"'),
             (['{"file_name": "a.png", "text": null}'], "line 1 needs exactly one caption", '"text"'),
