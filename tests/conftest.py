@@ -47,6 +47,16 @@ def pipe() -> Any:
     return made
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_waits_for_the_disk() -> Iterator[None]:
+    """No test cuts the power. What is flushed, and when, is seen by a test that watches these calls."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("fdatasync", "fsync"):
+            if hasattr(os, name):
+                patched.setattr(os, name, lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_launch_is_left() -> Iterator[None]:
     """accelerate keeps one state for a process: after a test that trained, the next launch would be that one."""
@@ -65,8 +75,14 @@ def _shipped_scheduler() -> Iterator[None]:
 
 @pytest.fixture
 def fast(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands in this process use the model that is loaded already."""
-    monkeypatch.setattr(load, "load_pipeline", lambda *_, **__: pipe)
+    """Runs in this process use the model that is loaded already, each with the scheduler that it ships with."""
+    shipped = pipe.scheduler
+
+    def load_again(*_: Any, **__: Any) -> Any:
+        pipe.scheduler = shipped
+        return pipe
+
+    monkeypatch.setattr(load, "load_pipeline", load_again)
 
 
 @pytest.fixture

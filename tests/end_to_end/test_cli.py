@@ -114,14 +114,14 @@ class TestAnswers:
         result = nullbooth("collect", "-c", str(small), *keeping, "--dry-run", "--json")
         plan = json.loads(result.stdout)["stages"]["collect"]
         assert (plan["units_done"], plan["units_total"]) == (1, 2)
-        assert 0 < plan["seconds"] < 600
+        assert plan["seconds"] > 0
         # The part that moments need was made for the first unit.
         assert plan["bytes_free"] > plan["bytes_needed"]
         assert (plan["bytes_needed"] > 0) == (keep == "features")
         assert (plan["device_bytes_needed"] > 0) == (keep == "moments")
         assert plan["device_bytes_free"] > 0
         table = nullbooth("collect", "-c", str(small), *keeping, "--dry-run").stdout
-        assert re.search(r"collect +1 +1 +\d+ s", table)
+        assert re.search(r"collect +1 +1 +\d+ (s|min|h)", table)
         assert {path: path.stat().st_mtime_ns for path in (small.parent / "run.zarr").rglob("*")} == before
 
     def test_verify_reads_everything(self, done: str) -> None:
@@ -421,17 +421,23 @@ class TestHelp:
         assert tuple(command.name for command in app.registered_commands) == COMMANDS  # type: ignore[union-attr]  # all have one
 
     def test_help_is_quick_and_imports_neither_torch_nor_zarr(self) -> None:
+        """At most three times the CPU time of a Typer app that has one command: on no machine is that long."""
+        bare = (
+            "import sys, time, typer; from typer.testing import CliRunner; app = typer.Typer(rich_markup_mode=None); "
+            "app.command()(lambda: None); assert CliRunner().invoke(app, ['--help']).exit_code == 0; "
+            "print(time.process_time())"
+        )
         code = (
             "import sys, time; from typer.testing import CliRunner; from nullbooth_cli.cli import app; "
             "assert CliRunner().invoke(app, ['--help']).exit_code == 0; "
             "heavy = {'torch', 'zarr', 'diffusers', 'transformers', 'accelerate', 'numpy', 'pydantic'} & set(sys.modules); "
             "assert not heavy, heavy; print(time.process_time())"
         )
-        seconds = [
-            float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-            for _ in range(3)
-        ]
-        assert min(seconds) < 0.5
+        seconds = {
+            run: min(float(subprocess.check_output([sys.executable, "-c", run], text=True)) for _ in range(3))
+            for run in (bare, code)
+        }
+        assert seconds[code] < 3 * seconds[bare]
 
     @pytest.mark.parametrize("command", ["status", "inspect"])
     def test_looking_at_a_store_imports_no_torch(self, done: str, command: str) -> None:

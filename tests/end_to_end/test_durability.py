@@ -121,15 +121,13 @@ class TestEveryInstant:
 
     @pytest.fixture(autouse=True)
     def quick(self, fast: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The model is looked at once, and nothing waits for the disk: the order of writes is in question."""
+        """The model is looked at once: the order of writes is in question."""
         known: dict[str, Any] = {}
         load, digest = open_model.load_collection, load_module.weights_digest
         monkeypatch.setattr(collect, "load_collection", lambda *a: known.get("loaded") or known.setdefault("loaded", load(*a)))
         monkeypatch.setattr(
             load_module, "weights_digest", lambda pipe, **_: known.get("digest") or known.setdefault("digest", digest(pipe))
         )
-        monkeypatch.setattr(os, "fdatasync", lambda descriptor: None)
-        monkeypatch.setattr(os, "fsync", lambda descriptor: None)
         monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 3600.0)  # a sign of life would be an instant at random
 
     def survives(

@@ -20,6 +20,7 @@ from nullbooth_cli.store.verify import Damage, damages
 from nullbooth_cli.tensors import unpack
 from tests.support.builders import PROMPTS, execute, features_at, prompts_of, small_config, states_of
 
+pytestmark = pytest.mark.usefixtures("fast")
 TINY = {"collect__cross_attention_layers": ["mid_block*"], "collect__batch_size": 2}
 PIPELINE = ("schedule", "collect", "covariance", "project")
 
