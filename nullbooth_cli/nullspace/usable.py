@@ -7,7 +7,6 @@ from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import ConfigError, Rerun
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.store import Store
-from nullbooth_cli.tensors import plain_name, tensor_digest
 
 
 def load_projector(store: Store, site: Site, index: int = 0) -> Projector:
@@ -43,6 +42,8 @@ def check_model(store: Store, tensors: Mapping[str, Any]) -> None:
     The model may have a higher precision than the one that was collected from: its weights are then rounded first. Adapters of
     PEFT that are loaded and not fused change no base weight.
     """
+    from nullbooth_cli.tensors import plain_name, tensor_digest  # imports torch, which reading projectors does without
+
     recorded = store.records["collect"].get("tensors")
     if not recorded:
         raise ConfigError(

@@ -433,11 +433,10 @@ class TestHelp:
             "heavy = {'torch', 'zarr', 'diffusers', 'transformers', 'accelerate', 'numpy', 'pydantic'} & set(sys.modules); "
             "assert not heavy, heavy; print(time.process_time())"
         )
-        seconds = {
-            run: min(float(subprocess.check_output([sys.executable, "-c", run], text=True)) for _ in range(3))
-            for run in (bare, code)
-        }
-        assert seconds[code] < 3 * seconds[bare]
+        ours, least = (
+            min(float(subprocess.check_output([sys.executable, "-c", run], text=True)) for _ in range(3)) for run in (code, bare)
+        )
+        assert ours < 3 * least
 
     @pytest.mark.parametrize("command", ["status", "inspect"])
     def test_looking_at_a_store_imports_no_torch(self, done: str, command: str) -> None:
