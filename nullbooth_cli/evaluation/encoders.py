@@ -1,6 +1,6 @@
-"""Spaces in which pictures are compared beside the model's own latents: CLIP, DINO and LPIPS, from weights that are on this disk.
+"""Feature spaces in which pictures are compared, beside the model's own latents: CLIP, DINO and LPIPS, from weights on this disk.
 
-Nothing is downloaded. A space without its weights is not measured, and `load_feature_spaces` says why.
+Nothing is downloaded. A space without its weights is not measured; `FeatureSpaces.missing` tells why.
 """
 
 import warnings
@@ -20,14 +20,18 @@ from nullbooth_cli.model.quiet import quiet_libraries
 
 Images = NDArray[np.uint8]
 ENCODERS = {"clip": "openai/clip-vit-base-patch32", "dino": "facebook/dinov2-base"}
-ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's, as torch.hub keeps it: the backbone of LPIPS
+ALEXNET = "alexnet-owt-7be5be79.pth"  # the file of torchvision's weights in torch.hub's folder: the backbone of LPIPS
 BATCH = 32
 
 
 @dataclass(frozen=True)
 class FeatureSpaces:
-    """`encoders` give `[N, D]` float32 for images `[N, H, W, 3]`; `alignment` the cosine of each image with its prompt (CLIP-T);
-    `lpips` the distance of images from others, `[N]`. `missing` says of each space that cannot be measured why."""
+    """Functions of images `[N, H, W, 3]`; None, or not there, for a space whose weights are missing.
+
+    `encoders` give vectors `[N, D]` float32. `alignment` takes the vectors of CLIP and the prompts, and gives the cosine of each
+    image with its prompt (CLIP-T), `[N]`. `lpips` gives the distance between two sets of images, `[N]`. `missing` has the reason
+    for each space that cannot be measured.
+    """
 
     encoders: Mapping[str, Callable[[Images], NDArray[np.float32]]] = field(default_factory=dict)
     alignment: Callable[[NDArray[np.float32], list[str]], NDArray[np.float32]] | None = None
@@ -36,18 +40,18 @@ class FeatureSpaces:
 
 
 def load_feature_spaces(given: Mapping[str, str], device: torch.device) -> FeatureSpaces:
-    """CLIP and DINO from the folders `given` by name, else from the hub's cache; LPIPS if its package and AlexNet are there.
+    """CLIP and DINO from the folders `given` by name, else from the hub's cache; LPIPS if its package and AlexNet are installed.
 
-    Raises ConfigError for a given folder that cannot be loaded and for a name that is no encoder.
+    Raises ConfigError for a folder that cannot be loaded and for a name that is not an encoder.
     """
     for name in given:
         if name not in ENCODERS:
-            raise ConfigError(f"no feature space {name}", f"--features takes NAME=FOLDER; names: {', '.join(ENCODERS)}")
+            raise ConfigError(f"no feature space {name}", f"name one of {', '.join(ENCODERS)}")
     encoders, missing, alignment = {}, {}, None
     for name, hub_id in ENCODERS.items():
         folder = Path(given[name]) if name in given else _cached(hub_id)
         if folder is None:
-            missing[name] = f"no {name.upper()} weights: {hub_id} is not in the hub's cache; give --features {name}=FOLDER"
+            missing[name] = f"no {name.upper()} weights: no folder was given, and {hub_id} is not in the hub's cache"
             continue
         model, processor = _load(name, folder, device)
         encoders[name] = _encoder(name, model, processor)
@@ -78,7 +82,7 @@ def _cached(hub_id: str) -> Path | None:
 def _load(name: str, folder: Path, device: torch.device) -> tuple[Any, Any]:
     from transformers import AutoImageProcessor, AutoModel
 
-    hint = f"--features {name}=FOLDER names a transformers model with its preprocessor_config.json, such as {ENCODERS[name]}"
+    hint = f"give the folder of a transformers model with its preprocessor_config.json, such as {ENCODERS[name]}"
     if not (folder / "config.json").is_file():
         raise ConfigError(f"no {name.upper()} model at {folder}: it has no config.json", hint)
     try:
@@ -87,11 +91,12 @@ def _load(name: str, folder: Path, device: torch.device) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"cannot load the {name.upper()} model at {folder}: {str(error).splitlines()[0]}", hint) from error
     if name == "clip" and not hasattr(model, "get_image_features"):
-        raise ConfigError(f"{folder} holds a {type(model).__name__}, which has no common space of images and texts", hint)
+        raise ConfigError(f"{folder} is a {type(model).__name__}, which has no common space of images and texts", hint)
     return model, processor
 
 
 def batches(count: int, size: int = BATCH) -> Iterator[slice]:
+    """Slices of at most `size` that cover `count` items."""
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 
@@ -120,8 +125,8 @@ def _alignment(model: Any, folder: Path) -> Callable[[NDArray[np.float32], list[
     @torch.no_grad()
     def align(vectors: NDArray[np.float32], texts: list[str]) -> NDArray[np.float32]:
         tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(model.device)
-        said = normalize(model.get_text_features(**tokens).pooler_output.float().cpu(), dim=-1)
-        return np.asarray((normalize(torch.from_numpy(vectors), dim=-1) * said).sum(-1).numpy())
+        embedded = normalize(model.get_text_features(**tokens).pooler_output.float().cpu(), dim=-1)
+        return np.asarray((normalize(torch.from_numpy(vectors), dim=-1) * embedded).sum(-1).numpy())
 
     return align
 
@@ -131,7 +136,7 @@ def _lpips(device: torch.device) -> Callable[[Images, Images], NDArray[np.float3
     import lpips
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it calls torchvision as older releases had it
+        warnings.simplefilter("ignore")  # it calls torchvision in a deprecated way
         model = lpips.LPIPS(net="alex", verbose=False).to(device).eval()
 
     def tensor(images: Images) -> torch.Tensor:

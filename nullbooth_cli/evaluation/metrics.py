@@ -1,8 +1,8 @@
 """How far two sets of pictures are apart, from their feature vectors `[N, D]` and `[M, D]`: pure functions, float64 inside.
 
-Some take `paired=True`, for where row i of both was drawn from one prompt. Such twins are no independent draws, and a picture
-that hardly changed is its twin's nearest neighbour: as published, these estimators would then say that two equal clouds differ.
-With `paired` no vector is compared with its twin, only with all others, and two equal clouds come out as equal.
+Use `paired=True` if row i of both sets was drawn from the same prompt. Paired samples are not independent, and a picture that
+hardly changed is the nearest neighbour of its pair: as published, these estimators would then find two equal sets different. With
+`paired`, a vector is never compared with its pair, and two equal sets come out equal.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def kernel_distance(x: Vectors, y: Vectors, *, paired: bool = False) -> float:
     """Unbiased squared MMD with the kernel (x . y / D + 1)^3; KID in Inception features. It may come out slightly negative.
 
     Binkowski et al. (2018), over all vectors instead of the mean over blocks of them; `paired` is equation 4 of Gretton et al.
-    (2012), which leaves the twins out. Without unit. Cost: (N + M)^2 D.
+    (2012), which leaves the pairs out. Without unit. Cost: (N + M)^2 D.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
 
@@ -77,7 +77,7 @@ class Neighbourhoods:
 
     The ball of a vector reaches to its k-th nearest neighbour in its own set. Of two independent draws of one distribution,
     coverage is 1 - (N-1)...(N-k) / ((M+N-1)...(M+N-k)), about 1 - 2^-k. `paired` concerns density and coverage only: an outlier
-    that hardly changed lies in the ball of its twin and in no other, and is no loss of precision.
+    that hardly changed lies in the ball of its pair and in no other, which is not a loss of precision.
     """
 
     precision: float

@@ -24,6 +24,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.encoders import batches
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.latents import encode_images, scale_latents
+from nullbooth_cli.model.protocols import Autoencoder, LatentPipeline
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.images import SUFFIXES, read_image
@@ -40,12 +41,13 @@ class PictureSpec:
     number: int = 0
 
     def noise(self, series: int) -> int:
-        """What is added to the seed, 32 bits of a digest: torch's CPU generator takes no more of a seed than that."""
+        """A number to add to the seed: 32 bits of a digest, as torch's CPU generator takes no more. A series is another noise."""
         digest = hashlib.sha256(f"{self.prompt.text}\n{self.number}\n{series}".encode()).hexdigest()
         return int(digest[:8], 16)
 
     @property
     def name(self) -> str:
+        """`<prompt id>-<number>`, for a file."""
         return f"{self.prompt.id}-{self.number}"
 
 
@@ -58,27 +60,31 @@ class Pictures:
 
     @classmethod
     def joined(cls, parts: "Sequence[Pictures]") -> "Pictures":
+        """The pictures of several batches, in their order."""
         return cls(np.concatenate([part.images for part in parts]), np.concatenate([part.latents for part in parts]))
 
     def pooled(self) -> NDArray[np.float32]:
-        """The latents averaged over a grid of 4 x 4 places, `[N, 16 C]`: what is where, without single pixels."""
+        """The latents averaged over a grid of 4 x 4 places, `[N, 16 C]`: the composition without single pixels."""
         return pool(torch.from_numpy(self.latents))
 
 
 def pool(latents: torch.Tensor) -> NDArray[np.float32]:
+    """`[N, 16 C]` of latents `[N, C, h, w]`, averaged over a grid of 4 x 4 places."""
     return np.asarray(adaptive_avg_pool2d(latents, POOLED).flatten(1).numpy())
 
 
 @quiet_libraries()
-def load_edited(config: Config, place: str, device: str | None) -> Any:
-    """The pipeline at a place: a pipeline folder, a hub id, or a LoRA (a .safetensors file or the folder of one), fused into the
-    base. Raises ConfigError for what is none of them."""
+def load_edited(config: Config, place: str, device: str | None) -> LatentPipeline:
+    """The pipeline at a place: a pipeline folder, a hub id, or a LoRA (a .safetensors file or its folder), fused into the base.
+
+    Raises ConfigError if it is none of them, or does not fit the base.
+    """
     file = _lora_file(Path(place).expanduser())
     if file is None:
-        return load_model(
-            config.model_copy(update={"model": place, "revision": None, "variant": None, "pipeline_config": None}), device
-        )
-    pipe = load_model(config, device)
+        other = {"model": place, "revision": None, "variant": None, "pipeline_config": None}
+        edited: LatentPipeline = load_model(config.model_copy(update=other), device)
+        return edited
+    pipe: LatentPipeline = load_model(config, device)
     try:
         pipe.load_lora_weights(str(file.parent), weight_name=file.name)
         pipe.fuse_lora()
@@ -86,13 +92,13 @@ def load_edited(config: Config, place: str, device: str | None) -> Any:
     except (AttributeError, ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"cannot load the LoRA {file} into {config.model}: {str(error).splitlines()[0]}",
-            "it must be made for this base, and needs peft (pip install peft)",
+            "name a LoRA that was made for this base, and install peft (pip install peft)",
         ) from error
     return pipe
 
 
 def _lora_file(path: Path) -> Path | None:
-    """The file of a LoRA, None where a pipeline is meant."""
+    """The file of a LoRA, None for a pipeline."""
     if not path.exists() or (path / "model_index.json").is_file():
         return None
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
@@ -100,7 +106,7 @@ def _lora_file(path: Path) -> Path | None:
         return files[0]
     raise ConfigError(
         f"{path} is neither a pipeline folder (with a model_index.json) nor a LoRA (one .safetensors file of lora weights)",
-        "name what save_pretrained or save_lora_weights wrote",
+        "name a folder that save_pretrained wrote, or the file of save_lora_weights",
     )
 
 
@@ -109,37 +115,37 @@ def _has_lora(file: Path) -> bool:
 
     try:
         with safe_open(file, "pt") as tensors:
-            return any("lora" in name.lower() for name in tensors.keys())  # noqa: SIM118  # it is no mapping
+            return any("lora" in name.lower() for name in tensors.keys())  # noqa: SIM118  # it is not a mapping
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"cannot read {file}: {error}", "it is damaged, or no .safetensors file") from error
+        raise ConfigError(f"cannot read {file}: {error}", "write it again, as a .safetensors file") from error
 
 
 def draw_pictures(
-    pipe: Any, path: DenoisingPath, shots: Sequence[PictureSpec], batch_size: int, series: int = 0
+    pipe: LatentPipeline, path: DenoisingPath, specs: Sequence[PictureSpec], batch_size: int, series: int = 0
 ) -> Iterator[Pictures]:
-    """Draw the shots, a batch at a time; each series starts from other noise. Raises ConfigError without an autoencoder."""
+    """Draw the specs, a batch at a time; each series starts from other noise. Raises ConfigError without an autoencoder."""
     if getattr(pipe, "vae", None) is None:
         raise ConfigError(f"{type(pipe).__name__} has no autoencoder: it draws in pixels", "evaluate a latent diffusion model")
     if getattr(pipe, "safety_checker", None) is not None:
-        pipe.register_modules(safety_checker=None)  # a picture that it blackens is no difference between models
+        pipe.register_modules(safety_checker=None)  # it blackens pictures, which would count as a difference between models
     latents: list[torch.Tensor] = []
     with _decoded(pipe.vae, latents.append):
-        for batch in batches(len(shots), batch_size):
-            images = denoise(pipe, path, [(shot.noise(series), shot.prompt) for shot in shots[batch]], "np")
+        for batch in batches(len(specs), batch_size):
+            images = denoise(pipe, path, [(spec.noise(series), spec.prompt) for spec in specs[batch]], "np")
             yield Pictures((images * 255).round().astype(np.uint8), torch.cat(latents).numpy())
             latents.clear()
 
 
 @contextmanager
-def _decoded(vae: Any, receive: Callable[[torch.Tensor], None]) -> Iterator[None]:
-    """Hands over the latents that pass into `vae.decode`, which every pipeline calls at the end of its denoising path."""
+def _decoded(vae: Autoencoder, receive: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Pass on the latents that enter `vae.decode`, which every pipeline calls at the end of its denoising path."""
     decode = vae.decode
 
-    def decode_and_keep(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def decode_and_pass_on(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         receive(scale_latents(vae, latents.detach().float().cpu()))
         return decode(latents, *args, **kwargs)
 
-    vae.decode = decode_and_keep
+    vae.decode = decode_and_pass_on
     try:
         yield
     finally:
@@ -152,12 +158,12 @@ def read_images(folder: Path, height: int, width: int) -> NDArray[np.uint8]:
 
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)
     if not files:
-        raise ConfigError(f"no pictures in {folder}", f"--instances names a folder of {', '.join(PICTURES)}")
+        raise ConfigError(f"no pictures in {folder}", f"name a folder of {', '.join(PICTURES)}")
     return np.stack([np.asarray(ImageOps.fit(read_image(file), (width, height))) for file in files])
 
 
-def pooled_latents(pipe: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The latents of pictures `[N, H, W, 3]`, by the pipeline's own autoencoder, as `Pictures.pooled` has them."""
+def pooled_latents(pipe: LatentPipeline, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The latents of pictures `[N, H, W, 3]`, encoded by the pipeline's autoencoder and averaged as in `Pictures.pooled`."""
     from PIL import Image
 
     return pool(encode_images(pipe, [Image.fromarray(image) for image in images], pipe.vae.device).cpu())

@@ -1,20 +1,20 @@
 """What an edit did to the weights: the drift of those that projectors protect, and the names of all others that changed.
 
-No pictures are needed. norm(dW K) / norm(W K) follows from the second moment of the recorded inputs K; of a parameter without a
-projector nothing can be said but that it changed.
+No pictures are needed: norm(dW K) / norm(W K) follows from the second moment of the recorded inputs K. For parameters without a
+projector, only their change is reported.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.evaluation.answer import Drift, WeightDrift
 from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.nullspace.pooling import pooled, second_moment
 from nullbooth_cli.nullspace.projector import relative_drift
 from nullbooth_cli.store import Store
@@ -31,8 +31,8 @@ class Weights:
     protected: Mapping[str, Floats]
 
 
-def weights_of(pipe: Any, protected: Sequence[str]) -> Weights:
-    """What is needed of a pipeline's weights once it is gone. Raises ConfigError for another architecture. Cost: one read."""
+def weights_of(pipe: Pipeline, protected: Sequence[str]) -> Weights:
+    """Digests and protected weights of a pipeline. Raises ConfigError if it lacks a protected weight. Cost: one read of all."""
     dtype = str(denoiser_of(pipe).dtype).removeprefix("torch.")
     digests = {
         f"{component}.{name}": tensor_digest(tensor, dtype)
@@ -44,8 +44,8 @@ def weights_of(pipe: Any, protected: Sequence[str]) -> Weights:
     missing = [name for name in protected if name not in tensors]
     if missing:
         raise ConfigError(
-            f"{type(pipe).__name__} has {len(missing)} protected weights less than the base, such as {missing[0]}",
-            "an edited model has the architecture of its base; a LoRA is fused, or loaded from its own file",
+            f"{type(pipe).__name__} has {len(missing)} protected weights fewer than the base, such as {missing[0]}",
+            "name a model of the architecture of the base; fuse a LoRA, or name its own file",
         )
     return Weights(digests, {name: tensors[name].float().cpu().numpy() for name in protected})
 
@@ -56,43 +56,35 @@ def require_same_architecture(base: Weights, edited: Weights, place: str) -> Non
         if edited.protected[name].shape != weight.shape:
             raise ConfigError(
                 f"{name} of {place} has the shape {list(edited.protected[name].shape)}, in the base {list(weight.shape)}",
-                "an edited model has the architecture of its base",
+                "name a model of the architecture of the base",
             )
 
 
-def drift_documents(store: Store, heldout: Store | None, base: Weights, edited: Sequence[Weights]) -> list[dict[str, Any]]:
-    """For each edited model: norm(dW K) / norm(W K) of each protected weight on the collected and on the held-out inputs K, and
-    the names of the other parameters that changed. Cost: one read of the moments."""
-    entries: list[list[dict[str, Any]]] = [[] for _ in edited]
+def weight_drifts(store: Store, heldout: Store | None, base: Weights, edited: Sequence[Weights]) -> list[Drift]:
+    """The drift of each edited model on the collected inputs, and on those of the `heldout` store. Cost: one read of the moments.
+
+    A weight that gave no output at all and changed has drift NaN.
+    """
+    entries: list[list[WeightDrift]] = [[] for _ in edited]
     for site in store.sites:
-        moment = _moment(store, site)
-        unknown = None if heldout is None else _moment(heldout, site)
+        moment = second_moment(pooled(store, site))
+        heldout_moment = None if heldout is None else second_moment(pooled(heldout, site))
         for found, weights in zip(entries, edited, strict=True):
             for name in site.weights:
                 weight = base.protected[name]
                 delta = weights.protected[name].astype(np.float64) - weight
-                found.append(
-                    {
-                        "weight": name,
-                        "drift": relative_drift(delta, weight, moment),
-                        "heldout_drift": None if unknown is None else relative_drift(delta, weight, unknown),
-                    }
-                )
-    return [_drift_document(base, weights, found) for weights, found in zip(edited, entries, strict=True)]
+                on_heldout = None if heldout_moment is None else relative_drift(delta, weight, heldout_moment)
+                found.append(WeightDrift(name, relative_drift(delta, weight, moment), on_heldout))
+    return [_drift(base, weights, found) for weights, found in zip(edited, entries, strict=True)]
 
 
-def _moment(store: Store, site: Site) -> NDArray[np.float64]:
-    return second_moment(pooled(store, site))
-
-
-def _drift_document(base: Weights, edited: Weights, entries: list[dict[str, Any]]) -> dict[str, Any]:
+def _drift(base: Weights, edited: Weights, weights: Sequence[WeightDrift]) -> Drift:
     changed = [name for name in {**base.digests, **edited.digests} if base.digests.get(name) != edited.digests.get(name)]
-    unprotected = [name for name in changed if name.partition(".")[2] not in base.protected]
-    heldout = [entry["heldout_drift"] for entry in entries if entry["heldout_drift"] is not None]
-    return {
-        "largest": max(entry["drift"] for entry in entries),
-        "largest_heldout": max(heldout, default=None),
-        "protected_changed": len(changed) - len(unprotected),
-        "unprotected_changed": unprotected,
-        "weights": entries,
-    }
+    unprotected = tuple(name for name in changed if name.partition(".")[2] not in base.protected)
+    return Drift(
+        largest=max(each.drift for each in weights),
+        largest_heldout=max((each.heldout_drift for each in weights if each.heldout_drift is not None), default=None),
+        protected_changed=len(changed) - len(unprotected),
+        unprotected_changed=unprotected,
+        weights=tuple(weights),
+    )

@@ -1,14 +1,14 @@
-"""The pictures of an evaluation: as files, and in one page beside its numbers. `gallery.html` is the page.
+"""The pictures of an evaluation: as files, and in one page beside its numbers. `web/gallery.html` is the page.
 
-The page shows a few rows of every set, evenly from the prompt that changed most to the one that changed least, so that it stays
-small and hides neither end.
+The page shows a few rows of every set, evenly from the prompt that changed most to the one that changed least: it stays small
+and hides neither end.
 """
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,66 +16,112 @@ from PIL import Image
 
 from nullbooth_cli import __version__
 from nullbooth_cli.errors import ResourceError
-from nullbooth_cli.evaluation.evaluate import ANOTHER, BASE, SUBJECT, Evaluation, names_of, places_of, summary
+from nullbooth_cli.evaluation.answer import Drift, PictureChange
+from nullbooth_cli.evaluation.draw_models import ANOTHER, BASE
+from nullbooth_cli.evaluation.evaluate import Evaluation
+from nullbooth_cli.evaluation.request import slices_of
+from nullbooth_cli.evaluation.summary import SummaryRow, summary
 from nullbooth_cli.report.page import fill_page
 
 ROWS = 12  # of each set
 SIDE = 256  # pixels of a picture in the page, at most
 AMPLIFIED = 4  # how much brighter differences are shown
 
+Image8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryRow:
+    """One picture of every model, as URIs; `edited` has for each edited model its picture and the difference to the base."""
+
+    set: str
+    text: str
+    latent_mse: float
+    base: str
+    another: str
+    edited: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryData:
+    """The document that the page draws. `models`, `places` and `drift` have one entry for each edited model.
+
+    `baseline` is the latent MSE of another seed and `by_picture` that of every picture for each edited model, both by set.
+    """
+
+    store: str
+    base: str
+    dtype: str
+    num_steps: int
+    guidance_scale: float
+    not_measured: Mapping[str, str]
+    version: str
+    models: tuple[str, ...]
+    places: tuple[str, ...]
+    another: str
+    summary: tuple[SummaryRow, ...]
+    drift: tuple[Drift, ...]
+    baseline: Mapping[str, float]
+    by_picture: Mapping[str, tuple[tuple[PictureChange, ...], ...]]
+    amplified: int
+    rows: tuple[GalleryRow, ...]
+
 
 def write_gallery(path: Path, found: Evaluation) -> Path:
-    """Write the page. Cost: 5 MB for plotly's script, and up to 130 kB a picture: 12 rows a set, 2 + 2 for each edited model."""
-    document = found.document
-    models = [document, *document["against"]]
-    data = {
-        **{key: document[key] for key in ("store", "base", "dtype", "num_steps", "guidance_scale", "not_measured")},
-        "version": __version__,
-        "models": names_of(document),
-        "places": [each["edited"] for each in models],
-        "another": ANOTHER,
-        "summary": summary(document),
-        "drift": [each["drift"] for each in models],
-        "baseline": {name: each["latent_mse"] for name, each in document["baseline"].items()},
-        "by_picture": {name: [_changes(each, name) for each in models] for name in found.sets},
-        "amplified": AMPLIFIED,
-        "rows": _rows(found, [each["edited"] for each in models]),
-    }
-    return fill_page(path, "gallery.html", data)
+    """Write the page of an evaluation. Raises ResourceError if it cannot be written.
+
+    Cost: 5 MB for plotly's script, and up to 130 kB a picture: 12 rows a set, 2 + 2 for each edited model.
+    """
+    return fill_page(path, "gallery.html", gallery_data(found))
 
 
-def _changes(answer: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """Text and latent MSE of every picture of a set."""
-    compared = answer["subject"] if name == SUBJECT else answer["preservation"][name]
-    return [{"text": each["text"], "latent_mse": each["latent_mse"]} for each in compared["by_picture"]]
+def gallery_data(found: Evaluation) -> GalleryData:
+    """Gather what the page shows of an evaluation."""
+    report = found.report
+    return GalleryData(
+        store=report.store,
+        base=report.base,
+        dtype=report.dtype,
+        num_steps=report.num_steps,
+        guidance_scale=report.guidance_scale,
+        not_measured=report.not_measured,
+        version=__version__,
+        models=tuple(report.model_names),
+        places=tuple(model.edited for model in report.models),
+        another=ANOTHER,
+        summary=tuple(summary(report)),
+        drift=tuple(model.drift for model in report.models),
+        baseline={name: compared.latent_mse for name, compared in report.baseline.items()},
+        by_picture={name: tuple(model.on(name).by_picture for model in report.models) for name in found.sets},
+        amplified=AMPLIFIED,
+        rows=tuple(_rows(found)),
+    )
 
 
-def _rows(found: Evaluation, edited: list[str]) -> list[dict[str, Any]]:
-    rows = []
-    for name, places in places_of(found.sets).items():
-        changed = [each["latent_mse"] for each in _changes(found.document, name)]
-        order = np.argsort(changed)[::-1]
-        for place in order[np.unique(np.linspace(0, len(order) - 1, min(ROWS, len(order))).round().astype(int))]:
-            images = {model: drawn.images[places][place] for model, drawn in found.drawn.items()}
-            rows.append(
-                {
-                    "set": name,
-                    "text": found.sets[name][place].prompt.text,
-                    "latent_mse": changed[place],
-                    "base": _uri(images[BASE]),
-                    "another": _uri(images[ANOTHER]),
-                    "edited": [[_uri(images[model]), _uri(_difference(images[BASE], images[model]))] for model in edited],
-                }
+def _rows(found: Evaluation) -> Iterator[GalleryRow]:
+    first, *_ = models = found.report.models
+    for name, places in slices_of(found.sets).items():
+        changes = first.on(name).by_picture
+        order = np.argsort([change.latent_mse for change in changes])[::-1]
+        for number in order[np.unique(np.linspace(0, len(order) - 1, min(ROWS, len(order))).round().astype(int))]:
+            images = {model: drawn.images[places][number] for model, drawn in found.drawn.items()}
+            edited = [images[model.edited] for model in models]
+            yield GalleryRow(
+                set=name,
+                text=found.sets[name][number].prompt.text,
+                latent_mse=changes[number].latent_mse,
+                base=picture_uri(images[BASE]),
+                another=picture_uri(images[ANOTHER]),
+                edited=tuple((picture_uri(image), picture_uri(_difference(images[BASE], image))) for image in edited),
             )
-    return rows
 
 
-def _difference(base: NDArray[np.uint8], edited: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _difference(base: Image8, edited: Image8) -> Image8:
     return (AMPLIFIED * np.abs(base.astype(int) - edited)).clip(0, 255).astype(np.uint8)
 
 
-def _uri(image: NDArray[np.uint8]) -> str:
-    """A picture as a PNG inside of a URI."""
+def picture_uri(image: Image8) -> str:
+    """An image `[H, W, 3]` as a PNG inside of a URI, at most `SIDE` pixels high and wide."""
     made = Image.fromarray(image)
     made.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
@@ -84,14 +130,17 @@ def _uri(image: NDArray[np.uint8]) -> str:
 
 
 def write_images(folder: Path, found: Evaluation) -> Path:
-    """Write every picture as <set>/<prompt id>-<number>-<model>.png; models are base, another-seed, edited, against-1, ..."""
+    """Write every picture as <set>/<prompt id>-<number>-<model>.png; models are base, another-seed, edited, against-1, ...
+
+    Raises ResourceError if the folder cannot be written.
+    """
     names = [BASE, ANOTHER.replace(" ", "-"), "edited", *(f"against-{i}" for i in range(1, len(found.drawn) - 2))]
     try:
-        for name, places in places_of(found.sets).items():
+        for name, places in slices_of(found.sets).items():
             (folder / name).mkdir(parents=True, exist_ok=True)
             for model, drawn in zip(names, found.drawn.values(), strict=True):
-                for shot, image in zip(found.sets[name], drawn.images[places], strict=True):
-                    Image.fromarray(image).save(folder / name / f"{shot.name}-{model}.png")
+                for spec, image in zip(found.sets[name], drawn.images[places], strict=True):
+                    Image.fromarray(image).save(folder / name / f"{spec.name}-{model}.png")
     except OSError as error:
         raise ResourceError(f"cannot write into {folder}: {error}", "check the folder and its permissions") from error
     return folder

@@ -14,74 +14,21 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
-from nullbooth_cli.datatypes import Prompt
-from nullbooth_cli.evaluation.compare import QUANTITIES
-from nullbooth_cli.evaluation.evaluate import ANOTHER, BASE, Evaluation
-from nullbooth_cli.evaluation.pictures import Pictures, PictureSpec
-from nullbooth_cli.report.gallery import AMPLIFIED, ROWS, SIDE, _uri, write_gallery
+from nullbooth_cli.evaluation.draw_models import ANOTHER, BASE
+from nullbooth_cli.evaluation.evaluate import Evaluation
+from nullbooth_cli.report.gallery import AMPLIFIED, ROWS, SIDE, picture_uri, write_gallery
 from tests.support.browser import HOSTILE, assert_quiet_and_alone, needs_browser, open_browser
+from tests.support.evaluations import evaluation
 
-WEIGHT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_{}.weight"
 TEXTS = [*(f"prompt {i}" for i in range(19)), HOSTILE]
 MODELS = ["models/<b>one", "two"]  # places
 NAMES = ["<b>one", "two"]
 
 
-def comparison(count: int, change: float) -> dict[str, Any]:
-    """As `evaluation.compare` makes it; picture i of `count` changed by `change * (i + 1)`."""
-    return {
-        "pictures": count,
-        "latent_mse": change,
-        "latent_mse_relative": change / 2,
-        "pixel_mse": 0.0,
-        "psnr": None,
-        "lpips": None,
-        "captions_right": {"base": 1.0, "edited": 0.25},
-        "text_alignment": None,
-        "features": {"latents": {"dim": 4, "cosine": 0.5, **dict.fromkeys(QUANTITIES, 0.125)}},
-        "instances": None,
-        "by_picture": [
-            {"id": Prompt(text).id, "number": 0, "text": text, "latent_mse": change * (i + 1)}
-            for i, text in enumerate(TEXTS[:count])
-        ],
-    }
-
-
 @pytest.fixture(scope="module")
 def found() -> Evaluation:
-    """Twenty kept prompts and two of a subject; pictures of 40 x 60, random."""
-    rng = np.random.default_rng(0)
-    sets = {
-        "kept": tuple(PictureSpec(Prompt(text)) for text in TEXTS),
-        "subject": (PictureSpec(Prompt("s"), 0), PictureSpec(Prompt("s"), 1)),
-    }
-    images = {name: rng.integers(0, 256, (22, 40, 60, 3), np.uint8) for name in (BASE, ANOTHER, *MODELS)}
-    images[MODELS[1]] = images[BASE].copy()
-    answers = []
-    for i, change in ((0, 0.02), (1, 0.0)):
-        drifts = [{"weight": WEIGHT.format(of), "drift": (i + 1) * 0.1, "heldout_drift": 0.3} for of in ("q", "k")]
-        answers.append(
-            {
-                "edited": MODELS[i],
-                "preservation": {"kept": comparison(20, change)},
-                "subject": comparison(2, change),
-                "drift": {
-                    "largest": 0.1,
-                    "largest_heldout": 0.3,
-                    "protected_changed": 2,
-                    "unprotected_changed": ["unet.<i>bias"],
-                    "weights": drifts,
-                },
-            }
-        )
-    document = {
-        **{"store": "run.zarr", "base": "toy", "dtype": "float32", "num_steps": 4, "guidance_scale": 4.0},
-        **answers[0],
-        "baseline": {"kept": comparison(20, 2.0), "subject": comparison(2, 2.0)},
-        "against": answers[1:],
-        "not_measured": {"clip": "no CLIP weights at <here>"},
-    }
-    return Evaluation(document, sets, {name: Pictures(of, np.zeros((22, 1, 1, 1), np.float32)) for name, of in images.items()})
+    """Twenty preserved prompts and two pictures of a subject, by two edited models, the second equal to the base."""
+    return evaluation(TEXTS, MODELS, (0.02, 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +59,7 @@ def test_the_file_names_nothing_outside(page: Path) -> None:
 
 
 def test_large_pictures_are_shown_smaller() -> None:
-    assert pixels(_uri(np.zeros((300, 600, 3), np.uint8))).shape == (SIDE // 2, SIDE, 3)
+    assert pixels(picture_uri(np.zeros((300, 600, 3), np.uint8))).shape == (SIDE // 2, SIDE, 3)
 
 
 @needs_browser

@@ -1,0 +1,146 @@
+"""The answer of an evaluation: dataclasses whose fields are the keys of its JSON."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+SCHEMA_VERSION = 1
+SUBJECT = "subject"  # the set of pictures of what was learned; every other set is of what should be preserved
+
+
+@dataclass(frozen=True)
+class BaseAndEdited:
+    """One quantity of the base and of an edited model."""
+
+    base: float
+    edited: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureDistances:
+    """Two sets of pictures in one feature space of `dim` dimensions, by the metrics of `metrics`.
+
+    `cosine` compares picture by picture. The others compare the sets as a whole: None for too few pictures.
+    """
+
+    dim: int
+    cosine: float
+    frechet_distance: float | None = None
+    kernel_distance: float | None = None
+    one_nn_accuracy: float | None = None
+    jensen_shannon: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    density: float | None = None
+    coverage: float | None = None
+
+
+@dataclass(frozen=True)
+class PictureChange:
+    """How far the latents of one picture are from those of the base: the `number`-th picture of a prompt."""
+
+    id: str
+    number: int
+    text: str
+    latent_mse: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureComparison:
+    """A model beside the base on one set of prompts.
+
+    `latent_mse` is the mean squared difference of the final latents, in the denoiser's scale; `latent_mse_relative` divides it by
+    that between two seeds of the base. `pixel_mse` and `psnr` (dB, None for equal pictures) are of 8-bit pictures in [0, 1].
+    Quantities that could not be measured are None.
+    """
+
+    pictures: int
+    latent_mse: float
+    latent_mse_relative: float
+    pixel_mse: float
+    psnr: float | None
+    lpips: float | None
+    captions_right: BaseAndEdited | None
+    text_alignment: BaseAndEdited | None
+    features: Mapping[str, FeatureDistances]
+    by_picture: tuple[PictureChange, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectComparison(PictureComparison):
+    """The same on prompts of the subject; `instances` is the cosine with the pictures it was learned from, by feature space."""
+
+    instances: Mapping[str, BaseAndEdited] | None
+
+
+@dataclass(frozen=True)
+class WeightDrift:
+    """norm(dW K) / norm(W K) of one protected weight on the collected and on the held-out inputs K."""
+
+    weight: str
+    drift: float
+    heldout_drift: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """What an edit did to the weights: the drift of the protected ones, and the names of the others that changed."""
+
+    largest: float
+    largest_heldout: float | None
+    protected_changed: int
+    unprotected_changed: tuple[str, ...]
+    weights: tuple[WeightDrift, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelAnswer:
+    """What one edited model forgot, by set of prompts, and learned: None without prompts of a subject."""
+
+    edited: str
+    preservation: Mapping[str, PictureComparison]
+    subject: SubjectComparison | None
+    drift: Drift
+
+    def on(self, name: str) -> PictureComparison:
+        """The comparison on a set of prompts, of the subject too."""
+        found = self.subject if name == SUBJECT else self.preservation[name]
+        if found is None:
+            raise KeyError(name)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """The first edited model, those beside it (`against`), and the `baseline`: the base from another seed, by set of prompts.
+
+    `not_measured` gives a reason for every quantity that is missing. `files` are the pictures and pages that were written.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    store: str
+    base: str
+    edited: str
+    dtype: str
+    num_steps: int
+    guidance_scale: float
+    preservation: Mapping[str, PictureComparison]
+    subject: SubjectComparison | None
+    baseline: Mapping[str, PictureComparison]
+    against: tuple[ModelAnswer, ...]
+    not_measured: Mapping[str, str]
+    drift: Drift
+    files: tuple[str, ...] = ()
+
+    @property
+    def models(self) -> tuple[ModelAnswer, ...]:
+        """Every edited model, the first one first."""
+        first = ModelAnswer(edited=self.edited, preservation=self.preservation, subject=self.subject, drift=self.drift)
+        return (first, *self.against)
+
+    @property
+    def model_names(self) -> list[str]:
+        """The edited models by the last part of their places, or by the whole places where names would repeat."""
+        places = [model.edited for model in self.models]
+        names = [Path(place).name for place in places]
+        return names if len(set(names)) == len(names) else places

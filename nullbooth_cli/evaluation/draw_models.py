@@ -1,0 +1,93 @@
+"""Loads the base and every edited model, one at a time, and draws all pictures with each."""
+
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nullbooth_cli.collect.open_model import load_path
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.evaluation.encoders import FeatureSpaces
+from nullbooth_cli.evaluation.pictures import Pictures, draw_pictures, load_edited, pooled_latents, read_images
+from nullbooth_cli.evaluation.request import EvaluationRequest
+from nullbooth_cli.evaluation.weight_drift import Weights, require_same_architecture, weights_of
+from nullbooth_cli.model.denoise import DenoisingPath
+from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.protocols import LatentPipeline, Scheduler
+from nullbooth_cli.nullspace.usable import check_model
+from nullbooth_cli.progress import Event, Note, Progress
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.store import Store
+
+BASE, ANOTHER = "base", "another seed"
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class DrawnBase:
+    """What outlives the pipeline of the base: its path and scheduler, and the vectors of the instances by feature space."""
+
+    path: DenoisingPath
+    scheduler: Scheduler
+    instances: Mapping[str, Floats] | None
+
+
+@dataclass(kw_only=True)
+class DrawnModels:
+    """Pictures and weights of every model that has drawn, by its name."""
+
+    config: Config
+    store: Store
+    request: EvaluationRequest
+    device: torch.device
+    drawn: dict[str, Pictures] = field(default_factory=dict)
+    weights: dict[str, Weights] = field(default_factory=dict)
+
+    def draw_base(self, spaces: FeatureSpaces) -> Generator[Event, None, DrawnBase]:
+        """Load the base and draw every picture twice, from two seeds."""
+        yield Note(f"loading the model {self.config.model}, to {self.device}")
+        pipe, path = load_path(self.config, self.store.schedule(), str(self.device))
+        path = replace(path, images=None)  # every picture starts from noise, even if real images were collected
+        check_model(self.store, denoiser_of(pipe).state_dict())
+        self.weights[BASE] = weights_of(pipe, self._protected)
+        yield from self._draw(BASE, pipe, path)
+        yield from self._draw(ANOTHER, pipe, path, series=1)
+        return DrawnBase(path, pipe.scheduler, self._instances(pipe, spaces))
+
+    def draw_edited(self, place: str, base: DrawnBase) -> Iterator[Event]:
+        """Load an edited model and draw every picture from the noise of the base."""
+        yield Note(f"loading {place}")
+        pipe = load_edited(self.config, place, str(self.device))
+        pipe.scheduler = base.scheduler  # whatever scheduler the edited pipeline was saved with
+        self.weights[place] = weights_of(pipe, self._protected)
+        require_same_architecture(self.weights[BASE], self.weights[place], place)
+        if self.weights[place].digests == self.weights[BASE].digests:
+            yield Note(f"{place} has the weights of the base: nothing was edited")
+        yield from self._draw(place, pipe, base.path)
+        shape, base_shape = (self.drawn[name].latents.shape[1:] for name in (place, BASE))
+        if shape != base_shape:
+            raise ConfigError(
+                f"{place} draws latents of {shape}, the base of {base_shape}", "name a model of the size of the base"
+            )
+
+    def _draw(self, name: str, pipe: LatentPipeline, path: DenoisingPath, series: int = 0) -> Iterator[Event]:
+        specs, parts = self.request.specs, []
+        total = len(specs) * (2 + len(self.request.edited))
+        for part in draw_pictures(pipe, path, specs, self.config.collect.batch_size, series):
+            parts.append(part)
+            done = len(self.drawn) * len(specs) + sum(len(each.images) for each in parts)
+            yield Progress("evaluate", done, total, name)
+        self.drawn[name] = Pictures.joined(parts)
+
+    def _instances(self, pipe: LatentPipeline, spaces: FeatureSpaces) -> dict[str, Floats] | None:
+        if self.request.instances is None:
+            return None
+        images = read_images(self.request.instances, *self.drawn[BASE].images.shape[1:3])
+        encoded = {name: encode(images) for name, encode in spaces.encoders.items()}
+        return {"latents": pooled_latents(pipe, images), **encoded}
+
+    @property
+    def _protected(self) -> list[str]:
+        return [name for site in self.store.sites for name in site.weights]

@@ -1,0 +1,66 @@
+"""The rows of a table with every model of an evaluation side by side."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from nullbooth_cli.evaluation.answer import BaseAndEdited, EvaluationReport, PictureComparison, SubjectComparison
+
+# What each field of `FeatureDistances` that compares whole sets is called.
+QUANTITIES = {
+    "frechet_distance": "Frechet distance",
+    "kernel_distance": "kernel distance",
+    "one_nn_accuracy": "1-NN accuracy",
+    "jensen_shannon": "JS divergence, bits",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+}
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One quantity on one set of prompts: `values` of another seed and of each edited model, None where not measured."""
+
+    prompts: str
+    quantity: str
+    values: tuple[float | None, ...]
+
+
+def summary(report: EvaluationReport) -> list[SummaryRow]:
+    """What was measured; a quantity that no model has is left out."""
+    rows = []
+    for name, baseline in report.baseline.items():
+        compared = [baseline, *(model.on(name) for model in report.models)]
+        of_set = (SummaryRow(name, label, tuple(values)) for label, values in _quantities(compared))
+        rows += [row for row in of_set if any(value is not None for value in row.values)]
+    return rows
+
+
+def _quantities(compared: Sequence[PictureComparison]) -> Iterator[tuple[str, list[float | None]]]:
+    """(label, the value of each comparison); the first comparison decides which quantities there are."""
+    yield "pictures", [each.pictures for each in compared]
+    yield "latent MSE", [each.latent_mse for each in compared]
+    yield "latent MSE, of another seed's", [each.latent_mse_relative for each in compared]
+    yield "pixel MSE", [each.pixel_mse for each in compared]
+    yield "PSNR, dB", [each.psnr for each in compared]
+    yield "LPIPS", [each.lpips for each in compared]
+    yield from _beside_base("captions drawn right", [each.captions_right for each in compared])
+    yield from _beside_base("CLIP: cosine with the prompt", [each.text_alignment for each in compared])
+    for space in compared[0].features:
+        distances = [each.features[space] for each in compared]
+        yield f"{space}: cosine with the base", [each.cosine for each in distances]
+        for field, label in QUANTITIES.items():
+            yield f"{space}: {label}", [getattr(each, field) for each in distances]
+    instances: list[Mapping[str, BaseAndEdited]] = [
+        each.instances or {} for each in compared if isinstance(each, SubjectComparison)
+    ]
+    for space in dict.fromkeys(chain.from_iterable(instances)):
+        yield from _beside_base(f"{space}: cosine with the instances", [each[space] for each in instances])
+
+
+def _beside_base(label: str, values: Sequence[BaseAndEdited | None]) -> Iterator[tuple[str, list[float | None]]]:
+    """The values of the edited models; that of the base, which is one for all, goes into the label."""
+    if values[0] is not None:
+        yield f"{label} (base {values[0].base:.3g})", [None if each is None else each.edited for each in values]

@@ -1,0 +1,96 @@
+"""Pictures are drawn from noise of their own; edited models are opened whatever form they have."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from nullbooth_cli.collect import open_model
+from nullbooth_cli.datatypes import Prompt
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.evaluation import pictures
+from nullbooth_cli.evaluation.pictures import PictureSpec
+from nullbooth_cli.model import denoise, load
+from nullbooth_cli.settings.config import Config
+from tests.support import tiny
+from tests.support.builders import PROMPTS
+from tests.support.edited_models import save_lora, toy
+
+
+class TestDrawing:
+    def test_noise_is_a_prompts_own(self, run: Any, pipe: Any) -> None:
+        """In any company, order and batch; and of a size that torch's CPU generator does not cut."""
+        path = open_model.path_of(run[0], run[1].schedule(), pipe)
+        specs = [PictureSpec(Prompt(text)) for text in PROMPTS[:4]]
+        together = pictures.Pictures.joined(list(pictures.draw_pictures(pipe, path, specs, 3)))
+        alone = pictures.Pictures.joined(list(pictures.draw_pictures(pipe, path, specs[::-1][:2], 1)))
+        np.testing.assert_allclose(alone.latents[::-1], together.latents[2:], rtol=1e-3, atol=1e-4)
+        noises = {spec.noise(series) for spec in (*specs, PictureSpec(specs[0].prompt, 1)) for series in (0, 1)}
+        assert len(noises) == 10
+        assert max(noises) < 1 << 32
+
+    @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+    def test_latents_are_those_that_the_pipeline_gives(self, name: str) -> None:
+        """Whatever a pipeline does between its latents and its autoencoder: scale, shift, unpack."""
+        torch.manual_seed(0)
+        pipe = load.freeze(tiny.PIPELINES[name]())
+        pipe.vae.register_to_config(shift_factor=None if name == "sdxl" else 0.1)
+        path, spec = denoise.DenoisingPath(2, (), 3.0, 32, 32, 0), PictureSpec(Prompt("a"))
+        [drawn] = pictures.draw_pictures(pipe, path, [spec], 1)
+        given = denoise.denoise(pipe, path, [(spec.noise(0), spec.prompt)])
+        # Flux packs its latents: the same values in another order.
+        np.testing.assert_allclose(np.sort(drawn.latents.ravel()), np.sort(given.numpy().ravel()), atol=1e-5)
+        assert "decode" not in vars(pipe.vae)
+
+    def test_pictures_are_encoded_back_to_their_latents(self, run: Any, pipe: Any) -> None:
+        path = open_model.path_of(run[0], run[1].schedule(), pipe)
+        [drawn] = pictures.draw_pictures(pipe, path, [PictureSpec(Prompt(text)) for text in PROMPTS[:2]], 2)
+        own = np.linalg.norm(pictures.pooled_latents(pipe, drawn.images) - drawn.pooled(), axis=1)
+        other = np.linalg.norm(pictures.pooled_latents(pipe, drawn.images)[::-1] - drawn.pooled(), axis=1)
+        assert (own < 0.7 * other).all()  # the autoencoder does not know pictures of four steps well
+
+
+class TestLoadEdited:
+    def test_a_lora_is_fused_from_its_file_and_its_folder(self, tmp_path: Path) -> None:
+        adapted = save_lora(tmp_path)
+        layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
+        wrapped = adapted.get_submodule(layer)
+        delta = (wrapped.lora_B["default"].weight @ wrapped.lora_A["default"].weight).detach()
+        expected = toy().unet.get_parameter(f"{layer}.weight") + delta
+        for place in (tmp_path, tmp_path / "pytorch_lora_weights.safetensors"):
+            unet = pictures.load_edited(Config(), str(place), "cpu").unet
+            torch.testing.assert_close(unet.get_parameter(f"{layer}.weight").data, expected)
+
+    @pytest.mark.parametrize(
+        ("place", "words"),
+        [
+            ("nowhere", "no model folder at nowhere"),
+            ("{models}", "neither a pipeline folder"),
+            ("{models}/free/unet/diffusion_pytorch_model.safetensors", "nor a LoRA"),
+        ],
+    )
+    def test_a_place_without_a_model(self, models: Path, place: str, words: str) -> None:
+        with pytest.raises(ConfigError, match=words):
+            pictures.load_edited(Config(), place.format(models=models), "cpu")
+
+    def test_a_lora_of_another_architecture(self, tmp_path: Path) -> None:
+        name = "unet.mid_block.attentions.7.transformer_blocks.0.attn2.to_k"
+        tensors = {f"{name}.lora_A.weight": torch.ones(2, 5), f"{name}.lora_B.weight": torch.ones(5, 2)}
+        save_file(tensors, tmp_path / "l.safetensors")
+        with pytest.raises(ConfigError, match="cannot load the LoRA") as caught:
+            pictures.load_edited(Config(), str(tmp_path), "cpu")
+        assert "made for this base" in caught.value.hint
+
+
+class TestReadImages:
+    def test_a_folder_without_pictures(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="no pictures in"):
+            pictures.read_images(tmp_path, 8, 8)
+
+    def test_a_file_that_is_not_a_picture(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").write_text("no picture")
+        with pytest.raises(ConfigError, match=r"cannot read .*a\.png"):
+            pictures.read_images(tmp_path, 8, 8)

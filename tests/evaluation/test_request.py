@@ -1,0 +1,49 @@
+"""Which pictures an evaluation draws."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nullbooth_cli.datatypes import Prompt
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.evaluation.answer import SUBJECT
+from nullbooth_cli.evaluation.pictures import PictureSpec
+from nullbooth_cli.evaluation.request import EvaluationRequest, picture_sets, slices_of
+
+counts = st.dictionaries(st.sampled_from(["kept", "heldout", "given"]), st.integers(0, 9))
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt(f"prompt {i}") for i in range(count)]
+
+
+@given(counts, st.integers(1, 9), st.integers(0, 3), st.integers(1, 4))
+def test_sets_have_as_many_pictures_as_asked_for(sizes: dict[str, int], most: int, subjects: int, images: int) -> None:
+    of = {name: prompts(count) for name, count in sizes.items()}
+    found = picture_sets(of, prompts(subjects), num_prompts=most, subject_images=images)
+    expected = {name: min(count, most) for name, count in sizes.items() if count}
+    assert {name: len(specs) for name, specs in found.items()} == expected | ({SUBJECT: subjects * images} if subjects else {})
+    for name, count in expected.items():
+        places = [of[name].index(spec.prompt) for spec in found[name]]
+        assert places == sorted(set(places)), "each once, in their order"
+        assert len(places) == count
+    assert found == picture_sets(of, prompts(subjects), num_prompts=most, subject_images=images), "the same every time"
+
+
+@given(counts)
+def test_slices_share_out_all_pictures(sizes: dict[str, int]) -> None:
+    sets = {name: tuple(map(PictureSpec, prompts(count))) for name, count in sizes.items()}
+    everything = [spec for specs in sets.values() for spec in specs]
+    assert {name: tuple(everything[places]) for name, places in slices_of(sets).items()} == sets
+
+
+def test_a_model_is_named_once() -> None:
+    with pytest.raises(ConfigError, match="named twice: a b a"):
+        EvaluationRequest(edited=("a", "b", "a"), sets={})
+
+
+def test_instances_need_a_subject() -> None:
+    with pytest.raises(ConfigError, match="no subject is named"):
+        EvaluationRequest(edited=("a",), sets={"kept": ()}, instances=Path("x"))

@@ -1,0 +1,35 @@
+"""The table of an evaluation: one row a quantity, every model side by side."""
+
+from dataclasses import replace
+
+from nullbooth_cli.evaluation.answer import BaseAndEdited
+from nullbooth_cli.evaluation.summary import QUANTITIES, SummaryRow, summary
+from tests.support.evaluations import comparison, of_subject, report
+
+
+def test_models_are_side_by_side() -> None:
+    rows = summary(report(["p", "q"], ["one", "two"], [0.5, 0.25]))
+    assert SummaryRow("kept", "latent MSE", (2.0, 0.5, 0.25)) in rows
+    assert SummaryRow("subject", "latent MSE, of another seed's", (1.0, 0.25, 0.125)) in rows
+    assert SummaryRow("kept", "captions drawn right (base 1)", (0.25, 0.25, 0.25)) in rows
+    assert {row.quantity for row in rows} >= {f"latents: {label}" for label in QUANTITIES.values()}
+
+
+def test_what_nothing_has_is_left_out() -> None:
+    quantities = {row.quantity for row in summary(report(["p"], ["one"], [0.5]))}
+    assert not quantities & {"LPIPS", "PSNR, dB", "CLIP: cosine with the prompt"}
+
+
+def test_what_one_model_has_is_shown() -> None:
+    found = report(["p"], ["one"], [0.5])
+    rows = summary(replace(found, preservation={"kept": replace(found.preservation["kept"], psnr=30.0)}))
+    assert SummaryRow("kept", "PSNR, dB", (None, 30.0)) in rows
+
+
+def test_instances_are_rows_of_the_subject() -> None:
+    found = report(["p"], ["one"], [0.5])
+    cosines = [{"latents": BaseAndEdited(0.1, value)} for value in (0.2, 0.9)]
+    baseline, subject = (of_subject(comparison(["s"], 1.0), each) for each in cosines)
+    rows = summary(replace(found, subject=subject, baseline={**found.baseline, "subject": baseline}))
+    assert SummaryRow("subject", "latents: cosine with the instances (base 0.1)", (0.2, 0.9)) in rows
+    assert not [row for row in rows if row.prompts == "kept" and "instances" in row.quantity]

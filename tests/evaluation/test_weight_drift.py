@@ -1,0 +1,81 @@
+"""The drift of weights, held against the recorded vectors themselves; and which models it refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nullbooth_cli as nb
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.evaluation import pictures, weight_drift
+from nullbooth_cli.evaluation.answer import Drift
+from nullbooth_cli.nullspace.projector import relative_drift
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.store import Store
+from tests.support.builders import features_at
+from tests.support.edited_models import save_lora, toy
+
+NAMES = ("constrained", "free", "lora")
+
+
+@pytest.fixture(scope="module")
+def drifts(run: tuple[Config, Store], models: Path) -> dict[str, Drift]:
+    """The drift of every edited model."""
+    config, store = run
+    protected = [name for site in store.sites for name in site.weights]
+    edited = [weight_drift.weights_of(pictures.load_edited(config, str(models / name), "cpu"), protected) for name in NAMES]
+    base = weight_drift.weights_of(toy(), protected)
+    return dict(zip(NAMES, weight_drift.weight_drifts(store, store.heldout(), base, edited), strict=True))
+
+
+def test_drift_is_that_of_the_recorded_inputs(drifts: dict[str, Drift], run: Any, models: Path) -> None:
+    """norm(dW K) / norm(W K) with the vectors themselves, in float64."""
+    store, weights = run[1], {entry.weight: entry for entry in drifts["free"].weights}
+    base, edited = toy().unet, pictures.load_edited(run[0], str(models / "free"), "cpu").unet
+    assert set(weights) == {name for site in store.sites for name in site.weights}
+    for site in store.sites:
+        k = np.concatenate(
+            [
+                features_at(store, site, t, unit).reshape(-1, site.dim)
+                for t in range(site.num_recorded(store.num_steps))
+                for unit in range(2)
+            ]
+        ).astype(np.float64)
+        for name in site.weights:
+            w, v = (unet.get_parameter(name).double().numpy() for unet in (base, edited))
+            expected = np.linalg.norm((v - w) @ k.T) / np.linalg.norm(w @ k.T)
+            assert weights[name].drift == pytest.approx(expected, rel=1e-5)
+            assert weights[name].heldout_drift > 0.01
+
+
+def test_a_projected_edit_drifts_less(drifts: dict[str, Drift]) -> None:
+    constrained, free = drifts["constrained"], drifts["free"]
+    assert constrained.largest == max(entry.drift for entry in constrained.weights) < 0.3 * free.largest
+    assert free.largest_heldout == max(entry.heldout_drift for entry in free.weights)
+    assert constrained.unprotected_changed == ()
+    assert free.unprotected_changed == ("unet.conv_out.bias",)
+    assert constrained.protected_changed == free.protected_changed == 4
+
+
+def test_a_lora_drifts_by_its_product(drifts: dict[str, Drift], run: Any, tmp_path: Path) -> None:
+    """The change of a weight is B A, and nothing else changes."""
+    adapted, found = save_lora(tmp_path), drifts["lora"]
+    entries = {entry.weight: entry.drift for entry in found.weights}
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
+    wrapped, site = adapted.get_submodule(layer), next(s for s in run[1].sites if f"{layer}.weight" in s.weights)
+    delta = (wrapped.lora_B["default"].weight @ wrapped.lora_A["default"].weight).detach()
+    moment = nb.open_store(run[1].path).moment(site).second_moment
+    weight = wrapped.base_layer.weight.detach().numpy()
+    assert entries[f"{layer}.weight"] == pytest.approx(relative_drift(delta.numpy(), weight, moment), rel=1e-4)
+    assert entries[f"{layer.removesuffix('to_v')}to_q.weight"] == 0.0
+    assert found.protected_changed == 2
+
+
+def test_another_architecture_is_refused() -> None:
+    with pytest.raises(ConfigError, match="1 protected weights fewer than the base, such as nowhere"):
+        weight_drift.weights_of(toy(), ["nowhere"])
+    base = weight_drift.Weights({}, {"w": np.zeros((2, 3))})
+    with pytest.raises(ConfigError, match=r"w of there has the shape \[2, 4\], in the base \[2, 3\]"):
+        weight_drift.require_same_architecture(base, replace(base, protected={"w": np.zeros((2, 4))}), "there")
