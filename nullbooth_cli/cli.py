@@ -1,4 +1,4 @@
-"""The Typer app and the error boundary: known errors become `error:` and `hint:`, bugs keep their traceback."""
+"""The Typer app, and the place where errors become `error:`, `hint:` and an exit code. Bugs keep their traceback."""
 
 import difflib
 import sys
@@ -30,7 +30,7 @@ INTERRUPTED = 130
 
 
 class Boundary(TyperGroup):
-    """Turns what a command raises into an exit code and two lines, whoever calls the app: a shell, CliRunner, `python -m`."""
+    """Turns what a command raises into an exit code and two lines, for every caller: a shell, CliRunner, `python -m`."""
 
     def main(self, args: Sequence[str] | None = None, *positional: Any, **extra: Any) -> Any:
         arguments = list(sys.argv[1:] if args is None else args)
@@ -46,16 +46,16 @@ class Boundary(TyperGroup):
         except (typer.Abort, KeyboardInterrupt):
             code = INTERRUPTED
         if code == INTERRUPTED:
-            terminal.note("interrupted: finished units are kept, the same command goes on")
+            terminal.note("interrupted: finished units are kept, run the same command again to resume")
         sys.exit(code if isinstance(code, int) else 0)
 
     def _usage(self, error: typer.TyperException, arguments: list[str]) -> ConfigError:
         message = error.format_message().rstrip(".")
         command = next((word for word in arguments if not word.startswith("-")), "")
         if command in self.commands:
-            return ConfigError(message[0].lower() + message[1:], f"nullbooth {command} --help lists its options")
+            return ConfigError(message[0].lower() + message[1:], f"see nullbooth {command} --help")
         near = difflib.get_close_matches(command, self.commands, n=1)
-        hint = f"did you mean 'nullbooth {near[0]}'?" if near else f"commands: {', '.join(self.commands)}"
+        hint = f"did you mean 'nullbooth {near[0]}'?" if near else f"choose one of {', '.join(self.commands)}"
         return ConfigError(f"no such command '{command}'" if command else message[0].lower() + message[1:], hint)
 
 
@@ -67,8 +67,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Null-space projectors for fine-tuning text-to-image models without forgetting.\n\n"
-    "Example: nullbooth run -c configs/nullbooth.yaml && nullbooth inspect",
 )
 _COMMANDS = (
     *(run, schedule, collect, covariance, project, inspect, status, doctor),
@@ -85,7 +83,10 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def main(
+def nullbooth(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
-    pass
+    """Null-space projectors for fine-tuning text-to-image models without forgetting.
+
+    Example: nullbooth run -c configs/nullbooth.yaml && nullbooth inspect
+    """

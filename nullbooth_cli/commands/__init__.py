@@ -1,1 +1,1 @@
-"""One thin file per command: it declares options, asks the library, and hands the answer to the console."""
+"""One short file for each command: it declares options, asks the library, and gives the answer to the console."""

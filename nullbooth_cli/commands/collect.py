@@ -36,11 +36,12 @@ def collect(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run the model over the prompts and store what enters its cross-attention projections, or add it up on the way.
+    """Run the model on the prompts and store cross-attention's inputs.
 
-    Writes the schedule first if there is none. Stop it at any time: finished batches of prompts are kept, and the same
-    command goes on. Prompts that were added to the file are collected, the others are left alone; with --force, prompts that
-    were removed are taken out. Under accelerate launch or torchrun the processes share the work out.
+    What enters each projection is stored, or only its sums (collect.keep). Writes the schedule first if the store has none.
+    Stop it at any time: finished batches of prompts stay, and the same command resumes. Prompts that were added to the file
+    are collected; with --force, prompts that were removed from the file are taken out of the store. Under accelerate launch
+    or torchrun the processes share the work.
 
     Example: nullbooth collect -c configs/nullbooth.yaml --dry-run
     """

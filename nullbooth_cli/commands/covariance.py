@@ -34,12 +34,13 @@ def covariance(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Reduce the stored features to second moments: sums of x x^T, sums of x, and counts.
+    """Reduce the stored features to second moments.
 
-    The moment is about zero by default, although the command has the name that the field uses. With covariance.centred the
-    mean is subtracted: the mean direction then looks null, and an edit along it changes what the model knows. Both are read
-    from the same sums, so changing it costs no new pass. Prompts that were added to the collection are added to the moments.
-    With collect.keep: moments there is nothing left to do.
+    These are sums of x x^T, sums of x, and counts. By default the moment is about zero, although the field calls it
+    covariance. With covariance.centred the mean is subtracted: the direction of the mean can then look null, and an edit
+    along it changes what the model draws for preserved prompts. Both come from the same sums, so a change needs no new pass.
+    Prompts that were added to the collection are added to the moments. With collect.keep: moments, collect has done this
+    already.
 
     Example: nullbooth covariance -s runs/toy.zarr
     """

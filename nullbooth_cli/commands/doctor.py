@@ -20,10 +20,11 @@ def doctor(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Look at everything that could stop a run before it is started, and estimate what the run takes.
+    """Check everything that could stop a run, and estimate its cost.
 
-    Packages, config, prompts, device, store, schedule, model, layers, tokenizer, memory, disk and time: each is ok, a warning, or
-    an error with a hint. Two steps of one prompt and of one batch are run; nothing is kept. Exit 2 if the run would fail.
+    Packages, config, prompts, device, store, schedule, model, layers, tokenizer, memory, disk and time: each is ok, a
+    warning, or an error with a hint. Two steps of one prompt and of one batch are run; nothing is written. Exit 2 if a run
+    would fail.
 
     Example: nullbooth doctor -c configs/nullbooth.yaml && nullbooth run -c configs/nullbooth.yaml
     """
@@ -34,9 +35,9 @@ def doctor(
 
     common = Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose)
     terminal = Terminal(as_json=as_json, quiet=quiet)
-    arguments = ""
+    arguments = ""  # that repeat the config on a command line, once it is found
 
-    def configured() -> "tuple[Config, str, tuple[Prompt, ...]]":
+    def find() -> "tuple[Config, str, tuple[Prompt, ...]]":
         nonlocal arguments
         from nullbooth_cli.commands.find_config import configure
 
@@ -45,7 +46,7 @@ def doctor(
         return found.config, found.source, found.prompts
 
     findings = []
-    for finding in examine(Examination(configured, device)):
+    for finding in examine(Examination(find, device)):
         findings.append(finding)
         if not as_json:
             terminal.verdict(finding.verdict, finding.check, finding.text, hint=finding.hint, width=max(map(len, CHECKS)))

@@ -11,15 +11,20 @@ from nullbooth_cli.commands.options import AsJson, Common, ConfigFile, Device, O
 def edit(
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="SOURCE TARGET", help="What to say, and what it is to mean; any number of times."),
+        typer.Argument(metavar="SOURCE TARGET", help="Pairs of prompts: the one to edit, then the one it should look like."),
     ] = None,
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="Where the edited pipeline goes.")] = ...,  # type: ignore[assignment]
-    file: Annotated[str | None, typer.Option("--pairs", metavar="FILE", help="More of them: YAML, `source: target`.")] = None,
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="Folder for the edited pipeline.")] = ...,  # type: ignore[assignment]
+    file: Annotated[str | None, typer.Option("--pairs", metavar="FILE", help="More pairs: YAML, `source: target`.")] = None,
     method: Annotated[
-        str, typer.Option("--method", metavar="alphaedit|uce", help="Within the null space, or weighed against what is known.")
+        str,
+        typer.Option(
+            "--method", metavar="alphaedit|uce", help="Within the null space, or weighed against the preserved prompts."
+        ),
     ] = "alphaedit",
-    ridge: Annotated[float, typer.Option("--ridge", metavar="A", help="A larger one changes less and misses more.")] = 1e-2,
-    preserve: Annotated[float, typer.Option("--preserve", metavar="B", help="uce: the weight of what is known.")] = 1.0,
+    ridge: Annotated[
+        float, typer.Option("--ridge", metavar="A", help="A larger one changes the weights less and misses more of TARGET.")
+    ] = 1e-2,
+    preserve: Annotated[float, typer.Option("--preserve", metavar="B", help="uce: the weight of the preserved prompts.")] = 1.0,
     config: ConfigFile = None,
     store: StorePath = None,
     overrides: Overrides = None,
@@ -28,10 +33,10 @@ def edit(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make prompts mean what other prompts mean, in closed form, and save the edited pipeline.
+    """Give prompts the meaning of other prompts, in closed form.
 
-    The k and v weights of cross-attention are changed so that SOURCE gives the keys and values of TARGET. The answer says how
-    much of that is missing, and how far the weights have drifted on the known prompts.
+    Saves an edited pipeline. The k and v weights of cross-attention change so that SOURCE gives the keys and values of
+    TARGET. The answer reports how much of that is missing, and how far the weights have drifted on the preserved prompts.
 
     Example: nullbooth edit "a sks star" "a red star" -s runs/toy.zarr --output edited
     """
@@ -48,7 +53,7 @@ def edit(
 
     path = Path(output)
     if path.exists():
-        raise ConfigError(f"{output} exists", "name another folder")
+        raise ConfigError(f"{output} exists already", "name another folder")
     pairs = read_pairs(prompts or [], file)
     session = start(Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose))
     opened = OpenStore(session.open_finished())

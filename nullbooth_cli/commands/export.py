@@ -11,26 +11,26 @@ FORMATS = {".safetensors": "safetensors", ".pt": "alphaedit"}
 
 
 def export(
-    out: Annotated[str, typer.Argument(metavar="OUT", help="FILE.safetensors, FILE.pt, or a folder to make a run folder in.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="FILE.safetensors, FILE.pt, or a folder for a run folder.")],
     config: ConfigFile = None,
     store: StorePath = None,
     overrides: Overrides = None,
     dense: Annotated[bool, typer.Option("--dense", help="safetensors: P itself instead of its smaller factor.")] = False,
     dtype: Annotated[str, typer.Option("--dtype", metavar="float32|float64", help="safetensors: precision.")] = "float32",
-    layer: Annotated[str | None, typer.Option("--layer", metavar="NAME", help=".pt: only layers of this name or glob.")] = None,
+    layer: Annotated[str | None, typer.Option("--layer", metavar="NAME", help=".pt: only layers with this name or glob.")] = None,
     feature: Annotated[str | None, typer.Option("--feature", metavar="q|k|v|out", help=".pt: only this feature.")] = None,
     only_covariance: Annotated[
         bool, typer.Option("--only-covariance", help="Folder: the moments of every timestep, and no projectors.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Hand the projectors over in a form that other programs read.
+    """Write the projectors in a format that other programs read.
 
-    .safetensors holds one tensor a site and a JSON header by weight; .pt AlphaEdit's stack of P, for sites of one size; a folder
-    gets run_YYYYMMDD_HHMMSS/STEP/LAYER/{q,k,v,out}_{covariance,projection}.npy and _metadata.json.
+    A .safetensors file has one tensor for each site, and a JSON header by weight. A .pt file has AlphaEdit's stack of P, for
+    sites of one size. A folder gets run_YYYYMMDD_HHMMSS/STEP/LAYER/{q,k,v,out}_{covariance,projection}.npy and _metadata.json.
 
     Example: nullbooth export projectors.safetensors -s runs/toy.zarr
     """
@@ -48,9 +48,9 @@ def export(
         (only_covariance, "--only-covariance", "folder"),
     ):
         if given and form != of:
-            raise ConfigError(f"{flag} mean nothing for {out}", "see nullbooth export --help")
+            raise ConfigError(f"{flag} have no meaning for {out}", "see nullbooth export --help")
     if dtype not in ("float32", "float64"):
-        raise ConfigError(f"--dtype {dtype}", "float32 or float64")
+        raise ConfigError(f"--dtype {dtype} is not a precision", "give float32 or float64")
     if form != "folder" and path.exists() and not force:
         raise ConfigError(f"{out} exists", "name another file, or add --force")
     session = start(Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose))

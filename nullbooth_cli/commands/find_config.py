@@ -1,4 +1,4 @@
-"""From options to a config: a named file, the store's own, or the file in its usual place."""
+"""From options to a config: a named file, that of the store, or a file in its usual place."""
 
 import os
 import shlex
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Configured:
-    """A config, and where it is from; `arguments` repeat it on a command line.
+    """A config and its `source`; `arguments` name both again on a command line.
 
-    `prompts` are those of the store that the config came from; a moved store needs no prompt file. Else there are none yet.
+    `prompts` are those of the store, if the config came from one: a store that was moved needs no prompt file. They are empty
+    otherwise, and the config's own are to be read.
     """
 
     config: Config
@@ -30,11 +31,11 @@ class Configured:
 
 
 def configure(common: Common) -> Configured:
-    """Find and read the config. Raises ConfigError with all that is wrong in it."""
+    """Find and read the config. Raises ConfigError with everything that is wrong in it."""
     named_store = common.store or os.environ.get("NULLBOOTH_STORE")
     named_config = common.config or os.environ.get("NULLBOOTH_CONFIG")
     prompts: tuple[Prompt, ...] = ()
-    if named_store and not named_config and (store := _there(named_store, common.overrides)):
+    if named_store and not named_config and (store := _existing_store(named_store, common.overrides)):
         config, source = build_config(store.config, common.overrides), f"in {named_store}"
         if _knowledge(config.model_dump()) == _knowledge(store.config):
             prompts = store.prompts()
@@ -59,7 +60,10 @@ def configure(common: Common) -> Configured:
 
 
 def find_config(given: str | None) -> Path | None:
-    """-c, $NULLBOOTH_CONFIG, ./nullbooth.yaml, ./configs/nullbooth.yaml; None if there is none. A named one must exist."""
+    """The first of -c, $NULLBOOTH_CONFIG, ./nullbooth.yaml, ./configs/nullbooth.yaml, or None.
+
+    Raises ConfigError if one of the first two names a file that does not exist.
+    """
     named = given or os.environ.get("NULLBOOTH_CONFIG")
     if named:
         if not Path(named).is_file():
@@ -69,7 +73,7 @@ def find_config(given: str | None) -> Path | None:
 
 
 def _knowledge(config: dict[str, Any]) -> tuple[Any, Any]:
-    """Where a config has its prompts from."""
+    """The settings that name a config's prompts."""
     return config["original_knowledge_prompts"], config["collect"]["images"]
 
 
@@ -78,8 +82,8 @@ def options_of(overrides: Sequence[str]) -> dict[str, Any]:
     return build_config({}, [text for text in overrides if text.startswith("storage_options")]).storage_options
 
 
-def _there(place: str, overrides: Sequence[str]) -> "Store | None":
-    """The store at a place, if there is one; its own config cannot say how to get there, but `--set storage_options.` can."""
+def _existing_store(place: str, overrides: Sequence[str]) -> "Store | None":
+    """The store at a place, if there is one. Its own config cannot have the credentials: `--set storage_options.` does."""
     from nullbooth_cli.store import Store
 
     options = options_of(overrides)

@@ -6,7 +6,7 @@ from nullbooth_cli.errors import NullboothError
 
 
 def hint_of(error: NullboothError) -> str:
-    """The hint of an error; a stage to run again as the command that does it."""
+    """The hint of an error; a stage to run is written as a command."""
     rerun = error.rerun
     if rerun is None:
         return error.hint

@@ -18,8 +18,8 @@ def import_(
 ) -> None:
     """Make the covariances of plain files the moments of a new store.
 
-    Beside each file lies a {q,k,v,out}_metadata.json with timestep and tokens, as nullbooth export writes it. The files say
-    nothing of model and prompts: the projectors that come of them cannot be compared with a model.
+    Each file needs a {q,k,v,out}_metadata.json beside it with timestep and tokens, as nullbooth export writes it. The files
+    do not name model and prompts, so the resulting projectors cannot be checked against a model.
 
     Example: nullbooth import exported/run_20260101_120000 -s runs/imported.zarr && nullbooth project -s runs/imported.zarr
     """
@@ -36,7 +36,7 @@ def import_(
     file = find_config(config)
     given = load_config(file, overrides or ()) if file else build_config({}, overrides or ())
     options = options_of(overrides or ())
-    import_moments.find_covariances(Path(folder))  # before anything is made
+    import_moments.find_covariances(Path(folder))  # refuses a wrong folder before a store is made
     with locked(open_backing(out, options)):
         store = Store.open_or_create(out, public_settings(given), options)
         terminal.follow(import_moments.import_covariances(Path(folder), store, given))

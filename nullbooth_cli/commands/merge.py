@@ -14,10 +14,10 @@ def merge(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Add the moments of stores that were collected apart, into a new one.
+    """Add the moments of separate collections into a new store.
 
-    They must agree in model, schedule and settings, and share no prompt. The new store holds moments only; more prompts
-    can be added to it.
+    They must agree in model, schedule and settings, and share no prompt. The new store has only moments; more prompts can
+    be added to it.
 
     Example: nullbooth merge runs/a.zarr runs/b.zarr -s runs/all.zarr && nullbooth project -s runs/all.zarr
     """
@@ -33,7 +33,9 @@ def merge(
     from nullbooth_cli.store import Store, locked, open_backing
 
     if len(stores) < 2 or len(set(stores)) < len(stores):
-        raise ConfigError(f"merge takes two or more different stores, got {' '.join(stores)}", "name each once")
+        raise ConfigError(
+            f"merge takes two or more different stores, got {' '.join(stores)}", "name at least two stores, each once"
+        )
     terminal = Terminal(as_json=as_json, quiet=quiet)
     options = options_of(overrides or ())
     sources = [Store.open(place, options=options) for place in stores]

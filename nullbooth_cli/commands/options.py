@@ -18,7 +18,9 @@ ConfigFile = Annotated[
 ]
 StorePath = Annotated[
     str | None,
-    typer.Option("-s", "--store", metavar="PATH", help="Store; else $NULLBOOTH_STORE, or the config's. It carries its config."),
+    typer.Option(
+        "-s", "--store", metavar="PATH", help="Store; else $NULLBOOTH_STORE, else the config's. It contains its config."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -26,27 +28,25 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; errors as JSON on stderr.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only errors on stderr.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say which config and store are used.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Report which config and store are used.")]
 Device = Annotated[
     str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; else CUDA if there is one.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and how many bytes it takes; write nothing.")]
-Force = Annotated[bool, typer.Option("--force", help="Do it again, replacing what is there.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Report what would be done and how many bytes it takes; write nothing.")]
+Force = Annotated[bool, typer.Option("--force", help="Compute again, replacing what exists.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before replacing.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Stop after N units; run again to go on.")]
-Repair = Annotated[
-    bool, typer.Option("--repair", help="Read everything this stage wrote, and do the units that are damaged again.")
-]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Stop after N units; run again to resume.")]
+Repair = Annotated[bool, typer.Option("--repair", help="Read everything that this stage wrote, and redo damaged units.")]
 AutoBatch = Annotated[
     bool, typer.Option("--auto-batch", help="Find the largest batch that fits the device, instead of collect.batch_size.")
 ]
 ShardOf = Annotated[
     str | None,
-    typer.Option("--shard", metavar="K/N", help="Do the K-th of N parts; run the N jobs on one store, in any order or at once."),
+    typer.Option("--shard", metavar="K/N", help="Do part K of N; run the N jobs on one store, in any order or at once."),
 ]
 Release = Annotated[bool, typer.Option("--release", help="Afterwards, remove the features that the moments were made from.")]
 Explore = Annotated[
-    bool, typer.Option("--explore", help="Write nothing; show what a ladder of thresholds would give, under the rule in force.")
+    bool, typer.Option("--explore", help="Write nothing; show the null spaces that a ladder of thresholds would give.")
 ]
 Plot = Annotated[
     str | None, typer.Option("--plot", metavar="FILE", help="With --explore: draw leakage against null_dim (.png, .svg, .pdf).")

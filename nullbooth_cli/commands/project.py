@@ -34,9 +34,9 @@ def project(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Decompose the moments and cut each spectrum into known and null.
+    """Decompose the moments and cut out the null space of each site.
 
-    One threshold rule of the config's project section is in force. Another threshold re-uses the stored decomposition.
+    The threshold is a rule of the config's project section. Another threshold reuses the stored decomposition.
 
     Example: nullbooth project -s runs/toy.zarr --set project.relative_threshold=1e-2 --force
     """

@@ -30,7 +30,7 @@ def run(
 ) -> None:
     """Run all stages in order: schedule, collect, covariance, project.
 
-    Complete stages are left alone, partial ones go on; with --force, stale ones are replaced.
+    Complete stages are left alone, and partial ones resume. With --force, stale ones are replaced.
 
     Example: nullbooth run -c configs/nullbooth.yaml
     """

@@ -28,9 +28,9 @@ def schedule(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write down the timesteps and sigmas that all later stages use.
+    """Store the timesteps and sigmas that all later stages use.
 
-    They come from a diffusers scheduler built from the model's own noise schedule; later stages read them from the store.
+    They come from a diffusers scheduler that is built from the model's own noise schedule.
 
     Example: nullbooth schedule --set schedule.sampler_strategy="DPM++ 2M Karras" --json
     """

@@ -1,4 +1,4 @@
-"""`nullbooth train`: DreamBooth on diffusers, held by the projectors of a store."""
+"""The command `nullbooth train`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,9 +7,10 @@ import typer
 
 from nullbooth_cli.commands.options import AsJson, Device, Overrides, Quiet, Verbose
 
-RecipeFile = Annotated[str, typer.Option("-c", "--config", metavar="FILE", help="What to train: configs/train/toy.yaml is one.")]
+RecipeFile = Annotated[str, typer.Option("-c", "--config", metavar="FILE", help="Recipe, such as configs/train/toy.yaml.")]
 ConstraintStore = Annotated[
-    str | None, typer.Option("-s", "--store", metavar="PATH", help="What holds it; else the recipe's store.")
+    str | None,
+    typer.Option("-s", "--store", metavar="PATH", help="Store whose projectors constrain training (default: the recipe's)."),
 ]
 
 
@@ -22,10 +23,11 @@ def train(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Teach a model a subject from a few pictures, without moving what the projectors of a store protect.
+    """Teach a model a subject, constrained by a store's projectors.
 
-    Weights of the cross-attention are trained, or LoRA adapters on them; everything else stays. Run again to go on from the last
-    checkpoint. Without a store nothing holds the training.
+    Trains weights of the cross-attention, or LoRA adapters on them, on a few pictures, and keeps the outputs on the store's
+    preserved prompts. Run the same command again to resume from the last checkpoint. Without a store, training is not
+    constrained.
 
     Example: nullbooth train -c configs/train/toy.yaml -s runs/words.zarr
     """
@@ -36,7 +38,7 @@ def train(
     from nullbooth_cli.training import dreambooth, setup
 
     if not Path(config).is_file():
-        raise ConfigError(f"no file at {config}", "configs/train/toy.yaml is an example")
+        raise ConfigError(f"no file at {config}", "give a recipe with -c; configs/train/toy.yaml is an example")
     recipe = load_settings(Recipe, Path(config), overrides or ())
     ready = setup.set_up(recipe.model_copy(update={"store": store}) if store else recipe, device)
     terminal = Terminal(as_json=as_json, quiet=quiet, silent=not ready.accelerator.is_main_process)

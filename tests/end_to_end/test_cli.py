@@ -228,7 +228,7 @@ def _pipe() -> Any:
 class TestBadInput:
     def test_unknown_command(self) -> None:
         refused(nullbooth("colect"), 2, "no such command 'colect'", "did you mean 'nullbooth collect'?")
-        refused(nullbooth("xyzzy"), 2, "no such command 'xyzzy'", "commands: run, schedule")
+        refused(nullbooth("xyzzy"), 2, "no such command 'xyzzy'", "choose one of run, schedule")
 
     def test_unknown_option(self) -> None:
         refused(nullbooth("collect", "--dryrun"), 2, "--dryrun", "nullbooth collect --help")

@@ -1,0 +1,47 @@
+"""The flags are frozen: a new one is a decision, made by a line of this table."""
+
+import pytest
+import typer
+
+from nullbooth_cli.cli import app
+
+SHARED = "-c/--config -s/--store --set --json -q/--quiet -v/--verbose"
+STAGE = "--device --dry-run --force --yes"
+# Commands in the order of the help, with their arguments in capitals and the options beside the shared ones.
+FLAGS = {
+    "run": (SHARED, STAGE),
+    "schedule": (SHARED, STAGE),
+    "collect": (SHARED, STAGE, "--limit --auto-batch --shard --repair"),
+    "covariance": (SHARED, STAGE, "--limit --repair --release"),
+    "project": (SHARED, STAGE, "--limit --explore --plot"),
+    "inspect": (
+        SHARED,
+        "STORE --device --layer --feature --timestep --site --layers --csv --plots --format --attention --html",
+    ),
+    "status": (SHARED, "--check --watch --interval --verify"),
+    "doctor": (SHARED, "--device"),
+    "merge": ("STORE... -s/--store --set --json -q/--quiet",),
+    "export": (SHARED, "OUT --dense --dtype --layer --feature --only-covariance --force"),
+    "import": ("FOLDER -c/--config -s/--store --set --json -q/--quiet",),
+    "edit": (SHARED, "SOURCE_TARGET --device -o/--output --pairs --method --ridge --preserve"),
+    "train": (SHARED, "--device"),
+    "evaluate": (
+        SHARED,
+        "EDITED --device --against --prompts --subject --subject-prompts --subject-images --instances --num-prompts",
+        "--features --html --images",
+    ),
+}
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # it is a group
+
+
+def test_the_commands_and_their_order() -> None:
+    assert list(COMMANDS) == list(FLAGS)
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_the_flags_of_a_command(command: str) -> None:
+    named = {
+        "/".join(parameter.opts) if parameter.param_type_name == "option" else parameter.metavar.replace(" ", "_")
+        for parameter in COMMANDS[command].params
+    }
+    assert named == set(" ".join(FLAGS[command]).split())
