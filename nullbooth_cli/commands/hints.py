@@ -11,8 +11,8 @@ def hint_of(error: NullboothError) -> str:
     if rerun is None:
         return error.hint
     words = ["nullbooth", rerun.stage]
+    words += ["--force"] * rerun.force + ["--repair"] * rerun.repair
     words += ["-s", rerun.store] if rerun.store else []
     for change in rerun.settings:
         words += ["--set", change]
-    words += ["--force"] * rerun.force + ["--repair"] * rerun.repair
     return shlex.join(words) + rerun.otherwise

@@ -11,7 +11,7 @@ from nullbooth_cli.pipeline.state import added_prompts, bytes_of, own_states, re
 from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.fingerprints import model_names
-from nullbooth_cli.store import RELEASED, Store
+from nullbooth_cli.store import RELEASED, Store, create_collection, extend_collection, release_units
 from nullbooth_cli.tensors import tensor_digest
 
 
@@ -85,7 +85,7 @@ def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, 
         needed += 2 * sums * run.workers.size if layout.moments else 0
         space.ensure_room(store, needed - bytes_of(store, "collect"))
         store.write_record("collect", None)
-        store.create_collection(loaded.sites, num_steps, len(run.prompts), layout)
+        create_collection(store, sites=loaded.sites, num_steps=num_steps, num_rows=len(run.prompts), layout=layout)
         store.write_rows(0, run.prompts)
         tensors = {p.weight: tensor_digest(p.module.weight, run.config.dtype) for p in loaded.found.owners}
         start_stage(run, "collect", {"weights": weights}, layout=vars(layout), tensors=tensors, model=model_names(run.config))
@@ -109,7 +109,7 @@ def _begin_collect(run: Run, loaded: Collection, weights: str, batch_size: int, 
         cells = store.progress.cells("collect")
         # A kill may have left room behind the last unit that holds anything.
         start = max((unit + 1 for unit in range(len(cells)) if cells[unit] or store.members(unit)), default=0) * layout.batch_size
-        store.extend_collection(start + len(added))
+        extend_collection(store, start + len(added))
         store.write_rows(start, added)
         notes.append(f"{len(added)} prompts are new: they are added to the {start} rows that are there")
     cells = store.progress.cells("collect")
@@ -190,6 +190,6 @@ def release_features(store: Store) -> str:
     if not store.layout.features:
         return "nothing to release: no features are kept here (collect.keep: moments)"
     before = bytes_of(store, "collect")
-    store.release_features([unit for unit, cell in enumerate(store.progress.cells("collect")) if cell])
+    release_units(store, [unit for unit, cell in enumerate(store.progress.cells("collect")) if cell])
     freed = (before - bytes_of(store, "collect")) / 1e6
     return f"released {freed:,.1f} MB of features; nullbooth collect --force collects them again"

@@ -53,7 +53,7 @@ def _begin_covariance(run: Run) -> dict[str, Any]:
     if afresh:
         space.ensure_room(store, moments.sums_nbytes(sites, num_steps) - store.nbytes("moments"))
         store.write_record("covariance", None)
-        store.create_moments(sites, num_steps, store.layout)
+        store.moments.create(sites, num_steps, store.layout)
     elif run.repair:
         notes.append(forget_damaged(store, "covariance"))
     start_stage(run, "covariance", rows=covered_rows(store))

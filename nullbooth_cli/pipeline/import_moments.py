@@ -15,7 +15,7 @@ from nullbooth_cli.pipeline.stages import execute
 from nullbooth_cli.progress import Event
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.fingerprints import model_names
-from nullbooth_cli.store import Layout, Store, pack_sums
+from nullbooth_cli.store import Layout, Store, create_collection, pack_sums
 
 COVARIANCE = "_covariance.npy"
 PART = "imported"
@@ -102,7 +102,7 @@ def import_covariances(run_folder: Path, out: Store, config: Config) -> Iterator
     run = Run(config, prompts, out)
     out.write_schedule(steps)
     start_stage(run, "schedule", {"scheduler": "imported", "noise": "imported", "values": [step.timestep for step in steps]})
-    out.create_collection(tuple(sites), len(steps), 1, layout)
+    create_collection(out, sites=tuple(sites), num_steps=len(steps), num_rows=1, layout=layout)
     out.write_rows(0, prompts)
     part = out.moments.part(PART)
     part.create(sites, len(steps))

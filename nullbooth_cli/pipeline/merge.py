@@ -11,7 +11,7 @@ from nullbooth_cli.pipeline.state import require, stage_states
 from nullbooth_cli.progress import Event
 from nullbooth_cli.settings.config import Config, build_config
 from nullbooth_cli.settings.fingerprints import fingerprint
-from nullbooth_cli.store import Layout, Store, pack_sums
+from nullbooth_cli.store import Layout, Store, create_collection, pack_sums
 
 PART = "merged"
 
@@ -74,7 +74,7 @@ def merge(sources: Sequence[Store], out: Store) -> Iterator[Event]:
     out.write_schedule(steps)
     schedule = first.records["schedule"]
     start_stage(run, "schedule", {name: schedule[name] for name in ("scheduler", "noise", "values")})
-    out.create_collection(sites, len(steps), len(rows), layout)
+    create_collection(out, sites=sites, num_steps=len(steps), num_rows=len(rows), layout=layout)
     out.write_rows(0, rows)
     part, units = out.moments.part(PART), range(-(-len(rows) // batch_size))
     part.create(sites, len(steps))

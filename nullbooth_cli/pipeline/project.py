@@ -89,7 +89,7 @@ def _begin_project(run: Run) -> dict[str, Any]:
             space.ensure_room(store, space.decompositions_nbytes(units) - store.nbytes("projectors"))
             store.write_record("decomposition", None)
             store.write_record("project", None)
-            store.create_projectors(sites, Counter(site.name for site, _ in units))
+            store.projectors.create(sites, Counter(site.name for site, _ in units))
             store.write_record("decomposition", basis)
         store.write_record("project", None)
         store.progress.create("project", len(units))

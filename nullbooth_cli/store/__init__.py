@@ -10,8 +10,8 @@
     ├── projectors/<site>      eigenvalues [R, D], eigenvectors [R, D, D], energies [R, 2, D], noise_floor [R], null_dim [R],
     │                          leakage [R, 2]; R = 1 pooled
     ├── heldout/               a store of its own with the moments of the held-out prompts
-    ├── attention/<prompt id>  where the words of some prompts look: <layer> [A, H, W, K] float16, image [h, w, 3]
-    ├── activity/<worker>      attributes: how far a process is that is at work; gone when it is done
+    ├── attention/<prompt id>  where the words of some prompts attend: <layer> [A, H, W, K] float16, image [h, w, 3]
+    ├── activity/<worker>      attributes: the progress of a process at work; removed when it is done
     └── progress/<stage>       one cell per unit, one chunk per cell, written last; `decomposition` is the first half of project
 
 What must stay true:
@@ -19,24 +19,27 @@ What must stay true:
 - A chunk is written whole by one writer, to a temporary file that is flushed and renamed: a kill leaves the old or the new one.
 - `commit()` makes everything written so far durable and only then marks the unit. A chunk that is there proves nothing; only
   `progress` does. So no interruption can leave a mark beside data that the unit has not finished writing.
-- Sums that grow are never written over the sums in force: `parts` and `staged` say how.
-- A missing, empty or altered chunk never reads as data: it is an error that names array, chunk and the command that mends it.
+- Sums that grow are never written over the sums in force: `partial_sums` and `moment_arrays` (staged) say how.
+- A missing, empty or altered chunk never reads as data. It is an error that names the array, the chunk and the stage that writes
+  it again.
 
-`backing` says where the bytes are (`local`; or `remote`, with its `clients` and `lease`), `chunks` what a chunk is as bytes,
-`arrays` reads and writes arrays and progress, and `store` knows what they mean, with `layout`, `parts`, `results`, `maps` and
-`activity`.
+From below: `backing` is a place with bytes (`local`; or `remote`, with its `object_store` and `lease`), `chunks` is one chunk as
+bytes, `arrays` reads and writes arrays and attributes without knowing what they mean. `*_arrays`, `progress_cells`, `heartbeats`
+and `partial_sums` know one group each. `store` puts them together; `collection` and `verify` work on several of them.
 """
 
 from nullbooth_cli.datatypes import FEATURES, Site, Sums, choose_sites
 from nullbooth_cli.store.attention_maps import AttentionMaps
 from nullbooth_cli.store.backing import Backing
+from nullbooth_cli.store.collection import create_collection, extend_collection, release_units
 from nullbooth_cli.store.heartbeats import Heartbeat
 from nullbooth_cli.store.layout import STORED_DTYPES, Layout
 from nullbooth_cli.store.locks import is_held, locked, shard_locked
 from nullbooth_cli.store.open_backing import is_url, open_backing
 from nullbooth_cli.store.partial_sums import PartialSums, check_disjoint, pack_sums
+from nullbooth_cli.store.progress_cells import RELEASED
 from nullbooth_cli.store.projector_arrays import Cut, Decomposition
-from nullbooth_cli.store.store import RELEASED, Store
+from nullbooth_cli.store.store import Store
 
 __all__ = [
     "FEATURES",
@@ -54,10 +57,13 @@ __all__ = [
     "Sums",
     "check_disjoint",
     "choose_sites",
+    "create_collection",
+    "extend_collection",
     "is_held",
     "is_url",
     "locked",
     "open_backing",
     "pack_sums",
+    "release_units",
     "shard_locked",
 ]

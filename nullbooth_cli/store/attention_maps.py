@@ -1,4 +1,4 @@
-"""Attention maps in a store: for each prompt that has some, a group of its own that one process writes whole."""
+"""Attention maps in a store: `attention/<prompt id>`, a group for each prompt that has maps, which one process writes whole."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from nullbooth_cli.store.arrays import ArrayGroup
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Where the words of one prompt look.
+    """Where each word of one prompt attends in the picture.
 
-    `words` has the K tokens of the prompt, begin and end mark included; `steps` the S steps of the schedule that were kept.
+    `words` has the K tokens of the prompt, begin and end mark included; `steps` the indices of S steps of the schedule.
     `layers` gives each layer's `[S, H, W, K]` float16, the mean over its heads: over all tokens of the text, padding included, it
     sums to 1. `image` is what the model drew, `[h, w, 3]` uint8.
     """
@@ -30,31 +30,32 @@ class AttentionMapArrays:
     """The attention maps of an open store."""
 
     def __init__(self, arrays: ArrayGroup) -> None:
-        self.arrays = arrays
+        self._arrays = arrays
 
     def write(self, prompt: Prompt, maps: AttentionMaps) -> None:
+        """Write the maps of a prompt, in the place of earlier ones; `progress/attention` is marked by the caller."""
         name = f"attention/{prompt.id}"
-        self.arrays.delete(name)
+        self._arrays.delete(name)
         for layer, values in maps.layers.items():
             self._write_whole(f"{name}/{layer}", values)
-        words: dict[str, Any] = {"words": list(maps.words), "steps": list(maps.steps), "layers": list(maps.layers)}
-        self._write_whole(f"{name}/image", maps.image, words)
+        attributes = {"words": list(maps.words), "steps": list(maps.steps), "layers": list(maps.layers)}
+        self._write_whole(f"{name}/image", maps.image, attributes)
 
     def read(self, prompt: Prompt) -> AttentionMaps:
-        """Raises StoreError for what is missing or damaged; `progress/attention` says whose are there."""
+        """The maps of a prompt. Raises StoreError if they are missing or damaged."""
         name = f"attention/{prompt.id}"
-        attributes: dict[str, Any] = self.arrays.array(f"{name}/image").attrs.asdict()
+        attributes: dict[str, Any] = self._arrays.array(f"{name}/image").attrs.asdict()
         return AttentionMaps(
-            tuple(attributes["words"]),
-            tuple(attributes["steps"]),
-            {layer: self._read_whole(f"{name}/{layer}") for layer in attributes["layers"]},
-            self._read_whole(f"{name}/image"),
+            words=tuple(attributes["words"]),
+            steps=tuple(attributes["steps"]),
+            layers={layer: self._read_whole(f"{name}/{layer}") for layer in attributes["layers"]},
+            image=self._read_whole(f"{name}/image"),
         )
 
-    def _write_whole(self, name: str, values: NDArray[Any], attributes: dict[str, Any] | None = None) -> None:
-        fill = "NaN" if values.dtype.kind == "f" else 0
-        self.arrays.create(name, values.shape, values.shape, values.dtype, fill, attributes)
-        self.arrays.write_chunk(name, (0,) * values.ndim, values)
+    def _write_whole(self, name: str, values: NDArray[Any], attributes: Mapping[str, object] | None = None) -> None:
+        fill: float | str = "NaN" if values.dtype.kind == "f" else 0
+        self._arrays.create(name, shape=values.shape, chunks=values.shape, dtype=values.dtype, fill=fill, attributes=attributes)
+        self._arrays.write_chunk(name, (0,) * values.ndim, values)
 
     def _read_whole(self, name: str) -> NDArray[Any]:
-        return self.arrays.read_chunk(name, (0,) * len(self.arrays.array(name).shape))
+        return self._arrays.read_chunk(name, (0,) * len(self._arrays.array(name).shape))

@@ -1,20 +1,24 @@
-"""Writes that run beside the work which makes them."""
+"""Writes and reads that run in threads, beside the work that needs them."""
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 WRITERS = 2
 MAX_PENDING_BYTES = 512 << 20
+READ_AHEAD = 4
+P = ParamSpec("P")
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Writer:
-    """Runs writes in threads, at most `MAX_PENDING_BYTES` of them waiting. `drain()` before a commit.
+    """Runs writes in threads, with at most `MAX_PENDING_BYTES` waiting; a context manager. Call `drain()` before a commit.
 
-    A failed write is raised by the next `submit` or `drain`, as its own error.
+    The next `submit` or `drain` raises the error of a write that failed.
     """
 
     def __init__(self) -> None:
@@ -29,7 +33,8 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def submit(self, nbytes: int, write: Callable[..., object], *arguments: Any) -> None:
+    def submit(self, nbytes: int, write: Callable[P, object], *arguments: P.args, **options: P.kwargs) -> None:
+        """Start `write(*arguments, **options)`, which needs `nbytes` of memory until it is done; waits while too many wait."""
         done = [future for future in self._pending if future.done()]
         self._pending = [future for future in self._pending if not future.done()]
         for future in done:
@@ -37,7 +42,7 @@ class Writer:
         with self._room:
             self._room.wait_for(lambda: not self._waiting_bytes or self._waiting_bytes + nbytes <= MAX_PENDING_BYTES)
             self._waiting_bytes += nbytes
-        future = self._pool.submit(write, *arguments)
+        future = self._pool.submit(write, *arguments, **options)
         future.add_done_callback(lambda _: self._release(nbytes))
         self._pending.append(future)
 
@@ -47,21 +52,16 @@ class Writer:
             self._room.notify()
 
     def drain(self) -> None:
-        """Return when everything submitted is written."""
+        """Wait until everything submitted is written."""
         pending, self._pending = self._pending, []
         for future in pending:
             future.result()
 
 
-T = TypeVar("T")
-U = TypeVar("U")
-READ_AHEAD = 4
-
-
 def read_ahead(read: Callable[[U], T], items: Iterable[U], depth: int = READ_AHEAD) -> Iterator[T]:
-    """`read(item)` for each item in order, up to `depth` of them running in threads before they are asked for.
+    """`read(item)` of each item in order; up to `depth` reads run in threads ahead of the caller.
 
-    The first failure is raised in its turn; what was started is waited for, never left running.
+    A read that failed raises its error in its turn. No read is left running at the end.
     """
     with ThreadPoolExecutor(max_workers=2) as pool:
         pending: deque[Future[T]] = deque()

@@ -15,7 +15,10 @@ CONCURRENT_WRITES = 8
 
 
 class Backing(ABC):
-    """Objects under keys such as `features/<site>/c.0.0.0.0`. `url` names the place in messages and commands."""
+    """Objects under keys such as `features/<site>/c.0.0.0.0`.
+
+    `url` names the place in messages, `zarr` is the same place as Zarr sees it. A write raises ResourceError if it is refused.
+    """
 
     url: str
     zarr: ZarrStore
@@ -25,35 +28,38 @@ class Backing(ABC):
         """The backing of a place below this one."""
 
     @abstractmethod
-    def exists(self) -> bool: ...
+    def exists(self) -> bool:
+        """Whether anything is there."""
 
     @abstractmethod
     def is_foreign(self) -> bool:
-        """Whether something is there already where a new store should be made."""
+        """Whether something is there that a new store must not be mixed with."""
 
     @abstractmethod
     def get(self, key: str) -> NDArray[np.uint8] | None:
-        """All bytes of an object, or None if there is none."""
+        """All bytes of an object, `[bytes]`, or None if there is none."""
 
     def get_many(self, keys: list[str]) -> list[NDArray[np.uint8] | None]:
+        """`get` of each key; a URL is asked for many of them at once."""
         return [self.get(key) for key in keys]
 
     @abstractmethod
     def put(self, key: str, parts: list[Bytes]) -> None:
-        """Write an object whole: a reader sees the old one or the new one. Raises ResourceError if it cannot be written."""
+        """Write an object whole, from buffers in order: a reader sees the old object or the new one."""
 
     def put_many(self, objects: list[tuple[str, list[Bytes]]]) -> None:
-        """Write several objects, none of which depends on another: they wait for the disk or the network together."""
+        """Write several objects that do not depend on each other: they wait for the disk or the network together."""
         with ThreadPoolExecutor(CONCURRENT_WRITES) as pool:
             for done in [pool.submit(self.put, key, parts) for key, parts in objects]:
                 done.result()
 
     @abstractmethod
     def sync(self) -> None:
-        """Return when everything that was put is durable."""
+        """Wait until everything that was put is durable."""
 
     @abstractmethod
-    def delete(self, key: str) -> None: ...
+    def delete(self, key: str) -> None:
+        """Remove an object, if it is there."""
 
     @abstractmethod
     def nbytes(self, prefix: str) -> int:
@@ -61,19 +67,19 @@ class Backing(ABC):
 
     @abstractmethod
     def free_nbytes(self) -> int | None:
-        """Bytes that can still be written; None where nobody counts them."""
+        """Bytes that can still be written; None if that is unknown."""
 
     @abstractmethod
     def sweep(self) -> None:
-        """Remove what killed writers left half written. Call it with the lock held."""
+        """Remove the unfinished writes of killed processes. Call it with the lock held."""
 
     @abstractmethod
     def lock(self, name: str = "", wait: float = 0) -> AbstractContextManager[None]:
-        """Hold the place for writing, waiting so many seconds for it. Raises StoreError naming the holder."""
+        """Hold the place for writing, after at most `wait` seconds. Raises StoreError that names the holder."""
 
     @abstractmethod
     def other_locks(self) -> list[str]:
-        """Names of the locks that were ever taken here beside the unnamed one."""
+        """The names of all locks that were ever taken here, but for the unnamed one."""
 
     @abstractmethod
     def check_writable(self) -> None:
@@ -81,8 +87,8 @@ class Backing(ABC):
 
     @abstractmethod
     def check_free(self) -> None:
-        """Raise StoreError naming the holder if the place, or a shard of it, is held."""
+        """Raise StoreError that names the holder if the place, or a shard of it, is held."""
 
     @abstractmethod
     def failure(self, error: OSError) -> ResourceError | StoreError:
-        """What an error of the system means to the user."""
+        """An error of the system, in words of nullbooth."""

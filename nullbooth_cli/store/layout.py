@@ -1,24 +1,27 @@
-"""What a collection consists of and how it is kept: recordings, their stored dtypes, units, chunks."""
+"""How a collection is stored: its dtypes, units, and chunks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from nullbooth_cli.datatypes import Site
 
 # bfloat16 has no Zarr data type: its bits are stored, and a chunk that was never written reads as its NaN.
-STORED_DTYPES: dict[str, tuple[str, Any]] = {"float16": ("f2", "NaN"), "float32": ("f4", "NaN"), "bfloat16": ("u2", 0x7FC0)}
+STORED_DTYPES: dict[str, tuple[str, float | str]] = {
+    "float16": ("f2", "NaN"),
+    "float32": ("f4", "NaN"),
+    "bfloat16": ("u2", 0x7FC0),
+}
 TARGET_CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a collection is kept: what (features, moments, both), prompts per unit, torch dtype and compression of features.
+    """How a collection is stored: `keep` (features, moments, both), prompts per unit, torch dtype and compression of features.
 
-    Timesteps whose features and moments are small share a chunk of up to `chunk_bytes`: a file costs about a millisecond, however
-    little is in it.
+    Timesteps whose features and moments are small share a chunk of up to `chunk_bytes`: each file costs about a millisecond,
+    whatever its size.
     """
 
     keep: str
@@ -28,26 +31,28 @@ class Layout:
     chunk_bytes: int = TARGET_CHUNK_BYTES
 
     def blocks(self, site: Site, num_steps: int) -> list[range]:
-        """The recorded timesteps that share a chunk, in features as in moments: all of one length, but for the last."""
+        """The recorded timesteps that share a chunk, in features and in moments: ranges of one length, except for the last."""
         recorded = site.num_recorded(num_steps)
         step_bytes = 8 * site.dim * site.dim
         if self.features:
             item = np.dtype(STORED_DTYPES[self.dtype][0]).itemsize
             step_bytes = max(step_bytes, self.batch_size * site.num_tokens * site.dim * item)
         num_blocks = -(-recorded // max(1, self.chunk_bytes // step_bytes))
-        length = -(-recorded // num_blocks)  # alike, because the last chunk is as long on disk as the others
+        length = -(-recorded // num_blocks)  # of one length, because the last chunk is as long on disk as the others
         return [range(first, min(first + length, recorded)) for first in range(0, recorded, length)]
 
     def num_units(self, num_rows: int) -> int:
-        """How many units of collect this many rows make."""
+        """How many units of collect these rows make."""
         return -(-num_rows // self.batch_size)
 
     @property
     def features(self) -> bool:
+        """Whether features are stored."""
         return self.keep != "moments"
 
     @property
     def moments(self) -> bool:
+        """Whether moments are folded while the model runs."""
         return self.keep != "features"
 
 

@@ -25,7 +25,7 @@ TEMPORARY = ".partial"
 
 
 class LocalBacking(Backing):
-    """A folder. The order of a commit: data to a temporary file, fdatasync, rename; all folders; then the progress cell."""
+    """A folder. Order of a commit: data to a temporary file, fdatasync, rename; fsync of the folders; then the progress cell."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path, self.url = path, str(path)
@@ -63,7 +63,7 @@ class LocalBacking(Backing):
                 os.close(descriptor)
             os.replace(temporary, path)
         except OSError as error:
-            with contextlib.suppress(OSError):  # a read-only file system refuses even what is not there
+            with contextlib.suppress(OSError):  # a read-only file system refuses even to remove a missing file
                 temporary.unlink(missing_ok=True)
             raise self.failure(error) from error
         with self._guard:
@@ -117,7 +117,7 @@ class LocalBacking(Backing):
         except OSError as error:
             raise self.failure(error) from error
         try:
-            with contextlib.suppress(OSError):  # the lock holds on a full disk too, only without a name
+            with contextlib.suppress(OSError):  # on a full disk the lock holds too, without the name
                 path.write_text(holder_text())
             yield
         finally:
@@ -126,7 +126,7 @@ class LocalBacking(Backing):
             lock.release()
 
     def _lock_file(self, name: str) -> Path:
-        # Beside the store: inside, Zarr would find an object that it does not know.
+        # Beside the store: inside, Zarr would find an unknown object.
         return Path(f"{self.path}.lock{name and f'.{name}'}")
 
     def other_locks(self) -> list[str]:
@@ -134,7 +134,7 @@ class LocalBacking(Backing):
         return [path.name.removeprefix(start) for path in self.path.absolute().parent.glob(f"{self.path.name}.lock.*")]
 
     def check_writable(self) -> None:
-        # Its locks stand beside a store, so the folder around it is written to as well.
+        # The locks are beside the store, so the folder around it must be writable as well.
         try:
             for folder in dict.fromkeys((_existing(self.path), _existing(self.path.absolute().parent))):
                 with tempfile.NamedTemporaryFile(dir=folder, prefix=".nullbooth-", suffix=TEMPORARY) as probe:
@@ -143,7 +143,7 @@ class LocalBacking(Backing):
             raise self.failure(error) from error
 
     def check_free(self) -> None:
-        # A killed holder leaves its name behind: only the lock itself knows, so it is taken for a moment.
+        # A killed holder leaves its name behind. Only the lock itself tells, so it is taken for a moment.
         for name in ("", *self.other_locks()):
             if self._lock_file(name).exists():
                 with self.lock(name, PROBE_SECONDS):
@@ -153,7 +153,7 @@ class LocalBacking(Backing):
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return ResourceError(
                 f"no room left for {self.url} ({self.free_nbytes():,} bytes free)",
-                "free some space and run the same command: finished units are kept",
+                "free some space and run this again; finished units are kept",
             )
         return ResourceError(
             f"cannot write to {self.url}: {error}", "check the path and its permissions; finished units are kept"
@@ -161,7 +161,7 @@ class LocalBacking(Backing):
 
 
 def _existing(path: Path) -> Path:
-    """A path, or the nearest folder above it that is there."""
+    """A path, or the nearest folder above it that exists."""
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
 
 
@@ -169,11 +169,11 @@ def _size_of(path: str) -> int:
     try:
         return os.path.getsize(path)
     except FileNotFoundError:
-        return 0  # a temporary file of a process at work, which has its name by now
+        return 0  # a temporary file of a process at work, renamed since it was listed
 
 
 class DurableLocalStore(LocalStore):
-    """What Zarr itself writes (metadata, small vectors) goes the same durable way as the chunks."""
+    """Zarr's own writes (metadata, texts) are as durable as those of chunks."""
 
     def __init__(self, backing: LocalBacking, *, read_only: bool = False) -> None:
         super().__init__(backing.path, read_only=read_only)

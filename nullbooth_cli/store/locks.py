@@ -1,4 +1,4 @@
-"""Who may write: the whole store, or one shard of it."""
+"""The right to write: to the whole store, or as one shard of it."""
 
 import contextlib
 import os
@@ -9,22 +9,24 @@ from collections.abc import Iterator
 from nullbooth_cli.errors import ResourceError, StoreError
 from nullbooth_cli.store.backing import Backing
 
-PROBE_SECONDS = 2.0  # a lock is held for a moment by whoever looks whether it is held
+PROBE_SECONDS = 2.0  # a process that checks a lock holds it for a moment
 
 
 def holder_text() -> str:
+    """This process, as a lock names its holder."""
     return f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
 def in_use(url: str, holder: str) -> StoreError:
+    """The error of a lock that another process holds."""
     return StoreError(f"{url} is in use by {holder or 'another process'}", "wait for it, or stop it; its finished units are kept")
 
 
 @contextlib.contextmanager
 def locked(backing: Backing, wait: float = 0, *, among_shards: bool = False) -> Iterator[None]:
-    """Hold a place for writing: alone, or (for the moment in which one prepares it) beside the shards that work on it.
+    """Hold a place for writing: alone, or (for a moment, to prepare it) beside the shards at work on it.
 
-    Who is alone finds nothing that killed writers left half written.
+    With no other writer, unfinished writes of killed processes are removed first. Raises StoreError that names the holder.
     """
     with backing.lock(wait=wait):
         if not among_shards:
@@ -37,10 +39,10 @@ def locked(backing: Backing, wait: float = 0, *, among_shards: bool = False) -> 
 
 @contextlib.contextmanager
 def shard_locked(backing: Backing, number: int, count: int) -> Iterator[None]:
-    """Hold one shard of a place. Raises StoreError if another process holds it, or a shard of another division."""
+    """Hold shard `number` of `count`. Raises StoreError if another process holds it, or a shard of another `count`."""
     ending = f"-of-{count}"
     with backing.lock(f"{number}{ending}"):
-        # First taken, then looked: of two divisions that begin at the same moment at least one sees the other.
+        # Taken first, then checked: of two launches with different counts that start together, at least one sees the other.
         for name in backing.other_locks():
             if not name.endswith(ending) or name.startswith(f"{number}."):
                 with backing.lock(name, PROBE_SECONDS):

@@ -1,19 +1,18 @@
-"""Moments in the making: sums that grow while the model runs, and count each unit exactly once.
+"""Sums that grow while the model runs, and count each unit exactly once: `parts/<name>/<site>`.
 
 Every process folds its units into sums of its own, its part. A checkpoint writes the whole part into the slot that is not in
-force and then, with one atomic write of the part's attributes, puts that slot in force together with the list of units that are
-in it. Whatever the moment of a kill, the part holds the old units or the new ones, and says which.
+force. Then one atomic write of the part's attributes puts that slot in force, together with the list of units that are in it.
+Whenever a kill comes, the part holds the old units or the new ones, and its attributes say which.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nullbooth_cli.datatypes import Site, Sums
-from nullbooth_cli.errors import StoreError
+from nullbooth_cli.errors import Rerun, StoreError
 from nullbooth_cli.store.arrays import ArrayGroup
 
 SUMS_CHUNK_BYTES = 8 << 20
@@ -27,55 +26,60 @@ def pack_sums(sums: Sums) -> NDArray[np.float64]:
 
 
 def unpack_sums(packed: NDArray[np.float64]) -> Sums:
+    """The inverse of `pack_sums`; the arrays are views."""
     return Sums(packed[:-2], packed[-2], int(packed[-1, 0]))
 
 
 @dataclass(frozen=True)
 class PartialSums:
-    """The sums of one process: `parts/<name>/<site>` `[2, T, D + 2, D]` float64, the slot in force and the units in it."""
+    """The sums of one process: `[2, T, D + 2, D]` float64 of each site, the slot in force, and the units that are in it."""
 
     arrays: ArrayGroup
     name: str
 
     @property
     def units(self) -> tuple[int, ...]:
-        """The units that are in the sums in force; none before the first checkpoint."""
-        exists = self.arrays.has(f"parts/{self.name}")
-        return tuple(self._group.attrs.get("units", ())) if exists else ()
+        """The units that are in the sums in force; none before the first checkpoint. Cost: one small object."""
+        return tuple((self.arrays.group_attributes(self._path) or {}).get("units", ()))
 
     @property
-    def _group(self) -> Any:
-        return self.arrays.group[f"parts/{self.name}"]
+    def slot(self) -> int:
+        """The slot in force, 0 or 1. Raises StoreError if the part is not there. Cost: one small object."""
+        attributes = self.arrays.group_attributes(self._path)
+        if attributes is None:
+            raise StoreError(f"{self.arrays.url} has no part {self.name}", Rerun("collect", repair=True, store=self.arrays.url))
+        return int(attributes["slot"])
 
     @property
-    def _slot(self) -> int:
-        return int(self._group.attrs["slot"])
+    def _path(self) -> str:
+        return f"parts/{self.name}"
 
     def create(self, sites: Iterable[Site], num_steps: int) -> None:
-        """Make the arrays. They belong to the part only from its first checkpoint on."""
-        self.arrays.delete(f"parts/{self.name}")
-        with self.arrays.writing():
-            self.arrays.group.create_group(f"parts/{self.name}", attributes={"slot": 0, "units": []})
+        """Make the arrays, in the place of earlier ones. They hold no units before the first checkpoint."""
+        self.arrays.delete(self._path)
+        self.arrays.create_group(self._path, {"slot": 0, "units": []})
         for site in sites:
             t, d = site.num_recorded(num_steps), site.dim
             steps = max(1, min(t, SUMS_CHUNK_BYTES // (8 * d * (d + 2))))
-            self.arrays.create(f"parts/{self.name}/{site.name}", (2, t, d + 2, d), (1, steps, d + 2, d), "f8", "NaN")
+            self.arrays.create(
+                f"{self._path}/{site.name}", shape=(2, t, d + 2, d), chunks=(1, steps, d + 2, d), dtype="f8", fill="NaN"
+            )
 
     def read(self, site: Site) -> Iterator[Sums]:
-        """(sum_xxT, sum_x, count) of each timestep, from the slot in force; a chunk of timesteps is read at a time."""
-        name = f"parts/{self.name}/{site.name}"
+        """The sums of each timestep, from the slot in force. Memory: one chunk of timesteps."""
+        name = f"{self._path}/{site.name}"
         array = self.arrays.array(name)
-        steps, slot = array.chunks[1], self._slot
+        steps, slot = array.chunks[1], self.slot
         for chunk in range(-(-array.shape[1] // steps)):
             block = self.arrays.read_chunk(name, (slot, chunk, 0, 0))[0]
             for packed in block[: array.shape[1] - chunk * steps]:
                 yield unpack_sums(packed)
 
     def checkpoint(self, sums: Iterable[tuple[Site, list[NDArray[np.float64]]]], units: Iterable[int]) -> None:
-        """Put new sums (one packed block per timestep of each site) in force, together with the units that are in them."""
-        slot = 1 - self._slot
+        """Put new sums in force (for each site one packed block per timestep), together with the units that are in them."""
+        slot = 1 - self.slot
         for site, blocks in sums:
-            name = f"parts/{self.name}/{site.name}"
+            name = f"{self._path}/{site.name}"
             steps = self.arrays.array(name).chunks[1]
             for chunk in range(-(-len(blocks) // steps)):
                 values = np.zeros((1, steps, *blocks[0].shape))
@@ -83,8 +87,7 @@ class PartialSums:
                     values[0, i] = block
                 self.arrays.write_chunk(name, (slot, chunk, 0, 0), values)
         self.arrays.backing.sync()
-        with self.arrays.writing():
-            self._group.update_attributes({"slot": slot, "units": sorted(units)})
+        self.arrays.update_group_attributes(self._path, slot=slot, units=sorted(units))
         self.arrays.backing.sync()
 
 
@@ -96,6 +99,6 @@ def check_disjoint(parts: Iterable[PartialSums]) -> None:
             if unit in owner:
                 raise StoreError(
                     f"{part.arrays.url}: unit {unit} is in the parts {owner[unit]} and {part.name}",
-                    f"nullbooth collect --force -s {part.arrays.url}",
+                    Rerun("collect", force=True, store=part.arrays.url),
                 )
             owner[unit] = part.name

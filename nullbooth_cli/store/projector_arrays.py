@@ -1,6 +1,6 @@
-"""Decompositions of second moments in a store, and where they were cut: `projectors/<site>`."""
+"""Decompositions of second moments in a store, and where they are cut: `projectors/<site>`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.store.arrays import ArrayGroup
+from nullbooth_cli.store.progress_cells import ProgressCells
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Decomposition:
 
 
 class Cut(NamedTuple):
-    """What a threshold made of one decomposition; leakage on the collected prompts, and on the held-out ones (None without)."""
+    """Where a threshold cuts one decomposition, and the leakage on the collected prompts and on held-out ones (None without)."""
 
     null_dim: int
     leakage: float
@@ -35,66 +36,75 @@ class Cut(NamedTuple):
 
 
 class ProjectorArrays:
-    """The projectors of an open store."""
+    """The projectors of an open store. `index` is 0 for a pooled decomposition, or the recorded timestep."""
 
-    def __init__(self, arrays: ArrayGroup) -> None:
-        self.arrays = arrays
+    def __init__(self, arrays: ArrayGroup, progress: ProgressCells) -> None:
+        self._arrays, self._progress = arrays, progress
 
-    def create(self, sites: tuple[Site, ...], num_decompositions: Mapping[str, int]) -> None:
-        """Arrays for so many decompositions of each site, by its name."""
-        self.arrays.delete("projectors")
+    def create(self, sites: Sequence[Site], num_decompositions: Mapping[str, int]) -> None:
+        """Remove all projectors and the progress of `decomposition`, and make the arrays of every site anew.
+
+        `num_decompositions` gives their number for each site, by its name. Cost: about 10 ms a site.
+        """
+        self._arrays.delete("projectors")
         for site in sites:
-            s, d = num_decompositions[site.name], site.dim
-            self.arrays.create(f"projectors/{site.name}/eigenvalues", (s, d), (1, d), "f8", "NaN")
-            self.arrays.create(f"projectors/{site.name}/eigenvectors", (s, d, d), (1, d, d), "f8", "NaN")
-            self.arrays.create(f"projectors/{site.name}/energies", (s, 2, d), (1, 2, d), "f8", "NaN")
-            self.arrays.create(f"projectors/{site.name}/noise_floor", (s,), (1,), "f8", "NaN")
-            self.arrays.create(f"projectors/{site.name}/null_dim", (s,), (1,), "i8", 0)
-            self.arrays.create(f"projectors/{site.name}/leakage", (s, 2), (1, 2), "f8", "NaN")
+            name, r, d = f"projectors/{site.name}", num_decompositions[site.name], site.dim
+            self._arrays.create(f"{name}/eigenvalues", shape=(r, d), chunks=(1, d), dtype="f8", fill="NaN")
+            self._arrays.create(f"{name}/eigenvectors", shape=(r, d, d), chunks=(1, d, d), dtype="f8", fill="NaN")
+            self._arrays.create(f"{name}/energies", shape=(r, 2, d), chunks=(1, 2, d), dtype="f8", fill="NaN")
+            self._arrays.create(f"{name}/noise_floor", shape=(r,), chunks=(1,), dtype="f8", fill="NaN")
+            self._arrays.create(f"{name}/null_dim", shape=(r,), chunks=(1,), dtype="i8", fill=0)
+            self._arrays.create(f"{name}/leakage", shape=(r, 2), chunks=(1, 2), dtype="f8", fill="NaN")
+        self._progress.create("decomposition", sum(num_decompositions[site.name] for site in sites))
 
     def num_decompositions(self, site: Site) -> int:
-        """How many decompositions of a site there are room for: 1 pooled, or one per timestep."""
-        return int(self.arrays.array(f"projectors/{site.name}/null_dim").shape[0])
+        """The number of decompositions that a site has room for: 1 pooled, or one per timestep."""
+        return int(self._arrays.array(f"projectors/{site.name}/null_dim").shape[0])
 
     def write_decomposition(self, site: Site, index: int, found: Decomposition) -> None:
+        """Write one decomposition. Cost: 8 D^2 bytes."""
         name = f"projectors/{site.name}"
-        self.arrays.write_chunk(f"{name}/eigenvalues", (index, 0), found.eigenvalues[None])
-        self.arrays.write_chunk(f"{name}/eigenvectors", (index, 0, 0), found.eigenvectors[None])
-        self.arrays.write_chunk(f"{name}/energies", (index, 0, 0), found.energies[None])
-        self.arrays.write_chunk(f"{name}/noise_floor", (index,), np.array([found.noise_floor]))
+        self._arrays.write_chunk(f"{name}/eigenvalues", (index, 0), found.eigenvalues[None])
+        self._arrays.write_chunk(f"{name}/eigenvectors", (index, 0, 0), found.eigenvectors[None])
+        self._arrays.write_chunk(f"{name}/energies", (index, 0, 0), found.energies[None])
+        self._arrays.write_chunk(f"{name}/noise_floor", (index,), np.array([found.noise_floor]))
 
     def read_decomposition(self, site: Site, index: int) -> Decomposition:
+        """One whole decomposition. Cost: 8 D^2 bytes."""
         return Decomposition(
-            self.read_eigenvalues(site, index),
-            self.read_eigenvectors(site, index),
-            self.read_energies(site, index),
-            self.read_noise_floor(site, index),
+            eigenvalues=self.read_eigenvalues(site, index),
+            eigenvectors=self.read_eigenvectors(site, index),
+            energies=self.read_energies(site, index),
+            noise_floor=self.read_noise_floor(site, index),
         )
 
     def read_eigenvalues(self, site: Site, index: int) -> NDArray[np.float64]:
         """`[D]`, ascending."""
-        values: NDArray[np.float64] = self.arrays.read_chunk(f"projectors/{site.name}/eigenvalues", (index, 0))[0]
+        values: NDArray[np.float64] = self._arrays.read_chunk(f"projectors/{site.name}/eigenvalues", (index, 0))[0]
         return values
 
     def read_eigenvectors(self, site: Site, index: int) -> NDArray[np.float64]:
         """`[D, D]`, column i belongs to eigenvalue i."""
-        vectors: NDArray[np.float64] = self.arrays.read_chunk(f"projectors/{site.name}/eigenvectors", (index, 0, 0))[0]
+        vectors: NDArray[np.float64] = self._arrays.read_chunk(f"projectors/{site.name}/eigenvectors", (index, 0, 0))[0]
         return vectors
 
     def read_energies(self, site: Site, index: int) -> NDArray[np.float64]:
         """`[2, D]`: see `Decomposition`."""
-        energies: NDArray[np.float64] = self.arrays.read_chunk(f"projectors/{site.name}/energies", (index, 0, 0))[0]
+        energies: NDArray[np.float64] = self._arrays.read_chunk(f"projectors/{site.name}/energies", (index, 0, 0))[0]
         return energies
 
     def read_noise_floor(self, site: Site, index: int) -> float:
-        return float(self.arrays.read_chunk(f"projectors/{site.name}/noise_floor", (index,))[0])
+        """The eigenvalue below which there is only round-off."""
+        return float(self._arrays.read_chunk(f"projectors/{site.name}/noise_floor", (index,))[0])
 
     def write_cut(self, site: Site, index: int, cut: Cut) -> None:
+        """Write where one decomposition is cut."""
         leakages = np.array([[cut.leakage, np.nan if cut.heldout_leakage is None else cut.heldout_leakage]])
-        self.arrays.write_chunk(f"projectors/{site.name}/null_dim", (index,), np.array([cut.null_dim]))
-        self.arrays.write_chunk(f"projectors/{site.name}/leakage", (index, 0), leakages)
+        self._arrays.write_chunk(f"projectors/{site.name}/null_dim", (index,), np.array([cut.null_dim]))
+        self._arrays.write_chunk(f"projectors/{site.name}/leakage", (index, 0), leakages)
 
     def read_cut(self, site: Site, index: int) -> Cut:
-        null_dim = int(self.arrays.read_chunk(f"projectors/{site.name}/null_dim", (index,))[0])
-        collected, heldout = self.arrays.read_chunk(f"projectors/{site.name}/leakage", (index, 0))[0].tolist()
+        """Where one decomposition is cut. Cost: two small objects."""
+        null_dim = int(self._arrays.read_chunk(f"projectors/{site.name}/null_dim", (index,))[0])
+        collected, heldout = self._arrays.read_chunk(f"projectors/{site.name}/leakage", (index, 0))[0].tolist()
         return Cut(null_dim, collected, None if np.isnan(heldout) else heldout)

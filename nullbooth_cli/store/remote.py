@@ -77,7 +77,7 @@ class RemoteBacking(Backing):
 
     def get_many(self, keys: list[str]) -> list[NDArray[np.uint8] | None]:
         found = sync(concurrent_map([(key, default_buffer_prototype()) for key in keys], self.zarr.get, CONCURRENT_READS))
-        return [None if data is None else np.array(data.as_numpy_array()) for data in found]  # a copy, which may be written to
+        return [None if data is None else np.array(data.as_numpy_array()) for data in found]  # a copy that may be written to
 
     def put(self, key: str, parts: list[Bytes]) -> None:
         sync(self.zarr.set(key, buffer_of(b"".join(parts))))
@@ -129,7 +129,7 @@ class RemoteBacking(Backing):
                 raise in_use(self.url, holder)
 
     def _leases(self) -> LeasedObjectStore:
-        # Beside the store: inside, Zarr would find an object that it does not know.
+        # Beside the store: inside, Zarr would find an unknown object.
         return self._open(f"{self.url}.lock")
 
     def failure(self, error: OSError) -> ResourceError | StoreError:

@@ -1,37 +1,37 @@
-"""Every chunk that progress vouches for, read and checked; and what was damaged forgotten, so that it is done again."""
+"""Reads and checks every chunk that progress marks as done, and marks damaged units as not done, so that they are done again."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import StoreError
 from nullbooth_cli.store.layout import covariance_units
 from nullbooth_cli.store.partial_sums import PartialSums
-from nullbooth_cli.store.store import RELEASED, Store
+from nullbooth_cli.store.progress_cells import RELEASED
+from nullbooth_cli.store.store import Store
 
 
 @dataclass(frozen=True)
 class ChunkCheck:
-    """Something that can be read: what of which stage it belongs to, and how to read it."""
+    """A piece of a stage of about one chunk: the units that are lost with it, and how to read it."""
 
     stage: str
     units: tuple[int, ...]
-    read: Callable[[], Any]
+    read: Callable[[], object]
     part: PartialSums | None = None
 
 
 @dataclass(frozen=True)
 class Damage:
-    """What could not be read: the error names array, chunk and the command that mends it."""
+    """A piece that could not be read: the error names the array, the chunk, and the stage that writes it again."""
 
     check: ChunkCheck
     error: StoreError
 
 
 def chunk_checks(store: Store, stage: str) -> Iterator[ChunkCheck]:
-    """All that the progress of a stage vouches for, in pieces of about a chunk."""
+    """Everything that the progress of a stage marks as done, in pieces of about one chunk; nothing if the stage never ran."""
     if stage not in store.records:
         return
     num_steps = store.num_steps
@@ -62,8 +62,8 @@ def chunk_checks(store: Store, stage: str) -> Iterator[ChunkCheck]:
 
 def _collect_checks(store: Store) -> Iterator[ChunkCheck]:
     cells = store.progress.cells("collect", damaged=0)
-    kept = [unit for unit, cell in enumerate(cells) if cell not in (0, RELEASED) and store.members(unit)]
-    for unit in kept if store.layout.features else ():
+    stored = [unit for unit, cell in enumerate(cells) if cell not in (0, RELEASED) and store.members(unit)]
+    for unit in stored if store.layout.features else ():
         for site in store.sites:
             for block in store.blocks(site):
                 yield ChunkCheck("collect", (unit,), partial(store.features.read, site, block, unit))
@@ -78,7 +78,7 @@ def _read_part(part: PartialSums, site: Site) -> None:
 
 
 def damages(store: Store, stage: str) -> Iterator[ChunkCheck | Damage]:
-    """Every check of a stage as it passes, or the damage that it found. Cost: one read of everything."""
+    """Every check of a stage that passed, or the damage that it found. Cost: one read of everything."""
     for check in chunk_checks(store, stage):
         try:
             check.read()
@@ -89,7 +89,10 @@ def damages(store: Store, stage: str) -> Iterator[ChunkCheck | Damage]:
 
 
 def forget_damaged(store: Store, stage: str) -> str:
-    """Mark the damaged units of collect, covariance or attention as not done. Returns what was found."""
+    """Mark the damaged units of collect, covariance or attention as not done. Returns a sentence for the user.
+
+    Raises the StoreError of damage that belongs to no unit, such as that of the prompts. Cost: one read of everything.
+    """
     found = [damage for damage in damages(store, stage) if isinstance(damage, Damage)]
     for damage in found:
         if not damage.check.units:

@@ -72,7 +72,7 @@ def archived(watch: Stopwatch, of: Subject, recorded: Recorded, place: Path, *, 
 
 def stored(watch: Stopwatch, of: Subject, recorded: Recorded, place: Path, *, keep: str) -> None:
     store = of.new_store(place, keep)
-    store.create_moments(of.found.sites, of.num_steps, store.layout)
+    store.moments.create(of.found.sites, of.num_steps, store.layout)
     units = [CovarianceUnit(i, *unit) for i, unit in enumerate(covariance_units(of.found.sites, of.num_steps, store.layout))]
     cpu = torch.device("cpu")
     with watch, Writer() as writer:

@@ -48,7 +48,7 @@ def bare(watch: Stopwatch, store: Store, of: Subject) -> None:
 
 def reduced(watch: Stopwatch, store: Store, of: Subject, device: torch.device | str = "cpu") -> None:
     """One run of stage covariance's loop, over all units."""
-    store.create_moments(of.found.sites, of.num_steps, store.layout)
+    store.moments.create(of.found.sites, of.num_steps, store.layout)
     os.sync()
     every = [CovarianceUnit(i, *unit) for i, unit in enumerate(covariance_units(of.found.sites, of.num_steps, store.layout))]
     with watch:

@@ -25,7 +25,7 @@ def filled(store: Store, device: torch.device) -> list[torch.Tensor]:
     """Give every site and timestep the moment of D + 10 normal vectors whose coordinates fall off; returns the moments."""
     made = []
     generator = torch.Generator().manual_seed(0)
-    store.create_moments(store.sites, store.num_steps, store.layout)
+    store.moments.create(store.sites, store.num_steps, store.layout)
     units = covariance_units(store.sites, store.num_steps, store.layout)
     for site, block in units:
         sums = []
@@ -52,7 +52,7 @@ def decomposed(
     units = [ProjectUnit(i, *unit) for i, unit in enumerate(settings.pooling.units(store.sites, settings.steps))]
     if not again:
         counts = {site.name: len(settings.pooling.groups(site, settings.steps)) for site in store.sites}
-        store.create_projectors(store.sites, counts)
+        store.projectors.create(store.sites, counts)
     store.progress.create("project", len(units))
     with watch:
         for _ in project(store, device, settings, units, rule=RULE, value=value):

@@ -18,7 +18,7 @@ from nullbooth_cli.model.load import denoiser_of, freeze, load_pipeline
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.scheduler import build_scheduler, compute_schedule
 from nullbooth_cli.progress import Interrupts
-from nullbooth_cli.store import Layout, Store
+from nullbooth_cli.store import Layout, Store, create_collection
 from nullbooth_cli.store.background import Writer
 
 STRATEGY = "DPM++ 2M Karras"
@@ -96,7 +96,7 @@ class Subject:
         store = Store.create(place, {})
         layout = Layout(keep, self.batch_size, "float16")
         store.write_schedule(self.path.steps)
-        store.create_collection(self.found.sites, self.num_steps, len(self.prompts), layout)
+        create_collection(store, sites=self.found.sites, num_steps=self.num_steps, num_rows=len(self.prompts), layout=layout)
         store.write_rows(0, self.prompts)
         store.write_record("collect", {"layout": vars(layout)})
         if layout.moments:

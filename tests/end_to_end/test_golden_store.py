@@ -14,7 +14,7 @@ import torch
 from nullbooth_cli.collect.sinks import MomentSink
 from nullbooth_cli.datatypes import Prompt, Site, Step
 from nullbooth_cli.nullspace.covariance import CovarianceUnit, covariance
-from nullbooth_cli.store import AttentionMaps, Cut, Decomposition, Layout, Store
+from nullbooth_cli.store import AttentionMaps, Cut, Decomposition, Layout, Store, create_collection
 from nullbooth_cli.store.layout import covariance_units
 
 GOLDEN = "918e5d0c5458a49a"
@@ -37,7 +37,7 @@ def fill(path: Path, keep: str, dtype: str) -> Store:
     store = Store.create(path, {"keep": keep})
     store.write_schedule(STEPS)
     layout = Layout(keep, 2, dtype, chunk_bytes=400)
-    store.create_collection(SITES, len(STEPS), len(PROMPTS), layout)
+    create_collection(store, sites=SITES, num_steps=len(STEPS), num_rows=len(PROMPTS), layout=layout)
     store.write_rows(0, PROMPTS)
     store.write_record("collect", {"layout": vars(layout), "settings": {}, "upstream": {}, "fingerprint": "0"})
     sink = None
@@ -60,11 +60,11 @@ def fill(path: Path, keep: str, dtype: str) -> Store:
     if sink:
         sink.checkpoint(range(layout.num_units(len(PROMPTS))))
     store.progress.commit("collect", range(layout.num_units(len(PROMPTS))))
-    store.create_moments(SITES, len(STEPS), layout)
+    store.moments.create(SITES, len(STEPS), layout)
     units = [CovarianceUnit(i, *unit) for i, unit in enumerate(covariance_units(SITES, len(STEPS), layout))]
     for _ in covariance(store, torch.device("cpu"), "float64", units):
         pass
-    store.create_projectors(SITES, {site.name: 1 for site in SITES})
+    store.projectors.create(SITES, {site.name: 1 for site in SITES})
     for number, site in enumerate(SITES):
         eigenvalues = np.arange(site.dim) / 4
         energies = np.stack([eigenvalues, eigenvalues * 2])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nullbooth_cli.errors import ConfigError, StageError, StoreError
+from nullbooth_cli.errors import ConfigError, Rerun, StageError, StoreError
 from nullbooth_cli.nullspace.covariance import STAGED
 from nullbooth_cli.pipeline import collect, merge, stages
 from nullbooth_cli.pipeline import run as run_module
@@ -235,7 +235,7 @@ class TestRepairing:
         damage(chunk, how)
         with pytest.raises(StoreError, match=rf"features/{site.name} chunk c\.2\.1\.0\.0 is damaged") as caught:
             execute(config, "covariance")
-        assert caught.value.hint.startswith(f"nullbooth collect --repair -s {store.url}")
+        assert caught.value.rerun == Rerun("collect", repair=True, store=store.url)
         ran: list[str] = []
         monkeypatch.setattr("nullbooth_cli.collect.units.denoise", TestAdding._noting(ran))
         said = notes(config, "collect", repair=True)
@@ -251,10 +251,10 @@ class TestRepairing:
         store = execute(config, "collect")
         expected = [store.moments.read_one(site, 0) for site in store.sites]
         part = store.moments.parts()[0]
-        damage(next((store.path / f"parts/{part.name}").rglob(f"c.{part._slot}.*")), "bit")
+        damage(next((store.path / f"parts/{part.name}").rglob(f"c.{part.slot}.*")), "bit")
         with pytest.raises(StoreError, match=r"parts/.* is damaged") as caught:
             execute(config, "covariance", force=True)
-        assert "collect --repair" in caught.value.hint
+        assert caught.value.rerun == Rerun("collect", repair=True, store=store.url)
         assert "2 damaged units" in notes(config, "collect", repair=True)
         execute(config, "covariance", force=True)
         for site, (sum_xxt, _, count) in zip(store.sites, expected, strict=True):
@@ -269,7 +269,7 @@ class TestRepairing:
         damage(store.path / "progress/covariance/c.0", "bit")
         with pytest.raises(StoreError, match="progress/covariance") as caught:
             execute(config, "project")
-        assert "covariance --repair" in caught.value.hint
+        assert caught.value.rerun == Rerun("covariance", repair=True, store=store.url)
         found = [result for result in damages(store, "covariance") if isinstance(result, Damage)]
         assert len(found) == 2
         assert "1 damaged units" in notes(config, "covariance", repair=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nullbooth_cli.datatypes import Prompt, Site, Step
-from nullbooth_cli.store import Cut, Decomposition, Layout, Store
+from nullbooth_cli.store import Cut, Decomposition, Layout, Store, create_collection
 from tests.support.counting import counted
 
 SITES = tuple(Site(f"mid.{i}.attn2", "q", "input", (f"mid.{i}.attn2.to_q.weight",), False, 2, 3) for i in range(3))
@@ -17,12 +17,12 @@ def fill(store: Store) -> None:
     """Three sites, three timesteps in one chunk, eight prompts in four units, one projector a site."""
     layout = Layout("both", 2, "float32")
     store.write_schedule(tuple(Step(t, f"step_{t}", 999.0 - t, 1.0) for t in range(STEPS)))
-    store.create_collection(SITES, STEPS, ROWS, layout)
+    create_collection(store, sites=SITES, num_steps=STEPS, num_rows=ROWS, layout=layout)
     store.write_rows(0, [Prompt(f"prompt {row}") for row in range(ROWS)])
     store.write_record("collect", {"layout": vars(layout)})
     store.progress.commit("collect", range(UNITS))
-    store.create_moments(SITES, STEPS, layout)
-    store.create_projectors(SITES, dict.fromkeys((site.name for site in SITES), 1))
+    store.moments.create(SITES, STEPS, layout)
+    store.projectors.create(SITES, dict.fromkeys((site.name for site in SITES), 1))
     for site in SITES:
         store.moments.write(site, range(STEPS), [(np.eye(3), np.ones(3), 1)] * STEPS)
         store.projectors.write_decomposition(site, 0, Decomposition(np.ones(3), np.eye(3), np.ones((2, 3)), 0.0))

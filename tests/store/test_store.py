@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nullbooth_cli.datatypes import Prompt, Site, Step, Sums
-from nullbooth_cli.errors import ResourceError, StoreError
-from nullbooth_cli.store import Layout, Store
-from nullbooth_cli.store.store import FORMAT_VERSION
+from nullbooth_cli.errors import Rerun, ResourceError, StoreError
+from nullbooth_cli.store import Layout, Store, create_collection
+from nullbooth_cli.store.format import FORMAT_VERSION
 from nullbooth_cli.tensors import pack, unpack
 from tests.support.builders import features_at
 
@@ -40,7 +40,7 @@ def begin(store: Store, sites: tuple[Site, ...], num_steps: int, num_rows: int, 
     """By default every timestep has a chunk of its own."""
     how.setdefault("chunk_bytes", STEP_BYTES)
     layout = Layout("features", 2, dtype, **how)
-    store.create_collection(sites, num_steps, num_rows, layout)
+    create_collection(store, sites=sites, num_steps=num_steps, num_rows=num_rows, layout=layout)
     store.write_rows(0, [Prompt(f"prompt {row}") for row in range(num_rows)])
     store.write_record("collect", {"layout": vars(layout)})
     store.write_schedule(tuple(Step(t, f"step_{t}", 999.0 - t, 1.0) for t in range(num_steps)))
@@ -79,7 +79,7 @@ def test_timesteps_that_share_a_chunk_come_back_one_by_one(num_steps: int, num_r
     with tempfile.TemporaryDirectory() as folder:
         made = Store.create(Path(folder) / "run.zarr", {})
         begin(made, (TIMED,), num_steps, num_rows, chunk_bytes=together * STEP_BYTES + STEP_BYTES // 2)
-        made.create_moments((TIMED,), num_steps, made.layout)
+        made.moments.create((TIMED,), num_steps, made.layout)
         blocks = made.blocks(TIMED)
         assert [t for block in blocks for t in block] == list(range(num_steps))
         assert len(blocks) == -(-num_steps // together)
@@ -194,7 +194,7 @@ class TestDamage:
     def assert_refused(self, store: Store) -> None:
         with pytest.raises(StoreError, match=r"features/mid\.attn2\.q chunk c\.0\.1\.0\.0 is damaged") as caught:
             Store.open(store.path).features.read(TIMED, range(1), 1)
-        assert f"nullbooth collect --repair -s {store.path}" in caught.value.hint
+        assert caught.value.rerun == Rerun("collect", repair=True, store=str(store.path))
 
     def test_one_flipped_bit(self, store: Store) -> None:
         path = self.chunk(store)
