@@ -44,9 +44,7 @@ def open_group(backing: Backing, *, write: bool) -> zarr.Group:
         raise StoreError(f"{place} is a Zarr group, but not a nullbooth store", _ANOTHER_PLACE)
     found = group.attrs.get("format_version")
     if not isinstance(found, int) or found > FORMAT_VERSION:
-        raise StoreError(
-            f"{place} has store format {found}; this nullbooth reads {FORMAT_VERSION}", "pip install --upgrade nullbooth"
-        )
+        raise StoreError(f"{place} has store format {found}; this nullbooth reads {FORMAT_VERSION}", "upgrade nullbooth with pip")
     if found < FORMAT_VERSION:
         raise StoreError(
             f"{place} has store format {found}, of an earlier nullbooth; this one reads {FORMAT_VERSION}",

@@ -187,7 +187,7 @@ class TestStore:
         (tmp_path / "notes").mkdir()
         (tmp_path / "notes/a.txt").write_text("mine")
         every = findings(little(tmp_path / "notes"))
-        refused(every["store"], "exists and is not a nullbooth store", "-s")
+        refused(every["store"], "exists and is not a nullbooth store", "name another place")
         assert every["write access"].text == "not checked, because of store"
         assert every["probe"].verdict == "ok"
 
