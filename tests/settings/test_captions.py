@@ -1,0 +1,119 @@
+"""Folders of images with captions, and everything that can be wrong in one."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nullbooth_cli.datatypes import Prompt
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.settings.captions import load_captions
+from nullbooth_cli.settings.images import image_files, read_image
+from nullbooth_cli.toy import world
+from tests.support.pictures import TOY, photos, picture
+
+
+class TestFolder:
+    def test_captions_beside_the_images_in_the_order_of_their_names(self, tmp_path: Path) -> None:
+        photos(tmp_path, ["a dog", "\ufeffa cat\n"])
+        (tmp_path / "more").mkdir()
+        picture(7).save(tmp_path / "more" / "x.JPG", format="jpeg")
+        (tmp_path / "more" / "x.txt").write_text("  a fox ")
+        (tmp_path / "more" / "._x.JPG").write_bytes(b"what macOS leaves")
+        (tmp_path / "README.txt").write_text("not a caption")
+        found = load_captions(str(tmp_path))
+        assert [prompt.text for prompt in found] == ["a dog", "a cat", "a fox"]
+        assert list(image_files(str(tmp_path))) == [prompt.image for prompt in found]
+
+    @pytest.mark.parametrize("key", ["text", "caption", "prompt"])
+    def test_captions_in_metadata(self, tmp_path: Path, key: str) -> None:
+        (tmp_path / "train").mkdir()
+        for i, name in enumerate(("b.png", "train/a.webp")):
+            picture(i).save(tmp_path / name)
+        entries = [{"file_name": "train/a.webp", key: "a\u2028line", "n": 3}, {"file_name": "b.png", key: "a dog"}]
+        (tmp_path / "metadata.jsonl").write_text("\n\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries))
+        assert [prompt.text for prompt in load_captions(str(tmp_path))] == ["a dog", "a\u2028line"]
+
+    def test_what_an_image_is_known_by(self, tmp_path: Path) -> None:
+        """Its caption and its content: not its name, not its folder."""
+        (first,) = load_captions(str(photos(tmp_path / "one", ["a dog"])))
+        (tmp_path / "one/0.png").rename(tmp_path / "one/z.png")
+        (tmp_path / "one/0.txt").rename(tmp_path / "one/z.txt")
+        (moved,) = load_captions(str((tmp_path / "one").rename(tmp_path / "two")))
+        assert moved == first
+        picture(9).save(tmp_path / "two/z.png")
+        (edited,) = load_captions(str(tmp_path / "two"))
+        assert len({first.id, edited.id, Prompt("a dog").id, replace(first, text="a cat").id}) == 4
+
+    @pytest.mark.parametrize(
+        ("entries", "message", "hint"),
+        [
+            (["{"], r"metadata\.jsonl: line 1 is not JSON", "file_name"),
+            (['["a.png"]'], r"metadata\.jsonl: line 1 has no file_name", "file_name"),
+            (['{"text": "a dog"}'], r"metadata\.jsonl: line 1 has no file_name", "file_name"),
+            (['{"file_name": "c.png", "text": "x"}'], r"line 1 names .*c\.png, which does not exist", "correct or remove"),
+            (['{"file_name": "n.gif", "text": "x"}'], r"line 1 names .*n\.gif, which is not an image", r"\.webp"),
+            (['{"file_name": "../up.png", "text": "x"}'], r"names .*up\.png, which is not an image in this folder", "remove"),
+            (['{"file_name": "a.png"}'], r"line 1 needs exactly one caption.*it has: file_name", '"text"'),
+            (['{"file_name": "a.png", "text": "x", "caption": "y"}'], "line 1 needs exactly one caption", '"text"'),
+            (['{"file_name": "a.png", "text": null}'], "line 1 needs exactly one caption", '"text"'),
+            (['{"file_name": "a.png", "text": "x"}', '{"file_name": "a.png", "text": " "}'], "line 2 is an empty caption", "one"),
+            (['{"file_name": "a.png", "text": "x\\ny"}'], "line 1 is several lines", "one line"),
+            (['{"file_name": "a.png", "text": "x"}', '{"file_name": "./a.png", "text": "y"}'], "line 2 names .*a second", "one"),
+            (['{"file_name": "a.png", "text": "x"}'], r"b\.png has no caption", r"metadata\.jsonl"),
+        ],
+        ids=lambda value: None,
+    )
+    def test_wrong_metadata(self, tmp_path: Path, entries: list[str], message: str, hint: str) -> None:
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        for i, place in enumerate((folder / "a.png", folder / "b.png", folder / "n.gif", tmp_path / "up.png")):
+            picture(i).save(place)
+        (folder / "metadata.jsonl").write_text("\n".join(entries))
+        with pytest.raises(ConfigError, match=message) as caught:
+            load_captions(str(folder))
+        assert hint.replace("\\", "") in caught.value.hint
+
+    def test_captions_that_are_missing_empty_doubled_or_not_text(self, tmp_path: Path) -> None:
+        folder = photos(tmp_path / "photos", ["a dog", "a cat"])
+
+        def refuses(message: str) -> None:
+            with pytest.raises(ConfigError, match=message):
+                load_captions(str(folder))
+
+        (folder / "metadata.jsonl").write_text("")
+        refuses(r"captions in metadata\.jsonl and in .*0\.txt")
+        (folder / "metadata.jsonl").unlink()
+        (folder / "0.txt").write_text(" \n")
+        refuses(r"0\.txt is an empty caption")
+        (folder / "0.txt").write_text("a dog\non grass\n")
+        refuses(r"0\.txt is several lines")
+        (folder / "0.txt").write_bytes(b"\xff\xfe\x00")
+        refuses(r"cannot read the captions .*0\.txt")
+        (folder / "0.txt").unlink()
+        refuses(r"0\.png has no caption")
+        shutil.copy(folder / "1.png", folder / "0.png")
+        (folder / "0.txt").write_text("a cat")
+        refuses(r"1\.png is the same image as .*0\.png, with the same caption")
+        (folder / "0.txt").write_text("a kitten")
+        assert len(load_captions(str(folder))) == 2
+
+    def test_no_folder_and_no_image(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"no folder of images at .*gone") as caught:
+            load_captions(str(tmp_path / "gone"))
+        assert "collect.images" in caught.value.hint
+        (tmp_path / "a.gif").write_bytes(b"")
+        with pytest.raises(ConfigError, match="has no image"):
+            load_captions(str(tmp_path))
+
+    def test_the_toy_images_are_those_of_their_script(self) -> None:
+        from dataset.make_toy_images import drawings
+
+        drawn = drawings()
+        files = image_files(str(TOY))
+        for prompt, drawing in zip(load_captions(str(TOY)), drawn, strict=True):
+            assert prompt.text == world.caption(drawing)
+            np.testing.assert_array_equal(read_image(files[prompt.image or ""]), (world.draw(drawing) * 255).round())
