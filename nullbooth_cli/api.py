@@ -51,6 +51,11 @@ class OpenStore:
         self._store = store
         self.url = store.url
 
+    @property
+    def store(self) -> Store:
+        """The store below it, which evaluation and reports read."""
+        return self._store
+
     def sites(self) -> tuple[Site, ...]:
         """Every recording: `name`, `layer`, `feature`, `dim`, and `weights`, the parameters that receive this tensor."""
         return self._store.sites

@@ -10,6 +10,7 @@ import gc
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -58,8 +59,16 @@ class Evaluation:
     drawn: Mapping[str, Pictures]
 
 
+class OpenedStore(Protocol):
+    """An open store as `nb.open_store` returns it."""
+
+    @property
+    def store(self) -> Store:
+        """The store below it."""
+
+
 def evaluate(
-    store: Store,
+    store: Store | OpenedStore,
     edited: Place,
     *,
     config: Config | None = None,
@@ -82,9 +91,10 @@ def evaluate(
     Raises StageError before the stage covariance, ConfigError if the base is not the model that was collected from or a model
     cannot be loaded. Cost: as `evaluation_events`.
     """
-    found = build_config(store.config) if config is None else config
+    opened = store if isinstance(store, Store) else store.store
+    found = build_config(opened.config) if config is None else config
     if prompts is None:
-        preserved = {"kept": store.prompts(), "heldout": heldout_prompts(found)}
+        preserved = {"kept": opened.prompts(), "heldout": heldout_prompts(found)}
     else:
         preserved = {"given": load_prompts(_source(prompts), "prompts")}
     of_subject = load_prompts(_source(subject), "subject") if subject else ()
@@ -95,7 +105,7 @@ def evaluate(
         instances=None if instances is None else Path(instances),
         device=device,
     )
-    events = evaluation_events(found, store, request)
+    events = evaluation_events(found, opened, request)
     while True:
         try:
             on_event(next(events))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import nullbooth_cli as nb
 from nullbooth_cli.collect import open_model
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError, StageError
@@ -27,6 +28,7 @@ from tests.support.builders import PROMPTS, execute, small_config
 from tests.support.cli import nullbooth, refused
 from tests.support.edited_models import toy
 from tests.support.encoder_weights import save_encoders
+from tests.support.keys import keys_of
 
 SUBJECT = "a sks circle on a red background"
 
@@ -126,7 +128,8 @@ class TestFromPython:
     def test_it_answers_as_the_command_does(self, answer: Any, run: Any, models: Path) -> None:
         """The same numbers from the same prompts; events arrive while it runs."""
         events: list[Event] = []
-        found = evaluate(run[1], models / "free", prompts=PROMPTS[:2], device="cpu", on_event=events.append)
+        store = nb.open_store(run[1].path)
+        found = evaluate(store, models / "free", prompts=PROMPTS[:2], device="cpu", on_event=events.append)
         by_command = answer[0]["against"][0]["preservation"]["kept"]["by_picture"][:2]
         given = to_json(found.report.preservation["given"].by_picture)
         assert [each["text"] for each in given] == PROMPTS[:2]
@@ -192,3 +195,29 @@ class TestRefused:
         config = small_config(tmp_path / "early.zarr")
         execute(config, "schedule")
         refused(nullbooth("evaluate", "anything", "-s", config.store), 3, "covariance")
+
+
+COMPARISON = (
+    "pictures latent_mse latent_mse_relative pixel_mse psnr lpips captions_right{base edited} text_alignment features{latents{"
+    "dim cosine frechet_distance kernel_distance one_nn_accuracy jensen_shannon precision recall density coverage}} "
+    "by_picture[{id number text latent_mse}]"
+)
+SETS = f"kept{{{COMPARISON}}} heldout{{{COMPARISON}}}"
+OF_SUBJECT = f"subject{{{COMPARISON} instances{{latents{{base edited}}}}}}"
+DRIFT = "drift{largest largest_heldout protected_changed unprotected_changed[] weights[{weight drift heldout_drift}]}"
+
+
+def test_the_keys_of_the_document(answer: Any) -> None:
+    """Programs read them, in this order (tests/end_to_end/test_json_documents.py has those of the other commands)."""
+    document = answer[0]
+    found = {key: keys_of(value) for key, value in document.items() if key not in ("not_measured", "preservation", "against")}
+    assert keys_of(document["preservation"]) == f"{{{SETS}}}"
+    assert f"subject{found['subject']}" == OF_SUBJECT
+    assert found["baseline"] == f"{{{SETS} {OF_SUBJECT}}}"
+    # The first of `against` changed one unprotected parameter.
+    assert keys_of(document["against"][:1]) == f"[{{edited preservation{{{SETS}}} {OF_SUBJECT} {DRIFT}}}]"
+    assert f"drift{found['drift']}" == DRIFT
+    assert " ".join(document) == (
+        "schema_version store base edited dtype num_steps guidance_scale preservation subject baseline against not_measured "
+        "drift files"
+    )
