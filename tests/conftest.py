@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from nullbooth_cli.model import device, load
-from nullbooth_cli.pipeline import collect
+from nullbooth_cli.pipeline import prepare_collect
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 
@@ -88,8 +88,8 @@ def fast(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def one_chunk_a_timestep(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small runs would hold all timesteps of a site in one chunk."""
-    layout_of = collect.layout_of
-    monkeypatch.setattr(collect, "layout_of", lambda *how: replace(layout_of(*how), chunk_bytes=1))
+    layout_of = prepare_collect.layout_of
+    monkeypatch.setattr(prepare_collect, "layout_of", lambda *how: replace(layout_of(*how), chunk_bytes=1))
 
 
 @pytest.fixture(scope="session")

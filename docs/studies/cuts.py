@@ -101,5 +101,7 @@ def _collect(place: Path, prompts: str | Sequence[str], heldout: Sequence[str] |
     store = Store.open_or_create(config.store, config.model_dump())
     with store.lock():
         for stage in ("schedule", "collect", "covariance", "project"):
-            for _ in execute(stage, Run(config, load_prompts(config.original_knowledge_prompts), store, "cpu")):
+            for _ in execute(
+                stage, Run(config=config, prompts=load_prompts(config.original_knowledge_prompts), store=store, device="cpu")
+            ):
                 pass

@@ -20,25 +20,24 @@ if TYPE_CHECKING:
 class Configured:
     """A config and its `source`; `arguments` name both again on a command line.
 
-    `prompts` are those of the store, if the config came from one: a store that was moved needs no prompt file. They are empty
-    otherwise, and the config's own are to be read.
+    `prompts` are those of the store that the config came from: a moved store needs no prompt file. None if the config names them.
     """
 
     config: Config
     source: str
     arguments: str
-    prompts: tuple[Prompt, ...] = ()
+    prompts: tuple[Prompt, ...] | None = None
 
 
 def configure(common: Common) -> Configured:
     """Find and read the config. Raises ConfigError with everything that is wrong in it."""
     named_store = common.store or os.environ.get("NULLBOOTH_STORE")
     named_config = common.config or os.environ.get("NULLBOOTH_CONFIG")
-    prompts: tuple[Prompt, ...] = ()
+    prompts: tuple[Prompt, ...] | None = None
     if named_store and not named_config and (store := _existing_store(named_store, common.overrides)):
         config, source = build_config(store.config, common.overrides), f"in {named_store}"
         if _knowledge(config.model_dump()) == _knowledge(store.config):
-            prompts = store.prompts()
+            prompts = store.prompts() or None  # without a collection a store has none
         arguments = f" -s {shlex.quote(named_store)}"
     else:
         file = find_config(named_config)

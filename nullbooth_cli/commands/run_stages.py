@@ -1,11 +1,10 @@
-"""The one way in which stage commands run."""
+"""The one way in which stage commands run: signals, confirmation and drawing around the library's `run_stages`."""
 
 import contextlib
 import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
-from functools import partial
 from typing import Any
 
 import typer
@@ -16,18 +15,17 @@ from nullbooth_cli.commands.options import Common, Control
 from nullbooth_cli.commands.session import Session, start
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.pipeline import collect, plan, stages
+from nullbooth_cli.pipeline.open_run import open_run
 from nullbooth_cli.pipeline.run import Run
-from nullbooth_cli.pipeline.state import StageState, stage_states
-from nullbooth_cli.pipeline.workers import Shard, Workers, start_workers
+from nullbooth_cli.pipeline.state import StageState
+from nullbooth_cli.pipeline.workers import Shard
 from nullbooth_cli.progress import Event, Interrupts, Note
 from nullbooth_cli.report.inspection import InspectReport, inspect_store
 from nullbooth_cli.report.json_document import Document
 from nullbooth_cli.report.plan import plan_report
 from nullbooth_cli.report.schedule import schedule_report
 from nullbooth_cli.report.status import stage_answer
-from nullbooth_cli.store import Store, is_held, locked, shard_locked
-
-PREPARING_SECONDS = 600.0  # that shards wait for the one that makes the store ready
+from nullbooth_cli.store import Store
 
 
 def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> None:
@@ -41,10 +39,7 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
         explore(session, control.device, control.plot)
         return
     if control.dry_run:
-        store = session.open_if_there()
-        free = session.backing(read_only=True).free_nbytes()
-        planned = plan.plan(wanted, session.config, session.prompts, store, control.device, free, session.terminal.note)
-        session.terminal.answer(plan_report(planned), draw_plans)
+        _plan(wanted, session, control)
         return
     shard = Shard.parse(control.shard) if control.shard else None
     if shard and control.force:
@@ -57,46 +52,53 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
     interrupts = Interrupts()
     with (
         _signals(session.terminal, interrupts),
-        start_workers(shard, partial(_preparing, session) if shard else None, partial(is_held, session.backing())) as workers,
-        _locked_store(session, workers),
-    ):
-        workers.agree(lambda: session.open_or_create().url)
-        store = session.open(write=True)
+        open_run(
+            session.config,
+            session.prompts,
+            device=control.device,
+            force=control.force,
+            limit=control.limit,
+            repair=control.repair,
+            auto_batch=control.auto_batch,
+            shard=shard,
+            interrupts=interrupts,
+        ) as run,
         # Closed here: an interrupt while a bar is drawn must end what the stage holds before the store is let go.
-        with contextlib.closing(_events(wanted, session, store, control, workers, interrupts)) as events:
-            session.terminal.follow(events)
-    states = stage_states(session.config, session.prompts, store)
+        contextlib.closing(_events(wanted, run, control)) as events,
+    ):
+        session.terminal.follow(events)
     if not session.terminal.silent:
-        document, draw = _answer(wanted[-1], session, store, states)
+        states = run.states().stages
+        document, draw = _answer(wanted[-1], session, run.store, states)
         session.terminal.answer(document, draw)
         if isinstance(document, InspectReport):
             session.terminal.warn(warning_lines(document))
         session.next(states)
 
 
-def _preparing(session: Session) -> contextlib.AbstractContextManager[None]:
-    return locked(session.backing(), PREPARING_SECONDS, among_shards=True)
+def _plan(wanted: tuple[str, ...], session: Session, control: Control) -> None:
+    """Answer with what the stages would do, and write nothing."""
+    planned = plan.plan(
+        wanted,
+        session.config,
+        session.prompts,
+        session.open_if_there(),
+        device=control.device,
+        free=session.backing(read_only=True).free_nbytes(),
+        on_note=session.terminal.note,
+    )
+    session.terminal.answer(plan_report(planned), draw_plans)
 
 
-@contextlib.contextmanager
-def _locked_store(session: Session, workers: Workers) -> Iterator[None]:
-    """Hold the store, or one shard of it: the first process of a launch for all, then each other one a lock of its own.
+def _events(wanted: tuple[str, ...], run: Run, control: Control) -> Generator[Event, None, None]:
+    def confirm(stage: str, units: int) -> None:
+        if not control.yes and run.workers.size == 1 and os.isatty(0) and os.isatty(2):
+            typer.confirm(f"replace the {units} finished units of {stage}?", abort=True, err=True)
 
-    The first may be killed while others still write; nothing may begin beside them.
-    """
-    backing = session.backing()
-    if workers.rank != 0:
-        workers.agree(lambda: None)
-        lock = backing.lock(workers.lock)
-    elif workers.shard:
-        lock = shard_locked(backing, workers.shard.number, workers.shard.count)
-    else:
-        lock = locked(backing)
-    with lock:
-        workers.has_lock()
-        if workers.rank == 0:
-            workers.agree(lambda: None)
-        yield
+    yield from stages.run_stages(wanted, run, confirm)
+    if control.release and run.workers.rank == 0 and run.states().stages[wanted[-1]].state == "complete":
+        yield Note(collect.release_features(run.store))
+        run.known.forget()
 
 
 @contextlib.contextmanager
@@ -122,41 +124,6 @@ def _signals(terminal: Terminal, interrupts: Interrupts) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _events(
-    wanted: tuple[str, ...], session: Session, store: Store, control: Control, workers: Workers, interrupts: Interrupts
-) -> Generator[Event, None, None]:
-    several = len(wanted) > 1
-    for stage in wanted:
-
-        def look(stage: str = stage) -> list[Any]:
-            state = stage_states(session.config, session.prompts, store)[stage]
-            return [state.state, state.units_done]
-
-        store.reload()
-        state, units_done = workers.agree(look)
-        # `run --force` replaces what is stale; a single stage with --force is done again whatever its state.
-        force = control.force and (not several or state == "stale")
-        if force and not control.yes and units_done and workers.size == 1 and os.isatty(0) and os.isatty(2):
-            typer.confirm(f"replace the {units_done} finished units of {stage}?", abort=True, err=True)
-        yield from stages.execute(
-            stage,
-            Run(
-                session.config,
-                session.prompts,
-                store,
-                control.device,
-                force,
-                control.limit,
-                control.repair,
-                control.auto_batch,
-                workers,
-                interrupts,
-            ),
-        )
-    if control.release and workers.rank == 0 and look()[0] == "complete":
-        yield Note(collect.release_features(store))
 
 
 def _answer(stage: str, session: Session, store: Store, states: dict[str, StageState]) -> tuple[Document, Callable[[Any], Any]]:

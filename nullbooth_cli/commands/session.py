@@ -1,4 +1,4 @@
-"""From options to a config, its prompts and a store; and the one way in which stage commands run."""
+"""From options to a config, its prompts and a store."""
 
 import os
 from dataclasses import dataclass
@@ -10,13 +10,12 @@ from nullbooth_cli.commands.options import Common
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import StageError
 from nullbooth_cli.pipeline.state import StageState, require, stage_states
-from nullbooth_cli.settings.config import Config, public_settings
-from nullbooth_cli.settings.knowledge import knowledge_prompts
-from nullbooth_cli.settings.prompts import load_prompts
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.settings.knowledge import knowledge_prompts, with_heldout_texts
 from nullbooth_cli.store import Backing, Store, is_url, open_backing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Session:
     """A command's config, prompts and store; `url` is the store's folder or URL."""
 
@@ -40,12 +39,11 @@ class Session:
         return store
 
     def open_if_there(self) -> Store | None:
+        """The store, None where there is none."""
         return self.open() if self._exists() else None
 
-    def open_or_create(self) -> Store:
-        return Store.open_or_create(self.url, public_settings(self.config), self.config.storage_options)
-
     def backing(self, *, read_only: bool = False) -> Backing:
+        """The place of the store, whether it is there or not."""
         return open_backing(self.url, self.config.storage_options, read_only=read_only)
 
     def _exists(self) -> bool:
@@ -65,14 +63,10 @@ def start(common: Common) -> Session:
     # Of the processes of a launch, one speaks.
     terminal = Terminal(as_json=common.as_json, quiet=common.quiet, silent=os.environ.get("RANK", "0") != "0")
     given = configure(common)
-    config = given.config
-    if config.heldout_prompts is not None:
-        # By their texts from here on: what is written into the store then needs no file.
-        heldout = [prompt.text for prompt in load_prompts(config.heldout_prompts, "heldout_prompts")]
-        config = config.model_copy(update={"heldout_prompts": heldout})
+    config = with_heldout_texts(given.config)
     url = config.store if is_url(config.store) else str(Path(config.store))
     open_backing(url, config.storage_options, read_only=True)  # refuses a URL with credentials before anything shows it
     if common.verbose:
         terminal.note(f"config {given.source}; store {url}")
-    prompts = given.prompts or knowledge_prompts(config)
-    return Session(config, url, prompts, terminal, given.arguments, common)
+    prompts = knowledge_prompts(config) if given.prompts is None else given.prompts
+    return Session(config=config, url=url, prompts=prompts, terminal=terminal, arguments=given.arguments, common=common)

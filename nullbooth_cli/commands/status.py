@@ -39,7 +39,7 @@ def status(
     from nullbooth_cli.commands.hints import hint_of
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.errors import ConfigError, StoreError
-    from nullbooth_cli.pipeline.run import model_renamed
+    from nullbooth_cli.pipeline.differences import model_renamed
     from nullbooth_cli.pipeline.state import require, stage_states
     from nullbooth_cli.report.status import status_report, verify_store
     from nullbooth_cli.settings.config import STAGES

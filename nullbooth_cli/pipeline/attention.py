@@ -1,15 +1,14 @@
 """The attention maps of a collection: which are wanted, and which are recorded."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from nullbooth_cli.collect.attention_maps import find_attention, record
 from nullbooth_cli.collect.open_model import load_path
 from nullbooth_cli.datatypes import Prompt
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, Rerun
 from nullbooth_cli.model.load import denoiser_of
-from nullbooth_cli.pipeline.run import Prepared, Run, report_units, units_to_do
-from nullbooth_cli.pipeline.state import attention_settings
+from nullbooth_cli.pipeline.differences import attention_settings
+from nullbooth_cli.pipeline.run import Prepared, Run, my_units, prepare, report_units, units_to_do
 from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.fingerprints import fingerprint
@@ -19,20 +18,19 @@ from nullbooth_cli.store.verify import forget_damaged
 
 
 def run_attention(run: Run) -> Iterator[Event]:
-    """Record the maps that the config asks for and that are not there yet."""
-    prepared = Prepared(**run.workers.agree(lambda: _begin(run)))
-    run.store.reload()
+    """Record the maps that the config asks for and that are not there yet. Cost: loads the model; one path for every prompt."""
+    prepared = prepare(run, lambda: _prepare_attention(run))
     if not prepared.todo:
         return
     yield from map(Note, prepared.notes)
     prompts = attention_prompts(run.config, run.store.prompts())
-    mine = (prompts[prepared.todo[i]] for i in run.workers.share(len(prepared.todo)))
+    mine = (prompts[number] for number in my_units(run, prepared))
     yield from report_units(run, "attention", prepared, _record_all(run, mine))
 
 
-def _begin(run: Run) -> dict[str, Any]:
-    store, notes = run.store, []
-    store.reload()
+def _prepare_attention(run: Run) -> Prepared:
+    """Make room for the maps, unless those that are there are the ones that are asked for."""
+    store, notes = run.store, list[str]()
     settings = attention_settings(run.config, store)
     record = {"settings": settings, "fingerprint": fingerprint(settings)}
     if store.records.get("attention") != record:
@@ -63,16 +61,21 @@ def _record_all(run: Run, prompts: Iterator[Prompt]) -> Iterator[str]:
 
 
 def find_prompt(config: Config, store: Store, wanted: str) -> Prompt:
-    """The prompt with maps that an id, the beginning of one, or a text means. Raises ConfigError listing those there are."""
+    """The prompt with maps that a text or an id (or its beginning) names. Raises ConfigError with a list of those prompts."""
     cells = store.progress.cells("attention")
     there = [prompt for prompt, cell in zip(attention_prompts(config, store.prompts()), cells, strict=False) if cell]
     if not there:
         raise ConfigError(
             f"{store.url} has no attention maps",
-            "nullbooth collect --set collect.visual_attention_map=true records them; what is collected already stays",
+            Rerun(
+                "collect",
+                store=store.url,
+                settings=("collect.visual_attention_map=true",),
+                otherwise=" records them; what is collected already stays",
+            ),
         )
     found = [prompt for prompt in there if prompt.text == wanted or prompt.id.startswith(wanted)]
     if len(found) != 1:
         listed = "\n  ".join(f"{prompt.id}  {prompt.text}" for prompt in there)
-        raise ConfigError(f"'{wanted}' means {len(found)} of the prompts with attention maps", f"they are\n  {listed}")
+        raise ConfigError(f"'{wanted}' names {len(found)} of the prompts with attention maps", f"name one of\n  {listed}")
     return found[0]

@@ -6,8 +6,7 @@ from typing import Any
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.nullspace.pooling import Decomposing, Pooling
-from nullbooth_cli.pipeline.run import Prepared, Run, report_units, start_stage, units_to_do
-from nullbooth_cli.pipeline.state import own_states
+from nullbooth_cli.pipeline.run import Prepared, Run, my_units, prepare, report_units, start_stage, units_to_do
 from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.fingerprints import decomposition_settings
@@ -16,15 +15,16 @@ from nullbooth_cli.store import Store
 
 
 def require_inputs(config: Config) -> None:
-    """Raise ConfigError if what is collected are outputs, which make no projectors."""
+    """Raise ConfigError for a collection of outputs: no projector can be made from them."""
     if config.collect.side == "output":
         raise ConfigError(
             "these features are outputs (collect.side: output); a projector must come from the inputs of the edited weight",
-            "collect with collect.side: input into another store",
+            "set collect.side to input, and collect into another store",
         )
 
 
 def pooling_of(config: Config) -> Pooling:
+    """Which timesteps a config pools, and how it weighs them."""
     section = config.project
     return Pooling(section.scope, section.timesteps, section.pool_weight)
 
@@ -53,36 +53,37 @@ def decomposition_basis(config: Config, store: Store) -> dict[str, Any]:
 
 
 def run_project(run: Run) -> Iterator[Event]:
+    """Decompose the moments, and cut each spectrum where the threshold rule in force says.
+
+    Raises ConfigError for outputs, and for an empty null space unless the config freezes it. Cost: one eigendecomposition of
+    every moment `[D, D]`; none for another threshold.
+    """
     from nullbooth_cli.model.device import pick_device
     from nullbooth_cli.nullspace.decompose import ProjectUnit, project
 
-    store = run.store
-    prepared = Prepared(**run.workers.agree(lambda: _begin_project(run)))
-    store.reload()
+    store, section = run.store, run.config.project
+    prepared = prepare(run, lambda: _prepare_project(run))
     yield from map(Note, prepared.notes)
     settings = decomposing(run.config, store)
     every = settings.pooling.units(store.sites, settings.steps)
-    numbers = (prepared.todo[i] for i in run.workers.share(len(prepared.todo)))
-    mine = (ProjectUnit(number, *every[number]) for number in numbers)
+    mine = (ProjectUnit(number, *every[number]) for number in my_units(run, prepared))
     device = pick_device(run.device or run.workers.device)
-    section = run.config.project
     rule, value = section.rule()
-    may_be_empty = section.empty == "freeze"
-    units = project(store, device, settings, mine, rule=rule, value=value, may_be_empty=may_be_empty)
+    units = project(store, device, settings, mine, rule=rule, value=value, may_be_empty=section.empty == "freeze")
     yield from report_units(run, "project", prepared, (unit.site.name for unit in units))
 
 
-def _begin_project(run: Run) -> dict[str, Any]:
+def _prepare_project(run: Run) -> Prepared:
+    """Make room for decompositions, unless those that are stored serve this config too."""
     from nullbooth_cli.pipeline import space
 
-    section, store, notes = run.config.project, run.store, []
-    store.reload()
+    section, store, notes = run.config.project, run.store, list[str]()
     require_inputs(run.config)
     if section.nullspace_threshold is not None and section.threshold_percent is not None:
         notes.append("nullspace_threshold and threshold_percent are both set: the percentile is in force")
     sites, steps, pooling = store.sites, store.schedule(), pooling_of(run.config)
     units = pooling.units(sites, steps)
-    found = own_states(run.config, run.prompts, store)["project"]
+    found = run.states().own["project"]
     if found.state == "missing" or run.force:
         basis = decomposition_basis(run.config, store)
         if found.state != "stale" or store.records.get("decomposition") != basis:
@@ -95,5 +96,5 @@ def _begin_project(run: Run) -> dict[str, Any]:
         store.progress.create("project", len(units))
         start_stage(run, "project")
     prepared = units_to_do(run, "project", bool, notes)
-    prepared["todo"].sort(key=lambda unit: units[unit][0].dim)  # those of one size are decomposed together
+    prepared.todo.sort(key=lambda unit: units[unit][0].dim)  # those of one size are decomposed together
     return prepared

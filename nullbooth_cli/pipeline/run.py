@@ -1,31 +1,51 @@
-"""A run of a stage: what was asked for, what it begins with, how its units are reported."""
+"""A run of a stage: what was asked for, what it starts with, and how its units are reported.
+
+Several processes may run one stage. `decide` and `prepare` are the only places where one of them acts for all.
+"""
 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from nullbooth_cli.datatypes import Prompt
+from nullbooth_cli.pipeline.differences import wanted_settings
 from nullbooth_cli.pipeline.heartbeat import beating
-from nullbooth_cli.pipeline.state import Difference, own_states, wanted_settings
+from nullbooth_cli.pipeline.state import States, read_states
 from nullbooth_cli.pipeline.workers import Workers
 from nullbooth_cli.progress import Begin, Event, Interrupts, Progress
 from nullbooth_cli.settings.config import STAGES, CollectSection, Config, public_settings
-from nullbooth_cli.settings.fingerprints import fingerprint, model_names
+from nullbooth_cli.settings.fingerprints import fingerprint
 from nullbooth_cli.store import Layout, Store
+
+PACE_SECONDS = 10.0
+Decision = TypeVar("Decision")
 
 
 def layout_of(section: CollectSection, batch_size: int | None = None) -> Layout:
-    """How a collection is kept that is begun with these settings."""
-    return Layout(section.keep, batch_size or section.batch_size, section.feature_dtype, section.compression)
+    """How a collection is kept that is started with these settings."""
+    return Layout(
+        keep=section.keep,
+        batch_size=batch_size or section.batch_size,
+        dtype=section.feature_dtype,
+        compression=section.compression,
+    )
 
 
-PACE_SECONDS = 10.0
+@dataclass
+class KnownStates:
+    """The states of a run's stages, from when they were read until something changes them."""
+
+    states: States | None = None
+
+    def forget(self) -> None:
+        """Read them again when they are next asked for: something was written, or another process may have."""
+        self.states = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a command was asked to do. `store` is open for writing."""
+    """What was asked for. `store` is open for writing, and locked; `limit` is the number of units to do, None for all."""
 
     config: Config
     prompts: tuple[Prompt, ...]
@@ -37,9 +57,16 @@ class Run:
     auto_batch: bool = False
     workers: Workers = field(default_factory=Workers)
     interrupts: Interrupts = field(default_factory=Interrupts)
+    known: KnownStates = field(default_factory=KnownStates, repr=False)
+
+    def states(self) -> States:
+        """The states of all stages. Cost: none if they are known, else one read of every progress cell."""
+        if self.known.states is None:
+            self.known.states = read_states(self.config, self.prompts, self.store)
+        return self.known.states
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Prepared:
     """What the process that prepares a stage tells all of them: the units to do, and what the user should know."""
 
@@ -49,21 +76,37 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
 
 
-def model_renamed(config: Config, store: Store | None) -> tuple[Difference, ...]:
-    """The names of the model that are not those it was collected from under: only its weights tell whether it is another."""
-    record = store.records.get("collect") if store else None
-    if record is None:
-        return ()
-    old, new = record["model"], model_names(config)
-    return tuple(Difference(name, old[name], new[name]) for name in new if old[name] != new[name])
+def decide(run: Run, decision: Callable[[], Decision]) -> Decision:
+    """What one process decides for all of them, a JSON value. The store is read as it is now."""
+
+    def decided() -> Decision:
+        if run.workers.shard or run.workers.size > 1:
+            run.store.reload()
+            run.known.forget()
+        return decision()
+
+    agreed: Decision = run.workers.agree(decided)
+    return agreed
 
 
-def state_of(run: Run, stage: str) -> str:
-    return own_states(run.config, run.prompts, run.store)[stage].state
+def prepare(run: Run, begin: Callable[[], Prepared]) -> Prepared:
+    """Let one process prepare a stage (`begin` may write), and every process read what it wrote."""
+    prepared = Prepared(**decide(run, lambda: vars(begin())))
+    run.store.reload()
+    run.known.forget()
+    return prepared
+
+
+def my_units(run: Run, prepared: Prepared) -> Iterator[int]:
+    """The units of a stage that this process does, each as it is about to be done."""
+    return (prepared.todo[i] for i in run.workers.share(len(prepared.todo)))
 
 
 def start_stage(run: Run, stage: str, extra: dict[str, Any] | None = None, **notes: Any) -> None:
-    """Write the record that marks a stage as begun under the current config; `notes` are no part of its fingerprint."""
+    """Write the record that marks a stage as started under the current config.
+
+    `extra` is part of the stage's fingerprint, `notes` are not.
+    """
     records = run.store.records
     record = {
         "settings": wanted_settings(run.config, run.prompts, stage),
@@ -74,21 +117,21 @@ def start_stage(run: Run, stage: str, extra: dict[str, Any] | None = None, **not
     run.store.write_record(stage, {**record, "fingerprint": fingerprint(record), **notes})
 
 
-def units_to_do(run: Run, stage: str, is_done: Callable[[int], bool], notes: list[str] | None = None) -> dict[str, Any]:
+def units_to_do(run: Run, stage: str, is_done: Callable[[int], bool], notes: list[str] | None = None) -> Prepared:
+    """The units that are left of a started stage, at most `run.limit`; `is_done` tells of a cell's value whether its unit is."""
     if run.workers.shard is None:
         for note in run.store.heartbeats.read():  # whoever left them is gone: nobody else works on the store now
             run.store.heartbeats.remove(note.worker)
     cells = [is_done(int(cell)) for cell in run.store.progress.cells(stage)]
     todo = run.workers.mine([unit for unit, done in enumerate(cells) if not done])[: run.limit]
-    return vars(Prepared(todo, sum(cells), len(cells), notes or []))
+    return Prepared(todo=todo, done=sum(cells), total=len(cells), notes=notes or [])
 
 
 def report_units(run: Run, stage: str, prepared: Prepared, units: Iterator[str]) -> Iterator[Event]:
     """Report the units that a stage finishes (their descriptions), with those of the other processes, until all are done.
 
-    Who watches the store is told how far this process is.
-
-    The pace that is left behind is that of the first process; of shards, that of the last one to say it.
+    Processes that watch the store see how far this one is. The pace that is left behind is that of the first process; of shards,
+    that of the last one that wrote it.
     """
     started, mine = time.monotonic(), 0
     noted = started
@@ -111,3 +154,4 @@ def report_units(run: Run, stage: str, prepared: Prepared, units: Iterator[str])
         if prepared.done + count > done:
             done = prepared.done + count
             yield Progress(stage, done, prepared.total, "units of other processes")
+    run.known.forget()

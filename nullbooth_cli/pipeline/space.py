@@ -1,4 +1,4 @@
-"""Bytes that a stage needs against those that there are: said before it starts, not after hours."""
+"""Bytes that a stage needs against those that are free, checked before it starts."""
 
 from collections.abc import Sequence
 
@@ -15,21 +15,21 @@ HOST_SHARE = 0.8
 
 
 def ensure_room(store: Store, needed: int) -> None:
-    """Raise ResourceError unless so many bytes are free where the store is."""
+    """Raise ResourceError unless `needed` bytes are free where the store is."""
     require_room(store.url, needed, store.free_nbytes())
 
 
 def require_room(url: str, needed: int, free: int | None) -> None:
-    """Raise ResourceError unless so many bytes are free; None is said where nobody counts them."""
+    """Raise ResourceError unless `needed` bytes are free; `free` is None where the backend cannot report it."""
     if free is not None and needed > free:
         raise ResourceError(
             f"{url} needs {needed:,} bytes, {free:,} are free",
-            "free some space, keep fewer prompts, layers or steps, or name another place with -s",
+            "free some space, choose fewer prompts, layers or steps, or set store to another place",
         )
 
 
 def decompositions_nbytes(units: Sequence[tuple[Site, int]]) -> int:
-    """Bytes of the decompositions that are stage project's units."""
+    """Bytes of the decompositions that are the units of stage project."""
     return sum(8 * site.dim * (site.dim + 3) for site, _ in units)
 
 
@@ -45,5 +45,5 @@ def place_for_sums(sites: Sequence[Site], num_steps: int, device: torch.device) 
             return place
     raise ResourceError(
         f"the sums of {len(sites)} sites and {num_steps} steps need {needed:,} bytes; {free_memory(host):,} are free",
-        "choose fewer layers (collect.cross_attention_layers) or steps, or collect.keep: features",
+        "choose fewer layers (collect.cross_attention_layers) or steps, or set collect.keep to features",
     )

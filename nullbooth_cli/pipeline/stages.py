@@ -1,117 +1,188 @@
-"""The stages: how each one is run, continued or refused.
+"""The stages: how each one is started, resumed or refused.
 
-Running a complete stage says so and does nothing; a partial one goes on; a stale one is refused unless forced. Of several
-processes one decides and prepares; all of them work (`workers`).
+    for event in run_stages(STAGES, run):
+        ...
+
+Running a complete stage reports so and does nothing; a partial one is resumed; a stale one is refused unless forced. Of several
+processes one decides and prepares, and all of them work (`workers`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
-from nullbooth_cli.datatypes import HELDOUT, Prompt
-from nullbooth_cli.errors import StageError
-from nullbooth_cli.pipeline.collect import recognise_model, run_collect
+from nullbooth_cli.datatypes import HELDOUT
+from nullbooth_cli.errors import ConfigError, Rerun, StageError
+from nullbooth_cli.formatting import counted
+from nullbooth_cli.pipeline.collect import run_collect
 from nullbooth_cli.pipeline.covariance import run_covariance
 from nullbooth_cli.pipeline.project import run_project
-from nullbooth_cli.pipeline.run import Run, state_of
+from nullbooth_cli.pipeline.run import KnownStates, Run, decide
+from nullbooth_cli.pipeline.same_model import recognise_model
 from nullbooth_cli.pipeline.schedule import run_schedule
-from nullbooth_cli.pipeline.state import DONE, HELDOUT_STAGES, bytes_of, own_states, reasons_text, require, stage_states
+from nullbooth_cli.pipeline.state import DONE, HELDOUT_STAGES, bytes_of, reasons_text, require
 from nullbooth_cli.progress import Event, Note
-from nullbooth_cli.settings.config import STAGES, Config, public_settings
+from nullbooth_cli.settings.config import STAGES, public_settings
 from nullbooth_cli.settings.knowledge import attention_prompts, heldout_config, heldout_prompts, require_disjoint
+
+REPAIRABLE = ("collect", "covariance")
+BeforeReplacing = Callable[[str, int], None]
+
+
+def run_stages(stages: Sequence[str], run: Run, before_replacing: BeforeReplacing = lambda *_: None) -> Iterator[Event]:
+    """Run stages in order.
+
+    With `run.force` a single stage is done again whatever its state, and of several those that are stale. Before finished units
+    are replaced, `before_replacing(stage, number of units)` may raise. Raises StageError for a stage that is refused, ConfigError
+    for a request that has no meaning for these stages.
+    """
+    check_request(stages, limit=run.limit, repair=run.repair)
+    for stage in stages:
+        force = False
+        if run.force:
+            stale, units_done = decide(run, partial(_to_replace, run, stage))
+            force = bool(stale) or len(stages) == 1
+            if force and units_done:
+                before_replacing(stage, units_done)
+        yield from execute(stage, replace(run, force=force, repair=run.repair and stage in REPAIRABLE))
+
+
+def check_request(stages: Sequence[str], *, limit: int | None, repair: bool) -> None:
+    """Raise ConfigError for stages that do not exist, and for a limit or a repair that they have no use for."""
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown or not stages:
+        raise ConfigError(f"no such stage: {unknown[0]}" if unknown else "no stage is named", f"stages are {', '.join(STAGES)}")
+    if limit is not None and len(stages) > 1:
+        raise ConfigError("limit counts the units of one stage", "name one stage, or set no limit")
+    if repair and not set(stages) & set(REPAIRABLE):
+        raise ConfigError(f"{', '.join(stages)} cannot be repaired", f"name {' or '.join(REPAIRABLE)}, or use force")
+
+
+def _to_replace(run: Run, stage: str) -> list[int]:
+    found = run.states().stages[stage]
+    return [found.state == "stale", found.units_done]
 
 
 def execute(stage: str, run: Run) -> Iterator[Event]:
-    """Run one stage: begin it, go on with it, or say that it is complete. Raises StageError where that is refused."""
-    if stage == "collect" and run.workers.agree(lambda: state_of(run, "schedule") == "missing"):
+    """Run one stage: start it, resume it, or report that it is complete. Raises StageError where that is refused.
+
+    Collect writes the schedule first if there is none. Where collect folds moments, covariance follows it.
+    """
+    if stage == "collect" and decide(run, lambda: "schedule" not in run.store.records):
         yield from execute("schedule", run)
     wants_maps = stage == "collect" and run.config.collect.visual_attention_map
     if wants_maps:
         attention_prompts(run.config, run.prompts)  # refuses what cannot be drawn before hours are spent
     run.store.reload()
-    said = run.workers.agree(lambda: _refuse_or_say(stage, run))
-    if said:
-        yield Note(said)
+    complete = decide(run, lambda: _refuse_or_report(stage, run))
+    if complete:
+        yield Note(complete)
         if stage == "collect":
-            yield from map(Note, run.workers.agree(lambda: recognise_model(run)))
+            yield from map(Note, decide(run, lambda: recognise_model(run)))
     else:
         yield from _RUNNERS[stage](run)
-    if run.config.heldout_prompts is not None and stage in HELDOUT_STAGES and not (run.limit and not said):
+    if run.config.heldout_prompts is not None and stage in HELDOUT_STAGES and not (run.limit and not complete):
         yield from _execute_heldout(stage, run)
-    if wants_maps and state_of(run, stage) in DONE:
+    if wants_maps and decide(run, lambda: _maps_are_left(run)):
         from nullbooth_cli.pipeline.attention import run_attention
 
         yield from run_attention(run)
     folded = stage == "collect" and run.store.layout.moments and not run.workers.shard
-    if folded and run.workers.agree(lambda: _parts_are_left(run, worked=not said)):
+    if folded and decide(run, lambda: _parts_are_left(run, worked=not complete)):
         yield from run_covariance(replace(run, limit=None, repair=False))
 
 
 def _execute_heldout(stage: str, run: Run) -> Iterator[Event]:
-    """The same stage for the held-out prompts, into their own store: with --force only where they are stale."""
-    prompts = heldout_prompts(run.config)
-    config = heldout_config(run.config)
-    config = config.model_copy(update={"collect": config.collect.model_copy(update={"batch_size": run.store.layout.batch_size})})
-    found = run.workers.agree(lambda: _prepare_heldout(run, config, prompts))
-    store = run.store.heldout(write=True)
-    assert store is not None
+    """The same stage for the held-out prompts, into their own store: with force only where they are stale."""
+    found = decide(run, lambda: _prepare_heldout(run))
     stale, repair = found["collect"] == "stale", run.repair and found[stage] != "missing"
     if found["covariance"] in DONE and not repair:
         return
-    inner = replace(run, config=config, prompts=prompts, store=store, force=run.force and stale, repair=repair, auto_batch=False)
+    store = run.store.heldout(write=True)
+    assert store is not None
+    inner = replace(
+        run,
+        config=heldout_config(run.config, batch_size=run.store.layout.batch_size),
+        prompts=heldout_prompts(run.config),
+        store=store,
+        force=run.force and stale,
+        repair=repair,
+        auto_batch=False,
+        known=KnownStates(),
+    )
     for event in execute(stage, inner):
         if isinstance(event, Note):
             yield Note(f"held-out prompts: {event.text}")
         elif event.stage == stage:
             yield replace(event, stage=HELDOUT)
+    run.known.forget()
 
 
-def _prepare_heldout(run: Run, config: Config, prompts: tuple[Prompt, ...]) -> dict[str, str]:
-    """Make the store of the held-out prompts, give it this one's schedule; returns the states of its stages."""
-    require_disjoint(prompts, run.prompts)
-    store = run.store.heldout_or_create(public_settings(config))
+def _prepare_heldout(run: Run) -> dict[str, str]:
+    """Make the store of the held-out prompts, and give it this one's schedule; returns the states of its stages."""
+    require_disjoint(heldout_prompts(run.config), run.prompts)
+    store = run.store.heldout_or_create(public_settings(heldout_config(run.config, batch_size=run.store.layout.batch_size)))
     schedule = run.store.records["schedule"]
     if store.records.get("schedule") != schedule:
         store.write_record("schedule", None)
         store.write_schedule(run.store.schedule())
         store.write_record("schedule", schedule)
-    return {stage: found.state for stage, found in own_states(config, prompts, store).items()}
+        run.known.forget()
+    return {stage: found.state for stage, found in run.states().heldout.items()}
+
+
+def _maps_are_left(run: Run) -> bool:
+    """Whether attention maps of a finished collection are still to be recorded, or to be looked through."""
+    found = run.states()
+    maps = found.stages["collect"].attention
+    return found.own["collect"].is_done and (run.repair or maps is None or not maps.is_done)
 
 
 def _parts_are_left(run: Run, *, worked: bool) -> bool:
     """Whether moments that were folded while the model ran are still to be added up: after work, or after a kill."""
-    now = own_states(run.config, run.prompts, run.store)
-    return now["collect"].state == "complete" and (worked or now["covariance"].state in ("missing", "partial"))
+    own = run.states().own
+    return own["collect"].state == "complete" and (worked or own["covariance"].state in ("missing", "partial"))
 
 
-def _refuse_or_say(stage: str, run: Run) -> str | None:
-    """Raise StageError if a stage cannot run now; say so if there is nothing to do."""
+def _refuse_or_report(stage: str, run: Run) -> str | None:
+    """Raise StageError if a stage cannot run now; a sentence if there is nothing to do; None if there is."""
     if run.repair:
-        run.store.progress.reset_damaged(stage)
-    now = stage_states(run.config, run.prompts, run.store)
+        _reset_damaged(run, stage)
+    states = run.states()
     for upstream in STAGES[: STAGES.index(stage)]:
-        require(now, upstream, run.store.url)
-    found = own_states(run.config, run.prompts, run.store)[stage]
-    if found.is_done and now[stage].state == "stale" and not run.repair:
+        require(states.stages, upstream, run.store.url)
+    found, together = states.own[stage], states.stages[stage]
+    if found.is_done and together.state == "stale" and not run.repair:
         if run.force:
             return f"{stage} is complete; only its held-out prompts are done again"
-        found = now[stage]
+        found = together
+    if run.repair and found.state in ("missing", "stale"):
+        raise StageError(f"{stage} in {run.store.url} is {found.state}: there is nothing to repair", Rerun(stage))
     if run.force or run.repair:
-        if run.repair and found.state in ("missing", "stale"):
-            raise StageError(f"{stage} in {run.store.url} is {found.state}: there is nothing to repair", f"nullbooth {stage}")
         return None
-    units = f"{found.units_total} unit{'s' if found.units_total != 1 else ''}"
+    units = counted(found.units_total or 0, "unit")
     if found.state == "complete":
         return f"{stage} is complete: {units} in {run.store.url}"
     if found.state == "released":
-        return f"{stage} is done: {units}, whose features were released; --force collects them again"
+        return f"{stage} is done: {units}, whose features were released; force collects them again"
     if found.state == "stale":
         size = bytes_of(run.store, stage)
         way = "to take them out" if stage == "collect" and found.only_lost_prompts else f"to replace its {size / 1e6:,.1f} MB"
         raise StageError(
             f"{stage} in {run.store.url} was made with other settings or inputs{reasons_text(found)}",
-            f"add --force {way}, or name another store with -s",
+            Rerun(stage, force=True, otherwise=f" {way}, or set store to another place"),
         )
     return None
+
+
+def _reset_damaged(run: Run, stage: str) -> None:
+    """Make damaged cells of a stage say that their units are not done: nothing could be read of its state before."""
+    run.store.progress.reset_damaged(stage)
+    if stage == "collect":
+        run.store.progress.reset_damaged("attention")
+    if run.config.heldout_prompts is not None and (inner := run.store.heldout(write=True)) is not None:
+        inner.progress.reset_damaged(stage)
+    run.known.forget()
 
 
 _RUNNERS = {"schedule": run_schedule, "collect": run_collect, "covariance": run_covariance, "project": run_project}

@@ -9,18 +9,28 @@ A stage leaves a record in the store: its settings, the fingerprints of the stag
 - complete  otherwise.
 
 The held-out prompts have a store of their own inside the store. Collect and covariance are done when those of both are.
+Reading the states costs one read of every progress cell: read them once and hand them on.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from nullbooth_cli.datatypes import HELDOUT, Prompt
-from nullbooth_cli.errors import StageError
+from nullbooth_cli.errors import Rerun, StageError
+from nullbooth_cli.pipeline.differences import (
+    Difference,
+    added_prompts,
+    attention_settings,
+    covered_rows,
+    differing,
+    removed_prompts,
+    wanted_settings,
+)
 from nullbooth_cli.settings.config import STAGES, Config
-from nullbooth_cli.settings.fingerprints import fingerprint, size_settings, stage_settings
-from nullbooth_cli.settings.knowledge import HELDOUT_FIELD, PROMPTS_FIELD, attention_prompts, heldout_config, heldout_prompts
-from nullbooth_cli.store import RELEASED, Store
+from nullbooth_cli.settings.fingerprints import size_settings
+from nullbooth_cli.settings.knowledge import HELDOUT_FIELD, PROMPTS_FIELD, heldout_config, heldout_prompts
+from nullbooth_cli.store import RELEASED, Layout, Store
 
 HELDOUT_STAGES = ("collect", "covariance")
 # Where in the store each stage writes.
@@ -33,20 +43,13 @@ FOLDERS = {
 DONE = ("complete", "released")
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Why a stage is stale: what it was built with, and what is asked for now."""
-
-    field: str
-    old: Any
-    new: Any
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.old} -> {self.new}"
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StageState:
+    """How far a stage is; `units_total` is None before the stage was started, where only the stage before it tells.
+
+    `heldout` is the same stage of the held-out prompts, `attention` the attention maps of collect, where there are any.
+    """
+
     stage: str
     state: str
     units_done: int
@@ -66,76 +69,49 @@ class StageState:
         return self.state in DONE
 
 
-def wanted_settings(config: Config, prompts: Iterable[Prompt], stage: str, keep: str | None = None) -> dict[str, Any]:
-    settings = stage_settings(config, stage, keep)
-    if stage == "project":
-        ids = sorted(prompt.id for prompt in prompts)
-        settings[PROMPTS_FIELD] = f"{len(ids)} prompts, {fingerprint(ids)}"
-        ids = sorted(prompt.id for prompt in heldout_prompts(config))
-        settings[HELDOUT_FIELD] = f"{len(ids)} prompts, {fingerprint(ids)}" if ids else None
-    return settings
+@dataclass(frozen=True, kw_only=True)
+class States:
+    """The states of all stages, in order.
+
+    `own` are those of the preserved prompts, `heldout` those of the held-out prompts (empty without any), and `stages` both
+    together: what a user is told.
+    """
+
+    own: Mapping[str, StageState]
+    heldout: Mapping[str, StageState]
+    stages: dict[str, StageState]
 
 
-def attention_settings(config: Config, store: Store) -> dict[str, Any]:
-    """What the attention maps of a store depend on."""
-    section, num_steps = config.collect, store.num_steps
-    count = min(section.attention_timesteps, num_steps)
-    return {
-        "collect": store.records["collect"]["fingerprint"],
-        "prompts": [prompt.id for prompt in attention_prompts(config, store.prompts())],
-        "layers": section.attention_layers,
-        "steps": sorted({round(i * (num_steps - 1) / max(count - 1, 1)) for i in range(count)}),
-    }
+def stage_states(config: Config, prompts: tuple[Prompt, ...], store: Store | None) -> dict[str, StageState]:
+    """The state of every stage under a config, in order. Cost: one read of every progress cell."""
+    return read_states(config, prompts, store).stages
+
+
+def read_states(config: Config, prompts: tuple[Prompt, ...], store: Store | None) -> States:
+    """The states of all stages under a config. Cost: one read of every progress cell, those of the held-out prompts included."""
+    own = _own_states(config, prompts, store)
+    heldout: dict[str, StageState] = {}
+    stages = dict(own)
+    if config.heldout_prompts is not None:
+        heldout = _own_states(heldout_config(config), heldout_prompts(config), store and store.heldout())
+        stages |= {stage: _with_heldout(own[stage], heldout[stage]) for stage in HELDOUT_STAGES}
+    if config.collect.visual_attention_map and stages["collect"].is_done:
+        stages["collect"] = replace(stages["collect"], attention=_attention_state(config, store))
+    return States(own=own, heldout=heldout, stages=stages)
 
 
 def _attention_state(config: Config, store: Store | None) -> StageState:
     if store is None or "attention" not in store.records:
-        return StageState("attention", "missing", 0, None)
+        return StageState(stage="attention", state="missing", units_done=0, units_total=None)
     cells = store.progress.cells("attention")
     done, total = int((cells > 0).sum()), len(cells)
-    if store.records["attention"]["settings"] != attention_settings(config, store):
-        return StageState("attention", "stale", done, total)
-    return StageState("attention", "complete" if done == total else "partial", done, total)
-
-
-def covered_rows(store: Store) -> dict[str, Any]:
-    """What covariance notes of the rows it was made from: they must stay as they are, others may come."""
-    rows = store.rows
-    return {"count": len(rows), "digest": _digest(rows)}
-
-
-def _digest(rows: Iterable[Prompt | None]) -> str:
-    return fingerprint([row.id if row else "" for row in rows])
-
-
-def bytes_of(store: Store, stage: str) -> int:
-    return sum(store.nbytes(folder) for folder in FOLDERS[stage])
-
-
-def removed_prompts(prompts: Iterable[Prompt], store: Store) -> list[Prompt]:
-    """The collected prompts that are not wanted any more."""
-    wanted = set(prompts)
-    return [prompt for prompt in store.prompts() if prompt not in wanted]
-
-
-def added_prompts(prompts: Iterable[Prompt], store: Store) -> list[Prompt]:
-    """The wanted prompts that are not in the store."""
-    there = set(store.prompts())
-    return [prompt for prompt in prompts if prompt not in there]
-
-
-def stage_states(config: Config, prompts: tuple[Prompt, ...], store: Store | None) -> dict[str, StageState]:
-    """The state of every stage under a config, in order; collect and covariance with what is held out, collect with its maps."""
-    found = own_states(config, prompts, store)
-    if config.heldout_prompts is not None:
-        inner = own_states(heldout_config(config), heldout_prompts(config), store and store.heldout())
-        found |= {stage: _with_heldout(found[stage], inner[stage]) for stage in HELDOUT_STAGES}
-    if config.collect.visual_attention_map and found["collect"].is_done:
-        found["collect"] = replace(found["collect"], attention=_attention_state(config, store))
-    return found
+    stale = store.records["attention"]["settings"] != attention_settings(config, store)
+    state = "stale" if stale else "complete" if done == total else "partial"
+    return StageState(stage="attention", state=state, units_done=done, units_total=total)
 
 
 def _with_heldout(own: StageState, heldout: StageState) -> StageState:
+    """A stage of the preserved prompts, together with that of the held-out ones."""
     if not own.is_done or heldout.is_done:
         return replace(own, heldout=heldout)
     because = tuple(
@@ -145,31 +121,37 @@ def _with_heldout(own: StageState, heldout: StageState) -> StageState:
     return replace(own, state="stale" if because else "partial", stale_because=because, heldout=heldout)
 
 
-def own_states(config: Config, prompts: tuple[Prompt, ...], store: Store | None) -> dict[str, StageState]:
-    """The same, without what is held out."""
+def _own_states(config: Config, prompts: tuple[Prompt, ...], store: Store | None) -> dict[str, StageState]:
+    """The states of one store, without those of the held-out prompts inside it."""
     found: dict[str, StageState] = {}
     records = store.records if store else {}
     for stage in STAGES:
-        found[stage] = _state(stage, config, prompts, store, records, found)
+        if store is None or stage not in records:
+            total = {"schedule": 1, "collect": _units_of(config, prompts)}.get(stage)
+            found[stage] = StageState(stage=stage, state="missing", units_done=0, units_total=total)
+        else:
+            found[stage] = _started_state(stage, config, prompts, store, records, found)
     return found
 
 
-def _state(
+def _units_of(config: Config, prompts: tuple[Prompt, ...]) -> int:
+    section = config.collect
+    return Layout(section.keep, section.batch_size, section.feature_dtype).num_units(len(prompts))
+
+
+def _started_state(
     stage: str,
     config: Config,
     prompts: tuple[Prompt, ...],
-    store: Store | None,
+    store: Store,
     records: dict[str, dict[str, Any]],
     before: dict[str, StageState],
 ) -> StageState:
-    record = records.get(stage)
-    if record is None or store is None:
-        total = 1 if stage == "schedule" else -(-len(prompts) // config.collect.batch_size) if stage == "collect" else None
-        return StageState(stage, "missing", 0, total)
+    record = records[stage]
     keep = record["layout"]["keep"] if stage == "collect" else None
-    differences = [*_differences(record["settings"], wanted_settings(config, prompts, stage, keep))]
+    differences = list(differing(record["settings"], wanted_settings(config, prompts, stage, keep)))
     if "size" in record:
-        differences.extend(_differences(record["size"], size_settings(config)))
+        differences.extend(differing(record["size"], size_settings(config)))
     if keep == "moments" and config.collect.keep != "moments":
         differences.append(Difference("collect.keep", keep, config.collect.keep))
     for upstream, built_on in record["upstream"].items():
@@ -178,51 +160,88 @@ def _state(
             differences.append(Difference(upstream, "as it was", "stale"))
         elif now != built_on:
             differences.append(Difference(upstream, built_on, now or "missing"))
-    done, total, released = 1, 1, False
-    if stage == "collect":
-        cells = store.progress.cells(stage)
-        added = added_prompts(prompts, store)
-        if removed := removed_prompts(prompts, store):
-            reasons_text = ", ".join(f"'{prompt.text}'" for prompt in removed)
-            wanted = f"{len(prompts)} prompts; removed or edited: {reasons_text}"
-            differences.append(Difference(PROMPTS_FIELD, f"{len(store.prompts())} prompts", wanted))
-        done, total = int((cells > 0).sum()), len(cells) + -(-len(added) // record["layout"]["batch_size"])
-        released = bool((cells == RELEASED).any())
-    elif stage == "covariance":
-        cells, count = store.progress.cells(stage), record["rows"]["count"]
-        if _digest(store.rows[:count]) != record["rows"]["digest"]:
-            differences.append(
-                Difference(PROMPTS_FIELD, f"{count} rows, {record['rows']['digest']}", _digest(store.rows[:count]))
-            )
-        done, total = int((cells == before["collect"].units_total).sum()), len(cells)
-    elif stage == "project":
-        done, total = int(store.progress.done(stage).sum()), len(store.progress.done(stage))
-    state = "stale" if differences else "partial" if done < total else "released" if released else "complete"
-    return StageState(stage, state, done, total, tuple(differences))
+    units = _UNITS[stage](prompts, store, before)
+    differences += units.differences
+    state = "stale" if differences else "partial" if units.done < units.total else "released" if units.released else "complete"
+    return StageState(stage=stage, state=state, units_done=units.done, units_total=units.total, stale_because=tuple(differences))
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[Difference]:
-    for name in dict.fromkeys([*old, *new]):
-        if old.get(name) != new.get(name):
-            yield Difference(name, old.get(name, "not set"), new.get(name, "not set"))
+@dataclass(frozen=True, kw_only=True)
+class _Units:
+    """What the progress cells of a stage tell; `differences` are rows that are not those it was made from."""
+
+    done: int
+    total: int
+    released: bool = False
+    differences: tuple[Difference, ...] = ()
 
 
-def require(run_states: dict[str, StageState], stage: str, store: str) -> None:
-    """Raise StageError unless the stage is complete."""
-    found = run_states[stage]
+def _schedule_units(_: tuple[Prompt, ...], __: Store, ___: dict[str, StageState]) -> _Units:
+    return _Units(done=1, total=1)
+
+
+def _collect_units(prompts: tuple[Prompt, ...], store: Store, _: dict[str, StageState]) -> _Units:
+    cells, layout = store.progress.cells("collect"), store.layout
+    differences: tuple[Difference, ...] = ()
+    if removed := removed_prompts(prompts, store):
+        listed = ", ".join(f"'{prompt.text}'" for prompt in removed)
+        wanted = f"{len(prompts)} prompts; removed or edited: {listed}"
+        differences = (Difference(PROMPTS_FIELD, f"{len(store.prompts())} prompts", wanted),)
+    return _Units(
+        done=int((cells > 0).sum()),
+        total=len(cells) + layout.num_units(len(added_prompts(prompts, store))),
+        released=bool((cells == RELEASED).any()),
+        differences=differences,
+    )
+
+
+def _covariance_units(_: tuple[Prompt, ...], store: Store, before: dict[str, StageState]) -> _Units:
+    recorded = store.records["covariance"]["rows"]
+    count, digest = recorded["count"], covered_rows(store, recorded["count"])["digest"]
+    differs = digest != recorded["digest"]
+    because = (Difference(PROMPTS_FIELD, f"{count} rows, {recorded['digest']}", digest),) if differs else ()
+    cells = store.progress.cells("covariance")
+    # A cell holds the number of collect's units that its sums were made from.
+    done = int((cells == before["collect"].units_total).sum())
+    return _Units(done=done, total=len(cells), differences=because)
+
+
+def _project_units(_: tuple[Prompt, ...], store: Store, __: dict[str, StageState]) -> _Units:
+    done = store.progress.done("project")
+    return _Units(done=int(done.sum()), total=len(done))
+
+
+_UNITS: dict[str, Callable[[tuple[Prompt, ...], Store, dict[str, StageState]], _Units]] = {
+    "schedule": _schedule_units,
+    "collect": _collect_units,
+    "covariance": _covariance_units,
+    "project": _project_units,
+}
+
+
+def bytes_of(store: Store, stage: str) -> int:
+    """Bytes on disk of all that a stage wrote."""
+    return sum(store.nbytes(folder) for folder in FOLDERS[stage])
+
+
+def require(states: Mapping[str, StageState], stage: str, store: str) -> None:
+    """Raise StageError unless the stage is complete; `store` is the place that the message names."""
+    found = states[stage]
     if found.is_done:
         return
-    if found.state == "stale":
-        reasons = reasons_text(found)
-        raise StageError(f"{stage} in {store} is stale{reasons}", f"run nullbooth {stage} --force first, with the same options")
-    units = ": " + units_text(found) if found.state == "partial" else ""
-    raise StageError(f"{stage} in {store} is {found.state}{units}", f"run nullbooth {stage} first, with the same options")
+    because = reasons_text(found) if found.state == "stale" else ": " + units_text(found) if found.state == "partial" else ""
+    raise StageError(
+        f"{stage} in {store} is {found.state}{because}",
+        Rerun(stage, force=found.state == "stale", otherwise=" first, with the same options"),
+    )
 
 
 def reasons_text(state: StageState) -> str:
+    """Why a stage is stale, each reason on a line of its own; empty for one that is not."""
     return "".join(f"\n  {difference}" for difference in state.stale_because)
 
 
 def units_text(state: StageState) -> str:
+    """How many units of a stage are done, those of the held-out prompts too."""
     text = f"{state.units_done} of {state.units_total} units"
     return f"{text}, held-out prompts {units_text(state.heldout)}" if state.heldout else text

@@ -29,18 +29,31 @@ def require_disjoint(heldout: Iterable[Prompt], prompts: Iterable[Prompt]) -> No
         )
 
 
-def heldout_config(config: Config) -> Config:
-    """The config for collecting the held-out prompts: the same schedule, other noise, and only moments."""
-    return config.model_copy(
+def heldout_config(config: Config, batch_size: int | None = None) -> Config:
+    """The config for collecting the held-out prompts: the same schedule, other noise, and only moments.
+
+    `batch_size` is the number of prompts per forward, None for the config's own.
+    """
+    section = config.collect
+    collect = section.model_copy(
         update={
-            "store": f"{config.store.rstrip('/')}/{HELDOUT}",
-            PROMPTS_FIELD: config.heldout_prompts,
-            HELDOUT_FIELD: None,
-            "collect": config.collect.model_copy(
-                update={"keep": "moments", "seed": config.collect.seed + HELDOUT_SEED, "visual_attention_map": False}
-            ),
+            "keep": "moments",
+            "seed": section.seed + HELDOUT_SEED,
+            "visual_attention_map": False,
+            "batch_size": batch_size or section.batch_size,
         }
     )
+    place = f"{config.store.rstrip('/')}/{HELDOUT}"
+    return config.model_copy(
+        update={"store": place, PROMPTS_FIELD: config.heldout_prompts, HELDOUT_FIELD: None, "collect": collect}
+    )
+
+
+def with_heldout_texts(config: Config) -> Config:
+    """The config with its held-out prompts as a list of texts: a store that carries this config needs no prompt file."""
+    if config.heldout_prompts is None:
+        return config
+    return config.model_copy(update={HELDOUT_FIELD: [prompt.text for prompt in heldout_prompts(config)]})
 
 
 def attention_prompts(config: Config, prompts: Sequence[Prompt]) -> list[Prompt]:

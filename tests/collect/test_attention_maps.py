@@ -60,7 +60,7 @@ def small(tmp_path: Path) -> tuple[Config, Store]:
 
 def again(config: Config, store: Store, **control: Any) -> list[Any]:
     """The events of collecting once more."""
-    return list(execute_stage("collect", Run(config, prompts_of(config), store, "cpu", **control)))
+    return list(execute_stage("collect", Run(config=config, prompts=prompts_of(config), store=store, device="cpu", **control)))
 
 
 def recorded(events: list[Any]) -> list[str]:
@@ -138,7 +138,7 @@ def test_chosen_prompts_layers_and_timesteps(small: Any) -> None:
             assert values.sum(axis=-1).max() <= 1.001
     third = find_prompt(config, store, prompts_of(config)[1].id[:6])
     assert third == prompts_of(config)[1]
-    with pytest.raises(ConfigError, match=r"'nothing' means 0 of the prompts") as caught:
+    with pytest.raises(ConfigError, match=r"'nothing' names 0 of the prompts") as caught:
         find_prompt(config, store, "nothing")
     assert prompts_of(config)[0].id in caught.value.hint
 

@@ -33,7 +33,9 @@ def notes(config: Config, stage: str, **control: Any) -> str:
     """Run one stage and return its notes."""
     store = Store.open(config.store, write=True)
     with store.lock():
-        said = list(stages.execute(stage, run_module.Run(config, prompts_of(config), store, "cpu", **control)))
+        said = list(
+            stages.execute(stage, run_module.Run(config=config, prompts=prompts_of(config), store=store, device="cpu", **control))
+        )
     return "\n".join(event.text for event in said if isinstance(event, Note))
 
 
@@ -137,7 +139,7 @@ class TestTakingOut:
         edited = config_of(tmp_path / "run.zarr", [PROMPTS[0], PROMPTS[1] + " at night", PROMPTS[3]])
         with pytest.raises(StageError, match=rf"removed or edited: '{PROMPTS[1]}', '{PROMPTS[2]}'") as caught:
             notes(edited, "collect")
-        assert "--force to take them out" in caught.value.hint
+        assert "force=True) to take them out" in caught.value.hint
         assert set(states_of(config_of(tmp_path / "run.zarr", PROMPTS[:4])).values()) == {"complete"}
 
     @pytest.mark.parametrize("keep", ["features", "both"])
@@ -147,7 +149,7 @@ class TestTakingOut:
         wanted = [PROMPTS[0], PROMPTS[3], PROMPTS[6]]
         config = config_of(tmp_path / "run.zarr", wanted, collect__keep=keep)
         said = notes(config, "collect", force=True)
-        assert "3 prompts are taken out; their moments are recomputed" in said
+        assert "3 prompts are taken out; force covariance" in said
         assert "1 prompts are new" in said
         assert states_of(config)["covariance"] == "stale"
         store = execute(config, "covariance", force=True)
@@ -186,7 +188,7 @@ class TestReleasing:
             "covariance": "complete",
             "project": "complete",
         }
-        assert "were released; --force collects them again" in notes(config, "collect")
+        assert "were released; force collects them again" in notes(config, "collect")
         assert "covariance is complete" in notes(config, "covariance")
         execute(config, "project", force=True)
         with pytest.raises(StageError, match="were released"):

@@ -189,7 +189,7 @@ def test_stopped_between_the_two_it_goes_on(tmp_path: Path, held: Any) -> None:
     execute(config, "collect", store=store, limit=1)
     assert int(inner_of(store).progress.done("collect").sum()) == 1
     with store.lock():
-        for _ in execute_stage("collect", Run(config, prompts_of(config), store, "cpu")):
+        for _ in execute_stage("collect", Run(config=config, prompts=prompts_of(config), store=store, device="cpu")):
             pass
     execute(config, "covariance", store=store)
     assert_same_moments(inner_of(store), inner_of(held[1]))
@@ -208,7 +208,7 @@ def test_moments_alone_and_several_notes(tmp_path: Path, held: Any) -> None:
     config = with_heldout(tmp_path / "run.zarr", collect__keep="moments")
     store = Store.open_or_create(config.store, config.model_dump())
     with store.lock():
-        said = list(execute_stage("collect", Run(config, prompts_of(config), store, "cpu")))
+        said = list(execute_stage("collect", Run(config=config, prompts=prompts_of(config), store=store, device="cpu")))
     assert {event.stage for event in said if not isinstance(event, Note)} == {"schedule", "collect", "heldout", "covariance"}
     assert states_of(config)["covariance"] == "complete"
     assert_same_moments(store, held[1])

@@ -273,7 +273,7 @@ def test_long_prompts_are_said_with_the_lost_words(tmp_path: Path, pipe: Any) ->
     assert truncated_prompts(pipe, [Prompt(PROMPTS[0]), Prompt(long)]) == [(Prompt(long), "with a green star")]
     config = small_config(tmp_path / "run.zarr", original_knowledge_prompts=[long], collect__cross_attention_layers=[0])
     store = Store.create(config.store, config.model_dump())
-    events = list(stages.execute("collect", run.Run(config, prompts_of(config), store, "cpu")))
+    events = list(stages.execute("collect", run.Run(config=config, prompts=prompts_of(config), store=store, device="cpu")))
     assert any(isinstance(event, Note) and "green star' is cut off" in event.text for event in events)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from nullbooth_cli.errors import ConfigError, ResourceError, StageError
+from nullbooth_cli.errors import ConfigError, Rerun, ResourceError, StageError
 from nullbooth_cli.nullspace.pooling import pooled
 from nullbooth_cli.nullspace.usable import load_projector
 from nullbooth_cli.pipeline import run, stages
@@ -131,7 +131,9 @@ def tiny(tmp_path: Path) -> tuple[Config, Store]:
 
 def events(config: Config, store: Store, stage: str, **control: Any) -> list:
     with store.lock():
-        return list(stages.execute(stage, run.Run(config, prompts_of(config), store, "cpu", **control)))
+        return list(
+            stages.execute(stage, run.Run(config=config, prompts=prompts_of(config), store=store, device="cpu", **control))
+        )
 
 
 def test_collect_writes_the_schedule_first(tmp_path: Path) -> None:
@@ -156,7 +158,8 @@ def test_a_stale_stage_is_refused_and_loses_nothing(tiny: Any) -> None:
     other = changed(config, collect__guidance_scale=5.0)
     with pytest.raises(StageError, match=r"collect\.guidance_scale: 4\.0 -> 5\.0") as caught:
         events(other, store, "collect")
-    assert "--force" in caught.value.hint
+    assert caught.value.rerun == Rerun("collect", force=True, otherwise=caught.value.rerun.otherwise)
+    assert "to replace its" in caught.value.hint
     with pytest.raises(StageError, match=r"collect in .* is stale"):
         events(other, store, "covariance")
     assert set(states_of(config).values()) == {"complete"}
@@ -169,7 +172,7 @@ def test_a_stage_out_of_order(tmp_path: Path, stage: str, needs: str) -> None:
     config = small_config(tmp_path / "run.zarr")
     with pytest.raises(StageError, match=f"{needs} in .* is missing") as caught:
         execute(config, stage)
-    assert f"nullbooth {needs}" in caught.value.hint
+    assert caught.value.rerun == Rerun(needs, otherwise=" first, with the same options")
 
 
 def test_limit_stops_and_the_next_run_goes_on(tmp_path: Path) -> None:
@@ -272,7 +275,7 @@ def test_no_room_is_said_before_anything_starts(tmp_path: Path, monkeypatch: pyt
 def test_the_planned_bytes_are_the_written_bytes(tmp_path: Path, tiny: Any) -> None:
     _, store = tiny
     fresh = small_config(tmp_path / "fresh.zarr", **TINY)
-    planned = {p.stage: p for p in plan(STAGES, fresh, prompts_of(fresh), None, "cpu", None)}
+    planned = {p.stage: p for p in plan(STAGES, fresh, prompts_of(fresh), None, device="cpu")}
     for stage, folder in (("collect", "features"), ("covariance", "moments"), ("project", "projectors")):
         assert planned[stage].units_total == len(store.progress.done(stage))
         # Metadata, checksums and counts come on top.

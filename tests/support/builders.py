@@ -56,7 +56,7 @@ def execute(config: Config, *wanted: str, store: Store | None = None, **control:
     prompts = prompts_of(config)
     for stage in wanted:
         with store.lock():
-            for _ in stages.execute(stage, Run(config, prompts, store, "cpu", **control)):
+            for _ in stages.execute(stage, Run(config=config, prompts=prompts, store=store, device="cpu", **control)):
                 pass
     return store
 

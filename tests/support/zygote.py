@@ -36,7 +36,7 @@ if "pytest" not in sys.modules:
     from nullbooth_cli.commands import draw_progress
     from nullbooth_cli.model import device, load
     from nullbooth_cli.nullspace import covariance
-    from nullbooth_cli.pipeline import collect, heartbeat, workers
+    from nullbooth_cli.pipeline import heartbeat, prepare_collect, workers
     from nullbooth_cli.store.moment_arrays import MomentArrays
 
     # Also what commands import only when they run: it must be there before the fork.
@@ -121,14 +121,14 @@ class Worker(ForkServerProcess):
             time.sleep(self.twist.slow)
             real(a_pipe, path, recorder, found)
 
-        write, layout_of = MomentArrays.write, collect.layout_of
+        write, layout_of = MomentArrays.write, prepare_collect.layout_of
 
         def write_moments(arrays: MomentArrays, *of_block: Any) -> None:
             time.sleep(self.twist.slow)
             write(arrays, *of_block)
 
         # Some sites then have several blocks of timesteps, one of them shorter.
-        collect.layout_of = lambda *how: replace(layout_of(*how), chunk_bytes=CHUNK_BYTES)
+        prepare_collect.layout_of = lambda *how: replace(layout_of(*how), chunk_bytes=CHUNK_BYTES)
         units._run, MomentArrays.write = run_unit, write_moments  # type: ignore[method-assign]
         cli.app(self.arguments, prog_name="nullbooth")
 

@@ -1,0 +1,83 @@
+"""What a stage was made from, against what the config asks for now."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nullbooth_cli.datatypes import Prompt
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.settings.fingerprints import fingerprint, model_names, stage_settings
+from nullbooth_cli.settings.knowledge import HELDOUT_FIELD, PROMPTS_FIELD, attention_prompts, heldout_prompts
+from nullbooth_cli.store import Store
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Why a stage is stale: what it was made with, and what is asked for now."""
+
+    field: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.old} -> {self.new}"
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Difference]:
+    """The settings that are not the same in both; one that is missing is `not set`."""
+    for name in dict.fromkeys([*old, *new]):
+        if old.get(name) != new.get(name):
+            yield Difference(name, old.get(name, "not set"), new.get(name, "not set"))
+
+
+def wanted_settings(config: Config, prompts: Iterable[Prompt], stage: str, keep: str | None = None) -> dict[str, Any]:
+    """What the record of a stage says of its settings under a config; `keep` is what a collection keeps already."""
+    settings = stage_settings(config, stage, keep)
+    if stage == "project":
+        ids = sorted(prompt.id for prompt in prompts)
+        settings[PROMPTS_FIELD] = f"{len(ids)} prompts, {fingerprint(ids)}"
+        ids = sorted(prompt.id for prompt in heldout_prompts(config))
+        settings[HELDOUT_FIELD] = f"{len(ids)} prompts, {fingerprint(ids)}" if ids else None
+    return settings
+
+
+def attention_settings(config: Config, store: Store) -> dict[str, Any]:
+    """What the attention maps of a store depend on."""
+    section, num_steps = config.collect, store.num_steps
+    count = min(section.attention_timesteps, num_steps)
+    return {
+        "collect": store.records["collect"]["fingerprint"],
+        "prompts": [prompt.id for prompt in attention_prompts(config, store.prompts())],
+        "layers": section.attention_layers,
+        "steps": sorted({round(i * (num_steps - 1) / max(count - 1, 1)) for i in range(count)}),
+    }
+
+
+def model_renamed(config: Config, store: Store | None) -> tuple[Difference, ...]:
+    """The names of the model that are not those it was collected from under: only its weights tell whether it is another."""
+    record = store.records.get("collect") if store else None
+    if record is None:
+        return ()
+    old, new = record["model"], model_names(config)
+    return tuple(Difference(name, old[name], new[name]) for name in new if old[name] != new[name])
+
+
+def covered_rows(store: Store, count: int | None = None) -> dict[str, Any]:
+    """The number and the digest of the first `count` rows (all by default), which moments are made from.
+
+    Covariance notes them: those rows must stay as they are, and others may be added.
+    """
+    rows = store.rows[:count]
+    return {"count": len(rows), "digest": fingerprint([row.id if row else "" for row in rows])}
+
+
+def removed_prompts(prompts: Iterable[Prompt], store: Store) -> list[Prompt]:
+    """The collected prompts that are not wanted any more."""
+    wanted = set(prompts)
+    return [prompt for prompt in store.prompts() if prompt not in wanted]
+
+
+def added_prompts(prompts: Iterable[Prompt], store: Store) -> list[Prompt]:
+    """The wanted prompts that are not in the store."""
+    there = set(store.prompts())
+    return [prompt for prompt in prompts if prompt not in there]

@@ -1,0 +1,123 @@
+"""What collect writes before its first unit: a new collection, or what a resumed one needs.
+
+prepare_collect(run, loaded, weights, batch_size)     one of:
+├── _start_afresh     nothing is there, or force replaces it
+└── _resume           the same model, and then
+    ├── repair        what is damaged is marked as not done
+    └── _add_prompts  rows for the prompts that are new
+"""
+
+from nullbooth_cli.collect.open_model import Collection
+from nullbooth_cli.datatypes import Prompt
+from nullbooth_cli.pipeline.differences import added_prompts, removed_prompts
+from nullbooth_cli.pipeline.run import Prepared, Run, layout_of, start_stage, units_to_do
+from nullbooth_cli.pipeline.same_model import note_names, require_same_model, require_same_noise
+from nullbooth_cli.pipeline.state import bytes_of
+from nullbooth_cli.settings.fingerprints import model_names
+from nullbooth_cli.store import RELEASED, Store
+
+
+def prepare_collect(run: Run, loaded: Collection, weights: str, batch_size: int) -> Prepared:
+    """Make room for what is to be collected, or check that it is resumed as it was started.
+
+    `weights` is the digest of the model's weights; `batch_size` is the number of prompts per forward, which is also the unit that
+    is resumed and the border between chunks. Raises StageError for another model than the collection's, ResourceError if the disk
+    is too small, ConfigError for images that cannot be read.
+    """
+    from nullbooth_cli.settings import images
+
+    if loaded.path.images is not None:
+        images.require_readable([images.file_of(loaded.path.images, prompt) for prompt in run.prompts])
+    require_same_noise(run.config, run.store, loaded.pipe.scheduler)
+    found, notes = run.states().own["collect"], list[str]()
+    afresh = found.state == "missing" or run.force
+    if run.force and found.only_lost_prompts:
+        note = _take_out_prompts(run)
+        afresh = note is None
+        notes.append(note or "sums cannot give back single prompts exactly, and their features are not there: collecting again")
+    if not afresh and not run.workers.shard and found.units_done == 0 and run.store.layout.batch_size != batch_size:
+        afresh = True  # the size of a unit is the size of a chunk: it may change as long as nothing has been collected
+    if afresh:
+        _start_afresh(run, loaded, weights, batch_size)
+    else:
+        notes += _resume(run, loaded, weights, batch_size)
+    return units_to_do(run, "collect", bool, notes)
+
+
+def _start_afresh(run: Run, loaded: Collection, weights: str, batch_size: int) -> None:
+    """Empty the collection, and make room for every prompt."""
+    from nullbooth_cli.collect.sinks import features_nbytes
+    from nullbooth_cli.nullspace.moments import sums_nbytes
+    from nullbooth_cli.pipeline import space
+    from nullbooth_cli.tensors import tensor_digest
+
+    store, num_steps = run.store, run.store.num_steps
+    layout = layout_of(run.config.collect, batch_size)
+    needed = features_nbytes(loaded.sites, num_steps, len(run.prompts), layout.dtype) if layout.features else 0
+    needed += 2 * sums_nbytes(loaded.sites, num_steps) * run.workers.size if layout.moments else 0
+    space.ensure_room(store, needed - bytes_of(store, "collect"))
+    store.write_record("collect", None)
+    store.create_collection(loaded.sites, num_steps, len(run.prompts), layout)
+    store.write_rows(0, run.prompts)
+    tensors = {p.weight: tensor_digest(p.module.weight, run.config.dtype) for p in loaded.found.owners}
+    start_stage(run, "collect", {"weights": weights}, layout=vars(layout), tensors=tensors, model=model_names(run.config))
+
+
+def _resume(run: Run, loaded: Collection, weights: str, batch_size: int) -> list[str]:
+    """Check the model, and bring cells and rows up to date. Returns what the user should know."""
+    from nullbooth_cli.collect.sinks import features_nbytes
+    from nullbooth_cli.pipeline import space
+    from nullbooth_cli.store.verify import forget_damaged
+
+    store, layout = run.store, run.store.layout
+    require_same_model(run.config, store, weights, loaded.sites)
+    notes = note_names(run)
+    if layout.batch_size != batch_size:
+        notes.append(f"batch_size stays {layout.batch_size} in this store: the size of its units (now {batch_size} is asked for)")
+    if layout.moments:
+        _mark_folded(store)
+    if run.repair:
+        notes.append(forget_damaged(store, "collect"))
+    added = added_prompts(run.prompts, store)
+    if layout.features:
+        missing = int((store.progress.cells("collect") == 0).sum()) * layout.batch_size + len(added)
+        space.ensure_room(store, features_nbytes(loaded.sites, store.num_steps, missing, layout.dtype))
+    if added:
+        notes.append(_add_prompts(store, added))
+    empty = [unit for unit, cell in enumerate(store.progress.cells("collect")) if not cell and not store.members(unit)]
+    store.progress.mark("collect", empty, 1)
+    return notes
+
+
+def _mark_folded(store: Store) -> None:
+    """Mark the units whose moments are in a part as done: a kill may have come between the part and their cells."""
+    cells = store.progress.cells("collect")
+    for part in store.moments.parts():
+        store.progress.mark("collect", [unit for unit in part.units if not cells[unit]], 1)
+
+
+def _add_prompts(store: Store, added: list[Prompt]) -> str:
+    """Put new prompts into units of their own, behind those that hold anything. Returns what was done."""
+    # A kill may have left room behind the last unit that holds anything.
+    cells = store.progress.cells("collect")
+    units = max((unit + 1 for unit in range(len(cells)) if cells[unit] or store.members(unit)), default=0)
+    start = units * store.layout.batch_size
+    store.extend_collection(start + len(added))
+    store.write_rows(start, added)
+    return f"{len(added)} prompts are new: they are added to the {start} rows that are there"
+
+
+def _take_out_prompts(run: Run) -> str | None:
+    """Take the prompts that are not wanted any more out of the collection; None where only collecting again is exact."""
+    store = run.store
+    removed = set(removed_prompts(run.prompts, store))
+    if not store.layout.features or (store.progress.cells("collect") == RELEASED).any():
+        return None
+    if store.layout.moments:
+        record = store.records["collect"]
+        settings = {name: value for name, value in record["settings"].items() if name != "covariance.accumulate"}
+        store.write_record("collect", {**record, "settings": settings, "layout": {**record["layout"], "keep": "features"}})
+        store.delete("parts")
+    # Last: once they are gone nothing tells a later run that the parts still hold them.
+    store.write_rows(0, [None if prompt in removed else prompt for prompt in store.rows])
+    return f"{len(removed)} prompts are taken out; force covariance to compute the moments again from the features that stay"

@@ -1,0 +1,70 @@
+"""Whether a model is the one that a store was collected with: by its scheduler's noise, its weights and its layers."""
+
+from typing import TYPE_CHECKING
+
+from nullbooth_cli.collect.open_model import load_path
+from nullbooth_cli.datatypes import Site
+from nullbooth_cli.errors import Rerun, StageError
+from nullbooth_cli.pipeline.differences import model_renamed
+from nullbooth_cli.pipeline.run import Run
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.settings.fingerprints import model_names
+from nullbooth_cli.store import Store
+
+if TYPE_CHECKING:
+    from nullbooth_cli.model.protocols import Scheduler
+
+ELSEWHERE = ", or set store to another place"
+
+
+def require_same_noise(config: Config, store: Store, scheduler: "Scheduler") -> None:
+    """Raise StageError unless the stored schedule follows from the model's scheduler, as `path_of` builds it."""
+    from nullbooth_cli.model.scheduler import noise_digest
+
+    recorded = store.records["schedule"]["noise"]
+    found = noise_digest(config.schedule.sampler_strategy, scheduler)
+    if recorded != found:
+        raise StageError(
+            f"the scheduler of the model {config.model} is not the one that {store.url} has its schedule from"
+            f"\n  noise {recorded} -> {found}",
+            Rerun("schedule", force=True, otherwise=ELSEWHERE),
+        )
+
+
+def require_same_model(config: Config, store: Store, weights: str, sites: tuple[Site, ...]) -> None:
+    """Raise StageError unless a collection was started with this model: its weights, its layers and their sharing."""
+    recorded = store.records["collect"]["weights"]
+    if recorded != weights or sites != store.sites:
+        changed = f"weights {recorded} -> {weights}" if recorded != weights else "the layers and their sharing"
+        raise StageError(
+            f"the model {config.model} is not the one this collection was started with\n  {changed}",
+            Rerun("collect", force=True, otherwise=ELSEWHERE),
+        )
+
+
+def recognise_model(run: Run) -> list[str]:
+    """Where the config has another name for the model of a finished collection, check that it is the same, and note the name.
+
+    Raises StageError if it is another model. Cost: none under the known name; else loads the model and reads its weights, once.
+    """
+    from nullbooth_cli.model import load
+
+    if not model_renamed(run.config, run.store):
+        return []
+    config = run.config.model_copy(update={"model_cpu_offload": False})
+    pipe, path = load_path(config, run.store.schedule(), "cpu")
+    require_same_noise(config, run.store, pipe.scheduler)
+    require_same_model(config, run.store, load.weights_digest(pipe, encodes=path.images is not None), run.store.sites)
+    return note_names(run)
+
+
+def note_names(run: Run) -> list[str]:
+    """Write down the names under which a collection's model is known now. Returns a sentence for each that is new."""
+    differences = model_renamed(run.config, run.store)
+    if differences:
+        names = model_names(run.config)
+        run.store.write_record("collect", {**run.store.records["collect"], "model": names})
+        # With the name, what it takes to load it: the store is then enough by itself.
+        loading = {key: getattr(run.config, key) for key in ("pipeline_config", "allow_pickle")}
+        run.store.write_config({**run.store.config, **names, **loading})
+    return [f"the same model by its weights: {difference}" for difference in differences]
