@@ -37,15 +37,27 @@ def plans(name: str) -> dict[str, Any]:
     """The plan of every stage for `NUM_PROMPTS` prompts, by its name."""
     from nullbooth_cli.collect.preview import sites_of
     from nullbooth_cli.datatypes import Prompt
-    from nullbooth_cli.pipeline.plan import plan_for
+    from nullbooth_cli.pipeline.plan import Work, plan_for
     from nullbooth_cli.pipeline.state import stage_states
     from nullbooth_cli.settings.config import STAGES
 
     config, steps, shapes, found = looked(name)
     prompts = tuple(Prompt(f"prompt {number}") for number in range(NUM_PROMPTS))
     states = stage_states(config, prompts, None)
-    work = shapes.count_operations(found, len(steps))
-    made = plan_for(STAGES, config, prompts, None, "cpu", None, states, steps, sites_of(found, shapes.chosen()), {}, work)
+    sites = sites_of(found, shapes.chosen())
+    made = plan_for(
+        STAGES,
+        Work(
+            config=config,
+            prompts=prompts,
+            store=None,
+            states=states,
+            steps=steps,
+            sites=sites,
+            device="cpu",
+            operations=shapes.count_operations(found, len(steps)),
+        ),
+    )
     return {plan.stage: plan for plan in made}
 
 

@@ -1,7 +1,7 @@
 """What running a stage would do and take, without writing anything."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nullbooth_cli.collect.open_model import compute_steps
 from nullbooth_cli.datatypes import Prompt, Site, Step
@@ -10,12 +10,16 @@ from nullbooth_cli.pipeline.run import layout_of
 from nullbooth_cli.pipeline.state import StageState, stage_states
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.knowledge import heldout_prompts
-from nullbooth_cli.store import Store
+from nullbooth_cli.store import Layout, Store
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a stage would do: units, seconds (from units measured here before), and bytes against those that are free."""
+    """What a stage would do: units, seconds (from units measured here before), and bytes against those that are free.
+
+    `operations` are floating point operations of the denoiser, None where they were not counted; `bytes_free` is None where the
+    place of the store cannot report it.
+    """
 
     stage: str
     units_done: int
@@ -26,102 +30,152 @@ class Plan:
     device: str
     device_bytes_needed: int
     device_bytes_free: int
-    operations: int | None = None  # floating point operations of the denoiser, where they were counted
+    operations: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is to be planned, once the steps and the sites are known.
+
+    `device` is the name of the device, `free` the bytes free where the store is (None if unknown), `paces` the seconds per unit
+    of stages that the store has none for, `operations` those of the denoiser for one prompt.
+    """
+
+    config: Config
+    prompts: Sequence[Prompt]
+    store: Store | None
+    states: Mapping[str, StageState]
+    steps: Sequence[Step]
+    sites: Sequence[Site]
+    device: str
+    free: int | None = None
+    paces: Mapping[str, float] = field(default_factory=dict)
+    operations: int | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """How the collection is kept, or would be."""
+        started = self.store is not None and "collect" in self.store.records
+        return self.store.layout if started and self.store else layout_of(self.config.collect)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Size:
+    """A whole stage: its units, the bytes that it writes, and the bytes of its sums and matrices on the device."""
+
+    units: int
+    nbytes: int
+    on_device: int
 
 
 def plan(
-    wanted: tuple[str, ...],
+    stages: Sequence[str],
     config: Config,
     prompts: tuple[Prompt, ...],
     store: Store | None,
-    device: str | None,
-    free: int | None,
-    say: Callable[[str], None] = lambda _: None,
+    *,
+    device: str | None = None,
+    free: int | None = None,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> list[Plan]:
     """The plans of stages; `free` are the bytes free where the store is.
 
-    Cost: seconds. Unless a current collection says which sites there are, the model's config files do; a model whose shapes they
-    do not say is loaded, and `say` hears of it.
+    Cost: seconds. Unless a current collection names its sites, the model's config files do; a model whose shapes they do not tell
+    is loaded, after a call of `on_note`.
     """
     from nullbooth_cli.collect.preview import open_preview
     from nullbooth_cli.model.device import pick_device
 
-    found = stage_states(config, prompts, store)
+    states = stage_states(config, prompts, store)
     chosen = pick_device(device)
-    if store is not None and found["schedule"].state == "complete":
+    if store is not None and states["schedule"].state == "complete":
         steps = store.schedule()
     else:
         _, steps = compute_steps(config, len(prompts), device)
     operations: int | None = None
-    if wanted == ("schedule",):
-        sites: tuple[Site, ...] = ()
-    elif store is not None and found["collect"].state in ("complete", "partial", "released"):
+    sites: tuple[Site, ...] = ()
+    if tuple(stages) == ("schedule",):
+        pass  # it needs none
+    elif store is not None and states["collect"].state in ("complete", "partial", "released"):
         sites = store.sites
     else:
-        shapes = open_preview(config, device, say)
+        shapes = open_preview(config, device, on_note)
         recordings = shapes.find(shapes.chosen())
         sites, operations = recordings.sites, shapes.count_operations(recordings, len(steps))
-    return plan_for(wanted, config, prompts, store, str(chosen), free, found, steps, sites, {}, operations)
+    work = Work(
+        config=config,
+        prompts=prompts,
+        store=store,
+        states=states,
+        steps=steps,
+        sites=sites,
+        device=str(chosen),
+        free=free,
+        operations=operations,
+    )
+    return plan_for(stages, work)
 
 
-def plan_for(
-    wanted: tuple[str, ...],
-    config: Config,
-    prompts: tuple[Prompt, ...],
-    store: Store | None,
-    device: str,
-    free: int | None,
-    found: Mapping[str, StageState],
-    steps: Sequence[Step],
-    sites: Sequence[Site],
-    paces: Mapping[str, float],
-    operations: int | None = None,
-) -> list[Plan]:
-    """The same, of stages in the states `found`, where the steps and the sites are known.
-
-    `paces` are seconds per unit that count where the store has none, `operations` the denoiser's for one prompt.
-    """
-    from nullbooth_cli.collect import sinks
+def plan_for(stages: Sequence[str], work: Work) -> list[Plan]:
+    """The plans of stages, where the steps and the sites are known. Writes and loads nothing."""
     from nullbooth_cli.model.device import free_memory, pick_device
-    from nullbooth_cli.nullspace import moments
-    from nullbooth_cli.pipeline.space import decompositions_nbytes
-    from nullbooth_cli.store import layout
 
-    kept_in = store.layout if store is not None and "collect" in store.records else layout_of(config.collect)
-    covariance_units = layout.covariance_units(sites, len(steps), kept_in)
-    project_units = pooling_of(config).units(sites, steps)
-    sums, widest = moments.sums_nbytes(sites, len(steps)), max((site.dim for site in sites), default=0)
-    keep = config.collect.keep
-    kept = sinks.features_nbytes(sites, len(steps), len(prompts), config.collect.feature_dtype) if keep != "moments" else 0
-    totals = {
-        "schedule": (1, len(steps) * 32, 0),
-        "collect": (
-            -(-len(prompts) // config.collect.batch_size),
-            kept,
-            sums if keep != "features" else 0,
+    sizes, device_free = _sizes(work), free_memory(pick_device(work.device))
+    return [_plan_one(stage, work, sizes[stage], device_free) for stage in stages]
+
+
+def _sizes(work: Work) -> dict[str, _Size]:
+    """Every stage as if nothing were done."""
+    from nullbooth_cli.collect.sinks import features_nbytes
+    from nullbooth_cli.nullspace.moments import sums_nbytes
+    from nullbooth_cli.pipeline.space import decompositions_nbytes
+    from nullbooth_cli.store.layout import covariance_units
+
+    section, num_steps, num_prompts = work.config.collect, len(work.steps), len(work.prompts)
+    project_units = pooling_of(work.config).units(work.sites, work.steps)
+    sums, widest = sums_nbytes(work.sites, num_steps), max((site.dim for site in work.sites), default=0)
+    asked = layout_of(section)
+    features = features_nbytes(work.sites, num_steps, num_prompts, asked.dtype) if asked.features else 0
+    return {
+        "schedule": _Size(units=1, nbytes=num_steps * 32, on_device=0),
+        "collect": _Size(units=asked.num_units(num_prompts), nbytes=features, on_device=sums if asked.moments else 0),
+        "covariance": _Size(
+            units=len(covariance_units(work.sites, num_steps, work.layout)), nbytes=sums, on_device=8 * widest * (widest + 1)
         ),
-        "covariance": (len(covariance_units), sums, 8 * widest * (widest + 1)),
-        "project": (len(project_units), decompositions_nbytes(project_units), 3 * 8 * widest * widest),
+        "project": _Size(
+            units=len(project_units), nbytes=decompositions_nbytes(project_units), on_device=3 * 8 * widest * widest
+        ),
     }
-    plans, device_free = [], free_memory(pick_device(device))
-    for stage in wanted:
-        total, needed, on_device = totals[stage]
-        done, pace = 0, None
-        if found[stage].state not in ("missing", "stale"):
-            done, total = found[stage].units_done, found[stage].units_total or total
-        if store is not None and stage != "schedule":
-            pace = store.progress.pace(stage)
-        pace = paces.get(stage) if pace is None else pace
-        needed = needed * (total - done) // (total or 1)
-        if stage == "collect" and keep != "features" and not done:
+
+
+def _plan_one(stage: str, work: Work, whole: _Size, device_free: int) -> Plan:
+    from nullbooth_cli.nullspace.moments import sums_nbytes
+
+    state, asked = work.states[stage], layout_of(work.config.collect)
+    done, total = 0, whole.units
+    if state.state not in ("missing", "stale"):
+        done, total = state.units_done, state.units_total or total
+    pace = work.store.progress.pace(stage) if work.store is not None and stage != "schedule" else None
+    pace = work.paces.get(stage) if pace is None else pace
+    needed, to_do, operations = whole.nbytes * (total - done) // (total or 1), total - done, None
+    if stage == "collect":
+        sums, heldout = sums_nbytes(work.sites, len(work.steps)), heldout_prompts(work.config)
+        if asked.moments and not done:
             needed += 2 * sums
-        to_do = total - done
-        if stage == "collect" and (held := found[stage].heldout) is not None and not held.is_done:
-            to_do += -(-len(heldout_prompts(config)) // config.collect.batch_size) - held.units_done
+        if state.heldout is not None and not state.heldout.is_done:
+            to_do += asked.num_units(len(heldout)) - state.heldout.units_done
             needed += 3 * sums
-        seconds = None if pace is None else pace * to_do
-        work = None
-        if stage == "collect" and operations is not None:
-            work = operations * min(to_do * config.collect.batch_size, len(prompts) + len(heldout_prompts(config)))
-        plans.append(Plan(stage, done, total, seconds, needed, free, device, on_device, device_free, work))
-    return plans
+        if work.operations is not None:
+            operations = work.operations * min(to_do * asked.batch_size, len(work.prompts) + len(heldout))
+    return Plan(
+        stage=stage,
+        units_done=done,
+        units_total=total,
+        seconds=None if pace is None else pace * to_do,
+        bytes_needed=needed,
+        bytes_free=work.free,
+        device=work.device,
+        device_bytes_needed=whole.on_device,
+        device_bytes_free=device_free,
+        operations=operations,
+    )

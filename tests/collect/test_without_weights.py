@@ -127,7 +127,7 @@ def flux_run(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 @pytest.mark.parametrize("name", [name for name in tiny.PIPELINES if name != "flux"])
 def test_what_is_planned_is_what_is_collected(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
     config = config_of(folders[name], tmp_path / "run.zarr", schedule__num_denoising_steps=2)
-    planned = {p.stage: p for p in plan(STAGES, config, prompts_of(config), None, "cpu", None)}
+    planned = {p.stage: p for p in plan(STAGES, config, prompts_of(config), None, device="cpu")}
     store = execute(config, *STAGES)
     assert set(states_of(config).values()) == {"complete"}
     for stage, folder in (("covariance", "moments"), ("project", "projectors")):
@@ -157,7 +157,7 @@ def test_a_plan_reads_no_weights(folders: dict[str, Path], tmp_path: Path) -> No
     bare = tmp_path / "sdxl"
     shutil.copytree(folders["sdxl"], bare, ignore=shutil.ignore_patterns("*.safetensors"))
     config = config_of(bare, tmp_path / "run.zarr")
-    planned = plan(("collect",), config, prompts_of(config), None, "cpu", None)[0]
+    planned = plan(("collect",), config, prompts_of(config), None, device="cpu")[0]
     pipe = loaded(folders["sdxl"])
     projections = projections_module.find_projections(pipe.unet, ("q", "k", "v", "out"), "all")
     found = find_sites.find_sites(pipe, path("sdxl"), projections, "input", "both", Prompt("a cat"))
@@ -174,10 +174,10 @@ def test_a_model_whose_config_does_not_say_is_loaded_and_that_is_said(
 ) -> None:
     config = config_of(folders["sd3"], tmp_path / "run.zarr")
     said: list[str] = []
-    expected = plan(("collect",), config, prompts_of(config), None, "cpu", None, said.append)
+    expected = plan(("collect",), config, prompts_of(config), None, device="cpu", on_note=said.append)
     assert not said
     monkeypatch.delitem(without_weights.TEXT_SHAPES, "StableDiffusion3Pipeline")
-    found = plan(("collect",), config, prompts_of(config), None, "cpu", None, said.append)
+    found = plan(("collect",), config, prompts_of(config), None, device="cpu", on_note=said.append)
     assert [p.bytes_needed for p in found] == [p.bytes_needed for p in expected]
     assert found[0].operations is None
     assert said == [f"the shapes of {config.model} are known only once it is loaded: loading it"]

@@ -501,7 +501,7 @@ with Store.open({done!r}, write=True).lock():
         disk.mkdir()
         config = small_config(disk / "run.zarr", collect__batch_size=2, collect__cross_attention_layers=[0, 9])
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(config.model_dump()))
-        needed = plan(("collect",), config, prompts_of(config), None, "cpu", None)[0].bytes_needed
+        needed = plan(("collect",), config, prompts_of(config), None, device="cpu")[0].bytes_needed
         # The estimate fits; the metadata and the rounding to whole pages that come on top do not.
         mount = ["mount", "-t", "tmpfs", "-o", f"size={needed + 60_000}", "tmpfs", str(disk)]
         if subprocess.run(mount, capture_output=True, check=False).returncode:
