@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 
-from nullbooth_cli.datatypes import Prompt, Sums
-from nullbooth_cli.errors import ConfigError, StoreError
+import numpy as np
+from numpy.typing import NDArray
+
+from nullbooth_cli.datatypes import Prompt, Site, Sums
+from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.nullspace.pooling import add_up
-from nullbooth_cli.pipeline.run import Run, start_stage
-from nullbooth_cli.pipeline.stages import execute
+from nullbooth_cli.pipeline.from_sums import SummedCollection, fill_store, require_new, summed_config
 from nullbooth_cli.pipeline.state import require, stage_states
 from nullbooth_cli.progress import Event
-from nullbooth_cli.settings.config import Config, build_config
+from nullbooth_cli.settings.config import build_config
 from nullbooth_cli.settings.fingerprints import fingerprint
 from nullbooth_cli.store import Layout, Store, create_collection, pack_sums
 
@@ -30,7 +32,7 @@ def check_mergeable(sources: Sequence[Store]) -> None:
         if twice:
             raise ConfigError(
                 f"{len(twice)} prompts are in {seen[twice[0]]} and in {other.url}, such as '{twice[0].text}'",
-                "each prompt may count once: collect them apart",
+                "collect each prompt into one of the stores only: it may count once",
             )
         seen |= dict.fromkeys(other.prompts(), other.url)
     if differences:
@@ -59,41 +61,33 @@ def merge(sources: Sequence[Store], out: Store) -> Iterator[Event]:
     collected with. Cost: one read of all moments.
     """
     check_mergeable(sources)
-    if "collect" in out.records:
-        raise StoreError(f"{out.url} holds a collection already", "name another place with -s; nothing was changed")
+    require_new(out)
     first = sources[0]
-    steps, sites = first.schedule(), first.sites
     batch_size = max(source.layout.batch_size for source in sources)
     rows: list[Prompt | None] = []
     for source in sources:
         rows += [None] * (-len(rows) % batch_size) + list(source.rows)
-    prompts = tuple(prompt for prompt in rows if prompt is not None)
-    layout = Layout("moments", batch_size, first.layout.dtype)
-    run = Run(_config_of(first, out, prompts), prompts, out)
-
-    out.write_schedule(steps)
-    schedule = first.records["schedule"]
-    start_stage(run, "schedule", {name: schedule[name] for name in ("scheduler", "noise", "values")})
-    create_collection(out, sites=sites, num_steps=len(steps), num_rows=len(rows), layout=layout)
-    out.write_rows(0, rows)
-    part, units = out.moments.part(PART), range(-(-len(rows) // batch_size))
-    part.create(sites, len(steps))
-    sums = (
-        (site, [pack_sums(add_up(of_step)) for of_step in zip(*_moments(sources, number), strict=True)])
-        for number, site in enumerate(sites)
-    )
-    part.checkpoint(sums, units)
-    out.progress.commit("collect", units)
-    collected = first.records["collect"]
-    start_stage(
-        run,
-        "collect",
-        {"weights": collected["weights"]},
-        layout=vars(layout),
+    prompts = [prompt for prompt in rows if prompt is not None]
+    schedule, collected = first.records["schedule"], first.records["collect"]
+    summed = SummedCollection(
+        name=PART,
+        steps=first.schedule(),
+        sites=first.sites,
+        rows=rows,
+        layout=Layout(keep="moments", batch_size=batch_size, dtype=first.layout.dtype),
+        sums=_added_sums(sources),
+        schedule={name: schedule[name] for name in ("scheduler", "noise", "values")},
+        weights=collected["weights"],
+        names=collected["model"],
         tensors=collected.get("tensors", {}),
-        model=collected["model"],
     )
-    yield from execute("covariance", run)
+    yield from fill_store(out, summed_config(build_config(first.config), out, prompts), summed)
+
+
+def _added_sums(sources: Sequence[Store]) -> Iterator[tuple[Site, list[NDArray[np.float64]]]]:
+    """The sums of every site over all sources, packed, one for each timestep."""
+    for number, site in enumerate(sources[0].sites):
+        yield site, [pack_sums(add_up(of_step)) for of_step in zip(*_moments(sources, number), strict=True)]
 
 
 def _moments(sources: Sequence[Store], number: int) -> Iterator[Iterator[Sums]]:
@@ -101,15 +95,3 @@ def _moments(sources: Sequence[Store], number: int) -> Iterator[Iterator[Sums]]:
     for source in sources:
         site = source.sites[number]
         yield source.moments.read(site, range(site.num_recorded(source.num_steps)))
-
-
-def _config_of(first: Store, out: Store, prompts: Sequence[Prompt]) -> Config:
-    config = build_config(first.config)
-    return config.model_copy(
-        update={
-            "store": out.url,
-            "original_knowledge_prompts": [prompt.text for prompt in prompts],
-            "heldout_prompts": None,
-            "collect": config.collect.model_copy(update={"keep": "moments"}),
-        }
-    )

@@ -217,7 +217,7 @@ class TestImport:
             (lambda path: path.with_name("q_metadata.json").write_text("{}"), "q_metadata.json: KeyError: 'timestep'"),
             (lambda path: path.with_name("q_metadata.json").write_text('{"timestep": 1}'), "KeyError: 'tokens'"),
             (lambda path: path.with_name("q_metadata.json").write_text('{"centred": true}'), "q_covariance.npy is centred"),
-            (lambda path: path.rename(path.with_name("x_covariance.npy")), "x_covariance.npy: 'x' is no feature"),
+            (lambda path: path.rename(path.with_name("x_covariance.npy")), "x_covariance.npy: 'x' is not a feature"),
             (lambda path: path.unlink(), "q has no covariance in"),
             (lambda path: np.save(path, np.zeros((3, 4))), "q_covariance.npy is float64 [3, 4]"),
             (lambda path: np.save(path, np.zeros((3, 3), int)), "q_covariance.npy is int64 [3, 3]"),
