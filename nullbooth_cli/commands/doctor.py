@@ -1,5 +1,6 @@
 """The command `nullbooth doctor`."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -29,6 +30,7 @@ def doctor(
     Example: nullbooth doctor -c configs/nullbooth.yaml && nullbooth run -c configs/nullbooth.yaml
     """
     from nullbooth_cli.commands.console import Terminal
+    from nullbooth_cli.commands.hints import hint_of
     from nullbooth_cli.pipeline.doctor.checks import CHECKS
     from nullbooth_cli.pipeline.doctor.examination import Examination
     from nullbooth_cli.pipeline.doctor.examine import doctor_document, examine
@@ -37,7 +39,7 @@ def doctor(
     terminal = Terminal(as_json=as_json, quiet=quiet)
     arguments = ""  # that repeat the config on a command line, once it is found
 
-    def find() -> "tuple[Config, str, tuple[Prompt, ...]]":
+    def find() -> "tuple[Config, str, tuple[Prompt, ...] | None]":
         nonlocal arguments
         from nullbooth_cli.commands.find_config import configure
 
@@ -47,6 +49,8 @@ def doctor(
 
     findings = []
     for finding in examine(Examination(find, device)):
+        if finding.error is not None:
+            finding = replace(finding, hint=hint_of(finding.error))
         findings.append(finding)
         if not as_json:
             terminal.verdict(finding.verdict, finding.check, finding.text, hint=finding.hint, width=max(map(len, CHECKS)))

@@ -115,9 +115,7 @@ class TestPackages:
 
         monkeypatch.setattr(metadata, "version", version)
         every = findings(little(tmp_path / "run.zarr"))
-        refused(
-            every["packages"], "plotly is not installed, nullbooth needs >=6", "torch 1.13.0 is installed, nullbooth needs >="
-        )
+        refused(every["packages"], "plotly is not installed; needed is >=6", "torch 1.13.0 is installed; needed is >=")
         assert {finding.verdict for name, finding in every.items() if name != "packages"} == {"ok"}
 
     def test_nullbooth_itself_is_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +175,7 @@ class TestConfig:
 
     def test_the_device(self, tmp_path: Path) -> None:
         every = findings(little(tmp_path / "run.zarr"), "cuda:99")
-        refused(every["device"], "no such device: cuda:99", "--device")
+        refused(every["device"], "no such device: cuda:99", "device")
         assert every["schedule"].verdict == "ok"
         assert every["model"].text == "not checked, because of device"
 
@@ -211,7 +209,7 @@ class TestStore:
         installed = metadata.version
         monkeypatch.setattr(metadata, "version", lambda name: "0.1" if name == "obstore" else installed(name))
         config = little("s3://bucket/run.zarr")  # type: ignore[arg-type]
-        refused(found("store", config), "obstore 0.1 is installed, nullbooth needs >=")
+        refused(found("store", config), "obstore 0.1 is installed; needed is >=")
 
     def test_nobody_may_write(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
@@ -238,12 +236,12 @@ class TestStore:
     def test_stale_stages(self, begun: Config) -> None:
         changed = begun.model_copy(update={"collect": begun.collect.model_copy(update={"guidance_scale": 2.0})})
         every = findings(changed)
-        refused(every["stale"], "collect is stale", "collect.guidance_scale: 4.0 -> 2.0", "--force")
+        refused(every["stale"], "collect is stale", "collect.guidance_scale: 4.0 -> 2.0", "force=True")
         assert every["time"].verdict == "ok"
 
     def test_another_model_than_the_one_it_was_begun_with(self, begun: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(load_module, "weights_digest", lambda _, **__: "0123")
-        refused(found("probe", begun), "is not the one this collection was begun with", "-> 0123", "--force")
+        refused(found("probe", begun), "is not the one this collection was started with", "-> 0123", "force=True")
 
     def test_the_disk_is_too_small(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(LocalBacking, "free_nbytes", lambda _: 1000)
@@ -311,10 +309,10 @@ class TestModel:
         config = little(tmp_path / "run.zarr")
         full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         with failing(monkeypatch, open_model, "load_model", full):
-            refused(found("model", config), "toy does not go to cpu: OutOfMemoryError: CUDA out of memory", "--device")
+            refused(found("model", config), "toy does not go to cpu: OutOfMemoryError: CUDA out of memory", "another device")
         with failing(monkeypatch, batch_size, "time_step", full):
             every = findings(config)
-        refused(every["batch"], "a batch of 4 prompts fails: OutOfMemoryError", "collect.batch_size", "--auto-batch")
+        refused(every["batch"], "a batch of 4 prompts fails: OutOfMemoryError", "collect.batch_size", "auto_batch")
         assert every["time"].text == "not checked, because of batch"
         assert every["disk"].verdict == "ok"
 

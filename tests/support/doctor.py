@@ -25,12 +25,12 @@ def little(store: Path, **changes: Any) -> Config:
 
 def findings(config: Config, device: str = "cpu") -> dict[str, Finding]:
     """What every check finds, by the name of the check."""
-    return {finding.check: finding for finding in examine(Examination(lambda: (config, "c.yaml", ()), device))}
+    return {finding.check: finding for finding in examine(Examination(lambda: (config, "c.yaml", None), device))}
 
 
 def found(check: str, config: Config, device: str = "cpu") -> Finding:
     """What one check finds; those after it are not made."""
-    every = examine(Examination(lambda: (config, "c.yaml", ()), device))
+    every = examine(Examination(lambda: (config, "c.yaml", None), device))
     return next(finding for finding in every if finding.check == check)
 
 

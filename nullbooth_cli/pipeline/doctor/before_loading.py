@@ -1,10 +1,10 @@
-"""Checks of what a run finds before it starts: packages, config, prompts, device, and the store's place."""
+"""Checks before the model is loaded: packages, config, prompts, device, and the place of the store."""
 
 import platform
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from nullbooth_cli.errors import ConfigError, StageError
+from nullbooth_cli.errors import ConfigError, Rerun, StageError
 from nullbooth_cli.formatting import counted, size
 from nullbooth_cli.pipeline.doctor.examination import Examination
 
@@ -12,17 +12,18 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 NAMED_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "zarr")
-INSTALL = "pip install -c constraints.txt -e . in the folder of nullbooth, or pip install --upgrade nullbooth"
+INSTALL = "pip install -U nullbooth; or, in a checkout, pip install -c constraints.txt -e ."
 
 
 def packages(_: Examination) -> str:
+    """Whether every package that nullbooth requires is installed, in a version that fits."""
     versions = _require(_requirements(""))
     named = ", ".join(f"{name} {versions[name]}" for name in NAMED_PACKAGES)
     return f"{counted(len(versions), 'package')} fit: Python {platform.python_version()}, {named}"
 
 
 def _requirements(extra: str) -> "Iterator[Requirement]":
-    """What nullbooth itself requires, or what one of its extras adds."""
+    """The requirements of nullbooth itself, or those that one of its extras adds."""
     from importlib.metadata import PackageNotFoundError, requires
 
     from packaging.requirements import Requirement
@@ -30,7 +31,7 @@ def _requirements(extra: str) -> "Iterator[Requirement]":
     try:
         lines = requires("nullbooth") or []
     except PackageNotFoundError:
-        raise ConfigError("nullbooth itself is not installed, so nothing says what it requires", INSTALL) from None
+        raise ConfigError("the package nullbooth itself is not installed, so its requirements are unknown", INSTALL) from None
     for requirement in map(Requirement, lines):
         always = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         added = requirement.marker is not None and requirement.marker.evaluate({"extra": extra})
@@ -47,93 +48,104 @@ def _require(requirements: "Iterable[Requirement]") -> dict[str, str]:
         try:
             installed = versions[requirement.name] = version(requirement.name)
         except PackageNotFoundError:
-            wrong.append(f"{requirement.name} is not installed, nullbooth needs {requirement.specifier}")
+            wrong.append(f"{requirement.name} is not installed; needed is {requirement.specifier}")
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
-            wrong.append(f"{requirement.name} {installed} is installed, nullbooth needs {requirement.specifier}")
+            wrong.append(f"{requirement.name} {installed} is installed; needed is {requirement.specifier}")
     if wrong:
         raise ConfigError("\n".join(wrong), INSTALL)
     return versions
 
 
-def config(patient: Examination) -> str:
-    patient.config, source, patient.prompts = patient.configure()
+def config(exam: Examination) -> str:
+    """Whether the config is valid."""
+    exam.config, source, exam.stored_prompts = exam.configure()
     return f"{source} is valid"
 
 
-def prompts(patient: Examination) -> str:
+def prompts(exam: Examination) -> str:
+    """Whether the prompts to preserve can be read."""
     from nullbooth_cli.settings.knowledge import knowledge_prompts
 
-    of_store, folder = bool(patient.prompts), patient.config.collect.images
-    wanted = folder or patient.config.original_knowledge_prompts
-    patient.prompts = patient.prompts or knowledge_prompts(patient.config)
-    place = "the store" if of_store else wanted if isinstance(wanted, str) else "the config"
-    return f"{counted(len(patient.prompts), 'captioned image' if folder else 'prompt')} in {place}"
+    folder = exam.config.collect.images
+    wanted = folder or exam.config.original_knowledge_prompts
+    exam.prompts = knowledge_prompts(exam.config) if exam.stored_prompts is None else exam.stored_prompts
+    place = "the store" if exam.stored_prompts is not None else wanted if isinstance(wanted, str) else "the config"
+    return f"{counted(len(exam.prompts), 'captioned image' if folder else 'prompt')} in {place}"
 
 
-def images(patient: Examination) -> str | None:
+def images(exam: Examination) -> str | None:
+    """Whether all images can be read, and are of one size. Cost: decodes each."""
     from nullbooth_cli.settings.images import file_of, image_files, require_readable
 
-    folder = patient.config.collect.images
+    folder = exam.config.collect.images
     if folder is None:
         return None
     files = image_files(folder)
-    width, height = require_readable([file_of(files, prompt) for prompt in patient.prompts])
+    width, height = require_readable([file_of(files, prompt) for prompt in exam.prompts])
     return f"all can be read, and are {width} x {height} pixels"
 
 
-def heldout(patient: Examination) -> str | None:
+def heldout(exam: Examination) -> str | None:
+    """Whether the held-out prompts can be read, and none is preserved as well."""
     from nullbooth_cli.settings.knowledge import heldout_prompts, require_disjoint
 
-    if patient.config.heldout_prompts is None:
+    if exam.config.heldout_prompts is None:
         return None
-    patient.heldout = heldout_prompts(patient.config)
-    require_disjoint(patient.heldout, patient.prompts)
-    return f"{counted(len(patient.heldout), 'prompt')}, none among those to keep"
+    exam.heldout = heldout_prompts(exam.config)
+    require_disjoint(exam.heldout, exam.prompts)
+    return f"{counted(len(exam.heldout), 'prompt')}, none of them preserved"
 
 
-def device(patient: Examination) -> str:
+def device(exam: Examination) -> str:
+    """Whether the device is there."""
     from nullbooth_cli.model.device import free_memory, pick_device
 
-    patient.device = pick_device(patient.device_name)
-    return f"{patient.device}, {size(free_memory(patient.device))} of memory free"
+    exam.device = pick_device(exam.device_name)
+    return f"{exam.device}, {size(free_memory(exam.device))} of memory free"
 
 
-def store(patient: Examination) -> str:
+def store(exam: Examination) -> str:
+    """Whether the place of the store is a store of this format, or empty."""
     from nullbooth_cli.store import Store, is_url, open_backing
 
-    config = patient.config
+    config = exam.config
     if is_url(config.store):
         _require(_requirements("remote"))
-    patient.backing = open_backing(config.store, config.storage_options)
-    patient.store = Store.open_if_there(config.store, config.storage_options)
-    return f"{patient.backing.url} is {'not there yet, and can be made' if patient.store is None else 'a store of this format'}"
+    exam.backing = open_backing(config.store, config.storage_options)
+    exam.store = Store.open_if_there(config.store, config.storage_options)
+    return f"{exam.backing.url} is {'not there yet, and can be made' if exam.store is None else 'a store of this format'}"
 
 
-def write_access(patient: Examination) -> str:
-    patient.backing.check_writable()
-    return "something was written there and removed"
+def write_access(exam: Examination) -> str:
+    """Whether something can be written there; it is removed again."""
+    exam.backing.check_writable()
+    return "a file was written there and removed"
 
 
-def lock(patient: Examination) -> str:
-    patient.backing.check_free()
-    return "nobody else writes there"
+def lock(exam: Examination) -> str:
+    """Whether another process holds the lock of the store."""
+    exam.backing.check_free()
+    return "no other process writes there"
 
 
-def stages(patient: Examination) -> str:
+def stages(exam: Examination) -> str:
+    """How far each stage is. Cost: one read of every progress cell."""
     from nullbooth_cli.pipeline.state import stage_states, units_text
 
-    patient.states = stage_states(patient.config, patient.prompts, patient.store)
+    exam.states = stage_states(exam.config, exam.prompts, exam.store)
     return ", ".join(
         f"{stage} {found.state}" + (f" ({units_text(found)})" if found.state == "partial" else "")
-        for stage, found in patient.states.items()
+        for stage, found in exam.states.items()
     )
 
 
-def stale(patient: Examination) -> str:
+def stale(exam: Examination) -> str:
+    """Whether a stage was made with other settings or inputs."""
     from nullbooth_cli.pipeline.state import reasons_text
 
-    found = [f"{stage} is stale{reasons_text(state)}" for stage, state in patient.states.items() if state.state == "stale"]
+    found = [f"{stage} is stale{reasons_text(state)}" for stage, state in exam.states.items() if state.state == "stale"]
     if found:
-        raise StageError("\n".join(found), "run --force replaces what is stale; or name another store with -s")
-    return "nothing was made with other settings or inputs"
+        stage = next(stage for stage, state in exam.states.items() if state.state == "stale")
+        raise StageError("\n".join(found), Rerun(stage, force=True, otherwise=", or set store to another place"))
+    return "no stage was made with other settings or inputs"

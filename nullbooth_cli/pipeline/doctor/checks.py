@@ -1,8 +1,8 @@
 """The checks of `nullbooth doctor`: everything that can stop a run and can be known before it.
 
-A check returns what it found as one sentence, or a `Doubt`; or None if the run does without what it looks at. It raises the
-error that the run would raise. What it learns it leaves in the `Patient`, for the checks that name it among their needs. Imports
-wait, so that a package that is broken stops only the checks that use it.
+A check returns what it found as one sentence, or a `Caution`; or None if the run does not use what the check is about. It raises
+the error that the run would raise. It leaves what it learns in the `Examination`, for the checks that need it. Packages are
+imported inside of the checks, so that a broken package stops only those that use it.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from nullbooth_cli.pipeline.doctor import before_loading, on_the_model
 from nullbooth_cli.pipeline.doctor.examination import Caution, Examination
 
 Check = Callable[[Examination], str | Caution | None]
-# In order: each with the checks that it needs.
+# In order, each with the checks that it needs.
 CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
     "packages": (before_loading.packages, ()),
     "config": (before_loading.config, ()),

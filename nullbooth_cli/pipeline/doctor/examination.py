@@ -1,8 +1,8 @@
-"""What is examined, and what the checks have learned of it so far."""
+"""What `doctor` examines, and what its checks have learned so far."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nullbooth_cli.datatypes import Prompt, Step
     from nullbooth_cli.model.denoise import DenoisingPath
     from nullbooth_cli.model.projections import Projection
+    from nullbooth_cli.model.protocols import Pipeline
     from nullbooth_cli.pipeline.state import StageState
     from nullbooth_cli.settings.config import Config
     from nullbooth_cli.store import Backing, Store
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Caution:
-    """What does not stop a run, and should be known before it."""
+    """Something that does not stop a run, and should be known before it."""
 
     text: str
     hint: str
@@ -26,14 +27,16 @@ class Caution:
 
 @dataclass
 class Examination:
-    """What is examined: `configure` gives the config, where it is from, and the prompts of the store that it is from, if any.
+    """What is examined: `configure` returns the config, a name for its source, and the prompts of the store that it is from.
 
-    The fields below are what the checks have learned so far; those without a default are there once their check has passed.
+    Those prompts are None if the config names the prompts. The fields below are what the checks have learned so far; one without
+    a default is set once its check has passed.
     """
 
-    configure: "Callable[[], tuple[Config, str, tuple[Prompt, ...]]]"
+    configure: "Callable[[], tuple[Config, str, tuple[Prompt, ...] | None]]"
     device_name: str | None = None
     config: "Config" = field(init=False)
+    stored_prompts: "tuple[Prompt, ...] | None" = None
     prompts: "tuple[Prompt, ...]" = ()
     heldout: "tuple[Prompt, ...]" = ()
     device: "torch.device" = field(init=False)
@@ -41,7 +44,7 @@ class Examination:
     store: "Store | None" = None
     states: "Mapping[str, StageState]" = field(default_factory=dict)
     steps: "tuple[Step, ...]" = field(init=False)
-    pipe: Any = field(init=False)
+    pipe: "Pipeline" = field(init=False)
     path: "DenoisingPath" = field(init=False)
     projections: "tuple[Projection, ...]" = field(init=False)
     collection: "Collection" = field(init=False)

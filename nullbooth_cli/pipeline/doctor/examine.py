@@ -1,9 +1,9 @@
-"""What `nullbooth doctor` finds: whether a run would succeed, looked at before hours are spent on it.
+"""Whether a run would succeed, examined before hours are spent on it.
 
-    for finding in examine(Patient(configure, device)):
+    for finding in examine(Examination(configure, device)):
         print(finding.verdict, finding.check, finding.text)
 
-`checks` has the checks, in order. One that needs what an earlier one could not find is not made, and says so; all others are.
+`checks` has the checks, in order. A check is left out if it needs one that failed, and its finding names the reason.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,11 +17,11 @@ from nullbooth_cli.pipeline.doctor.examination import Caution, Examination
 SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
-    """`verdict` is ok, warning or error; an error means that the run would fail. `hint` mends what is not ok.
+    """`verdict` is ok, warning or error; an error means that the run would fail. `hint` fixes what is not ok.
 
-    What could not be `checked` is a warning without a hint: it names the check whose error is to be mended.
+    A check that was left out is a warning that is not `checked`, without a hint: its text names the check whose error to fix.
     """
 
     check: str
@@ -29,20 +29,22 @@ class Finding:
     text: str
     hint: str | None = None
     checked: bool = True
+    error: NullboothError | None = None
 
 
-def examine(patient: Examination) -> Iterator[Finding]:
+def examine(exam: Examination) -> Iterator[Finding]:
     """Make every check that can be made; yields one finding for each as soon as it is known.
 
-    Cost: loads the model, runs two steps of one prompt and up to two of a batch. Nothing is written but a probe that is removed.
+    Cost: loads the model, runs two steps of one prompt and a few of a batch. Nothing is written but a probe that is removed.
     """
     causes: dict[str, list[str]] = {}  # of each check that found nothing out: the ones that failed
-    for name, (look, needs) in CHECKS.items():
+    for name, (check, needs) in CHECKS.items():
         if because := list(dict.fromkeys(cause for need in needs for cause in causes.get(need, ()))):
             causes[name] = because
-            yield Finding(name, "warning", f"not checked, because of {', '.join(because)}", checked=False)
+            text = f"not checked, because of {', '.join(because)}"
+            yield Finding(check=name, verdict="warning", text=text, checked=False)
             continue
-        finding = _run_check(name, look, patient)
+        finding = _run_check(name, check, exam)
         if finding is None:
             continue
         if finding.verdict == "error":
@@ -50,24 +52,24 @@ def examine(patient: Examination) -> Iterator[Finding]:
         yield finding
 
 
-def _run_check(name: str, look: Check, patient: Examination) -> Finding | None:
+def _run_check(name: str, check: Check, exam: Examination) -> Finding | None:
+    """The finding of one check; None if the run does not use what the check is about."""
     try:
-        found = look(patient)
+        found = check(exam)
     except NullboothError as error:
-        return Finding(name, "error", error.message, error.hint)
+        return Finding(check=name, verdict="error", text=error.message, hint=error.hint, error=error)
     except ImportError as error:
-        return Finding(
-            name, "error", f"a package cannot be imported: {error}", "install it again, with pip install --force-reinstall"
-        )
+        text, hint = f"a package cannot be imported: {error}", "remove it with pip uninstall, and install it again"
+        return Finding(check=name, verdict="error", text=text, hint=hint)
     except OSError as error:
-        return Finding(name, "error", str(error), "check the path and its permissions")
+        return Finding(check=name, verdict="error", text=str(error), hint="check the path and its permissions")
     if isinstance(found, Caution):
-        return Finding(name, "warning", found.text, found.hint)
-    return None if found is None else Finding(name, "ok", found)
+        return Finding(check=name, verdict="warning", text=found.text, hint=found.hint)
+    return None if found is None else Finding(check=name, verdict="ok", text=found)
 
 
 def doctor_document(findings: Iterable[Finding]) -> dict[str, Any]:
-    """What the command answers with `--json`."""
+    """The findings as one JSON document."""
     found = list(findings)
     verdicts = [finding.verdict for finding in found]
     worst = next((verdict for verdict in ("error", "warning") if verdict in verdicts), "ok")
@@ -77,5 +79,5 @@ def doctor_document(findings: Iterable[Finding]) -> dict[str, Any]:
         "errors": verdicts.count("error"),
         "warnings": sum(finding.verdict == "warning" and finding.checked for finding in found),
         "not_checked": sum(not finding.checked for finding in found),
-        "checks": [vars(finding) for finding in found],
+        "checks": [{name: value for name, value in vars(finding).items() if name != "error"} for finding in found],
     }
