@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from nullbooth_cli.errors import NullboothError
-from nullbooth_cli.pipeline.state import Difference, StageState, bytes_of
+from nullbooth_cli.pipeline.differences import Difference
+from nullbooth_cli.pipeline.state import StageState, bytes_of
 from nullbooth_cli.report.json_document import OPTIONAL, Document
 from nullbooth_cli.settings.config import STAGES
 from nullbooth_cli.store import Store
