@@ -31,7 +31,7 @@ def _requirements(extra: str) -> "Iterator[Requirement]":
     try:
         lines = requires("nullbooth") or []
     except PackageNotFoundError:
-        raise ConfigError("the package nullbooth itself is not installed, so its requirements are unknown", INSTALL) from None
+        raise ConfigError("the package nullbooth, whose requirements are checked, is not installed", INSTALL) from None
     for requirement in map(Requirement, lines):
         always = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         added = requirement.marker is not None and requirement.marker.evaluate({"extra": extra})
