@@ -12,7 +12,7 @@ from nullbooth_cli.pipeline.prepare_collect import prepare_collect
 from nullbooth_cli.pipeline.run import Run, my_units, prepare, report_units
 from nullbooth_cli.pipeline.state import bytes_of
 from nullbooth_cli.progress import Event, Note
-from nullbooth_cli.store import Store
+from nullbooth_cli.store import Store, release_units
 
 if TYPE_CHECKING:
     import torch

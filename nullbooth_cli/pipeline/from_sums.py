@@ -13,7 +13,7 @@ from nullbooth_cli.pipeline.run import Run, start_stage
 from nullbooth_cli.pipeline.stages import execute
 from nullbooth_cli.progress import Event
 from nullbooth_cli.settings.config import Config
-from nullbooth_cli.store import Layout, Store
+from nullbooth_cli.store import Layout, Store, create_collection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def fill_store(store: Store, config: Config, given: SummedCollection) -> Iterato
     run = Run(config=config, prompts=prompts, store=store)
     store.write_schedule(given.steps)
     start_stage(run, "schedule", dict(given.schedule))
-    store.create_collection(given.sites, len(given.steps), len(given.rows), given.layout)
+    create_collection(store, sites=given.sites, num_steps=len(given.steps), num_rows=len(given.rows), layout=given.layout)
     store.write_rows(0, given.rows)
     part, units = store.moments.part(given.name), range(given.layout.num_units(len(given.rows)))
     part.create(given.sites, len(given.steps))

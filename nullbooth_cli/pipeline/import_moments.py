@@ -14,7 +14,7 @@ from nullbooth_cli.pipeline.from_sums import SummedCollection, fill_store, requi
 from nullbooth_cli.progress import Event
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.fingerprints import model_names
-from nullbooth_cli.store import Layout, Store, create_collection, pack_sums
+from nullbooth_cli.store import Layout, Store, pack_sums
 
 COVARIANCE = "_covariance.npy"
 PART = "imported"

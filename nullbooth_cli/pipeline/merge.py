@@ -13,7 +13,7 @@ from nullbooth_cli.pipeline.state import require, stage_states
 from nullbooth_cli.progress import Event
 from nullbooth_cli.settings.config import build_config
 from nullbooth_cli.settings.fingerprints import fingerprint
-from nullbooth_cli.store import Layout, Store, create_collection, pack_sums
+from nullbooth_cli.store import Layout, Store, pack_sums
 
 PART = "merged"
 

@@ -14,7 +14,7 @@ from nullbooth_cli.pipeline.run import Prepared, Run, layout_of, start_stage, un
 from nullbooth_cli.pipeline.same_model import note_names, require_same_model, require_same_noise
 from nullbooth_cli.pipeline.state import bytes_of
 from nullbooth_cli.settings.fingerprints import model_names
-from nullbooth_cli.store import RELEASED, Store
+from nullbooth_cli.store import RELEASED, Store, create_collection, extend_collection
 
 
 def prepare_collect(run: Run, loaded: Collection, weights: str, batch_size: int) -> Prepared:
@@ -57,7 +57,7 @@ def _start_afresh(run: Run, loaded: Collection, weights: str, batch_size: int) -
     needed += 2 * sums_nbytes(loaded.sites, num_steps) * run.workers.size if layout.moments else 0
     space.ensure_room(store, needed - bytes_of(store, "collect"))
     store.write_record("collect", None)
-    store.create_collection(loaded.sites, num_steps, len(run.prompts), layout)
+    create_collection(store, sites=loaded.sites, num_steps=num_steps, num_rows=len(run.prompts), layout=layout)
     store.write_rows(0, run.prompts)
     tensors = {p.weight: tensor_digest(p.module.weight, run.config.dtype) for p in loaded.found.owners}
     start_stage(run, "collect", {"weights": weights}, layout=vars(layout), tensors=tensors, model=model_names(run.config))
@@ -102,7 +102,7 @@ def _add_prompts(store: Store, added: list[Prompt]) -> str:
     cells = store.progress.cells("collect")
     units = max((unit + 1 for unit in range(len(cells)) if cells[unit] or store.members(unit)), default=0)
     start = units * store.layout.batch_size
-    store.extend_collection(start + len(added))
+    extend_collection(store, start + len(added))
     store.write_rows(start, added)
     return f"{len(added)} prompts are new: they are added to the {start} rows that are there"
 

@@ -123,7 +123,9 @@ class TestPackages:
             raise metadata.PackageNotFoundError(name)
 
         monkeypatch.setattr(metadata, "requires", requires)
-        refused(found("packages", little(tmp_path / "run.zarr")), "whose requirements are checked, is not installed", "pip install")
+        refused(
+            found("packages", little(tmp_path / "run.zarr")), "whose requirements are checked, is not installed", "pip install"
+        )
 
     def test_one_that_cannot_be_imported_stops_only_what_uses_it(self, tmp_path: Path) -> None:
         code = "import sys; sys.modules['torch'] = None; from nullbooth_cli.cli import app; app(sys.argv[1:])"
