@@ -101,7 +101,7 @@ class TestStore:
         assert f"removed or edited: '{PROMPTS[1]}'" in str(found["collect"].stale_because[0])
         with pytest.raises(StageError, match="was made with other settings or inputs") as caught:
             execute(config, "collect", store=store)
-        assert "--force to take them out" in caught.value.hint
+        assert "force=True) to take them out" in caught.value.hint
         ran: list[Prompt] = []
         monkeypatch.setattr(
             "nullbooth_cli.collect.units.denoise",
@@ -196,7 +196,7 @@ class TestCommands:
 
     def test_a_dry_run_counts_images(self, tmp_path: Path) -> None:
         config = of_images(tmp_path / "run.zarr", TOY, collect__batch_size=8)
-        (planned,) = plan(("collect",), config, prompts_of(config), None, "cpu", None)
+        (planned,) = plan(("collect",), config, prompts_of(config), None, device="cpu")
         assert planned.units_total == 3
         assert not (tmp_path / "run.zarr").exists()
 
