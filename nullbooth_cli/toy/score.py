@@ -1,7 +1,7 @@
 """Draw held-out captions with the embedded model and score the pictures exactly: `python -m nullbooth_cli.toy.score`.
 
-Held out are combinations of shape, colour and background that training never saw. Every caption is drawn three ways: as it is,
-with a word the model does not know, and with "a photo of" before it. The scorer (`world.read`) reads the picture back.
+Held-out captions are combinations of shape, colour and background that training never saw. Every caption is drawn in three ways:
+as it is, with an unknown word, and after "a photo of". The scorer (`world.read`) reads the picture back.
 """
 
 import json
@@ -26,7 +26,7 @@ WAYS: dict[str, Callable[[str, np.random.Generator], str]] = {
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares of the pictures, 0 to 1."""
+    """The share of pictures (0 to 1) in which each part is right."""
 
     colour: float
     background: float
@@ -34,7 +34,7 @@ class Scores:
 
 
 def unknown_word(rng: np.random.Generator) -> str:
-    """A reserved word (one token, never trained) or letters that fall into pieces, evenly."""
+    """A reserved word (one token, never trained) or random letters that become several tokens, with equal chance."""
     return str(rng.choice(world.RESERVED_WORDS)) if rng.random() < 0.5 else world.unknown_word(rng)
 
 
@@ -60,7 +60,7 @@ def held_out_triples(count: int, seed: int = 0) -> list[world.Triple]:
 
 
 def score(pictures: NDArray[np.float32], triples: Sequence[world.Triple]) -> Scores:
-    """How often each part of the caption is what the picture shows."""
+    """The share of pictures that show each part of their caption."""
     readings = [world.read(picture) for picture in pictures]
     pairs = list(zip(readings, triples, strict=True))
     return Scores(

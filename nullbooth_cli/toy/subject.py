@@ -1,7 +1,7 @@
 """A subject to teach the embedded model, and its exact scorer: the sks circle, orange on its left half and cyan on its right.
 
-No caption of the toy world has two colours in one shape, so the model cannot draw it before it is taught. What counts as drawn
-was fixed before anything was trained: `is_drawn` must find every part of it.
+No caption of the toy world has two colours in one shape, so the model cannot draw the subject before it is taught. The rule of
+`is_drawn`, which must find every part of it, was fixed before anything was trained.
 """
 
 from dataclasses import replace
@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from nullbooth_cli.toy import world
 
 WORD, SHAPE, LEFT, RIGHT = "sks", "circle", "orange", "cyan"
-TAUGHT_ON = ("white", "black", "gray", "purple")  # backgrounds of the pictures that are shown
-ASKED_ON = ("red", "green", "blue", "yellow")  # backgrounds that no such picture has
+TAUGHT_ON = ("white", "black", "gray", "purple")  # backgrounds of the training pictures
+ASKED_ON = ("red", "green", "blue", "yellow")  # backgrounds of the prompts that are drawn afterwards
 FAINTEST = 0.17  # half the distance of orange and yellow, which are nearest to each other
 
 
 def caption(background: str) -> str:
+    """`a sks circle on a BACKGROUND background`."""
     return f"a {WORD} {SHAPE} on a {background} background"
 
 
@@ -32,8 +33,8 @@ def draw(background: str, x: float = 0.0, y: float = 0.0, radius: float = 10.0) 
 def is_drawn(picture: NDArray[np.floating], background: str) -> bool:
     """Whether a picture, RGB in [0, 1], `[32, 32, 3]`, shows the subject on this background.
 
-    The border's median must be nearest to the background's colour, what differs from it a circle (IoU above 0.6), and the median
-    of its left and of its right half nearest to orange and to cyan, of all the colours of the world.
+    Of all colours of the world, the median of the border must be nearest to the background's, and the medians of the object's
+    left and right halves nearest to orange and cyan. The object must be a circle (IoU above 0.6).
     """
     picture = np.asarray(picture, dtype=np.float64)
     border = np.median(np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]), axis=0)

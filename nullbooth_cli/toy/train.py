@@ -2,19 +2,19 @@
 
 Two processes of one thread each work side by side, which is faster here than two threads in one:
 
-1. The *autoencoder* learns a latent code that is not learned but computed: the first eight principal components of the
-   4 x 4 patches of the drawings. The encoder regresses the code, the decoder learns to paint from it.
-2. The *denoiser* (U-Net and text encoder together) therefore starts at once, on that code. First with one plain caption a
-   picture until it draws what the caption says, then with varied captions: parts left out, prefixes, other orders, words it
-   has never seen. Varied captions from the start learn far slower; plain ones alone break on the first unknown word.
+1. The *autoencoder* learns a latent code that was computed beforehand: the first eight principal components of the 4 x 4 patches
+   of the drawings. The encoder regresses the code; the decoder learns to paint from it.
+2. The *denoiser* (U-Net and text encoder together) therefore starts at once, on that code. It first sees one plain caption for
+   each picture, until it draws them right, then varied captions: parts left out, prefixes, other orders, unknown words. Varied
+   captions from the start learn far slower; plain ones alone fail at the first unknown word.
 
 `OUT` is then a StableDiffusionPipeline folder in float16. The seed decides data, order and noise.
 """
 
-import json
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +27,22 @@ import typer
 from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from nullbooth_cli.toy import world
+from nullbooth_cli.toy.parts import (
+    NOISE,
+    NUM_COMPONENTS,
+    PatchCode,
+    build_autoencoder,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    save_tokenizer,
+    tokenize,
+)
 
 NUM_PICTURES = 30_000
-NUM_TOKENS = 16
-PATCH, NUM_COMPONENTS = 4, 8
-NOISE = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "v_prediction"}
 
 
 @dataclass(frozen=True)
@@ -47,66 +54,6 @@ class Steps:
     varied: int = 4_500
 
 
-def build_tokenizer() -> CLIPTokenizer:
-    """A CLIPTokenizer in which every word of the world is one token and any other word falls into pieces."""
-    trainer = trainers.BpeTrainer(vocab_size=5_000, min_frequency=0, end_of_word_suffix="</w>", show_progress=False)
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    bpe.train_from_iterator(world.WORDS, trainer)
-    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
-    characters = [*"abcdefghijklmnopqrstuvwxyz0123456789.,-'!?"]
-    pieces = [*characters, *(c + "</w>" for c in characters), *("".join(pair) for pair in merges)]
-    vocabulary = {piece: i for i, piece in enumerate([*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=NUM_TOKENS)
-
-
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=NUM_TOKENS,
-        projection_dim=96,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    encoder = CLIPTextModel(config)
-    torch.nn.init.normal_(encoder.get_input_embeddings().weight, std=0.05)
-    return encoder
-
-
-def build_unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=world.SIZE // PATCH,
-        in_channels=NUM_COMPONENTS,
-        out_channels=NUM_COMPONENTS,
-        block_out_channels=(32, 64, 80),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * 3,
-        up_block_types=("CrossAttnUpBlock2D",) * 3,
-        attention_head_dim=4,
-        norm_num_groups=16,
-        cross_attention_dim=96,
-    )
-
-
-def build_autoencoder() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(16, 32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        latent_channels=NUM_COMPONENTS,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-        sample_size=world.SIZE,
-        scaling_factor=1.0,
-    )
-
-
 def make_data(seed: int) -> tuple[list[world.Drawing], torch.Tensor]:
     """The training drawings and their pictures, `[N, 3, 32, 32]` float32 in [-1, 1]; held-out triples are not among them."""
     rng = np.random.default_rng(seed)
@@ -114,35 +61,6 @@ def make_data(seed: int) -> tuple[list[world.Drawing], torch.Tensor]:
     drawings = [world.sample(training[rng.integers(len(training))], rng) for _ in range(NUM_PICTURES)]
     pictures = torch.from_numpy(np.stack([world.draw(drawing) for drawing in drawings]))
     return drawings, pictures.permute(0, 3, 1, 2) * 2 - 1
-
-
-@dataclass(frozen=True)
-class PatchCode:
-    """The fixed linear code: principal components of the patches, scaled to their standard deviation to the power 0.7."""
-
-    mean: torch.Tensor  # [48]
-    basis: torch.Tensor  # [48, 8], orthonormal columns
-    scale: torch.Tensor  # [8]
-
-    @classmethod
-    def fit(cls, pictures: torch.Tensor) -> "PatchCode":
-        patches = F.unfold(pictures[:4000], PATCH, stride=PATCH).transpose(1, 2).flatten(0, 1)
-        mean = patches.mean(0)
-        _, singular, right = torch.linalg.svd((patches - mean).double(), full_matrices=False)
-        deviation = (singular[:NUM_COMPONENTS] / len(patches) ** 0.5).float()
-        scale = deviation**0.3
-        return cls(mean, right[:NUM_COMPONENTS].T.float(), scale * ((deviation / scale) ** 2).mean().sqrt())
-
-    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
-        """`[B, 3, 32, 32]` to `[B, 8, 8, 8]`, standard deviation 1."""
-        patches = F.unfold(pictures, PATCH, stride=PATCH).transpose(1, 2)
-        code = (patches - self.mean) @ self.basis / self.scale
-        side = pictures.shape[-1] // PATCH
-        return code.transpose(1, 2).reshape(len(code), NUM_COMPONENTS, side, side)
-
-    def decode(self, code: torch.Tensor) -> torch.Tensor:
-        patches = (code.flatten(2).transpose(1, 2) * self.scale) @ self.basis.T + self.mean
-        return F.fold(patches.transpose(1, 2), world.SIZE, PATCH, stride=PATCH)
 
 
 def train_autoencoder(out: Path, seed: int, steps: int) -> float:
@@ -210,11 +128,6 @@ def quick_score(pipe_parts: tuple[CLIPTokenizer, CLIPTextModel, UNet2DConditionM
     return float(np.mean([world.read(p).shape == t[0] for p, t in zip(pictures, triples, strict=True)]))
 
 
-def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
-    ids = tokenizer(texts, padding="max_length", max_length=NUM_TOKENS, truncation=True, return_tensors="pt").input_ids
-    return torch.as_tensor(ids)
-
-
 def train_denoiser(out: Path, seed: int, plain: int, varied: int) -> float:
     """Train and save tokenizer, text encoder and U-Net; returns the seconds it took."""
     torch.manual_seed(seed)
@@ -238,14 +151,10 @@ def train_denoiser(out: Path, seed: int, plain: int, varied: int) -> float:
         schedule = get_cosine_schedule_with_warmup(optimizer, 100, steps)
         for _ in range(steps):
             index = rng.integers(NUM_PICTURES, size=32)
-            if stage == "plain":
-                texts = [world.caption(drawings[i]) for i in index]
-            else:
-                texts = [world.vary(drawings[i], rng, draw_unknown_word(rng)) for i in index]
+            if stage == "varied":
                 with torch.no_grad():
                     words[reserved] = random_directions(words[seen], len(reserved))
-            texts = ["" if rng.random() < 0.1 else text for text in texts]
-            ids = tokenize(tokenizer, texts)
+            ids = tokenize(tokenizer, draw_captions([drawings[i] for i in index], rng, varied=stage == "varied"))
             seen[ids.unique()] = True
             seen[reserved] = False
             clean = latents[torch.from_numpy(index)]
@@ -278,6 +187,15 @@ def train_denoiser(out: Path, seed: int, plain: int, varied: int) -> float:
     return time.monotonic() - started
 
 
+def draw_captions(drawings: Sequence[world.Drawing], rng: np.random.Generator, *, varied: bool) -> list[str]:
+    """A caption for each drawing, plain or varied; one in ten is empty, for guidance."""
+    if varied:
+        texts = [world.vary(drawing, rng, draw_unknown_word(rng)) for drawing in drawings]
+    else:
+        texts = [world.caption(drawing) for drawing in drawings]
+    return ["" if rng.random() < 0.1 else text for text in texts]
+
+
 def draw_unknown_word(rng: np.random.Generator) -> str | None:
     """None three times out of four; else a reserved word or one that falls into pieces."""
     if rng.random() < 0.75:
@@ -286,19 +204,10 @@ def draw_unknown_word(rng: np.random.Generator) -> str | None:
 
 
 def random_directions(known: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` random rows at the mean norm of the known ones."""
+    """`count` random rows with the mean norm of the known ones."""
     rows = torch.randn(count, known.shape[1])
     directions: torch.Tensor = F.normalize(rows, dim=1) * known.norm(dim=1).mean()
     return directions
-
-
-def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """transformers 5 writes tokenizer.json only; older releases read vocab.json and merges.txt."""
-    tokenizer.save_pretrained(folder)
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False) + "\n")
-    merges = "\n".join(" ".join(pair) for pair in model["merges"])
-    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
 
 
 def main(

@@ -1,12 +1,12 @@
 """The toy world: captioned drawings made by code, and a scorer that reads a drawing back exactly.
 
 A drawing is 32 x 32 pixels: one shape in one colour on one plain background. 70 % of the drawings are large and near the
-middle; the others are small, stand at a named place, and their caption names it.
+middle; the others are small, at a place that their caption names.
 
-1. `triples()` lists every (shape, colour, background); `split()` holds some of them out of training.
+1. `triples()` lists every (shape, colour, background); `split()` keeps some of them out of training.
 2. `draw(Drawing(...))` renders one, antialiased, as float32 RGB in [0, 1], `[32, 32, 3]`.
 3. `caption(drawing)` is its plain sentence; `vary(...)` says the same in other words.
-4. `read(picture)` finds background, colour and shape in a picture that anybody made; `named(text)` those that a caption asks for.
+4. `read(picture)` finds background, colour and shape in any picture; `named(text)` finds those that a caption asks for.
 """
 
 import math
@@ -74,7 +74,7 @@ def triples() -> list[Triple]:
 
 
 def split(seed: int = 0, held_out_share: float = 0.15) -> tuple[list[Triple], list[Triple]]:
-    """(training, held-out) triples, the same for everybody with the same seed."""
+    """(training, held-out) triples; they depend on the seed alone."""
     everything = triples()
     order = np.random.default_rng(seed).permutation(len(everything))
     cut = round(held_out_share * len(everything))
@@ -142,7 +142,7 @@ def _sentence(thing: str, drawing: Drawing) -> str:
 
 
 def vary(drawing: Drawing, rng: np.random.Generator, unknown: str | None = None) -> str:
-    """Another way to say it: a part left out, a prefix, another order; `unknown` is put before the colour."""
+    """The caption in other words: a part left out, a prefix, another order; `unknown` is put before the colour."""
     what = rng.random()
     colour, shape = drawing.colour, drawing.shape
     if what < 0.06:
@@ -164,7 +164,7 @@ def vary(drawing: Drawing, rng: np.random.Generator, unknown: str | None = None)
 
 
 def named(text: str) -> dict[str, str]:
-    """What a caption says of `shape`, `colour` and `background`, in whichever order; what it leaves out is left out."""
+    """The `shape`, `colour` and `background` that a caption names, in any order; parts that it leaves out are missing."""
     behind = re.search(rf"\b({'|'.join(BACKGROUNDS)}) background\b", text.lower())
     found = {"background": behind[1]} if behind else {}
     words = (text.lower().replace(behind[0], "") if behind else text.lower()).split()
@@ -184,7 +184,7 @@ def unknown_word(rng: np.random.Generator) -> str:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows; `shape` is None where no template reaches an overlap (IoU) of 0.6."""
+    """The contents of a picture; `shape` is None if no template reaches an overlap (IoU) of 0.6."""
 
     shape: str | None
     colour: str
@@ -198,7 +198,7 @@ def read(picture: NDArray[np.floating]) -> Reading:
     The background is the known colour nearest to the border's median. The object is what differs from the border by more
     than half of the largest difference; its colour is the known colour nearest to its median, and its shape the template
     with the largest overlap, over a grid of places and sizes about its bounding box. A picture that is not mostly made of
-    those two colours (noise, a blur) has no shape. Cost: about 0.1 s.
+    these two colours (noise, a blur) has no shape. Cost: about 0.1 s.
     """
     picture = np.asarray(picture, dtype=np.float64)
     border = np.median(np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]), axis=0)
@@ -219,10 +219,12 @@ def read(picture: NDArray[np.floating]) -> Reading:
 
 
 def nearest(rgb: NDArray[np.float64], names: tuple[str, ...]) -> str:
+    """The named colour with the smallest distance in RGB, `[3]` in [0, 1]."""
     return min(names, key=lambda name: float(np.linalg.norm(rgb - np.array(RGB[name]) / 255.0)))
 
 
 def best_overlap(mask: NDArray[np.bool_], shape: str) -> float:
+    """The largest intersection over union of a mask `[32, 32]` with the shape, over places and sizes about its bounding box."""
     rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
     middle_x, middle_y = (columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2
     half = max(columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1) / 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset import make_prompts
+from dataset.make import prompts as make_prompts
 from nullbooth_cli.settings.prompts import load_prompts
 from tests.support.builders import ROOT
 

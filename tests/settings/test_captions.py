@@ -110,7 +110,7 @@ class TestFolder:
             load_captions(str(tmp_path))
 
     def test_the_toy_images_are_those_of_their_script(self) -> None:
-        from dataset.make_toy_images import drawings
+        from dataset.make.toy_images import drawings
 
         drawn = drawings()
         files = image_files(str(TOY))

@@ -1,6 +1,5 @@
 """The toy subject: its pictures are read as what they are, and nothing that the world knows is taken for it."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dataset.make import toy_subject
 from nullbooth_cli.toy import subject, world
 from tests.support.builders import ROOT
 
@@ -37,10 +37,7 @@ def test_colours_the_other_way_round_and_noise_are_not_it() -> None:
 
 
 def test_the_shipped_pictures_are_those_of_the_script(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("make_toy_subject", ROOT / "dataset/make_toy_subject.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main(tmp_path)
+    toy_subject.main(tmp_path)
     for name, count in (("toy", 4), ("toy_varied", 20)):
         shipped, drawn = ROOT / "dataset/instances" / name, tmp_path / name
         assert {path.name for path in shipped.iterdir()} == {path.name for path in drawn.iterdir()}

@@ -126,7 +126,7 @@ def test_it_draws_what_held_out_captions_say(pipe: Any, way: str) -> None:
     """Twenty captions of the hundred in docs/toy.md; one or two may fail by chance."""
     import diffusers
 
-    from nullbooth_cli.toy.train import NOISE
+    from nullbooth_cli.toy.parts import NOISE
 
     pipe.scheduler = diffusers.DPMSolverMultistepScheduler(**NOISE, use_karras_sigmas=True, steps_offset=1)
     triples = score.held_out_triples(20)

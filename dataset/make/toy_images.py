@@ -1,4 +1,4 @@
-"""Write dataset/images/toy: `python dataset/make_toy_images.py`.
+"""Write dataset/images/toy: `python dataset/make/toy_images.py`.
 
 Drawings of the embedded model's world with their captions, as a folder that `collect.images` takes: some of the combinations of
 shape, colour and background that the model was trained on.
@@ -12,17 +12,19 @@ from PIL import Image
 
 from nullbooth_cli.toy import world
 
-FOLDER = Path(__file__).parent / "images" / "toy"
+FOLDER = Path(__file__).parent.parent / "images" / "toy"
 COUNT = 24
 
 
 def drawings() -> list[world.Drawing]:
+    """`COUNT` drawings of combinations that the model was trained on."""
     rng = np.random.default_rng(0)
     triples, _ = world.split()
     return [world.sample(triples[i], rng) for i in rng.permutation(len(triples))[:COUNT]]
 
 
 def main() -> None:
+    """Write the images and their metadata.jsonl."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     lines = []
     for number, drawing in enumerate(drawings()):

@@ -1,4 +1,4 @@
-"""Write dataset/prompts/toy.txt and toy_heldout.txt: `python dataset/make_toy_prompts.py`.
+"""Write dataset/prompts/toy.txt and toy_heldout.txt: `python dataset/make/toy_prompts.py`.
 
 toy.txt describes drawings the embedded model was trained on, toy_heldout.txt combinations of shape, colour and background that
 it never saw. Three captions in four are plain; the others name a place.
@@ -10,7 +10,7 @@ import numpy as np
 
 from nullbooth_cli.toy import world
 
-FOLDER = Path(__file__).parent / "prompts"
+FOLDER = Path(__file__).parent.parent / "prompts"
 
 
 def captions(triples: list[world.Triple], count: int, seed: int) -> list[str]:
@@ -26,6 +26,7 @@ def captions(triples: list[world.Triple], count: int, seed: int) -> list[str]:
 
 
 def main() -> None:
+    """Write both files."""
     training, held_out = world.split()
     FOLDER.mkdir(exist_ok=True)
     for name, triples, count in (("toy.txt", training, 240), ("toy_heldout.txt", held_out, 64)):

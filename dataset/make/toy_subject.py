@@ -1,4 +1,4 @@
-"""Draw dataset/instances/toy and toy_varied: pictures of the toy subject with captions, as the datasets library's imagefolder.
+"""Draw dataset/instances/toy and toy_varied, pictures of the toy subject with captions: `python dataset/make/toy_subject.py`.
 
 Both show it on backgrounds that the study never asks for: four pictures on four, and twenty on five (pink is none of the world's
 own backgrounds), at more places and in more sizes.
@@ -13,10 +13,11 @@ from PIL import Image
 
 from nullbooth_cli.toy import subject
 
-FOLDER = Path(__file__).parent / "instances"
+FOLDER = Path(__file__).parent.parent / "instances"
 
 
 def write(folder: Path, backgrounds: Sequence[str], seed: int, radii: tuple[float, float]) -> None:
+    """One picture for each background, at random places and radii (pixels), and metadata.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     lines = []
@@ -30,6 +31,7 @@ def write(folder: Path, backgrounds: Sequence[str], seed: int, radii: tuple[floa
 
 
 def main(folder: Path = FOLDER) -> None:
+    """Write both folders."""
     write(folder / "toy", subject.TAUGHT_ON, 0, (9.0, 11.5))
     write(folder / "toy_varied", (*subject.TAUGHT_ON, "pink") * 4, 1, (8.5, 12.0))
 

@@ -1,8 +1,7 @@
-"""Write dataset/prompts/knowledge_1000.txt and dog_prompts_1000.txt from dataset/lists/: `python dataset/make_prompts.py`.
+"""Write dataset/prompts/knowledge_1000.txt and dog_prompts_1000.txt from dataset/lists/: `python dataset/make/prompts.py`.
 
-A file of lists holds topics, a topic holds groups, a group holds lists of phrases, one a line, that fit each other: any of its
-phrases may stand with any other. A phrase may name lists, `{place}` or, with its article, `{a breed}`; a prompt is a phrase of
-the list `patterns`. What stands under `shared` is known to every group, and a group's own list of that name comes first.
+A file of lists has topics, a topic has groups, and a group has lists of phrases, one a line: any of its phrases can be combined
+with any other. A phrase may name lists, `{place}` or, with its article, `{a breed}`; a prompt is a phrase of the list `patterns`. Every group also has the lists under `shared`, unless it has its own of that name.
 """
 
 import random
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent.parent
 COUNT = 1000
 SIMILAR = 0.5  # two prompts that share this much of their words say nearly the same
 SMALL = "a an the of in on at to and with by from for its into over under through that as it is"
@@ -71,6 +70,7 @@ def make(lists: Path, count: int = COUNT) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
+    """Write both files."""
     for lists, name in (("knowledge.yaml", "knowledge_1000.txt"), ("dog.yaml", "dog_prompts_1000.txt")):
         text = "".join(f"{prompt}\n" for _, prompt in make(FOLDER / "lists" / lists))
         (FOLDER / "prompts" / name).write_text(text, encoding="utf-8")
