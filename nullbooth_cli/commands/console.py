@@ -8,7 +8,7 @@ tables are as wide as they need to be. NO_COLOR is respected, and a dumb termina
 import json
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from nullbooth_cli.commands.draw_progress import ProgressBars, ProgressLines
 from nullbooth_cli.commands.hints import hint_of
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Answer = TypeVar("Answer")
-Document = dict[str, Any]
 
 
 class Terminal:
@@ -51,10 +50,10 @@ class Terminal:
 
     def watch(
         self,
-        documents: Iterable[Document],
-        draw: "Callable[[Document], list[RenderableType]]",
-        line: Callable[[Document], str],
-        change_key: Callable[[Document], object],
+        documents: Iterable[Answer],
+        draw: "Callable[[Answer], list[RenderableType]]",
+        line: Callable[[Answer], str],
+        change_key: Callable[[Answer], object],
     ) -> None:
         """Show documents as they arrive: on a terminal in place; elsewhere a line (or JSON) whenever `change_key` has changed."""
         if not self.as_json and is_live(sys.stdout):
@@ -67,10 +66,12 @@ class Terminal:
                     parts = [Text(part) if isinstance(part, str) else part for part in draw(document)]
                     live.update(Group(*parts), refresh=True)
             return
+        from nullbooth_cli.report.json_document import to_json
+
         before: object = None
         for document in documents:
             if (now := change_key(document)) != before:
-                sys.stdout.write(f"{_json(document) if self.as_json else line(document)}\n")
+                sys.stdout.write(f"{_json(to_json(document)) if self.as_json else line(document)}\n")
                 sys.stdout.flush()
             before = now
 
@@ -139,5 +140,5 @@ class Terminal:
                     bars.update(event)
 
 
-def _json(document: Document) -> str:
+def _json(document: object) -> str:
     return json.dumps(document, ensure_ascii=False, allow_nan=False)

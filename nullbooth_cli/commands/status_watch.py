@@ -1,118 +1,118 @@
-"""`nullbooth status --watch`: follow a run from beside it."""
+"""`nullbooth status --watch`: follow a run from another process."""
 
 import time
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from nullbooth_cli.commands.options import Common
 from nullbooth_cli.commands.session import start
 from nullbooth_cli.commands.tables import table
 from nullbooth_cli.formatting import duration, rate
 from nullbooth_cli.pipeline.state import DONE, stage_states
-from nullbooth_cli.report.watch import Ages, change_key, notes_of, poll, watch_document
+from nullbooth_cli.report.watch import Ages, WatchedProcess, WatchedUnits, WatchReport, poll, read_notes, watch_report
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+NOBODY = "no process is working on units"
 
 
 def watch_status(common: Common, until: str | None, interval: float) -> None:
-    """Show what is new until the stage `until` is complete, or all are; Ctrl-C ends it too, and is no failure."""
+    """Show what changes until the stage `until` is complete, or all are. Ctrl-C ends it too, and is no failure."""
     session, ages = start(common), Ages()
-    session.open()  # refuses to wait for a store that is not there
+    session.open()  # a store that is not there is an error, not something to wait for
     again = replace(common, verbose=False)
 
-    def look() -> dict[str, Any]:
-        # Afresh: the run beside may have been started with another config or more prompts.
+    def look() -> WatchReport:
+        # From the start: the run may have been started with another config or more prompts.
         session = start(again)
         store = session.open()
-        return watch_document(session.url, stage_states(session.config, session.prompts, store), notes_of(store), ages)
+        return watch_report(session.url, stage_states(session.config, session.prompts, store), read_notes(store), ages)
 
     try:
-        session.terminal.watch(poll(look, until, interval), _draw, _line, change_key)
+        session.terminal.watch(poll(look, until, interval), draw_watch, watch_line, WatchReport.change_key)
     except KeyboardInterrupt:
-        session.terminal.note("stopped watching; what runs goes on")
+        session.terminal.note("stopped watching; the run continues")
         return
     session.terminal.note(f"{until or 'every stage'} is complete")
 
 
-def _rows(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    rows = []
-    for stage, found in document["stages"].items():
-        rows.append((stage, found))
-        rows += [(f"{stage} {name}", found[part]) for part, name in PARTS if part in found]
-    return rows
-
-
-PARTS = (("heldout", "held-out"), ("attention", "maps"))
-
-
-def _units(row: dict[str, Any]) -> str:
-    return f"{row['units_done']}/{'?' if row['units_total'] is None else row['units_total']}"
-
-
-def _per_minute(row: dict[str, Any]) -> str:
-    return "" if row["units_per_minute"] is None else f"{row['units_per_minute']:,.1f}"
-
-
-def _left(row: dict[str, Any]) -> str:
-    return "" if row["seconds_left"] is None else duration(row["seconds_left"])
-
-
-def _draw(document: dict[str, Any]) -> list[Any]:
-    stages = [[name, row["state"], _units(row), _per_minute(row), _left(row)] for name, row in _rows(document)]
-    because = [
-        f"{stage} is stale: {because['field']}: {because['old']} -> {because['new']}"
-        for stage, found in document["stages"].items()
-        for because in found["stale_because"]
-    ]
+def draw_watch(report: WatchReport) -> "list[RenderableType]":
+    """The view on a terminal: a table of the stages, why stages are stale, and a table of the processes."""
+    stages = [[name, row.state, _units(row), _per_minute(row), _left(row)] for name, row in _rows(report)]
+    because = [f"{name} is stale: {difference}" for name, stage in report.stages.items() for difference in stage.stale_because]
     columns = ["stage", "state", "units", "units/min", "time left"]
-    drawn: list[Any] = [
-        f"{document['store']} at {time.strftime('%H:%M:%S', time.localtime(document['time']))}",
+    drawn: list[RenderableType] = [
+        f"{report.store} at {_clock(report)}",
         "",
         table(columns, stages, right=frozenset({2, 3, 4})),
         *because,
         "",
     ]
-    workers = [
+    processes = [
         [
-            _name(worker),
-            worker["host"],
-            str(worker["pid"]),
-            worker["stage"] + (" held-out" if worker["heldout"] else ""),
-            str(worker["units"]),
-            "" if worker["seconds_per_unit"] is None else f"{worker['seconds_per_unit']:.2f}",
-            _sign(worker),
+            _name(process),
+            process.host,
+            str(process.pid),
+            process.stage + (" held-out" if process.heldout else ""),
+            str(process.units),
+            "" if process.seconds_per_unit is None else f"{process.seconds_per_unit:.2f}",
+            _last_unit(process),
         ]
-        for worker in document["workers"]
+        for process in report.workers
     ]
     columns = ["process", "host", "pid", "stage", "units", "s/unit", "last unit"]
-    drawn += [table(columns, workers, right=frozenset({2, 4, 5}), drop=("pid", "host"))] if workers else [NOBODY]
+    drawn.append(table(columns, processes, right=frozenset({2, 4, 5}), drop=("pid", "host")) if processes else NOBODY)
     return [*drawn, "", "Ctrl-C ends this view, not the run"]
 
 
-NOBODY = "no process is working on units"
+def watch_line(report: WatchReport) -> str:
+    """The first stage that is not done, in a line for a log."""
+    rows = _rows(report)
+    name, row = next(((name, row) for name, row in rows if row.state not in DONE), rows[-1])
+    words = [f"{name} {row.state} {_units(row)}"]
+    if row.units_per_minute is not None:
+        words += [rate(60 / row.units_per_minute), f"{_left(row)} left"]
+    silent = [process for process in report.workers if process.silent_seconds is not None]
+    count = len(report.workers) - len(silent)
+    words.append(NOBODY if not count else "1 process" if count == 1 else f"{count} processes")
+    words += [f"process {_name(process)} {_last_unit(process)}" for process in silent]
+    return f"{_clock(report)} {', '.join(words)}"
 
 
-def _name(worker: dict[str, Any]) -> str:
+def _rows(report: WatchReport) -> list[tuple[str, WatchedUnits]]:
+    rows: list[tuple[str, WatchedUnits]] = []
+    for name, stage in report.stages.items():
+        rows.append((name, stage))
+        rows += [(f"{name} {part}", row) for part, row in (("held-out", stage.heldout), ("maps", stage.attention)) if row]
+    return rows
+
+
+def _clock(report: WatchReport) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(report.time))
+
+
+def _units(row: WatchedUnits) -> str:
+    return f"{row.units_done}/{'?' if row.units_total is None else row.units_total}"
+
+
+def _per_minute(row: WatchedUnits) -> str:
+    return "" if row.units_per_minute is None else f"{row.units_per_minute:,.1f}"
+
+
+def _left(row: WatchedUnits) -> str:
+    return "" if row.seconds_left is None else duration(row.seconds_left)
+
+
+def _name(process: WatchedProcess) -> str:
     """Of `3-of-16.0`, the first process of shard 3: `3/16.0`; without shards the number of the process."""
-    shard, _, rank = worker["worker"].rpartition(".")
+    shard, _, rank = process.worker.rpartition(".")
     return rank if shard == "1-of-1" else f"{shard.replace('-of-', '/')}.{rank}"
 
 
-def _sign(worker: dict[str, Any]) -> str:
-    if worker["silent_seconds"] is not None:
-        return f"silent for {duration(worker['silent_seconds'])}"
-    if worker["seconds_since_unit"] is None:
-        return f"none yet, began {duration(worker['seconds'])} ago"
-    return f"{duration(worker['seconds_since_unit'])} ago"
-
-
-def _line(document: dict[str, Any]) -> str:
-    """The first stage that is not done, in a line for a log."""
-    name, row = next(((name, row) for name, row in _rows(document) if row["state"] not in DONE), _rows(document)[-1])
-    pace = row["units_per_minute"]
-    said = [f"{name} {row['state']} {_units(row)}"]
-    if pace is not None:
-        said += [rate(60 / pace), f"{_left(row)} left"]
-    silent = [worker for worker in document["workers"] if worker["silent_seconds"] is not None]
-    count = len(document["workers"]) - len(silent)
-    said.append(NOBODY if not count else "1 process" if count == 1 else f"{count} processes")
-    said += [f"process {_name(worker)} {_sign(worker)}" for worker in silent]
-    return f"{time.strftime('%H:%M:%S', time.localtime(document['time']))} {', '.join(said)}"
+def _last_unit(process: WatchedProcess) -> str:
+    if process.silent_seconds is not None:
+        return f"silent for {duration(process.silent_seconds)}"
+    if process.seconds_since_unit is None:
+        return f"none yet, began {duration(process.seconds)} ago"
+    return f"{duration(process.seconds_since_unit)} ago"

@@ -1,6 +1,7 @@
-"""Signs of life of a process at work, for `nullbooth status --watch`.
+"""Heartbeats: a small note in the store, from each process at work, for `status --watch`.
 
-A thread writes them, so that no unit waits: one small object every `BEAT_SECONDS`, and none for work that is over before that.
+A thread writes it, because a unit may take minutes and nobody could tell a long one from a killed process. No unit waits for it:
+one small object every `BEAT_SECONDS`, and none for work that is over before that.
 """
 
 import contextlib
@@ -8,63 +9,50 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 
 from nullbooth_cli.errors import NullboothError
 from nullbooth_cli.pipeline.workers import Workers
-from nullbooth_cli.progress import Pace
 from nullbooth_cli.store import Heartbeat, Store
 
 BEAT_SECONDS = 3.0
 
 
-@dataclass
-class WorkerProgress:
-    """What the work tells the thread."""
-
-    began: float = field(default_factory=time.time)
-    units: int = 0
-    last: float | None = None
-    pace: Pace = field(default_factory=lambda: Pace(time.monotonic()))
-
-    def finished(self) -> None:
-        """One more unit is done."""
-        self.units += 1
-        self.last = time.time()
-        self.pace.mark(time.monotonic(), self.units)
-
-
 @contextlib.contextmanager
-def beating(store: Store, workers: Workers, stage: str) -> Iterator[WorkerProgress]:
-    """Leave signs in the store while a process works on a stage, and take them away afterwards, whatever ends the work."""
-    at_work, over = WorkerProgress(), threading.Event()
-    wrote = threading.Event()
+def beating(store: Store, workers: Workers, stage: str) -> Iterator[Callable[[], None]]:
+    """Write heartbeats while a process works on a stage; yields what it calls after each unit. Removes the note at the end."""
+    began, units = time.time(), 0
+    last: float | None = None
+    over, wrote = threading.Event(), False
+
+    def finished_unit() -> None:
+        nonlocal units, last
+        units, last = units + 1, time.time()
 
     def beat() -> None:
+        nonlocal wrote
         while not over.wait(BEAT_SECONDS):
             note = Heartbeat(
-                workers.part,
-                stage,
-                socket.gethostname(),
-                os.getpid(),
-                at_work.began,
-                at_work.units,
-                at_work.last,
-                at_work.pace.seconds_per_unit,
-                time.time(),
+                worker=workers.part,
+                stage=stage,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                began=began,
+                units=units,
+                last=last,
+                time=time.time(),
             )
-            wrote.set()
-            with contextlib.suppress(NullboothError):  # a full disk or a broken network stops the work itself, and says why
+            wrote = True
+            with contextlib.suppress(NullboothError):  # a full disk or a broken network stops the work itself, with a reason
                 store.heartbeats.write(note)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
-        yield at_work
+        yield finished_unit
     finally:
         over.set()
         thread.join()
-        if wrote.is_set():
-            with contextlib.suppress(NullboothError):  # it must not hide what went wrong before
+        if wrote:
+            with contextlib.suppress(NullboothError):  # it must not hide an earlier error
                 store.heartbeats.remove(workers.part)

@@ -138,10 +138,10 @@ def report_units(run: Run, stage: str, prepared: Prepared, units: Iterator[str])
     done = prepared.done
     if prepared.todo:
         yield Begin(stage, done, prepared.total)
-    with beating(run.store, run.workers, stage) as at_work:
+    with beating(run.store, run.workers, stage) as finished_unit:
         for what in units:
             mine += 1
-            at_work.finished()
+            finished_unit()
             done = prepared.done + run.workers.count(1)
             now = time.monotonic()
             if run.workers.rank == 0 and now - noted >= PACE_SECONDS:

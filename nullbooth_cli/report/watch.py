@@ -1,76 +1,125 @@
-"""What `nullbooth status --watch` sees: the state of the stages and the notes of the processes, looked at again and again.
+"""The document of `status --watch`: the state of the stages, and the processes that work on them.
 
-Nothing here writes, takes a lock or waits for a process. Units are counted from the progress cells, which is what a next run
-would go by; rates come from the notes of those that are at work.
+Nothing here writes, takes a lock or waits for a process. Units are counted from the progress cells, by which a next run would
+resume; rates come from the notes of the processes at work.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from nullbooth_cli.datatypes import HELDOUT
 from nullbooth_cli.errors import NullboothError
-from nullbooth_cli.pipeline.state import DONE, StageState
-from nullbooth_cli.report.json_document import SCHEMA_VERSION
+from nullbooth_cli.pipeline.state import DONE, Difference, StageState
+from nullbooth_cli.report.json_document import OPTIONAL, Document
 from nullbooth_cli.store import Heartbeat, Store
 
-SILENT_SECONDS = 15.0  # five signs of life that did not come
-PATIENCE = 3  # looks in a row that fail before it is more than a change under way
-Notes = list[tuple[str, Heartbeat]]
+SCHEMA_VERSION = 1
+SILENT_SECONDS = 15.0  # five heartbeats that did not come
+MAX_FAILURES = 3  # reads in a row that may fail: one may meet a change half way
+
+Note = tuple[str, Heartbeat]  # the part of the store, "" or "heldout", and what a process wrote there
 
 
-def notes_of(store: Store) -> Notes:
-    """(part, note) of each process at work; the part is "" or "heldout"."""
-    inner = store.heldout()
-    return [("", note) for note in store.heartbeats.read()] + [
-        (HELDOUT, note) for note in (inner.heartbeats.read() if inner else [])
-    ]
+@dataclass(frozen=True, kw_only=True)
+class WatchedUnits:
+    """How far a part of a stage is, and when it will be done at the rate of its processes."""
+
+    state: str
+    units_done: int
+    units_total: int | None
+    units_per_minute: float | None
+    seconds_left: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchedStage(WatchedUnits):
+    """How far a stage is, with its held-out prompts and its attention maps where it has them."""
+
+    stale_because: tuple[Difference, ...]
+    heldout: WatchedUnits | None = field(default=None, metadata=OPTIONAL)
+    attention: WatchedUnits | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the stage is complete, and its attention maps too."""
+        return self.state in DONE and (self.attention is None or self.attention.state in DONE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchedProcess:
+    """A process at work on a stage. `silent_seconds` is None unless its heartbeats have stopped."""
+
+    worker: str
+    stage: str
+    heldout: bool
+    host: str
+    pid: int
+    units: int
+    seconds: float
+    seconds_per_unit: float | None
+    seconds_since_unit: float | None
+    silent_seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchReport(Document):
+    """What one look at the store shows; `time` is in seconds since 1970."""
+
+    schema_version: int = SCHEMA_VERSION
+    store: str
+    time: float
+    stages: Mapping[str, WatchedStage]
+    workers: tuple[WatchedProcess, ...]
+
+    def change_key(self) -> object:
+        """Equal for two reports between which nothing has happened: no state, no count, no process, no silence is new."""
+        rows = [row for stage in self.stages.values() for row in (stage, stage.heldout, stage.attention)]
+        return (
+            [row and (row.state, row.units_done, row.units_total) for row in rows],
+            [(process.worker, process.heldout, process.silent_seconds is None) for process in self.workers],
+        )
 
 
 class Ages:
-    """How long ago each process gave its last sign.
+    """How long ago each process gave its last heartbeat.
 
-    By this machine's own clock once a sign was seen to change; until then the difference of two clocks has to do.
+    Two clocks may differ, so this machine's own is used as soon as a heartbeat has been seen to change.
     """
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], tuple[float, float, bool]] = {}
 
     def age(self, part: str, note: Heartbeat, *, now: float, clock: float) -> float:
-        """Seconds; `now` is the time of day, `clock` a monotonic clock."""
-        sign, since, changed = self._seen.get((part, note.worker), (note.time, clock, False))
-        if note.time != sign:
-            sign, since, changed = note.time, clock, True
-        self._seen[part, note.worker] = sign, since, changed
+        """Seconds since the last heartbeat; `now` is the time of day, `clock` a monotonic clock."""
+        beat, since, changed = self._seen.get((part, note.worker), (note.time, clock, False))
+        if note.time != beat:
+            beat, since, changed = note.time, clock, True
+        self._seen[part, note.worker] = beat, since, changed
         return clock - since if changed else max(0.0, now - note.time)
 
 
-def watch_document(url: str, states: dict[str, StageState], notes: Notes, ages: Ages) -> dict[str, Any]:
+def read_notes(store: Store) -> list[Note]:
+    """The notes of the processes at work, on the store itself and on its held-out prompts."""
+    inner = store.heldout()
+    heldout = inner.heartbeats.read() if inner else []
+    return [("", note) for note in store.heartbeats.read()] + [(HELDOUT, note) for note in heldout]
+
+
+def watch_report(url: str, states: Mapping[str, StageState], notes: list[Note], ages: Ages) -> WatchReport:
+    """The report on a store at `url`. Notes about work that is done are left out: killed processes left them."""
     now, clock = time.time(), time.monotonic()
-    workers = [
-        _worker_document(part, note, ages.age(part, note, now=now, clock=clock))
+    processes = [
+        _process(part, note, ages.age(part, note, now=now, clock=clock))
         for part, note in notes
         if not _is_over(states, part, note.stage)
     ]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "store": url,
-        "time": now,
-        "stages": {
-            stage: {
-                **_row(found, workers, stage, ""),
-                "stale_because": [vars(because) for because in found.stale_because],
-                **({"heldout": _row(found.heldout, workers, stage, HELDOUT)} if found.heldout else {}),
-                **({"attention": _row(found.attention, workers, "attention", "")} if found.attention else {}),
-            }
-            for stage, found in states.items()
-        },
-        "workers": workers,
-    }
+    stages = {stage: _stage(stage, state, processes) for stage, state in states.items()}
+    return WatchReport(store=url, time=now, stages=stages, workers=tuple(processes))
 
 
-def _is_over(states: dict[str, StageState], part: str, stage: str) -> bool:
-    """Whether what a note is about is done: its process was killed after its last unit."""
+def _is_over(states: Mapping[str, StageState], part: str, stage: str) -> bool:
+    """Whether the work that a note is about is done."""
     found: StageState | None = states["collect" if stage == "attention" else stage]
     if part and found:
         found = found.heldout
@@ -79,75 +128,63 @@ def _is_over(states: dict[str, StageState], part: str, stage: str) -> bool:
     return found is not None and found.units_done == found.units_total
 
 
-def _worker_document(part: str, note: Heartbeat, age: float) -> dict[str, Any]:
-    return {
-        "worker": note.worker,
-        "stage": note.stage,
-        "heldout": part == HELDOUT,
-        "host": note.host,
-        "pid": note.pid,
-        "units": note.units,
-        "seconds": note.time - note.began,
-        "seconds_per_unit": note.seconds_per_unit,
-        "seconds_since_unit": None if note.last is None else note.time - note.last + age,
-        "silent_seconds": age if age > SILENT_SECONDS else None,
-    }
-
-
-def _row(found: StageState, workers: list[dict[str, Any]], stage: str, part: str) -> dict[str, Any]:
-    """Units of a stage, how many its processes do in a minute, and what is left at that pace."""
-    paces = [
-        worker["seconds_per_unit"]
-        for worker in workers
-        if (worker["stage"], worker["heldout"]) == (stage, part == HELDOUT) and worker["silent_seconds"] is None
-    ]
-    a_second = sum(1 / pace for pace in paces if pace)
-    left = None if found.units_total is None else found.units_total - found.units_done
-    return {
-        "state": found.state,
-        "units_done": found.units_done,
-        "units_total": found.units_total,
-        "units_per_minute": 60 * a_second if a_second else None,
-        "seconds_left": left / a_second if a_second and left is not None else None,
-    }
-
-
-def change_key(document: dict[str, Any]) -> Any:
-    """What has to differ for a document to be news: states, units, who is there and who is silent."""
-
-    def of_row(row: dict[str, Any]) -> Any:
-        inner = [of_row(row[part]) for part in (HELDOUT, "attention") if part in row]
-        return row["state"], row["units_done"], row["units_total"], inner
-
-    return (
-        [of_row(row) for row in document["stages"].values()],
-        [(worker["worker"], worker["heldout"], worker["silent_seconds"] is None) for worker in document["workers"]],
+def _process(part: str, note: Heartbeat, age: float) -> WatchedProcess:
+    return WatchedProcess(
+        worker=note.worker,
+        stage=note.stage,
+        heldout=part == HELDOUT,
+        host=note.host,
+        pid=note.pid,
+        units=note.units,
+        seconds=note.time - note.began,
+        seconds_per_unit=None if note.last is None else (note.last - note.began) / note.units,
+        seconds_since_unit=None if note.last is None else note.time - note.last + age,
+        silent_seconds=age if age > SILENT_SECONDS else None,
     )
 
 
-def poll(look: Callable[[], dict[str, Any]], until: str | None, interval: float) -> Iterator[dict[str, Any]]:
-    """What `look` finds, every `interval` seconds, until the stage `until` is complete, or without one every stage.
+def _stage(stage: str, state: StageState, processes: list[WatchedProcess]) -> WatchedStage:
+    own, heldout, attention = (
+        [p for p in processes if (p.stage, p.heldout) == wanted]
+        for wanted in ((stage, False), (stage, True), ("attention", False))
+    )
+    return WatchedStage(
+        **vars(_units(state, own)),
+        stale_because=state.stale_because,
+        heldout=_units(state.heldout, heldout) if state.heldout else None,
+        attention=_units(state.attention, attention) if state.attention else None,
+    )
 
-    A look may fall into the middle of a change and find an array without its chunks. It is repeated; what is still wrong after
-    `PATIENCE` looks is raised.
+
+def _units(state: StageState, processes: list[WatchedProcess]) -> WatchedUnits:
+    rates = [1 / p.seconds_per_unit for p in processes if p.seconds_per_unit and p.silent_seconds is None]
+    left = None if state.units_total is None else state.units_total - state.units_done
+    return WatchedUnits(
+        state=state.state,
+        units_done=state.units_done,
+        units_total=state.units_total,
+        units_per_minute=60 * sum(rates) if rates else None,
+        seconds_left=left / sum(rates) if rates and left is not None else None,
+    )
+
+
+def poll(look: Callable[[], WatchReport], until: str | None, interval: float) -> Iterator[WatchReport]:
+    """What `look` returns, every `interval` seconds, until the stage `until` is complete, or every stage if it is None.
+
+    A look may meet a change half way and find an array without its chunks. It is repeated; an error that `MAX_FAILURES` looks
+    in a row meet is raised.
     """
-    failed = 0
+    failures = 0
     while True:
         try:
-            document = look()
+            report = look()
         except (NullboothError, LookupError, OSError, ValueError):
-            failed += 1
-            if failed == PATIENCE:
+            failures += 1
+            if failures == MAX_FAILURES:
                 raise
-            time.sleep(interval)
-            continue
-        failed = 0
-        yield document
-        stages = document["stages"]
-        if all(_is_done(stages[stage]) for stage in ([until] if until else stages)):
-            return
+        else:
+            failures = 0
+            yield report
+            if all(report.stages[stage].is_done for stage in ([until] if until else report.stages)):
+                return
         time.sleep(interval)
-
-
-def _is_done(row: dict[str, Any]) -> bool:
-    return row["state"] in DONE and row.get("attention", row)["state"] in DONE

@@ -1,17 +1,14 @@
 """What a terminal shows at several widths, and what a pipe gets instead."""
 
-import io
 import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullbooth_cli.commands import status_watch
 from nullbooth_cli.commands.console import Terminal
 from nullbooth_cli.commands.tables import table
 from nullbooth_cli.errors import ConfigError
@@ -20,38 +17,9 @@ from nullbooth_cli.progress import Begin, Event, Note, Progress
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from tests.support.cli import nullbooth
+from tests.support.screen import Screen
 
-ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 LAYER = "up_blocks.1.attentions.1"
-
-
-class Screen(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-    @property
-    def plain(self) -> list[str]:
-        """All lines that were ever drawn, without the control sequences."""
-        return ESCAPE.sub("", self.getvalue()).replace("\r", "\n").split("\n")
-
-
-@pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Screen]:
-    """A terminal of a width, for stdout and stderr; `environment` on top."""
-
-    def make(width: int, **environment: str) -> Screen:
-        there = Screen()
-        for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM"):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in {"COLUMNS": str(width), "TERM": "xterm-256color", **environment}.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr("sys.stdout", there)
-        monkeypatch.setattr("sys.stderr", there)
-        return there
-
-    return make
 
 
 def events(seconds: float, clock: list[float]) -> Iterator[Event]:
@@ -231,54 +199,3 @@ class TestInspect:
         assert "noise floor" in piped.splitlines()[0]
         assert not set(piped) & set("▁▂▃▄▅▆▇█")
         assert "spectrum" not in json.dumps(json.loads(nullbooth("inspect", "-s", finished[1].url, "--json").stdout))
-
-
-class TestWatch:
-    row = {"state": "partial", "units_done": 17, "units_total": 100, "units_per_minute": 42.0, "seconds_left": 118.6}
-    waiting = {"state": "missing", "units_done": 0, "units_total": None, "units_per_minute": None, "seconds_left": None}
-    worker = {
-        "worker": "1-of-1.0",
-        "stage": "collect",
-        "heldout": False,
-        "host": "gpu-node-17.cluster.example.org",
-        "pid": 4711,
-        "units": 9,
-        "seconds": 30.0,
-        "seconds_per_unit": 2.857,
-        "seconds_since_unit": 1.2,
-        "silent_seconds": None,
-    }
-
-    def document(self, **changes: Any) -> dict[str, Any]:
-        stages = {"collect": {**self.row, "stale_because": [], "heldout": self.waiting}}
-        workers = [self.worker, {**self.worker, "worker": "1-of-1.1", "silent_seconds": 40.0}]
-        return {"store": "run[0].zarr", "time": 0.0, "stages": stages, "workers": workers, **changes}
-
-    def show(self, documents: list[dict[str, Any]], *, as_json: bool = False) -> None:
-        terminal = Terminal(as_json=as_json)
-        from nullbooth_cli.report.watch import change_key
-
-        terminal.watch(documents, status_watch._draw, status_watch._line, change_key)
-
-    @pytest.mark.parametrize("width", [60, 80, 120])
-    def test_it_fits(self, screen: Callable[..., Screen], width: int) -> None:
-        shown = screen(width)
-        self.show([self.document(), self.document(workers=[])])
-        lines = [line.rstrip() for line in shown.plain]
-        assert max(map(len, lines)) <= width
-        assert lines[0].startswith("run[0].zarr at ")
-        assert next(line for line in lines if line.startswith("collect ")).split() == [
-            "collect", "partial", "17/100", "42.0", "2", "min",
-        ]  # fmt: skip
-        assert any(re.match(r"1 .* silent for 40 s$", line) for line in lines)
-        assert any("no process is working on units" in line for line in lines)
-
-    def test_a_pipe_gets_what_is_new(self, capsys: pytest.CaptureFixture[str]) -> None:
-        later = self.document(time=2.0)
-        more = self.document(stages={"collect": {**self.row, "units_done": 18, "stale_because": []}})
-        self.show([self.document(), later, more])
-        lines = capsys.readouterr().out.splitlines()
-        assert [line[9:].split(", ")[0] for line in lines] == ["collect partial 17/100", "collect partial 18/100"]
-        self.show([self.document(), later, more], as_json=True)
-        units = [json.loads(line)["stages"]["collect"]["units_done"] for line in capsys.readouterr().out.splitlines()]
-        assert units == [17, 18]

@@ -18,10 +18,11 @@ import zarr
 from typer.testing import Result
 from zarr.storage import WrapperStore
 
-from nullbooth_cli.store import Heartbeat, Store
+from nullbooth_cli.store import Store
 from tests.support.bucket import ACCESS, SECRET, Bucket, Place
 from tests.support.cli import nullbooth
 from tests.support.cli import refused as refused_by_cli
+from tests.support.notes import note
 
 HOLDER = """
 import json, sys, time
@@ -116,16 +117,15 @@ class TestPipeline:
         config = place.config()
         answered(nullbooth("schedule", "-c", config))
         store = place.open(write=True)
-        now = time.time()
         for worker in ("1-of-2.0", "2-of-2.0"):
-            store.heartbeats.write(Heartbeat(worker, "collect", "elsewhere", 7, now - 9, 3, now - 1, 2.0, now))
+            store.heartbeats.write(note(worker))
         before = {key: place.bucket.get(key) for key in place.bucket.keys(place.prefix)}
         shown = answered(nullbooth("status", "-c", config, "--watch", "--check", "schedule", "--json"))
         assert [worker["worker"] for worker in json.loads(shown)["workers"]] == ["1-of-2.0", "2-of-2.0"]
-        assert json.loads(shown)["stages"]["collect"]["units_per_minute"] == 60.0
+        assert json.loads(shown)["stages"]["collect"]["units_per_minute"] == pytest.approx(30.0)
         assert {key: place.bucket.get(key) for key in place.bucket.keys(place.prefix)} == before
         store.heartbeats.remove("1-of-2.0")
-        assert [note.worker for note in store.heartbeats.read()] == ["2-of-2.0"]
+        assert [left.worker for left in store.heartbeats.read()] == ["2-of-2.0"]
 
     def test_two_shards_at_once_equal_one_process(self, place: Place, local: Store) -> None:
         config = place.config(collect__keep="both")
