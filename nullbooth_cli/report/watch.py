@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from nullbooth_cli.datatypes import HELDOUT
 from nullbooth_cli.errors import NullboothError
-from nullbooth_cli.pipeline.state import DONE, Difference, StageState
+from nullbooth_cli.pipeline.differences import Difference
+from nullbooth_cli.pipeline.state import DONE, StageState
 from nullbooth_cli.report.json_document import OPTIONAL, Document
 from nullbooth_cli.store import Heartbeat, Store
 

@@ -9,7 +9,7 @@ import pytest
 
 from nullbooth_cli.commands.console import Terminal
 from nullbooth_cli.commands.status_watch import draw_watch, watch_line
-from nullbooth_cli.pipeline.state import Difference
+from nullbooth_cli.pipeline.differences import Difference
 from nullbooth_cli.report.watch import WatchedProcess, WatchedStage, WatchedUnits, WatchReport
 from tests.support.screen import Screen
 
