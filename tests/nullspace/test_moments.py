@@ -1,7 +1,5 @@
 """Moments equal plain float64 numpy for any chunking, and projectors are what the mathematics says."""
 
-import threading
-
 import numpy as np
 import pytest
 import torch
@@ -18,7 +16,6 @@ from nullbooth_cli.nullspace.pooling import pooled, second_moment
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.nullspace.usable import load_projector
 from nullbooth_cli.pipeline.space import place_for_sums
-from nullbooth_cli.store.background import read_ahead
 from nullbooth_cli.tensors import unpack
 from tests.support.builders import execute, features_at, small_config
 
@@ -91,46 +88,6 @@ def test_float32_products_are_close_and_summed_in_float64() -> None:
         moments.update(part[None])
     assert moments.sum_xxt.dtype == torch.float64
     assert_close(moments.sum_xxt[0].numpy(), (x.double().T @ x.double()).numpy(), 1e-6)
-
-
-class TestReadAhead:
-    def test_order_and_depth(self) -> None:
-        running, most, lock = 0, 0, threading.Lock()
-
-        def read(item: int) -> int:
-            nonlocal running, most
-            with lock:
-                running += 1
-                most = max(most, running)
-            with lock:
-                running -= 1
-            return item * item
-
-        assert list(read_ahead(read, range(50), depth=3)) == [i * i for i in range(50)]
-        assert most <= 2
-
-    def test_it_reads_before_it_is_asked(self) -> None:
-        started = [threading.Event() for _ in range(4)]
-
-        def read(item: int) -> int:
-            started[item].set()
-            return item
-
-        reader = read_ahead(read, range(4), depth=3)
-        assert next(reader) == 0
-        assert started[1].wait(5)
-        reader.close()
-
-    def test_a_failure_comes_in_its_turn(self) -> None:
-        def read(item: int) -> int:
-            if item == 2:
-                raise OSError("torn")
-            return item
-
-        reader = read_ahead(read, range(5))
-        assert [next(reader), next(reader)] == [0, 1]
-        with pytest.raises(OSError, match="torn"):
-            next(reader)
 
 
 def assert_is_projector(p: np.ndarray, null_dim: int) -> None:

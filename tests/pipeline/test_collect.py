@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import threading
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +21,7 @@ from nullbooth_cli.model.denoise import DenoisingPath, truncated_prompts
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.pipeline import collect, run, stages
 from nullbooth_cli.progress import Note
-from nullbooth_cli.store import Store, background
+from nullbooth_cli.store import Store
 from nullbooth_cli.store.feature_arrays import FeatureArrays
 from nullbooth_cli.toy import FOLDER
 from tests.support.builders import PROMPTS, execute, features_at, prompts_of, small_config, states_of
@@ -243,29 +242,6 @@ def test_a_failed_write_stops_the_run_with_its_own_error(tmp_path: Path, monkeyp
     with pytest.raises(ResourceError, match="the disk is gone"):
         execute(config, "collect")
     assert not Store.open(config.store).progress.done("collect").any()
-
-
-def test_the_writer_bounds_the_bytes_that_wait() -> None:
-    gate, written = threading.Event(), []
-
-    def write(item: int) -> None:
-        gate.wait(10)
-        written.append(item)
-
-    half = background.MAX_PENDING_BYTES // 2
-    with background.Writer() as writing:
-        for item in range(2):
-            writing.submit(half, write, item)
-        third = threading.Thread(target=writing.submit, args=(half, write, 2))
-        third.start()
-        third.join(0.2)
-        assert third.is_alive()
-        gate.set()
-        third.join(10)
-        assert not third.is_alive()
-        writing.submit(10 * background.MAX_PENDING_BYTES, write, 3)
-        writing.drain()
-    assert sorted(written) == [0, 1, 2, 3]
 
 
 def test_long_prompts_are_said_with_the_lost_words(tmp_path: Path, pipe: Any) -> None:
