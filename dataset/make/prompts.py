@@ -1,7 +1,8 @@
 """Write dataset/prompts/knowledge_1000.txt and dog_prompts_1000.txt from dataset/lists/: `python dataset/make/prompts.py`.
 
 A file of lists has topics, a topic has groups, and a group has lists of phrases, one a line: any of its phrases can be combined
-with any other. A phrase may name lists, `{place}` or, with its article, `{a breed}`; a prompt is a phrase of the list `patterns`. Every group also has the lists under `shared`, unless it has its own of that name.
+with any other. A phrase may name lists, `{place}` or, with its article, `{a breed}`; a prompt is a phrase of the list `patterns`.
+Every group also has the lists under `shared`, unless it has its own of that name.
 """
 
 import random
