@@ -22,3 +22,10 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Screen]:
         return there
 
     return make
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return now

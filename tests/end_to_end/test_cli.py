@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from nullbooth_cli import formatting
 from nullbooth_cli.cli import app
 from nullbooth_cli.model import device as device_module
 from nullbooth_cli.model import load
@@ -519,13 +518,3 @@ with Store.open({done!r}, write=True).lock():
             assert f"collect {finished.sum() + 1}/4" in second.stderr
         finally:
             subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_sizes_are_for_people() -> None:
-    assert [formatting.size(n) for n in (5, 1500, 2_500_000, 3 * 10**9, 4 * 10**13)] == [
-        "5 B",
-        "1.5 kB",
-        "2.5 MB",
-        "3.0 GB",
-        "40.0 TB",
-    ]

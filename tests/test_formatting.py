@@ -1,0 +1,67 @@
+"""Numbers, bytes and seconds as people read them."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nullbooth_cli.formatting import aligned, counted, duration, operations, rate, size
+
+
+@given(st.lists(st.floats(1e-9, 1e9) | st.just(0.0), min_size=1, max_size=20))
+def test_aligned_numbers_have_equal_decimals_and_their_values(values: list[float]) -> None:
+    shown = aligned(values)
+    assert len({len(text.partition(".")[2].partition("e")[0]) for text in shown}) == 1
+    assert [float(text) for text in shown] == pytest.approx(values, rel=1e-5, abs=5e-7)
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([999.0, 12.0], ["999", "12"]),
+        ([999.0, 12.5], ["999.0", "12.5"]),
+        ([0.5, 0.99999, None], ["0.50000", "0.99999", ""]),
+        ([1e-8, 3e-2], ["1e-08", "3e-02"]),
+    ],
+)
+def test_aligned(values: list[float | None], shown: list[str]) -> None:
+    assert aligned(values) == shown
+
+
+def test_rates_are_for_people() -> None:
+    assert [rate(seconds) for seconds in (0.01, 0.9, 6.5, 300.0)] == [
+        "6,000 units/min",
+        "67 units/min",
+        "6.5 s/unit",
+        "300.0 s/unit",
+    ]
+    assert duration(11_000) == "3 h 3 min"
+
+
+def test_sizes_are_for_people() -> None:
+    assert [size(n) for n in (5, 1500, 2_500_000, 3 * 10**9, 4 * 10**13)] == [
+        "5 B",
+        "1.5 kB",
+        "2.5 MB",
+        "3.0 GB",
+        "40.0 TB",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (89.4, "89 s"), (90, "2 min"), (5340, "89 min"), (5400, "1 h 30 min"), (11_000, "3 h 3 min")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@given(st.integers(0, 10**24))
+def test_sizes_and_operations_are_short(count: int) -> None:
+    for text in (size(min(count, 10**14)), operations(min(count, 10**20))):
+        assert re.fullmatch(r"\d{1,4}(\.\d)? [a-zA-Z]+", text), text
+
+
+def test_counts_have_their_noun() -> None:
+    assert [counted(count, "layer") for count in (0, 1, 2)] == ["0 layers", "1 layer", "2 layers"]
