@@ -49,11 +49,11 @@ class HeartbeatNotes:
     def read(self) -> list[Heartbeat]:
         """The notes, in the order of their workers' names. Reads one object for each."""
 
-        async def names() -> list[str]:
+        async def _names() -> list[str]:
             return [name async for name in self._arrays.backing.zarr.list_dir(GROUP) if name != "zarr.json"]
 
-        found = self._arrays.backing.get_many([f"{GROUP}/{name}/zarr.json" for name in sorted(sync(names()))])
-        # One that was listed may be gone by now.
+        found = self._arrays.backing.get_many([f"{GROUP}/{name}/zarr.json" for name in sorted(sync(_names()))])
+        # A note that was listed may be gone by now.
         return [_heartbeat(json.loads(data.tobytes())["attributes"]) for data in found if data is not None]
 
     def remove(self, worker: str) -> None:

@@ -120,12 +120,12 @@ class Lease:
         """Give signs every `RENEW_SECONDS` until the block ends, then give the lease back."""
         stop = threading.Event()
 
-        def renew() -> None:
+        def _renew() -> None:
             while not self.lost and not stop.wait(RENEW_SECONDS):
                 with contextlib.suppress(ResourceError):  # it is tried again, and the next write fails if that is too late
                     self.renew()
 
-        thread = threading.Thread(target=renew, daemon=True)
+        thread = threading.Thread(target=_renew, daemon=True)
         thread.start()
         try:
             yield

@@ -34,21 +34,26 @@ class LocalBacking(Backing):
         self._guard = threading.Lock()
 
     def inside(self, name: str, *, read_only: bool = False) -> "LocalBacking":
+        """A folder inside this one."""
         return LocalBacking(self.path / name, read_only=read_only)
 
     def exists(self) -> bool:
+        """Whether the folder, or a file of its name, is there."""
         return self.path.exists()
 
     def is_foreign(self) -> bool:
+        """Whether a file, or a folder that is not empty, is there."""
         return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
 
     def get(self, key: str) -> NDArray[np.uint8] | None:
+        """All bytes of a file, `[bytes]`, or None if there is none."""
         try:
             return np.fromfile(self.path / key, np.uint8)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def put(self, key: str, parts: list[Bytes]) -> None:
+        """Write a temporary file, flush it, and rename it."""
         path = self.path / key
         temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
         try:
@@ -78,6 +83,7 @@ class LocalBacking(Backing):
             return os.open(path, flags, 0o666)
 
     def sync(self) -> None:
+        """Flush every folder in which a file was renamed since the last call."""
         with self._guard:
             folders, self._folders = self._folders, set()
         for folder in sorted(folders):
@@ -89,16 +95,20 @@ class LocalBacking(Backing):
                     os.close(descriptor)
 
     def delete(self, key: str) -> None:
+        """Remove a file, if it is there."""
         (self.path / key).unlink(missing_ok=True)
 
     def nbytes(self, prefix: str) -> int:
+        """Bytes of all files below a folder, without those of the file system."""
         files = (os.path.join(root, file) for root, _, names in os.walk(self.path / prefix) for file in names)
         return sum(map(_size_of, files))
 
     def free_nbytes(self) -> int | None:
+        """Bytes that are free on the disk of the folder, or of the nearest folder above it."""
         return shutil.disk_usage(_existing(self.path)).free
 
     def sweep(self) -> None:
+        """Remove temporary files."""
         try:
             for leftover in self.path.rglob(f"*{TEMPORARY}"):
                 leftover.unlink(missing_ok=True)
@@ -107,6 +117,7 @@ class LocalBacking(Backing):
 
     @contextlib.contextmanager
     def lock(self, name: str = "", wait: float = 0) -> Iterator[None]:
+        """Hold the lock file `<folder>.lock`, or `<folder>.lock.<name>`; the holder's text is inside."""
         path = self._lock_file(name)
         lock = FileLock(path, timeout=wait)
         try:
@@ -130,10 +141,12 @@ class LocalBacking(Backing):
         return Path(f"{self.path}.lock{name and f'.{name}'}")
 
     def other_locks(self) -> list[str]:
+        """The names of all named lock files beside the folder, held or not."""
         start = f"{self.path.name}.lock."
         return [path.name.removeprefix(start) for path in self.path.absolute().parent.glob(f"{self.path.name}.lock.*")]
 
     def check_writable(self) -> None:
+        """Write a temporary file into the folder and beside it."""
         # The locks are beside the store, so the folder around it must be writable as well.
         try:
             for folder in dict.fromkeys((_existing(self.path), _existing(self.path.absolute().parent))):
@@ -143,6 +156,7 @@ class LocalBacking(Backing):
             raise self.failure(error) from error
 
     def check_free(self) -> None:
+        """Take each lock that was ever taken, for a moment."""
         # A killed holder leaves its name behind. Only the lock itself tells, so it is taken for a moment.
         for name in ("", *self.other_locks()):
             if self._lock_file(name).exists():
@@ -150,6 +164,7 @@ class LocalBacking(Backing):
                     pass
 
     def failure(self, error: OSError) -> ResourceError | StoreError:
+        """ResourceError: no room left, or no permission."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return ResourceError(
                 f"no room left for {self.url} ({self.free_nbytes():,} bytes free)",

@@ -51,7 +51,7 @@ def shard_locked(backing: Backing, number: int, count: int) -> Iterator[None]:
 
 
 def is_held(backing: Backing, name: str) -> bool:
-    """Whether some process holds a lock; True also where nobody can tell. Takes a free lock for a moment."""
+    """Whether some process holds a lock; True also where that cannot be known. Takes a free lock for a moment."""
     try:
         with backing.lock(name):
             return False

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
@@ -12,6 +12,9 @@ from zarr.storage import ObjectStore, WrapperStore
 
 from nullbooth_cli.errors import NullboothError, ResourceError, StoreError
 from nullbooth_cli.store.lease import LEASE_SECONDS, LEASES, Sign, Version
+
+if TYPE_CHECKING:
+    from obstore import PutMode, UpdateVersion
 
 # obstore alone retries for 3 minutes: too long to learn of a wrong endpoint, and longer than a lease lasts.
 RETRIES = {"max_retries": 10, "retry_timeout": 15.0}
@@ -78,7 +81,7 @@ class LeasedObjectStore(WrapperStore[ObjectStore[Any]]):
         import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        mode: Any = "create" if version is None else version
+        mode: PutMode = "create" if version is None else cast("UpdateVersion", version)
         with self._failing(), contextlib.suppress(AlreadyExistsError, PreconditionError):
             await obstore.put_async(self._store.store, key, sign.as_json(), mode=mode)
 

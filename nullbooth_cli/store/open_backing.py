@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from nullbooth_cli.store.backing import Backing
 
@@ -12,7 +11,7 @@ def is_url(place: str | Path) -> bool:
     return "://" in str(place)
 
 
-def open_backing(place: str | Path, options: Mapping[str, Any] | None = None, *, read_only: bool = False) -> Backing:
+def open_backing(place: str | Path, options: Mapping[str, object] | None = None, *, read_only: bool = False) -> Backing:
     """The backing of a path or URL. `options` are those of obstore, for a URL; they are never written down.
 
     Raises ConfigError for a URL or options that cannot be used. Nothing is read yet.

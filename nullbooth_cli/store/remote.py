@@ -13,7 +13,6 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +37,7 @@ RENAMED = {"endpoint_url": "endpoint", "key": "access_key_id", "secret": "secret
 class RemoteBacking(Backing):
     """Objects below a URL."""
 
-    def __init__(self, url: str, options: Mapping[str, Any], *, read_only: bool = False) -> None:
+    def __init__(self, url: str, options: Mapping[str, object], *, read_only: bool = False) -> None:
         _check_url(url)
         _check_options(options)
         self.url = url.rstrip("/")
@@ -59,46 +58,57 @@ class RemoteBacking(Backing):
             ) from None
 
     def inside(self, name: str, *, read_only: bool = False) -> "RemoteBacking":
+        """The objects below a name at this URL."""
         return RemoteBacking(f"{self.url}/{name}", self._options, read_only=read_only)
 
     def exists(self) -> bool:
+        """Whether any object is there. Cost: one request for a store, a list request otherwise."""
         return self.get("zarr.json") is not None or self.is_foreign()
 
     def is_foreign(self) -> bool:
-        async def any_key() -> bool:
+        """Whether any object is there. Cost: a list request."""
+
+        async def _any_key() -> bool:
             async for _ in self.zarr.list():
                 return True
             return False
 
-        return sync(any_key())
+        return sync(_any_key())
 
     def get(self, key: str) -> NDArray[np.uint8] | None:
+        """All bytes of an object, `[bytes]`, or None if there is none."""
         return self.get_many([key])[0]
 
     def get_many(self, keys: list[str]) -> list[NDArray[np.uint8] | None]:
+        """`get` of each key, with up to `CONCURRENT_READS` requests at once."""
         found = sync(concurrent_map([(key, default_buffer_prototype()) for key in keys], self.zarr.get, CONCURRENT_READS))
         return [None if data is None else np.array(data.as_numpy_array()) for data in found]  # a copy that may be written to
 
     def put(self, key: str, parts: list[Bytes]) -> None:
+        """Write an object by one put, which is durable when it returns."""
         sync(self.zarr.set(key, buffer_of(b"".join(parts))))
 
     def sync(self) -> None:
-        pass
+        """Nothing to do: every put was durable."""
 
     def delete(self, key: str) -> None:
+        """Remove an object, if it is there."""
         sync(self.zarr.delete(key))
 
     def nbytes(self, prefix: str) -> int:
+        """Bytes of all objects below a group. Cost: a list request for every thousand of them."""
         return sync(self.zarr.getsize_prefix(prefix))
 
     def free_nbytes(self) -> int | None:
+        """None: object stores do not tell."""
         return None
 
     def sweep(self) -> None:
-        pass
+        """Nothing to do: a put that was killed leaves no object."""
 
     @contextlib.contextmanager
     def lock(self, name: str = "", wait: float = 0) -> Iterator[None]:
+        """Hold the lease `all`, or one of this name, and renew it until the block ends."""
         lease = Lease(self._leases(), name or WHOLE)
         deadline = time.monotonic() + wait
         while holder := lease.acquire():
@@ -113,17 +123,21 @@ class RemoteBacking(Backing):
             LEASES[self.url].remove(lease)
 
     def other_locks(self) -> list[str]:
-        async def names() -> list[str]:
+        """The names of all leases of shards. Cost: a list request."""
+
+        async def _names() -> list[str]:
             return [key async for key in self._leases().list() if key != WHOLE]
 
-        return sync(names())
+        return sync(_names())
 
     def check_writable(self) -> None:
+        """Put an object and remove it."""
         key = f".nullbooth-{uuid.uuid4().hex}"
         self.put(key, [b"nullbooth"])
         self.delete(key)
 
     def check_free(self) -> None:
+        """Read every lease. Cost: a list request and one for each."""
         for name in (WHOLE, *self.other_locks()):
             if holder := Lease(self._leases(), name).holder():
                 raise in_use(self.url, holder)
@@ -133,6 +147,7 @@ class RemoteBacking(Backing):
         return self._open(f"{self.url}.lock")
 
     def failure(self, error: OSError) -> ResourceError | StoreError:
+        """ResourceError with the first line of the message, without secrets."""
         return self._failure(error)
 
     def _failure(self, error: Exception) -> ResourceError:
@@ -163,7 +178,7 @@ def _check_url(url: str) -> None:
         raise ConfigError(f"{url} names a bucket, not a place in it", f"name the store too, such as {url.rstrip('/')}/run.zarr")
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
+def _check_options(options: Mapping[str, object]) -> None:
     """Raise ConfigError for `client`, which chose between obstore and fsspec; values are not shown."""
     if "client" not in options:
         return
@@ -174,7 +189,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
     )
 
 
-def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
+def _secrets(options: Mapping[str, object]) -> Iterator[str]:
     for key, value in options.items():
         if isinstance(value, Mapping):
             yield from _secrets(value)

@@ -43,19 +43,19 @@ class Store:
         self._sites: tuple[list[dict[str, Any]], tuple[Site, ...]] = ([], ())
 
     @classmethod
-    def create(cls, place: str | Path, config: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> "Store":
+    def create(cls, place: str | Path, config: Mapping[str, object], options: Mapping[str, object] | None = None) -> "Store":
         """Make an empty store. Raises StoreError if something else is there."""
         backing = open_backing(place, options)
         return cls(create_group(backing, config), backing)
 
     @classmethod
-    def open(cls, place: str | Path, *, write: bool = False, options: Mapping[str, Any] | None = None) -> "Store":
+    def open(cls, place: str | Path, *, write: bool = False, options: Mapping[str, object] | None = None) -> "Store":
         """Open an existing store. Raises StoreError if there is none, or it is foreign or of another format version."""
         backing = open_backing(place, options, read_only=not write)
         return cls(open_group(backing, write=write), backing)
 
     @classmethod
-    def open_if_there(cls, place: str | Path, options: Mapping[str, Any] | None = None) -> "Store | None":
+    def open_if_there(cls, place: str | Path, options: Mapping[str, object] | None = None) -> "Store | None":
         """The store at a place, None where one can be made. Raises StoreError as `open` and `create` do; writes nothing."""
         if cls.exists(place, options):
             return cls.open(place, options=options)
@@ -63,12 +63,14 @@ class Store:
         return None
 
     @classmethod
-    def open_or_create(cls, place: str | Path, config: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> "Store":
+    def open_or_create(
+        cls, place: str | Path, config: Mapping[str, object], options: Mapping[str, object] | None = None
+    ) -> "Store":
         """The store at a place, open for writing; an empty one with this config if there is none."""
         return cls.open(place, write=True, options=options) if cls.exists(place, options) else cls.create(place, config, options)
 
     @staticmethod
-    def exists(place: str | Path, options: Mapping[str, Any] | None = None) -> bool:
+    def exists(place: str | Path, options: Mapping[str, object] | None = None) -> bool:
         """Whether a Zarr group is at a place."""
         return is_there(open_backing(place, options, read_only=True))
 
@@ -77,7 +79,7 @@ class Store:
         backing = self.arrays.backing.inside(HELDOUT, read_only=not write)
         return type(self)(open_group(backing, write=write), backing) if is_there(backing) else None
 
-    def heldout_or_create(self, config: Mapping[str, Any]) -> "Store":
+    def heldout_or_create(self, config: Mapping[str, object]) -> "Store":
         """The same, open for writing; an empty one with this config if there is none."""
         if found := self.heldout(write=True):
             return found
@@ -140,11 +142,11 @@ class Store:
         """How the collection is stored. Raises KeyError before a collection was started."""
         return Layout(**self.records["collect"]["layout"])
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
+    def write_config(self, config: Mapping[str, object]) -> None:
         """Put another config in the place of the stored one."""
         self.arrays.update_attributes(config=dict(config))
 
-    def write_record(self, stage: str, record: Mapping[str, Any] | None) -> None:
+    def write_record(self, stage: str, record: Mapping[str, object] | None) -> None:
         """Put another record of a stage in the place of the stored one, or remove it."""
         records = {name: value for name, value in self.records.items() if name != stage}
         self.arrays.update_attributes(records=records if record is None else {**records, stage: dict(record)})
