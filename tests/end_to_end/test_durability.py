@@ -195,10 +195,8 @@ def mounted(command: list[str], place: Path) -> Callable[[], None]:
 
 
 def await_line(worker: Worker, pattern: str) -> None:
-    until = time.monotonic() + 60
     while not re.search(pattern, worker.err, re.MULTILINE):
         assert worker.is_alive(), worker.err
-        assert time.monotonic() < until, worker.err
         time.sleep(0.005)
 
 
@@ -325,15 +323,14 @@ class TestShardLocks:
         arguments = saved(config, tmp_path / "c.yaml")
         with stopped(launch(["collect", *arguments], tmp_path / "log", 2, {1: Twist(slow=2.0)})) as (first, second):
             await_line(first, "^collect 1/")
-            until = time.monotonic() + 30
             while not second.begun:
-                assert time.monotonic() < until
+                assert second.is_alive(), second.err
                 time.sleep(0.01)
             first.kill()
             first.join()
             refused(nullbooth("collect", *arguments), 4, f"in use by process {second.pid}")
             assert second.finish() == 3, second.err
-            assert "another process of this launch failed" in second.err
+            assert "process 0 of this launch failed or was stopped" in second.err
         finished = Store.open(config.store)
         assert any(second.begun[0] in part.units for part in finished.moments.parts()), "the unit that ran was written"
         assert nullbooth("collect", *arguments).exit_code == 0
