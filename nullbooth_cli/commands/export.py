@@ -64,6 +64,7 @@ def export(
         document["sites"] = export_alphaedit(opened, path, layer, feature)
     else:
         settings = decomposing(session.config, opened)
-        made = export_folder(opened, session.config, settings, path, only_covariance=only_covariance)
+        rule, value = session.config.project.rule()
+        made = export_folder(opened, settings, path, rule=rule, value=value, only_covariance=only_covariance)
         document["path"] = str(made)
     session.terminal.answer(document, lambda found: f"{found['store']} -> {found['path']} ({found['format']})")

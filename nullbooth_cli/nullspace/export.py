@@ -1,8 +1,10 @@
 """Projectors and moments in the forms that other programs read.
 
 - `safetensors`: one factor, or P itself, per site, and a JSON header that says for every weight which tensor is its own.
-- `alphaedit`: P of several sites of one size as a tensor `[sites, D, D]` in a .pt file, as AlphaEdit keeps its own.
+- `alphaedit`: P of several sites of one size as a tensor `[sites, D, D]` in a .pt file, the format of AlphaEdit's code.
 - `folder`: run_YYYYMMDD_HHMMSS/<step key>/<layer>/{q,k,v,out}_{covariance,projection}.npy and _metadata.json.
+
+An export appears under its name when it is complete.
 """
 
 import contextlib
@@ -10,7 +12,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,6 @@ from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.nullspace import spectrum
 from nullbooth_cli.nullspace.pooling import Decomposing, pooled, second_moment
 from nullbooth_cli.nullspace.usable import load_projector, provenance, usable_projectors
-from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 
 HEADER = "nullbooth"
@@ -30,7 +32,7 @@ HEADER_VERSION = 1
 
 
 def export_safetensors(store: Store, path: Path, *, dense: bool, dtype: str) -> dict[str, Any]:
-    """Write the projectors as `dtype` ("float32" or "float64"); returns the header.
+    """Write the projectors as `dtype` ("float32" or "float64"), or P itself if `dense`; returns the header.
 
     The header, JSON under the metadata key "nullbooth", has for each weight `tensor` (its name in the file) and `kind`: "dense"
     (P), "null_basis" (P = F F^T) or "complement" (P = I - F F^T). Raises ConfigError for per-timestep projectors.
@@ -65,7 +67,7 @@ def export_alphaedit(store: Store, path: Path, layer: str | None, feature: str |
     if len(sizes) > 1:
         raise ConfigError(
             f"{len(sites)} sites have {len(sizes)} sizes: {', '.join(map(str, sizes))}",
-            "choose equal ones with --layer and --feature",
+            "choose sites of one size with layer and feature",
         )
     stack = np.stack([usable[site.weights[0]].dense() for site in sites])
     with written(path) as temporary:
@@ -73,16 +75,15 @@ def export_alphaedit(store: Store, path: Path, layer: str | None, feature: str |
     return [site.name for site in sites]
 
 
-def export_folder(store: Store, config: Config, settings: Decomposing, place: Path, *, only_covariance: bool) -> Path:
-    """Write plain files under `place`; returns the folder that was made.
+def export_folder(store: Store, settings: Decomposing, place: Path, *, rule: str, value: float, only_covariance: bool) -> Path:
+    """Write plain files under `place`; returns the folder that was made. `rule` and `value` are the threshold in force.
 
     Per-timestep projectors, and covariances alone, have one folder for each timestep; pooled projectors have one, `pooled`. A
-    tensor that several projections share is written once and linked for the others. The folder is named when it is whole.
+    tensor that several projections share is written once and linked for the others. Raises ConfigError if the folder exists.
     """
     run = place / f"run_{time.strftime('%Y%m%d_%H%M%S')}"
     if run.exists():
-        raise ConfigError(f"{run} exists", "wait a second")
-    rule, value = config.project.rule()
+        raise ConfigError(f"{run} exists", "export again in a second: the name has the time")
     each_step = only_covariance or settings.pooling.scope == "timestep"
     with written(run) as temporary:
         for site in store.sites:
@@ -92,10 +93,10 @@ def export_folder(store: Store, config: Config, settings: Decomposing, place: Pa
                 else settings.pooling.groups(site, settings.steps)
             )
             for index, group in enumerate(groups):
-                files = _files(
-                    store, site, index, group, settings, rule, value, only_covariance=only_covariance, each_step=each_step
-                )
-                # What no timestep changes belongs to all of them.
+                files = _moment_files(store, site, group, settings, weight="count" if each_step else settings.pooling.weight)
+                if not only_covariance:
+                    files |= _projector_files(store, site, index, rule=rule, value=value)
+                # A site that no timestep changes is written for all of them.
                 steps = settings.steps if site.timestep_free else [settings.steps[index]]
                 for step in steps if each_step else [None]:
                     at = (
@@ -107,61 +108,63 @@ def export_folder(store: Store, config: Config, settings: Decomposing, place: Pa
     return run
 
 
-def _files(
-    store: Store,
-    site: Site,
-    index: int,
-    group: Sequence[int],
-    settings: Decomposing,
-    rule: str,
-    value: float,
-    *,
-    only_covariance: bool,
-    each_step: bool,
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, Any]]:
-    """The arrays of one site and group of timesteps by their file's ending, and their metadata."""
-    weight = "count" if each_step else settings.pooling.weight
-    sums = pooled(store, site, group, weight)
+@dataclass(frozen=True, kw_only=True)
+class _SiteFiles:
+    """The files of one site and group of timesteps: arrays by the ending of their file, and the metadata."""
+
+    arrays: Mapping[str, NDArray[np.float64]]
+    metadata: Mapping[str, Any]
+
+    def __or__(self, other: "_SiteFiles") -> "_SiteFiles":
+        return _SiteFiles(arrays={**self.arrays, **other.arrays}, metadata={**self.metadata, **other.metadata})
+
+
+def _moment_files(store: Store, site: Site, timesteps: Sequence[int], settings: Decomposing, *, weight: str) -> _SiteFiles:
+    sums = pooled(store, site, timesteps, weight)
     covariance = second_moment(sums, centred=settings.centred)
-    metadata: dict[str, Any] = {
+    metadata = {
         "shape": list(covariance.shape),
         "tokens": sums.count,
         "centred": settings.centred,
         "weights": list(site.weights),
     }
-    if only_covariance:
-        return {"covariance": covariance}, metadata
-    cut = store.projectors.read_cut(site, index)
-    eigenvalues = store.projectors.read_eigenvalues(site, index)
-    metadata |= {
+    return _SiteFiles(arrays={"covariance": covariance}, metadata=metadata)
+
+
+def _projector_files(store: Store, site: Site, index: int, *, rule: str, value: float) -> _SiteFiles:
+    cut, eigenvalues = store.projectors.read_cut(site, index), store.projectors.read_eigenvalues(site, index)
+    metadata = {
         "null_dim": cut.null_dim,
         "threshold": spectrum.threshold(eigenvalues, rule, value, cut.null_dim),
         "rule": {"name": rule, "value": value},
         "leakage": cut.leakage,
         "heldout_leakage": cut.heldout_leakage,
     }
-    return {"covariance": covariance, "projection": load_projector(store, site, index).dense()}, metadata
+    return _SiteFiles(arrays={"projection": load_projector(store, site, index).dense()}, metadata=metadata)
 
 
-def _place(folder: Path, site: Site, files: tuple[dict[str, NDArray[np.float64]], dict[str, Any]], at: dict[str, Any]) -> None:
-    arrays, metadata = files
+def _place(folder: Path, site: Site, files: _SiteFiles, at: Mapping[str, Any]) -> None:
+    """Write the files of a site for each of its projections; `at` is the metadata of the timestep."""
     first: dict[str, Path] = {}
     for layer, feature in site.projections:
         (folder / layer).mkdir(parents=True, exist_ok=True)
-        for ending, values in arrays.items():
+        for ending, values in files.arrays.items():
             path = folder / layer / f"{feature}_{ending}.npy"
             if ending in first:
                 os.link(first[ending], path)
             else:
                 np.save(path, values)
                 first[ending] = path
-        text = json.dumps({"layer": layer, "feature": feature, "side": site.side, **at, **metadata}, indent=2)
+        text = json.dumps({"layer": layer, "feature": feature, "side": site.side, **at, **files.metadata}, indent=2)
         (folder / layer / f"{feature}_metadata.json").write_text(text + "\n")
 
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A path that gets the wanted name when all is written: neither an error nor a kill leaves half of an export under it."""
+    """A temporary path that becomes `path` at the end: neither an error nor a kill leaves a partial export under that name.
+
+    Raises ResourceError if it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=".partial", dir=path.parent) as folder:
@@ -169,4 +172,4 @@ def written(path: Path) -> Iterator[Path]:
             yield temporary
             os.replace(temporary, path)
     except OSError as error:
-        raise ResourceError(f"cannot write {path}: {error}", "check the place, its permissions and the space left") from error
+        raise ResourceError(f"cannot write {path}: {error}", "check the path, its permissions and the free space") from error
