@@ -1,11 +1,14 @@
 """The command `nullbooth train`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nullbooth_cli.commands.options import AsJson, Device, Overrides, Quiet, Verbose
+
+if TYPE_CHECKING:
+    from nullbooth_cli.training.dreambooth import TrainingResult
 
 RecipeFile = Annotated[str, typer.Option("-c", "--config", metavar="FILE", help="Recipe, such as configs/train/toy.yaml.")]
 ConstraintStore = Annotated[
@@ -44,14 +47,15 @@ def train(
     terminal = Terminal(as_json=as_json, quiet=quiet, silent=not ready.accelerator.is_main_process)
     if verbose:
         terminal.note(f"recipe {config}, into {recipe.output}")
-    terminal.note(f"trains {len(ready.trained)} weights, {ready.held}")
+    by = f"constrained by {ready.recipe.store}" if ready.constraint else "without a constraint: no store is named"
+    terminal.note(f"trains {len(ready.trained)} weights, {by}")
     terminal.follow(dreambooth.train(ready))
-    document = dreambooth.finish(ready)
-    if document:
-        terminal.answer(document, _draw)
+    result = dreambooth.finish(ready)
+    if result:
+        terminal.answer(result.document(), lambda _: _summary(result))
 
 
-def _draw(document: dict[str, object]) -> str:
-    drift = document["largest_drift"]
-    held = "nothing held it" if drift is None else f"the outputs on what is kept moved by {drift:.1e} at most"
-    return f"{document['output']}: {document['trained']} weights after {document['steps']} steps; {held}"
+def _summary(result: "TrainingResult") -> str:
+    drift = result.largest_drift
+    moved = "without a constraint" if drift is None else f"outputs on the preserved prompts moved by {drift:.1e} at most"
+    return f"{result.output}: {result.trained} weights after {result.steps} steps; {moved}"

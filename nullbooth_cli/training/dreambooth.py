@@ -1,16 +1,17 @@
-"""DreamBooth training, constrained by a store or not: small enough to be read before it is trusted.
+"""DreamBooth training, with a constraint or without: small enough to be read before it is trusted.
 
-1. `prepare()` loads the model, encodes pictures and captions once, marks what is trained and puts the constraint in its place,
+1. `setup.set_up()` loads the model, encodes pictures and captions once, marks the parameters that train, and constrains them
    before the optimizer is built.
-2. `train()` is the loop; it yields an event for every optimizer step, checkpoints, and can go on from the last one.
-3. `finish()` writes plain weights (a pipeline folder, or a LoRA file) and what they would move of the knowledge kept.
+2. `train()` is the loop. It yields an event for every optimizer step, saves checkpoints, and resumes from the last one.
+3. `finish()` writes plain weights (a pipeline folder, or a LoRA file) and the drift of each weight.
 
-The loss is the one of diffusers' train_dreambooth.py: the mean squared error of what the model predicts about the noise of a
-picture at a random timestep, and beside it, with a weight, the same on pictures of the class. (Ruiz et al., arXiv 2208.12242.)
+The loss is that of diffusers' train_dreambooth.py: the mean squared error of the model's prediction about the noise of a picture
+at a random timestep, and the same on pictures of the class, with a weight. (Ruiz et al., arXiv 2208.12242.)
 """
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,86 +21,161 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.model.quiet import quiet_libraries
+from nullbooth_cli.errors import DataError, ModelError
 from nullbooth_cli.progress import Event, Note, Progress
 from nullbooth_cli.training import checkpoints
-from nullbooth_cli.training.examples import encode_texts
-from nullbooth_cli.training.setup import Training
+from nullbooth_cli.training.examples import TextEncoding, encode_texts
+from nullbooth_cli.training.setup import TrainingRun
 
 
-def train(training: Training) -> Iterator[Event]:
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """A finished run: the folder that was written, and norm(dW K0) / norm(W0 K0) of each weight (None without a constraint)."""
+
+    output: str
+    steps: int
+    trained: int
+    constrained_by: str | None
+    drift: dict[str, float] | None
+
+    @property
+    def largest_drift(self) -> float | None:
+        """Of all weights."""
+        return max(self.drift.values()) if self.drift else None
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "schema_version": 1,
+            "output": self.output,
+            "steps": self.steps,
+            "trained": self.trained,
+            "constrained_by": self.constrained_by,
+            "largest_drift": self.largest_drift,
+            "drift": self.drift,
+        }
+
+
+def train(run: TrainingRun) -> Iterator[Event]:
     """Run the optimizer steps that are not done yet; yields one event for each.
 
-    Raises ConfigError if the loss is not finite. Cost: a step is `gradient_accumulation_steps` forwards and backwards.
+    Raises DataError if the loss is not finite. Cost: a step is `gradient_accumulation_steps` forwards and backwards, and with
+    prior preservation twice as many.
     """
+    recipe, accelerator = run.recipe, run.accelerator
+    loop = _prepared(run)
+    if recipe.tensorboard:
+        accelerator.init_trackers("nullbooth")
+    first = checkpoints.resume(run)
+    if first:
+        yield Note(f"resumes from step {first}")
+    loop.denoiser.train()
+    for step in range(first, recipe.max_train_steps):
+        loss, done = loop.step(step), step + 1
+        if not np.isfinite(loss):
+            raise DataError(f"the loss is {loss} at step {done}", "lower learning_rate, or set mixed_precision to no")
+        if recipe.tensorboard:
+            accelerator.log({"loss": loss, "lr": loop.rates.get_last_lr()[0]}, step=done)
+        if done % recipe.checkpointing_steps == 0 or done == recipe.max_train_steps:
+            checkpoints.save(run, done)
+        yield Progress("train", done, recipe.max_train_steps, f"loss {loss:.4f}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loop:
+    """A run with its optimizer. `denoiser`, `optimizer` and `rates` are as accelerate wraps them.
+
+    `encode` encodes captions again in every step; None uses the texts that were encoded once.
+    """
+
+    run: TrainingRun
+    denoiser: nn.Module
+    optimizer: torch.optim.Optimizer
+    rates: torch.optim.lr_scheduler.LRScheduler
+    parameters: list[nn.Parameter]
+    noising: Any  # DDPMScheduler
+    encode: TextEncoding | None
+
+    def step(self, number: int) -> float:
+        """One optimizer step; returns its mean loss."""
+        recipe, accelerator = self.run.recipe, self.run.accelerator
+        losses = []
+        for micro in range(recipe.gradient_accumulation_steps):
+            # Seeded by the step itself, so a resumed run makes the same draws as an uninterrupted one.
+            key = np.random.SeedSequence((recipe.seed, number, micro, accelerator.process_index)).generate_state(1, np.uint64)
+            generator = torch.Generator("cpu").manual_seed(int(key[0]) >> 1)
+            with accelerator.accumulate(self.denoiser):
+                loss = self._loss(generator)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(self.parameters, recipe.max_grad_norm)
+                self.optimizer.step()
+                self.rates.step()
+                self.optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+        return sum(losses) / len(losses)
+
+    def _loss(self, generator: torch.Generator) -> torch.Tensor:
+        """On a batch of the subject, and with prior preservation on one of its class."""
+        run, size = self.run, self.run.recipe.train_batch_size
+        latents, texts = run.subject.batch(generator, size, self.encode)
+        loss = denoising_loss(self.denoiser, self.noising, latents=latents, texts=texts, generator=generator)
+        if run.prior is None:
+            return loss
+        latents, texts = run.prior.batch(generator, size)
+        prior = denoising_loss(
+            self.denoiser, self.noising, latents=latents, texts=texts, generator=generator, teacher=run.teacher
+        )
+        return loss + run.recipe.prior_weight * prior
+
+
+def _prepared(run: TrainingRun) -> _Loop:
+    """Build the optimizer and let accelerate wrap it with the model."""
     from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
 
-    recipe, accelerator = training.recipe, training.accelerator
-    noising = DDPMScheduler.from_config(training.pipe.scheduler.config)
-    groups: list[dict[str, Any]] = [
-        {"params": [parameter for parameter in training.denoiser.parameters() if parameter.requires_grad]}
-    ]
-    if training.word is not None:
-        # Decay would pull the word to zero, where no word is.
-        groups.append({"params": [training.word.row], "lr": recipe.word_learning_rate, "weight_decay": 0.0})
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.adam_weight_decay)
-    # accelerate moves a scheduler on once for every process.
-    lengths = {"num_warmup_steps": recipe.lr_warmup_steps, "num_training_steps": recipe.max_train_steps}
-    lengths = {name: steps * accelerator.num_processes for name, steps in lengths.items()}
-    rates = get_scheduler(recipe.lr_scheduler, optimizer, **lengths)
-    denoiser, optimizer, rates = accelerator.prepare(training.denoiser, optimizer, rates)
-    if training.word is not None:
-        training.word.attach(accelerator.prepare(training.word))
-    # While the word trains, its captions mean something else in every step.
-    encode = partial(encode_texts, training.pipe) if training.word is not None else None
-    if recipe.tensorboard:
-        accelerator.init_trackers("nullbooth")
-    first = checkpoints.resume(training)
-    if first:
-        yield Note(f"goes on from step {first}")
-    denoiser.train()
-    for step in range(first, recipe.max_train_steps):
-        losses = []
-        for micro in range(recipe.gradient_accumulation_steps):
-            # Seeded by the step itself, so that a run that was stopped goes on with the draws it would have made.
-            key = np.random.SeedSequence((recipe.seed, step, micro, accelerator.process_index)).generate_state(1, np.uint64)
-            generator = torch.Generator("cpu").manual_seed(int(key[0]) >> 1)
-            with accelerator.accumulate(denoiser):
-                batch = training.subject.batch(generator, recipe.train_batch_size, encode)
-                loss = _loss(denoiser, noising, *batch, generator)
-                if training.prior is not None:
-                    batch = training.prior.batch(generator, recipe.train_batch_size)
-                    loss = loss + recipe.prior_weight * _loss(denoiser, noising, *batch, generator, training.teacher)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(parameters, recipe.max_grad_norm)
-                optimizer.step()
-                rates.step()
-                optimizer.zero_grad()
-            losses.append(float(loss.detach()))
-        mean = sum(losses) / len(losses)
-        if not np.isfinite(mean):
-            raise ConfigError(f"the loss is {mean} at step {step + 1}", "lower learning_rate, or set mixed_precision to no")
-        if recipe.tensorboard:
-            accelerator.log({"loss": mean, "lr": rates.get_last_lr()[0]}, step=step + 1)
-        done = step + 1
-        if done % recipe.checkpointing_steps == 0 or done == recipe.max_train_steps:
-            checkpoints.save(training, done)
-        yield Progress("train", done, recipe.max_train_steps, f"loss {mean:.4f}")
+    recipe, accelerator = run.recipe, run.accelerator
+    groups: list[dict[str, Any]] = [{"params": [parameter for parameter in run.denoiser.parameters() if parameter.requires_grad]}]
+    if run.word is not None:
+        # No weight decay: it would shrink the embedding to zero.
+        groups.append({"params": [run.word.row], "lr": recipe.word_learning_rate, "weight_decay": 0.0})
+    optimizer: Any = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.adam_weight_decay)
+    rates = get_scheduler(
+        recipe.lr_scheduler,
+        optimizer,
+        # accelerate advances a scheduler once for every process.
+        num_warmup_steps=recipe.lr_warmup_steps * accelerator.num_processes,
+        num_training_steps=recipe.max_train_steps * accelerator.num_processes,
+    )
+    denoiser, optimizer, rates = accelerator.prepare(run.denoiser, optimizer, rates)
+    if run.word is not None:
+        run.word.attach(accelerator.prepare(run.word))
+    return _Loop(
+        run=run,
+        denoiser=denoiser,
+        optimizer=optimizer,
+        rates=rates,
+        parameters=[parameter for group in groups for parameter in group["params"]],
+        noising=DDPMScheduler.from_config(run.pipe.scheduler.config),
+        # While the word trains, the captions change with it in every step.
+        encode=None if run.word is None else partial(encode_texts, run.pipe),
+    )
 
 
-def _loss(
+def denoising_loss(
     denoiser: nn.Module,
     noising: Any,
+    *,
     latents: torch.Tensor,
     texts: torch.Tensor,
     generator: torch.Generator,
     teacher: nn.Module | None = None,
 ) -> torch.Tensor:
-    """Mean squared error about the noise of a batch at random timesteps; with a teacher, about what it predicts."""
+    """Mean squared error of the prediction for a batch, latents `[B, C, h, w]` and texts `[B, L, D]`, at random timesteps.
+
+    The target is the noise (or velocity); with a teacher, the teacher's prediction. `noising` is a DDPMScheduler. Raises
+    ModelError for a model that predicts anything else.
+    """
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     timesteps = torch.randint(noising.config.num_train_timesteps, (len(latents),), generator=generator).to(latents.device)
     noisy = noising.add_noise(latents, noise, timesteps)
@@ -112,44 +188,41 @@ def _loss(
     elif noising.config.prediction_type == "v_prediction":
         target = noising.get_velocity(latents, noise, timesteps)
     else:
-        raise ConfigError(
-            f"the model predicts {noising.config.prediction_type}", "nullbooth train knows epsilon and v_prediction"
+        raise ModelError(
+            f"the model predicts {noising.config.prediction_type}, not epsilon or v_prediction", "train another model"
         )
     return F.mse_loss(predicted.float(), target.float())
 
 
-@quiet_libraries()
-def finish(training: Training) -> dict[str, Any]:
-    """Write the result: a pipeline folder, or a LoRA file that `load_lora_weights` reads; returns what is said of it.
+def finish(run: TrainingRun) -> TrainingResult | None:
+    """Write a pipeline folder, or a LoRA file that `load_lora_weights` reads, and train.json. Every process calls this.
 
-    With a store, `drift` is norm(dW K0) / norm(W0 K0) of each weight, from the moments, in the precision that is saved.
+    Returns None in all but the main process. The drift is exact from the stored moments, in the precision that is saved.
     """
-    recipe, folder = training.recipe, Path(training.recipe.output)
-    training.denoiser.eval()
-    drift = training.constraint.drift() if training.constraint else None
+    recipe, folder = run.recipe, Path(run.recipe.output)
+    run.denoiser.eval()
+    drift = run.constraint.drift() if run.constraint else None
     place = folder / ("lora" if recipe.method == "lora" else "pipeline")
-    if not training.accelerator.is_main_process:
-        return {}
+    if not run.accelerator.is_main_process:
+        return None
     if recipe.method == "lora":
         from diffusers.utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict
 
-        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(training.denoiser))
-        training.pipe.save_lora_weights(place, unet_lora_layers=layers)
+        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(run.denoiser))
+        run.pipe.save_lora_weights(place, unet_lora_layers=layers)
     else:
-        if training.constraint:
-            training.constraint.merge()
-        if training.word is not None:
-            training.word.settle()
-        training.pipe.save_pretrained(place)
-    document = {
-        "schema_version": 1,
-        "output": str(place),
-        "steps": recipe.max_train_steps,
-        "trained": len(training.trained),
-        "constrained_by": recipe.store,
-        "largest_drift": max(drift.values()) if drift else None,
-        "drift": drift,
-    }
-    (folder / "train.json").write_text(json.dumps({**document, "recipe": recipe.model_dump()}, indent=2) + "\n")
-    return document
+        if run.constraint:
+            run.constraint.merge()
+        if run.word is not None:
+            run.word.merge()
+        run.pipe.save_pretrained(place)
+    result = TrainingResult(
+        output=str(place),
+        steps=recipe.max_train_steps,
+        trained=len(run.trained),
+        constrained_by=recipe.store,
+        drift=drift,
+    )
+    (folder / "train.json").write_text(json.dumps({**result.document(), "recipe": recipe.model_dump()}, indent=2) + "\n")
+    return result

@@ -1,26 +1,27 @@
 """The embedding of one word, trained while the rest of the text encoder stays.
 
-No prompt without the word sees the change, so what is kept is not touched. The step is that of textual inversion (Gal et al.,
+Prompts without the word do not change, so the preserved prompts do not. The step is that of textual inversion (Gal et al.,
 arXiv 2208.01618), here beside the weights of the denoiser.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.model.protocols import StableDiffusion, Tokenizer
 
 
 class WordEmbedding(nn.Module):
     """The row `[D]` of a word in the token embedding of a pipeline's text encoder, as a parameter of its own.
 
-    While it is attached, the text encoder sees it in the place of the row that it has. Raises ConfigError for what is not one
-    token, that no caption has, or that a prompt to keep has.
+    While it is attached, the text encoder reads it instead of the row in its table. Raises ConfigError for a word that is not one
+    token, that no caption has, or that a preserved prompt has.
     """
 
-    def __init__(self, pipe: Any, word: str, captions: Sequence[str], kept: Sequence[str]) -> None:
+    def __init__(self, pipe: StableDiffusion, word: str, *, captions: Sequence[str], preserved: Sequence[str]) -> None:
         super().__init__()
         tokens = pipe.tokenizer(word, add_special_tokens=False).input_ids
         if len(tokens) != 1 or tokens[0] == pipe.tokenizer.unk_token_id:
@@ -29,30 +30,31 @@ class WordEmbedding(nn.Module):
                 "choose a rare word that is one token",
             )
         self.token = int(tokens[0])
-        if not self._among(pipe, captions):
-            raise ConfigError(f"no caption has the word '{word}'", f"such as '{captions[0]}': name a word of the captions")
-        if with_word := self._among(pipe, kept):
+        if not self._with_token(pipe.tokenizer, captions):
+            raise ConfigError(f"no caption has the word '{word}'", f"name a word of the captions, such as '{captions[0]}'")
+        if with_word := self._with_token(pipe.tokenizer, preserved):
             raise ConfigError(
-                f"{len(with_word)} prompts to keep have the word '{word}', such as '{with_word[0]}'",
-                "an embedding that trains would change them: choose another word",
+                f"{len(with_word)} preserved prompts have the word '{word}', such as '{with_word[0]}'",
+                "choose another word: training its embedding would change those prompts",
             )
-        self._embedding: Any = pipe.text_encoder.get_input_embeddings()
-        self.row = nn.Parameter(self._embedding.weight[self.token].detach().clone())
-        self._hook: Any = None
+        self._table = pipe.text_encoder.get_input_embeddings()
+        self.row = nn.Parameter(self._table.weight[self.token].detach().clone())
+        self._hook: RemovableHandle | None = None
 
-    def _among(self, pipe: Any, texts: Sequence[str]) -> list[str]:
-        return [text for text in texts if self.token in pipe.tokenizer(text).input_ids]
+    def _with_token(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
+        return [text for text in texts if self.token in tokenizer(text).input_ids]
 
     def forward(self, ids: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
         """`embedded` `[N, L, D]`, with the row wherever `ids` `[N, L]` are the word."""
         return torch.where((ids == self.token)[..., None], self.row.to(embedded), embedded)
 
     def attach(self, prepared: nn.Module) -> None:
-        """Let the text encoder see the row from now on; `prepared` is this module as accelerate wraps it."""
-        self._hook = self._embedding.register_forward_hook(lambda _, inputs, embedded: prepared(inputs[0], embedded))
+        """Let the text encoder read the row from now on; `prepared` is this module as accelerate wraps it."""
+        self._hook = self._table.register_forward_hook(lambda _, inputs, embedded: prepared(inputs[0], embedded))
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Write the row into the text encoder and leave it plain."""
-        self._hook.remove()
-        self._embedding.weight[self.token] = self.row
+    def merge(self) -> None:
+        """Write the row into the text encoder's table, and detach."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._table.weight[self.token] = self.row

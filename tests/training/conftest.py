@@ -1,12 +1,15 @@
-"""Fixtures of training under a constraint: a store whose null spaces are exact, and the model before training."""
+"""Fixtures of training: a store whose null spaces are exact, the model before training, and two runs of DreamBooth."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 import nullbooth_cli as nb
+from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
+from tests.support.tiny_dreambooth import recipe, run
 from tests.support.tiny_training import exact_store, fresh_unet
 
 
@@ -35,3 +38,15 @@ def store(exact: Store) -> nb.OpenStore:
 def before() -> dict[str, torch.Tensor]:
     """The weights of the model before training."""
     return {name: tensor.clone() for name, tensor in fresh_unet().state_dict().items()}
+
+
+@pytest.fixture(scope="session")
+def free_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Without a store."""
+    return run(recipe(tmp_path_factory.mktemp("free")))
+
+
+@pytest.fixture(scope="session")
+def constrained_run(tmp_path_factory: pytest.TempPathFactory, finished: tuple[Config, Store]) -> dict[str, Any]:
+    """The same recipe with a store."""
+    return run(recipe(tmp_path_factory.mktemp("constrained"), store=str(finished[1].path)))

@@ -162,7 +162,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"method": "rome"}, "method='rome'"),
+            ({"method": "rome"}, "method='rome' is not a choice"),
             ({"ridge": 0.0}, "ridge=0.0"),
             ({"preserve": -1.0}, "preserve=-1.0"),
             ({"pairs": {}}, "no prompt to edit"),
@@ -203,8 +203,8 @@ class TestPairs:
         ("prompts", "text", "message"),
         [
             (["x"], None, "'x' has no target"),
-            (["x", "y", "x", "z"], None, "'x' stands twice"),
-            (["x", "y"], "x: z", "'x' stands twice"),
+            (["x", "y", "x", "z"], None, "'x' appears twice"),
+            (["x", "y"], "x: z", "'x' appears twice"),
             ([], "- x\n- y", "does not map prompts to prompts"),
             ([], "x: 1", "does not map prompts to prompts"),
         ],
