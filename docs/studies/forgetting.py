@@ -1,8 +1,8 @@
-"""Forgetting against learning on the embedded model: `python -m nullbooth_cli.toy.study OUT`.
+"""Forgetting against learning on the embedded model: `python docs/studies/forgetting.py OUT`, from a checkout.
 
 The toy subject is taught without a constraint, with prior preservation, and under projectors cut in several ways, each over two
-learning rates and several seeds. What counts is not one setting against another but the curve: how much is forgotten
-where equally much is learned. The scores were fixed before the runs:
+learning rates and several seeds. The study compares curves, not single settings: how much is forgotten where equally much is
+learned. The scores were fixed before the runs:
 
 - learned    share of 24 pictures of the subject, on backgrounds that no taught picture has, in which `subject.is_drawn` finds it
 - forgotten  mean squared distance of latents, taught against untouched from the same noise, on 48 held-out captions, divided by
@@ -10,13 +10,15 @@ where equally much is learned. The scores were fixed before the runs:
 - class      the same on 24 captions of the subject's class (circles)
 - accuracy   share of the 48 held-out captions whose colour, background and shape are all drawn right
 
-OUT holds a file for each run (what is there is not made again), study.png, and the stores that hold the training.
+OUT gets a file for each run, study.png, and the stores of the constrained runs. Started again, the study runs only the missing
+runs.
 """
 
 import contextlib
 import itertools
 import json
 import math
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +30,9 @@ import torch
 import typer
 from filelock import FileLock, Timeout
 
-from docs.studies.cuts import Cut, knowledge
+sys.path.insert(0, str(Path(__file__).parents[2]))  # a script has only its own folder on the path
+
+from docs.studies.cuts import PROMPTS, ROOT, Cut, cut_projectors
 from nullbooth_cli.model import device, load
 from nullbooth_cli.settings.recipe import Feature, Recipe
 from nullbooth_cli.toy import score, subject, world
@@ -41,7 +45,7 @@ LEARNED = (0.25, 0.5, 0.75)  # scores at which what was forgotten is compared
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to teach: what is trained, what holds it, and the learning rates to try."""
+    """One way to teach: the projections that train, the constraint on them, and the learning rates to try."""
 
     name: str
     features: tuple[Feature, ...]
@@ -52,46 +56,46 @@ class Arm:
     pictures: Literal["toy", "toy_varied"] = "toy"
 
 
-FREE, HELD = (1e-3, 3e-3), (3e-3, 1e-2)
+FREE, CONSTRAINED = (1e-3, 3e-3), (3e-3, 1e-2)  # learning rates
 KV: tuple[Feature, ...] = ("k", "v")
 ALL: tuple[Feature, ...] = ("q", "k", "v", "out")
 ARMS = (
-    # Nothing holds the training, or prior preservation does.
+    # Without a constraint, and with prior preservation.
     Arm("free k v", KV, FREE),
     Arm("free q k v out", ALL, FREE),
     Arm("prior pictures, k v", KV, FREE, prior="pictures"),
     Arm("prior distilled, k v", KV, FREE, prior="distill"),
     Arm("prior distilled, q k v out", ALL, FREE, prior="distill"),
-    # A projector holds it.
-    Arm("held 1e-2, k v", KV, HELD, Cut("relative", 1e-2)),
-    Arm("held 1e-3, k v", KV, HELD, Cut("relative", 1e-3)),
-    Arm("held 1e-4, k v", KV, HELD, Cut("relative", 1e-4)),
-    Arm("held 1e-3, q k v out", ALL, HELD, Cut("relative", 1e-3)),
-    Arm("held 1e-4, q k v out", ALL, HELD, Cut("relative", 1e-4)),
-    Arm("held at random, q k v out", ALL, HELD, Cut("random", 1e-4)),
+    # Under projectors.
+    Arm("held 1e-2, k v", KV, CONSTRAINED, Cut("relative", 1e-2)),
+    Arm("held 1e-3, k v", KV, CONSTRAINED, Cut("relative", 1e-3)),
+    Arm("held 1e-4, k v", KV, CONSTRAINED, Cut("relative", 1e-4)),
+    Arm("held 1e-3, q k v out", ALL, CONSTRAINED, Cut("relative", 1e-3)),
+    Arm("held 1e-4, q k v out", ALL, CONSTRAINED, Cut("relative", 1e-4)),
+    Arm("held at random, q k v out", ALL, CONSTRAINED, Cut("random", 1e-4)),
     # Both.
-    Arm("held 1e-2, k v, prior distilled", KV, HELD, Cut("relative", 1e-2), prior="distill"),
-    Arm("held 1e-3, q k v out, prior distilled", ALL, HELD, Cut("relative", 1e-3), prior="distill"),
-    # The embedding of the subject's word is trained as well.
+    Arm("held 1e-2, k v, prior distilled", KV, CONSTRAINED, Cut("relative", 1e-2), prior="distill"),
+    Arm("held 1e-3, q k v out, prior distilled", ALL, CONSTRAINED, Cut("relative", 1e-3), prior="distill"),
+    # The embedding of the subject's word trains as well.
     Arm("word alone", ("k",), (1e-12,), word=True),
     Arm("free k v, word", KV, FREE, word=True),
     Arm("prior distilled, k v, word", KV, FREE, prior="distill", word=True),
-    Arm("held 1e-3, q k v out, word", ALL, HELD, Cut("relative", 1e-3), word=True),
-    Arm("held 1e-4, k v, word", KV, HELD, Cut("relative", 1e-4), word=True),
-    Arm("held 1e-4, k v, word, prior distilled", KV, HELD, Cut("relative", 1e-4), prior="distill", word=True),
-    Arm("held 1e-4, q k v out, word", ALL, HELD, Cut("relative", 1e-4), word=True),
+    Arm("held 1e-3, q k v out, word", ALL, CONSTRAINED, Cut("relative", 1e-3), word=True),
+    Arm("held 1e-4, k v, word", KV, CONSTRAINED, Cut("relative", 1e-4), word=True),
+    Arm("held 1e-4, k v, word, prior distilled", KV, CONSTRAINED, Cut("relative", 1e-4), prior="distill", word=True),
+    Arm("held 1e-4, q k v out, word", ALL, CONSTRAINED, Cut("relative", 1e-4), word=True),
     # A threshold for each site, and no threshold at all.
-    Arm("held by leakage 0.03, q k v out", ALL, HELD, Cut("leakage", 0.03)),
-    Arm("held by subject 10, q k v out", ALL, HELD, Cut("subject", 10.0)),
-    Arm("held softly 1e-3, q k v out", ALL, HELD, Cut("soft", 1e-3)),
-    Arm("held softly 1e-4, q k v out", ALL, HELD, Cut("soft", 1e-4)),
-    Arm("held softly 1e-4, k v, word", KV, HELD, Cut("soft", 1e-4), word=True),
+    Arm("held by leakage 0.03, q k v out", ALL, CONSTRAINED, Cut("leakage", 0.03)),
+    Arm("held by subject 10, q k v out", ALL, CONSTRAINED, Cut("subject", 10.0)),
+    Arm("held softly 1e-3, q k v out", ALL, CONSTRAINED, Cut("soft", 1e-3)),
+    Arm("held softly 1e-4, q k v out", ALL, CONSTRAINED, Cut("soft", 1e-4)),
+    Arm("held softly 1e-4, k v, word", KV, CONSTRAINED, Cut("soft", 1e-4), word=True),
     # More pictures of the subject.
     Arm("free q k v out, twenty pictures", ALL, FREE, pictures="toy_varied"),
-    Arm("held 1e-3, q k v out, twenty pictures", ALL, HELD, Cut("relative", 1e-3), pictures="toy_varied"),
+    Arm("held 1e-3, q k v out, twenty pictures", ALL, CONSTRAINED, Cut("relative", 1e-3), pictures="toy_varied"),
     Arm("free k v, word, twenty pictures", KV, FREE, word=True, pictures="toy_varied"),
     Arm("prior distilled, k v, word, twenty pictures", KV, FREE, prior="distill", word=True, pictures="toy_varied"),
-    Arm("held 1e-4, k v, word, twenty pictures", KV, HELD, Cut("relative", 1e-4), word=True, pictures="toy_varied"),
+    Arm("held 1e-4, k v, word, twenty pictures", KV, CONSTRAINED, Cut("relative", 1e-4), word=True, pictures="toy_varied"),
 )
 SHOWN = (
     "free q k v out",
@@ -102,7 +106,7 @@ SHOWN = (
     "held 1e-4, k v, word",
     "held 1e-4, k v, word, twenty pictures",
 )
-FAINTEST = 1e-3  # what was forgotten less is drawn there
+LEAST_DRAWN = 1e-3  # points that forgot less are drawn here
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ class Point:
 
 
 class Scales:
-    """The captions that everything is measured on, and what the untouched model makes of them."""
+    """The captions that every checkpoint is measured on, with the pictures that the untouched model draws of them."""
 
     def __init__(self, pipe: Any) -> None:
         held_out = score.held_out_triples(48)
@@ -132,32 +136,32 @@ class Scales:
             "forgotten_class": [world.caption(world.Drawing(*circles[i % len(circles)])) for i in range(24)],
         }
         self.backgrounds = [subject.ASKED_ON[i % len(subject.ASKED_ON)] for i in range(24)]
-        self.untouched = {name: latents(pipe, texts, 0) for name, texts in self.captions.items()}
+        self.untouched = {name: draw_latents(pipe, texts, 0) for name, texts in self.captions.items()}
         self.another_seed = {
-            name: float(np.square(latents(pipe, texts, 1_000_000) - self.untouched[name]).mean())
+            name: float(np.square(draw_latents(pipe, texts, 1_000_000) - self.untouched[name]).mean())
             for name, texts in self.captions.items()
         }
 
     def measure(self, pipe: Any) -> dict[str, float]:
         """learned, forgotten, forgotten_class and accuracy of a model. Cost: 96 pictures."""
-        now = {name: latents(pipe, texts, 0) for name, texts in self.captions.items()}
+        now = {name: draw_latents(pipe, texts, 0) for name, texts in self.captions.items()}
         found = {
             name: float(np.square(now[name] - self.untouched[name]).mean()) / self.another_seed[name] for name in self.captions
         }
         drawn = score.paint(pipe, [subject.caption(b) for b in self.backgrounds], steps=STEPS, guidance=GUIDANCE, seed=0)
-        readings = [world.read(picture) for picture in decoded(pipe, now["forgotten"])]
+        readings = [world.read(picture) for picture in decode(pipe, now["forgotten"])]
         right = [(r.shape, r.colour, r.background) == triple for r, triple in zip(readings, self.triples, strict=True)]
         learned = [subject.is_drawn(picture, b) for picture, b in zip(drawn, self.backgrounds, strict=True)]
         return {**found, "learned": float(np.mean(learned)), "accuracy": float(np.mean(right))}
 
 
-def latents(pipe: Any, texts: Sequence[str], seed: int) -> np.ndarray[Any, Any]:
+def draw_latents(pipe: Any, texts: Sequence[str], seed: int) -> np.ndarray[Any, Any]:
     """Latents `[N, C, h, w]` of captions, caption i from the noise of seed + i."""
     return score.paint(pipe, texts, steps=STEPS, guidance=GUIDANCE, seed=seed, output_type="latent")
 
 
 @torch.no_grad()
-def decoded(pipe: Any, found: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def decode(pipe: Any, found: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Pictures `[N, h, w, 3]` in [0, 1] of latents."""
     pictures = pipe.vae.decode(torch.from_numpy(found) / pipe.vae.config.scaling_factor).sample
     shown: np.ndarray[Any, Any] = pipe.image_processor.postprocess(pictures, output_type="np")
@@ -170,10 +174,10 @@ def run(arm: Arm, rate: float, seed: int, folder: Path, scales: Scales) -> Itera
         recipe = Recipe(
             model="toy",
             output=output,
-            instance_images=f"dataset/instances/{arm.pictures}",
+            instance_images=str(ROOT / "dataset/instances" / arm.pictures),
             features=list(arm.features),
             word=subject.WORD if arm.word else None,
-            class_prompts=None if arm.prior is None else "dataset/prompts/toy.txt",
+            class_prompts=None if arm.prior is None else str(PROMPTS),
             prior=arm.prior or "pictures",
             learning_rate=rate,
             train_batch_size=8,
@@ -182,7 +186,7 @@ def run(arm: Arm, rate: float, seed: int, folder: Path, scales: Scales) -> Itera
             guidance_scale=GUIDANCE,
             seed=seed,
         )
-        ready = setup.set_up(recipe, "cpu", None if arm.cut is None else knowledge(folder, arm.cut))
+        ready = setup.set_up(recipe, "cpu", None if arm.cut is None else cut_projectors(folder, arm.cut))
         for step, _ in enumerate(dreambooth.train(ready), start=1):
             if step in CHECKPOINTS:
                 ready.denoiser.eval()
@@ -192,13 +196,13 @@ def run(arm: Arm, rate: float, seed: int, folder: Path, scales: Scales) -> Itera
 
 
 def least_forgotten(points: Sequence[Point], arm: str, seed: int, learned: float) -> float:
-    """What the best checkpoint of an arm and seed forgot that learned at least so much; NaN if none did."""
+    """The least that a checkpoint of an arm and seed forgot, of those that learned at least this much; NaN if none did."""
     found = [p.forgotten for p in points if p.arm == arm and p.seed == seed and p.learned >= learned]
     return min(found, default=math.nan)
 
 
 def table(points: Sequence[Point]) -> list[str]:
-    """A Markdown table: for each arm, mean (least to most over seeds) of what was forgotten at each score."""
+    """A Markdown table: for each arm and score, the mean (least to most over seeds) that was forgotten."""
     heads = [f"forgotten at {learned:g}" for learned in LEARNED]
     lines = [f"| arm | best score | {' | '.join(heads)} |", f"| --- | --- |{' --- |' * len(heads)}"]
     for arm in dict.fromkeys(p.arm for p in points):
@@ -214,22 +218,22 @@ def table(points: Sequence[Point]) -> list[str]:
 
 
 def picture(points: Sequence[Point], path: Path) -> Path:
-    """What the least forgotten checkpoint that learned so much forgot, logarithmic: a line for each seed of the arms `SHOWN`.
+    """Draw the least that was forgotten at each score, logarithmic: a line for each seed of the arms `SHOWN`.
 
-    Every checkpoint of the other arms is a grey dot.
+    Every checkpoint of the other arms is a grey dot. Returns the path.
     """
     from nullbooth_cli.report.plots.canvas import COLOURS, GREY, axes, figure, save
 
     made = figure(11, 5.5, "Forgetting against learning")
     drawn = axes(made, "learned: share of pictures that show the subject", "forgotten: 1 is another seed", (1, 1, 1))
     drawn.set_yscale("log")
-    drawn.set_ylim(FAINTEST, 10)
+    drawn.set_ylim(LEAST_DRAWN, 10)
     others = [p for p in points if p.arm not in SHOWN]
-    drawn.scatter([p.learned for p in others], [max(p.forgotten, FAINTEST) for p in others], s=6, color=GREY, alpha=0.5)
+    drawn.scatter([p.learned for p in others], [max(p.forgotten, LEAST_DRAWN) for p in others], s=6, color=GREY, alpha=0.5)
     for arm, colour, mark in zip(SHOWN, COLOURS, "osD^vP*", strict=True):
         for i, seed in enumerate(sorted({p.seed for p in points if p.arm == arm})):
             scores = sorted({p.learned for p in points if p.arm == arm and p.seed == seed})
-            least = [max(least_forgotten(points, arm, seed, score), FAINTEST) for score in scores]
+            least = [max(least_forgotten(points, arm, seed, score), LEAST_DRAWN) for score in scores]
             drawn.plot(scores, least, color=colour, marker=mark, markersize=4, linewidth=1.2, label=None if i else arm)
     if drawn.get_legend_handles_labels()[0]:
         drawn.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
@@ -238,10 +242,10 @@ def picture(points: Sequence[Point], path: Path) -> Path:
 
 def main(
     out: Annotated[Path, typer.Argument(help="Folder for the result.")],
-    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Repeatable; else 0, 1, 2.")] = None,
-    only: Annotated[str, typer.Option(help="Only arms whose name holds this.")] = "",
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Repeatable; default 0, 1, 2.")] = None,
+    only: Annotated[str, typer.Option(help="Only arms whose name has this text.")] = "",
 ) -> None:
-    """Run the study, or go on with it; prints a table. Several of it may work in one folder: each run is made by one."""
+    """Run the study, or resume it; prints a table. Several processes may share one folder: each takes runs that no other has."""
     (out / "runs").mkdir(parents=True, exist_ok=True)
     pipe = load.load_pipeline(
         "toy", revision=None, variant=None, dtype="float32", local_files_only=True, device=device.pick_device("cpu")
