@@ -1,6 +1,5 @@
-"""Projectors and their evidence: where a spectrum may be cut, what it is decomposed from, and what others compute from it."""
+"""Stage project: where a spectrum may be cut, which moments are refused, and what other methods compute."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,39 +8,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nullbooth_cli.datatypes import Site, Step, Sums
+from nullbooth_cli.datatypes import Site, Sums
 from nullbooth_cli.errors import ConfigError, DataError
 from nullbooth_cli.nullspace import spectrum
 from nullbooth_cli.nullspace.decompose import SiteSpectrum, cut, eigh
 from nullbooth_cli.nullspace.moments import SecondMoments
-from nullbooth_cli.nullspace.pooling import Pooling, pooled, second_moment
-from nullbooth_cli.nullspace.projector import Projector
-from nullbooth_cli.nullspace.usable import load_projector, usable_projectors
+from nullbooth_cli.nullspace.pooling import pooled, second_moment
+from nullbooth_cli.nullspace.usable import load_projector
 from nullbooth_cli.pipeline.state import stage_states
 from nullbooth_cli.settings.config import Config, build_config
 from nullbooth_cli.store import Store
-from tests.support.builders import execute, features_at, prompts_of, set_moment, small_config
+from tests.support.builders import execute, features_at, project_again, prompts_of, set_moment
+from tests.support.invariants import assert_is_projector
 
-TINY = {"collect__cross_attention_layers": ["mid_block*"], "collect__batch_size": 2}
 SITE = Site("mid", "q", "input", ("mid.to_q.weight",), False, 4, 3)
 
 
 def spectrum_of(eigenvalues: np.ndarray, noise_floor: float) -> SiteSpectrum:
     """Without held-out prompts."""
     return SiteSpectrum(SITE, 0, eigenvalues, np.stack([eigenvalues, np.full(len(eigenvalues), np.nan)]), noise_floor)
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> tuple[Config, Store]:
-    config = small_config(tmp_path / "run.zarr", **TINY)
-    return config, execute(config, "collect", "covariance")
-
-
-def projected(config: Config, store: Store, **project: Any) -> None:
-    data = config.model_dump()
-    if set(project) & {"nullspace_threshold", "threshold_percent", "energy", "target_leakage", "null_dim"}:
-        project["relative_threshold"] = None
-    execute(build_config({**data, "project": {**data["project"], **project}}), "project", store=store, force=True)
 
 
 class TestNoiseFloor:
@@ -133,63 +118,6 @@ class TestBadMoments:
         ):
             execute(config, "project", store=store)
 
-    def test_not_quite_symmetric_is_made_so(self) -> None:
-        rng = np.random.default_rng(0)
-        x = rng.standard_normal((50, 7))
-        moment = second_moment(Sums(x.T @ x + 1e-13 * rng.standard_normal((7, 7)), x.sum(0), 50))
-        assert np.array_equal(moment, moment.T)
-
-
-class TestScopes:
-    STEPS = tuple(Step(i, f"step_{i}", t, 1.0) for i, t in enumerate((900.0, 600.0, 400.0, 200.0, 10.0)))
-    FREE = Site("mid", "k", "input", ("mid.to_k.weight",), True, 4, 3)
-
-    def test_groups(self) -> None:
-        assert Pooling().groups(SITE, self.STEPS) == [[0, 1, 2, 3, 4]]
-        assert Pooling(timesteps=(200, 600)).groups(SITE, self.STEPS) == [[1, 2, 3]]
-        assert Pooling("timestep").groups(SITE, self.STEPS) == [[0], [1], [2], [3], [4]]
-        assert Pooling(timesteps=(200, 600)).groups(self.FREE, self.STEPS) == [[0]]
-        assert Pooling("timestep").groups(self.FREE, self.STEPS) == [[0]]
-        with pytest.raises(ConfigError, match=r"no timestep lies in project\.timesteps \[20, 100\]") as caught:
-            Pooling(timesteps=(20, 100)).groups(SITE, self.STEPS)
-        assert "900, 600, 400, 200, 10" in caught.value.hint
-
-    @pytest.mark.parametrize("weight", ["count", "timestep"])
-    def test_a_range_is_pooled_as_plain_numpy_pools_it(self, tiny: Any, weight: str) -> None:
-        config, store = tiny
-        steps = store.schedule()
-        low, high = steps[2].timestep, steps[1].timestep
-        for site in store.sites:  # one step with half of its vectors, so that the weights differ
-            if not site.timestep_free:
-                sum_xxt, sum_x, count = store.moments.read_one(site, 1)
-                set_moment(store, site, 1, Sums(sum_xxt / 2, sum_x / 2, count // 2))
-        projected(config, store, timesteps=[low, high], pool_weight=weight)
-        for site in store.sites:
-            moments = [store.moments.read_one(site, t) for t in ([0] if site.timestep_free else [1, 2])]
-            if weight == "count":
-                expected = sum(m[0] for m in moments) / sum(m[2] for m in moments)
-            else:
-                expected = sum(m[0] / m[2] for m in moments) / len(moments)
-            values = np.linalg.eigvalsh(expected)
-            np.testing.assert_allclose(store.projectors.read_eigenvalues(site, 0), values, rtol=1e-8, atol=1e-12 * values[-1])
-            sums = pooled(store, site, [0] if site.timestep_free else [1, 2], weight)
-            assert sums[2] == sum(m[2] for m in moments)
-
-    def test_per_timestep_projectors_are_not_for_use(self, tiny: Any) -> None:
-        config, store = tiny
-        projected(config, store, scope="timestep")
-        with pytest.raises(
-            ConfigError, match="per-timestep projectors cannot constrain a weight: it is the same at every timestep"
-        ):
-            usable_projectors(store)
-        projected(config, store, scope="pooled")
-        assert set(usable_projectors(store)) == {weight for site in store.sites for weight in site.weights}
-
-    @pytest.mark.parametrize("wrong", [{"scope": "timestep", "timesteps": [1.0, 2.0]}, {"timesteps": [5.0, 2.0]}])
-    def test_settings_that_contradict_each_other(self, wrong: dict[str, Any]) -> None:
-        with pytest.raises(ConfigError, match="project: time"):
-            build_config({"project": wrong})
-
 
 def test_batches_of_one_size_give_what_single_matrices_give() -> None:
     rng = np.random.default_rng(0)
@@ -206,6 +134,25 @@ def test_sites_of_any_order_and_size_are_each_decomposed(finished: Any) -> None:
         values, vectors = store.projectors.read_eigenvalues(site, 0), store.projectors.read_eigenvectors(site, 0)
         moment = second_moment(pooled(store, site, range(site.num_recorded(4))))
         np.testing.assert_allclose(vectors * values @ vectors.T, moment, atol=1e-12 * values[-1] * site.dim)
+
+
+def test_projectors_and_leakage_follow_from_the_features(finished) -> None:
+    _, store = finished
+    units = len(store.progress.done("collect"))
+    for site in store.sites:
+        k = np.concatenate(
+            [
+                features_at(store, site, t, u).reshape(-1, site.dim)
+                for t in range(1 if site.timestep_free else 4)
+                for u in range(units)
+            ]
+        ).astype(np.float64)
+        projector = load_projector(store, site)
+        null_dim, leakage, _ = store.projectors.read_cut(site, 0)
+        p = projector.dense()
+        assert_is_projector(p, null_dim)
+        assert null_dim == projector.null_dim > 0
+        assert leakage == pytest.approx(np.linalg.norm(k @ p) / np.linalg.norm(k), rel=1e-6, abs=1e-10)
 
 
 class TestWhatOthersCompute:
@@ -229,7 +176,7 @@ class TestWhatOthersCompute:
     def test_alphaedit(self, known: Any) -> None:
         """Its code: the mean of k k^T, an SVD, the left vectors of singular values below 2e-2, P = U U^T."""
         config, store, vectors = known
-        projected(config, store, nullspace_threshold=2e-2)
+        project_again(config, store, nullspace_threshold=2e-2)
         for site, k in vectors.items():
             u, s, _ = np.linalg.svd(k.T @ k / len(k))
             null = u[:, s < 2e-2]
@@ -238,7 +185,7 @@ class TestWhatOthersCompute:
 
     def test_the_percentile_rule(self, known: Any) -> None:
         config, store, vectors = known
-        projected(config, store, threshold_percent=40.0)
+        project_again(config, store, threshold_percent=40.0)
         for site, k in vectors.items():
             values, u = np.linalg.eigh(k.T @ k / len(k))
             null = u[:, values < np.percentile(values, 40.0)]
@@ -247,21 +194,9 @@ class TestWhatOthersCompute:
     def test_gpm(self, known: Any) -> None:
         """arXiv 2103.09762, equation 5: the least k singular values that hold the share of norm(R)^2; I - M M^T."""
         config, store, vectors = known
-        projected(config, store, energy=0.97)
+        project_again(config, store, energy=0.97)
         for site, k in vectors.items():
             u, s, _ = np.linalg.svd(k.T, full_matrices=False)
             kept = int(np.argmax(np.cumsum(s**2) >= 0.97 * (s**2).sum())) + 1
             m = u[:, :kept]
             np.testing.assert_allclose(load_projector(store, site).dense(), np.eye(site.dim) - m @ m.T, atol=1e-7)
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.integers(1, 20), st.data())
-def test_the_smaller_factor_is_kept_and_is_the_same_projector(dim: int, data: st.DataObject) -> None:
-    null_dim = data.draw(st.integers(0, dim))
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
-    q, _ = np.linalg.qr(rng.standard_normal((dim, dim)))
-    projector = Projector.of(q, null_dim)
-    assert projector.factor.shape[1] == min(null_dim, dim - null_dim)
-    assert (projector.null_dim, projector.dim) == (null_dim, dim)
-    np.testing.assert_allclose(projector.dense(), q[:, :null_dim] @ q[:, :null_dim].T, atol=1e-12)

@@ -1,4 +1,4 @@
-"""What leaves a store for other programs, and what comes back from plain files."""
+"""Projectors and moments as files for other programs."""
 
 import json
 import re
@@ -163,72 +163,3 @@ class TestFolder:
         monkeypatch.setattr(np, "save", full)
         refused(nullbooth("export", "out", "-s", done), 5, "cannot write out/run_", "No space left")
         assert not list(Path("out").iterdir())
-
-
-class TestImport:
-    LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2"
-
-    @pytest.fixture
-    def covariances(self, done: str) -> Path:
-        store = Store.open(done, write=True)
-        store.write_record("project", None)  # they need no projectors
-        return run_folder("-s", done, "--only-covariance")
-
-    def test_moments_and_projectors_come_back(self, done: str, covariances: Path) -> None:
-        assert not list(covariances.rglob("*_projection.npy"))
-        assert nullbooth("import", str(covariances), "-s", "back.zarr").exit_code == 0
-        for place in (done, "back.zarr"):
-            made = nullbooth("project", "-s", place, "--set", "project.relative_threshold=0.02", "--force")
-            assert made.exit_code == 0, made.stderr
-        states = json.loads(nullbooth("status", "-s", "back.zarr", "--json").stdout)["stages"]
-        assert {found["state"] for found in states.values()} == {"complete"}
-        mine, theirs = nb.open_store("back.zarr"), nb.open_store(done)
-        assert [step.timestep for step in mine.schedule()] == [step.timestep for step in theirs.schedule()]
-        assert set(mine.projectors()) == set(theirs.projectors())
-        for site in theirs.sites():
-            if not site.timestep_free:
-                for step in range(4):
-                    one, other = mine.moment(site.name, step), theirs.moment(site, step)
-                    assert one.count == other.count
-                    np.testing.assert_allclose(one.second_moment, other.second_moment, rtol=1e-12, atol=1e-14)
-        for weight, projector in theirs.projectors().items():
-            np.testing.assert_allclose(mine.projectors()[weight].dense(), projector.dense(), atol=1e-8)
-        refused(nullbooth("project", "-s", "back.zarr", "--set", "covariance.centred=true", "--force"), 7, "not finite")
-
-    def test_it_says_that_it_was_imported(self, covariances: Path, pipe: Any) -> None:
-        nullbooth("import", str(covariances), "-s", "back.zarr")
-        nullbooth("project", "-s", "back.zarr")
-        assert nb.open_store("back.zarr").provenance()["weights"] == "imported"
-        with pytest.raises(nb.NullboothError, match="does not record which weights"):
-            nb.open_store("back.zarr").projectors(pipe.unet)
-
-    def test_a_store_that_holds_something_is_left_alone(self, done: str, covariances: Path) -> None:
-        before = {path: path.stat().st_mtime_ns for path in Path(done).rglob("*")}
-        refused(nullbooth("import", str(covariances), "-s", done), 4, "holds a collection already")
-        assert {path: path.stat().st_mtime_ns for path in Path(done).rglob("*")} == before
-
-    def spoiled(self, covariances: Path, feature: str = "q") -> Path:
-        return covariances / sorted(folder.name for folder in covariances.iterdir())[1] / self.LAYER / f"{feature}_covariance.npy"
-
-    @pytest.mark.parametrize(
-        ("spoil", "said"),
-        [
-            (lambda path: path.with_name("q_metadata.json").unlink(), "q_metadata.json: FileNotFoundError"),
-            (lambda path: path.with_name("q_metadata.json").write_text("{}"), "q_metadata.json: KeyError: 'timestep'"),
-            (lambda path: path.with_name("q_metadata.json").write_text('{"timestep": 1}'), "KeyError: 'tokens'"),
-            (lambda path: path.with_name("q_metadata.json").write_text('{"centred": true}'), "q_covariance.npy is centred"),
-            (lambda path: path.rename(path.with_name("x_covariance.npy")), "x_covariance.npy: 'x' is not a feature"),
-            (lambda path: path.unlink(), "q has no covariance in"),
-            (lambda path: np.save(path, np.zeros((3, 4))), "q_covariance.npy is float64 [3, 4]"),
-            (lambda path: np.save(path, np.zeros((3, 3), int)), "q_covariance.npy is int64 [3, 3]"),
-            (lambda path: np.save(path, np.zeros((3, 3))), "has 3 dimensions, other steps have"),
-            (lambda path: path.write_bytes(b"no array"), "cannot read"),
-        ],
-    )
-    def test_bad_files_are_named(self, covariances: Path, spoil: Any, said: str) -> None:
-        spoil(self.spoiled(covariances))
-        refused(nullbooth("import", str(covariances), "-s", "back.zarr", "-q"), 2, said)
-
-    def test_a_folder_without_any(self, tmp_path: Path) -> None:
-        refused(nullbooth("import", str(tmp_path), "-s", str(tmp_path / "x.zarr")), 2, "holds no covariances")
-        assert not (tmp_path / "x.zarr").exists()

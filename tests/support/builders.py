@@ -61,6 +61,14 @@ def execute(config: Config, *wanted: str, store: Store | None = None, **control:
     return store
 
 
+def project_again(config: Config, store: Store, **project: Any) -> None:
+    """Project again under other settings of `project`; a rule takes the place of the one in force."""
+    data = config.model_dump()
+    if set(project) & {"nullspace_threshold", "threshold_percent", "energy", "target_leakage", "null_dim"}:
+        project["relative_threshold"] = None
+    execute(build_config({**data, "project": {**data["project"], **project}}), "project", store=store, force=True)
+
+
 def features_at(store: Store, site: Site, timestep: int, unit: int) -> NDArray[Any]:
     """The vectors of one recorded timestep and unit, `[b, L, D]` as stored."""
     block = next(block for block in store.blocks(site) if timestep in block)
