@@ -1,6 +1,6 @@
 """Projectors and moments in the forms that other programs read.
 
-- `safetensors`: one factor, or P itself, per site, and a JSON header that says for every weight which tensor is its own.
+- `safetensors`: one factor, or P itself, per site, and a JSON header that names the tensor of every weight.
 - `alphaedit`: P of several sites of one size as a tensor `[sites, D, D]` in a .pt file, the format of AlphaEdit's code.
 - `folder`: run_YYYYMMDD_HHMMSS/<step key>/<layer>/{q,k,v,out}_{covariance,projection}.npy and _metadata.json.
 

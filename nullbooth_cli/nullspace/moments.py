@@ -1,8 +1,8 @@
 """Second moments: sums of x x^T over vectors, exact in float64.
 
 A second moment is the mean of x x^T about zero, not the covariance: P K0 = 0 needs the mean direction to count as preserved. A
-mean-centred matrix puts that direction into its "null space" (leakage 0.31 measured, against 1e-15). `sum_x` is kept beside
-`sum_xxT`, so both can be read from one pass.
+mean-centred matrix puts that direction into its "null space" (docs/explanation/mathematics.md has figures). `sum_x` is stored
+beside `sum_xxT`, so one pass gives both.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,11 +13,10 @@ import torch
 from nullbooth_cli.datatypes import Site, Sums
 from nullbooth_cli.tensors import full_float32
 
-# On the CPU, x^T x from here on is made of so many strips of rows, each from the diagonal on: 9/16 of the operations. numpy sees
-# the symmetry by itself, but its threads and torch's wait for each other: that slowed the model down by a tenth.
+# On the CPU, x^T x of at least SYMMETRIC_DIM columns is computed in STRIPS strips of rows, each from the diagonal on: 9/16 of the
+# operations. (numpy would use the symmetry by itself, but its threads and torch's wait for each other.)
 SYMMETRIC_DIM, STRIPS = 192, 8
-# Small timesteps are multiplied as one batch, which threads share out without waiting for each other; on the CPU as many as stay
-# in its cache.
+# On the CPU, small timesteps are multiplied as one batch, as many as fit its cache: threads then do not wait for each other.
 CACHED_BYTES = 2 << 20
 
 
@@ -25,12 +24,12 @@ class SecondMoments:
     """Sums of vectors of `dim` values for each of `num_steps` timesteps: sum_xxT `[T, D, D]`, sum_x `[T, D]`, count `[T]`.
 
     The sums are float64. `accumulate` "float64" multiplies in float64; "float32" multiplies each chunk in float32 (TF32 off) and
-    sums the chunks in float64: eigenvalues below about 1e-7 of the largest are then noise. Products are formed where the vectors
-    are; the sums stay on `device`. Cost of `update`: 2 T N D^2 operations.
+    sums the chunks in float64: eigenvalues below about 1e-7 of the largest are then noise. Products are formed on the device of
+    the vectors; the sums stay on `device`. Memory: 8 D (D + 1) bytes for each timestep. Cost of `update`: 2 T N D^2 operations.
     """
 
     def __init__(self, num_steps: int, dim: int, device: torch.device | str = "cpu", accumulate: str = "float64") -> None:
-        # What is below the diagonals means nothing.
+        # Only the upper triangles are summed; values below the diagonals are arbitrary.
         self._upper = torch.zeros(num_steps, dim, dim, dtype=torch.float64, device=device)
         self.sum_x = torch.zeros(num_steps, dim, dtype=torch.float64, device=device)
         self.count = np.zeros(num_steps, np.int64)
@@ -74,7 +73,7 @@ class SecondMoments:
 
 
 def fold(moments: SecondMoments, site: Site, x: torch.Tensor, first: int = 0) -> None:
-    """Add what a site recorded, `[S, N, D]`, without the tokens that pad a prompt: those are NaN."""
+    """Add the vectors that a site recorded, `[S, N, D]`, without the padding of prompts, which is NaN (see `Site.masked`)."""
     if not site.masked:
         moments.update(x, first)
         return
@@ -83,5 +82,5 @@ def fold(moments: SecondMoments, site: Site, x: torch.Tensor, first: int = 0) ->
 
 
 def sums_nbytes(sites: Sequence[Site], num_steps: int) -> int:
-    """Bytes of the sums of all sites and timesteps, as moments have them; parts have 8 D bytes more for a count."""
+    """Bytes of the stored moments of all sites and timesteps. Partial sums need 8 D bytes more for each count."""
     return sum(site.num_recorded(num_steps) * 8 * (site.dim * (site.dim + 1) + 1) for site in sites)

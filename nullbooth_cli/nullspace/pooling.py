@@ -14,9 +14,9 @@ from nullbooth_cli.store import Store
 
 @dataclass(frozen=True)
 class Pooling:
-    """The scope of a projector: "pooled" over all timesteps or those from first to last (inclusive), or one per "timestep".
+    """The scope of a projector: "pooled" over all timesteps or those in a range (both ends inclusive), or one per "timestep".
 
-    `weight` "count" pools all vectors alike; "timestep" lets every timestep weigh the same, however many vectors it has.
+    `weight` "count" gives every vector the same weight, "timestep" every timestep, however many vectors it has.
     """
 
     scope: str = "pooled"
@@ -24,7 +24,7 @@ class Pooling:
     weight: str = "count"
 
     def groups(self, site: Site, steps: Sequence[Step]) -> list[list[int]]:
-        """The recorded timesteps that go into each decomposition of a site: one group pooled, else one a timestep.
+        """The recorded timesteps of each decomposition of a site: one group if pooled, else a group for each timestep.
 
         Raises ConfigError if no timestep of the schedule lies in the range.
         """
@@ -36,24 +36,27 @@ class Pooling:
         low, high = self.timesteps
         chosen = [t for t in recorded if low <= steps[t].timestep <= high]
         if not chosen:
-            there = ", ".join(f"{step.timestep:g}" for step in steps)
-            raise ConfigError(f"no timestep lies in project.timesteps [{low:g}, {high:g}]", f"the schedule has {there}")
+            present = ", ".join(f"{step.timestep:g}" for step in steps)
+            raise ConfigError(
+                f"no timestep lies in project.timesteps [{low:g}, {high:g}]",
+                f"set a range with timesteps of the schedule: {present}",
+            )
         return [chosen]
 
     def units(self, sites: Sequence[Site], steps: Sequence[Step]) -> list[tuple[Site, int]]:
-        """The units of stage project, in order: (site, number of its decomposition)."""
+        """The units of stage project, in order: (site, number of its group)."""
         return [(site, index) for site in sites for index in range(len(self.groups(site, steps)))]
 
 
 @dataclass(frozen=True)
 class Decomposing:
-    """What a decomposition depends on, beside the moments."""
+    """The settings that a decomposition depends on, beside the moments. `centred` subtracts the mean."""
 
     pooling: Pooling
     steps: tuple[Step, ...]
     centred: bool = False
     accumulate: str = "float64"
-    heldout: bool = False  # whether held-out prompts are looked at
+    heldout: bool = False  # whether leakage is measured on held-out prompts too
 
 
 def add_up(several: Iterable[Sums]) -> Sums:

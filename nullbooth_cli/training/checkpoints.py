@@ -3,7 +3,7 @@
     <output>/checkpoint-000200/          accelerate's state, recipe.json
     <output>/validation/000200_0.png
 
-Only the newest checkpoint is kept. It gets its name when it is complete, and only then the one before is removed: a run that is
+Only the newest checkpoint stays. It gets its name when it is complete, and only then the one before is removed: a run that is
 killed at any moment finds a whole checkpoint.
 """
 

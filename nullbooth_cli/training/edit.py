@@ -230,7 +230,7 @@ def text_inputs(pipe: Pipeline, sites: list[Site], text: str) -> dict[Site, Toke
 
 def paired(pairs: Sequence[tuple[TokenInputs, TokenInputs]]) -> tuple[Rows, Rows]:
     """(K1^T, (K* - K1)^T), both `[N, D]`: of each pair the N tokens that both prompts have, position by position."""
-    both = [source.attended & target.attended for source, target in pairs]
-    sources = np.concatenate([source.rows[kept] for (source, _), kept in zip(pairs, both, strict=True)])
-    targets = np.concatenate([target.rows[kept] for (_, target), kept in zip(pairs, both, strict=True)])
+    attended = [source.attended & target.attended for source, target in pairs]
+    sources = np.concatenate([source.rows[both] for (source, _), both in zip(pairs, attended, strict=True)])
+    targets = np.concatenate([target.rows[both] for (_, target), both in zip(pairs, attended, strict=True)])
     return sources, targets - sources
