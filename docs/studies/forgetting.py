@@ -109,7 +109,7 @@ SHOWN = (
 LEAST_DRAWN = 1e-3  # points that forgot less are drawn here
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Point:
     """One checkpoint of one run."""
 
@@ -168,7 +168,7 @@ def decode(pipe: Any, found: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return shown
 
 
-def run(arm: Arm, rate: float, seed: int, folder: Path, scales: Scales) -> Iterator[Point]:
+def run(arm: Arm, folder: Path, scales: Scales, *, rate: float, seed: int) -> Iterator[Point]:
     """Teach the subject once; yields a point for each checkpoint."""
     with tempfile.TemporaryDirectory() as output:
         recipe = Recipe(
@@ -191,7 +191,7 @@ def run(arm: Arm, rate: float, seed: int, folder: Path, scales: Scales) -> Itera
             if step in CHECKPOINTS:
                 ready.denoiser.eval()
                 drift = max(ready.constraint.drift().values()) if ready.constraint else None
-                yield Point(arm.name, rate, seed, step, **scales.measure(ready.pipe), drift=drift)
+                yield Point(arm=arm.name, rate=rate, seed=seed, step=step, **scales.measure(ready.pipe), drift=drift)
                 ready.denoiser.train()
 
 
@@ -256,7 +256,7 @@ def main(
             file = out / "runs" / f"{arm.name} {rate:g} {seed}.json"
             with contextlib.suppress(Timeout), FileLock(f"{file}.lock", timeout=0):
                 if not file.exists():
-                    found = [asdict(point) for point in run(arm, rate, seed, out, scales)]
+                    found = [asdict(point) for point in run(arm, out, scales, rate=rate, seed=seed)]
                     file.with_suffix(".partial").write_text(json.dumps(found, indent=1) + "\n")
                     file.with_suffix(".partial").rename(file)
                     typer.echo(f"seed {seed}, {arm.name}, {rate:g}: {found[-1]}", err=True)

@@ -38,7 +38,7 @@ def covariance(store: Store, device: torch.device, accumulate: str, units: Itera
     """
     target = len(store.progress.cells("collect"))
     if store.layout.keep == "features":
-        reduced = _from_features(store, device, accumulate, units, target)
+        reduced = _from_features(store, device, accumulate, units, target=target)
     else:
         reduced = _from_partial_sums(store, units)
     finished: list[CovarianceUnit] = []
@@ -61,7 +61,7 @@ def _make_durable(store: Store, writer: Writer, units: list[CovarianceUnit], tar
 
 
 def _from_features(
-    store: Store, device: torch.device, accumulate: str, units: Iterable[CovarianceUnit], target: int
+    store: Store, device: torch.device, accumulate: str, units: Iterable[CovarianceUnit], *, target: int
 ) -> Iterator[tuple[CovarianceUnit, list[Sums]]]:
     """Each unit with the sums of its timesteps, over all features that its moment does not cover yet."""
     dtype, cells = store.layout.dtype, store.progress.cells("covariance")

@@ -84,7 +84,7 @@ def project(
     floor, DataError for a moment that is not finite or has eigenvalues that are clearly negative.
     """
     decomposed = store.progress.done("decomposition")
-    for unit, fresh in _decompositions(store, device, settings, units, decomposed):
+    for unit, fresh in _decompositions(store, device, settings, units, decomposed=decomposed):
         number, site, group = unit
         if fresh is not None:
             store.projectors.write_decomposition(site, group, fresh)
@@ -157,13 +157,13 @@ def decompositions(
 ) -> Iterator[tuple[Site, int, Decomposition]]:
     """(site, group, decomposition) of the moments of the sites, all of them by default; nothing is written."""
     units = [ProjectUnit(0, *unit) for unit in settings.pooling.units(store.sites if sites is None else sites, settings.steps)]
-    for unit, found in _decompositions(store, device, settings, units, np.zeros(1, bool)):
+    for unit, found in _decompositions(store, device, settings, units, decomposed=np.zeros(1, bool)):
         assert found is not None
         yield unit.site, unit.group, found
 
 
 def _decompositions(
-    store: Store, device: torch.device, settings: Decomposing, units: Iterable[ProjectUnit], decomposed: NDArray[np.bool_]
+    store: Store, device: torch.device, settings: Decomposing, units: Iterable[ProjectUnit], *, decomposed: NDArray[np.bool_]
 ) -> Iterator[tuple[ProjectUnit, Decomposition | None]]:
     """Each unit with its decomposition, or with None where one is stored; neighbours of one size are decomposed together."""
     heldout = store.heldout() if settings.heldout else None
@@ -198,11 +198,11 @@ def _decompose(
             matrices.append(matrix)
     found = iter(eigh(matrices, device) if matrices else ())
     for unit, sums in group:
-        yield unit, None if sums is None else _with_energies(unit.site, *next(found), sums, settings)
+        yield unit, None if sums is None else _with_energies(unit.site, *next(found), sums=sums, settings=settings)
 
 
 def _with_energies(
-    site: Site, eigenvalues: FloatArray, eigenvectors: FloatArray, sums: _PooledSums, settings: Decomposing
+    site: Site, eigenvalues: FloatArray, eigenvectors: FloatArray, *, sums: _PooledSums, settings: Decomposing
 ) -> Decomposition:
     about_zero = second_moment(sums.collected) if settings.centred else None
     collected = np.clip(eigenvalues, 0.0, None) if about_zero is None else _energies(about_zero, eigenvectors)

@@ -17,7 +17,17 @@ from tests.support.builders import ROOT
 
 def test_of_equally_learned_checkpoints_the_least_forgotten_counts() -> None:
     def point(seed: int, step: int, learned: float, forgotten: float, arm: str = "one") -> Point:
-        return Point(arm, 1e-3, seed, step, learned, forgotten, 0.0, 1.0, None)
+        return Point(
+            arm=arm,
+            rate=1e-3,
+            seed=seed,
+            step=step,
+            learned=learned,
+            forgotten=forgotten,
+            forgotten_class=0.0,
+            accuracy=1.0,
+            drift=None,
+        )
 
     points = [point(0, 50, 0.3, 2.0), point(0, 100, 0.6, 1.0), point(0, 200, 0.2, 0.1), point(1, 50, 0.4, 3.0)]
     assert forgetting.least_forgotten(points, "one", 0, 0.25) == 1.0
@@ -40,7 +50,7 @@ def test_a_study_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     # The word is in none of the captions that are scored, and no weight has moved.
     assert max(p.forgotten for p in points) < 1e-6
     assert (tmp_path / "study.png").stat().st_size > 10_000
-    monkeypatch.setattr(forgetting, "run", lambda *_: pytest.fail("run again"))
+    monkeypatch.setattr(forgetting, "run", lambda *_, **__: pytest.fail("run again"))
     assert CliRunner().invoke(app, command, catch_exceptions=False).stdout == result.stdout
 
 
