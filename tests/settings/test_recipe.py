@@ -8,12 +8,16 @@ from nullbooth_cli.settings import captions
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.schema import load_settings
 from tests.support.builders import ROOT
-from tests.support.tiny_dreambooth import recipe
 
 
-def test_a_feature_named_twice(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="names each projection once"):
-        recipe(tmp_path, features=["k", "k"])
+def test_a_feature_named_twice() -> None:
+    with pytest.raises(ValueError, match=r"features is \['k', 'k'\]"):
+        Recipe(features=["k", "k"])
+
+
+def test_a_lora_has_no_place_for_a_word() -> None:
+    with pytest.raises(ValueError, match="a LoRA file cannot store the embedding of a word"):
+        Recipe(method="lora", word="sks")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/train").glob("*.yaml")), ids=lambda path: path.name)

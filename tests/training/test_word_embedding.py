@@ -60,8 +60,3 @@ def test_a_word_that_cannot_train(tmp_path: Path, changes: dict[str, Any], messa
 def test_a_word_of_the_preserved_prompts(tmp_path: Path, finished: tuple[Config, Store]) -> None:
     with pytest.raises(ConfigError, match=r"preserved prompts have the word 'circle', such as '.*circle"):
         setup.set_up(recipe(tmp_path, word="circle", store=str(finished[1].path)), "cpu")
-
-
-def test_a_lora_has_no_place_for_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a LoRA file has no place"):
-        recipe(tmp_path, method="lora", word="sks")
