@@ -1,45 +1,91 @@
-"""Null-space projectors for fine-tuning text-to-image models without forgetting."""
+"""Null-space projectors for fine-tuning text-to-image models without forgetting.
+
+    import nullbooth_cli as nb
+
+    store = nb.run("configs/nullbooth.yaml")
+    constraint = nb.constrain(pipe.unet, store)
+
+docs/reference/python.md describes every public name. Each is imported when it is first used: `import nullbooth_cli` needs neither
+torch nor zarr.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nullbooth_cli.api import Moment, OpenStore, open_store
-    from nullbooth_cli.datatypes import Site
-    from nullbooth_cli.errors import NullboothError
+    from nullbooth_cli.api import Moment, OpenStore, open_store, run
+    from nullbooth_cli.datatypes import Site, Step
+    from nullbooth_cli.errors import (
+        ConfigError,
+        DataError,
+        ModelError,
+        NullboothError,
+        Rerun,
+        ResourceError,
+        StageError,
+        StoreError,
+    )
+    from nullbooth_cli.evaluation.answer import EvaluationReport
+    from nullbooth_cli.evaluation.evaluate import Evaluation, evaluate
     from nullbooth_cli.nullspace.projector import Projector
-    from nullbooth_cli.training.constraint import Constraint, constrain
+    from nullbooth_cli.progress import Begin, Event, Note, Progress
+    from nullbooth_cli.settings.config import Config, load_config
+    from nullbooth_cli.training.constraint import Constraint, ConstraintReport, constrain
     from nullbooth_cli.training.edit import EditReport, edit
 
 __version__ = "0.1.0"
 __all__ = [
+    "Begin",
+    "Config",
+    "ConfigError",
     "Constraint",
+    "ConstraintReport",
+    "DataError",
     "EditReport",
+    "Evaluation",
+    "EvaluationReport",
+    "Event",
+    "ModelError",
     "Moment",
+    "Note",
     "NullboothError",
     "OpenStore",
+    "Progress",
     "Projector",
+    "Rerun",
+    "ResourceError",
     "Site",
+    "StageError",
+    "Step",
+    "StoreError",
     "constrain",
     "edit",
+    "evaluate",
+    "load_config",
     "open_store",
+    "run",
 ]
-_HOMES = {
-    "Constraint": "training.constraint",
-    "EditReport": "training.edit",
-    "Moment": "api",
-    "NullboothError": "errors",
-    "OpenStore": "api",
-    "Projector": "nullspace.projector",
-    "Site": "datatypes",
-    "constrain": "training.constraint",
-    "edit": "training.edit",
-    "open_store": "api",
+_MODULES = {
+    "api": ("Moment", "OpenStore", "open_store", "run"),
+    "datatypes": ("Site", "Step"),
+    "errors": ("ConfigError", "DataError", "ModelError", "NullboothError", "Rerun", "ResourceError", "StageError", "StoreError"),
+    "evaluation.answer": ("EvaluationReport",),
+    "evaluation.evaluate": ("Evaluation", "evaluate"),
+    "nullspace.projector": ("Projector",),
+    "progress": ("Begin", "Event", "Note", "Progress"),
+    "settings.config": ("Config", "load_config"),
+    "training.constraint": ("Constraint", "ConstraintReport", "constrain"),
+    "training.edit": ("EditReport", "edit"),
 }
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    # When asked for: `nullbooth --help` needs none of it, and none of it needs torch.
+    # When asked for: `nullbooth --help` needs none of it.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

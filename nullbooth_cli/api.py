@@ -1,9 +1,14 @@
-"""The Python interface: `import nullbooth_cli as nb; store = nb.open_store("runs/toy.zarr")`.
+"""The Python interface: run the stages, and read the store that they make.
 
-Everything is read, nothing written. What comes back are numpy arrays; torch is imported only when it is given a tensor of it.
+    import nullbooth_cli as nb
+
+    store = nb.run("configs/nullbooth.yaml")        # or nb.open_store("runs/toy.zarr"), for one that is finished
+    projectors = store.projectors(pipe.unet)
+
+An open store is read, never written. Arrays are numpy, float64; torch is imported by `run`, and where a model is given.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +22,9 @@ from nullbooth_cli.nullspace.pooling import pooled, second_moment
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.nullspace.usable import load_projector, provenance, usable_projectors
 from nullbooth_cli.pipeline.state import require, stage_states
-from nullbooth_cli.settings.config import build_config
+from nullbooth_cli.progress import Event
+from nullbooth_cli.settings.config import STAGES, Config, build_config, load_config
+from nullbooth_cli.settings.knowledge import knowledge_prompts, with_heldout_texts
 from nullbooth_cli.store import Store
 
 if TYPE_CHECKING:
@@ -26,9 +33,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Moment:
-    """The vectors of a site: `second_moment` `[D, D]`, the mean of x x^T about zero, exactly symmetric; `mean` `[D]`; how many.
+    """The vectors of a site: `second_moment` `[D, D]`, the mean of x x^T about zero, exactly symmetric; `mean` `[D]`; `count`.
 
-    Both arrays are float64. The mean of an imported store is NaN: the files did not say it.
+    Both arrays are float64. The mean of an imported store is NaN: its files have none.
     """
 
     second_moment: NDArray[np.float64]
@@ -36,24 +43,74 @@ class Moment:
     count: int
 
 
-def open_store(url: str | Path, storage_options: Mapping[str, Any] | None = None) -> "OpenStore":
-    """Open a store for reading: a folder, or a URL with what its client takes.
+def run(
+    config: Config | Mapping[str, Any] | str | Path,
+    *,
+    stages: Sequence[str] = STAGES,
+    device: str | None = None,
+    on_event: Callable[[Event], None] = lambda _: None,
+    force: bool = False,
+    repair: bool = False,
+    limit: int | None = None,
+) -> "OpenStore":
+    """Run stages in order (schedule, collect, covariance, project), and open the store that they make.
 
-    Raises StoreError if there is none, or it is damaged or of a newer format. Cost: one small file.
+    `config` is a Config, a mapping of its keys, or the path of a file. A stage that is complete is left alone, and one that was
+    interrupted is resumed. `force` replaces stages that are stale; a single stage is then done again whatever its state. `repair`
+    reads all that collect or covariance wrote, and does damaged units again. `limit` is a number of units, for a single stage.
+    `on_event` is called with `Begin`, `Progress` and `Note`.
+
+    Raises ConfigError for wrong settings or prompts, StageError for a stage that is stale or comes too early, StoreError for a
+    store that is damaged or in use, ResourceError if disk, memory or a device is missing, ModelError or DataError for what cannot
+    be recorded. Cost: that of the stages; the store is locked meanwhile.
+    """
+    from nullbooth_cli.pipeline.open_run import open_run
+    from nullbooth_cli.pipeline.stages import check_request, run_stages
+
+    wanted = (stages,) if isinstance(stages, str) else tuple(stages)
+    check_request(wanted, limit=limit, repair=repair)
+    found = with_heldout_texts(_config_of(config))
+    create, prompts = wanted[0] in ("schedule", "collect"), knowledge_prompts(found)
+    with open_run(found, prompts, create=create, device=device, force=force, limit=limit, repair=repair) as running:
+        for event in run_stages(wanted, running):
+            on_event(event)
+    return open_store(found.store, found.storage_options)
+
+
+def _config_of(config: Config | Mapping[str, Any] | str | Path) -> Config:
+    if isinstance(config, Config):
+        return config
+    return load_config(config) if isinstance(config, str | Path) else build_config(config, source="the config")
+
+
+def open_store(url: str | Path, storage_options: Mapping[str, Any] | None = None) -> "OpenStore":
+    """Open a store for reading: a folder, or a URL with the options of its client.
+
+    Raises StoreError if there is none, or if it is damaged or of a newer format. Cost: one small file.
     """
     return OpenStore(Store.open(url, options=storage_options))
 
 
 class OpenStore:
-    """An open store. A site may be given as a `Site` or by its name, `<layer>.<feature>`."""
+    """An open store. A site may be given as a `Site` or by its name, `<layer>.<feature>`.
+
+    Whether a stage is complete is read once, when it is first needed: one object for every unit of every stage. Open the store
+    anew after a run has changed it.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._complete: frozenset[str] = frozenset()
         self.url = store.url
 
     @property
+    def config(self) -> Config:
+        """The config that the store was made with, without credentials."""
+        return build_config(self._store.config)
+
+    @property
     def store(self) -> Store:
-        """The store below it, which evaluation and reports read."""
+        """The store itself, which evaluation and reports read."""
         return self._store
 
     def sites(self) -> tuple[Site, ...]:
@@ -81,7 +138,7 @@ class OpenStore:
         return Moment(second_moment(sums), sums.mean, sums.count)
 
     def projector(self, site: Site | str, step: int | None = None) -> Projector:
-        """The projector of a site; with `project.scope: timestep` the one of that step, which is for looking only.
+        """The projector of a site; with `project.scope: timestep` the one of that step, which is for analysis only.
 
         Raises StageError before `project` is complete, ConfigError for a step where the projectors are pooled, and the reverse.
         Cost: 8 D^2 bytes read, at most 4 D^2 bytes kept.
@@ -97,34 +154,40 @@ class OpenStore:
         return load_projector(self._store, found, 0 if step is None else self._recorded(found, step))
 
     def projectors(self, model: "nn.Module | Mapping[str, Any] | None" = None) -> dict[str, Projector]:
-        """The projector of every protected weight, by its parameter name: what an edit or a training may use.
+        """The projector of every protected weight, by its parameter name: what an edit or a training run may use.
 
         `model`, a denoiser (`pipe.unet`) or its `state_dict()`, is compared with the weights that were collected from. Raises
         ConfigError for another model, naming what differs, and for per-timestep projectors. Weights that share their input share
-        one object.
+        one object. Cost: 8 D^2 bytes read for each site, and one read of the model's protected weights.
         """
         self._require("project")
         tensors = model if model is None or isinstance(model, Mapping) else model.state_dict()
         return usable_projectors(self._store, tensors)
 
     def provenance(self) -> dict[str, Any]:
-        """Everything that the projectors came from, as a JSON document: model, weights, prompts, schedule, settings, packages."""
+        """Everything that the projectors came from, as a JSON document: model, weights, prompts, schedule, settings, packages.
+
+        Raises StageError before `project` is complete.
+        """
         self._require("project")
         return provenance(self._store)
 
     def _require(self, stage: str) -> None:
-        states = stage_states(build_config(self._store.config), self._store.prompts(), self._store)
-        require(states, stage, self.url)
+        """Raise StageError unless a stage is complete, which is read only until it is."""
+        if stage not in self._complete:
+            states = stage_states(self.config, self._store.prompts(), self._store)
+            require(states, stage, self.url)
+            self._complete = frozenset(name for name, state in states.items() if state.is_done)
 
     def _site(self, site: Site | str) -> Site:
         if isinstance(site, Site):
             return site
         by_name = {found.name: found for found in self._store.sites}
         if site not in by_name:
-            raise ConfigError(f"no site {site} in {self.url}", "sites() names them")
+            raise ConfigError(f"no site {site} in {self.url}", "use a name that sites() lists")
         return by_name[site]
 
     def _recorded(self, site: Site, step: int) -> int:
         if not 0 <= step < self._store.num_steps:
-            raise ConfigError(f"no step {step}", f"the schedule of {self.url} has steps 0 to {self._store.num_steps - 1}")
+            raise ConfigError(f"no step {step} in {self.url}", f"use a step from 0 to {self._store.num_steps - 1}")
         return 0 if site.timestep_free else step

@@ -1,5 +1,6 @@
 """The Python interface: what it gives, what it refuses, and that it stays light."""
 
+import ast
 import json
 import re
 import shutil
@@ -12,14 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import nullbooth_cli as nb
-from nullbooth_cli.errors import ConfigError, StageError
+from nullbooth_cli.errors import ConfigError, StageError, StoreError
 from nullbooth_cli.nullspace.usable import check_model
-from nullbooth_cli.settings.config import Config, build_config
-from nullbooth_cli.store import Store
+from nullbooth_cli.settings.config import STAGES, Config, build_config
+from nullbooth_cli.store import Store, locked, open_backing
 from nullbooth_cli.tensors import tensor_digest
-from tests.support.builders import ROOT, execute, features_at
+from tests.support.builders import ROOT, execute, features_at, small_config
+from tests.support.counting import counted
 
 NAME = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q.weight"
 
@@ -37,7 +40,7 @@ def copied(finished: tuple[Config, Store], tmp_path: Path) -> tuple[Config, Stor
 
 def test_looking_imports_no_torch(finished: Any) -> None:
     code = (
-        "import sys, nullbooth_cli as nb; assert not {'zarr', 'numpy', 'torch'} & set(sys.modules); "
+        "import sys, nullbooth_cli as nb; assert not {'zarr', 'numpy', 'torch', 'pydantic'} & set(sys.modules); "
         f"store = nb.open_store({str(finished[1].path)!r}); site = store.sites()[0]; store.schedule(); store.moment(site, 0); "
         "store.moment(site); store.projector(site).dense(); store.projectors(); store.provenance(); "
         "assert 'torch' not in sys.modules"
@@ -160,19 +163,134 @@ def test_provenance_names_everything(opened: nb.OpenStore, copied: tuple[Config,
     assert nb.open_store(store.path).provenance()["fingerprint"] != found["fingerprint"]
 
 
+def blocks_of(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
 def test_the_page_runs(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(finished[1].path, tmp_path / "runs/toy.zarr")
+    config, store = finished
+    shutil.copytree(store.path, tmp_path / "runs/toy.zarr")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config.model_dump(), "store": "runs/toy.zarr"}))
     names: dict[str, Any] = {}
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/reference/python.md").read_text(), re.DOTALL)
-    for block in blocks:
+    for block in blocks_of("docs/reference/python.md"):
         exec(block, names)
-    assert len(blocks) == 6
     site = next(s for s in names["store"].sites() if NAME in s.weights)
-    k = np.concatenate([features_at(finished[1], site, t, u).reshape(-1, site.dim) for t in range(4) for u in range(3)]).astype(
+    k = np.concatenate([features_at(store, site, t, u).reshape(-1, site.dim) for t in range(4) for u in range(3)]).astype(
         np.float64
     )
     drift = names["projectors"][NAME].apply(names["change"]).numpy() @ k.T
     assert np.linalg.norm(drift) < 0.3 * np.linalg.norm(names["change"].numpy() @ k.T)
     with pytest.raises(ConfigError, match="another model"):
         names["store"].projectors(names["pipe"].unet)
+
+
+def test_the_page_has_an_example_of_every_name() -> None:
+    assert set(nb.__all__) <= set(re.findall(r"nb\.(\w+)", "".join(blocks_of("docs/reference/python.md"))))
+
+
+def test_the_how_to_runs_in_forty_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    code = "\n".join(blocks_of("docs/how-to/from-python.md"))
+    assert len([line for line in code.splitlines() if line.strip()]) < 40
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert (tmp_path / "trained/model_index.json").is_file()
+    assert "Progress(stage='project'" in capsys.readouterr().out
+    base = names["DiffusionPipeline"].from_pretrained(names["FOLDER"], dtype=torch.float32).unet
+    moved = (names["pipe"].unet.get_parameter(NAME) - base.get_parameter(NAME)).abs().max()
+    assert moved > 0
+    with pytest.raises(ConfigError, match="another model"):
+        names["store"].projectors(names["pipe"].unet)
+
+
+def test_the_public_names_are_those_that_type_checkers_see() -> None:
+    tree = ast.parse((ROOT / "nullbooth_cli/__init__.py").read_text())
+    imports = [
+        node for under in tree.body if isinstance(under, ast.If) for node in under.body if isinstance(node, ast.ImportFrom)
+    ]
+    typed = [name.name for node in imports for name in node.names]
+    assert sorted(typed) == sorted(nb.__all__) == sorted(name for name in nb.__all__ if getattr(nb, name) is not None)
+
+
+class TestRun:
+    SMALL = {"collect__cross_attention_layers": ["mid_block*"], "collect__keep": "moments"}
+
+    def test_a_config_a_mapping_and_a_file_are_one_run(self, tmp_path: Path) -> None:
+        config = small_config(tmp_path / "run.zarr", **self.SMALL)
+        events: list[nb.Event] = []
+        store = nb.run(config, device="cpu", on_event=events.append)
+        assert {type(event) for event in events} == {nb.Begin, nb.Progress, nb.Note}
+        assert store.url == str(tmp_path / "run.zarr")
+        assert {event.stage for event in events if isinstance(event, nb.Progress)} == set(STAGES)
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(config.model_dump()))
+        for again in (config.model_dump(), tmp_path / "c.yaml", str(tmp_path / "c.yaml")):
+            events.clear()
+            nb.run(again, on_event=events.append)
+            assert [event.text.split(":")[0] for event in events if isinstance(event, nb.Note)] == [
+                f"{stage} is complete" for stage in STAGES
+            ]
+
+    def test_it_resumes_and_refuses_in_words_of_python(self, tmp_path: Path) -> None:
+        config = small_config(tmp_path / "run.zarr", **self.SMALL)
+        nb.run(config, stages=["collect"], device="cpu", limit=1)
+        with pytest.raises(StageError, match=r"collect in .* is partial: 1 of 3 units") as caught:
+            nb.run(config, stages=["covariance"])
+        assert caught.value.hint == 'nb.run(config, stages=["collect"]) first, with the same options'
+        events: list[nb.Event] = []
+        nb.run(config, stages="collect", device="cpu", on_event=events.append)
+        assert [event.done for event in events if isinstance(event, nb.Progress) and event.stage == "collect"] == [2, 3]
+        changed = {**config.model_dump(), "schedule": {**config.model_dump()["schedule"], "num_denoising_steps": 3}}
+        with pytest.raises(StageError, match="num_denoising_steps: 4 -> 3") as caught:
+            nb.run(changed)
+        assert caught.value.hint.startswith('nb.run(config, stages=["schedule"], force=True)')
+        nb.run(changed, device="cpu", force=True)
+        assert len(nb.open_store(config.store).schedule()) == 3
+
+    def test_nothing_is_made_for_a_stage_that_comes_too_early(self, tmp_path: Path) -> None:
+        with pytest.raises(StageError, match="nothing was collected yet"):
+            nb.run(small_config(tmp_path / "run.zarr"), stages=["project"])
+        assert not (tmp_path / "run.zarr").exists()
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ({"stages": ["inspect"]}, "no such stage: inspect"),
+            ({"stages": []}, "no stage is named"),
+            ({"limit": 1}, "limit counts the units of one stage"),
+            ({"stages": ["project"], "repair": True}, "project cannot be repaired"),
+        ],
+    )
+    def test_a_request_without_a_meaning(self, tmp_path: Path, arguments: dict[str, Any], said: str) -> None:
+        with pytest.raises(ConfigError, match=said):
+            nb.run(small_config(tmp_path / "run.zarr"), **arguments)
+
+    def test_the_store_is_locked_while_it_is_written(self, tmp_path: Path) -> None:
+        config = small_config(tmp_path / "run.zarr", **self.SMALL)
+        with locked(open_backing(config.store)), pytest.raises(StoreError, match="is in use by process"):
+            nb.run(config)
+
+
+def test_many_calls_read_the_progress_once(finished: Any) -> None:
+    store = nb.open_store(finished[1].path)
+    with counted() as objects:
+        for _ in range(3):
+            for site in store.sites():
+                store.moment(site)
+                store.projector(site)
+            store.projectors()
+            store.provenance()
+    cells = [key for key in objects.read if key.startswith("progress/") and "/c." in key]
+    assert cells
+    assert len(cells) == len(set(cells))
+
+
+def test_a_stage_that_is_finished_later_is_seen(copied: tuple[Config, Store]) -> None:
+    _, store = copied
+    record = store.records["project"]
+    store.write_record("project", None)
+    opened = nb.open_store(store.path)
+    with pytest.raises(StageError, match="project"):
+        opened.projectors()
+    store.write_record("project", record)
+    assert nb.open_store(store.path).projectors()

@@ -237,9 +237,9 @@ def public_settings(config: Config) -> dict[str, Any]:
     return config.model_dump(exclude={"storage_options"})
 
 
-def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a config file and apply `KEY=VALUE` overrides. Raises ConfigError naming the key and the file."""
-    return load_settings(Config, path, overrides)
+    return load_settings(Config, Path(path), overrides)
 
 
 def build_config(data: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "overrides") -> Config:
