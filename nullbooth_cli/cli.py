@@ -33,6 +33,7 @@ class Boundary(TyperGroup):
     """Turns what a command raises into an exit code and two lines, for every caller: a shell, CliRunner, `python -m`."""
 
     def main(self, args: Sequence[str] | None = None, *positional: Any, **extra: Any) -> Any:
+        """Run a command and exit with its code."""
         arguments = list(sys.argv[1:] if args is None else args)
         terminal = Terminal(as_json="--json" in arguments)
         try:
@@ -78,7 +79,7 @@ for _command in _COMMANDS:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"nullbooth {__version__}")
+        Terminal().text(f"nullbooth {__version__}\n")
         raise typer.Exit
 
 

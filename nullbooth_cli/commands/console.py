@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from nullbooth_cli.commands.draw_progress import ProgressBars, ProgressLines
 from nullbooth_cli.commands.hints import hint_of
-from nullbooth_cli.commands.screen import is_live, painted, rich_console
+from nullbooth_cli.commands.screen import is_live, rich_console
 from nullbooth_cli.commands.tables import folded
 from nullbooth_cli.errors import NullboothError
 from nullbooth_cli.progress import Event, Note
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Answer = TypeVar("Answer")
+STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
 class Terminal:
@@ -106,7 +107,7 @@ class Terminal:
             sys.stderr.write(json.dumps(document, ensure_ascii=False) + "\n")
             return
         hint = hint_of(error).replace("\n", "\n      ")
-        sys.stderr.write(f"{painted('error:', 'error', stderr=True)} {error.message}\n\nhint: {hint}\n")
+        sys.stderr.write(f"{_painted('error:', 'error', stderr=True)} {error.message}\n\nhint: {hint}\n")
 
     def verdict(self, verdict: str, name: str, text: str, *, hint: str | None, width: int) -> None:
         """Print a verdict (ok, warning, error) on one thing, and its hint below; names take `width` columns.
@@ -117,7 +118,7 @@ class Terminal:
         room = rich_console(stderr=False).width - len(start) if sys.stdout.isatty() else None
         lines = [*folded(text, room), *folded(f"hint: {hint}", room, indent=6)] if hint else folded(text, room)
         below = "\n" + " " * len(start)
-        sys.stdout.write(painted(verdict, verdict, stderr=False) + start[len(verdict) :] + below.join(lines) + "\n")
+        sys.stdout.write(_painted(verdict, verdict, stderr=False) + start[len(verdict) :] + below.join(lines) + "\n")
         sys.stdout.flush()
 
     def follow(self, events: Iterable[Event]) -> None:
@@ -142,3 +143,13 @@ class Terminal:
 
 def _json(document: object) -> str:
     return json.dumps(document, ensure_ascii=False, allow_nan=False)
+
+
+def _painted(text: str, style: str, *, stderr: bool) -> str:
+    """The text in the colour of a verdict (`STYLES`), if the stream is a terminal and NO_COLOR is not set."""
+    from rich.text import Text
+
+    console = rich_console(stderr=stderr)
+    with console.capture() as drawn:
+        console.print(Text(text, STYLES[style]), end="")
+    return drawn.get()
