@@ -210,18 +210,6 @@ def same(one: AttentionMaps, other: AttentionMaps) -> None:
         np.testing.assert_array_equal(one.layers[layer], other.layers[layer])
 
 
-def test_word_maps_bring_layers_to_one_size() -> None:
-    large = np.zeros((1, 4, 4, 1), np.float16)
-    large[0, 0, 0] = 1
-    small = np.arange(4, dtype=np.float16).reshape(1, 2, 2, 1)
-    maps = AttentionMaps(("word",), (0,), {"large": large, "small": small}, np.zeros((8, 8, 3), np.uint8))
-    found = word_maps(maps)[0, ..., 0]
-    expected = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]) / 2
-    expected[0, 0] += 0.5
-    np.testing.assert_allclose(found, expected)
-    np.testing.assert_allclose(word_maps(maps, ["small"])[0, ..., 0], small[0, ..., 0])
-
-
 class TestDrawing:
     def test_panels_are_drawn(self, circles: Any, tmp_path: Path) -> None:
         store = circles[1]

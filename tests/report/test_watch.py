@@ -19,7 +19,7 @@ from tests.support.notes import note
 
 
 def state(stage: str, name: str = "partial", done: int = 2, total: int | None = 8, **parts: Any) -> StageState:
-    return StageState(stage, name, done, total, **parts)
+    return StageState(stage=stage, state=name, units_done=done, units_total=total, **parts)
 
 
 STATES = {

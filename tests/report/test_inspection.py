@@ -1,0 +1,91 @@
+"""The report of a store's projectors: what it is made of, and what is chosen of it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.nullspace import spectrum
+from nullbooth_cli.report.inspection import inspect_store, most_leaking, sparklines, spectra_of, warnings_of
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.store import Store
+from tests.support.builders import execute, small_config
+from tests.support.reports import site_report
+
+Run = tuple[Config, Store]
+
+
+def test_entries_are_those_of_the_arrays(finished: Run) -> None:
+    config, store = finished
+    report = inspect_store(config, store)
+    assert [entry.site_name for entry in report.sites] == [site.name for site in store.sites]
+    for site, entry, eigenvalues in zip(store.sites, report.sites, spectra_of(store, report.sites), strict=True):
+        sums = [store.moments.read_one(site, t) for t in range(site.num_recorded(4))]
+        pooled = sum(each.sum_xxt for each in sums) / sum(each.count for each in sums)
+        np.testing.assert_allclose(eigenvalues, np.linalg.eigvalsh(pooled), atol=1e-9 * eigenvalues[-1])
+        assert entry.count == sum(each.count for each in sums)
+        assert (entry.largest, entry.smallest) == (eigenvalues[-1], eigenvalues[0])
+        assert entry.threshold == pytest.approx(0.05 * eigenvalues[-1])
+        assert entry.null_dim == int((eigenvalues < entry.threshold).sum())
+        assert entry.leakage == pytest.approx(spectrum.leakage(eigenvalues, entry.null_dim), rel=1e-9)
+
+
+def test_totals_are_those_of_the_entries(finished: Run) -> None:
+    report = inspect_store(*finished)
+    assert report.totals.null_dim == sum(entry.null_dim for entry in report.sites)
+    assert report.totals.largest_leakage == max(entry.leakage for entry in report.sites)
+    assert report.totals.weights == len({weight for entry in report.sites for weight in entry.weights})
+    assert report.totals.largest_heldout_leakage is None
+    assert report.files is None
+
+
+@pytest.mark.parametrize(
+    ("filters", "count"), [({"layer": "mid_block"}, 2), ({"feature": "out"}, 10), ({"site": "mid_block*q"}, 1)]
+)
+def test_filters(finished: Run, filters: dict[str, str], count: int) -> None:
+    entries = inspect_store(*finished, **filters).sites
+    everything = inspect_store(*finished).sites
+    assert set(entries) < set(everything)
+    assert len([entry for entry in entries if entry.feature != "k"]) == count
+
+
+def test_a_timestep_has_no_projector_where_they_are_pooled(finished: Run) -> None:
+    with pytest.raises(ConfigError, match="no site has a projector of its own for timestep 775") as caught:
+        inspect_store(*finished, timestep=775.0)
+    assert "999" in caught.value.hint
+
+
+def test_in_scope_timestep_there_is_an_entry_for_each_step(tmp_path: Path) -> None:
+    config = small_config(tmp_path / "run.zarr", collect__cross_attention_layers=["mid_block*"], project__scope="timestep")
+    store = execute(config, "schedule", "collect", "covariance", "project")
+    report = inspect_store(config, store)
+    of_steps = [entry for entry in report.sites if entry.timestep is not None]
+    assert [entry.step_index for entry in of_steps] == list(range(4)) * (len(of_steps) // 4)
+    assert [entry.key for entry in of_steps[:4]] == [step.key for step in store.schedule()]
+    one = inspect_store(config, store, timestep=of_steps[1].timestep)
+    assert {entry.step_index for entry in one.sites} == {1}
+
+
+def test_a_sparkline_for_each_entry(finished: Run) -> None:
+    report = inspect_store(*finished)
+    lines = sparklines(finished[1], report)
+    assert len(lines) == len(report.sites)
+    assert {len(line) for line in lines} == {17}
+
+
+def test_the_most_leaking_of_each_site() -> None:
+    one, two = site_report(leakage=0.1), site_report(leakage=0.3, timestep=1.0)
+    other = site_report(feature="out", leakage=0.2)
+    assert most_leaking([one, two, other]) == [two, other]
+    assert most_leaking([two, one]) == [two]
+
+
+def test_each_warning_once_with_its_sites() -> None:
+    entry = site_report(warnings=("few vectors", "leaks"))
+    later = replace(entry, timestep=5.0, key="timestep_0005", warnings=("leaks",))
+    assert warnings_of([entry, later]) == {
+        "few vectors": [entry.site_name],
+        "leaks": [entry.site_name, f"{entry.site_name} timestep_0005"],
+    }
