@@ -16,8 +16,7 @@ OPERATIONS_PER_SECOND = 100e12
 @cache
 def looked(name: str) -> tuple[Any, Any, Any, Any]:
     """(config, steps, shapes, what was found) of configs/<name>.yaml, with the model's config files in the place of the hub."""
-    from nullbooth_cli.collect.open_model import compute_steps
-    from nullbooth_cli.collect.preview import open_preview
+    from nullbooth_cli.collect.open_model import compute_steps, open_preview
     from nullbooth_cli.settings.config import load_config
 
     config = load_config(ROOT / f"configs/{name}.yaml", [f"model={ROOT / 'tests/architectures' / name}"])
@@ -35,7 +34,6 @@ def num_parameters(name: str) -> int:
 
 def plans(name: str) -> dict[str, Any]:
     """The plan of every stage for `NUM_PROMPTS` prompts, by its name."""
-    from nullbooth_cli.collect.preview import sites_of
     from nullbooth_cli.datatypes import Prompt
     from nullbooth_cli.pipeline.plan import Work, plan_for
     from nullbooth_cli.pipeline.state import stage_states
@@ -44,7 +42,7 @@ def plans(name: str) -> dict[str, Any]:
     config, steps, shapes, found = looked(name)
     prompts = tuple(Prompt(f"prompt {number}") for number in range(NUM_PROMPTS))
     states = stage_states(config, prompts, None)
-    sites = sites_of(found, shapes.chosen())
+    sites = found.of(shapes.chosen)
     made = plan_for(
         STAGES,
         Work(
@@ -117,11 +115,11 @@ the rest at *every step*.
 
 @cache
 def _document(name: str) -> dict[str, Any]:
-    from nullbooth_cli.collect.preview import layers_document
+    from nullbooth_cli.collect.preview import layers_report
+    from nullbooth_cli.report.layers import layers_document
 
     _, _, shapes, found = looked(name)
-    document: dict[str, Any] = layers_document(shapes, found, 1, lambda *_: True)
-    return document
+    return layers_document(layers_report(shapes, found, 1))
 
 
 def _summary(name: str) -> str:

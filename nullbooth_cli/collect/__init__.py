@@ -1,1 +1,1 @@
-"""Recording: which tensors a model gives its projections, and where they go."""
+"""Recording: which tensors the projections of a model receive, and where they go."""

@@ -1,42 +1,54 @@
-"""Attention maps: where each word of a prompt looks, for a few prompts, layers and timesteps (collect.visual_attention_map).
+"""Attention maps: the places that each word of a prompt attends to, for a few prompts, layers and timesteps.
 
-The chosen prompts are run once more beside the collection, from the same noise and to the end. Where a map is wanted, hooks take
-what leaves to_q and to_k, and diffusers' own function makes the scores of it; the model goes on with its fast attention, and no
-other layer, step or prompt is touched. Cost: one more run of the chosen prompts, and the autoencoder once each.
+The chosen prompts are run once more beside the collection, from the same noise and to the end (collect.visual_attention_map).
+In the chosen layers and steps, hooks take the outputs of to_q and to_k, and diffusers' own function makes the scores. The model
+itself still uses its fast attention. Cost: one more run of the chosen prompts, and the autoencoder once each.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.hooks import ProjectionHooks
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.load import denoiser_of, tokenizers_of
 from nullbooth_cli.model.projections import Projection, find_projections
+from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.store import AttentionMaps
 
 
-def find_attention(denoiser: Any, layers: str | list[str | int]) -> tuple[Projection, ...]:
-    """to_q and to_k of the chosen layers. Raises ConfigError for layers in which words are not all that is looked at."""
+def find_attention(denoiser: nn.Module, layers: str | list[str | int]) -> tuple[Projection, ...]:
+    """to_q and to_k of the chosen layers. Raises ConfigError for layers that do not attend to words alone."""
     projections = find_projections(denoiser, ("q", "k"), layers)
     joint = [projection.layer for projection in projections if projection.feature != "q" and not projection.from_text]
     if joint:
         raise ConfigError(
             f"{joint[0]} attends to image and text at once: it has no map of words alone",
-            "set collect.visual_attention_map to false, or name layers of cross-attention in collect.attention_layers",
+            "set collect.visual_attention_map to false, or collect.attention_layers to layers of cross-attention",
         )
     return projections
 
 
 def record(
-    pipe: Any, path: DenoisingPath, row: int, prompt: Prompt, projections: tuple[Projection, ...], steps: Sequence[int]
+    pipe: Pipeline,
+    path: DenoisingPath,
+    row: int,
+    prompt: Prompt,
+    *,
+    projections: tuple[Projection, ...],
+    steps: Sequence[int],
 ) -> AttentionMaps:
-    """Run one prompt from the noise of its row, and keep its attention in the layers of the projections (to_q and to_k)."""
+    """Run one prompt from the noise of its row, and record its attention at these steps.
+
+    `projections` are to_q and to_k of the layers, as `find_attention` finds them.
+    """
     denoiser = denoiser_of(pipe)
     words = words_of(pipe, prompt)
     queries: dict[str, torch.Tensor] = {}
@@ -53,10 +65,12 @@ def record(
             scores = _scores(denoiser.get_submodule(layer), queries.pop(layer), tensor, masks[layer])
             found[layer].append(scores[:, : len(words)])
 
-    def note_mask(layer: str) -> Any:
-        return lambda _, __, arguments: masks.__setitem__(layer, arguments.get("attention_mask"))
+    def note_mask(layer: str, _: object, __: object, arguments: dict[str, Any]) -> None:
+        masks[layer] = arguments.get("attention_mask")
 
-    handles = [denoiser.get_submodule(layer).register_forward_pre_hook(note_mask(layer), with_kwargs=True) for layer in found]
+    handles = [
+        denoiser.get_submodule(layer).register_forward_pre_hook(partial(note_mask, layer), with_kwargs=True) for layer in found
+    ]
     try:
         with ProjectionHooks(denoiser, projections, "output", receive):
             image = denoise(pipe, path, [(row, prompt)], output_type="np")[0]
@@ -86,14 +100,14 @@ def _as_maps(scores: torch.Tensor, aspect: float, layer: str) -> NDArray[np.floa
     height = round((num_queries * aspect) ** 0.5)
     if height == 0 or num_queries % height:
         raise ConfigError(
-            f"{layer} looks from {num_queries} places, which fill no image of aspect {aspect:.3g}",
+            f"{layer} attends from {num_queries} places, which do not fill an image of aspect {aspect:.3g}",
             "leave the layer out of collect.attention_layers, or set collect.visual_attention_map to false",
         )
     return scores.reshape(len(scores), height, num_queries // height, -1).numpy()
 
 
-def words_of(pipe: Any, prompt: Prompt) -> tuple[str, ...]:
-    """The tokens of a prompt as its tokenizer reads them, begin and end mark included, cut to what it takes."""
-    tokenizer = pipe.tokenizer
+def words_of(pipe: Pipeline, prompt: Prompt) -> tuple[str, ...]:
+    """The tokens of a prompt, begin and end mark included, cut to the tokenizer's maximum."""
+    tokenizer = tokenizers_of(pipe)["tokenizer"]
     ids = tokenizer(prompt.text, truncation=True, max_length=tokenizer.model_max_length).input_ids
     return tuple(str(token).removesuffix("</w>").lstrip("\u2581") or "_" for token in tokenizer.convert_ids_to_tokens(ids))

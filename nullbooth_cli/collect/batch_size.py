@@ -4,16 +4,15 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import psutil
 import torch
 from accelerate.utils import find_executable_batch_size
 
-from nullbooth_cli.collect.find_sites import FoundSites
+from nullbooth_cli.collect.find_sites import RecordableModel
 from nullbooth_cli.collect.recorder import Recorder
 from nullbooth_cli.datatypes import Prompt
-from nullbooth_cli.model.denoise import DenoisingPath, denoise
+from nullbooth_cli.model.denoise import denoise
 from nullbooth_cli.model.device import free_memory
 from nullbooth_cli.model.hooks import ProjectionHooks, StopDenoising
 from nullbooth_cli.model.load import denoiser_of
@@ -24,22 +23,22 @@ PATIENCE_SECONDS = 5.0
 _limit_lock = threading.Lock()
 
 
-def largest_batch(pipe: Any, path: DenoisingPath, found: FoundSites, prompts: tuple[Prompt, ...], device: torch.device) -> int:
+def largest_batch(model: RecordableModel, prompts: tuple[Prompt, ...], device: torch.device) -> int:
     """The largest number of prompts per forward that fits, at most `MOST` and the number of prompts.
 
-    On CUDA a step is tried and the batch cut down until it fits. Elsewhere nothing says that memory is short before the system
-    ends the process, so the memory of one and of two prompts is measured and the rest is computed. Cost: a few forwards.
+    On CUDA a step is tried, and the batch made smaller until it fits. On other devices the system may end the process before it
+    reports a shortage, so the memory of one and of two prompts is measured and the rest is computed. Cost: a few forwards.
     """
     most = min(len(prompts), MOST)
     if device.type == "cuda":
         with _limited_memory(device):
-            return trial_and_error(pipe, path, found, prompts, most)
+            return largest_that_runs(model, prompts, most)
     peaks = []
     for batch_size in (1, 2):
         before = psutil.Process().memory_info().rss
-        _one_step(pipe, path, found, prompts, batch_size)
+        _run_one_step(model, prompts, batch_size)
         peaks.append(_peak_rss() - before)
-    return fitting(peaks[0], peaks[1], int(MARGIN * free_memory(device)), most)
+    return largest_that_fits(peaks[0], peaks[1], free=int(MARGIN * free_memory(device)), most=most)
 
 
 @contextmanager
@@ -60,54 +59,54 @@ def _limited_memory(device: torch.device) -> Iterator[None]:
             torch.cuda.set_per_process_memory_fraction(before, device)
 
 
-def trial_and_error(pipe: Any, path: DenoisingPath, found: FoundSites, prompts: tuple[Prompt, ...], most: int) -> int:
+def largest_that_runs(model: RecordableModel, prompts: tuple[Prompt, ...], most: int) -> int:
     """The first batch, from `most` downwards, for which the device does not run out of memory."""
 
     def attempt(batch_size: int) -> int:
-        _one_step(pipe, path, found, prompts, batch_size)
+        _run_one_step(model, prompts, batch_size)
         return batch_size
 
     fits: int = find_executable_batch_size(attempt, starting_batch_size=most)()
     return fits
 
 
-def _one_step(pipe: Any, path: DenoisingPath, found: FoundSites, prompts: tuple[Prompt, ...], batch_size: int) -> None:
-    members = [(row, prompts[row % len(prompts)]) for row in range(batch_size)]
-    with ProjectionHooks(denoiser_of(pipe), tuple(found.owners), found.sites[0].side, lambda *_: None, last=0):
-        denoise(pipe, path, members)
+def largest_that_fits(one: int, two: int, *, free: int, most: int) -> int:
+    """How many prompts fit into `free` bytes, at most `most`, from the bytes of one and of two prompts; at least 1."""
+    each = max(two - one, two // 2, 1)
+    return max(1, min(most, free // each))
 
 
-def time_step(pipe: Any, path: DenoisingPath, found: FoundSites, branches: str, members: Sequence[tuple[int, Prompt]]) -> float:
-    """Seconds that one step of a batch takes, from the start of its forward to the start of the next, without writing anything.
+def time_step(model: RecordableModel, members: Sequence[tuple[int, Prompt]], branches: str) -> float:
+    """Seconds that one step of a batch takes, from the start of its forward to the start of the next; nothing is written.
 
     The second step counts, because the first one also warms up; a first one of more than `PATIENCE_SECONDS` is taken as it is.
-    Raises ConfigError for what a unit would be refused for: hooks that misfire, values that are not finite.
+    Raises the errors that a unit would raise: ModelError for hooks that misfire, DataError for values that are not finite.
     """
-    recorder, starts = Recorder(path, list(members), found, branches, ()), list[float]()
-    denoiser = denoiser_of(pipe)
+    recorder, starts = Recorder(model, members, branches=branches, sinks=()), list[float]()
+    denoiser = denoiser_of(model.pipe)
 
-    def note(*_: Any) -> None:
-        if (device := pipe._execution_device).type != "cpu":  # an offloaded pipeline says that it is on the CPU
+    def note_start(*_: object) -> None:
+        if (device := model.pipe._execution_device).type != "cpu":  # `device` of an offloaded pipeline is the CPU
             torch.accelerator.synchronize(device)
         starts.append(time.monotonic())
         if len(starts) == 3 or (len(starts) == 2 and starts[1] - starts[0] > PATIENCE_SECONDS):
             raise StopDenoising
 
-    with ProjectionHooks(denoiser, tuple(found.owners), found.sites[0].side, recorder.receive):
-        handle = denoiser.register_forward_pre_hook(note)
+    with ProjectionHooks(denoiser, model.found.projections, model.found.side, recorder.receive):
+        handle = denoiser.register_forward_pre_hook(note_start)
         try:
-            denoise(pipe, path, members)
-            note()  # a path of one or two steps ends by itself
+            denoise(model.pipe, model.path, members)
+            note_start()  # a path of one or two steps ends by itself
         finally:
             handle.remove()
     recorder.check()
     return starts[-1] - starts[-2]
 
 
-def fitting(one: int, two: int, free: int, most: int) -> int:
-    """How many prompts fit, if memory grows in proportion: from the bytes that one and two prompts took."""
-    each = max(two - one, two // 2, 1)
-    return max(1, min(most, free // each))
+def _run_one_step(model: RecordableModel, prompts: tuple[Prompt, ...], batch_size: int) -> None:
+    members = [(row, prompts[row % len(prompts)]) for row in range(batch_size)]
+    with ProjectionHooks(denoiser_of(model.pipe), model.found.projections, model.found.side, lambda *_: None, last=0):
+        denoise(model.pipe, model.path, members)
 
 
 def _peak_rss() -> int:

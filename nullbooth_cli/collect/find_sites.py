@@ -1,36 +1,70 @@
-"""Finds out once what a model gives its projections: which share a tensor, which ignore the timestep."""
+"""Finds the sites of a model: which of its projections share a tensor, and which tensors do not depend on the timestep."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from nullbooth_cli.datatypes import Prompt, Site
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ModelError
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.hooks import ProjectionHooks, SharedInput, equal_in_all, group_shared, memory_of
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.projections import Projection
+from nullbooth_cli.model.protocols import Pipeline
 
+# diffusers' names of two arguments of a denoiser: the text, and which of its tokens are not padding.
 TEXT_ARGUMENT = "encoder_hidden_states"
 MASK_ARGUMENT = "encoder_attention_mask"
 
 
 @dataclass(frozen=True)
 class FoundSites:
-    """What a probe of the model found: the recordings to make, the recording of each projection, and those that the denoiser
-    is given as an argument."""
+    """The sites of a model, and the site of each projection.
+
+    `arguments` are the sites whose tensor is the denoiser's text argument: they need no forward.
+    """
 
     sites: tuple[Site, ...]
-    owners: dict[Projection, Site]
-    given: frozenset[Site]
+    site_of: Mapping[Projection, Site]
+    arguments: frozenset[Site]
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """All projections, in firing order of the sites' groups."""
+        return tuple(self.site_of)
+
+    @property
+    def side(self) -> str:
+        """ "input" or "output", the same for all sites."""
+        return self.sites[0].side
+
+    def of(self, projections: Sequence[Projection]) -> tuple[Site, ...]:
+        """The sites that these projections need."""
+        needed = {self.site_of[projection] for projection in projections}
+        return tuple(site for site in self.sites if site in needed)
+
+
+@dataclass(frozen=True)
+class RecordableModel:
+    """A loaded pipeline, the path that it walks, and its sites."""
+
+    pipe: Pipeline
+    path: DenoisingPath
+    found: FoundSites = field(repr=False)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """All sites, in the model's order."""
+        return self.found.sites
 
 
 def find_sites(
-    pipe: Any,
+    pipe: Pipeline,
     path: DenoisingPath,
     projections: tuple[Projection, ...],
+    *,
     side: str,
     branches: str,
     prompt: Prompt,
@@ -38,28 +72,32 @@ def find_sites(
     num_forwards: int = 2,
     is_timestep_free: Callable[[Sequence[torch.Tensor]], bool] = equal_in_all,
 ) -> FoundSites:
-    """Run the first steps of one prompt and look which tensor each projection gets."""
+    """Run the first forwards of one prompt, and compare the tensors of the projections.
+
+    Memory: the tensors of `num_forwards` forwards, which all stay alive. Raises ModelError for hooks that misfire and for an
+    unknown batching.
+    """
     forwards: list[list[tuple[Projection, torch.Tensor]]] = []
-    given: list[Mapping[str, Any]] = []
+    arguments: list[Mapping[str, Any]] = []
 
     def receive(projection: Projection, forward: int, tensor: torch.Tensor) -> None:
         if forward == len(forwards):
             forwards.append([])
         forwards[forward].append((projection, tensor))
 
-    with ProjectionHooks(denoiser_of(pipe), projections, side, receive, last=num_forwards - 1, begin=given.append):
+    with ProjectionHooks(denoiser_of(pipe), projections, side, receive, last=num_forwards - 1, begin=arguments.append):
         denoise(pipe, path, [(0, prompt)])
-    text, masked = given[0].get(TEXT_ARGUMENT), given[0].get(MASK_ARGUMENT) is not None
-    owners, arguments = {}, set()
+    text, masked = arguments[0].get(TEXT_ARGUMENT), arguments[0].get(MASK_ARGUMENT) is not None
+    site_of: dict[Projection, Site] = {}
+    are_arguments = set()
     for shared in group_shared(forwards, is_timestep_free):
         site = _site_of(shared, side, branches, tokens_per_prompt, masked)
-        owners.update(dict.fromkeys(shared.projections, site))
+        site_of.update(dict.fromkeys(shared.projections, site))
         if side == "input" and text is not None and shared.timestep_free and memory_of(shared.example) == memory_of(text):
-            arguments.add(site)
+            are_arguments.add(site)
     order = {projection: i for i, projection in enumerate(projections)}
-    return FoundSites(
-        tuple(dict.fromkeys(owners[p] for p in sorted(owners, key=order.__getitem__))), owners, frozenset(arguments)
-    )
+    sites = dict.fromkeys(site_of[projection] for projection in sorted(site_of, key=order.__getitem__))
+    return FoundSites(tuple(sites), site_of, frozenset(are_arguments))
 
 
 def _site_of(shared: SharedInput, side: str, branches: str, tokens_per_prompt: int | None, masked: bool) -> Site:
@@ -68,28 +106,31 @@ def _site_of(shared: SharedInput, side: str, branches: str, tokens_per_prompt: i
     if tokens_per_prompt is not None and not first.from_text:
         num_tokens = min(num_tokens, tokens_per_prompt)
     return Site(
-        first.layer,
-        first.feature,
-        side,
-        tuple(p.weight for p in shared.projections),
-        shared.timestep_free,
-        num_tokens,
-        dim,
-        masked and first.from_text,
+        layer=first.layer,
+        feature=first.feature,
+        side=side,
+        weights=tuple(projection.weight for projection in shared.projections),
+        timestep_free=shared.timestep_free,
+        num_tokens=num_tokens,
+        dim=dim,
+        masked=masked and first.from_text,
     )
 
 
 def split_branches(tensor: torch.Tensor, num_prompts: int, branches: str) -> torch.Tensor:
     """`[rows, L, D]` to one entry a prompt: `[B, 2 L, D]`, the empty prompt's tokens before the prompt's own, or `[B, L, D]`.
 
-    Guided models stack [unconditional; conditional] rows; models without that doubling have one row a prompt.
+    Guided models stack [unconditional; conditional] rows; models without that doubling have one row a prompt. With `branches`
+    "cond" only the prompt's own tokens are returned. Raises ModelError for another number of rows.
     """
     rows = tensor.shape[0]
     if rows == num_prompts:
         return tensor
     if rows != 2 * num_prompts:
-        raise ConfigError(
-            f"a projection saw {rows} rows for {num_prompts} prompts", "this pipeline's batching is not known to nullbooth"
+        raise ModelError(
+            f"a projection received {rows} rows for {num_prompts} prompts, and nullbooth knows pipelines with one or two rows a "
+            "prompt",
+            "choose another pipeline: this one's batching cannot be recorded",
         )
     empty, own = tensor[:num_prompts], tensor[num_prompts:]
     return own if branches == "cond" else torch.cat([empty, own], dim=1)

@@ -1,19 +1,34 @@
-"""A config's model: its scheduler and steps, its pipeline with weights or without, its path and its sites.
+"""Opens the model of a config: its scheduler and steps, its pipeline with weights or without, its path and its sites.
 
-Nothing here reads or writes a store, and everything heavy is imported when it is called.
+The only file below pipeline/ that reads a `Config`. Nothing here reads or writes a store. Heavy imports are inside the functions.
+
+1. `compute_steps()` and `scheduler_of()` need the model's config files only.
+2. `load_model()` loads the pipeline; `follow_schedule()` sets the stored schedule; `find_recordable()` finds its sites.
+   `load_path()` does the first two, `load_recordable()` all three.
+3. `open_preview()` opens a model to be asked for its shapes, without weights if possible.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from nullbooth_cli.datatypes import Prompt, Site, Step
+from nullbooth_cli.datatypes import Prompt, Step
 from nullbooth_cli.settings.config import Config
 
+if TYPE_CHECKING:
+    from nullbooth_cli.collect.find_sites import RecordableModel
+    from nullbooth_cli.collect.preview import Preview
+    from nullbooth_cli.model.denoise import DenoisingPath
+    from nullbooth_cli.model.projections import Projection
+    from nullbooth_cli.model.protocols import Pipeline, Scheduler
+    from nullbooth_cli.model.sources import Source
 
-def compute_steps(config: Config, num_prompts: int, device: str | None = None) -> tuple[Any, tuple[Step, ...]]:
-    """(the scheduler, the steps) that the config asks for; needs the model's config files, not its weights.
 
-    A flow-matching pipeline chooses the sigmas itself, so it is called up to its first forward; one that is no `shell` is loaded.
+def compute_steps(config: Config, num_prompts: int, device: str | None = None) -> "tuple[Scheduler, tuple[Step, ...]]":
+    """The config's scheduler and its steps; needs the model's config files, not its weights.
+
+    A flow-matching pipeline chooses the sigmas itself, so it is called up to its first forward. It is loaded to `device` only if
+    it cannot be built without weights.
     """
     from nullbooth_cli.collect import without_weights
     from nullbooth_cli.model import denoise
@@ -22,7 +37,7 @@ def compute_steps(config: Config, num_prompts: int, device: str | None = None) -
     section, scheduler = config.schedule, scheduler_of(config)
 
     def set_by_pipeline(_: int) -> None:
-        pipe = open_shell(config, scheduler) or load_model(config, device)
+        pipe = open_without_weights(config, scheduler) or load_model(config, device)
         pipe.scheduler = scheduler
         denoise.begin_denoising(pipe, denoising_path(config), without_weights.ANY_PROMPT)
 
@@ -39,64 +54,59 @@ def compute_steps(config: Config, num_prompts: int, device: str | None = None) -
     return scheduler, steps
 
 
-def scheduler_of(config: Config) -> Any:
-    """The scheduler that the config asks for."""
+def scheduler_of(config: Config) -> "Scheduler":
+    """The config's scheduler, without steps."""
     from nullbooth_cli.model import load
     from nullbooth_cli.model.scheduler import build_scheduler
 
-    shipped = load.load_scheduler(config.model, **_where(config))
+    shipped = load.load_scheduler(_source_of(config))
     return build_scheduler(config.schedule.sampler_strategy, shipped, config.schedule.timestep_spacing)
 
 
-def open_shell(config: Config, scheduler: Any) -> Any:
-    """The config's pipeline without weights; None for one whose shapes are known only once it is loaded."""
+def open_without_weights(config: Config, scheduler: "Scheduler") -> "Pipeline | None":
+    """The config's pipeline without weights; None for a pipeline class that cannot be built that way."""
     from nullbooth_cli.collect import without_weights
     from nullbooth_cli.model import load
 
-    folder = load.config_folder(config.model, **_where(config))
-    return (
-        without_weights.build_pipeline(folder, scheduler)
-        if without_weights.pipeline_class(folder) in without_weights.TEXT_SHAPES
-        else None
+    folder = load.config_folder(_source_of(config))
+    if without_weights.pipeline_class(folder) not in without_weights.TEXT_SHAPES:
+        return None
+    return without_weights.build_pipeline(folder, scheduler)
+
+
+def _source_of(config: Config) -> "Source":
+    from nullbooth_cli.model.sources import Source
+
+    return Source(
+        config.model,
+        revision=config.revision,
+        local_files_only=config.local_files_only,
+        allow_pickle=config.allow_pickle,
+        pipeline_config=config.pipeline_config,
     )
 
 
-def _where(config: Config) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in ("revision", "local_files_only", "allow_pickle", "pipeline_config")}
-
-
-@dataclass(frozen=True)
-class Collection:
-    """A loaded model, ready to be recorded."""
-
-    pipe: Any
-    path: Any
-    found: Any = field(repr=False)
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        sites: tuple[Site, ...] = self.found.sites
-        return sites
-
-
-def load_model(config: Config, device: str | None) -> Any:
-    """The pipeline that the config names."""
+def load_model(config: Config, device: str | None) -> "Pipeline":
+    """The config's pipeline, with its weights, on the device."""
     from nullbooth_cli.model import load
     from nullbooth_cli.model.device import pick_device
 
     return load.load_pipeline(
         config.model,
-        variant=config.variant,
         dtype=config.dtype,
         device=pick_device(device),
-        **_where(config),
+        revision=config.revision,
+        variant=config.variant,
+        local_files_only=config.local_files_only,
+        allow_pickle=config.allow_pickle,
+        pipeline_config=config.pipeline_config,
         model_cpu_offload=config.model_cpu_offload,
         attention_slicing=config.attention_slicing,
     )
 
 
-def path_of(config: Config, steps: tuple[Step, ...], pipe: Any) -> Any:
-    """Hold a pipeline to the schedule; returns the `denoise.DenoisingPath`."""
+def follow_schedule(config: Config, steps: tuple[Step, ...], pipe: "Pipeline") -> "DenoisingPath":
+    """Replace a pipeline's scheduler by the config's, which walks exactly these steps; returns the path."""
     from nullbooth_cli.model import denoise
     from nullbooth_cli.model.scheduler import build_scheduler
     from nullbooth_cli.settings import images
@@ -107,35 +117,54 @@ def path_of(config: Config, steps: tuple[Step, ...], pipe: Any) -> Any:
     return replace(denoising_path(config, steps), images=None if folder is None else images.image_files(folder))
 
 
-def denoising_path(config: Config, steps: tuple[Step, ...] = ()) -> Any:
-    """The `denoise.DenoisingPath` of a config; without steps, those that the pipeline's scheduler gives."""
+def denoising_path(config: Config, steps: tuple[Step, ...] = ()) -> "DenoisingPath":
+    """The path of a config, without images; without steps, the pipeline walks those of its own scheduler."""
     from nullbooth_cli.model import denoise
 
     section = config.collect
     return denoise.DenoisingPath(
-        config.schedule.num_denoising_steps,
-        steps,
-        section.guidance_scale,
-        section.height,
-        section.width,
-        section.seed,
+        num_inference_steps=config.schedule.num_denoising_steps,
+        steps=steps,
+        guidance_scale=section.guidance_scale,
+        height=section.height,
+        width=section.width,
+        seed=section.seed,
     )
 
 
-def load_path(config: Config, steps: tuple[Step, ...], device: str | None) -> tuple[Any, Any]:
-    """Load the model and hold it to the schedule; returns (pipeline, `denoise.DenoisingPath`)."""
+def load_path(config: Config, steps: tuple[Step, ...], device: str | None) -> "tuple[Pipeline, DenoisingPath]":
+    """Load the model and let it follow the schedule; returns (pipeline, path)."""
     pipe = load_model(config, device)
-    return pipe, path_of(config, steps, pipe)
+    return pipe, follow_schedule(config, steps, pipe)
 
 
-def load_collection(config: Config, steps: tuple[Step, ...], prompts: tuple[Prompt, ...], device: str | None) -> Collection:
-    """Load the model, hold it to the schedule and find its sites (two steps of one prompt)."""
+def load_recordable(
+    config: Config, steps: tuple[Step, ...], prompts: tuple[Prompt, ...], device: str | None
+) -> "RecordableModel":
+    """Load the model, let it follow the schedule and find its sites. Cost: the load, and two steps of the first prompt."""
     pipe, path = load_path(config, steps, device)
-    return find_collection(config, pipe, path, prompts[0])
+    return find_recordable(config, pipe, path, prompts[0])
 
 
-def chosen_projections(config: Config, pipe: Any) -> Any:
-    """The projections (`sites.Projection`) that the config chooses of a pipeline."""
+def find_recordable(config: Config, pipe: "Pipeline", path: "DenoisingPath", prompt: Prompt) -> "RecordableModel":
+    """Find the sites of a pipeline that follows the schedule. Cost: two steps of a prompt."""
+    from nullbooth_cli.collect import find_sites
+
+    section = config.collect
+    found = find_sites.find_sites(
+        pipe,
+        path,
+        chosen_projections(config, pipe),
+        side=section.side,
+        branches=section.branches,
+        prompt=prompt,
+        tokens_per_prompt=section.tokens_per_prompt,
+    )
+    return find_sites.RecordableModel(pipe, path, found)
+
+
+def chosen_projections(config: Config, pipe: "Pipeline") -> "tuple[Projection, ...]":
+    """The projections of a pipeline that the config chooses."""
     from nullbooth_cli.model import load
     from nullbooth_cli.model.projections import find_projections
 
@@ -143,10 +172,26 @@ def chosen_projections(config: Config, pipe: Any) -> Any:
     return find_projections(load.denoiser_of(pipe), section.collect_features.chosen(), section.cross_attention_layers)
 
 
-def find_collection(config: Config, pipe: Any, path: Any, prompt: Prompt) -> Collection:
-    """Find the sites of a model that is held to the schedule, by two steps of a prompt."""
-    from nullbooth_cli.collect import find_sites
+def open_preview(config: Config, device: str | None, note: Callable[[str], None]) -> "Preview":
+    """Open the config's model to be asked for its shapes; `note` gets a text if it has to be loaded for that."""
+    from nullbooth_cli.collect.preview import Preview
 
-    section, projections = config.collect, chosen_projections(config, pipe)
-    found = find_sites.find_sites(pipe, path, projections, section.side, section.branches, prompt, section.tokens_per_prompt)
-    return Collection(pipe, path, found)
+    scheduler = scheduler_of(config)
+    pipe = open_without_weights(config, scheduler)
+    loaded = pipe is None
+    if pipe is None:
+        note(f"the shapes of {config.model} are known only once it is loaded: loading it")
+        pipe = load_model(config, device)
+        pipe.scheduler = scheduler
+    section = config.collect
+    return Preview(
+        model=config.model,
+        pipe=pipe,
+        loaded=loaded,
+        path=denoising_path(config),
+        chosen=chosen_projections(config, pipe),
+        side=section.side,
+        branches=section.branches,
+        tokens_per_prompt=section.tokens_per_prompt,
+        feature_dtype=section.feature_dtype,
+    )

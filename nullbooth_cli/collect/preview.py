@@ -1,128 +1,180 @@
-"""What a run would record and how much work it is, before it: from the model's config files, else from the loaded model.
+"""What a run would record and how much work it is, before it runs: `open_model.open_preview()` opens one.
 
-shapes = look(config, device, say)
-found = shapes.find(shapes.chosen())
+preview = open_preview(config, device, note)
+found = preview.find(preview.chosen)
+report = layers_report(preview, preview.find(preview.every()), num_steps)
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from nullbooth_cli.collect import without_weights
 from nullbooth_cli.collect.find_sites import FoundSites, find_sites
-from nullbooth_cli.collect.open_model import chosen_projections, denoising_path, load_model, open_shell, scheduler_of
 from nullbooth_cli.collect.sinks import features_nbytes
 from nullbooth_cli.collect.units import forwards_needed
 from nullbooth_cli.datatypes import Site
+from nullbooth_cli.model.denoise import DenoisingPath
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.projections import Projection, find_projections
+from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.nullspace.moments import sums_nbytes
-from nullbooth_cli.settings.config import Config
 
 EVERY_FEATURE = ("q", "k", "v", "out")
-SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preview:
-    """A model that can be asked for its shapes; `loaded` if its config files did not say them."""
+    """A model that can be asked for its shapes, and the choices of a config.
 
-    config: Config
-    pipe: Any
+    `model` is its name, `pipe` a pipeline without weights, or with them if `loaded`. `chosen` are the projections to record.
+    """
+
+    model: str
+    pipe: Pipeline = field(repr=False)
     loaded: bool
-
-    def chosen(self) -> tuple[Projection, ...]:
-        """The projections that the config chooses."""
-        chosen: tuple[Projection, ...] = chosen_projections(self.config, self.pipe)
-        return chosen
+    path: DenoisingPath
+    chosen: tuple[Projection, ...] = field(repr=False)
+    side: str
+    branches: str
+    tokens_per_prompt: int | None
+    feature_dtype: str
 
     def every(self) -> tuple[Projection, ...]:
-        """All projections of layers that attend to text, and those that the config chooses beside them, in the model's order."""
+        """All projections of layers that attend to text, and the chosen ones of other layers, in the model's order."""
         denoiser = denoiser_of(self.pipe)
         order = {name: place for place, (name, _) in enumerate(denoiser.named_modules())}
-        found = {*self.chosen(), *find_projections(denoiser, EVERY_FEATURE, "all")}
+        found = {*self.chosen, *self.text_projections()}
         return tuple(sorted(found, key=lambda projection: order[projection.weight.removesuffix(".weight")]))
 
+    def text_projections(self) -> tuple[Projection, ...]:
+        """All projections of layers that attend to text."""
+        return find_projections(denoiser_of(self.pipe), EVERY_FEATURE, "all")
+
     def find(self, projections: tuple[Projection, ...]) -> FoundSites:
-        section, path = self.config.collect, denoising_path(self.config)
-        settings = (projections, section.side, section.branches)
+        """The sites of these projections. Cost: a second without weights, else two steps of one prompt."""
         if self.loaded:
-            return find_sites(self.pipe, path, *settings, without_weights.ANY_PROMPT, section.tokens_per_prompt)
-        return without_weights.find_shapes(self.pipe, path, *settings, section.tokens_per_prompt)
+            return find_sites(
+                self.pipe,
+                self.path,
+                projections,
+                side=self.side,
+                branches=self.branches,
+                prompt=without_weights.ANY_PROMPT,
+                tokens_per_prompt=self.tokens_per_prompt,
+            )
+        return without_weights.find_shapes(
+            self.pipe,
+            self.path,
+            projections,
+            side=self.side,
+            branches=self.branches,
+            tokens_per_prompt=self.tokens_per_prompt,
+        )
 
     def count_operations(self, found: FoundSites, num_steps: int) -> int | None:
-        """Floating point operations of the denoiser for one prompt, over as many forwards as the recordings need.
+        """Floating point operations of the denoiser for one prompt, over the forwards that the recordings need.
 
         None for a loaded model: it would have to run, and torch counts no attention on the CPU.
         """
         if self.loaded:
             return None
         needed = forwards_needed(found, num_steps)
-        return needed and needed * without_weights.count_operations(self.pipe, denoising_path(self.config))
+        return needed and needed * without_weights.count_operations(self.pipe, self.path)
 
 
-def open_preview(config: Config, device: str | None, say: Callable[[str], None]) -> Preview:
-    """Make the config's model ready to be asked. `say` hears that it has to be loaded for that."""
-    scheduler = scheduler_of(config)
-    pipe = open_shell(config, scheduler)
-    if pipe is not None:
-        return Preview(config, pipe, loaded=False)
-    say(f"the shapes of {config.model} are known only once it is loaded: loading it")
-    pipe = load_model(config, device)
-    pipe.scheduler = scheduler
-    return Preview(config, pipe, loaded=True)
+@dataclass(frozen=True)
+class RecordingReport:
+    """A recording in a layer: the features of the layer that it feeds, and whether the config chooses one of them."""
+
+    site: str
+    features: tuple[str, ...]
+    chosen: bool
 
 
-def sites_of(found: FoundSites, projections: tuple[Projection, ...]) -> tuple[Site, ...]:
-    """The recordings that these of the found projections need."""
-    needed = {found.owners[projection] for projection in projections}
-    return tuple(site for site in found.sites if site in needed)
+@dataclass(frozen=True)
+class LayerReport:
+    """A layer and its recordings; `index` counts layers that attend to text, and is None for others."""
+
+    index: int | None
+    layer: str
+    recordings: tuple[RecordingReport, ...]
 
 
-def layers_document(shapes: Preview, found: FoundSites, num_steps: int, keeps: Callable[[str, str], bool]) -> dict[str, Any]:
-    """The layers of what was found of `shapes.every()`, with what each would record.
+@dataclass(frozen=True)
+class RecordingSize:
+    """Bytes of features for one prompt, and of moments in all."""
 
-    `keeps(layer, feature)` filters the projections. Bytes are of features in the config's dtype for one prompt, and of moments.
-    """
-    config, chosen, every = shapes.config, shapes.chosen(), shapes.every()
-    text = find_projections(denoiser_of(shapes.pipe), EVERY_FEATURE, "all")
-    index = {layer: number for number, layer in enumerate(dict.fromkeys(projection.layer for projection in text))}
-    layers: dict[str, dict[str, Any]] = {}
+    feature_bytes_per_prompt: int
+    moment_bytes: int
+
+
+@dataclass(frozen=True)
+class Total:
+    """Numbers of layers, sites and weights, and their bytes."""
+
+    layers: int
+    sites: int
+    weights: int
+    size: RecordingSize
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersReport:
+    """The layers of a model and what each would record. `every` and `chosen` are totals, whatever filter the layers passed."""
+
+    model: str
+    pipeline: str
+    num_steps: int
+    layers: tuple[LayerReport, ...]
+    sites: tuple[tuple[Site, RecordingSize], ...]
+    every: Total
+    chosen: Total
+
+
+def layers_report(
+    preview: Preview, found: FoundSites, num_steps: int, keeps: Callable[[str, str], bool] = lambda *_: True
+) -> LayersReport:
+    """The layers of `found`, which are the sites of `preview.every()`; `keeps(layer, feature)` filters the projections."""
+    every = preview.every()
+    index = {layer: i for i, layer in enumerate(dict.fromkeys(projection.layer for projection in preview.text_projections()))}
+    shown: dict[str, list[Projection]] = {}
     for projection in every:
-        layer = projection.layer
-        if keeps(layer, projection.feature):
-            entry = layers.setdefault(layer, {"index": index.get(layer), "layer": layer, "recordings": []})
-            site = found.owners[projection].name
-            if not entry["recordings"] or entry["recordings"][-1]["site"] != site:
-                entry["recordings"].append({"site": site, "features": [], "chosen": False})
-            recording = entry["recordings"][-1]
-            recording["features"].append(projection.feature)
-            recording["chosen"] = recording["chosen"] or projection in chosen
-    names = {recording["site"] for layer in layers.values() for recording in layer["recordings"]}
+        if keeps(projection.layer, projection.feature):
+            shown.setdefault(projection.layer, []).append(projection)
+    layers = tuple(
+        LayerReport(index.get(layer), layer, _recordings(projections, found, preview.chosen))
+        for layer, projections in shown.items()
+    )
+    names = {recording.site for layer in layers for recording in layer.recordings}
 
-    def nbytes(sites: Sequence[Site]) -> dict[str, int]:
-        return {
-            "feature_bytes_per_prompt": features_nbytes(sites, num_steps, 1, config.collect.feature_dtype),
-            "moment_bytes": sums_nbytes(sites, num_steps),
-        }
+    def size(sites: Sequence[Site]) -> RecordingSize:
+        return RecordingSize(features_nbytes(sites, num_steps, 1, preview.feature_dtype), sums_nbytes(sites, num_steps))
 
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "model": config.model,
-        "pipeline": type(shapes.pipe).__name__,
-        "steps": num_steps,
-        "layers": list(layers.values()),
-        "sites": [{**vars(site), "name": site.name, **nbytes([site])} for site in found.sites if site.name in names],
-        "totals": {
-            title: {
-                "layers": len({projection.layer for projection in projections}),
-                "sites": len(sites),
-                "weights": len(projections),
-                **nbytes(sites),
-            }
-            for title, projections, sites in (
-                ("all", every, found.sites),
-                ("chosen", chosen, sites_of(found, chosen)),
-            )
-        },
-    }
+    def total(projections: Sequence[Projection], sites: Sequence[Site]) -> Total:
+        return Total(len({projection.layer for projection in projections}), len(sites), len(projections), size(sites))
+
+    return LayersReport(
+        model=preview.model,
+        pipeline=type(preview.pipe).__name__,
+        num_steps=num_steps,
+        layers=layers,
+        sites=tuple((site, size([site])) for site in found.sites if site.name in names),
+        every=total(every, found.sites),
+        chosen=total(preview.chosen, found.of(preview.chosen)),
+    )
+
+
+def _recordings(
+    projections: Sequence[Projection], found: FoundSites, chosen: Sequence[Projection]
+) -> tuple[RecordingReport, ...]:
+    """Neighbours of one site are one recording."""
+    runs: list[tuple[str, list[Projection]]] = []
+    for projection in projections:
+        site = found.site_of[projection].name
+        if not runs or runs[-1][0] != site:
+            runs.append((site, []))
+        runs[-1][1].append(projection)
+    return tuple(
+        RecordingReport(site, tuple(member.feature for member in members), any(member in chosen for member in members))
+        for site, members in runs
+    )

@@ -14,80 +14,82 @@ from nullbooth_cli.store import STORED_DTYPES, PartialSums, Store, pack_sums
 from nullbooth_cli.store.background import Writer
 from nullbooth_cli.tensors import pack
 
+# Chunks are handed to the writing threads this much at a time: whenever one of them wakes up, the model's own threads wait.
+HAND_OVER_BYTES = 4 << 20
+CHECKPOINT_SHARE = 0.05  # of the running time, at most, goes into writing sums; a kill loses what came since
+
 
 class Sink(Protocol):
     """Where the recorded tensors of a unit go."""
 
-    dtype: str | None  # what values must fit, or None for what the model gives
+    dtype: str | None  # that values must fit; None for the model's own
 
     def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
-        """Take `[B, L, D]`, on the model's device; keep a copy of what is kept."""
+        """Take `[B, L, D]`, on the model's device, of prompts in these rows; padding is NaN. Copy what is stored."""
 
     def due(self) -> bool:
         """Whether finished units should be made durable now."""
 
     def checkpoint(self, units: Sequence[int]) -> None:
-        """Write all that was received, which includes these units whole."""
-
-
-TOGETHER_BYTES = 4 << 20
+        """Write all that was received, which includes all of these units."""
 
 
 def features_nbytes(sites: Sequence[Site], num_steps: int, num_prompts: int, dtype: str) -> int:
-    """Bytes that the features of so many prompts take, without compression."""
+    """Bytes of the features of N prompts in a stored dtype, without compression."""
     item = np.dtype(STORED_DTYPES[dtype][0]).itemsize
     return sum(s.num_recorded(num_steps) * num_prompts * s.num_tokens * s.dim * item for s in sites)
 
 
 class FeatureSink:
-    """Stores every vector, in chunks that threads write beside the model. Memory: a chunk of each site, and what waits."""
+    """Stores every vector, in chunks that threads write beside the model. Memory: one chunk of each site, and those that wait."""
 
     def __init__(self, store: Store, writer: Writer) -> None:
         self._store, self._writer = store, writer
         self.dtype: str | None = store.layout.dtype
         self._block_of = {site: {t: block for block in store.blocks(site) for t in block} for site in store.sites}
-        self._begun: dict[Site, list[Callable[[], NDArray[Any]]]] = {}
+        self._unfinished: dict[Site, list[Callable[[], NDArray[Any]]]] = {}  # the timesteps of a block that have come so far
         self._waiting: list[Callable[[], None]] = []
         self._waiting_bytes = 0
 
     def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
+        """Start copying values to the host; the last timestep of a block completes a chunk."""
         assert self.dtype is not None
-        begun, block = self._begun.setdefault(site, []), self._block_of[site][step]
-        begun.append(pack(values, self.dtype))
-        if len(begun) == len(block):
-            del self._begun[site]
-            self._waiting.append(lambda: self._store.features.write(site, block, rows, np.stack([host() for host in begun])))
+        come, block = self._unfinished.setdefault(site, []), self._block_of[site][step]
+        come.append(pack(values, self.dtype))
+        if len(come) == len(block):
+            del self._unfinished[site]
+            self._waiting.append(lambda: self._store.features.write(site, block, rows, np.stack([host() for host in come])))
             self._waiting_bytes += len(block) * values.numel() * getattr(torch, self.dtype).itemsize
-        # Small chunks go together: on a CPU each time a thread wakes up, the model's own threads wait for each other.
-        if self._waiting_bytes >= TOGETHER_BYTES:
+        if self._waiting_bytes >= HAND_OVER_BYTES:
             self._hand_over()
+
+    def due(self) -> bool:
+        """Always: chunks are written as they come."""
+        return True
+
+    def checkpoint(self, units: Sequence[int]) -> None:
+        """Wait until every chunk is written."""
+        self._hand_over()
+        self._writer.drain()
 
     def _hand_over(self) -> None:
         together, nbytes = self._waiting, self._waiting_bytes
         self._waiting, self._waiting_bytes = [], 0
         self._writer.submit(nbytes, lambda: [write() for write in together])
 
-    def due(self) -> bool:
-        return True
-
-    def checkpoint(self, units: Sequence[int]) -> None:
-        self._hand_over()
-        self._writer.drain()
-
-
-CHECKPOINT_SHARE = 0.05  # of the running time, for writing what is folded so far
-
 
 class MomentSink:
-    """Folds what is recorded straight into moments: one process's part of them, nothing else on disk.
+    """Adds what is recorded straight to moments, one process's part of them; nothing else goes to disk.
 
-    Memory: 8 D (D + 1) bytes for each site and timestep, on `device`. A checkpoint writes all of it, so they come as often as
-    `CHECKPOINT_SHARE` of the running time allows; a kill loses what came after the last one, and nothing is counted twice.
+    Memory: 8 D (D + 1) bytes for each site and timestep, on `device`. A checkpoint writes all of it, so checkpoints come as often
+    as `CHECKPOINT_SHARE` of the running time allows. A kill loses the units since the last one, and nothing is counted twice.
     """
 
     dtype: str | None = None
 
-    def __init__(self, part: PartialSums, sites: Sequence[Site], num_steps: int, device: torch.device, accumulate: str) -> None:
+    def __init__(
+        self, part: PartialSums, sites: Sequence[Site], num_steps: int, *, device: torch.device, accumulate: str
+    ) -> None:
         self._part = part
         self._moments = {site: SecondMoments(site.num_recorded(num_steps), site.dim, device, accumulate) for site in sites}
         self._units = set(part.units)
@@ -96,15 +98,18 @@ class MomentSink:
         self._last, self._cost = time.monotonic(), 0.0
 
     def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
+        """Add the vectors of a timestep, without padding."""
         fold(self._moments[site], site, values.flatten(0, 1)[None], step)
 
     def due(self) -> bool:
+        """Whether the last checkpoint's cost is a small enough share of the time since."""
         return time.monotonic() - self._last >= self._cost / CHECKPOINT_SHARE
 
     def checkpoint(self, units: Sequence[int]) -> None:
+        """Write all sums, with the units that are in them."""
         started = time.monotonic()
         self._units |= set(units)
-        packed = ((site, [pack_sums(sums) for sums in moments.sums()]) for site, moments in self._moments.items())
+        packed = ((site, [pack_sums(of_step) for of_step in moments.sums()]) for site, moments in self._moments.items())
         self._part.checkpoint(packed, self._units)
         self._last = time.monotonic()
         self._cost = self._last - started

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 import torch
 
 
-def sample_tokens(values: torch.Tensor, num_tokens: int, seed: int, rows: Sequence[int], step: int, site: str) -> torch.Tensor:
+def sample_tokens(values: torch.Tensor, num_tokens: int, *, seed: int, rows: Sequence[int], step: int, site: str) -> torch.Tensor:
     """`[B, n, D]` of `[B, L, D]`: n tokens of each prompt, uniformly and without replacement, so that means stay unbiased.
 
-    The choice depends on seed, row, step and site alone: not on the batch, the process or the run.
+    The choice depends on seed, row, step and site alone, not on the batch, the process or the run. With n >= L all tokens.
     """
     if values.shape[1] <= num_tokens:
         return values
     key = torch.zeros((), dtype=torch.int64)
     for part in (seed, step, zlib.crc32(site.encode())):
         key = _draw(key, torch.tensor(part))
-    # Each token draws a number where the vectors are, and the smallest win: one generator per prompt would hold up a GPU.
+    # Each token draws a number on the vectors' device, and the smallest win: a generator for each prompt would slow a GPU down.
     of_rows = _draw(key.to(values.device), torch.tensor(rows, device=values.device)[:, None])
     drawn = _draw(of_rows, torch.arange(values.shape[1], device=values.device))
     index = drawn.topk(num_tokens, dim=1, largest=False, sorted=False).indices.sort(dim=1).values
@@ -26,7 +26,7 @@ def sample_tokens(values: torch.Tensor, num_tokens: int, seed: int, rows: Sequen
 def _draw(key: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
     """Output `number` of the SplitMix64 generator (Steele, Lea and Flood 2014) that starts at `key`: 64 uniform bits as int64."""
     mixed = key + (number + 1) * (0x9E3779B97F4A7C15 - 2**64)
-    # Shifts of signed integers copy the sign: the masks take it away.
+    # Shifts of signed integers copy the sign: the masks remove it.
     mixed = (mixed ^ (mixed >> 30 & 2**34 - 1)) * (0xBF58476D1CE4E5B9 - 2**64)
     mixed = (mixed ^ (mixed >> 27 & 2**37 - 1)) * (0x94D049BB133111EB - 2**64)
     return mixed ^ (mixed >> 31 & 2**33 - 1)

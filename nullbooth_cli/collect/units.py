@@ -1,47 +1,47 @@
-"""Stage collect: runs the model over the prompts and records what its cross-attention projections receive.
+"""The loop of stage collect: runs the model over units of prompts, and records what its projections receive.
 
-`collect()` runs the missing units, one batch of prompts over the whole schedule each. Every tensor goes to the sinks that are
-wanted: `FeatureSink` stores its vectors, `moments.MomentSink` adds them up. A unit counts once all of it is durable.
+`collect_units()` runs units, one batch of prompts over the whole schedule each. Every tensor goes to the sinks: `FeatureSink`
+stores its vectors, `MomentSink` adds them up. A unit counts as done once all of it is durable.
 
-Nothing is computed that nobody asked for: the last forward ends at the last wanted projection, and tensors that are an argument
-of the denoiser need no forward at all.
+Nothing unneeded is computed: the last forward ends at the last recorded projection, and tensors that are an argument of the
+denoiser need no forward at all.
 
-Cost of features: bytes per prompt = sum over sites of T * L * D * itemsize (T = 1 where the timestep plays no part).
+Cost of features: bytes per prompt = sum over sites of T * L * D * itemsize, with T = 1 for timestep-free sites.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from nullbooth_cli.collect.find_sites import TEXT_ARGUMENT, FoundSites
+from nullbooth_cli.collect.find_sites import TEXT_ARGUMENT, FoundSites, RecordableModel
 from nullbooth_cli.collect.recorder import Recorder
 from nullbooth_cli.collect.sinks import Sink
-from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.model.denoise import DenoisingPath, denoise
+from nullbooth_cli.errors import ModelError
+from nullbooth_cli.model.denoise import denoise
 from nullbooth_cli.model.hooks import ProjectionHooks, StopDenoising
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.progress import Interrupts
 from nullbooth_cli.store import Store
 
 
-def collect(
+def collect_units(
     store: Store,
-    pipe: Any,
-    path: DenoisingPath,
-    found: FoundSites,
-    branches: str,
+    model: RecordableModel,
     units: Iterable[int],
+    *,
+    branches: str,
     sinks: Sequence[Sink],
     interrupts: Interrupts,
 ) -> Iterator[int]:
     """Run the given units and yield each once it is durable.
 
-    Raises ConfigError for a hook that misfires, a value that is not finite (named: prompt, layer, timestep), a tensor that was
-    shared or timestep-free in the first two steps and is not any more.
+    Raises ModelError for a hook that misfires, and for a tensor that was shared or timestep-free in the first two steps and no
+    longer is; DataError for a value that is not finite, naming prompt, layer and timestep. Raises KeyboardInterrupt when an
+    interrupt was requested, after the finished units are durable.
     """
     finished: list[int] = []
     for unit in units:
-        recorder = Recorder(path, store.members(unit), found, branches, sinks)
-        _run(pipe, path, recorder, found)
+        recorder = Recorder(model, store.members(unit), branches=branches, sinks=sinks)
+        run_unit(model, recorder)
         recorder.check()
         finished.append(unit)
         if interrupts.requested or all(sink.due() for sink in sinks):
@@ -57,6 +57,7 @@ def collect(
 
 
 def _make_durable(store: Store, units: list[int], sinks: Sequence[Sink]) -> list[int]:
+    """Write everything that the sinks took, and only then mark the units as done."""
     if units:
         for sink in sinks:
             sink.checkpoint(units)
@@ -65,39 +66,51 @@ def _make_durable(store: Store, units: list[int], sinks: Sequence[Sink]) -> list
 
 
 def forwards_needed(found: FoundSites, num_steps: int) -> int:
-    """How many forwards of the denoiser a unit takes: none for what is its argument, one for what no timestep changes."""
-    if found.given == set(found.sites):
+    """The number of forwards of the denoiser in a unit: 0 if every site is its argument, 1 if none depends on the timestep."""
+    if found.arguments == set(found.sites):
         return 0
     return 1 if all(site.timestep_free for site in found.sites) else num_steps
 
 
-def _run(pipe: Any, path: DenoisingPath, recorder: Recorder, found: FoundSites) -> None:
-    """Run as much of the denoising path as the recordings need."""
-    denoiser, needed = denoiser_of(pipe), forwards_needed(found, len(path.steps))
-    if not needed:
-        first_of = {site: projection for projection, site in reversed(found.owners.items())}
+def run_unit(model: RecordableModel, recorder: Recorder) -> None:
+    """Run as much of the denoising path as the recordings need. Raises ModelError for a pipeline that skips steps."""
+    needed = forwards_needed(model.found, len(model.path.steps))
+    if not (_run_forwards(model, recorder, needed) if needed else _take_arguments(model, recorder)):
+        raise ModelError(
+            f"the pipeline ran {recorder.num_forwards} forwards for {len(model.path.steps)} steps",
+            "choose another pipeline, or switch off its caching: skipped steps cannot be recorded",
+        )
 
-        def take(_: Any, __: Any, arguments: dict[str, Any]) -> None:
-            recorder.begin(arguments)
-            for site in found.sites:
-                recorder.receive(first_of[site], 0, arguments[TEXT_ARGUMENT])
-            raise StopDenoising
 
-        handle = denoiser.register_forward_pre_hook(take, with_kwargs=True)
-        try:
-            denoise(pipe, path, recorder.members)
-        except StopDenoising:
-            return
-        finally:
-            handle.remove()
-    else:
-        with ProjectionHooks(
-            denoiser, tuple(found.owners), found.sites[0].side, recorder.receive, needed - 1, recorder.begin
-        ) as watch:
-            denoise(pipe, path, recorder.members)
-        if watch.ended:
-            return
-    raise ConfigError(
-        f"the pipeline ran {recorder.num_forwards} forwards for {len(path.steps)} steps",
-        "this pipeline skips steps; it cannot be recorded",
-    )
+def _run_forwards(model: RecordableModel, recorder: Recorder, needed: int) -> bool:
+    """Denoise until all projections have fired in the last needed forward; whether that came."""
+    with ProjectionHooks(
+        denoiser_of(model.pipe),
+        model.found.projections,
+        model.found.side,
+        recorder.receive,
+        last=needed - 1,
+        begin=recorder.begin,
+    ) as hooks:
+        denoise(model.pipe, model.path, recorder.members)
+    return hooks.ended
+
+
+def _take_arguments(model: RecordableModel, recorder: Recorder) -> bool:
+    """Record the text that the denoiser is called with, and stop before its first forward; whether it was called."""
+    first_of = {site: projection for projection, site in reversed(list(model.found.site_of.items()))}
+
+    def take(_: object, __: object, arguments: dict[str, Any]) -> None:
+        recorder.begin(arguments)
+        for site in model.sites:
+            recorder.receive(first_of[site], 0, arguments[TEXT_ARGUMENT])
+        raise StopDenoising
+
+    handle = denoiser_of(model.pipe).register_forward_pre_hook(take, with_kwargs=True)
+    try:
+        denoise(model.pipe, model.path, recorder.members)
+    except StopDenoising:
+        return True
+    finally:
+        handle.remove()
+    return False

@@ -1,4 +1,4 @@
-"""A pipeline without weights: what a model's projections would receive, and what its pipeline asks of the scheduler.
+"""A pipeline without weights: the shapes that a model's projections receive, and the steps that its pipeline sets.
 
 1. `build_pipeline()` makes the model's own pipeline from its config files (a few kB). The denoiser is on the meta device, where
    tensors have shapes and no values. Text encoders are replaced by the shapes of their outputs.
@@ -25,55 +25,61 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.denoise import DenoisingPath, begin_denoising
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.projections import Projection
+from nullbooth_cli.model.protocols import Pipeline, Scheduler, config_of
+from nullbooth_cli.model.quiet import quiet_libraries
 
-Tokenizer = Mapping[str, Any]
-ANY_PROMPT = Prompt("any words")  # they play no part: a text is as long as its encoder makes all of them
+TokenizerConfig = Mapping[str, Any]
+ANY_PROMPT = Prompt("any words")  # the text does not matter: every prompt is padded to the same length
 
 
 def _empty(*shape: int) -> torch.Tensor:
     return torch.empty(shape, device="meta")
 
 
-def _stable_diffusion(pipe: Any, tokenizer: Tokenizer) -> tuple[torch.Tensor, ...]:
-    text = _empty(1, tokenizer["model_max_length"], pipe.unet.config.cross_attention_dim)
+# The shapes below follow `encode_prompt` of diffusers 0.42.1; tests/collect/test_without_weights.py compares each with a run.
+
+
+def _stable_diffusion(pipe: Pipeline, tokenizer: TokenizerConfig) -> tuple[torch.Tensor, ...]:
+    text = _empty(1, tokenizer["model_max_length"], config_of(denoiser_of(pipe))["cross_attention_dim"])
     return text, text
 
 
-def _stable_diffusion_xl(pipe: Any, tokenizer: Tokenizer) -> tuple[torch.Tensor, ...]:
-    config = pipe.unet.config
-    text = _empty(1, tokenizer["model_max_length"], config.cross_attention_dim)
-    # What is embedded beside the pooled text are the six numbers of the image's sizes and crop.
-    pooled = _empty(1, config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim)
+def _stable_diffusion_xl(pipe: Pipeline, tokenizer: TokenizerConfig) -> tuple[torch.Tensor, ...]:
+    config = config_of(denoiser_of(pipe))
+    text = _empty(1, tokenizer["model_max_length"], config["cross_attention_dim"])
+    # The embedding takes the pooled text and six numbers: the sizes and the crop of the image.
+    pooled = _empty(1, config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"])
     return text, text, pooled, pooled
 
 
-def _pixart(pipe: Any, _: Tokenizer) -> tuple[torch.Tensor, ...]:
-    text, mask = _empty(1, _t5_tokens(pipe), pipe.transformer.config.caption_channels), _empty(1, _t5_tokens(pipe))
+def _pixart(pipe: Pipeline, _: TokenizerConfig) -> tuple[torch.Tensor, ...]:
+    text = _empty(1, _t5_tokens(pipe), config_of(denoiser_of(pipe))["caption_channels"])
+    mask = _empty(1, _t5_tokens(pipe))
     return text, mask, text, mask
 
 
-def _stable_diffusion_3(pipe: Any, tokenizer: Tokenizer) -> tuple[torch.Tensor, ...]:
-    config = pipe.transformer.config
-    text = _empty(1, tokenizer["model_max_length"] + _t5_tokens(pipe), config.joint_attention_dim)
-    pooled = _empty(1, config.pooled_projection_dim)
+def _stable_diffusion_3(pipe: Pipeline, tokenizer: TokenizerConfig) -> tuple[torch.Tensor, ...]:
+    config = config_of(denoiser_of(pipe))
+    text = _empty(1, tokenizer["model_max_length"] + _t5_tokens(pipe), config["joint_attention_dim"])
+    pooled = _empty(1, config["pooled_projection_dim"])
     return text, text, pooled, pooled
 
 
-def _flux(pipe: Any, _: Tokenizer) -> tuple[torch.Tensor, ...]:
-    config = pipe.transformer.config
-    text = _empty(1, _t5_tokens(pipe), config.joint_attention_dim)
-    return text, _empty(1, config.pooled_projection_dim), _empty(text.shape[1], 3)
+def _flux(pipe: Pipeline, _: TokenizerConfig) -> tuple[torch.Tensor, ...]:
+    config = config_of(denoiser_of(pipe))
+    text = _empty(1, _t5_tokens(pipe), config["joint_attention_dim"])
+    return text, _empty(1, config["pooled_projection_dim"]), _empty(text.shape[1], 3)
 
 
-def _t5_tokens(pipe: Any) -> int:
-    """The length that a pipeline pads its T5 text to, if it is not told another."""
+def _t5_tokens(pipe: Pipeline) -> int:
+    """The length to which a pipeline pads its T5 text by default."""
     tokens: int = inspect.signature(type(pipe).__call__).parameters["max_sequence_length"].default
     return tokens
 
 
-# What `encode_prompt` of each pipeline returns for one prompt, from the pipeline and the config of its first tokenizer: a text of
-# CLIP is as long as that takes, one of T5 as the pipeline says.
-TEXT_SHAPES: dict[str, Callable[[Any, Tokenizer], tuple[torch.Tensor, ...]]] = {
+# By pipeline class: the outputs of `encode_prompt` for one prompt, from the pipeline and the config of its first tokenizer. A
+# text of CLIP is as long as its tokenizer's maximum, one of T5 as the pipeline's default.
+TEXT_SHAPES: dict[str, Callable[[Pipeline, TokenizerConfig], tuple[torch.Tensor, ...]]] = {
     "StableDiffusionPipeline": _stable_diffusion,
     "LatentConsistencyModelPipeline": _stable_diffusion,
     "StableDiffusionXLPipeline": _stable_diffusion_xl,
@@ -85,7 +91,7 @@ TEXT_SHAPES: dict[str, Callable[[Any, Tokenizer], tuple[torch.Tensor, ...]]] = {
 
 
 def pipeline_class(folder: str) -> str:
-    """The name of a model's pipeline class (in `TEXT_SHAPES` if `build_pipeline` can make it); reads one small JSON file."""
+    """The name of a model's pipeline class; `build_pipeline` can make those in `TEXT_SHAPES`. Reads one small JSON file."""
     import diffusers
 
     with _readable(folder):
@@ -93,7 +99,7 @@ def pipeline_class(folder: str) -> str:
         return name
 
 
-def build_pipeline(folder: str, scheduler: Any) -> Any:
+def build_pipeline(folder: str, scheduler: Scheduler) -> Pipeline:
     """The pipeline of a model's folder of config files, without weights, with a scheduler.
 
     Raises ConfigError for a pipeline class that is not in `TEXT_SHAPES`, and for config files that cannot be read.
@@ -103,9 +109,12 @@ def build_pipeline(folder: str, scheduler: Any) -> Any:
 
     name = pipeline_class(folder)
     if name not in TEXT_SHAPES:
-        raise ConfigError(f"the shapes of {name} are known only once it is loaded", f"without loading: {', '.join(TEXT_SHAPES)}")
+        raise ConfigError(
+            f"the shapes of {name} are known only once it is loaded",
+            f"load the model, or choose one of the classes that need no weights: {', '.join(TEXT_SHAPES)}",
+        )
     made = getattr(diffusers, name)
-    with _readable(folder):
+    with quiet_libraries(), _readable(folder):
         index = diffusers.DiffusionPipeline.load_config(folder)
         parts = dict.fromkeys(inspect.signature(made).parameters.keys() & index.keys())
         for part in parts.keys() & {"unet", "transformer", "vae"}:
@@ -120,7 +129,8 @@ def build_pipeline(folder: str, scheduler: Any) -> Any:
     denoiser_of(pipe).register_forward_pre_hook(
         lambda _, *given: tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), given), with_kwargs=True
     )
-    return pipe
+    built: Pipeline = pipe
+    return built
 
 
 @contextmanager
@@ -132,8 +142,8 @@ def _readable(folder: str) -> Iterator[None]:
         raise ConfigError(f"cannot read the configs in {folder}: {first}", "check its name, revision and files") from error
 
 
-def _keep_values(scheduler: Any) -> Any:
-    """Leave the steps of a scheduler on the CPU, whatever device the pipeline names: they are wanted with their values."""
+def _keep_values(scheduler: Scheduler) -> Scheduler:
+    """Leave a scheduler's steps on the CPU, whatever device the pipeline names: their values are needed."""
     original = scheduler.set_timesteps
 
     @functools.wraps(original)
@@ -141,27 +151,30 @@ def _keep_values(scheduler: Any) -> Any:
         original(*args, **{**kwargs, "device": "cpu"})
 
     scheduler.set_timesteps = set_timesteps
-    scheduler.scale_model_input = lambda sample, *_, **__: sample  # it looks up values, and changes no shape
+    # It looks up values, and changes no shape. Flow-matching schedulers have none.
+    scheduler.scale_model_input = lambda sample, *_, **__: sample  # type: ignore[attr-defined]
     return scheduler
 
 
 class DependenceTracker(TorchDispatchMode):
-    """Context manager that follows through every operation what depends on some tensors, by the memory that it is in.
+    """Context manager that follows through every operation which tensors depend on some given ones, by their memory.
 
-    An operation in place returns what it wrote, so results are all that is to be marked.
+    An operation in place returns the tensor that it wrote, so marking results is enough.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch annotates only part of itself
-        self._dependent: dict[int, Any] = {}  # storages, kept alive so that no address comes twice
+        self._dependent: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address appears twice
 
-    def start(self, given: Any) -> None:
+    def start(self, given: object) -> None:
+        """Mark all tensors in a tree of lists, tuples and dictionaries."""
         for tensor in tree_leaves(given):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
                 self._dependent[storage._cdata] = storage
 
     def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor depends on a marked one."""
         return tensor.untyped_storage()._cdata in self._dependent
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -171,38 +184,49 @@ class DependenceTracker(TorchDispatchMode):
         return result
 
 
-CHANGING = ("sample", "hidden_states", "timestep")  # what differs between the forwards of a path; the text does not
+CHANGING = ("sample", "hidden_states", "timestep")  # the arguments that differ between forwards of a path; the text does not
 
 
 def find_shapes(
-    pipe: Any,
+    pipe: Pipeline,
     path: DenoisingPath,
     projections: tuple[Projection, ...],
+    *,
     side: str,
     branches: str,
     tokens_per_prompt: int | None = None,
 ) -> FoundSites:
-    """The sites of a pipeline without weights, the same that `recording.find_sites` finds of a loaded one."""
+    """The sites of a pipeline without weights: the same that `find_sites` finds for a loaded one."""
     changing = DependenceTracker()
 
-    def start(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def mark_arguments(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         changing.start([*args, *(kwargs[name] for name in CHANGING if name in kwargs)])
 
     def is_timestep_free(tensors: Sequence[torch.Tensor]) -> bool:
         return not changing.holds(tensors[0])
 
-    handle = denoiser_of(pipe).register_forward_pre_hook(start, with_kwargs=True)
+    handle = denoiser_of(pipe).register_forward_pre_hook(mark_arguments, with_kwargs=True)
     try:
         with changing:
-            return find_sites(pipe, path, projections, side, branches, ANY_PROMPT, tokens_per_prompt, 1, is_timestep_free)
+            return find_sites(
+                pipe,
+                path,
+                projections,
+                side=side,
+                branches=branches,
+                prompt=ANY_PROMPT,
+                tokens_per_prompt=tokens_per_prompt,
+                num_forwards=1,
+                is_timestep_free=is_timestep_free,
+            )
     finally:
         handle.remove()
 
 
-def count_operations(pipe: Any, path: DenoisingPath) -> int:
+def count_operations(pipe: Pipeline, path: DenoisingPath) -> int:
     """Floating point operations of one forward for one prompt, guidance included; a multiplication and an addition are two.
 
-    Counted are matrix products, convolutions and attention; what works element by element is not.
+    Matrix products, convolutions and attention are counted, operations element by element are not.
     """
     counter = FlopCounterMode(display=False)
     with counter:

@@ -13,8 +13,9 @@ from nullbooth_cli.formatting import size
 
 def list_layers(common: Common, layer: str | None, feature: str | None, device: str | None) -> None:
     """Answer with every layer that attends to text; `layer` (a name, a part of one, a glob) and `feature` filter them."""
-    from nullbooth_cli.collect.open_model import compute_steps
-    from nullbooth_cli.collect.preview import layers_document, open_preview
+    from nullbooth_cli.collect.open_model import compute_steps, open_preview
+    from nullbooth_cli.collect.preview import layers_report
+    from nullbooth_cli.report.layers import layers_document
 
     terminal = Terminal(as_json=common.as_json, quiet=common.quiet)
     config = configure(common).config
@@ -24,10 +25,10 @@ def list_layers(common: Common, layer: str | None, feature: str | None, device: 
 
     _, steps = compute_steps(config, 1, device)
     shapes = open_preview(config, device, terminal.note)
-    document = layers_document(shapes, shapes.find(shapes.every()), len(steps), keeps)
-    if not document["layers"]:
+    report = layers_report(shapes, shapes.find(shapes.every()), len(steps), keeps)
+    if not report.layers:
         raise ConfigError("no layer passes the filters", "nullbooth inspect --layers alone lists all of them")
-    terminal.answer(document, _draw)
+    terminal.answer(layers_document(report), _draw)
 
 
 def _draw(document: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from nullbooth_cli.evaluation.request import EvaluationRequest
 from nullbooth_cli.evaluation.weight_drift import Weights, require_same_architecture, weights_of
 from nullbooth_cli.model.denoise import DenoisingPath
 from nullbooth_cli.model.load import denoiser_of
-from nullbooth_cli.model.protocols import LatentPipeline, Scheduler
+from nullbooth_cli.model.protocols import LatentPipeline, Pipeline, Scheduler
 from nullbooth_cli.nullspace.usable import check_model
 from nullbooth_cli.progress import Event, Note, Progress
 from nullbooth_cli.settings.config import Config
@@ -72,7 +73,7 @@ class DrawnModels:
                 f"{place} draws latents of {shape}, the base of {base_shape}", "name a model of the size of the base"
             )
 
-    def _draw(self, name: str, pipe: LatentPipeline, path: DenoisingPath, series: int = 0) -> Iterator[Event]:
+    def _draw(self, name: str, pipe: Pipeline, path: DenoisingPath, series: int = 0) -> Iterator[Event]:
         specs, parts = self.request.specs, []
         total = len(specs) * (2 + len(self.request.edited))
         for part in draw_pictures(pipe, path, specs, self.config.collect.batch_size, series):
@@ -81,12 +82,12 @@ class DrawnModels:
             yield Progress("evaluate", done, total, name)
         self.drawn[name] = Pictures.joined(parts)
 
-    def _instances(self, pipe: LatentPipeline, spaces: FeatureSpaces) -> dict[str, Floats] | None:
+    def _instances(self, pipe: Pipeline, spaces: FeatureSpaces) -> dict[str, Floats] | None:
         if self.request.instances is None:
             return None
         images = read_images(self.request.instances, *self.drawn[BASE].images.shape[1:3])
         encoded = {name: encode(images) for name, encode in spaces.encoders.items()}
-        return {"latents": pooled_latents(pipe, images), **encoded}
+        return {"latents": pooled_latents(cast(LatentPipeline, pipe), images), **encoded}
 
     @property
     def _protected(self) -> list[str]:

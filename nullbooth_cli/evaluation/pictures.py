@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.encoders import batches
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.latents import encode_images, scale_latents
-from nullbooth_cli.model.protocols import Autoencoder, LatentPipeline
+from nullbooth_cli.model.protocols import Autoencoder, LatentPipeline, Pipeline
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.images import SUFFIXES, read_image
@@ -74,7 +74,7 @@ def pool(latents: torch.Tensor) -> NDArray[np.float32]:
 
 
 @quiet_libraries()
-def load_edited(config: Config, place: str, device: str | None) -> LatentPipeline:
+def load_edited(config: Config, place: str, device: str | None) -> Pipeline:
     """The pipeline at a place: a pipeline folder, a hub id, or a LoRA (a .safetensors file or its folder), fused into the base.
 
     Raises ConfigError if it is none of them, or does not fit the base.
@@ -82,9 +82,8 @@ def load_edited(config: Config, place: str, device: str | None) -> LatentPipelin
     file = _lora_file(Path(place).expanduser())
     if file is None:
         other = {"model": place, "revision": None, "variant": None, "pipeline_config": None}
-        edited: LatentPipeline = load_model(config.model_copy(update=other), device)
-        return edited
-    pipe: LatentPipeline = load_model(config, device)
+        return load_model(config.model_copy(update=other), device)
+    pipe = load_model(config, device)
     try:
         pipe.load_lora_weights(str(file.parent), weight_name=file.name)
         pipe.fuse_lora()
@@ -121,7 +120,7 @@ def _has_lora(file: Path) -> bool:
 
 
 def draw_pictures(
-    pipe: LatentPipeline, path: DenoisingPath, specs: Sequence[PictureSpec], batch_size: int, series: int = 0
+    pipe: Pipeline, path: DenoisingPath, specs: Sequence[PictureSpec], batch_size: int, series: int = 0
 ) -> Iterator[Pictures]:
     """Draw the specs, a batch at a time; each series starts from other noise. Raises ConfigError without an autoencoder."""
     if getattr(pipe, "vae", None) is None:
@@ -129,7 +128,7 @@ def draw_pictures(
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.register_modules(safety_checker=None)  # it blackens pictures, which would count as a difference between models
     latents: list[torch.Tensor] = []
-    with _decoded(pipe.vae, latents.append):
+    with _decoded(cast(LatentPipeline, pipe).vae, latents.append):
         for batch in batches(len(specs), batch_size):
             images = denoise(pipe, path, [(spec.noise(series), spec.prompt) for spec in specs[batch]], "np")
             yield Pictures((images * 255).round().astype(np.uint8), torch.cat(latents).numpy())

@@ -1,1 +1,1 @@
-"""The outside world of diffusers: loading a pipeline, its scheduler, its denoising path, and hooks on its projections."""
+"""Everything that knows diffusers: loading a pipeline, its scheduler, its denoising path, and hooks on its projections."""

@@ -1,9 +1,9 @@
-"""The denoising path: the model's own pipeline, called as its users call it, held to the stored schedule.
+"""The denoising path: the model's own pipeline, called as its users call it, along the stored schedule.
 
-Where a path has images, the pipeline sees them, noised to each step, in the place of what it made itself (`noising`).
+On a path with images, the pipeline sees them in place of its own latents, noised to each step (`noised_images`).
 
-Every prompt has its own CPU generator, seeded by the base seed plus its row in the store: starting noise and the noise of
-stochastic samplers depend neither on the batch nor on the process that runs it.
+Every prompt has its own CPU generator, seeded by the base seed plus its row in the store. Starting noise and the noise of
+stochastic samplers therefore depend neither on the batch nor on the process.
 """
 
 import contextlib
@@ -17,18 +17,20 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.hooks import StopDenoising
 from nullbooth_cli.model.load import denoiser_of, tokenizers_of
 from nullbooth_cli.model.noised_images import noised
+from nullbooth_cli.model.protocols import Pipeline, Scheduler
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.model.scheduler import install
 from nullbooth_cli.settings.images import file_of
 from nullbooth_cli.tensors import generators
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DenoisingPath:
     """How a batch of prompts is denoised: everything but the prompts.
 
-    `num_inference_steps` is what the pipeline is asked for; some schedulers (PNDM) walk one step more than that. `images` are the
-    files of the prompts' images by their digests, None for the model's own path.
+    `num_inference_steps` is the pipeline's argument; some schedulers (PNDM) walk one step more. `height` and `width` are in
+    pixels, None for the model's own size. `images` are the files of the prompts' images by their digests, None for the model's
+    own path.
     """
 
     num_inference_steps: int
@@ -40,14 +42,17 @@ class DenoisingPath:
     images: Mapping[str, Path] | None = None
 
 
-def use_schedule(pipe: Any, scheduler: Any, steps: tuple[Step, ...]) -> None:
+def use_schedule(pipe: Pipeline, scheduler: Scheduler, steps: tuple[Step, ...]) -> None:
     """Give the pipeline a scheduler that walks exactly the stored steps."""
     pipe.scheduler = install(scheduler, steps)
 
 
-def denoise(pipe: Any, path: DenoisingPath, members: Sequence[tuple[int, Prompt]], output_type: str = "latent") -> Any:
-    """Denoise prompts, each with its row in the store; returns latents, without running the VAE, or with "np" images
-    `[B, h, w, 3]` in [0, 1]. Raises ConfigError for what the pipeline refuses, such as a height that is no multiple of 8."""
+def denoise(pipe: Pipeline, path: DenoisingPath, members: Sequence[tuple[int, Prompt]], output_type: str = "latent") -> Any:
+    """Denoise prompts, each with its row in the store.
+
+    Returns latents, without running the autoencoder; with "np" images `[B, h, w, 3]` in [0, 1]. Raises ConfigError for arguments
+    that the pipeline refuses, such as a height that is not a multiple of 8.
+    """
     seeds = [path.seed + row for row, _ in members]
     size = {name: value for name, value in (("height", path.height), ("width", path.width)) if value is not None}
     seen: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -68,29 +73,29 @@ def denoise(pipe: Any, path: DenoisingPath, members: Sequence[tuple[int, Prompt]
             f"{type(pipe).__name__} refuses this: {error}", "check collect.height, collect.width and the model itself"
         ) from error
     finally:
-        # A path that a hook ends early leaves the denoiser of an offloaded pipeline on the device.
+        # If a hook ends the path early, the denoiser of an offloaded pipeline is still on the device.
         pipe.maybe_free_model_hooks()
     return result.images
 
 
-def begin_denoising(pipe: Any, path: DenoisingPath, prompt: Prompt, num_forwards: int = 0) -> None:
-    """Denoise a prompt until so many forwards have ended.
+def begin_denoising(pipe: Pipeline, path: DenoisingPath, prompt: Prompt, num_forwards: int = 0) -> None:
+    """Denoise one prompt until `num_forwards` forwards of the denoiser have ended.
 
-    Without any, the scheduler is left as the pipeline sets it: flow-matching ones are given sigmas and a shift that follows the
-    size of the image.
+    With 0 forwards it ends before the first one, when the pipeline has set the scheduler's steps: flow-matching pipelines choose
+    sigmas and a shift by the size of the image.
     """
-    denoiser, ended = denoiser_of(pipe), 0
+    denoiser, num_ended = denoiser_of(pipe), 0
 
-    def start(*_: Any) -> None:
-        if ended == num_forwards:
+    def before_forward(*_: object) -> None:
+        if num_ended == num_forwards:
             raise StopDenoising
 
-    def end(*_: Any) -> None:
-        nonlocal ended
-        ended += 1
-        start()
+    def after_forward(*_: object) -> None:
+        nonlocal num_ended
+        num_ended += 1
+        before_forward()
 
-    handles = [denoiser.register_forward_pre_hook(start), denoiser.register_forward_hook(end)]
+    handles = [denoiser.register_forward_pre_hook(before_forward), denoiser.register_forward_hook(after_forward)]
     try:
         denoise(pipe, path, [(0, prompt)])
     except StopDenoising:
@@ -100,8 +105,8 @@ def begin_denoising(pipe: Any, path: DenoisingPath, prompt: Prompt, num_forwards
             handle.remove()
 
 
-def truncated_prompts(pipe: Any, prompts: Sequence[Prompt]) -> list[tuple[Prompt, str]]:
-    """The prompts that are longer than a tokenizer of the pipeline takes, each with the text that is cut off."""
+def truncated_prompts(pipe: Pipeline, prompts: Sequence[Prompt]) -> list[tuple[Prompt, str]]:
+    """The prompts that are too long for a tokenizer of the pipeline, each with the text that is cut off."""
     cut: dict[Prompt, str] = {}
     for tokenizer in tokenizers_of(pipe).values():
         room = tokenizer.model_max_length

@@ -1,42 +1,45 @@
-"""Images to latents, in the scale that the denoiser knows."""
+"""Images to latents, in the scale of the denoiser."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
+from nullbooth_cli.model.protocols import Autoencoder, LatentPipeline
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
-def pack_latents(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
-    """As the pipeline hands latents to its denoiser: Flux and its like put 2 x 2 places into one token."""
-    pack_latents: torch.Tensor = pipe._pack_latents(latents, *latents.shape) if hasattr(pipe, "_pack_latents") else latents
-    return pack_latents
+def pack_latents(pipe: LatentPipeline, latents: torch.Tensor) -> torch.Tensor:
+    """Latents `[B, C, h, w]` as the pipeline hands them to its denoiser: Flux and its kind put 2 x 2 places into one token."""
+    packed: torch.Tensor = pipe._pack_latents(latents, *latents.shape) if hasattr(pipe, "_pack_latents") else latents
+    return packed
 
 
 @torch.no_grad()
-def encode_images(pipe: Any, images: Sequence["Image.Image"], device: torch.device) -> torch.Tensor:
-    """`[B, C, h, w]` float32: the latents of images, scaled as the model knows them, one image at a time."""
+def encode_images(pipe: LatentPipeline, images: Sequence["Image.Image"], device: torch.device) -> torch.Tensor:
+    """`[B, C, h, w]` float32: the latents of images in the denoiser's scale. Encodes one image at a time."""
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 
-    vae, own = pipe.vae, pipe.vae.dtype
+    vae, own_dtype = pipe.vae, pipe.vae.dtype
     vae.to(torch.float32)  # the encoders of SD and SDXL overflow in float16
     try:
         found = [retrieve_latents(vae.encode(_pixels(image).to(device)), sample_mode="argmax") for image in images]
     finally:
-        vae.to(own)
+        vae.to(own_dtype)
     return scale_latents(vae, torch.cat(found))
 
 
-def scale_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """An autoencoder's latents `[B, C, h, w]` as the denoiser knows them: (z - shift) * factor, by channel where it says so."""
+def scale_latents(vae: Autoencoder, latents: torch.Tensor) -> torch.Tensor:
+    """An autoencoder's latents `[B, C, h, w]` in the denoiser's scale: (z - shift) * factor, by channel if it has such means."""
     config = vae.config
     shift, spread = torch.tensor(config.get("shift_factor") or 0.0), torch.tensor(1.0)
     if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-        shift, spread = (torch.tensor(of).view(1, -1, 1, 1) for of in (config.latents_mean, config.latents_std))
-    return (latents - shift.to(latents)) * (config.get("scaling_factor") or 1.0) / spread.to(latents)
+        shift, spread = (torch.tensor(config[key]).view(1, -1, 1, 1) for key in ("latents_mean", "latents_std"))
+    scaled: torch.Tensor = (latents - shift.to(latents)) * (config.get("scaling_factor") or 1.0) / spread.to(latents)
+    return scaled
 
 
 def _pixels(image: "Image.Image") -> torch.Tensor:

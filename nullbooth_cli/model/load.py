@@ -1,15 +1,20 @@
-"""Loads the user's pipeline: device, precision, evaluation mode, frozen. And says which weights it holds."""
+"""Loads the user's pipeline: device, precision, evaluation mode, frozen. Digests its weights.
+
+1. `config_folder()` and `load_scheduler()` need the config files of a model (`Source`), not its weights.
+2. `load_pipeline()` loads the whole model.
+3. `denoiser_of()` finds its denoiser, and refuses one whose projections cannot be hooked.
+"""
 
 import hashlib
 import re
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
 
-from nullbooth_cli.errors import ConfigError, ResourceError
+from nullbooth_cli.errors import ConfigError, ModelError, ResourceError
 from nullbooth_cli.model.load_errors import explained
+from nullbooth_cli.model.protocols import Pipeline, Scheduler, Tokenizer
 from nullbooth_cli.model.quiet import quiet_libraries, warnings_heard
 from nullbooth_cli.model.sources import Source, completing, fetch
 
@@ -17,54 +22,54 @@ from nullbooth_cli.model.sources import Source, completing, fetch
 _MISSING = re.compile(r"\S+(?= +\| MISSING)|(?<=')\S+(?=')")
 
 
-def config_folder(
-    model: str,
-    *,
-    revision: str | None,
-    local_files_only: bool,
-    allow_pickle: bool = False,
-    pipeline_config: str | None = None,
-) -> str:
-    """The folder with the config files of a model; weights are not fetched."""
-    source = Source(model, revision, None, local_files_only, allow_pickle, pipeline_config)
+def config_folder(source: Source) -> str:
+    """The folder with the config files of a model; weights are not fetched. Raises ConfigError if they cannot be had."""
     if source.is_single_file:
         return _completing_folder(source)
     with quiet_libraries(), explained(source):
         return fetch(source, weights=False)
 
 
-def load_scheduler(model: str, **where: Any) -> Any:
-    """The scheduler that the model ships with, without its weights; `where` as `config_folder` takes it."""
+def load_scheduler(source: Source) -> Scheduler:
+    """The scheduler that a model ships with, without its weights."""
     from nullbooth_cli.model.scheduler import model_scheduler
 
-    folder = config_folder(model, **where)
-    with quiet_libraries(), explained(Source(model), folder):
-        return model_scheduler(folder)
+    folder = config_folder(source)
+    with quiet_libraries(), explained(source, folder):
+        scheduler: Scheduler = model_scheduler(folder)
+        return scheduler
 
 
 def load_pipeline(
     model: str,
     *,
-    revision: str | None,
-    variant: str | None,
     dtype: str,
-    local_files_only: bool,
     device: torch.device,
+    revision: str | None = None,
+    variant: str | None = None,
+    local_files_only: bool = False,
     allow_pickle: bool = False,
     pipeline_config: str | None = None,
     model_cpu_offload: bool = False,
     attention_slicing: bool = False,
-) -> Any:
+) -> Pipeline:
     """The model's own pipeline, in evaluation mode and frozen, on the device, or moving there part by part as it is needed.
 
-    Raises ConfigError if it cannot be loaded, or not whole; ResourceError for an offload without an accelerator.
+    Raises ConfigError if it cannot be loaded, or if parts of it are missing; ResourceError for an offload without an accelerator.
     """
     if model_cpu_offload and device.type == "cpu":
         raise ResourceError(
             "model_cpu_offload keeps a model in host memory until an accelerator needs it, and this run is on the CPU",
-            "set model_cpu_offload to false, or choose a --device such as cuda",
+            "set model_cpu_offload to false, or set the device to an accelerator such as cuda",
         )
-    source = Source(model, revision, variant, local_files_only, allow_pickle, pipeline_config)
+    source = Source(
+        model,
+        revision=revision,
+        variant=variant,
+        local_files_only=local_files_only,
+        allow_pickle=allow_pickle,
+        pipeline_config=pipeline_config,
+    )
     load = _from_file if source.is_single_file else _from_folder
     with warnings_heard() as heard:
         pipe = load(source, getattr(torch, dtype))
@@ -78,40 +83,43 @@ def load_pipeline(
     return freeze(pipe)
 
 
-def _from_folder(source: Source, dtype: torch.dtype) -> Any:
+def _from_folder(source: Source, dtype: torch.dtype) -> Pipeline:
     from diffusers import DiffusionPipeline
 
     with explained(source):
         folder = fetch(source)
     with explained(source, folder):
-        return DiffusionPipeline.from_pretrained(
+        pipe: Pipeline = DiffusionPipeline.from_pretrained(
             folder,
             variant=source.variant,
             dtype=dtype,
             use_safetensors=None if source.allow_pickle else True,
             local_files_only=True,
         )
+        return pipe
 
 
-def _from_file(source: Source, dtype: torch.dtype) -> Any:
-    """A single file as the pipeline that the folder completing it is of."""
+def _from_file(source: Source, dtype: torch.dtype) -> Pipeline:
+    """A single file's weights, in the pipeline class of the folder that completes it."""
     import diffusers
 
     folder, file = _completing_folder(source), source.located()
     with explained(source, file):
-        pipeline = getattr(diffusers, diffusers.DiffusionPipeline.load_config(folder)["_class_name"])
-        return pipeline.from_single_file(file, config=folder, dtype=dtype, local_files_only=True)
+        pipeline_class = getattr(diffusers, diffusers.DiffusionPipeline.load_config(folder)["_class_name"])
+        pipe: Pipeline = pipeline_class.from_single_file(file, config=folder, dtype=dtype, local_files_only=True)
+        return pipe
 
 
 def _completing_folder(source: Source) -> str:
-    with quiet_libraries(), explained(source, source.located()):
-        base = completing(source)
-    with quiet_libraries(), explained(base, completes=source.model):
-        return fetch(base, weights=False)
+    with quiet_libraries():
+        with explained(source, source.located()):
+            base = completing(source)
+        with explained(base, completes=source.model):
+            return fetch(base, weights=False)
 
 
-def _require_whole(source: Source, pipe: Any, heard: Iterable[str]) -> None:
-    """Raise ConfigError for weights or words that were not there: the libraries warn at most, and go on with random weights."""
+def _require_whole(source: Source, pipe: Pipeline, heard: Iterable[str]) -> None:
+    """Raise ConfigError for missing weights or words: the libraries warn at most, and continue with random weights."""
     missing = [
         *(name for text in heard if "newly initialized" in text for name in _MISSING.findall(text) or [text]),
         *(
@@ -130,12 +138,12 @@ def _require_whole(source: Source, pipe: Any, heard: Iterable[str]) -> None:
             raise ConfigError(f"{source.model} is not whole: the vocabulary of its {part} is missing", hint)
 
 
-def tokenizers_of(pipe: Any) -> dict[str, Any]:
+def tokenizers_of(pipe: Pipeline) -> dict[str, Tokenizer]:
     """The tokenizers of a pipeline, by name."""
     return {name: part for name, part in pipe.components.items() if name.startswith("tokenizer") and part is not None}
 
 
-def freeze(pipe: Any) -> Any:
+def freeze(pipe: Pipeline) -> Pipeline:
     """Evaluation mode (modules built from a config start in training mode), frozen, no bars. Returns the pipeline."""
     for component in pipe.components.values():
         if isinstance(component, nn.Module):
@@ -144,37 +152,39 @@ def freeze(pipe: Any) -> Any:
     return pipe
 
 
-def denoiser_of(pipe: Any) -> nn.Module:
-    """The module that is called once per denoising step: `unet` or `transformer`. Raises ConfigError for one that cannot be
-    watched, because it was compiled or wrapped whole."""
+def denoiser_of(pipe: Pipeline) -> nn.Module:
+    """The module that is called once per denoising step: `unet` or `transformer`.
+
+    Raises ModelError if there is none, or if it cannot be hooked because it was compiled or wrapped as a whole.
+    """
     for name in ("unet", "transformer"):
         module = getattr(pipe, name, None)
         if isinstance(module, nn.Module):
-            _require_watchable(name, module)
+            _require_hookable(name, module)
             return module
-    raise ConfigError(
-        f"{type(pipe).__name__} has neither unet nor transformer", "nullbooth works on text-to-image pipelines of diffusers"
+    raise ModelError(
+        f"{type(pipe).__name__} has neither unet nor transformer", "set model to a text-to-image pipeline of diffusers"
     )
 
 
-def _require_watchable(name: str, denoiser: nn.Module) -> None:
+def _require_hookable(name: str, denoiser: nn.Module) -> None:
     # torch.compile(module) wraps it, module.compile() and compile_repeated_blocks() mark it.
     if hasattr(denoiser, "_orig_mod") or any(module._compiled_call_impl is not None for module in denoiser.modules()):
-        raise ConfigError(
+        raise ModelError(
             f"pipe.{name} is compiled: hooks that are set after the first compiled call never fire, so nothing would be recorded",
             "collect from the pipeline as it was loaded; what is collected serves the compiled one as well",
         )
     if hasattr(denoiser, "get_base_model"):
-        raise ConfigError(
+        raise ModelError(
             f"pipe.{name} is wrapped in a {type(denoiser).__name__}, which renames its weights",
-            f"pipe.{name} = pipe.{name}.get_base_model() keeps the adapters and the names",
+            f"unwrap it with pipe.{name} = pipe.{name}.get_base_model(), which preserves the adapters and the names",
         )
 
 
-def weights_digest(pipe: Any, *, encodes: bool = False) -> str:
+def weights_digest(pipe: Pipeline, *, encodes: bool = False) -> str:
     """SHA-256 of every tensor of every module that features depend on, by name; 16 hexadecimal digits.
 
-    The autoencoder is one of them only if it `encodes` images. Cost: one read of the weights, about a second per GB.
+    The autoencoder counts only if it `encodes` images. Cost: one read of the weights, about a second per GB.
     """
     unused = ("safety_checker", "image_encoder") if encodes else ("vae", "safety_checker", "image_encoder")
     digest = hashlib.sha256()

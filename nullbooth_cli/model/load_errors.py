@@ -1,7 +1,7 @@
-"""Why a model cannot be loaded, in words that say what to do next.
+"""Why a model cannot be loaded, with the next thing to do.
 
 diffusers, transformers, huggingface_hub, safetensors and torch each raise errors of their own, often one from another, and
-without a common base. `explained()` turns all of them into a ConfigError.
+without a common base class. `explained()` turns all of them into a ConfigError.
 """
 
 import contextlib
@@ -17,19 +17,19 @@ _GENERAL = "check the name, revision and variant; offline, give a local folder"
 
 @contextlib.contextmanager
 def explained(source: Source, place: str | None = None, completes: str | None = None) -> Iterator[None]:
-    """Turn what the libraries raise on loading a model into a ConfigError.
+    """Turn any error of the libraries on loading a model into a ConfigError.
 
-    `place` is the folder or file that is loaded, once it is there. With `completes`, a model is fetched for the sake of that
-    single file, which needs more than its weights.
+    `place` is the folder or file that is loaded, once it is there. `completes` names a single file of weights, if the model is
+    fetched only to complete it.
     """
     try:
         yield
     except NullboothError:
         raise
-    except Exception as error:  # four libraries, each with errors of its own; what is not known is said as it is
+    except Exception as error:  # five libraries, without a common base class; an unknown error keeps its own text
         message, hint = _explain(source, None if place is None else Path(place), error)
         if completes is not None:
-            message = f"{completes} holds weights only, and the rest cannot be had: {message}"
+            message = f"{completes} has weights only, and the rest of its pipeline cannot be loaded: {message}"
             hint += "\nor set pipeline_config to the folder of a pipeline of the same kind"
         raise ConfigError(message, hint) from error
 
@@ -45,21 +45,27 @@ def _explain(source: Source, place: Path | None, error: Exception) -> tuple[str,
         return any(isinstance(cause, kinds) for cause in causes)
 
     if caused_by(hub.GatedRepoError):
-        return f"{model} is gated: its owners ask for your consent first", f"accept their terms at {page}, then: hf auth login"
+        return (
+            f"{model} is gated: its owners ask for your consent first",
+            f"accept their terms at {page}, then: hf auth login",
+        )
     if caused_by(hub.RepositoryNotFoundError):
         return (
             f"the hub has no model {model}, or it is private",
-            "check the spelling; for a private one: hf auth login; a folder next to you is written ./owner/name",
+            "check the spelling; for a private model run hf auth login; write a folder beside you as ./owner/name",
         )
     if caused_by(hub.RevisionNotFoundError):
-        return f"{model} has no revision {source.revision}", f"its branches, tags and commits are at {page}/commits"
+        return f"{model} has no revision {source.revision}", f"set revision to a branch, tag or commit of {page}/commits"
     if caused_by(hub.OfflineModeIsEnabled):
-        return f"{model} is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub", _download(model)
+        return f"{model} is not in the cache, and HF_HUB_OFFLINE forbids asking the hub", _download(model)
     if caused_by(hub.RemoteEntryNotFoundError):
-        return f"{model} is not a pipeline that diffusers can load: {_first_line(error)}", f"its files are at {page}/tree/main"
+        return (
+            f"{model} is not a pipeline that diffusers can load: {_first_line(error)}",
+            f"look at its files: {page}/tree/main",
+        )
     if caused_by(hub.LocalEntryNotFoundError):
         if source.local_files_only:
-            return f"{model} is not in the cache, and local_files_only forbids to ask the hub", _download(model)
+            return f"{model} is not in the cache, and local_files_only forbids asking the hub", _download(model)
         return f"{model} is not in the cache, and the hub cannot be reached", f"check the network; {_download(model)}"
     pickled = f"{model} has pickled weights, and reading a pickle can run any code"
     if not source.allow_pickle and "necessary `safetensors` weights" in text:
@@ -73,21 +79,21 @@ def _explain(source: Source, place: Path | None, error: Exception) -> tuple[str,
     if "missing in the checkpoint" in text:
         return (
             f"{model} is not a whole pipeline: {_first_line(error)}",
-            "a single file holds unet, text encoder and autoencoder; put parts and adapters into a pipeline folder first",
+            "name a file with unet, text encoder and autoencoder; put single parts and adapters into a pipeline folder first",
         )
     if "Cannot copy out of meta tensor" in text:
         return f"{model} is not whole: weights are missing", "get the model again"
     if "ignore_mismatched_sizes" in text:
         detail = re.search(r"because (.*?)\. If you", text)
         which = f": {detail[1]}" if detail else ""
-        return f"weights of {model} have other sizes than its config tells{which}", "config and weights must be of one model"
+        return f"weights of {model} have other sizes than its config says{which}", "take config and weights from the same model"
     if missing := re.search(r"module diffusers has no attribute (\w+)", text):
-        return f"this diffusers does not know the pipeline of {model}, {missing[1]}", "pip install --upgrade diffusers"
+        return f"this diffusers does not know the pipeline of {model}, {missing[1]}", "upgrade it: pip install -U diffusers"
     return f"cannot load the model {model}: {_first_line(error)}", _GENERAL
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and all that led to it, whether it was raised from them or while they were handled."""
+    """An error and all errors that led to it, by `raise ... from` or while they were handled."""
     if error is not None:
         yield error
         yield from _causes(error.__cause__)
@@ -100,17 +106,17 @@ def _first_line(error: BaseException) -> str:
 
 
 def _download(model: str) -> str:
-    return f"where there is a network: hf download {model} --local-dir FOLDER, and then model: FOLDER"
+    return f"where there is a network, run hf download {model}, and set model to a copy of the folder that it prints"
 
 
 def _variants(place: Path | None) -> str:
     files = [] if place is None else place.glob(f"*/*{SAFE}")
     there = sorted({match[1] for file in files if (match := re.fullmatch(rf"\w+\.(\w+)(-\d+-of-\d+)?{SAFE}", file.name))})
-    return f"there are: {', '.join(there)}; or set variant to null" if there else "set variant to null"
+    return f"set variant to one of: {', '.join(there)}; or to null" if there else "set variant to null"
 
 
 def _damaged(place: Path) -> Path | None:
-    """The first safetensors file that cannot be opened, in a pipeline folder or of a single file. Cost: reads the headers."""
+    """The first safetensors file of a pipeline folder, or the single file, that cannot be opened. Cost: reads the headers."""
     from safetensors import SafetensorError, safe_open
 
     for file in [place] if place.suffix == SAFE else sorted(place.glob(f"*/*{SAFE}")):

@@ -1,11 +1,11 @@
-"""Real images in the place of the model's own path: encoded once, and noised to every step of the stored schedule.
+"""Real images in place of the model's own path: encoded once, and noised to every step of the stored schedule.
 
 The pipeline is called as on the path, so that embeddings, guidance, sizes and packing stay its own. While it runs, two of its
-parts are replaced (`noised`): the latents it starts from are the images noised to the first step, and its scheduler answers each
-step with the images noised to the next one, whatever the model said. So every forward sees real images at its timestep.
+parts are replaced (`noised`): its starting latents are the images noised to the first step, and its scheduler answers each step
+with the images noised to the next one, whatever the model predicted. So every forward sees real images at its timestep.
 
-- An image's latents are the mean of what the autoencoder gives: sampling would add noise far below that of any step, and one more
-  thing to seed.
+- An image's latents are the mean of the autoencoder's distribution: sampling would add noise far below that of any step, and one
+  more seed.
 - Every step has fresh noise, as in training. It comes from the image's own generator, one draw a step, so that it depends neither
   on the batch nor on the process; the first draw is the noise that a path of the same row starts from.
 - The scheduler's own `add_noise` or `scale_noise` mixes the two, in float32.
@@ -18,7 +18,7 @@ import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from diffusers import AutoencoderKL
@@ -26,6 +26,7 @@ from diffusers import AutoencoderKL
 from nullbooth_cli.datatypes import Step
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.latents import encode_images, pack_latents
+from nullbooth_cli.model.protocols import LatentPipeline, Pipeline, Scheduler
 from nullbooth_cli.model.scheduler import write_steps
 from nullbooth_cli.settings.images import read_image
 from nullbooth_cli.tensors import generators
@@ -35,28 +36,29 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def noised(pipe: Any, steps: tuple[Step, ...], files: Sequence[Path], seeds: Sequence[int]) -> Iterator[None]:
+def noised(pipe: Pipeline, steps: tuple[Step, ...], files: Sequence[Path], seeds: Sequence[int]) -> Iterator[None]:
     """Let a call of the pipeline see these images, one a prompt, noised to each step.
 
-    Raises ConfigError for a pipeline whose latents cannot be made, or for an image of another size than it runs at.
+    Raises ConfigError for a pipeline without an AutoencoderKL, and for an image of another size than the pipeline's.
     """
     if not isinstance(getattr(pipe, "vae", None), AutoencoderKL) or not hasattr(pipe, "prepare_latents"):
         raise ConfigError(
-            f"how {type(pipe).__name__} makes latents of images is not known: they are encoded by an AutoencoderKL, "
+            f"{type(pipe).__name__} cannot run on images: nullbooth encodes them by an AutoencoderKL, "
             f"and this pipeline has {type(getattr(pipe, 'vae', None)).__name__}",
             "set collect.latents to path and collect.images to null",
         )
+    pipe = cast(LatentPipeline, pipe)
     scheduler, prepare = pipe.scheduler, pipe.prepare_latents
     walk = _NoisedImages(pipe, steps, seeds)
 
     def prepare_latents(*args: Any, **kwargs: Any) -> Any:
-        made = prepare(*args, **kwargs)  # Flux gives the places of its patches as well
+        made = prepare(*args, **kwargs)  # Flux returns the places of its patches as well
         asked = inspect.signature(prepare).bind(*args, **kwargs).arguments
         latents, *others = made if isinstance(made, tuple) else (made,)
         start = walk.begin(files, (asked["width"], asked["height"]), latents)
         return (start, *others) if others else start
 
-    pipe.scheduler, pipe.prepare_latents = walk, prepare_latents
+    pipe.scheduler, pipe.prepare_latents = cast(Scheduler, walk), prepare_latents
     try:
         yield
     finally:
@@ -65,11 +67,11 @@ def noised(pipe: Any, steps: tuple[Step, ...], files: Sequence[Path], seeds: Seq
 
 
 class _NoisedImages:
-    """A scheduler that goes from one noised image to the next; all that is not about latents is the wrapped scheduler's."""
+    """A scheduler that goes from one noised image to the next; everything but latents is the wrapped scheduler's."""
 
-    def __init__(self, pipe: Any, steps: tuple[Step, ...], seeds: Sequence[int]) -> None:
+    def __init__(self, pipe: LatentPipeline, steps: tuple[Step, ...], seeds: Sequence[int]) -> None:
         self._pipe, self._scheduler, self._steps, self._seeds = pipe, pipe.scheduler, steps, seeds
-        self._before: list[Any] = []  # each step: the scheduler as it stands before it
+        self._before: list[Any] = []  # for each step, the scheduler in its state before that step
         self._latents: list[torch.Tensor] = []  # each step, and the clean images at the end
         self._index = 0
 
@@ -79,11 +81,11 @@ class _NoisedImages:
     def begin(self, files: Sequence[Path], size: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
         """Encode the images and noise them to every step; returns those of the first, of the shape, dtype and device of `like`.
 
-        All at once, so that the device need not wait in between for noise, which is drawn on the CPU.
+        All steps at once: noise is drawn on the CPU, and the device should not wait for it between steps.
         """
         clean = encode_images(self._pipe, [_fitting(file, size) for file in files], like.device)
         own = generators(self._seeds)
-        self._before = [self._standing_before(index) for index in range(len(self._steps))]
+        self._before = [self._scheduler_before(index) for index in range(len(self._steps))]
         for index, scheduler in enumerate(self._before):
             noise = torch.stack([torch.randn(clean.shape[1:], generator=generator) for generator in own]).to(clean)
             timestep = scheduler.timesteps[index : index + 1]
@@ -98,11 +100,12 @@ class _NoisedImages:
             raise ConfigError(
                 f"{type(self._pipe).__name__} takes latents of shape {list(like.shape)}, and images of {size[0]} x {size[1]} "
                 f"pixels give {list(self._latents[0].shape)}",
-                "choose collect.height and collect.width that the model can divide, such as multiples of 64",
+                "set collect.height and collect.width to multiples of 64, which the model can divide",
             )
         return self._latents[0]
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
+        """Scale as the wrapped scheduler does at this step."""
         scaled: torch.Tensor = self._before[self._index].scale_model_input(sample, timestep)
         return scaled
 
@@ -111,8 +114,8 @@ class _NoisedImages:
         self._index += 1
         return self._latents[self._index], self._latents[-1]
 
-    def _standing_before(self, index: int) -> Any:
-        """A copy of the scheduler that is told the index of its step: timesteps can repeat."""
+    def _scheduler_before(self, index: int) -> Any:
+        """A copy of the scheduler, set to the index of a step: timesteps can repeat, so they do not tell it."""
         scheduler = copy.copy(self._scheduler)
         write_steps(scheduler, self._steps)  # some pipelines make their latents before they set timesteps
         if hasattr(scheduler, "set_begin_index"):

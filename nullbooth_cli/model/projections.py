@@ -1,6 +1,6 @@
 """Finds the projections of the attention layers.
 
-`find_projections()` picks modules by name and parent: PEFT wraps them, so their class says nothing.
+`find_projections()` picks modules by their names and their parent's: PEFT wraps them, so their class does not tell.
 """
 
 import re
@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from nullbooth_cli.datatypes import FEATURES
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, ModelError
 
 _PROJECTION = re.compile(rf"^(?P<layer>.+)\.(?P<projection>{'|'.join(map(re.escape, FEATURES))})$")
 BLOCKS = {"down": "down_blocks.*", "mid": "mid_block.*", "up": "up_blocks.*"}
@@ -20,7 +20,7 @@ BLOCKS = {"down": "down_blocks.*", "mid": "mid_block.*", "up": "up_blocks.*"}
 class Projection:
     """One linear map of an attention layer; `weight` is the name of its parameter in the plain model.
 
-    `from_text`: it receives the tokens of the prompt, and of nothing else.
+    With `from_text`, it receives only tokens of the prompt.
     """
 
     layer: str
@@ -36,9 +36,11 @@ class Projection:
 def find_projections(denoiser: nn.Module, features: tuple[str, ...], layers: str | list[str | int]) -> tuple[Projection, ...]:
     """The projections of the chosen layers and features, in the model's order; a feature means both streams of joint attention.
 
-    `layers` is "all", which are those that attend to text, or a list of names, glob patterns, blocks (down, mid, up) and indices
-    among them. What matches none of them is tried on the layers of self-attention. Raises ConfigError for a pattern that matches
-    nothing, a model without attention to text, no feature, or fused projections (their to_k and to_v are never called).
+    `layers` is "all", which are the layers that attend to text, or a list of names, glob patterns, blocks (down, mid, up) and
+    indices among them. A name or pattern that matches none of them is tried on the layers of self-attention.
+
+    Raises ConfigError for a pattern that matches nothing or an empty choice; ModelError for a model without attention to text and
+    for fused projections, whose to_k and to_v are never called.
     """
     if not features:
         raise ConfigError("no feature is switched on", "switch on one of collect.collect_features.{q,k,v,out}_features")
@@ -47,16 +49,14 @@ def find_projections(denoiser: nn.Module, features: tuple[str, ...], layers: str
     kinds = {match["layer"]: _kind(match["layer"], modules[match["layer"]]) for match, _ in found}
     names = [name for name, kind in kinds.items() if kind != "self"]
     if not names:
-        raise ConfigError(
+        raise ModelError(
             f"{type(denoiser).__name__} has no layer that attends to text (attn2 or attn)",
             "choose a model with text cross-attention",
         )
     chosen = _choose(names, [name for name, kind in kinds.items() if kind == "self"], layers)
     for name in chosen:
         if _is_fused(modules[name]):
-            raise ConfigError(
-                f"the projections of {name} are fused", "call pipe.unfuse_qkv_projections() before saving the model"
-            )
+            raise ModelError(f"the projections of {name} are fused", "call pipe.unfuse_qkv_projections() before saving the model")
     return tuple(
         Projection(layer, feature, f"{layer}.{match['projection']}.weight", module, _from_text(feature, kinds[layer]))
         for match, module in found
@@ -77,7 +77,8 @@ def _kind(layer: str, module: nn.Module) -> str:
 
 
 def _is_fused(layer: nn.Module) -> bool:
-    """Whether to_k and to_v are not what runs. diffusers' `Attention` keeps its flag when it is unfused; its processor tells."""
+    """Whether another module runs in place of to_k and to_v. diffusers' `Attention` keeps its flag when it is unfused; the class
+    of its processor is right."""
     if not getattr(layer, "fused_projections", False):
         return False
     return type(getattr(layer, "processor", None)).__name__.startswith("Fused") or hasattr(layer, "unfuse_projections")

@@ -7,18 +7,21 @@ therefore `Any`. These protocols type our own code; what diffusers returns is as
     LatentPipeline       one with an autoencoder
     StableDiffusion      one of Stable Diffusion's family: unet, text encoder, tokenizer
     Scheduler            timesteps and one step of denoising
+    BetaScheduler        one of a diffusion model, not of flow matching
     Autoencoder          images to latents and back
     Tokenizer            texts to token ids
 
-Attributes that only some classes have (`sigmas`, `alphas_cumprod`) are not part of a protocol: ask `hasattr` for them, which also
-narrows the type.
+Attributes that only some schedulers have (`sigmas`, `alphas_cumprod`) are not part of `Scheduler`: ask `hasattr` for them, which
+also narrows the type.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 
@@ -34,6 +37,15 @@ class Scheduler(Protocol):
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **settings: Any) -> Self:
         """A new scheduler of this class with these settings, changed by keywords."""
+
+
+class BetaScheduler(Scheduler, Protocol):
+    """A scheduler of a diffusion model, which has betas."""
+
+    alphas_cumprod: torch.Tensor  # [number of training timesteps]
+
+    def _sigma_to_t(self, sigma: float, log_sigmas: NDArray[np.float64]) -> float:
+        """The timestep of a sigma, by interpolation; schedulers that walk sigmas have it."""
 
 
 class Tokens(Protocol):
@@ -156,6 +168,7 @@ class LatentPipeline(Pipeline, Protocol):
     """A pipeline with an autoencoder."""
 
     vae: Autoencoder
+    prepare_latents: Callable[..., Any]  # makes the starting noise; the signature differs, and noised images replace it
 
 
 class TextEncoder(Protocol):

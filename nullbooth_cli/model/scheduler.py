@@ -1,16 +1,16 @@
 """Timesteps and sigmas: always a diffusers scheduler's own, built from the model's noise schedule.
 
-1. `model_scheduler()` reads the scheduler a pipeline folder ships with, without its weights.
-2. `build_scheduler()` makes the one that a `sampler_strategy` names, every setting that shapes the steps passed explicitly:
+1. `model_scheduler()` reads the scheduler that a pipeline folder ships with, without weights.
+2. `build_scheduler()` makes the one that a `sampler_strategy` names. It passes every setting that shapes the steps explicitly:
    `from_config` alone answers "linspace" for a hub SD1.5 and "leading" for the same model after one `save_pretrained`.
-3. `compute_schedule()` asks it for n steps; `install()` makes a pipeline walk exactly the steps that were written down.
+3. `compute_schedule()` asks it for N steps; `install()` makes a pipeline walk exactly the stored steps.
 """
 
 import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,9 +22,11 @@ from diffusers import (
     LCMScheduler,
     UniPCMultistepScheduler,
 )
+from numpy.typing import NDArray
 
 from nullbooth_cli.datatypes import Step, step_key
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, ModelError
+from nullbooth_cli.model.protocols import BetaScheduler, Scheduler
 from nullbooth_cli.settings.fingerprints import fingerprint
 
 NOISE_KEYS = (
@@ -41,11 +43,11 @@ LCM_MAX_STEPS = 50
 
 
 class CorrectedDPMSolver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is untyped
-    """DPMSolverMultistepScheduler with the sign of the third-order SDE update put right.
+    """DPMSolverMultistepScheduler with the right sign in the third-order SDE update.
 
     diffusers 0.42.1 multiplies D2 by `(1 - exp(-2h) - 2h) / (2h)^2 - 0.5`; k-diffusion's dpmpp_3m_sde has phi_3 with `+ 0.5`.
-    Measured against the exact solution at 160 steps: error 1.4e-3 as shipped, 4.7e-5 corrected. To be dropped once diffusers
-    mends it; tests/test_schedule.py compares with k-diffusion's formula.
+    Measured against the exact solution at 160 steps: error 1.4e-3 as shipped, 4.7e-5 corrected. Remove it once diffusers has
+    fixed this; tests/model/test_scheduler.py compares with k-diffusion's formula.
     """
 
     def multistep_dpm_solver_third_order_update(
@@ -117,19 +119,20 @@ def is_sde(strategy: str | None) -> bool:
     return strategy is not None and "SDE" in strategy
 
 
-def model_scheduler(folder: str) -> Any:
+def model_scheduler(folder: str) -> Scheduler:
     """The scheduler that a pipeline folder ships with; reads two small JSON files, no weights."""
     import diffusers
 
     index = diffusers.DiffusionPipeline.load_config(folder)
     _, name = index["scheduler"]
-    return getattr(diffusers, name).from_pretrained(folder, subfolder="scheduler")
+    scheduler: Scheduler = getattr(diffusers, name).from_pretrained(folder, subfolder="scheduler")
+    return scheduler
 
 
-def build_scheduler(strategy: str | None, shipped: Any, spacing: str | None = None) -> Any:
+def build_scheduler(strategy: str | None, shipped: Scheduler, spacing: str | None = None) -> Scheduler:
     """A fresh scheduler for a strategy, with the noise schedule of `shipped` (the model's own scheduler).
 
-    Raises ConfigError where a strategy for diffusion models meets a flow-matching model, which knows only "model".
+    Raises ConfigError for a flow-matching model with any strategy but "model".
     """
     override = {} if spacing is None else {"timestep_spacing": spacing}
     if strategy == "model":
@@ -138,21 +141,22 @@ def build_scheduler(strategy: str | None, shipped: Any, spacing: str | None = No
         raise ConfigError(
             f"sampler_strategy {strategy or 'null'} needs a noise schedule of betas; this model is a flow-matching one, with a "
             f"{type(shipped).__name__}",
-            "strategies for this model: model (set schedule.sampler_strategy: model)",
+            "set schedule.sampler_strategy to model, the only strategy for this model",
         )
     scheduler_class, settings = _SAMPLERS[strategy]
     noise = {key: shipped.config[key] for key in NOISE_KEYS if shipped.config.get(key) is not None}
     known = _parameters(scheduler_class)
-    return scheduler_class(**{key: value for key, value in noise.items() if key in known}, **{**settings, **override})
+    built: Scheduler = scheduler_class(**{key: value for key, value in noise.items() if key in known}, **{**settings, **override})
+    return built
 
 
-def is_flow_matching(scheduler: Any) -> bool:
-    """Whether a scheduler moves along straight paths from noise to image, and knows no betas."""
+def is_flow_matching(scheduler: Scheduler) -> bool:
+    """Whether a scheduler moves along straight paths from noise to image, without betas."""
     return "beta_start" not in scheduler.config or scheduler.config.get("prediction_type") == "flow_prediction"
 
 
-def noise_digest(strategy: str | None, scheduler: Any) -> str:
-    """Digest of what a schedule takes from the model: the noise its scheduler was given, under "model" every setting of it."""
+def noise_digest(strategy: str | None, scheduler: Scheduler) -> str:
+    """Digest of the settings that a schedule takes from the model's scheduler: its noise schedule, under "model" all of them."""
     settings = {key: value for key, value in scheduler.config.items() if not key.startswith("_") and value is not None}
     return fingerprint({key: value for key, value in settings.items() if strategy == "model" or key in NOISE_KEYS})
 
@@ -161,17 +165,17 @@ def _parameters(scheduler_class: type) -> set[str]:
     return set(inspect.signature(scheduler_class).parameters)
 
 
-def sigmas_of(scheduler: Any) -> torch.Tensor:
-    """The sigmas of the scheduler's current timesteps, `[T]` float64; from the betas where a scheduler keeps none."""
+def sigmas_of(scheduler: Scheduler) -> torch.Tensor:
+    """The sigmas of the scheduler's current timesteps, `[T]` float64; from the betas if a scheduler has no sigmas."""
     if hasattr(scheduler, "sigmas") and len(scheduler.sigmas) >= len(scheduler.timesteps):
         return torch.as_tensor(scheduler.sigmas, dtype=torch.float64, device="cpu")[: len(scheduler.timesteps)]
-    alphas = torch.as_tensor(scheduler.alphas_cumprod, dtype=torch.float64)[scheduler.timesteps.long()]
+    alphas = torch.as_tensor(cast(BetaScheduler, scheduler).alphas_cumprod, dtype=torch.float64)[scheduler.timesteps.long()]
     return ((1 - alphas) / alphas).sqrt()
 
 
 def compute_schedule(
     strategy: str | None,
-    scheduler: Any,
+    scheduler: Scheduler,
     num_steps: int,
     *,
     mode: str = "avg",
@@ -182,50 +186,49 @@ def compute_schedule(
 ) -> tuple[Step, ...]:
     """The steps of one run, in order.
 
-    `set_timesteps` sets those of the scheduler, where a pipeline does not just ask it for `num_steps`.
+    `set_timesteps` sets the scheduler's timesteps for pipelines that do more than ask it for `num_steps`.
 
     `mode` "avg" streams the mean of the prompts' sigma sequences, "first" takes the first, "all_steps" the scheduler's own. Only
     SDE strategies have sequences that differ: each sigma is multiplied by 1 + jitter * N(0, 1), independently per prompt, from
     `seed` or fresh randomness. Raises ConfigError, showing the values, if the timesteps are not usable.
     """
-    num_train = int(scheduler.config.num_train_timesteps)
-    if num_steps > num_train:
-        raise ConfigError(
-            f"num_denoising_steps {num_steps} is more than the model's {num_train} timesteps", "ask for fewer, such as 30"
-        )
-    if num_steps == 1 and strategy not in ("LCM", "model"):
-        raise ConfigError(
-            "num_denoising_steps 1 is not a denoising path: a one-step path is made by few-step models only",
-            "ask for 4 or more, or set schedule.sampler_strategy to LCM for a model that was distilled for it",
-        )
-    if strategy == "LCM" and num_steps > LCM_MAX_STEPS:
-        raise ConfigError(f"num_denoising_steps {num_steps} is more than the {LCM_MAX_STEPS} that LCM knows", "ask for 1 to 8")
+    num_train = int(scheduler.config["num_train_timesteps"])
+    _require_possible(strategy, num_steps, num_train)
     (set_timesteps or scheduler.set_timesteps)(num_steps)
     timesteps = scheduler.timesteps.double().cpu().numpy()
     # Flow-matching timesteps are sigmas times num_train, so they start at num_train itself.
     last = num_train - 1 if hasattr(scheduler, "alphas_cumprod") else num_train
-    _check(timesteps, last)
+    _require_a_path(timesteps, last)
     sigmas = sigmas_of(scheduler).numpy()
     if is_sde(strategy) and jitter > 0 and mode != "all_steps":
-        rng = np.random.default_rng(seed)
-        sigmas = _mean_of_perturbed(sigmas, jitter, rng, num_prompts if mode == "avg" else 1)
-        table = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt().log().numpy()
-        timesteps = np.array([scheduler._sigma_to_t(sigma, table) for sigma in sigmas]).round()
-        _check(timesteps, last)
+        sigmas = _mean_of_perturbed(sigmas, jitter, np.random.default_rng(seed), num_prompts if mode == "avg" else 1)
+        timesteps = _nearest_timesteps(cast(BetaScheduler, scheduler), sigmas)
+        _require_a_path(timesteps, last)
     return tuple(
         Step(i, step_key(strategy, i, t), float(t), float(s)) for i, (t, s) in enumerate(zip(timesteps, sigmas, strict=True))
     )
 
 
-def _mean_of_perturbed(sigmas: np.ndarray[Any, Any], jitter: float, rng: np.random.Generator, count: int) -> np.ndarray[Any, Any]:
-    mean = np.zeros_like(sigmas)
-    for i in range(count):
-        perturbed = np.sort(sigmas * (1.0 + jitter * rng.standard_normal(len(sigmas))))[::-1]
-        mean += (perturbed - mean) / (i + 1)
-    return mean
+def _require_possible(strategy: str | None, num_steps: int, num_train: int) -> None:
+    if num_steps > num_train:
+        raise ConfigError(
+            f"num_denoising_steps {num_steps} is more than the model's {num_train} timesteps",
+            "set schedule.num_denoising_steps to fewer, such as 30",
+        )
+    if num_steps == 1 and strategy not in ("LCM", "model"):
+        raise ConfigError(
+            "num_denoising_steps 1 is not a denoising path: only few-step models make one of a single step",
+            "set schedule.num_denoising_steps to 4 or more, or schedule.sampler_strategy to LCM for a model distilled for it",
+        )
+    if strategy == "LCM" and num_steps > LCM_MAX_STEPS:
+        raise ConfigError(
+            f"num_denoising_steps {num_steps} is more than the {LCM_MAX_STEPS} that LCM knows",
+            "set schedule.num_denoising_steps to 1 to 8",
+        )
 
 
-def _check(timesteps: np.ndarray[Any, Any], last: int) -> None:
+def _require_a_path(timesteps: NDArray[np.float64], last: int) -> None:
+    """Raise ConfigError unless the timesteps lead from noise (`last`) downwards."""
     shown = ", ".join(f"{t:g}" for t in timesteps)
     hint = "choose another num_denoising_steps, sampler_strategy or timestep_spacing"
     if not np.isfinite(timesteps).all():
@@ -238,10 +241,25 @@ def _check(timesteps: np.ndarray[Any, Any], last: int) -> None:
         raise ConfigError(f"the path starts at timestep {timesteps[0]:g}, below half of {last}: {shown}", hint)
 
 
-def install(scheduler: Any, steps: tuple[Step, ...]) -> Any:
+def _mean_of_perturbed(sigmas: NDArray[np.float64], jitter: float, rng: np.random.Generator, count: int) -> NDArray[np.float64]:
+    """The mean of `count` sequences of perturbed sigmas, each sorted downwards; one sequence in memory at a time."""
+    mean = np.zeros_like(sigmas)
+    for i in range(count):
+        perturbed = np.sort(sigmas * (1.0 + jitter * rng.standard_normal(len(sigmas))))[::-1]
+        mean += (perturbed - mean) / (i + 1)
+    return mean
+
+
+def _nearest_timesteps(scheduler: BetaScheduler, sigmas: NDArray[np.float64]) -> NDArray[np.float64]:
+    log_sigmas = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt().log().numpy()
+    return np.array([scheduler._sigma_to_t(sigma, log_sigmas) for sigma in sigmas]).round()
+
+
+def install(scheduler: Scheduler, steps: tuple[Step, ...]) -> Scheduler:
     """Make `set_timesteps` end in exactly these steps, so that a pipeline walks the stored schedule. Returns the scheduler.
 
     The solver then runs on the stored sigmas themselves: custom *timesteps* would lose Karras spacing and give NaN on repeats.
+    `set_timesteps` raises ModelError if the scheduler walks another number of steps.
     """
     original = scheduler.set_timesteps
 
@@ -249,9 +267,9 @@ def install(scheduler: Any, steps: tuple[Step, ...]) -> Any:
     def set_timesteps(*args: Any, **kwargs: Any) -> None:
         original(*args, **kwargs)
         if len(scheduler.timesteps) != len(steps):
-            raise ConfigError(
+            raise ModelError(
                 f"the scheduler walks {len(scheduler.timesteps)} steps, the stored schedule has {len(steps)}",
-                "this sampler cannot be held to a stored schedule; choose another sampler_strategy",
+                "choose another schedule.sampler_strategy: this one does not follow a stored schedule",
             )
         write_steps(scheduler, steps)
 
@@ -259,10 +277,10 @@ def install(scheduler: Any, steps: tuple[Step, ...]) -> Any:
     return scheduler
 
 
-def write_steps(scheduler: Any, steps: tuple[Step, ...]) -> None:
-    """Put the stored timesteps and sigmas in the place of the scheduler's."""
+def write_steps(scheduler: Scheduler, steps: tuple[Step, ...]) -> None:
+    """Replace the scheduler's timesteps and sigmas by the stored ones."""
     scheduler.timesteps = torch.tensor([s.timestep for s in steps], dtype=torch.float64).to(scheduler.timesteps)
     if hasattr(scheduler, "sigmas") and len(scheduler.sigmas) > len(steps):
-        # What follows the last step (a final sigma of 0) stays the scheduler's own.
+        # The sigma after the last step (0, as a rule) stays the scheduler's own.
         stored = torch.tensor([s.sigma for s in steps], dtype=torch.float64).to(scheduler.sigmas)
         scheduler.sigmas = torch.cat([stored, scheduler.sigmas[len(steps) :]])

@@ -1,13 +1,13 @@
-"""What a config's `model` names, and the files it stands for: the embedded model, a folder, a hub id, or a single file.
+"""Where a model is: the embedded one, a pipeline folder, a hub id, or a single file of weights.
 
-1. `Source` is the name with what the config says beside it; `located()` says where it is, without the network.
-2. `fetch()` gives the pipeline folder of a hub id, downloaded once and then cached; a folder is itself.
-3. A single file holds weights only: `completing()` names the model that tells the rest.
+1. `Source` is the config's `model` with the settings beside it; `located()` finds it, without the network.
+2. `fetch()` returns the pipeline folder; it downloads that of a hub id once, then takes it from the cache.
+3. A single file has weights only: `completing()` names the model that everything else is taken from.
 
 Pickled weights can run any code when they are read, so they are refused unless `allow_pickle` is set.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from nullbooth_cli import toy
@@ -16,7 +16,7 @@ from nullbooth_cli.errors import ConfigError
 SAFE = ".safetensors"
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 PIPELINE_INDEX = "model_index.json"
-# What a pipeline folder holds beside weights.
+# The files of a pipeline folder beside weights.
 CONFIG_FILES = ["*.json", "*.txt", "*.model"]
 ALLOW_PICKLE = "convert it to .safetensors, or, if you trust who made it, set allow_pickle: true"
 
@@ -26,6 +26,7 @@ class Source:
     """A model as the config names it; the fields are the config's keys."""
 
     model: str
+    _: KW_ONLY
     revision: str | None = None
     variant: str | None = None
     local_files_only: bool = False
@@ -33,11 +34,12 @@ class Source:
     pipeline_config: str | None = None
 
     def located(self) -> str:
-        """A pipeline folder, a single file, or a hub id. Raises ConfigError for what can be none of them."""
+        """A pipeline folder, a single file, or a hub id. Raises ConfigError for anything else."""
         place = self._located()
         if self.pipeline_config is not None and not Path(place).is_file():
             raise ConfigError(
-                f"pipeline_config says what a single file does not, and {self.model} is none", "set pipeline_config to null"
+                f"pipeline_config is only for single-file models; {self.model} is a folder or hub id",
+                "set pipeline_config to null",
             )
         return place
 
@@ -52,11 +54,14 @@ class Source:
             self._require_usable(path)
             return str(path)
         if path.exists():
-            raise ConfigError(f"{path} is no model", f"a single file ends in {SAFE}; a pipeline folder has a {PIPELINE_INDEX}")
+            raise ConfigError(
+                f"{path} is not a model", f"set model to a {SAFE} file, or to a pipeline folder, which has a {PIPELINE_INDEX}"
+            )
         if "://" in self.model:
             raise ConfigError(
                 f"model: {self.model} is an address",
-                "set model to the hub id (owner/name); for a single file, hf download owner/name FILE --local-dir . and its path",
+                "set model to the hub id (owner/name); for a single file run hf download owner/name FILE, and set model to the "
+                "path that it prints",
             )
         if self.model.startswith((".", "/", "~")) or self.model.count("/") != 1:
             raise ConfigError(
@@ -66,11 +71,12 @@ class Source:
 
     @property
     def is_single_file(self) -> bool:
+        """Whether it is one file of weights. Raises ConfigError as `located` does."""
         return Path(self.located()).is_file()
 
     def _require_usable(self, file: Path) -> None:
         if not file.is_file():
-            raise ConfigError(f"no model file at {file}", "give its path from the current folder, or the whole path")
+            raise ConfigError(f"no model file at {file}", "set model to its path from the current folder, or to the whole path")
         if file.suffix in PICKLED and not self.allow_pickle:
             raise ConfigError(f"{file} is pickled, and reading a pickle can run any code", ALLOW_PICKLE)
         if self.revision or self.variant:
@@ -81,16 +87,16 @@ def _require_pipeline(folder: Path, name: str) -> None:
     if (folder / PIPELINE_INDEX).is_file():
         return
     files = sorted(folder.glob(f"*{SAFE}"))
-    hint = f"set model to the file {files[0]}" if files else "a pipeline folder is what save_pretrained of a pipeline writes"
+    hint = f"set model to the file {files[0]}" if files else "set model to a folder that save_pretrained of a pipeline wrote"
     if (folder / "config.json").is_file():
-        hint = f"this is one part of a pipeline: set model to the folder that holds {PIPELINE_INDEX}"
+        hint = f"set model to the folder with {PIPELINE_INDEX}: this is only one part of a pipeline"
     raise ConfigError(f"{name} is not a pipeline folder: it has no {PIPELINE_INDEX}", hint)
 
 
 def fetch(source: Source, *, weights: bool = True) -> str:
-    """The pipeline folder that a folder or hub id stands for; of a hub id without weights if none are wanted.
+    """The pipeline folder of a folder or hub id; with `weights=False` only the config files of a hub id are downloaded.
 
-    Cost: the download, the first time; only the files that are needed.
+    Cost: the download, the first time.
     """
     name = source.located()
     if Path(name).is_dir():
@@ -118,7 +124,7 @@ def fetch(source: Source, *, weights: bool = True) -> str:
 
 
 def completing(source: Source) -> Source:
-    """The model that a single file takes everything but its weights from: `pipeline_config`, or the one its layout tells.
+    """The model from which a single file takes everything but its weights: `pipeline_config`, or the one that its layout names.
 
     diffusers itself would ask the hub for it even if `local_files_only` is set, so it is fetched by name.
     """
@@ -129,10 +135,10 @@ def completing(source: Source) -> Source:
         named = fetch_diffusers_config(load_single_file_checkpoint(source.located()))["pretrained_model_name_or_path"]
     base = Source(named, local_files_only=source.local_files_only)
     if base.is_single_file:
-        raise ConfigError(f"pipeline_config: {named} is a single file as well", "give a pipeline folder or a hub id")
+        raise ConfigError(f"pipeline_config: {named} is a single file as well", "set it to a pipeline folder or a hub id")
     return base
 
 
 def pickled_weights(folder: Path) -> list[Path]:
-    """The weights of a pipeline folder that are there as pickles only."""
+    """The weights of a pipeline folder that exist only as pickles."""
     return [file for file in sorted(folder.glob("*/*.bin")) if not any(file.parent.glob(f"*{SAFE}"))]

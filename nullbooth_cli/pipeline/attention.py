@@ -55,7 +55,7 @@ def _record_all(run: Run, prompts: Iterator[Prompt]) -> Iterator[str]:
     rows = {prompt: row for row, prompt in enumerate(store.rows) if prompt is not None}
     numbers = {prompt: number for number, prompt in enumerate(attention_prompts(config, store.prompts()))}
     for prompt in prompts:
-        store.attention.write(prompt, record(pipe, path, rows[prompt], prompt, projections, steps))
+        store.attention.write(prompt, record(pipe, path, rows[prompt], prompt, projections=projections, steps=steps))
         store.progress.commit("attention", numbers[prompt])
         yield f"attention maps of '{prompt.text}'"
 

@@ -7,7 +7,7 @@ chunks, so that two processes never write into one chunk. It is fixed once a uni
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from nullbooth_cli.collect.open_model import Collection, load_collection
+from nullbooth_cli.collect.open_model import load_recordable
 from nullbooth_cli.pipeline.prepare_collect import prepare_collect
 from nullbooth_cli.pipeline.run import Run, my_units, prepare, report_units
 from nullbooth_cli.pipeline.state import bytes_of
@@ -17,6 +17,7 @@ from nullbooth_cli.store import Store, release_units
 if TYPE_CHECKING:
     import torch
 
+    from nullbooth_cli.collect.find_sites import RecordableModel
     from nullbooth_cli.collect.sinks import MomentSink, Sink
 
 
@@ -28,7 +29,7 @@ def run_collect(run: Run) -> Iterator[Event]:
     """
     from nullbooth_cli.collect.batch_size import largest_batch
     from nullbooth_cli.collect.sinks import FeatureSink
-    from nullbooth_cli.collect.units import collect
+    from nullbooth_cli.collect.units import collect_units
     from nullbooth_cli.model import denoise, load
     from nullbooth_cli.model.device import pick_device
     from nullbooth_cli.store.background import Writer
@@ -36,11 +37,11 @@ def run_collect(run: Run) -> Iterator[Event]:
     store, section = run.store, run.config.collect
     device = pick_device(run.device or run.workers.device)
     yield Note(f"loading the model {run.config.model}, to {device}")
-    loaded = load_collection(run.config, store.schedule(), run.prompts, str(device))
+    loaded = load_recordable(run.config, store.schedule(), run.prompts, str(device))
     weights = load.weights_digest(loaded.pipe, encodes=loaded.path.images is not None)
     batch_size = section.batch_size
     if run.auto_batch:
-        batch_size = largest_batch(loaded.pipe, loaded.path, loaded.found, run.prompts, device)
+        batch_size = largest_batch(loaded, run.prompts, device)
     prepared = prepare(run, lambda: prepare_collect(run, loaded, weights, batch_size))
     for prompt, lost in denoise.truncated_prompts(loaded.pipe, run.prompts):
         prepared.notes.append(f"too long for the tokenizer, '{lost}' is cut off: '{prompt.text}'")
@@ -53,12 +54,12 @@ def run_collect(run: Run) -> Iterator[Event]:
             if place != device:
                 yield Note(f"the sums do not fit {device} beside the model: they stay in host memory")
         mine = my_units(run, prepared)
-        units = collect(store, loaded.pipe, loaded.path, loaded.found, section.branches, mine, sinks, run.interrupts)
+        units = collect_units(store, loaded, mine, branches=section.branches, sinks=sinks, interrupts=run.interrupts)
         yield from report_units(run, "collect", prepared, (f"prompts of unit {unit}" for unit in units))
     store.reload()
 
 
-def _moment_sink(run: Run, loaded: Collection, device: "torch.device") -> "tuple[MomentSink, torch.device]":
+def _moment_sink(run: Run, loaded: "RecordableModel", device: "torch.device") -> "tuple[MomentSink, torch.device]":
     """Where this process folds its moments: (the sink, the device that its sums are on)."""
     from nullbooth_cli.collect.sinks import MomentSink
     from nullbooth_cli.pipeline import space
@@ -68,7 +69,8 @@ def _moment_sink(run: Run, loaded: Collection, device: "torch.device") -> "tuple
     part = run.store.moments.part(run.workers.part)
     if not part.units:
         part.create(loaded.sites, num_steps)
-    return MomentSink(part, loaded.sites, num_steps, place, run.config.covariance.accumulate), place
+    accumulate = run.config.covariance.accumulate
+    return MomentSink(part, loaded.sites, num_steps, device=place, accumulate=accumulate), place
 
 
 def release_features(store: Store) -> str:

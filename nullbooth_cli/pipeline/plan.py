@@ -83,7 +83,7 @@ def plan(
     Cost: seconds. Unless a current collection names its sites, the model's config files do; a model whose shapes they do not tell
     is loaded, after a call of `on_note`.
     """
-    from nullbooth_cli.collect.preview import open_preview
+    from nullbooth_cli.collect.open_model import open_preview
     from nullbooth_cli.model.device import pick_device
 
     states = stage_states(config, prompts, store)
@@ -100,7 +100,7 @@ def plan(
         sites = store.sites
     else:
         shapes = open_preview(config, device, on_note)
-        recordings = shapes.find(shapes.chosen())
+        recordings = shapes.find(shapes.chosen)
         sites, operations = recordings.sites, shapes.count_operations(recordings, len(steps))
     work = Work(
         config=config,

@@ -7,7 +7,8 @@ prepare_collect(run, loaded, weights, batch_size)     one of:
     └── _add_prompts  rows for the prompts that are new
 """
 
-from nullbooth_cli.collect.open_model import Collection
+from typing import TYPE_CHECKING
+
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.pipeline.differences import added_prompts, removed_prompts
 from nullbooth_cli.pipeline.run import Prepared, Run, layout_of, start_stage, units_to_do
@@ -16,8 +17,11 @@ from nullbooth_cli.pipeline.state import bytes_of
 from nullbooth_cli.settings.fingerprints import model_names
 from nullbooth_cli.store import RELEASED, Store, create_collection, extend_collection
 
+if TYPE_CHECKING:
+    from nullbooth_cli.collect.find_sites import RecordableModel
 
-def prepare_collect(run: Run, loaded: Collection, weights: str, batch_size: int) -> Prepared:
+
+def prepare_collect(run: Run, loaded: "RecordableModel", weights: str, batch_size: int) -> Prepared:
     """Make room for what is to be collected, or check that it is resumed as it was started.
 
     `weights` is the digest of the model's weights; `batch_size` is the number of prompts per forward, which is also the unit that
@@ -44,7 +48,7 @@ def prepare_collect(run: Run, loaded: Collection, weights: str, batch_size: int)
     return units_to_do(run, "collect", bool, notes)
 
 
-def _start_afresh(run: Run, loaded: Collection, weights: str, batch_size: int) -> None:
+def _start_afresh(run: Run, loaded: "RecordableModel", weights: str, batch_size: int) -> None:
     """Empty the collection, and make room for every prompt."""
     from nullbooth_cli.collect.sinks import features_nbytes
     from nullbooth_cli.nullspace.moments import sums_nbytes
@@ -59,11 +63,11 @@ def _start_afresh(run: Run, loaded: Collection, weights: str, batch_size: int) -
     store.write_record("collect", None)
     create_collection(store, sites=loaded.sites, num_steps=num_steps, num_rows=len(run.prompts), layout=layout)
     store.write_rows(0, run.prompts)
-    tensors = {p.weight: tensor_digest(p.module.weight, run.config.dtype) for p in loaded.found.owners}
+    tensors = {p.weight: tensor_digest(p.module.weight, run.config.dtype) for p in loaded.found.projections}
     start_stage(run, "collect", {"weights": weights}, layout=vars(layout), tensors=tensors, model=model_names(run.config))
 
 
-def _resume(run: Run, loaded: Collection, weights: str, batch_size: int) -> list[str]:
+def _resume(run: Run, loaded: "RecordableModel", weights: str, batch_size: int) -> list[str]:
     """Check the model, and bring cells and rows up to date. Returns what the user should know."""
     from nullbooth_cli.collect.sinks import features_nbytes
     from nullbooth_cli.pipeline import space

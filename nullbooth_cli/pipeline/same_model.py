@@ -18,7 +18,7 @@ ELSEWHERE = ", or set store to another place"
 
 
 def require_same_noise(config: Config, store: Store, scheduler: "Scheduler") -> None:
-    """Raise StageError unless the stored schedule follows from the model's scheduler, as `path_of` builds it."""
+    """Raise StageError unless the stored schedule follows from the model's scheduler, as `follow_schedule` builds it."""
     from nullbooth_cli.model.scheduler import noise_digest
 
     recorded = store.records["schedule"]["noise"]

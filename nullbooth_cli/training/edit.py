@@ -223,8 +223,9 @@ def text_inputs(pipe: Pipeline, sites: list[Site], text: str) -> dict[Site, Toke
             attended = split_branches(masks[0][..., None], 1, "cond")[0, :, 0].cpu().numpy() > 0
         found[by_weight[projection.weight]] = TokenInputs(rows, attended)
 
+    path = DenoisingPath(num_inference_steps=2, steps=(), guidance_scale=1.0, height=None, width=None, seed=0)
     with ProjectionHooks(denoiser, watched, "input", receive, last=0, begin=lambda given: masks.append(given.get(MASK_ARGUMENT))):
-        denoise(pipe, DenoisingPath(2, (), guidance_scale=1.0, height=None, width=None, seed=0), [(0, Prompt(text))])
+        denoise(pipe, path, [(0, Prompt(text))])
     return found
 
 

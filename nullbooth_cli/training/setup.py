@@ -8,7 +8,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import nn
@@ -133,7 +133,7 @@ def _accelerator(recipe: Recipe, device: str | None) -> "Accelerator":
 
 def _load(recipe: Recipe, device: torch.device) -> StableDiffusion:
     """The recipe's pipeline in float32. Raises ModelError if a forward needs more than noisy latents, a timestep and texts."""
-    pipe: StableDiffusion = load.load_pipeline(
+    pipe = load.load_pipeline(
         recipe.model,
         revision=recipe.revision,
         variant=recipe.variant,
@@ -147,6 +147,7 @@ def _load(recipe: Recipe, device: torch.device) -> StableDiffusion:
             f"{type(pipe).__name__} needs more than a caption for a forward: only Stable Diffusion 1 and 2 can be trained here",
             "put nb.constrain into a training script for this model: docs/how-to/constrain-training.md",
         )
+    pipe = cast(StableDiffusion, pipe)
     pipe.text_encoder.requires_grad_(False)
     return pipe
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from nullbooth_cli.collect.sinks import FeatureSink, MomentSink, Sink, features_nbytes
-from nullbooth_cli.collect.units import collect
+from nullbooth_cli.collect.units import collect_units
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.nullspace.moments import sums_nbytes
 from nullbooth_cli.progress import Interrupts
@@ -78,10 +78,12 @@ def collected(watch: Stopwatch, of: Subject, keep: str, place: Path, device: tor
         made = (
             FeatureSink(store, writer)
             if keep == "features"
-            else MomentSink(store.moments.part("0"), of.found.sites, of.num_steps, torch.device(device), "float64")
+            else MomentSink(
+                store.moments.part("0"), of.found.sites, of.num_steps, device=torch.device(device), accumulate="float64"
+            )
         )
         sink = Timed(made)
-        for _ in collect(store, of.pipe, of.path, of.found, "both", range(of.num_units), [sink], Interrupts()):
+        for _ in collect_units(store, of.model, range(of.num_units), branches="both", sinks=[sink], interrupts=Interrupts()):
             pass
     shutil.rmtree(place)
     return sink

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from nullbooth_cli.collect.sinks import FeatureSink, MomentSink
-from nullbooth_cli.collect.units import collect
+from nullbooth_cli.collect.units import collect_units
 from nullbooth_cli.nullspace.moments import sums_nbytes
 from nullbooth_cli.pipeline.space import place_for_sums
 from nullbooth_cli.progress import Interrupts
@@ -88,8 +88,8 @@ def collection(of: Subject, place: Path, device: torch.device, seconds: float) -
     units = iter(range(of.num_units))
     timely = (unit for unit in units if not unit or time.perf_counter() - start < seconds)
     with Utilisation(device) as used, Writer():
-        sink = MomentSink(store.moments.part("0"), of.found.sites, of.num_steps, sums, "float64")
-        for _ in collect(store, of.pipe, of.path, of.found, "both", timely, [sink], Interrupts()):
+        sink = MomentSink(store.moments.part("0"), of.found.sites, of.num_steps, device=sums, accumulate="float64")
+        for _ in collect_units(store, of.model, timely, branches="both", sinks=[sink], interrupts=Interrupts()):
             done += 1
     elapsed = time.perf_counter() - start
     shutil.rmtree(place)
@@ -107,7 +107,9 @@ def features_reduced(of: Subject, place: Path, device: torch.device) -> dict[str
     """Collect the features of one unit, then reduce them."""
     store = of.new_store(place, "features")
     with Writer() as writer:
-        for _ in collect(store, of.pipe, of.path, of.found, "both", [0], [FeatureSink(store, writer)], Interrupts()):
+        for _ in collect_units(
+            store, of.model, [0], branches="both", sinks=[FeatureSink(store, writer)], interrupts=Interrupts()
+        ):
             pass
     watch, nbytes = Stopwatch(), store.nbytes("features")
     reduced(watch, store, of, device)

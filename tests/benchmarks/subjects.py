@@ -9,9 +9,9 @@ import diffusers
 import torch
 import transformers
 
-from nullbooth_cli.collect.find_sites import FoundSites, find_sites
+from nullbooth_cli.collect.find_sites import FoundSites, RecordableModel, find_sites
 from nullbooth_cli.collect.sinks import FeatureSink
-from nullbooth_cli.collect.units import collect
+from nullbooth_cli.collect.units import collect_units
 from nullbooth_cli.datatypes import Prompt, Site
 from nullbooth_cli.model.denoise import DenoisingPath, use_schedule
 from nullbooth_cli.model.load import denoiser_of, freeze, load_pipeline
@@ -66,13 +66,17 @@ def sd15_pipeline(device: torch.device | str = "cpu", dtype: torch.dtype = torch
 
 @dataclass(frozen=True)
 class Subject:
-    """A pipeline held to a schedule, its sites, and prompts for some units."""
+    """A pipeline on a schedule, its sites, and prompts for some units."""
 
     pipe: Any
     path: DenoisingPath
     found: FoundSites
     batch_size: int
     prompts: tuple[Prompt, ...]
+
+    @property
+    def model(self) -> RecordableModel:
+        return RecordableModel(self.pipe, self.path, self.found)
 
     @property
     def num_units(self) -> int:
@@ -88,8 +92,8 @@ class Subject:
             s: replace(s, num_tokens=min(s.num_tokens, tokens)) if tokens and s.feature in ("q", "out") else s
             for s in self.found.sites
         }
-        owners = {projection: few[site] for projection, site in self.found.owners.items()}
-        return replace(self, found=FoundSites(tuple(few.values()), owners, frozenset(few[site] for site in self.found.given)))
+        owners = {projection: few[site] for projection, site in self.found.site_of.items()}
+        return replace(self, found=FoundSites(tuple(few.values()), owners, frozenset(few[site] for site in self.found.arguments)))
 
     def new_store(self, place: Path, keep: str) -> Store:
         """A store in which collection has begun, as stage collect leaves it before the first unit."""
@@ -107,7 +111,8 @@ class Subject:
         """What one unit's projections receive, as float16."""
         sink = _Keep()
         store = _Unstored(self)
-        for _ in collect(store, self.pipe, self.path, self.found, "both", [0], [sink], Interrupts()):  # type: ignore[arg-type]
+        units = collect_units(store, self.model, [0], branches="both", sinks=[sink], interrupts=Interrupts())  # type: ignore[arg-type]
+        for _ in units:
             pass
         return sink.recorded
 
@@ -150,10 +155,14 @@ def subject(
     steps = compute_schedule(STRATEGY, build_scheduler(STRATEGY, pipe.scheduler), num_steps)
     use_schedule(pipe, scheduler, steps)
     size = latents and latents * 8
-    path = DenoisingPath(num_steps, steps, guidance_scale, size, size, 0)
+    path = DenoisingPath(
+        num_inference_steps=num_steps, steps=steps, guidance_scale=guidance_scale, height=size, width=size, seed=0
+    )
     prompts = tuple(Prompt(f"a photo of thing {i}") for i in range(batch_size * num_units))
     projections = find_projections(denoiser_of(pipe), ("q", "k", "v", "out"), "all")
-    return Subject(pipe, path, find_sites(pipe, path, projections, "input", "both", prompts[0]), batch_size, prompts)
+    return Subject(
+        pipe, path, find_sites(pipe, path, projections, side="input", branches="both", prompt=prompts[0]), batch_size, prompts
+    )
 
 
 def random_subject(
@@ -164,7 +173,7 @@ def random_subject(
     made = tuple(Site(f"layer_{i}", "q", "input", (f"layer_{i}.to_q.weight",), False, n, d) for i, (n, d) in enumerate(sites))
     prompts = tuple(Prompt(f"a photo of thing {i}") for i in range(batch_size * num_units))
     steps = compute_schedule(STRATEGY, build_scheduler(STRATEGY, diffusers.DDIMScheduler(**SD15_NOISE)), num_steps)
-    path = DenoisingPath(num_steps, steps, 7.5, None, None, 0)
+    path = DenoisingPath(num_inference_steps=num_steps, steps=steps, guidance_scale=7.5, height=None, width=None, seed=0)
     recorded = [
         (site, step, torch.randn(batch_size, site.num_tokens, site.dim, dtype=torch.float16))
         for step in range(num_steps)

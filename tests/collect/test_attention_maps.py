@@ -101,7 +101,7 @@ def test_maps_are_the_softmax_of_what_the_projections_give(pipe: Any) -> None:
         for name, module in (("q", attention.to_q), ("k", attention.to_k))
     ]
     prompt = Prompt(CIRCLES[0])
-    maps = record(pipe, path, 3, prompt, find_projections(pipe.unet, ("q", "k"), [LAYER]), [0, 2])
+    maps = record(pipe, path, 3, prompt, projections=find_projections(pipe.unet, ("q", "k"), [LAYER]), steps=[0, 2])
     for hook in hooks:
         hook.remove()
     assert list(maps.layers) == [LAYER]

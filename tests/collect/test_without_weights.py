@@ -36,7 +36,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def path(name: str, guidance: float = 4.0, **size: int) -> DenoisingPath:
     size = SIZES.get(name, {}) | size
-    return DenoisingPath(3, (), guidance, size.get("height"), size.get("width"), 0)
+    height, width = size.get("height"), size.get("width")
+    return DenoisingPath(num_inference_steps=3, steps=(), guidance_scale=guidance, height=height, width=width, seed=0)
 
 
 def loaded(folder: Path) -> Any:
@@ -67,18 +68,23 @@ def test_shapes_are_those_that_a_run_of_the_model_shows(folders: dict[str, Path]
         )
         for side, branches, guidance, tokens in looks:
             along = path(name, guidance)
-            expected = find_sites.find_sites(pipes[0], along, real, side, branches, Prompt("a cat"), tokens)
-            found = without_weights.find_shapes(pipes[1], along, bare, side, branches, tokens)
+            choice: Any = {"side": side, "branches": branches, "tokens_per_prompt": tokens}
+            expected = find_sites.find_sites(pipes[0], along, real, prompt=Prompt("a cat"), **choice)
+            found = without_weights.find_shapes(pipes[1], along, bare, **choice)
             assert found.sites == expected.sites
-            assert found.given == expected.given
-            assert [(str(p), site) for p, site in found.owners.items()] == [(str(p), site) for p, site in expected.owners.items()]
+            assert found.arguments == expected.arguments
+            assert [(str(p), site) for p, site in found.site_of.items()] == [
+                (str(p), site) for p, site in expected.site_of.items()
+            ]
 
 
 def test_another_size_is_another_number_of_tokens(folders: dict[str, Path]) -> None:
     pipe = built(folders["sd1"])
     projections = projections_module.find_projections(pipe.unet, ("q",), [0])
     tokens = [
-        without_weights.find_shapes(pipe, path("sd1", height=height, width=32), projections, "input", "cond").sites[0].num_tokens
+        without_weights.find_shapes(pipe, path("sd1", height=height, width=32), projections, side="input", branches="cond")
+        .sites[0]
+        .num_tokens
         for height in (32, 64)
     ]
     assert tokens == [16 * 16, 32 * 16]
@@ -160,7 +166,7 @@ def test_a_plan_reads_no_weights(folders: dict[str, Path], tmp_path: Path) -> No
     planned = plan(("collect",), config, prompts_of(config), None, device="cpu")[0]
     pipe = loaded(folders["sdxl"])
     projections = projections_module.find_projections(pipe.unet, ("q", "k", "v", "out"), "all")
-    found = find_sites.find_sites(pipe, path("sdxl"), projections, "input", "both", Prompt("a cat"))
+    found = find_sites.find_sites(pipe, path("sdxl"), projections, side="input", branches="both", prompt=Prompt("a cat"))
     assert planned.bytes_needed == 2 * moments.sums_nbytes(found.sites, 3)
     # On the CPU torch counts what attention does only where it is written out as products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

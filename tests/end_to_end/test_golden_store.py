@@ -44,7 +44,7 @@ def fill(path: Path, keep: str, dtype: str) -> Store:
     if layout.moments:
         part = store.moments.part("1-of-1.0")
         part.create(SITES, len(STEPS))
-        sink = MomentSink(part, SITES, len(STEPS), torch.device("cpu"), "float64")
+        sink = MomentSink(part, SITES, len(STEPS), device=torch.device("cpu"), accumulate="float64")
     for unit in range(layout.num_units(len(PROMPTS))):
         rows = [row for row, _ in store.members(unit)]
         for site in SITES:

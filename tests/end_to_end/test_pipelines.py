@@ -16,7 +16,7 @@ import yaml
 from typer.testing import CliRunner
 
 from nullbooth_cli.cli import app
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model import load
 from nullbooth_cli.model.denoise import use_schedule
 from nullbooth_cli.model.projections import find_projections
@@ -212,7 +212,7 @@ def test_lcm_with_few_steps(tmp_path: Path, num_steps: int) -> None:
 def test_a_flow_matching_model_knows_only_its_own_scheduler(strategy: str | None) -> None:
     with pytest.raises(ConfigError, match="this model is a flow-matching one, with a FlowMatchEulerDiscreteScheduler") as caught:
         build_scheduler(strategy, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
-    assert "strategies for this model: model" in caught.value.hint
+    assert "set schedule.sampler_strategy to model, the only strategy" in caught.value.hint
 
 
 class TestLayers:
@@ -265,7 +265,7 @@ def test_fused_projections_are_refused_with_the_call_that_mends_it(name: str) ->
     pipe = PIPELINES[name]()
     denoiser = load.denoiser_of(pipe)
     denoiser.fuse_qkv_projections()
-    with pytest.raises(ConfigError, match="are fused") as caught:
+    with pytest.raises(ModelError, match="are fused") as caught:
         find_projections(denoiser, ("q",), "all")
     assert "unfuse_qkv_projections()" in caught.value.hint
     denoiser.unfuse_qkv_projections()

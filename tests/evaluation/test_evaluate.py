@@ -48,7 +48,7 @@ def answer(run: Any, models: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def by_hand(config: Config, store: Store, pipe: Any, text: str, noise: int) -> torch.Tensor:
     """The final latents of one prompt, by the pipeline as its users call it."""
-    open_model.path_of(config, store.schedule(), pipe)
+    open_model.follow_schedule(config, store.schedule(), pipe)
     generator = torch.Generator("cpu").manual_seed(config.collect.seed + noise)
     steps = config.schedule.num_denoising_steps
     return pipe(text, num_inference_steps=steps, guidance_scale=4.0, generator=generator, output_type="latent").images

@@ -23,7 +23,7 @@ from tests.support.edited_models import save_lora, toy
 class TestDrawing:
     def test_noise_is_a_prompts_own(self, run: Any, pipe: Any) -> None:
         """In any company, order and batch; and of a size that torch's CPU generator does not cut."""
-        path = open_model.path_of(run[0], run[1].schedule(), pipe)
+        path = open_model.follow_schedule(run[0], run[1].schedule(), pipe)
         specs = [PictureSpec(Prompt(text)) for text in PROMPTS[:4]]
         together = pictures.Pictures.joined(list(pictures.draw_pictures(pipe, path, specs, 3)))
         alone = pictures.Pictures.joined(list(pictures.draw_pictures(pipe, path, specs[::-1][:2], 1)))
@@ -38,7 +38,10 @@ class TestDrawing:
         torch.manual_seed(0)
         pipe = load.freeze(tiny.PIPELINES[name]())
         pipe.vae.register_to_config(shift_factor=None if name == "sdxl" else 0.1)
-        path, spec = denoise.DenoisingPath(2, (), 3.0, 32, 32, 0), PictureSpec(Prompt("a"))
+        path, spec = (
+            denoise.DenoisingPath(num_inference_steps=2, steps=(), guidance_scale=3.0, height=32, width=32, seed=0),
+            PictureSpec(Prompt("a")),
+        )
         [drawn] = pictures.draw_pictures(pipe, path, [spec], 1)
         given = denoise.denoise(pipe, path, [(spec.noise(0), spec.prompt)])
         # Flux packs its latents: the same values in another order.
@@ -46,7 +49,7 @@ class TestDrawing:
         assert "decode" not in vars(pipe.vae)
 
     def test_pictures_are_encoded_back_to_their_latents(self, run: Any, pipe: Any) -> None:
-        path = open_model.path_of(run[0], run[1].schedule(), pipe)
+        path = open_model.follow_schedule(run[0], run[1].schedule(), pipe)
         [drawn] = pictures.draw_pictures(pipe, path, [PictureSpec(Prompt(text)) for text in PROMPTS[:2]], 2)
         own = np.linalg.norm(pictures.pooled_latents(pipe, drawn.images) - drawn.pooled(), axis=1)
         other = np.linalg.norm(pictures.pooled_latents(pipe, drawn.images)[::-1] - drawn.pooled(), axis=1)

@@ -26,10 +26,11 @@ from nullbooth_cli.collect import open_model
 from nullbooth_cli.collect import recorder as recorder_module
 from nullbooth_cli.collect import units as units_module
 from nullbooth_cli.datatypes import Prompt
-from nullbooth_cli.errors import ConfigError, ResourceError, StageError
+from nullbooth_cli.errors import ConfigError, ModelError, ResourceError, StageError
 from nullbooth_cli.model import device
 from nullbooth_cli.model import load as load_module
 from nullbooth_cli.model.projections import find_projections
+from nullbooth_cli.model.sources import Source
 from nullbooth_cli.nullspace.usable import usable_projectors
 from nullbooth_cli.pipeline.differences import model_renamed
 from nullbooth_cli.pipeline.doctor.examination import Examination
@@ -92,7 +93,7 @@ class TestKinds:
             ):
                 assert torch.equal(one, other)
         where = {key: value for key, value in settings.items() if key != "variant"}
-        scheduler = load_module.load_scheduler(name, revision=None, local_files_only=True, **where)
+        scheduler = load_module.load_scheduler(Source(name, local_files_only=True, **where))
         assert dict(scheduler.config) == dict(loaded.scheduler.config)
 
     def test_nothing_is_said_on_stderr(self, kinds: Any, cache: Path) -> None:
@@ -100,9 +101,10 @@ class TestKinds:
         script = f"""
 import torch
 from nullbooth_cli.model import load
+from nullbooth_cli.model.sources import Source
 for name, settings in {list(kinds.values())!r}:
     where = {{"revision": None, "local_files_only": True, **settings}}
-    load.load_scheduler(name, **where)
+    load.load_scheduler(Source(name, **where))
     pipe = load.load_pipeline(name, variant=None, dtype="float32", device=torch.device("cpu"), **where)
     print(load.weights_digest(pipe))
 """
@@ -118,7 +120,7 @@ for name, settings in {list(kinds.values())!r}:
             file = weights_file(folder, part)
             file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
         assert load_module.weights_digest(load(folder, variant="fp16")) == load_module.weights_digest(pipe)
-        refused(folder, "has no weights of the variant bf16", "there are: fp16; or set variant to null", variant="bf16")
+        refused(folder, "has no weights of the variant bf16", "set variant to one of: fp16; or to null", variant="bf16")
 
 
 class TestIdentity:
@@ -235,8 +237,8 @@ class TestFiles:
             ("a/b/c", ["no model folder at a/b/c"]),
             ("models/gone.safetensors", ["no model file at models/gone.safetensors"]),
             ("https://huggingface.co/owner/name/x.safetensors", ["is an address", "hf download owner/name FILE"]),
-            (str(ROOT / "README.md"), ["README.md is no model", ".safetensors"]),
-            (str(ROOT / "nullbooth_cli/toy/unet"), ["it has no model_index.json", "one part of a pipeline"]),
+            (str(ROOT / "README.md"), ["README.md is not a model", ".safetensors"]),
+            (str(ROOT / "nullbooth_cli/toy/unet"), ["it has no model_index.json", "only one part of a pipeline"]),
         ],
     )
     def test_names(self, name: str, words: list[str]) -> None:
@@ -253,7 +255,7 @@ class TestFiles:
             ("missing", ["is not whole: weights are missing, such as", ".weight"]),
             ("cut", ["is damaged, perhaps by a download that was cut off", "delete the file"]),
             ("web page", ["is damaged"]),
-            ("size", ["have other sizes than its config tells", "of one model"]),
+            ("size", ["have other sizes than its config says", "from the same model"]),
             ("gone", ["cannot load the model", "no file named"]),
         ],
     )
@@ -284,7 +286,7 @@ class TestFiles:
     def test_a_pipeline_of_the_future(self, tmp_path: Path) -> None:
         index = copy_folder(tmp_path / "model") / "model_index.json"
         index.write_text(index.read_text().replace("StableDiffusionPipeline", "FuturePipeline"))
-        refused(index.parent, "this diffusers does not know the pipeline", "FuturePipeline", "pip install --upgrade diffusers")
+        refused(index.parent, "this diffusers does not know the pipeline", "FuturePipeline", "pip install -U diffusers")
 
     @pytest.mark.parametrize("kind", ["pickled folder", "checkpoint"])
     def test_pickles_are_refused_until_they_are_allowed(self, kinds: Any, kind: str) -> None:
@@ -295,10 +297,10 @@ class TestFiles:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
         name, _ = kinds["single file"]
         # With 8 latent channels it looks like that model to diffusers.
-        refused(name, "holds weights only", "timbrooks/instruct-pix2pix is not in the cache", "set pipeline_config to the folder")
+        refused(name, "has weights only", "timbrooks/instruct-pix2pix is not in the cache", "set pipeline_config to the folder")
         refused(name, "pipeline_config: ", "is a single file as well", pipeline_config=name)
         refused(name, "revision and variant mean nothing for a single file", pipeline_config="toy", revision="main")
-        refused("toy", "pipeline_config says what a single file does not", pipeline_config="toy")
+        refused("toy", "pipeline_config is only for single-file models", pipeline_config="toy")
 
     def test_a_single_file_without_some_of_its_weights(self, kinds: Any, tmp_path: Path) -> None:
         tensors = load_file(kinds["single file"][0])
@@ -366,7 +368,10 @@ class TestHub:
             ),
             (says(401, ""), ["the hub has no model owner/name, or it is private"]),
             (says(404, "RevisionNotFound"), ["owner/name has no revision v9", "https://huggingface.co/owner/name/commits"]),
-            (unreachable, ["the hub cannot be reached", "check the network", "hf download owner/name --local-dir FOLDER"]),
+            (
+                unreachable,
+                ["the hub cannot be reached", "check the network", "run hf download owner/name"],
+            ),
         ],
         ids=["gated", "not found", "unauthorised", "revision", "unreachable"],
     )
@@ -374,7 +379,7 @@ class TestHub:
         hub(answer)
         refused(HUB, *words, local_files_only=False, revision="v9")
         with pytest.raises(ConfigError, match=re.escape(words[0])):
-            load_module.load_scheduler(HUB, revision="v9", local_files_only=False)
+            load_module.load_scheduler(Source(HUB, revision="v9"))
 
     def test_it_is_not_asked(self, hub: Any) -> None:
         hub(lambda request: pytest.fail(f"{request.url} was asked for"))
@@ -389,7 +394,7 @@ class TestHub:
         hub(repository(says(404, "EntryNotFound"), "adapter.safetensors"))
         refused(HUB, "owner/name is not a pipeline", "https://huggingface.co/owner/name/tree/main", local_files_only=False)
         with pytest.raises(ConfigError, match=r"owner/name is not a pipeline folder: it has no model_index\.json"):
-            load_module.load_scheduler(HUB, revision=None, local_files_only=False)
+            load_module.load_scheduler(Source(HUB))
 
     def test_pickles_are_not_even_downloaded(self, hub: Any) -> None:
         index = (ROOT / "nullbooth_cli/toy/model_index.json").read_bytes()
@@ -407,7 +412,14 @@ class TestHub:
 
 class TestDevices:
     def test_offload_needs_an_accelerator(self) -> None:
-        refused("toy", "model_cpu_offload", "this run is on the CPU", "--device", kind=ResourceError, model_cpu_offload=True)
+        refused(
+            "toy",
+            "model_cpu_offload",
+            "this run is on the CPU",
+            "set the device to an accelerator",
+            kind=ResourceError,
+            model_cpu_offload=True,
+        )
         with pytest.raises(ResourceError, match="this run is on the CPU"):
             open_model.load_model(small_config(Path("none"), model_cpu_offload=True), "cpu")
 
@@ -419,7 +431,7 @@ class TestDevices:
         for name in ("cuda:2", "gpu", "cuda:x", ""):
             with pytest.raises(ResourceError, match=f"no such device: {name}") as caught:
                 device.pick_device(name)
-            assert caught.value.hint == "--device takes one of: cpu, cuda:0, cuda:1, mps"
+            assert caught.value.hint == "set the device to one of: cpu, cuda:0, cuda:1, mps"
 
 
 class Kept:
@@ -442,13 +454,14 @@ def recorded(pipe: Any) -> tuple[dict[tuple[str, int], torch.Tensor], tuple[str,
     """What collect records of two prompts, by site and step; and the names of the weights that it belongs to."""
     config = small_config(Path("none"))
     _, steps = open_model.compute_steps(config, 2)
-    path = open_model.path_of(config, steps, pipe)
-    found = open_model.find_collection(config, pipe, path, Prompt(PROMPTS[0])).found
+    path = open_model.follow_schedule(config, steps, pipe)
+    model = open_model.find_recordable(config, pipe, path, Prompt(PROMPTS[0]))
     kept = Kept()
-    recorder = recorder_module.Recorder(path, [(row, Prompt(PROMPTS[row])) for row in range(2)], found, "both", [kept])
-    units_module._run(pipe, path, recorder, found)
+    members = [(row, Prompt(PROMPTS[row])) for row in range(2)]
+    recorder = recorder_module.Recorder(model, members, branches="both", sinks=[kept])
+    units_module.run_unit(model, recorder)
     recorder.check()
-    return kept.tensors, tuple(weight for site in found.sites for weight in site.weights)
+    return kept.tensors, tuple(weight for site in model.sites for weight in site.weights)
 
 
 @pytest.fixture(scope="module")
@@ -522,7 +535,7 @@ class TestWrapped:
     def test_a_model_that_is_wrapped_whole(self, plain: Any, finished: Any) -> None:
         pipe = load("toy")
         pipe.unet = peft.get_peft_model(pipe.unet, peft.LoraConfig(r=2, target_modules=["to_k"]))
-        with pytest.raises(ConfigError, match=r"pipe\.unet is wrapped in a PeftModel, which renames its weights") as caught:
+        with pytest.raises(ModelError, match=r"pipe\.unet is wrapped in a PeftModel, which renames its weights") as caught:
             recorded(pipe)
         assert "pipe.unet = pipe.unet.get_base_model()" in caught.value.hint
         assert usable_projectors(finished[1], pipe.unet.state_dict())
@@ -539,7 +552,7 @@ class TestWrapped:
     def test_fused_projections(self) -> None:
         pipe = load("toy")
         pipe.fuse_qkv_projections()
-        with pytest.raises(ConfigError, match="are fused") as caught:
+        with pytest.raises(ModelError, match="are fused") as caught:
             find_projections(load_module.denoiser_of(pipe), ("q",), "all")
         assert "pipe.unfuse_qkv_projections()" in caught.value.hint
 
@@ -553,6 +566,6 @@ class TestWrapped:
         else:
             pipe.unet._repeated_blocks = ["BasicTransformerBlock"]
             pipe.unet.compile_repeated_blocks(backend="eager")
-        with pytest.raises(ConfigError, match=r"pipe\.unet is compiled: hooks that are set after the first") as caught:
+        with pytest.raises(ModelError, match=r"pipe\.unet is compiled: hooks that are set after the first") as caught:
             recorded(pipe)
         assert "as it was loaded" in caught.value.hint

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nullbooth_cli.collect.open_model import path_of
+from nullbooth_cli.collect.open_model import follow_schedule
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model import load
 from nullbooth_cli.model.denoise import denoise
@@ -53,7 +53,7 @@ def walk(pipe: Any, tmp_path: Path, strategy: str | None, num_steps: int, size: 
     steps = compute_schedule(strategy, scheduler, num_steps)
     seen = Seen(pipe)
     try:
-        path = path_of(config, steps, pipe)
+        path = follow_schedule(config, steps, pipe)
         held = pipe.scheduler
         result = denoise(pipe, path, list(zip(rows, load_captions(str(folder)), strict=True)))
         assert pipe.scheduler is held
@@ -149,7 +149,7 @@ class TestWhatTheDenoiserSees:
         encoded: list[torch.dtype] = []
         handle = half.vae.encoder.register_forward_pre_hook(lambda _, inputs: encoded.append(inputs[0].dtype))
         seen = Seen(half)
-        denoise(half, path_of(config, steps, half), [(0, load_captions(str(folder))[0])])
+        denoise(half, follow_schedule(config, steps, half), [(0, load_captions(str(folder))[0])])
         handle.remove()
         seen.remove()
         assert encoded == [torch.float32]
@@ -161,7 +161,7 @@ class TestWhatTheDenoiserSees:
 def test_an_autoencoder_that_is_not_known(tmp_path: Path) -> None:
     made = load.freeze(PIPELINES["sd1"]())
     made.vae = None
-    with pytest.raises(ConfigError, match="how StableDiffusionPipeline makes latents of images is not known") as caught:
+    with pytest.raises(ConfigError, match="StableDiffusionPipeline cannot run on images") as caught:
         walk(made, tmp_path, None, 2, 16, [0])
     assert "collect.latents to path" in caught.value.hint
 

@@ -4,7 +4,7 @@ from diffusers.models.attention_processor import FusedAttnProcessor2_0
 from torch import nn
 
 from nullbooth_cli.collect.find_sites import split_branches
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model.hooks import ProjectionHooks, group_shared
 from nullbooth_cli.model.projections import find_projections
 
@@ -93,7 +93,7 @@ def test_nothing_to_find() -> None:
         find_projections(Denoiser(), (), "all")
     with pytest.raises(ConfigError, match="empty list"):
         find_projections(Denoiser(), ALL, [])
-    with pytest.raises(ConfigError, match="Linear has no layer that attends to text"):
+    with pytest.raises(ModelError, match="Linear has no layer that attends to text"):
         find_projections(nn.Linear(2, 2), ALL, "all")
 
 
@@ -101,7 +101,7 @@ def test_fused_projections_are_refused() -> None:
     model = Denoiser()
     model.blocks[0].attn2.fused_projections = True
     model.blocks[0].attn2.processor = FusedAttnProcessor2_0()
-    with pytest.raises(ConfigError, match="are fused") as caught:
+    with pytest.raises(ModelError, match="are fused") as caught:
         find_projections(model, ALL, "all")
     assert "unfuse_qkv_projections" in caught.value.hint
 
@@ -120,14 +120,14 @@ def watched(model: Denoiser, side: str = "input", forwards: int = 2) -> list:
 def test_a_hook_that_does_not_fire_once_is_an_error(times: int) -> None:
     model = Denoiser()
     model.blocks[1].attn2.calls["to_k"] = times
-    with pytest.raises(ConfigError, match=rf"blocks\.1\.attn2 k {times} times"):
+    with pytest.raises(ModelError, match=rf"blocks\.1\.attn2 k {times} times"):
         watched(model)
 
 
 def test_hooks_go_even_after_an_error() -> None:
     model = Denoiser()
     model.blocks[1].attn2.calls["to_k"] = 0
-    with pytest.raises(ConfigError, match="exactly once"):
+    with pytest.raises(ModelError, match="exactly once"):
         watched(model)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
@@ -162,5 +162,5 @@ def test_branches_of_guidance() -> None:
     both = split_branches(rows, 2, "both")
     assert both[:, :, 0].tolist() == [[0, 0, 2, 2], [1, 1, 3, 3]]
     assert split_branches(rows, 2, "cond")[:, :, 0].tolist() == [[2, 2], [3, 3]]
-    with pytest.raises(ConfigError, match="4 rows for 3 prompts"):
+    with pytest.raises(ModelError, match="4 rows for 3 prompts"):
         split_branches(rows, 3, "both")

@@ -15,6 +15,7 @@ from transformers.utils import logging as of_transformers
 from nullbooth_cli.model import quiet as quiet_module
 from nullbooth_cli.model.load import load_pipeline, load_scheduler
 from nullbooth_cli.model.quiet import LIBRARIES, quiet_libraries, warnings_heard
+from nullbooth_cli.model.sources import Source
 
 
 class Heard(logging.Handler):
@@ -84,7 +85,7 @@ def test_loading_leaves_the_settings_and_the_environment_alone(program: Heard, m
     before = settings()
     import torch
 
-    load_scheduler("toy", revision=None, local_files_only=True)
+    load_scheduler(Source("toy", local_files_only=True))
     load_pipeline("toy", revision=None, variant=None, dtype="float32", local_files_only=True, device=torch.device("cpu"))
     assert settings() == before
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nullbooth_cli.datatypes import step_key
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model.scheduler import CorrectedDPMSolver, build_scheduler, compute_schedule, install, is_sde
 from nullbooth_cli.settings.config import STRATEGIES
 
@@ -197,7 +197,7 @@ def test_an_installed_schedule_is_walked_exactly(strategy: str | None) -> None:
         np.testing.assert_allclose(scheduler.timesteps.double().numpy(), [step.timestep for step in steps], rtol=1e-6)
         if hasattr(scheduler, "sigmas") and len(scheduler.sigmas) > len(steps):
             np.testing.assert_allclose(scheduler.sigmas[: len(steps)], [step.sigma for step in steps], rtol=1e-6)
-    with pytest.raises(ConfigError, match="walks 9 steps" if strategy != "model" else "walks 10 steps"):
+    with pytest.raises(ModelError, match="walks 9 steps" if strategy != "model" else "walks 10 steps"):
         scheduler.set_timesteps(9)
 
 

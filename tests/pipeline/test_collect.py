@@ -16,7 +16,7 @@ from nullbooth_cli.collect import batch_size as batch_size_module
 from nullbooth_cli.collect import find_sites, open_model
 from nullbooth_cli.collect import recorder as recorder_module
 from nullbooth_cli.datatypes import Prompt, Site
-from nullbooth_cli.errors import ConfigError, ResourceError
+from nullbooth_cli.errors import ConfigError, DataError, ModelError, ResourceError
 from nullbooth_cli.model.denoise import DenoisingPath, truncated_prompts
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.pipeline import collect, run, stages
@@ -197,7 +197,7 @@ def test_a_value_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest
     expected = (
         rf"{'not finite' if where == 'model' else 'does not fit float16'}: prompt '{PROMPTS[1]}', layer mid_block.*timestep 999"
     )
-    with pytest.raises(ConfigError, match=expected):
+    with pytest.raises(DataError, match=expected):
         execute(config, "collect")
 
 
@@ -215,21 +215,23 @@ def test_sharing_that_changes_on_the_way_is_an_error() -> None:
             kept.append(step)
 
     found = find_sites.FoundSites((site,), {k: site, v: site}, frozenset())
-    path = DenoisingPath(3, (), 1.0, None, None, 0)
-    recorder = recorder_module.Recorder(path, [(0, Prompt("a")), (1, Prompt("b"))], found, "both", [Sink()])
+    path = DenoisingPath(num_inference_steps=3, steps=(), guidance_scale=1.0, height=None, width=None, seed=0)
+    recorder = recorder_module.Recorder(
+        find_sites.RecordableModel(None, path, found), [(0, Prompt("a")), (1, Prompt("b"))], branches="both", sinks=[Sink()]
+    )
     recorder.receive(k, 0, text)
     recorder.receive(v, 0, text)
-    with pytest.raises(ConfigError, match="no longer shares"):
+    with pytest.raises(ModelError, match="no longer shares"):
         recorder.receive(v, 0, text.clone())
     recorder.receive(k, 1, text.clone())
     recorder.check()
     assert kept == [0]
     recorder.receive(k, 2, text + 1)
-    with pytest.raises(ConfigError, match="changes with the timestep after all"):
+    with pytest.raises(ModelError, match="changes with the timestep after the first two steps"):
         recorder.check()
     text += 1
     recorder.receive(k, 3, text)
-    with pytest.raises(ConfigError, match="changes with the timestep after all"):
+    with pytest.raises(ModelError, match="changes with the timestep after the first two steps"):
         recorder.check()
 
 
@@ -263,7 +265,7 @@ class TestNothingMoreIsComputed:
     @pytest.fixture
     def calls(self, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counts: Counter[str] = Counter()
-        load = open_model.load_collection
+        load = open_model.load_recordable
 
         def counted(*arguments: Any) -> Any:
             loaded = load(*arguments)
@@ -278,7 +280,7 @@ class TestNothingMoreIsComputed:
                 module.register_forward_hook(lambda *_, name=name: counts.update([name]))
             return loaded
 
-        monkeypatch.setattr(collect, "load_collection", counted)
+        monkeypatch.setattr(collect, "load_recordable", counted)
         return counts
 
     @pytest.mark.parametrize("keep", ["features", "moments"])
@@ -306,7 +308,9 @@ class TestNothingMoreIsComputed:
     ) -> None:
         """As in PixArt, whose text is transformed inside the denoiser: nothing is given, yet no timestep plays a part."""
         find = find_sites.find_sites
-        monkeypatch.setattr(find_sites, "find_sites", lambda *arguments: dataclasses.replace(find(*arguments), given=frozenset()))
+        monkeypatch.setattr(
+            find_sites, "find_sites", lambda *a, **how: dataclasses.replace(find(*a, **how), arguments=frozenset())
+        )
         switches = {"q_features": False, "out_features": False}
         execute(small_config(tmp_path / "run.zarr", collect__collect_features=switches), "collect")
         assert calls["down"] == 3
@@ -315,9 +319,9 @@ class TestNothingMoreIsComputed:
 
 class TestAutoBatch:
     def test_the_largest_batch_that_fits_memory(self) -> None:
-        assert batch_size_module.fitting(one=300, two=400, free=2000, most=64) == 10
-        assert batch_size_module.fitting(one=100, two=200, free=10**9, most=64) == 64
-        assert batch_size_module.fitting(one=100, two=200, free=10, most=64) == 1
+        assert batch_size_module.largest_that_fits(300, 400, free=2000, most=64) == 10
+        assert batch_size_module.largest_that_fits(100, 200, free=10**9, most=64) == 64
+        assert batch_size_module.largest_that_fits(100, 200, free=10, most=64) == 1
 
     def test_it_sets_the_unit_and_is_recorded(self, tmp_path: Path) -> None:
         config = small_config(tmp_path / "run.zarr", collect__cross_attention_layers=["mid_block*"])
@@ -335,9 +339,9 @@ class TestAutoBatch:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
         monkeypatch.setattr(batch_size_module, "denoise", denoise)
-        found = SimpleNamespace(owners={}, sites=[SimpleNamespace(side="input")])
+        model = find_sites.RecordableModel(pipe, None, SimpleNamespace(projections=(), side="input"))
         prompts = tuple(Prompt(f"prompt {i}") for i in range(40))
-        fits = batch_size_module.trial_and_error(pipe, None, found, prompts, 40)
+        fits = batch_size_module.largest_that_runs(model, prompts, 40)
         assert 1 <= fits <= 5
         assert tried[0] == 40
         assert tried == sorted(tried, reverse=True)

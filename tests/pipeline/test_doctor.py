@@ -332,7 +332,7 @@ class TestModel:
             return pipe
 
         monkeypatch.setattr(open_model, "load_model", broken)
-        refused(found("batch", little(tmp_path / "run.zarr")), "a value is not finite: prompt", "dtype: float32")
+        refused(found("batch", little(tmp_path / "run.zarr")), "a value is not finite: prompt", "set dtype to float32")
 
     def test_too_few_prompts(self, tmp_path: Path) -> None:
         config = little(tmp_path / "run.zarr", original_knowledge_prompts=PROMPTS[:1], schedule__num_denoising_steps=2)
@@ -356,10 +356,10 @@ class TestModel:
         from nullbooth_cli.settings.prompts import load_prompts
 
         prompts = load_prompts(config.original_knowledge_prompts)
-        loaded = open_model.find_collection(config, pipe, path, prompts[0])
+        loaded = open_model.find_recordable(config, pipe, path, prompts[0])
         ended = []
         pipe.unet.register_forward_hook(lambda *_: ended.append(1))
-        seconds = batch_size.time_step(pipe, path, loaded.found, "both", list(enumerate(prompts[:2])))
+        seconds = batch_size.time_step(loaded, list(enumerate(prompts[:2])), "both")
         assert len(ended) == forwards
         assert seconds > 0
 

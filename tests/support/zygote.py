@@ -110,16 +110,16 @@ class Worker(ForkServerProcess):
             heartbeat.BEAT_SECONDS = self.twist.beat_seconds
         tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a kill would leave behind
         load.load_pipeline = lambda *_, **__: pipe  # type: ignore[assignment]
-        real = units._run
+        real = units.run_unit
 
-        def run_unit(a_pipe: Any, path: Any, recorder: Any, found: Any) -> None:
+        def run_unit(model: Any, recorder: Any) -> None:
             row = recorder.members[0][0]
             with self._file("units").open("a") as file:
                 file.write(f"{row}\n")
             if len(self.begun) - 1 == self.twist.fails_after:
                 raise RuntimeError("this unit fails")
             time.sleep(self.twist.slow)
-            real(a_pipe, path, recorder, found)
+            real(model, recorder)
 
         write, layout_of = MomentArrays.write, prepare_collect.layout_of
 
@@ -129,7 +129,7 @@ class Worker(ForkServerProcess):
 
         # Some sites then have several blocks of timesteps, one of them shorter.
         prepare_collect.layout_of = lambda *how: replace(layout_of(*how), chunk_bytes=CHUNK_BYTES)
-        units._run, MomentArrays.write = run_unit, write_moments  # type: ignore[method-assign]
+        units.run_unit, MomentArrays.write = run_unit, write_moments  # type: ignore[method-assign]
         cli.app(self.arguments, prog_name="nullbooth")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from nullbooth_cli.collect.open_model import Collection
+    from nullbooth_cli.collect.find_sites import RecordableModel
     from nullbooth_cli.datatypes import Prompt, Step
     from nullbooth_cli.model.denoise import DenoisingPath
     from nullbooth_cli.model.projections import Projection
@@ -47,5 +47,5 @@ class Examination:
     pipe: "Pipeline" = field(init=False)
     path: "DenoisingPath" = field(init=False)
     projections: "tuple[Projection, ...]" = field(init=False)
-    collection: "Collection" = field(init=False)
+    recordable: "RecordableModel" = field(init=False)
     seconds_per_unit: float | None = None

@@ -95,14 +95,14 @@ def tokenizer(exam: Examination) -> str | Caution:
 
 def probe(exam: Examination) -> str:
     """Whether two steps of one prompt run, with the model that the store was collected with."""
-    from nullbooth_cli.collect.open_model import find_collection, path_of
+    from nullbooth_cli.collect.open_model import find_recordable, follow_schedule
     from nullbooth_cli.model.load import weights_digest
     from nullbooth_cli.pipeline.differences import model_renamed
     from nullbooth_cli.pipeline.same_model import require_same_model, require_same_noise
 
     with _foreign_errors("the model fails on a prompt", "check collect.height, collect.width, dtype and the model itself"):
-        exam.path = path_of(exam.config, exam.steps, exam.pipe)
-        exam.collection = find_collection(exam.config, exam.pipe, exam.path, exam.prompts[0])
+        exam.path = follow_schedule(exam.config, exam.steps, exam.pipe)
+        exam.recordable = find_recordable(exam.config, exam.pipe, exam.path, exam.prompts[0])
     config, store, states = exam.config, exam.store, exam.states
     if store is not None and "schedule" in states and states["schedule"].is_done:
         require_same_noise(config, store, exam.pipe.scheduler)
@@ -110,8 +110,8 @@ def probe(exam: Examination) -> str:
         collect = states["collect"]
         if collect.state == "partial" or (collect.is_done and model_renamed(config, store)):
             weights = weights_digest(exam.pipe, encodes=exam.path.images is not None)
-            require_same_model(config, store, weights, exam.collection.sites)
-    recordings = counted(len(exam.collection.sites), "recording")
+            require_same_model(config, store, weights, exam.recordable.sites)
+    recordings = counted(len(exam.recordable.sites), "recording")
     return f"two steps of one prompt run, which takes {recordings}"
 
 
@@ -121,7 +121,7 @@ def projectors(exam: Examination) -> str | Caution:
     from nullbooth_cli.nullspace.spectrum import spectrum_warnings
     from nullbooth_cli.pipeline.project import pooling_of, require_inputs
 
-    config, sites, pooling = exam.config, exam.collection.sites, pooling_of(exam.config)
+    config, sites, pooling = exam.config, exam.recordable.sites, pooling_of(exam.config)
     require_inputs(config)
     groups = [(site, group) for site in sites for group in pooling.groups(site, exam.steps)]
     rule, value = config.project.rule()
@@ -149,13 +149,13 @@ def batch(exam: Examination) -> str:
     if exam.store is not None and (pace := exam.store.progress.pace("collect")) is not None:
         exam.seconds_per_unit = pace
         return f"a unit took {duration(pace)} when it was last run here"
-    section, found = exam.config.collect, exam.collection.found
+    section, found = exam.config.collect, exam.recordable.found
     members = list(enumerate(exam.prompts[: section.batch_size]))
     with _foreign_errors(
         f"a batch of {counted(len(members), 'prompt')} fails",
         "lower collect.batch_size, or let auto_batch find one",
     ):
-        seconds = time_step(exam.pipe, exam.path, found, section.branches, members)
+        seconds = time_step(exam.recordable, members, section.branches)
     exam.seconds_per_unit = seconds * forwards_needed(found, len(exam.steps))
     return f"a step of {counted(len(members), 'prompt')} takes {seconds:.2g} s"
 
@@ -171,7 +171,7 @@ def _plans(exam: Examination) -> "list[Plan]":
         store=exam.store,
         states=exam.states,
         steps=exam.steps,
-        sites=exam.collection.sites,
+        sites=exam.recordable.sites,
         device=str(exam.device),
         free=exam.backing.free_nbytes(),
         paces=paces,
@@ -186,10 +186,10 @@ def memory(exam: Examination) -> str | Caution:
 
     plans, num_steps = _plans(exam), len(exam.steps)
     folds = exam.config.collect.keep != "features" or exam.config.heldout_prompts is not None
-    sums = sums_nbytes(exam.collection.sites, num_steps) if folds else 0
+    sums = sums_nbytes(exam.recordable.sites, num_steps) if folds else 0
     needed = size(max(sums, *(plan.device_bytes_needed for plan in plans)))
     room = f"sums and matrices take up to {needed}, {size(plans[0].device_bytes_free)} are free on {exam.device} beside the model"
-    if folds and place_for_sums(exam.collection.sites, num_steps, exam.device) != exam.device:
+    if folds and place_for_sums(exam.recordable.sites, num_steps, exam.device) != exam.device:
         return Caution(f"{room}: they stay in host memory", "choose fewer layers or steps to fold them on the device")
     return room
 
