@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.nullspace.pooling import pooled, second_moment
-from nullbooth_cli.pipeline.attention import find_prompt
 from nullbooth_cli.progress import Event, Note, Progress
 from nullbooth_cli.report.inspection import most_leaking, spectra_of
 from nullbooth_cli.report.over_timesteps import SiteOverTimesteps, between_layers, over_timesteps
@@ -98,6 +97,7 @@ def _plots(source: PictureSource, request: PictureRequest, evolutions: Sequence[
 
 
 def _draw_attention(source: PictureSource, request: PictureRequest, wanted: str) -> Path:
+    from nullbooth_cli.pipeline.attention import find_prompt  # loads torch, which a table does not need
     from nullbooth_cli.report.plots.attention import draw_attention
 
     store = source.store
