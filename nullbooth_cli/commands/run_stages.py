@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -26,6 +27,8 @@ from nullbooth_cli.report.plan import plan_report
 from nullbooth_cli.report.schedule import schedule_report
 from nullbooth_cli.report.status import stage_answer
 from nullbooth_cli.store import Store
+
+SAME_SECONDS = 1.0
 
 
 def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> None:
@@ -105,10 +108,18 @@ def _events(wanted: tuple[str, ...], run: Run, control: Control) -> Generator[Ev
 def _signals(terminal: Terminal, interrupts: Interrupts) -> Iterator[None]:
     """Ctrl-C and SIGTERM end a stage at once, or after its unit if that saves unwritten work; the second always at once.
 
+    Signals within `SAME_SECONDS` are one: torchrun passes on the Ctrl-C of a terminal, which its processes have got already.
     A signal that this process was started to ignore stays ignored: Ctrl-C is not meant for a background job of a script.
     """
 
+    received = -SAME_SECONDS
+
     def receive(*_: Any) -> None:
+        nonlocal received
+        now = time.monotonic()
+        if now - received < SAME_SECONDS:
+            return
+        received = now
         if not interrupts.unwritten or interrupts.requested:
             raise KeyboardInterrupt
         interrupts.requested = True

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from nullbooth_cli.commands import run_stages
 from nullbooth_cli.commands.console import Terminal
-from nullbooth_cli.pipeline import heartbeat
+from nullbooth_cli.pipeline import heartbeat, open_run
 from nullbooth_cli.pipeline.heartbeat import beating
 from nullbooth_cli.pipeline.workers import Shard, Workers
 from nullbooth_cli.progress import Event, Progress
@@ -78,7 +77,7 @@ def test_the_note_is_removed_before_the_lock_is_released(tmp_path: Path, monkeyp
     """Ctrl-C comes while a bar is drawn, not while a unit runs."""
     arguments = saved(small_config(tmp_path / "run.zarr", **MID), tmp_path / "c.yaml")
     seen: list[list[Heartbeat]] = []
-    locked_store = run_stages._locked_store
+    locked_store = open_run._locked_store
 
     def follow(_: Any, events: Iterator[Event]) -> None:
         next(event for event in events if isinstance(event, Progress) and event.stage == "collect")
@@ -94,7 +93,7 @@ def test_the_note_is_removed_before_the_lock_is_released(tmp_path: Path, monkeyp
                 seen.append(Store.open(tmp_path / "run.zarr").heartbeats.read())
 
     monkeypatch.setattr(Terminal, "follow", follow)
-    monkeypatch.setattr(run_stages, "_locked_store", watched)
+    monkeypatch.setattr(open_run, "_locked_store", watched)
     assert nullbooth("collect", *arguments).exit_code == 130
     assert seen == [[]]
 
