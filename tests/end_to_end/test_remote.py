@@ -269,7 +269,7 @@ class TestDoctor:
         document = json.loads(answered(nullbooth("doctor", "-c", place.config(), "--device", "cpu", "--json")))
         assert {each["verdict"] for each in document["checks"] if each["check"] != "projectors"} == {"ok"}
         assert not place.bucket.keys(place.prefix)
-        assert "nobody counts what is free there" in str(document)
+        assert "the place cannot report what is free" in str(document)
 
     def test_what_is_wrong_there(self, place: Place) -> None:
         answered(nullbooth("schedule", "-c", place.config()))
