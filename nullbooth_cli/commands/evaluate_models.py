@@ -57,6 +57,7 @@ def evaluate_models(common: Common, options: EvaluateOptions) -> None:
         encoders=_features(options.features),
         instances=Path(options.instances) if options.instances else None,
         device=options.device,
+        batch_size=session.config.collect.batch_size,
     )
     reports: list[EvaluationReport] = []
 

@@ -76,7 +76,7 @@ class DrawnModels:
     def _draw(self, name: str, pipe: Pipeline, path: DenoisingPath, series: int = 0) -> Iterator[Event]:
         specs, parts = self.request.specs, []
         total = len(specs) * (2 + len(self.request.edited))
-        for part in draw_pictures(pipe, path, specs, self.config.collect.batch_size, series):
+        for part in draw_pictures(pipe, path, specs, self.request.batch_size, series):
             parts.append(part)
             done = len(self.drawn) * len(specs) + sum(len(each.images) for each in parts)
             yield Progress("evaluate", done, total, name)

@@ -80,6 +80,7 @@ def evaluate(
     instances: Place | None = None,
     encoders: Mapping[str, Place] | None = None,
     device: str | None = None,
+    batch_size: int | None = None,
     on_event: Callable[[Event], None] = lambda _: None,
 ) -> Evaluation:
     """Measure what an edited model forgot and learned against the base that `store` was collected from.
@@ -87,6 +88,7 @@ def evaluate(
     `edited` and `against` are pipeline folders, hub ids or LoRAs. `prompts` replaces the preserved and held-out prompts of the
     store, `subject` are prompts of what was learned, and `instances` is a folder of the pictures it was learned from. `config` is
     the store's own by default; `encoders` gives folders of CLIP or DINO by name, else they come from the hub's cache.
+    `batch_size` pictures are drawn together, by default as many as the config collects together.
 
     Raises StageError before the stage covariance, ConfigError if the base is not the model that was collected from or a model
     cannot be loaded. Cost: as `evaluation_events`.
@@ -104,6 +106,7 @@ def evaluate(
         encoders={name: str(folder) for name, folder in (encoders or {}).items()},
         instances=None if instances is None else Path(instances),
         device=device,
+        batch_size=found.collect.batch_size if batch_size is None else batch_size,
     )
     events = evaluation_events(found, opened, request)
     while True:

@@ -20,7 +20,8 @@ PictureSets = Mapping[str, tuple[PictureSpec, ...]]
 class EvaluationRequest:
     """`edited` are places of models, the one in question first; `sets` the pictures to draw, by the name of their set.
 
-    `encoders` gives folders of weights by feature space, `instances` a folder of pictures that the subject was learned from.
+    `encoders` gives folders of weights by feature space, `instances` a folder of pictures that the subject was learned from;
+    `batch_size` pictures are drawn together.
     Raises ConfigError for a model that appears twice, and for instances without a subject.
     """
 
@@ -29,6 +30,7 @@ class EvaluationRequest:
     encoders: Mapping[str, str] = field(default_factory=dict)
     instances: Path | None = None
     device: str | None = None
+    batch_size: int = 8
 
     def __post_init__(self) -> None:
         if len(set(self.edited)) < len(self.edited):
