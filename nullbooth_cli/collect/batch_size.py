@@ -4,6 +4,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
+from statistics import median
 
 import psutil
 import torch
@@ -19,7 +21,8 @@ from nullbooth_cli.model.load import denoiser_of
 
 MARGIN = 0.8  # of the free memory: later steps, sums and waiting writes need some too
 MOST = 256
-PATIENCE_SECONDS = 5.0
+PATIENCE_SECONDS = 30.0
+TIMED_STEPS, TIMED_SECONDS = 5, 1.0  # whichever is reached first
 _limit_lock = threading.Lock()
 
 
@@ -79,7 +82,8 @@ def largest_that_fits(one: int, two: int, *, free: int, most: int) -> int:
 def time_step(model: RecordableModel, members: Sequence[tuple[int, Prompt]], branches: str) -> float:
     """Seconds that one step of a batch takes, from the start of its forward to the start of the next; nothing is written.
 
-    The second step counts, because the first one also warms up; a first one of more than `PATIENCE_SECONDS` is taken as it is.
+    The first step also pays for threads and caches, so it only warms up: the median of the next `TIMED_STEPS` steps counts, or of
+    those in `TIMED_SECONDS`. A first step of more than `PATIENCE_SECONDS` is taken as it is.
     Raises the errors that a unit would raise: ModelError for hooks that misfire, DataError for values that are not finite.
     """
     recorder, starts = Recorder(model, members, branches=branches, sinks=()), list[float]()
@@ -89,18 +93,21 @@ def time_step(model: RecordableModel, members: Sequence[tuple[int, Prompt]], bra
         if (device := model.pipe._execution_device).type != "cpu":  # `device` of an offloaded pipeline is the CPU
             torch.accelerator.synchronize(device)
         starts.append(time.monotonic())
-        if len(starts) == 3 or (len(starts) == 2 and starts[1] - starts[0] > PATIENCE_SECONDS):
+        if len(starts) == 2 and starts[1] - starts[0] > PATIENCE_SECONDS:
+            raise StopDenoising
+        if len(starts) > 2 and (len(starts) == TIMED_STEPS + 2 or starts[-1] - starts[1] >= TIMED_SECONDS):
             raise StopDenoising
 
     with ProjectionHooks(denoiser, model.found.projections, model.found.side, recorder.receive):
         handle = denoiser.register_forward_pre_hook(note_start)
         try:
             denoise(model.pipe, model.path, members)
-            note_start()  # a path of one or two steps ends by itself
+            note_start()  # a short path ends by itself
         finally:
             handle.remove()
     recorder.check()
-    return starts[-1] - starts[-2]
+    first, *warm = (end - start for start, end in pairwise(starts))
+    return median(warm) if warm else first
 
 
 def _run_one_step(model: RecordableModel, prompts: tuple[Prompt, ...], batch_size: int) -> None:
