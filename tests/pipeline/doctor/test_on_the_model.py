@@ -96,7 +96,7 @@ class TestModel:
             return pipe
 
         monkeypatch.setattr(open_model, "load_model", broken)
-        refused(found("batch", little(tmp_path / "run.zarr")), "a value is not finite: prompt", "dtype: float32")
+        refused(found("batch", little(tmp_path / "run.zarr")), "a value is not finite: prompt", "set dtype to float32")
 
     def test_too_few_prompts(self, tmp_path: Path) -> None:
         config = little(tmp_path / "run.zarr", original_knowledge_prompts=PROMPTS[:1], schedule__num_denoising_steps=2)
@@ -120,12 +120,12 @@ class TestModel:
         config = little(tmp_path / "run.zarr")
         prompts = prompts_of(config)
         _, steps = open_model.compute_steps(config, len(prompts))
-        path = open_model.path_of(config, steps, pipe)
-        loaded = open_model.find_collection(config, pipe, path, prompts[0])
+        path = open_model.follow_schedule(config, steps, pipe)
+        loaded = open_model.find_recordable(config, pipe, path, prompts[0])
         ended = []
         handle = pipe.unet.register_forward_hook(lambda *_: ended.append(1))
         try:
-            taken = batch_size.time_step(pipe, path, loaded.found, "both", list(enumerate(prompts[:2])))
+            taken = batch_size.time_step(loaded, list(enumerate(prompts[:2])), "both")
         finally:
             handle.remove()
         assert len(ended) == forwards
@@ -137,8 +137,8 @@ class TestModel:
         config = little(tmp_path / "run.zarr")
         prompts = prompts_of(config)
         _, steps = open_model.compute_steps(config, len(prompts))
-        path = open_model.path_of(config, steps, pipe)
-        loaded = open_model.find_collection(config, pipe, path, prompts[0])
+        path = open_model.follow_schedule(config, steps, pipe)
+        loaded = open_model.find_recordable(config, pipe, path, prompts[0])
         monkeypatch.setattr(batch_size, "TIMED_SECONDS", 600.0)
         monkeypatch.setattr(batch_size, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-        assert batch_size.time_step(pipe, path, loaded.found, "both", list(enumerate(prompts[:2]))) == 2.0
+        assert batch_size.time_step(loaded, list(enumerate(prompts[:2])), "both") == 2.0
