@@ -1,7 +1,7 @@
 """The command `nullbooth edit`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -40,14 +40,13 @@ def edit(
 
     Example: nullbooth edit "a sks star" "a red star" -s runs/toy.zarr --output edited
     """
-    from dataclasses import asdict
-
     from nullbooth_cli.api import OpenStore
     from nullbooth_cli.collect.open_model import load_model
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.errors import ConfigError
     from nullbooth_cli.model.quiet import quiet_libraries
     from nullbooth_cli.nullspace.export import written
+    from nullbooth_cli.report.answers import EditAnswer
     from nullbooth_cli.training.edit import edit as edit_pipeline
     from nullbooth_cli.training.edit import read_pairs
 
@@ -61,5 +60,13 @@ def edit(
     report = edit_pipeline(pipe, opened, pairs, method=method, ridge=ridge, preserve=preserve)  # type: ignore[arg-type]  # it refuses others
     with written(path) as folder, quiet_libraries():
         pipe.save_pretrained(folder)
-    document: dict[str, Any] = {"schema_version": 1, "store": session.url, "output": output, **asdict(report)}
-    session.terminal.answer({**document, "missing": report.missing, "drift": report.drift}, lambda _: [str(report), output])
+    answer = EditAnswer(
+        store=session.url,
+        output=output,
+        method=report.method,
+        pairs=report.pairs,
+        weights=report.weights,
+        missing=report.missing,
+        drift=report.drift,
+    )
+    session.terminal.answer(answer, lambda _: [str(report), output])

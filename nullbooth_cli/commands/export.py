@@ -1,7 +1,8 @@
 """The command `nullbooth export`."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -39,6 +40,7 @@ def export(
     from nullbooth_cli.nullspace.export import export_alphaedit, export_folder, export_safetensors
     from nullbooth_cli.pipeline.project import decomposing
     from nullbooth_cli.pipeline.state import require, stage_states
+    from nullbooth_cli.report.answers import ExportAnswer
 
     path = Path(out)
     form = FORMATS.get(path.suffix, "folder")
@@ -56,15 +58,15 @@ def export(
     session = start(Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose))
     opened = session.open()
     require(stage_states(session.config, session.prompts, opened), "covariance" if only_covariance else "project", session.url)
-    document: dict[str, Any] = {"schema_version": 1, "store": session.url, "format": form, "path": out}
+    answer = ExportAnswer(store=session.url, format=form, path=out)
     if form == "safetensors":
         header = export_safetensors(opened, path, dense=dense, dtype=dtype)
-        document["weights"] = list(header["weights"])
+        answer = replace(answer, weights=list(header["weights"]))
     elif form == "alphaedit":
-        document["sites"] = export_alphaedit(opened, path, layer, feature)
+        answer = replace(answer, sites=export_alphaedit(opened, path, layer, feature))
     else:
         settings = decomposing(session.config, opened)
         rule, value = session.config.project.rule()
         made = export_folder(opened, settings, path, rule=rule, value=value, only_covariance=only_covariance)
-        document["path"] = str(made)
-    session.terminal.answer(document, lambda found: f"{found['store']} -> {found['path']} ({found['format']})")
+        answer = replace(answer, path=str(made))
+    session.terminal.answer(answer, lambda found: f"{found.store} -> {found.path} ({found.format})")

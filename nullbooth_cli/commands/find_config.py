@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,7 @@ def find_config(given: str | None) -> Path | None:
     return next((path for path in (Path("nullbooth.yaml"), Path("configs/nullbooth.yaml")) if path.is_file()), None)
 
 
-def _knowledge(config: dict[str, Any]) -> tuple[Any, Any]:
+def _knowledge(config: Mapping[str, Any]) -> tuple[object, object]:
     """The settings that name a config's prompts."""
     return config["original_knowledge_prompts"], config["collect"]["images"]
 

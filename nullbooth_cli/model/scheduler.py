@@ -58,6 +58,7 @@ class CorrectedDPMSolver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # 
         noise: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
+        """The update of diffusers, with the term of D2 corrected for SDE."""
         stepped: torch.Tensor = super().multistep_dpm_solver_third_order_update(
             model_output_list, *args, sample=sample, noise=noise, **kwargs
         )

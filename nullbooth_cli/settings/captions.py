@@ -16,7 +16,6 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
@@ -78,7 +77,7 @@ def _metadata(file: Path, images: set[Path]) -> dict[Path, str]:
 def _entry(line: str, where: str, folder: Path, images: set[Path]) -> tuple[Path, str]:
     shape = 'write lines such as {"file_name": "a.png", "text": "a red bird"}'
     try:
-        entry: Any = json.loads(line)
+        entry: object = json.loads(line)
     except ValueError as error:
         raise ConfigError(f"{where} is not JSON: {error}", shape) from error
     if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):

@@ -69,6 +69,6 @@ def _flat(section: BaseModel, prefix: str, without: tuple[str, ...] = ()) -> dic
     return flat
 
 
-def fingerprint(values: Any) -> str:
+def fingerprint(values: object) -> str:
     """SHA-256 of the values as canonical JSON, cut to 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

@@ -14,7 +14,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
@@ -65,7 +64,7 @@ def _rows(text: str, path: Path, column: str | None) -> Iterator[tuple[str, str]
         raise ConfigError(f"{path}: line {reader.line_num} is not CSV: {error}", "check the quotes up to that line") from error
 
 
-def _objects(text: str, path: Path, column: str | None) -> Iterator[tuple[str, Any]]:
+def _objects(text: str, path: Path, column: str | None) -> Iterator[tuple[str, object]]:
     for number, line in enumerate(text.split("\n"), start=1):  # str.splitlines would also split inside of JSON strings
         if line.strip():
             place = f"line {number}"
@@ -73,7 +72,7 @@ def _objects(text: str, path: Path, column: str | None) -> Iterator[tuple[str, A
             yield place, value if isinstance(value, str) else _of_object(value, column, path, place)
 
 
-def _annotations(text: str, path: Path, column: str | None) -> Iterator[tuple[str, Any]]:
+def _annotations(text: str, path: Path, column: str | None) -> Iterator[tuple[str, object]]:
     hint = 'write COCO captions, {"annotations": [{"caption": "..."}, ...]}, or use a .jsonl file for objects of another form'
     document = _json(text, str(path), hint)
     annotations = document.get("annotations") if isinstance(document, dict) else None
@@ -89,14 +88,14 @@ def _annotations(text: str, path: Path, column: str | None) -> Iterator[tuple[st
             yield place, caption
 
 
-def _json(text: str, place: str, hint: str) -> Any:
+def _json(text: str, place: str, hint: str) -> object:
     try:
         return json.loads(text)
     except ValueError as error:
         raise ConfigError(f"{place} is not JSON: {error}", hint) from error
 
 
-def _of_object(value: Any, column: str | None, path: Path, place: str) -> Any:
+def _of_object(value: object, column: str | None, path: Path, place: str) -> object:
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: {place} is neither an object nor a string", 'write {"prompt": "a dog"} or "a dog"')
     return value[_column(list(value), column, path, place)]
@@ -115,7 +114,7 @@ def _column(names: Sequence[str], column: str | None, path: Path, place: str) ->
     return found[0]
 
 
-def _filled(places: Iterable[tuple[str, Any]], path: Path) -> Iterator[tuple[str, str]]:
+def _filled(places: Iterable[tuple[str, object]], path: Path) -> Iterator[tuple[str, str]]:
     """The same, refusing values that are not text and rows without a prompt (a blank line is fine, an empty cell is not)."""
     for place, text in places:
         if not isinstance(text, str) or not text.strip():

@@ -15,7 +15,7 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise ConfigError(f"{_mark(node.start_mark)}: the key '{key}' appears twice", "remove one of them")
+                raise ConfigError(f"{_place(node.start_mark)}: the key '{key}' appears twice", "remove one of them")
         return super().construct_mapping(node, deep)
 
 
@@ -41,11 +41,11 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _float)
 
 
-def _mark(mark: Any) -> str:
+def _place(mark: yaml.Mark) -> str:
     return f"{mark.name}, line {mark.line + 1}"
 
 
-def parse_yaml(text: str, name: str) -> Any:
+def parse_yaml(text: str, name: str) -> object:
     """Read YAML strictly. Raises ConfigError that begins with `name` and the line."""
     loader = _Loader(text)
     loader.name = name
@@ -53,7 +53,7 @@ def parse_yaml(text: str, name: str) -> Any:
         return loader.get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = _mark(mark) if mark else name
+        where = _place(mark) if mark else name
         raise ConfigError(f"{where}: {getattr(error, 'problem', None) or error}", "correct the YAML there") from error
     finally:
         loader.dispose()

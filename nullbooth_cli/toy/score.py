@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from nullbooth_cli.tensors import generators
 from nullbooth_cli.toy import FOLDER, world
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 WAYS: dict[str, Callable[[str, np.random.Generator], str]] = {
     "plain": lambda text, rng: text,
@@ -70,7 +73,7 @@ def score(pictures: NDArray[np.float32], triples: Sequence[world.Triple]) -> Sco
     )
 
 
-def grid(pictures: NDArray[np.float32], columns: int, scale: int = 3) -> Any:
+def grid(pictures: NDArray[np.float32], columns: int, scale: int = 3) -> "Image.Image":
     """The pictures in rows, each pixel `scale` wide, with white gutters, as a PIL image."""
     from PIL import Image
 

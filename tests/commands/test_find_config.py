@@ -1,11 +1,14 @@
-"""Where a config is looked for."""
+"""Where a config is looked for, and how a command line names it again."""
 
 from pathlib import Path
 
 import pytest
 
-from nullbooth_cli.commands.find_config import find_config
+from nullbooth_cli.commands.find_config import configure, find_config, options_of
+from nullbooth_cli.commands.options import Common
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.store import Store
 
 
 def test_where_a_config_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,3 +23,43 @@ def test_where_a_config_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
         assert str(find_config(name if name == "given.yaml" else None)) == name
     with pytest.raises(ConfigError, match=r"no config file at gone\.yaml"):
         find_config("gone.yaml")
+
+
+@pytest.fixture
+def anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, without variables that name a config or a store."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("NULLBOOTH_CONFIG", "NULLBOOTH_STORE"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_a_store_contains_its_config_and_prompts(finished: tuple[Config, Store], anywhere: Path) -> None:
+    config, store = finished
+    found = configure(Common(store=store.url, overrides=["project.null_dim=4", "project.relative_threshold=null"]))
+    assert found.prompts == store.prompts()
+    assert found.config.project.null_dim == 4
+    assert found.config.schedule == config.schedule
+    assert found.arguments == f" -s {store.url} --set project.null_dim=4 --set project.relative_threshold=null"
+    other = configure(Common(store=store.url, overrides=["original_knowledge_prompts=[a dog]"]))
+    assert other.prompts is None, "the config's own are to be read"
+
+
+def test_a_named_config_wins_over_that_of_the_store(finished: tuple[Config, Store], anywhere: Path) -> None:
+    (anywhere / "my config.yaml").write_text("model: toy\nschedule:\n  num_denoising_steps: 7\n")
+    found = configure(Common(config="my config.yaml", store=finished[1].url))
+    assert (found.config.schedule.num_denoising_steps, found.config.store) == (7, finished[1].url)
+    assert found.arguments == f" -c 'my config.yaml' -s {finished[1].url}"
+
+
+def test_credentials_are_not_repeated_on_the_command_line(anywhere: Path) -> None:
+    (anywhere / "nullbooth.yaml").write_text("model: toy\n")
+    secret = ["storage_options.secret=abc", "collect.seed=3"]
+    assert configure(Common(overrides=secret)).arguments == " --set collect.seed=3"
+    assert options_of(secret) == {"secret": "abc"}
+
+
+def test_neither_config_nor_store(anywhere: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no store at gone\.zarr, and no config") as caught:
+        configure(Common(store="gone.zarr"))
+    assert caught.value.hint == "give one with -c, or an existing store with -s"
