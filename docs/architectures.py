@@ -71,7 +71,7 @@ def config_file(name: str) -> str:
     lines = [
         f"{type(shapes.pipe).__name__}, {num_parameters(name) / 1e6:,.0f} M parameters in the denoiser; "
         f"{len(steps)} steps of {NUM_PROMPTS:,} prompts.",
-        f"Disk: {needs}. Memory beside the model: {size(collect.device_bytes_needed)} of sums, on the device or the host.",
+        f"Disk: {needs}. Memory beside the model: {size(collect.device_bytes_needed)} of sums, on device or host.",
         f"Time: {operations(collect.operations)} of the denoiser, {duration(collect.operations / OPERATIONS_PER_SECOND)} "
         "at 100 TFLOP/s; counted, not measured.",
         "Computed from the model's config files alone, as `nullbooth run --dry-run` does; `make docs` writes these lines.",

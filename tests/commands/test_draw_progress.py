@@ -14,7 +14,7 @@ LAYER = "up_blocks.1.attentions.1"
 
 
 def events(seconds: float, clock: list[float]) -> Iterator[Event]:
-    """Five units of two stages, each so many seconds of the clock long."""
+    """Five units of two stages, each `seconds` long on the clock."""
     yield Note("loading the model, which takes a while and is said in a sentence longer than any narrow terminal is wide")
     yield Begin("collect", 2, 5)
     for stage, first in (("collect", 3), ("covariance", 1)):
@@ -31,8 +31,8 @@ def test_bars_fit(screen: Callable[..., Screen], clock: list[float], width: int)
         assert max(map(len, shown.plain)) <= width
         return [line.rstrip() for line in shown.plain if line.startswith("co")]
 
-    begun, going, done = (last_frame(n)[-1] for n in (2, 4, 5))
-    assert re.match(r"collect .*2/5", begun)
+    started, going, done = (last_frame(n)[-1] for n in (2, 4, 5))
+    assert re.match(r"collect .*2/5", started)
     assert re.match(r"collect .*4/5", going)
     assert "12.0 s/unit" in going
     assert "12 s left" in going
@@ -41,7 +41,7 @@ def test_bars_fit(screen: Callable[..., Screen], clock: list[float], width: int)
     assert ("━" in done) == (width >= 80)
     if width >= 60:
         assert "up_bl" in going
-        assert "the first" in begun
+        assert "the first" in started
     assert len({line.partition(" ")[0] for line in last_frame(10)}) == 2
 
 
