@@ -71,7 +71,7 @@ class _NoisedImages:
 
     def __init__(self, pipe: LatentPipeline, steps: tuple[Step, ...], seeds: Sequence[int]) -> None:
         self._pipe, self._scheduler, self._steps, self._seeds = pipe, pipe.scheduler, steps, seeds
-        self._before: list[Any] = []  # for each step, the scheduler in its state before that step
+        self._before: list[Any] = []  # for each step, the scheduler before that step; classes differ in how they mix noise
         self._latents: list[torch.Tensor] = []  # each step, and the clean images at the end
         self._index = 0
 

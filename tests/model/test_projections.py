@@ -1,49 +1,12 @@
+"""Projections by name and parent, and the choice of layers."""
+
 import pytest
-import torch
 from diffusers.models.attention_processor import FusedAttnProcessor2_0
 from torch import nn
 
-from nullbooth_cli.collect.find_sites import split_branches
 from nullbooth_cli.errors import ConfigError, ModelError
-from nullbooth_cli.model.hooks import ProjectionHooks, group_shared
 from nullbooth_cli.model.projections import find_projections
-
-
-class Attention(nn.Module):
-    """Two inputs, four projections: what matters of a cross-attention block."""
-
-    def __init__(self, is_cross_attention: bool = True) -> None:
-        super().__init__()
-        self.is_cross_attention = is_cross_attention
-        self.to_q, self.to_k, self.to_v = nn.Linear(4, 4), nn.Linear(6, 4), nn.Linear(6, 4)
-        self.to_out = nn.ModuleList([nn.Linear(4, 4), nn.Dropout(0.0)])
-        self.calls = {"to_q": 1, "to_k": 1, "to_v": 1}
-
-    def forward(self, hidden: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        inputs = {"to_q": hidden, "to_k": text, "to_v": text}
-        out = torch.zeros(*hidden.shape[:2], 4)
-        for name, times in self.calls.items():
-            for _ in range(times):
-                out = out + getattr(self, name)(inputs[name]).mean(1, keepdim=True)
-        return self.to_out[0](out)
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attn1, self.attn2 = Attention(False), Attention()
-
-
-class Denoiser(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList([Block(), Block()])
-
-    def forward(self, hidden: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        for block in self.blocks:
-            hidden = hidden + block.attn2(hidden, text)
-        return hidden
-
+from tests.support.attention import Denoiser
 
 ALL = ("q", "k", "v", "out")
 
@@ -104,63 +67,3 @@ def test_fused_projections_are_refused() -> None:
     with pytest.raises(ModelError, match="are fused") as caught:
         find_projections(model, ALL, "all")
     assert "unfuse_qkv_projections" in caught.value.hint
-
-
-def watched(model: Denoiser, side: str = "input", forwards: int = 2) -> list:
-    projections = find_projections(model, ALL, "all")
-    seen: list = [[] for _ in range(forwards)]
-    text = torch.randn(2, 3, 6)
-    with ProjectionHooks(model, projections, side, lambda p, f, t: seen[f].append((p, t))):
-        for _ in range(forwards):
-            model(torch.randn(2, 5, 4), text)
-    return seen
-
-
-@pytest.mark.parametrize("times", [0, 2])
-def test_a_hook_that_does_not_fire_once_is_an_error(times: int) -> None:
-    model = Denoiser()
-    model.blocks[1].attn2.calls["to_k"] = times
-    with pytest.raises(ModelError, match=rf"blocks\.1\.attn2 k {times} times"):
-        watched(model)
-
-
-def test_hooks_go_even_after_an_error() -> None:
-    model = Denoiser()
-    model.blocks[1].attn2.calls["to_k"] = 0
-    with pytest.raises(ModelError, match="exactly once"):
-        watched(model)
-    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
-
-
-def test_sharing_is_found_by_looking() -> None:
-    groups = {tuple(str(p) for p in g.projections): g.timestep_free for g in group_shared(watched(Denoiser()))}
-    text = tuple(f"blocks.{i}.attn2 {f}" for i in (0, 1) for f in ("k", "v"))
-    assert groups[text] is True
-    assert all(len(members) == 1 and not free for members, free in groups.items() if members != text)
-
-
-def test_outputs_are_shared_by_nobody() -> None:
-    groups = group_shared(watched(Denoiser(), side="output"))
-    assert all(len(group.projections) == 1 for group in groups)
-    assert {str(g.projections[0]) for g in groups if g.timestep_free} == {f"blocks.{i}.attn2 {f}" for i in (0, 1) for f in "kv"}
-
-
-def test_equal_values_in_different_memory_are_not_shared() -> None:
-    class Copying(Denoiser):
-        def forward(self, hidden: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-            for block in self.blocks:
-                hidden = hidden + block.attn2(hidden, text.clone())
-            return hidden
-
-    groups = {tuple(str(p) for p in g.projections) for g in group_shared(watched(Copying()))}
-    assert {("blocks.0.attn2 k", "blocks.0.attn2 v"), ("blocks.1.attn2 k", "blocks.1.attn2 v")} <= groups
-
-
-def test_branches_of_guidance() -> None:
-    rows = torch.arange(4.0)[:, None, None].expand(4, 2, 1)
-    assert split_branches(rows, 4, "both").shape == (4, 2, 1)
-    both = split_branches(rows, 2, "both")
-    assert both[:, :, 0].tolist() == [[0, 0, 2, 2], [1, 1, 3, 3]]
-    assert split_branches(rows, 2, "cond")[:, :, 0].tolist() == [[2, 2], [3, 3]]
-    with pytest.raises(ModelError, match="4 rows for 3 prompts"):
-        split_branches(rows, 3, "both")

@@ -4,7 +4,6 @@ import dataclasses
 import shutil
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -12,19 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from nullbooth_cli.collect import batch_size as batch_size_module
 from nullbooth_cli.collect import find_sites, open_model
 from nullbooth_cli.collect import recorder as recorder_module
 from nullbooth_cli.datatypes import Prompt, Site
-from nullbooth_cli.errors import ConfigError, DataError, ModelError, ResourceError
-from nullbooth_cli.model.denoise import DenoisingPath, truncated_prompts
+from nullbooth_cli.errors import ConfigError, DataError, ResourceError
+from nullbooth_cli.model.denoise import truncated_prompts
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.pipeline import collect, run, stages
 from nullbooth_cli.progress import Note
 from nullbooth_cli.store import Store
 from nullbooth_cli.store.feature_arrays import FeatureArrays
 from nullbooth_cli.toy import FOLDER
-from tests.support.builders import PROMPTS, execute, features_at, prompts_of, small_config, states_of
+from tests.support.builders import PROMPTS, execute, features_at, prompts_of, small_config
 
 NOISE = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "v_prediction"}
 
@@ -201,40 +199,6 @@ def test_a_value_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest
         execute(config, "collect")
 
 
-def test_sharing_that_changes_on_the_way_is_an_error() -> None:
-    """The first two steps look shared and timestep-free; a later one is not."""
-    text = torch.zeros(2, 3, 4)
-    site = Site("l", "k", "input", ("l.to_k.weight", "l.to_v.weight"), True, 3, 4)
-    k, v = object(), object()
-    kept: list[int] = []
-
-    class Sink:
-        dtype = None
-
-        def receive(self, site: Site, step: int, rows: list[int], values: torch.Tensor) -> None:
-            kept.append(step)
-
-    found = find_sites.FoundSites((site,), {k: site, v: site}, frozenset())
-    path = DenoisingPath(num_inference_steps=3, steps=(), guidance_scale=1.0, height=None, width=None, seed=0)
-    recorder = recorder_module.Recorder(
-        find_sites.RecordableModel(None, path, found), [(0, Prompt("a")), (1, Prompt("b"))], branches="both", sinks=[Sink()]
-    )
-    recorder.receive(k, 0, text)
-    recorder.receive(v, 0, text)
-    with pytest.raises(ModelError, match="no longer shares"):
-        recorder.receive(v, 0, text.clone())
-    recorder.receive(k, 1, text.clone())
-    recorder.check()
-    assert kept == [0]
-    recorder.receive(k, 2, text + 1)
-    with pytest.raises(ModelError, match="changes with the timestep after the first two steps"):
-        recorder.check()
-    text += 1
-    recorder.receive(k, 3, text)
-    with pytest.raises(ModelError, match="changes with the timestep after the first two steps"):
-        recorder.check()
-
-
 def test_a_failed_write_stops_the_run_with_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise ResourceError("the disk is gone", "plug it in")
@@ -315,33 +279,3 @@ class TestNothingMoreIsComputed:
         execute(small_config(tmp_path / "run.zarr", collect__collect_features=switches), "collect")
         assert calls["down"] == 3
         assert calls["unet"] == 0
-
-
-class TestAutoBatch:
-    def test_the_largest_batch_that_fits_memory(self) -> None:
-        assert batch_size_module.largest_that_fits(300, 400, free=2000, most=64) == 10
-        assert batch_size_module.largest_that_fits(100, 200, free=10**9, most=64) == 64
-        assert batch_size_module.largest_that_fits(100, 200, free=10, most=64) == 1
-
-    def test_it_sets_the_unit_and_is_recorded(self, tmp_path: Path) -> None:
-        config = small_config(tmp_path / "run.zarr", collect__cross_attention_layers=["mid_block*"])
-        store = execute(config, "collect", auto_batch=True, limit=1)
-        assert store.layout.batch_size == len(PROMPTS)
-        assert states_of(config)["collect"] == "complete"
-
-    def test_a_device_without_room_is_tried_with_less(self, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The search on CUDA, driven by a denoiser that runs out of memory above five prompts."""
-        tried: list[int] = []
-
-        def denoise(pipe: Any, path: Any, members: list[Any]) -> None:
-            tried.append(len(members))
-            if len(members) > 5:
-                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
-
-        monkeypatch.setattr(batch_size_module, "denoise", denoise)
-        model = find_sites.RecordableModel(pipe, None, SimpleNamespace(projections=(), side="input"))
-        prompts = tuple(Prompt(f"prompt {i}") for i in range(40))
-        fits = batch_size_module.largest_that_runs(model, prompts, 40)
-        assert 1 <= fits <= 5
-        assert tried[0] == 40
-        assert tried == sorted(tried, reverse=True)

@@ -1,0 +1,32 @@
+"""The JSON document of layers: its keys and values, from a report written out by hand."""
+
+from nullbooth_cli.collect.preview import LayerReport, LayersReport, RecordingReport, RecordingSize, Total
+from nullbooth_cli.datatypes import Site
+from nullbooth_cli.report.layers import layers_document
+
+
+def test_the_document_has_every_key_of_the_report() -> None:
+    site = Site("mid.attn2", "k", "input", ("mid.attn2.to_k.weight", "mid.attn2.to_v.weight"), True, 2, 5)
+    report = LayersReport(
+        model="toy",
+        pipeline="StableDiffusionPipeline",
+        num_steps=4,
+        layers=(LayerReport(0, "mid.attn2", (RecordingReport("mid.attn2.k", ("k", "v"), True),)),),
+        sites=((site, RecordingSize(20, 240)),),
+        every=Total(1, 1, 2, RecordingSize(20, 240)),
+        chosen=Total(1, 1, 1, RecordingSize(20, 240)),
+    )
+    recording = {"site": "mid.attn2.k", "features": ("k", "v"), "chosen": True}
+    size = {"feature_bytes_per_prompt": 20, "moment_bytes": 240}
+    assert layers_document(report) == {
+        "schema_version": 1,
+        "model": "toy",
+        "pipeline": "StableDiffusionPipeline",
+        "steps": 4,
+        "layers": [{"index": 0, "layer": "mid.attn2", "recordings": [recording]}],
+        "sites": [{**vars(site), "name": "mid.attn2.k", **size}],
+        "totals": {
+            "all": {"layers": 1, "sites": 1, "weights": 2, **size},
+            "chosen": {"layers": 1, "sites": 1, "weights": 1, **size},
+        },
+    }
