@@ -116,10 +116,12 @@ the rest at *every step*.
 @cache
 def _document(name: str) -> dict[str, Any]:
     from nullbooth_cli.collect.preview import layers_report
+    from nullbooth_cli.report.json_document import to_json
     from nullbooth_cli.report.layers import layers_document
 
     _, _, shapes, found = looked(name)
-    return layers_document(layers_report(shapes, found, 1))
+    document: dict[str, Any] = to_json(layers_document(layers_report(shapes, found, 1)))
+    return document
 
 
 def _summary(name: str) -> str:

@@ -1,7 +1,7 @@
 """`nullbooth inspect --layers`: the layers of a model and what each would record, before anything is collected."""
 
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nullbooth_cli.commands.console import Terminal
 from nullbooth_cli.commands.find_config import configure
@@ -9,6 +9,9 @@ from nullbooth_cli.commands.options import Common
 from nullbooth_cli.commands.tables import shortened, table
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import size
+
+if TYPE_CHECKING:
+    from nullbooth_cli.report.layers import LayersDocument, LayerTotal
 
 
 def list_layers(common: Common, layer: str | None, feature: str | None, device: str | None) -> None:
@@ -27,46 +30,49 @@ def list_layers(common: Common, layer: str | None, feature: str | None, device: 
     shapes = open_preview(config, device, terminal.note)
     report = layers_report(shapes, shapes.find(shapes.every()), len(steps), keeps)
     if not report.layers:
-        raise ConfigError("no layer passes the filters", "nullbooth inspect --layers alone lists all of them")
+        raise ConfigError("no layer passes the filters", "leave --layer and --feature out to list all of them")
     terminal.answer(layers_document(report), _draw)
 
 
-def _draw(document: dict[str, Any]) -> Any:
-    sites = {site["name"]: site for site in document["sites"]}
-    names, ending = shortened([layer["layer"] for layer in document["layers"]])
-    rows, seen = [], set[str]()
-    for name, layer in zip(names, document["layers"], strict=True):
-        for place, recording in enumerate(layer["recordings"]):
-            site = sites[recording["site"]]
-            first = site["name"] not in seen
-            seen.add(site["name"])
-            rows.append(
-                [
-                    "*" if recording["chosen"] else "",
-                    "" if place or layer["index"] is None else str(layer["index"]),
-                    "" if place else name,
-                    " ".join(recording["features"]),
-                    str(site["num_tokens"]),
-                    str(site["dim"]),
-                    str(len(site["weights"])),
-                    "once" if site["timestep_free"] else "every step",
-                    size(site["feature_bytes_per_prompt"]) if first else "above",
-                    size(site["moment_bytes"]) if first else "above",
-                ]
-            )
+def _draw(document: "LayersDocument") -> list[Any]:
+    """A row for each recording of each layer, and the totals; a site that several layers share shows its bytes once."""
+    names, ending = shortened([layer.layer for layer in document.layers])
     columns = ["", "index", "layer", "features", "tokens", "dim", "weights", "recorded", "features/prompt", "moments"]
-    drawn = table(columns, rows, right=frozenset({1, 4, 5, 6, 8, 9}))
-    said = {title: _total(total, document["steps"]) for title, total in document["totals"].items()}
+    drawn = table(columns, _rows(document, names), right=frozenset({1, 4, 5, 6, 8, 9}))
     return [
         drawn,
         *([f"layers end in {ending}"] if ending else []),
-        f"{document['model']}, {document['pipeline']}: {said['all']}",
-        f"* chosen by the config: {said['chosen']}",
+        f"{document.model}, {document.pipeline}: {_total(document.totals.all, document.steps)}",
+        f"* chosen by the config: {_total(document.totals.chosen, document.steps)}",
     ]
 
 
-def _total(total: dict[str, int], steps: int) -> str:
+def _rows(document: "LayersDocument", names: list[str]) -> list[list[str]]:
+    sites, seen = {site.name: site for site in document.sites}, set[str]()
+    rows = []
+    for name, layer in zip(names, document.layers, strict=True):
+        for place, recording in enumerate(layer.recordings):
+            site, first = sites[recording.site], recording.site not in seen
+            seen.add(recording.site)
+            rows.append(
+                [
+                    "*" if recording.chosen else "",
+                    "" if place or layer.index is None else str(layer.index),
+                    "" if place else name,
+                    " ".join(recording.features),
+                    str(site.num_tokens),
+                    str(site.dim),
+                    str(len(site.weights)),
+                    "once" if site.timestep_free else "every step",
+                    size(site.feature_bytes_per_prompt) if first else "above",
+                    size(site.moment_bytes) if first else "above",
+                ]
+            )
+    return rows
+
+
+def _total(total: "LayerTotal", steps: int) -> str:
     return (
-        f"{total['layers']} layers, {total['sites']} recordings for {total['weights']} weights; over {steps} steps "
-        f"{size(total['feature_bytes_per_prompt'])} of features a prompt, or {size(total['moment_bytes'])} of moments in all"
+        f"{total.layers} layers, {total.sites} recordings for {total.weights} weights; over {steps} steps "
+        f"{size(total.feature_bytes_per_prompt)} of features a prompt, or {size(total.moment_bytes)} of moments in all"
     )

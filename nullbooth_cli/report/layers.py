@@ -1,28 +1,93 @@
-"""The layers of a model as the JSON document of `nullbooth inspect --layers`."""
+"""The layers of a model and what each would record, before anything is collected."""
 
-from dataclasses import asdict
-from typing import Any
+from dataclasses import dataclass
 
-from nullbooth_cli.collect.preview import LayersReport, Total
-
-SCHEMA_VERSION = 1
-
-
-def layers_document(report: LayersReport) -> dict[str, Any]:
-    """The document of a report."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "model": report.model,
-        "pipeline": report.pipeline,
-        "steps": report.num_steps,
-        "layers": [
-            {"index": each.index, "layer": each.layer, "recordings": [asdict(recording) for recording in each.recordings]}
-            for each in report.layers
-        ],
-        "sites": [{**vars(site), "name": site.name, **asdict(size)} for site, size in report.sites],
-        "totals": {"all": _total(report.every), "chosen": _total(report.chosen)},
-    }
+from nullbooth_cli.collect.preview import LayerReport, LayersReport, RecordingSize, Total
+from nullbooth_cli.datatypes import Site
+from nullbooth_cli.report.json_document import Document
 
 
-def _total(total: Total) -> dict[str, int]:
-    return {"layers": total.layers, "sites": total.sites, "weights": total.weights, **asdict(total.size)}
+@dataclass(frozen=True, kw_only=True)
+class LayerSite:
+    """A site that would be recorded, with its bytes of features for one prompt and of moments in all."""
+
+    layer: str
+    feature: str
+    side: str
+    weights: tuple[str, ...]
+    timestep_free: bool
+    num_tokens: int
+    dim: int
+    masked: bool
+    name: str
+    feature_bytes_per_prompt: int
+    moment_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTotal:
+    """Numbers of layers, sites and weights, and their bytes."""
+
+    layers: int
+    sites: int
+    weights: int
+    feature_bytes_per_prompt: int
+    moment_bytes: int
+
+
+@dataclass(frozen=True)
+class LayerTotals:
+    """Of all layers, and of those that the config chooses; filters do not change them."""
+
+    all: LayerTotal
+    chosen: LayerTotal
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersDocument(Document):
+    """The layers that pass the filters, and their sites."""
+
+    model: str
+    pipeline: str
+    steps: int
+    layers: tuple[LayerReport, ...]
+    sites: tuple[LayerSite, ...]
+    totals: LayerTotals
+
+
+def layers_document(report: LayersReport) -> LayersDocument:
+    """The document of what a preview found."""
+    return LayersDocument(
+        model=report.model,
+        pipeline=report.pipeline,
+        steps=report.num_steps,
+        layers=report.layers,
+        sites=tuple(_site(site, size) for site, size in report.sites),
+        totals=LayerTotals(_total(report.every), _total(report.chosen)),
+    )
+
+
+def _site(site: Site, size: RecordingSize) -> LayerSite:
+    return LayerSite(
+        layer=site.layer,
+        feature=site.feature,
+        side=site.side,
+        weights=site.weights,
+        timestep_free=site.timestep_free,
+        num_tokens=site.num_tokens,
+        dim=site.dim,
+        masked=site.masked,
+        name=site.name,
+        feature_bytes_per_prompt=size.feature_bytes_per_prompt,
+        moment_bytes=size.moment_bytes,
+    )
+
+
+def _total(total: Total) -> LayerTotal:
+    return LayerTotal(
+        layers=total.layers,
+        sites=total.sites,
+        weights=total.weights,
+        feature_bytes_per_prompt=total.size.feature_bytes_per_prompt,
+        moment_bytes=total.size.moment_bytes,
+    )

@@ -2,6 +2,7 @@
 
 from nullbooth_cli.collect.preview import LayerReport, LayersReport, RecordingReport, RecordingSize, Total
 from nullbooth_cli.datatypes import Site
+from nullbooth_cli.report.json_document import to_json
 from nullbooth_cli.report.layers import layers_document
 
 
@@ -16,15 +17,15 @@ def test_the_document_has_every_key_of_the_report() -> None:
         every=Total(1, 1, 2, RecordingSize(20, 240)),
         chosen=Total(1, 1, 1, RecordingSize(20, 240)),
     )
-    recording = {"site": "mid.attn2.k", "features": ("k", "v"), "chosen": True}
+    recording = {"site": "mid.attn2.k", "features": ["k", "v"], "chosen": True}
     size = {"feature_bytes_per_prompt": 20, "moment_bytes": 240}
-    assert layers_document(report) == {
+    assert to_json(layers_document(report)) == {
         "schema_version": 1,
         "model": "toy",
         "pipeline": "StableDiffusionPipeline",
         "steps": 4,
         "layers": [{"index": 0, "layer": "mid.attn2", "recordings": [recording]}],
-        "sites": [{**vars(site), "name": "mid.attn2.k", **size}],
+        "sites": [{**to_json(site), "name": "mid.attn2.k", **size}],
         "totals": {
             "all": {"layers": 1, "sites": 1, "weights": 2, **size},
             "chosen": {"layers": 1, "sites": 1, "weights": 1, **size},
