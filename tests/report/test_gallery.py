@@ -68,7 +68,7 @@ class TestBrowser:
         assert browser.find_element(By.TAG_NAME, "h1").text == ", ".join(NAMES)
         rows = shown(browser, "summary")
         assert rows[0] == ["prompts", "quantity", ANOTHER, *NAMES]
-        assert ["kept prompts", "latent MSE, of another seed's", "1", "0.01", "0"] in rows
+        assert ["preserved prompts", "latent MSE, of another seed's", "1", "0.01", "0"] in rows
         assert ["the subject", "captions drawn right (base 1)", "0.25", "0.25", "0.25"] in rows
         assert not [row for row in rows if row[1] in ("LPIPS", "PSNR, dB")]
         assert shown(browser, "not-measured")[1:] == [["clip", "no CLIP weights at <here>"]]
@@ -91,12 +91,12 @@ class TestBrowser:
         assert len(shown(browser, "pictures")) - 1 == 2
 
     def test_charts(self, browser: webdriver.Chrome) -> None:
-        Select(browser.find_element(By.ID, "set")).select_by_visible_text("kept prompts")
+        Select(browser.find_element(By.ID, "set")).select_by_visible_text("preserved prompts")
         values = browser.execute_script("return document.getElementById('changes').data.map(t => Array.from(t.y))")
         np.testing.assert_allclose(values[0], [0.01 * (i + 1) for i in range(19, -1, -1)])
         assert values[1] == [None] * 20
         drifts = browser.execute_script("return document.getElementById('drift').data.map(t => [t.name, Array.from(t.y)])")
-        assert drifts[0] == ["&lt;b&gt;one, kept inputs", [0.1, 0.1]]
+        assert drifts[0] == ["&lt;b&gt;one, preserved inputs", [0.1, 0.1]]
         assert drifts[3] == ["two, held-out inputs", [0.3, 0.3]]
         listed = browser.execute_script("return [...document.querySelectorAll('#unprotected li')].map(l => l.textContent)")
         assert listed == ["unet.<i>bias"] * 2

@@ -1,8 +1,7 @@
-// What every page shares. Nothing of the data becomes markup: a prompt with a tag in it is shown and not run.
+// Shared by all pages. Nothing of the data becomes markup: a prompt with a tag in it is shown, not run.
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
-// Text only ever becomes text: nothing of the data is read as markup.
 const make = (tag, text = "", className = "") => Object.assign(document.createElement(tag), { textContent: text, className });
 const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;"); // plotly reads some tags
 const short = (layer) => layer.replace(/\.transformer_blocks\.\d+\.attn2$/, (end) => /\.0\.attn2$/.test(end) ? "" : end.slice(0, -6))
