@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from nullbooth_cli.cli import app
 from nullbooth_cli.model import device as device_module
 from nullbooth_cli.model import load
 from nullbooth_cli.pipeline.plan import plan
@@ -21,11 +20,6 @@ from nullbooth_cli.store import Store
 from nullbooth_cli.store.local import LocalBacking
 from tests.support.builders import PROMPTS, prompts_of, small_config
 from tests.support.cli import nullbooth, refused
-
-COMMANDS = (
-    *("run", "schedule", "collect", "covariance", "project", "inspect", "status", "doctor", "merge", "export", "import"),
-    *("edit", "train", "evaluate"),
-)
 
 
 @pytest.fixture
@@ -404,52 +398,6 @@ class TestExplore:
     def test_what_cannot_be_drawn(self, done: str) -> None:
         refused(nullbooth("project", "-s", done, "--explore", "--plot", "x.gif"), 2, "cannot draw x.gif", ".png")
         refused(nullbooth("project", "-s", done, "--plot", "x.png"), 2, "--explore")
-
-
-class TestHelp:
-    @pytest.mark.parametrize("command", COMMANDS)
-    def test_every_command_has_help_an_example_and_shared_options(self, command: str) -> None:
-        shown = nullbooth(command, "--help").stdout
-        assert f"Example: nullbooth {command}" in shown
-        # A merge takes its config from the stores.
-        of_config = () if command in ("merge", "import") else ("--config", "--verbose")
-        for option in ("--store", "--set", "--json", "--quiet", *of_config):
-            assert option in shown
-
-    def test_the_list_is_complete(self) -> None:
-        assert tuple(command.name for command in app.registered_commands) == COMMANDS  # type: ignore[union-attr]  # all have one
-
-    def test_help_is_quick_and_imports_neither_torch_nor_zarr(self) -> None:
-        """At most three times the CPU time of a Typer app that has one command: on no machine is that long."""
-        bare = (
-            "import sys, time, typer; from typer.testing import CliRunner; app = typer.Typer(rich_markup_mode=None); "
-            "app.command()(lambda: None); assert CliRunner().invoke(app, ['--help']).exit_code == 0; "
-            "print(time.process_time())"
-        )
-        code = (
-            "import sys, time; from typer.testing import CliRunner; from nullbooth_cli.cli import app; "
-            "assert CliRunner().invoke(app, ['--help']).exit_code == 0; "
-            "heavy = {'torch', 'zarr', 'diffusers', 'transformers', 'accelerate', 'numpy', 'pydantic'} & set(sys.modules); "
-            "assert not heavy, heavy; print(time.process_time())"
-        )
-        ours, least = (
-            min(float(subprocess.check_output([sys.executable, "-c", run], text=True)) for _ in range(3)) for run in (code, bare)
-        )
-        assert ours < 3 * least
-
-    @pytest.mark.parametrize("command", ["status", "inspect"])
-    def test_looking_at_a_store_imports_no_torch(self, done: str, command: str) -> None:
-        code = (
-            "import sys; from typer.testing import CliRunner; from nullbooth_cli.cli import app; "
-            f"assert CliRunner().invoke(app, [{command!r}, '-s', {done!r}]).exit_code == 0; "
-            "heavy = {'torch', 'diffusers', 'transformers', 'accelerate'} & set(sys.modules); assert not heavy, heavy"
-        )
-        subprocess.run([sys.executable, "-c", code], check=True)
-
-    def test_both_entry_points_answer(self) -> None:
-        for command in ([sys.executable, "-m", "nullbooth_cli"], [str(Path(sys.executable).parent / "nullbooth")]):
-            shown = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
-            assert re.fullmatch(r"nullbooth \d+\.\d+\.\d+\n", shown)
 
 
 class TestProcess:

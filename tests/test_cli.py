@@ -1,0 +1,57 @@
+"""The app itself: its help, what it imports, its entry points."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nullbooth_cli.cli import app
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.store import Store
+from tests.support.cli import nullbooth
+
+HEAVY = {"torch", "diffusers", "transformers", "accelerate"}
+# An app of one command, run as ours is: what Typer itself costs on this machine.
+BARE = "import sys, time, typer; app = typer.Typer(rich_markup_mode=None); app.command()(lambda: None)"
+OURS = "import sys, time; from nullbooth_cli.cli import app"
+HELP = "; from typer.testing import CliRunner; assert CliRunner().invoke(app, ['--help']).exit_code == 0; "
+
+
+def answer_of(code: str) -> str:
+    return subprocess.check_output([sys.executable, "-c", code], text=True)
+
+
+@pytest.mark.parametrize("command", [command.name for command in app.registered_commands])
+def test_every_command_has_help_an_example_and_shared_options(command: str) -> None:
+    shown = nullbooth(command, "--help").stdout
+    assert f"Example: nullbooth {command}" in shown
+    # A merge takes its config from the stores.
+    of_config = () if command in ("merge", "import") else ("--config", "--verbose")
+    for option in ("--store", "--set", "--json", "--quiet", *of_config):
+        assert option in shown
+
+
+def test_help_takes_at_most_three_times_the_cpu_time_of_typer() -> None:
+    seconds = [min(float(answer_of(f"{run}{HELP}print(time.process_time())")) for _ in range(3)) for run in (OURS, BARE)]
+    assert seconds[0] < 3 * seconds[1]
+
+
+def test_help_imports_few_modules_and_none_that_is_heavy() -> None:
+    ours, bare = (set(answer_of(f"{run}{HELP}print(*sys.modules)").split()) for run in (OURS, BARE))
+    assert not ours & {*HEAVY, "zarr", "numpy", "pydantic", "rich"}
+    assert len(ours - bare) < 60, sorted(ours - bare)
+
+
+@pytest.mark.parametrize("command", ["status", "inspect"])
+def test_a_table_of_a_store_imports_no_torch(finished: tuple[Config, Store], command: str) -> None:
+    shown = f"assert CliRunner().invoke(app, [{command!r}, '-s', {finished[1].url!r}]).exit_code == 0; "
+    modules = answer_of(f"{OURS}; from typer.testing import CliRunner; {shown}print(*sys.modules)").split()
+    assert not HEAVY & set(modules)
+
+
+def test_both_entry_points_answer() -> None:
+    for command in ([sys.executable, "-m", "nullbooth_cli"], [str(Path(sys.executable).parent / "nullbooth")]):
+        shown = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
+        assert re.fullmatch(r"nullbooth \d+\.\d+\.\d+\n", shown)
