@@ -19,7 +19,7 @@ from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from nullbooth_cli.store.local import LocalBacking
 from tests.support.builders import PROMPTS, prompts_of, small_config
-from tests.support.cli import nullbooth, refused
+from tests.support.cli import nullbooth, refused, start
 
 
 @pytest.fixture
@@ -430,15 +430,13 @@ import time
 from nullbooth_cli.store import Store
 with Store.open({done!r}, write=True).lock():
     print(1, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
-        holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        refusal = self.run("project", "-s", done, "--force")
-        holder.kill()
-        holder.wait()
-        holder.stdout.close()
+        with start([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            refusal = self.run("project", "-s", done, "--force")
+            holder.kill()
         assert refusal.returncode == 4
         assert f"in use by process {holder.pid}" in refusal.stderr
 

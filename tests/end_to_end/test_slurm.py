@@ -44,7 +44,7 @@ def process_of(task: int) -> int:
     raise AssertionError(f"no process does shard {task}")
 
 
-@pytest.mark.timeout(400)  # the queue of a cluster has waits of its own
+@pytest.mark.timeout(900)  # the queue of a cluster has waits of its own
 def test_the_script_of_the_page(tmp_path: Path, cluster: Cluster) -> None:
     """A task that is requeued, one whose time runs out and one that is killed all finish, and the stages that follow run."""
     script, submit = page_blocks()
@@ -66,7 +66,7 @@ def test_the_script_of_the_page(tmp_path: Path, cluster: Cluster) -> None:
     tasks = {number: f"{array}_{number}" for number in range(1, TASKS + 1)}
     for number, task in tasks.items():
         log = folder / f"slurm-{task}.out"
-        wait_for(lambda log=log: bool(re.search("^collect ", read(log), re.MULTILINE)), 120, lambda log=log: read(log))
+        wait_for(lambda log=log: bool(re.search("^collect ", read(log), re.MULTILINE)), 240, lambda log=log: read(log))
         if number == 1:
             cluster.run("scontrol", "requeue", task)
         elif number == 2:
@@ -76,9 +76,9 @@ def test_the_script_of_the_page(tmp_path: Path, cluster: Cluster) -> None:
             cluster.await_state(task, "FAILED")
             cluster.run("scontrol", "requeue", task)
     for number, task in tasks.items():
-        cluster.await_state(task, "COMPLETED", 180)
+        cluster.await_state(task, "COMPLETED", 300)
         assert "Restarts=1" in cluster.run("scontrol", "show", "job", task), f"task {number} was started twice"
-    cluster.await_state(following, "COMPLETED", 120)
+    cluster.await_state(following, "COMPLETED", 300)
     assert set(states_of(config).values()) == {"complete"}
     units = [unit for part in Store.open(config.store).moments.parts() for unit in part.units]
     assert sorted(units) == list(range(24)), "each once, whatever stopped its task"

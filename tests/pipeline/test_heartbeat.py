@@ -31,9 +31,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wait_for(store: Store, units: int) -> Heartbeat:
-    deadline = time.monotonic() + 20
     while not (found := store.heartbeats.read()) or found[0].units < units:
-        assert time.monotonic() < deadline
         time.sleep(0.01)
     return found[0]
 

@@ -178,7 +178,7 @@ class TestBrowser:
         wait: Callable[[Any], bool] = lambda d: d.execute_script(  # noqa: E731
             "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
         )
-        assert WebDriverWait(browser, 10).until(wait)
+        assert WebDriverWait(browser, 120).until(wait)
 
     def test_no_console_error_and_no_request(self, browser: webdriver.Chrome, page: Any) -> None:
         """Last: over all that was clicked before."""

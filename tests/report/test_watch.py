@@ -77,17 +77,18 @@ class TestReport:
     def test_a_silent_process_does_not_count(self) -> None:
         found = report(("", note()), ("", note("1-of-1.1", time=time.time() - 100)))
         assert found.stages["collect"].units_per_minute == pytest.approx(15)
-        assert [process.silent_seconds for process in found.workers] == [None, pytest.approx(100, abs=1)]
+        assert [process.silent_seconds for process in found.workers] == [None, pytest.approx(100, abs=60)]
 
     def test_notes_about_work_that_is_done_are_left_out(self) -> None:
         assert report(("", note(stage="schedule"))).workers == ()
 
     def test_clocks_may_differ(self) -> None:
         """The other machine's clock is an hour behind: its process is alive once it is seen to give a heartbeat."""
-        ages, behind = Ages(), time.time() - 3600
-        assert ages.age("", note(time=behind), now=time.time(), clock=10.0) == pytest.approx(3600, abs=1)
-        assert ages.age("", note(time=behind + 3), now=time.time(), clock=13.0) == 0.0
-        assert ages.age("", note(time=behind + 3), now=time.time(), clock=20.0) == 7.0
+        ages, now = Ages(), time.time()
+        behind = now - 3600
+        assert ages.age("", note(time=behind), now=now, clock=10.0) == pytest.approx(3600)
+        assert ages.age("", note(time=behind + 3), now=now, clock=13.0) == 0.0
+        assert ages.age("", note(time=behind + 3), now=now, clock=20.0) == 7.0
 
     def test_notes_are_read_from_both_stores(self, tmp_path: Path) -> None:
         store = Store.create(tmp_path / "run.zarr", {})

@@ -28,7 +28,7 @@ def open_browser(page: Path, until: str) -> Iterator[webdriver.Chrome]:
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     try:
         driver.get(page.as_uri())
-        WebDriverWait(driver, 30).until(lambda d: d.find_elements(By.CSS_SELECTOR, until))
+        WebDriverWait(driver, 120).until(lambda d: d.find_elements(By.CSS_SELECTOR, until))
         yield driver
     finally:
         driver.quit()

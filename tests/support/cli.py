@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import yaml
@@ -18,6 +19,15 @@ def nullbooth(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments), prog_name="nullbooth")
 
 
+class _Child(subprocess.Popen[str]):
+    """A process that ends with its `with` block if the block fails, a time limit included."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error:
+            self.kill()
+        super().__exit__(kind, error, trace)
+
+
 def start(command: list[str], **options: Any) -> subprocess.Popen[str]:
     """Start a process that Ctrl-C stops, also where the tests themselves ignore it: in a background job of a script.
 
@@ -25,7 +35,7 @@ def start(command: list[str], **options: Any) -> subprocess.Popen[str]:
     """
     here = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return subprocess.Popen(command, text=True, **options)
+        return _Child(command, text=True, **options)
     finally:
         signal.signal(signal.SIGINT, here)
 

@@ -51,7 +51,7 @@ class Cluster:
 
     def run(self, *command: str, folder: Path | None = None) -> str:
         """The output of a command, which must succeed."""
-        done = subprocess.run(command, env=self.environment, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, env=self.environment, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
         return done.stdout.strip()
 
@@ -60,7 +60,7 @@ class Cluster:
         described = self.run("scontrol", "--oneliner", "show", "job", job)
         return described.partition("JobState=")[2].split()[0]
 
-    def await_state(self, job: str, wanted: str, seconds: float = 60) -> None:
+    def await_state(self, job: str, wanted: str, seconds: float = 240) -> None:
         """Wait until a job is in a state."""
         wait_for(lambda: self.state(job) == wanted, seconds, lambda: self.run("scontrol", "show", "job", job))
 
@@ -90,10 +90,10 @@ def slurm_cluster(folder: Path) -> Iterator[Cluster]:
     munge = [f"--{name}={folder}/munge.{name.partition('-')[0]}" for name in ("key-file", "socket", "pid-file", "seed-file")]
     with ExitStack() as stack:
         _start(stack, folder, ["munged", "--foreground", "--force", *munge, f"--log-file={folder}/munged.log"])
-        wait_for(lambda: (folder / "munge.socket").exists(), 20, lambda: _logs(folder))
+        wait_for(lambda: (folder / "munge.socket").exists(), 120, lambda: _logs(folder))
         _start(stack, folder, ["slurmctld", "-D", "-f", f"{folder}/slurm.conf"])
         _start(stack, folder, ["slurmd", "-D", "-f", f"{folder}/slurm.conf", "-N", host])
-        wait_for(lambda: _is_up(cluster), 30, lambda: _logs(folder))
+        wait_for(lambda: _is_up(cluster), 120, lambda: _logs(folder))
         stack.callback(_cancel_all, cluster)
         yield cluster
 

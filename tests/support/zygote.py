@@ -88,7 +88,7 @@ class Worker(ForkServerProcess):
         """The first row of every unit of collect that it began, in order."""
         return [int(line) for line in self._file("units").read_text().split()]
 
-    def finish(self, seconds: float = 120) -> int:
+    def finish(self, seconds: float = 240) -> int:
         """Wait for it; returns its exit code, negative for a signal."""
         self.join(seconds)
         assert self.exitcode is not None, f"still running after {seconds} s\n{self.err}"

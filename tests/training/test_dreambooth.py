@@ -94,7 +94,6 @@ def test_two_processes_train_together(tmp_path: Path, finished: tuple[Config, St
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=ROOT,
-        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr
