@@ -83,21 +83,20 @@ def models_page() -> str:
     return f"""\
 # Models
 
-What nullbooth records of each architecture: computed from the config files of the models that `configs/` names, by the code
-that `nullbooth inspect --layers` runs. Bytes are those of one timestep, every layer and every feature.
-[Another model](../how-to/another-model.md) says how to look at one that is not here.
+The sites that nullbooth records of each architecture, computed from the config files of the models in `configs/` by the code of
+`nullbooth inspect --layers`. Bytes are those of one timestep, every layer and every feature. [Another model](../how-to/another-model.md)
+explains how to look at yours; [the glossary](glossary.md) defines the words.
 
-| config | pipeline | parameters of the denoiser | layers | weights | recordings | features of a prompt, float16 | moments |
+| config | pipeline | parameters of the denoiser | layers | weights | sites | features of a prompt, float16 | moments |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(_summary(name) for name in NAMES)}
 
-## What is recorded
+## Sites
 
-A *recording* is one tensor that is kept, for all of the weights that it enters. Its tokens are those of one prompt at the
-model's own size, both branches of guidance together; LCM and Flux have one branch. What no timestep changes is recorded *once*,
-the rest at *every step*.
+A *site* is one recorded tensor, for all weights that it enters. Its tokens are those of one prompt at the model's own size, both
+branches of guidance together; LCM and Flux have one branch. Timestep-free tensors are recorded *once*, the others at *every step*.
 
-| config | what enters | recordings | tokens | dimensions | weights that share it | recorded |
+| config | feature | sites | tokens | dimensions | weights that share it | recorded |
 | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(row for name in NAMES for row in _recordings(name))}
 

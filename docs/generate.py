@@ -80,6 +80,7 @@ def config_page() -> str:
 A config is one YAML file. `nullbooth` reads the first of `-c FILE`, `$NULLBOOTH_CONFIG`, `./nullbooth.yaml` and
 `./configs/nullbooth.yaml`. An existing store has its config inside, so `-s` alone is enough. `--set key=value` overrides one
 key, and the store records it. Unknown keys are refused. Files are YAML 1.2: `1e-5` is a number, and `no` is a word.
+[The glossary](glossary.md) defines the words.
 
 Exactly one threshold rule of `project` is in force. If both `nullspace_threshold` and `threshold_percent` are set, the
 percentile is used, and the run reports it.
@@ -106,7 +107,7 @@ def cli_page() -> str:
 
     names = [command.name for command in app.registered_commands if command.name]
     sections = "\n".join(f"\n## nullbooth {name}\n\n```text\n{help_of(name)}\n```" for name in names)
-    return f"# Command line\n\n```text\n{help_of()}\n```\n{sections}\n"
+    return f"# Command line\n\n[The glossary](glossary.md) defines the words.\n\n```text\n{help_of()}\n```\n{sections}\n"
 
 
 def yaml_file() -> str:
@@ -126,7 +127,8 @@ def recipe_page() -> str:
 
 `nullbooth train -c FILE` reads a recipe: one YAML file, of which configs/train has two. `--set key=value` overrides one key;
 unknown keys are refused. After a run, the folder `output` has the result (pipeline/ or lora/), the last checkpoint, the pictures
-of the validation prompts (validation/), and train.json with the recipe and the drift of every weight.
+of the validation prompts (validation/), and train.json with the recipe and the drift of every weight. [The glossary](glossary.md)
+defines the words.
 
 | key | default | meaning |
 | --- | --- | --- |

@@ -148,3 +148,27 @@ def test_readme_constrains_a_model(pipe: Any, finished: tuple[Config, Store]) ->
     trained = [parameter for parameter in names["pipe"].unet.parameters() if parameter.requires_grad]
     assert len(trained) == len(names["constraint"].report().constrained) == 40
     assert set(names["constraint"].drift().values()) == {0.0}
+
+
+DEFINED = ("second moment", "null space", "projector", "leakage", "preserved prompt", "held-out prompt", "site", "unit", "stale")
+WITHOUT_GLOSSARY = ("docs/reference/glossary.md", "docs/changelog.md", "docs/contributing.md", "docs/index.md", "docs/toy.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_that_uses_defined_words_links_the_glossary(page: Path) -> None:
+    if str(page.relative_to(ROOT)) in WITHOUT_GLOSSARY:
+        return
+    text = page.read_text()
+    if any(re.search(rf"\b{word}s?\b", text) for word in DEFINED):
+        assert "glossary.md" in text
+
+
+def test_the_glossary_defines_each_word_once() -> None:
+    words = [
+        word.strip()
+        for line in (ROOT / "docs/reference/glossary.md").read_text().splitlines()
+        if line.startswith("| ") and not line.startswith(("| word", "| ---"))
+        for word in line.split("|")[1].split(",")
+    ]
+    assert len(words) == len(set(words))
+    assert {"site", "unit", "second moment", "null space", "projector", "leakage", "drift", "preserved prompts"} <= set(words)
