@@ -1,4 +1,4 @@
-"""Measurements of what nullbooth costs. Plain scripts, not tests: pytest only sees that they run (tests/test_benchmarks.py).
+"""Measurements of what nullbooth costs. Plain scripts, not tests: pytest only sees that they run (test_benchmarks.py).
 
     python -m tests.benchmarks.collect --model toy|sd15 --keep moments features features --tokens 0 64 0
     python -m tests.benchmarks.covariance       the reduction, beside a bare loop over the same files
