@@ -39,7 +39,7 @@ class Session:
         return store
 
     def open_if_there(self) -> Store | None:
-        """The store, None where there is none."""
+        """The store; None if there is none yet."""
         return self.open() if self._exists() else None
 
     def backing(self, *, read_only: bool = False) -> Backing:

@@ -31,7 +31,7 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Differ
 
 
 def wanted_settings(config: Config, prompts: Iterable[Prompt], stage: str, keep: str | None = None) -> dict[str, Any]:
-    """What the record of a stage says of its settings under a config; `keep` is what a collection keeps already."""
+    """The settings in the record of a stage under a config; `keep` is that of the collection, None for the config's."""
     settings = stage_settings(config, stage, keep)
     if stage == "project":
         ids = sorted(prompt.id for prompt in prompts)

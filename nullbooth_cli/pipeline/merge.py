@@ -1,4 +1,4 @@
-"""Stores that were collected apart, added up: the moments of all of them in one new store."""
+"""The moments of stores that were collected apart, added up in one new store."""
 
 from collections.abc import Iterator, Sequence
 
@@ -57,7 +57,7 @@ def _differences(one: Store, other: Store) -> Iterator[tuple[str, object, object
 def merge(sources: Sequence[Store], out: Store) -> Iterator[Event]:
     """Add the moments of the sources up into a new store, which then counts as collected with `keep: moments`.
 
-    Raises what `check_mergeable` does, and StoreError if the new store holds something already. A prompt keeps the noise it was
+    Raises what `check_mergeable` raises, and StoreError if the new store holds something already. A prompt keeps the noise it was
     collected with. Cost: one read of all moments.
     """
     check_mergeable(sources)

@@ -54,7 +54,7 @@ class Work:
 
     @property
     def layout(self) -> Layout:
-        """How the collection is kept, or would be."""
+        """The layout of the collection that is there, or that the config would start."""
         started = self.store is not None and "collect" in self.store.records
         return self.store.layout if started and self.store else layout_of(self.config.collect)
 

@@ -23,7 +23,7 @@ Decision = TypeVar("Decision")
 
 
 def layout_of(section: CollectSection, batch_size: int | None = None) -> Layout:
-    """How a collection is kept that is started with these settings."""
+    """The layout of a collection that is started with these settings; `batch_size` replaces that of the settings."""
     return Layout(
         keep=section.keep,
         batch_size=batch_size or section.batch_size,
@@ -120,7 +120,7 @@ def start_stage(run: Run, stage: str, extra: dict[str, Any] | None = None, **not
 def units_to_do(run: Run, stage: str, is_done: Callable[[int], bool], notes: list[str] | None = None) -> Prepared:
     """The units that are left of a started stage, at most `run.limit`; `is_done` tells of a cell's value whether its unit is."""
     if run.workers.shard is None:
-        for note in run.store.heartbeats.read():  # whoever left them is gone: nobody else works on the store now
+        for note in run.store.heartbeats.read():  # left by processes that are gone: this run has the store alone
             run.store.heartbeats.remove(note.worker)
     cells = [is_done(int(cell)) for cell in run.store.progress.cells(stage)]
     todo = run.workers.mine([unit for unit, done in enumerate(cells) if not done])[: run.limit]

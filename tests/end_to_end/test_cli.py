@@ -323,7 +323,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize("shard", ["4/3", "0/3", "3", "a/b"])
     def test_a_shard_of_nothing(self, small: Path, shard: str) -> None:
-        refused(nullbooth("collect", "-c", str(small), "--shard", shard), 2, f"--shard {shard}", "such as 3/16")
+        refused(nullbooth("collect", "-c", str(small), "--shard", shard), 2, f"{shard} is not a shard", "such as 3/16")
 
     def test_force_would_undo_other_shards(self, small: Path) -> None:
         refused(nullbooth("collect", "-c", str(small), "--shard", "1/2", "--force"), 2, "what the other shards did")
@@ -337,7 +337,7 @@ class TestBadInput:
 
     def test_outputs_are_not_projected(self, small: Path) -> None:
         result = nullbooth("run", "-c", str(small), "--set", "collect.side=output")
-        refused(result, 2, "features are outputs", "collect.side: input")
+        refused(result, 2, "features are outputs", "set collect.side to input")
         assert nullbooth("status", "-c", str(small), "--set", "collect.side=output", "--check", "covariance").exit_code == 0
 
     def test_two_answers(self, done: str) -> None:

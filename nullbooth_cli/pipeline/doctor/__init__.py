@@ -1,1 +1,1 @@
-"""Everything that can stop a run and can be known before it."""
+"""Checks of everything that can stop a run and can be known before it."""
