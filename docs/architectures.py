@@ -84,8 +84,8 @@ def models_page() -> str:
 # Models
 
 The sites that nullbooth records of each architecture, computed from the config files of the models in `configs/` by the code of
-`nullbooth inspect --layers`. Bytes are those of one timestep, every layer and every feature. [Another model](../how-to/another-model.md)
-explains how to look at yours; [the glossary](glossary.md) defines the words.
+`nullbooth inspect --layers`. Bytes are those of one timestep, every layer and every feature.
+[Another model](../how-to/another-model.md) explains how to look at yours; [the glossary](glossary.md) defines the words.
 
 | config | pipeline | parameters of the denoiser | layers | weights | sites | features of a prompt, float16 | moments |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -94,7 +94,8 @@ explains how to look at yours; [the glossary](glossary.md) defines the words.
 ## Sites
 
 A *site* is one recorded tensor, for all weights that it enters. Its tokens are those of one prompt at the model's own size, both
-branches of guidance together; LCM and Flux have one branch. Timestep-free tensors are recorded *once*, the others at *every step*.
+branches of guidance together; LCM and Flux have one branch. Timestep-free tensors are recorded *once*, the others at *every
+step*.
 
 | config | feature | sites | tokens | dimensions | weights that share it | recorded |
 | --- | --- | --- | --- | --- | --- | --- |

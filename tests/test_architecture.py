@@ -182,3 +182,10 @@ def test_everything_public_is_documented(file: str) -> None:
             methods = {node.name for node in kind.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")}
             missing += [f"{kind.name}.{method}" for method in sorted(methods) if not is_documented(method, kind)]
     assert not missing
+
+
+def test_no_test_file_imports_another() -> None:
+    """What several test files need is in tests/support."""
+    files = [path for path in (ROOT / "tests").rglob("test_*.py") if path.parent.name != "support"]
+    found = {str(path.relative_to(ROOT)): re.findall(r"(?:from|import) (tests\.\S*test_\w+)", path.read_text()) for path in files}
+    assert not {path: imported for path, imported in found.items() if imported}
