@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -366,6 +367,8 @@ class TestLaunchers:
         """Two network namespaces with a cable between them, and one folder that both see."""
         config = small_config(tmp_path / "run.zarr", **MID, collect__keep="both")
         arguments = ["collect", *saved(config, tmp_path / "c.yaml"), "--json"]
+        if shutil.which("ip") is None:
+            pytest.skip("no ip: install iproute2 to test two hosts")
         hosts = [f"nb{os.getpid()}{end}" for end in "ab"]
         try:
             for host in hosts:
