@@ -16,6 +16,7 @@ from nullbooth_cli.commands.doctor import doctor
 from nullbooth_cli.commands.edit import edit
 from nullbooth_cli.commands.evaluate import evaluate
 from nullbooth_cli.commands.export import export
+from nullbooth_cli.commands.hints import carried_options
 from nullbooth_cli.commands.import_ import import_
 from nullbooth_cli.commands.inspect import inspect
 from nullbooth_cli.commands.merge import merge
@@ -39,7 +40,7 @@ class Boundary(TyperGroup):
         try:
             code = super().main(arguments, *positional, **{**extra, "standalone_mode": False})
         except NullboothError as error:
-            terminal.error(error)
+            terminal.error(error, carried_options(arguments))
             code = error.exit_code
         except typer.TyperException as error:
             terminal.error(self._usage(error, arguments))

@@ -7,7 +7,7 @@ tables are as wide as they need to be. NO_COLOR is respected, and a dumb termina
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from nullbooth_cli.commands.draw_progress import ProgressBars, ProgressLines
@@ -100,13 +100,13 @@ class Terminal:
         if not self.as_json:
             self.note(f"next: {command}")
 
-    def error(self, error: NullboothError) -> None:
-        """Print an error and its hint, in the words of the command line."""
+    def error(self, error: NullboothError, options: Sequence[str] = ()) -> None:
+        """Print an error and its hint, in the words of the command line; `options` go into a command that the hint names."""
         if self.as_json:
-            document = {"error": error.message, "hint": hint_of(error), "exit_code": error.exit_code}
+            document = {"error": error.message, "hint": hint_of(error, options), "exit_code": error.exit_code}
             sys.stderr.write(json.dumps(document, ensure_ascii=False) + "\n")
             return
-        hint = hint_of(error).replace("\n", "\n      ")
+        hint = hint_of(error, options).replace("\n", "\n      ")
         sys.stderr.write(f"{_painted('error:', 'error', stderr=True)} {error.message}\n\nhint: {hint}\n")
 
     def verdict(self, verdict: str, name: str, text: str, *, hint: str | None, width: int) -> None:

@@ -1,5 +1,6 @@
 """The command `nullbooth doctor`."""
 
+import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ def doctor(
 
     common = Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose)
     terminal = Terminal(as_json=as_json, quiet=quiet)
-    arguments = ""  # that repeat the config on a command line, once it is found
+    arguments = ""  # name the config on a command line, once it is found
 
     def find() -> "tuple[Config, str, tuple[Prompt, ...] | None]":
         nonlocal arguments
@@ -50,7 +51,7 @@ def doctor(
     findings = []
     for finding in examine(Examination(find, device)):
         if finding.error is not None:
-            finding = replace(finding, hint=hint_of(finding.error))
+            finding = replace(finding, hint=hint_of(finding.error, shlex.split(arguments)))
         findings.append(finding)
         if not as_json:
             terminal.verdict(finding.verdict, finding.check, finding.text, hint=finding.hint, width=max(map(len, CHECKS)))

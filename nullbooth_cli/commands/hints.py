@@ -1,17 +1,37 @@
 """Hints of the library in the words of the command line."""
 
 import shlex
+from collections.abc import Sequence
 
 from nullbooth_cli.errors import NullboothError
 
+# What says which config and store are meant, as each command takes it.
+CARRIED = {"-c": "-c", "--config": "-c", "-s": "-s", "--store": "-s", "--set": "--set"}
 
-def hint_of(error: NullboothError) -> str:
-    """The hint of an error; a stage to run is written as a command."""
+
+def carried_options(arguments: Sequence[str]) -> list[str]:
+    """The words of a command line that name its config, its store and its overrides, without credentials."""
+    found: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        if name in CARRIED:
+            value = value if equals else next(words, "")
+            if not (name == "--set" and value.startswith("storage_options")):
+                found += [CARRIED[name], value]
+    return found
+
+
+def hint_of(error: NullboothError, options: Sequence[str] = ()) -> str:
+    """The hint of an error; a stage to run is written as a command, with the `options` of the one that failed."""
     rerun = error.rerun
     if rerun is None:
         return error.hint
-    words = ["nullbooth", rerun.stage]
-    words += ["--force"] * rerun.force + ["--repair"] * rerun.repair
+    words = ["nullbooth", rerun.stage, *["--force"] * rerun.force, *["--repair"] * rerun.repair]
+    if rerun.store and "-s" in options:  # the error knows better which store it is about
+        place = list(options).index("-s")
+        options = [*options[:place], *options[place + 2 :]]
+    words += options
     words += ["-s", rerun.store] if rerun.store else []
     for change in rerun.settings:
         words += ["--set", change]

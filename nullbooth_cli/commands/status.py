@@ -1,5 +1,6 @@
 """The command `nullbooth status`."""
 
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -56,7 +57,7 @@ def status(
     session = start(common)
     opened = session.open_if_there()
     states = stage_states(session.config, session.prompts, opened)
-    verified = verify_store(opened, hint_of) if verify and opened else None
+    verified = verify_store(opened, lambda error: hint_of(error, shlex.split(session.arguments))) if verify and opened else None
     renamed = model_renamed(session.config, opened)
     session.terminal.answer(status_report(session.url, opened, states, renamed=renamed, verify=verified), _draw)
     if verified and verified.damaged:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullbooth_cli.commands.hints import hint_of
+from nullbooth_cli.commands.hints import carried_options, hint_of
 from nullbooth_cli.errors import ConfigError, Rerun, StageError
 
 
@@ -19,7 +19,7 @@ def test_a_hint_in_words_stays_as_it_is() -> None:
     [
         (Rerun("collect"), "nullbooth collect"),
         (Rerun("collect", force=True), "nullbooth collect --force"),
-        (Rerun("covariance", repair=True, store="runs/a.zarr"), "nullbooth covariance -s runs/a.zarr --repair"),
+        (Rerun("covariance", repair=True, store="runs/a.zarr"), "nullbooth covariance --repair -s runs/a.zarr"),
         (Rerun("project", settings=("project.null_dim=4",)), "nullbooth project --set project.null_dim=4"),
         (Rerun("project", otherwise=", or name another store"), "nullbooth project, or name another store"),
     ],
@@ -35,3 +35,23 @@ def test_a_stage_to_run_is_a_command(rerun: Rerun, command: str) -> None:
 def test_a_shell_reads_the_command_as_it_was_meant(store: str, settings: list[str]) -> None:
     words = shlex.split(hint_of(StageError("wrong", Rerun("collect", store=store, settings=tuple(settings)))))
     assert words == ["nullbooth", "collect", "-s", store, *(word for setting in settings for word in ("--set", setting))]
+
+
+def test_a_command_repeats_the_options_that_name_config_and_store() -> None:
+    given = [
+        "status",
+        "-c",
+        "my config.yaml",
+        "--set=project.null_dim=4",
+        "--store",
+        "a.zarr",
+        "--json",
+        "--set",
+        "storage_options.key=s",
+    ]
+    options = carried_options(given)
+    assert options == ["-c", "my config.yaml", "--set", "project.null_dim=4", "-s", "a.zarr"]
+    missing = StageError("nothing was collected yet", Rerun("collect"))
+    assert hint_of(missing, options) == "nullbooth collect -c 'my config.yaml' --set project.null_dim=4 -s a.zarr"
+    damaged = StageError("damaged", Rerun("collect", repair=True, store="b.zarr"))
+    assert hint_of(damaged, options) == "nullbooth collect --repair -c 'my config.yaml' --set project.null_dim=4 -s b.zarr"
