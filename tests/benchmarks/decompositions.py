@@ -8,6 +8,7 @@ products alone (Newton-Schulz iteration of the matrix sign; Higham, Functions of
 
 import torch
 
+from nullbooth_cli.datatypes import Sums
 from nullbooth_cli.nullspace.decompose import ProjectUnit, project
 from nullbooth_cli.nullspace.pooling import Decomposing, Pooling, second_moment
 from nullbooth_cli.store import Store
@@ -32,7 +33,7 @@ def filled(store: Store, device: torch.device) -> list[torch.Tensor]:
         for _ in block:
             x = torch.randn(site.dim + 10, site.dim, generator=generator, dtype=torch.float64)
             x *= torch.logspace(0, -2, site.dim, dtype=torch.float64)
-            sums.append(((x.T @ x).numpy(), x.sum(0).numpy(), len(x)))
+            sums.append(Sums((x.T @ x).numpy(), x.sum(0).numpy(), len(x)))
         store.moments.write(site, block, sums)
         made += [torch.from_numpy(second_moment(of_step)).to(device) for of_step in sums]
     store.progress.commit("covariance", range(len(units)))

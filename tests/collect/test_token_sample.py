@@ -18,7 +18,7 @@ class TestSampling:
         values = torch.arange(4 * 50).reshape(4, 50, 1)
 
         def chosen(rows: list[int], seed: int = 0, step: int = 0, site: str = "a") -> torch.Tensor:
-            return sample_tokens(values[: len(rows)], 7, seed, rows, step, site) % 50
+            return sample_tokens(values[: len(rows)], 7, seed=seed, rows=rows, step=step, site=site) % 50
 
         every = chosen([0, 1, 2, 3])
         assert every.shape == (4, 7, 1)
@@ -27,12 +27,12 @@ class TestSampling:
         assert torch.equal(chosen([3, 0])[1], every[0])
         for other in (chosen([0], seed=1), chosen([0], step=1), chosen([0], site="b"), chosen([1])):
             assert not torch.equal(other[0], every[0])
-        assert torch.equal(sample_tokens(values, 50, 0, [0, 1, 2, 3], 0, "a"), values)
+        assert torch.equal(sample_tokens(values, 50, seed=0, rows=[0, 1, 2, 3], step=0, site="a"), values)
 
     def test_every_token_is_as_likely(self) -> None:
         """4,000 draws of 8 of 20 tokens: each token comes 1,600 times, give or take five standard deviations."""
         index = torch.arange(20).reshape(1, 20, 1)
-        drawn = torch.cat([sample_tokens(index, 8, 0, [row], 0, "site").flatten() for row in range(4000)])
+        drawn = torch.cat([sample_tokens(index, 8, seed=0, rows=[row], step=0, site="site").flatten() for row in range(4000)])
         counts = torch.bincount(drawn, minlength=20)
         assert (counts - 1600).abs().max() < 5 * (4000 * 0.4 * 0.6) ** 0.5
 
@@ -40,7 +40,7 @@ class TestSampling:
         """The mean over many samples of the second moment of a sample is the second moment of all tokens, within its error."""
         values = torch.randn(1, 30, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * torch.arange(1.0, 5.0)
         exact = values[0].T @ values[0] / 30
-        samples = torch.stack([sample_tokens(values, 6, 0, [row], 0, "s")[0] for row in range(3000)])
+        samples = torch.stack([sample_tokens(values, 6, seed=0, rows=[row], step=0, site="s")[0] for row in range(3000)])
         moments = samples.transpose(1, 2) @ samples / 6
         error = moments.std(0) / 3000**0.5
         assert ((moments.mean(0) - exact).abs() < 5 * error).all()
