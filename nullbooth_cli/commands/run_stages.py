@@ -133,8 +133,10 @@ def _signals(terminal: Terminal, interrupts: Interrupts) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        # After an interrupt this process ends: the second signal of a pair must not kill it on the way.
+        if time.monotonic() - received >= SAME_SECONDS:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _answer(stage: str, session: Session, store: Store, states: dict[str, StageState]) -> tuple[Document, Callable[[Any], Any]]:
