@@ -84,7 +84,7 @@ def _config_of(config: Config | Mapping[str, Any] | str | Path) -> Config:
 
 
 def open_store(url: str | Path, storage_options: Mapping[str, Any] | None = None) -> "OpenStore":
-    """Open a store for reading: a folder, or a URL with the options of its client.
+    """Open a store to read it: a folder, or a URL with the options of its client.
 
     Raises StoreError if there is none, or if it is damaged or of a newer format. Cost: one small file.
     """
@@ -128,7 +128,7 @@ class OpenStore:
     def moment(self, site: Site | str, step: int | None = None) -> Moment:
         """The second moment of a site at one step of the schedule (by its index), or over all of them.
 
-        A site that no timestep changes has the same at every step. Raises StageError before `covariance` is complete.
+        A timestep-free site has the same moment at every step. Raises StageError before `covariance` is complete.
         Cost: 8 D^2 bytes read for each timestep that is added up.
         """
         self._require("covariance")
@@ -164,7 +164,7 @@ class OpenStore:
         return usable_projectors(self._store, tensors)
 
     def provenance(self) -> dict[str, Any]:
-        """Everything that the projectors came from, as a JSON document: model, weights, prompts, schedule, settings, packages.
+        """The origin of the projectors, as a JSON document: model, weights, prompts, schedule, settings, packages.
 
         Raises StageError before `project` is complete.
         """
@@ -172,7 +172,7 @@ class OpenStore:
         return provenance(self._store)
 
     def _require(self, stage: str) -> None:
-        """Raise StageError unless a stage is complete, which is read only until it is."""
+        """Raise StageError unless a stage is complete. A complete stage is not read again."""
         if stage not in self._complete:
             states = stage_states(self.config, self._store.prompts(), self._store)
             require(states, stage, self.url)

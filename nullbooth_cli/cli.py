@@ -31,7 +31,7 @@ INTERRUPTED = 130
 
 
 class Boundary(TyperGroup):
-    """Turns what a command raises into an exit code and two lines, for every caller: a shell, CliRunner, `python -m`."""
+    """Turns the errors of a command into an exit code and two lines, for every caller: a shell, CliRunner, `python -m`."""
 
     def main(self, args: Sequence[str] | None = None, *positional: Any, **extra: Any) -> Any:
         """Run a command and exit with its code."""

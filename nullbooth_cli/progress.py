@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 
 WINDOW_SECONDS = 60.0
-FEWEST_MARKS = 5  # a pace covers at least these, even if they took longer than the window
+FEWEST_MARKS = 5  # a pace covers at least this many, even if they took longer than the window
 BURST_SECONDS = 0.1  # units that were written together are reported together, and count as one mark
 
 
@@ -75,7 +75,7 @@ Event = Begin | Progress | Note
 
 @dataclass
 class Interrupts:
-    """What a running stage and the handler of signals tell each other.
+    """Flags between a running stage and the signal handler.
 
     The stage sets `unwritten` while it has results that are not on disk. The handler then only sets `requested`, and the stage
     stops after its unit; at any other time an interrupt stops the stage at once.

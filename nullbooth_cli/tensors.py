@@ -1,4 +1,4 @@
-"""Tensors on their way to the store and back, how they are multiplied, and what noise is drawn from."""
+"""Tensors: copies to the store and back, exact float32 products, noise generators, digests."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 
 def generators(seeds: Iterable[int]) -> list[torch.Generator]:
-    """One for each seed; of the CPU, so that every device gets the same noise."""
+    """A CPU generator for each seed, so that every device gets the same noise."""
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
@@ -73,7 +73,7 @@ _allow_tf32_again: Callable[[], None] | None = None
 def _without_tf32() -> Iterator[None]:
     global _tf32_users, _allow_tf32_again
     with _tf32_lock:
-        # Asked for each time: another thread may have allowed it since the first one came in.
+        # Checked each time: another thread may have allowed TF32 since the first one entered.
         _allow_tf32_again = _forbid_tf32() or _allow_tf32_again
         _tf32_users += 1
     try:
@@ -87,10 +87,10 @@ def _without_tf32() -> Iterator[None]:
 
 
 def _forbid_tf32() -> Callable[[], None] | None:
-    """Forbid TF32; returns what allows it again in the same words, None if it was not allowed.
+    """Forbid TF32; returns a function that restores the same switch, None if TF32 was not allowed.
 
-    torch has two generations of switches. Both are told by the older one, which is the one that training scripts use; once a
-    program has used only the newer one (torch 2.9, `fp32_precision`), torch refuses to read the older one.
+    torch has two generations of switches. The older one sets both, and training scripts use it. Once a program has used only the
+    newer one (torch 2.9, `fp32_precision`), torch refuses to read the older one.
     """
     matmul = torch.backends.cuda.matmul
     try:
@@ -108,7 +108,7 @@ def _forbid_tf32() -> Callable[[], None] | None:
 
     def allow() -> None:
         matmul.allow_tf32 = True
-        if is_medium:  # which a later reading of "high" would hide
+        if is_medium:  # allow_tf32 alone sets "high"
             torch.set_float32_matmul_precision("medium")
 
     return allow

@@ -16,11 +16,11 @@ class TestPace:
         assert pace.seconds_per_unit == pytest.approx(seconds)
         assert pace.seconds_left(7) == pytest.approx(7 * seconds)
 
-    def test_nothing_is_known_before_the_first_unit(self) -> None:
+    def test_no_pace_before_the_first_unit(self) -> None:
         assert Pace(0.0, 5).seconds_per_unit is None
         assert Pace(0.0, 5).seconds_left(3) is None
 
-    def test_only_units_of_late_count(self) -> None:
+    def test_only_recent_units_count(self) -> None:
         pace, now = Pace(0.0), 0.0
         for unit in range(100):
             now += 10.0 if unit < 20 else 1.0

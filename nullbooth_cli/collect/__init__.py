@@ -1,1 +1,1 @@
-"""Recording: which tensors the projections of a model receive, and where they go."""
+"""Recording: the tensors that the projections of a model receive, and the sinks that take them."""

@@ -82,7 +82,7 @@ def record(
 
 
 def _scores(attention: Any, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Softmax of q k^T, mean over heads, `[Q, K]`, of the prompt's own row: the last, as guidance puts the empty prompt first."""
+    """Softmax of q k^T, mean over heads, `[Q, K]`, of the prompt's own row: the last, after the empty prompt's."""
     query, key = (attention.head_to_batch_dim(tensor[-1:]) for tensor in (query, key))
     if attention.norm_q is not None:
         query = attention.norm_q(query)

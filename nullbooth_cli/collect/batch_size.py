@@ -1,4 +1,4 @@
-"""How many prompts fit a forward, and how long a step of them takes."""
+"""The number of prompts that fit a forward, and the time that a step of them takes."""
 
 import threading
 import time
@@ -74,7 +74,7 @@ def largest_that_runs(model: RecordableModel, prompts: tuple[Prompt, ...], most:
 
 
 def largest_that_fits(one: int, two: int, *, free: int, most: int) -> int:
-    """How many prompts fit into `free` bytes, at most `most`, from the bytes of one and of two prompts; at least 1."""
+    """The number of prompts that fit into `free` bytes, 1 to `most`, from the bytes of one and of two prompts."""
     each = max(two - one, two // 2, 1)
     return max(1, min(most, free // each))
 
@@ -82,8 +82,8 @@ def largest_that_fits(one: int, two: int, *, free: int, most: int) -> int:
 def time_step(model: RecordableModel, members: Sequence[tuple[int, Prompt]], branches: str) -> float:
     """Seconds that one step of a batch takes, from the start of its forward to the start of the next; nothing is written.
 
-    The first step also pays for threads and caches, so it only warms up: the median of the next `TIMED_STEPS` steps counts, or of
-    those in `TIMED_SECONDS`. A first step of more than `PATIENCE_SECONDS` is taken as it is.
+    The first step also pays for threads and caches, so it is only a warm-up: the result is the median of the next `TIMED_STEPS`
+    steps, or of those in `TIMED_SECONDS`. If the first step alone takes more than `PATIENCE_SECONDS`, the result is its time.
     Raises the errors that a unit would raise: ModelError for hooks that misfire, DataError for values that are not finite.
     """
     recorder, starts = Recorder(model, members, branches=branches, sinks=()), list[float]()

@@ -1,4 +1,4 @@
-"""Finds the sites of a model: which of its projections share a tensor, and which tensors do not depend on the timestep."""
+"""Finds the sites of a model: the projections that share a tensor, and the tensors that do not depend on the timestep."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ class FoundSites:
 
 @dataclass(frozen=True)
 class RecordableModel:
-    """A loaded pipeline, the path that it walks, and its sites."""
+    """A loaded pipeline, its denoising path, and its sites."""
 
     pipe: Pipeline
     path: DenoisingPath
@@ -128,8 +128,7 @@ def split_branches(tensor: torch.Tensor, num_prompts: int, branches: str) -> tor
         return tensor
     if rows != 2 * num_prompts:
         raise ModelError(
-            f"a projection received {rows} rows for {num_prompts} prompts, and nullbooth knows pipelines with one or two rows a "
-            "prompt",
+            f"a projection received {rows} rows for {num_prompts} prompts; nullbooth records one or two rows a prompt",
             "choose another pipeline: this one's batching cannot be recorded",
         )
     empty, own = tensor[:num_prompts], tensor[num_prompts:]

@@ -173,14 +173,14 @@ def chosen_projections(config: Config, pipe: "Pipeline") -> "tuple[Projection, .
 
 
 def open_preview(config: Config, device: str | None, note: Callable[[str], None]) -> "Preview":
-    """Open the config's model to be asked for its shapes; `note` gets a text if it has to be loaded for that."""
+    """Open the config's model to find its shapes; `note` is called with a text if it must be loaded for that."""
     from nullbooth_cli.collect.preview import Preview
 
     scheduler = scheduler_of(config)
     pipe = open_without_weights(config, scheduler)
     loaded = pipe is None
     if pipe is None:
-        note(f"the shapes of {config.model} are known only once it is loaded: loading it")
+        note(f"the shapes of {config.model} cannot be found without its weights: loading it")
         pipe = load_model(config, device)
         pipe.scheduler = scheduler
     section = config.collect

@@ -1,4 +1,4 @@
-"""What a run would record and how much work it is, before it runs: `open_model.open_preview()` opens one.
+"""A preview of a run: the tensors that it would record, and how much work that is. `open_model.open_preview()` opens one.
 
 preview = open_preview(config, device, note)
 found = preview.find(preview.chosen)
@@ -24,7 +24,7 @@ EVERY_FEATURE = ("q", "k", "v", "out")
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """A model that can be asked for its shapes, and the choices of a config.
+    """A model whose shapes can be found, and the choices of a config.
 
     `model` is its name, `pipe` a pipeline without weights, or with them if `loaded`. `chosen` are the projections to record.
     """
@@ -84,7 +84,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class RecordingReport:
-    """A recording in a layer: the features of the layer that it feeds, and whether the config chooses one of them."""
+    """A site in a layer: the features of the layer that it feeds, and whether the config chooses one of them."""
 
     site: str
     features: tuple[str, ...]
@@ -93,7 +93,7 @@ class RecordingReport:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """A layer and its recordings; `index` counts layers that attend to text, and is None for others."""
+    """A layer and the sites that feed it; `index` counts layers that attend to text, and is None for others."""
 
     index: int | None
     layer: str

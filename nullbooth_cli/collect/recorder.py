@@ -44,7 +44,7 @@ class Recorder:
             self._shared.clear()
             self.num_forwards += 1
         site = self._site_of[projection]
-        if self._is_known(site, projection, tensor, forward):
+        if self._was_recorded(site, projection, tensor, forward):
             return
         values = split_branches(tensor, len(self.members), self._branches)
         seen = values = sample_tokens(
@@ -52,14 +52,14 @@ class Recorder:
         )
         if site.masked:
             assert self._padding is not None
-            # Padding becomes NaN in `values`: `nullspace.moments.fold` leaves out tokens whose first value is NaN.
+            # Padding becomes NaN in `values`. `nullspace.moments.fold` leaves out tokens whose first value is NaN.
             seen, values = (values.masked_fill(self._padding, filling) for filling in (0.0, torch.nan))
-        # The largest magnitude of each prompt is enough: NaN outlives amax, and rounding to a dtype preserves the order.
+        # The largest magnitude of each prompt is enough: amax of NaN is NaN, and rounding to a dtype preserves the order.
         self._largest.append((site, forward, seen.abs().flatten(1).amax(1).float()))
         for sink in self._sinks:
             sink.receive(site, forward, self._rows, values)
 
-    def _is_known(self, site: Site, projection: Projection, tensor: torch.Tensor, forward: int) -> bool:
+    def _was_recorded(self, site: Site, projection: Projection, tensor: torch.Tensor, forward: int) -> bool:
         """Whether the tensor was recorded before: for another projection, or at an earlier timestep."""
         if site in self._shared:
             if self._shared[site].data_ptr() != tensor.data_ptr():
@@ -76,7 +76,7 @@ class Recorder:
             self._constant[site] = (tensor, tensor._version)
             return False
         first, version = self._constant[site]
-        # The same memory, never written to since: equal without comparing.
+        # The same memory, not written to since, needs no comparison.
         if first.data_ptr() != tensor.data_ptr() or first._version != version:
             self._changed.append((projection, (first != tensor).any()))
         return True

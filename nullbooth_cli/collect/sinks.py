@@ -1,4 +1,4 @@
-"""Where recorded tensors go: `FeatureSink` stores every vector, `MomentSink` adds them up."""
+"""Sinks take recorded tensors: `FeatureSink` stores every vector, `MomentSink` adds them up."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ from nullbooth_cli.store import STORED_DTYPES, PartialSums, Store, pack_sums
 from nullbooth_cli.store.background import Writer
 from nullbooth_cli.tensors import pack
 
-# Chunks are handed to the writing threads this much at a time: whenever one of them wakes up, the model's own threads wait.
+# Chunks go to the writing threads in groups of this size: whenever one of those threads wakes up, the model's own threads wait.
 HAND_OVER_BYTES = 4 << 20
-CHECKPOINT_SHARE = 0.05  # of the running time, at most, goes into writing sums; a kill loses what came since
+CHECKPOINT_SHARE = 0.05  # of the running time, at most, goes into writing sums; a kill loses the units since the last checkpoint
 
 
 class Sink(Protocol):
-    """Where the recorded tensors of a unit go."""
+    """Takes the recorded tensors of a unit."""
 
     dtype: str | None  # that values must fit; None for the model's own
 
@@ -47,24 +47,24 @@ class FeatureSink:
         self._store, self._writer = store, writer
         self.dtype: str | None = store.layout.dtype
         self._block_of = {site: {t: block for block in store.blocks(site) for t in block} for site in store.sites}
-        self._unfinished: dict[Site, list[Callable[[], NDArray[Any]]]] = {}  # the timesteps of a block that have come so far
+        self._unfinished: dict[Site, list[Callable[[], NDArray[Any]]]] = {}  # the timesteps received so far of a block
         self._waiting: list[Callable[[], None]] = []
         self._waiting_bytes = 0
 
     def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
         """Start copying values to the host; the last timestep of a block completes a chunk."""
         assert self.dtype is not None
-        come, block = self._unfinished.setdefault(site, []), self._block_of[site][step]
-        come.append(pack(values, self.dtype))
-        if len(come) == len(block):
+        received, block = self._unfinished.setdefault(site, []), self._block_of[site][step]
+        received.append(pack(values, self.dtype))
+        if len(received) == len(block):
             del self._unfinished[site]
-            self._waiting.append(lambda: self._store.features.write(site, block, rows, np.stack([host() for host in come])))
+            self._waiting.append(lambda: self._store.features.write(site, block, rows, np.stack([host() for host in received])))
             self._waiting_bytes += len(block) * values.numel() * getattr(torch, self.dtype).itemsize
         if self._waiting_bytes >= HAND_OVER_BYTES:
             self._hand_over()
 
     def due(self) -> bool:
-        """Always: chunks are written as they come."""
+        """Always True: chunks are written as soon as they are complete."""
         return True
 
     def checkpoint(self, units: Sequence[int]) -> None:
@@ -79,7 +79,7 @@ class FeatureSink:
 
 
 class MomentSink:
-    """Adds what is recorded straight to moments, one process's part of them; nothing else goes to disk.
+    """Adds recorded vectors straight to the partial sums of a process; nothing else goes to disk.
 
     Memory: 8 D (D + 1) bytes for each site and timestep, on `device`. A checkpoint writes all of it, so checkpoints come as often
     as `CHECKPOINT_SHARE` of the running time allows. A kill loses the units since the last one, and nothing is counted twice.
@@ -88,13 +88,13 @@ class MomentSink:
     dtype: str | None = None
 
     def __init__(
-        self, part: PartialSums, sites: Sequence[Site], num_steps: int, *, device: torch.device, accumulate: str
+        self, partial: PartialSums, sites: Sequence[Site], num_steps: int, *, device: torch.device, accumulate: str
     ) -> None:
-        self._part = part
+        self._partial = partial
         self._moments = {site: SecondMoments(site.num_recorded(num_steps), site.dim, device, accumulate) for site in sites}
-        self._units = set(part.units)
+        self._units = set(partial.units)
         for site in sites if self._units else ():
-            self._moments[site].add(part.read(site))
+            self._moments[site].add(partial.read(site))
         self._last, self._cost = time.monotonic(), 0.0
 
     def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
@@ -110,6 +110,6 @@ class MomentSink:
         started = time.monotonic()
         self._units |= set(units)
         packed = ((site, [pack_sums(of_step) for of_step in moments.sums()]) for site, moments in self._moments.items())
-        self._part.checkpoint(packed, self._units)
+        self._partial.checkpoint(packed, self._units)
         self._last = time.monotonic()
         self._cost = self._last - started

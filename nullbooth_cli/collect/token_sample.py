@@ -16,7 +16,7 @@ def sample_tokens(values: torch.Tensor, num_tokens: int, *, seed: int, rows: Seq
     key = torch.zeros((), dtype=torch.int64)
     for part in (seed, step, zlib.crc32(site.encode())):
         key = _draw(key, torch.tensor(part))
-    # Each token draws a number on the vectors' device, and the smallest win: a generator for each prompt would slow a GPU down.
+    # Each token draws a number on the vectors' device, and the smallest are chosen: a generator per prompt would slow a GPU down.
     of_rows = _draw(key.to(values.device), torch.tensor(rows, device=values.device)[:, None])
     drawn = _draw(of_rows, torch.arange(values.shape[1], device=values.device))
     index = drawn.topk(num_tokens, dim=1, largest=False, sorted=False).indices.sort(dim=1).values

@@ -1,10 +1,9 @@
-"""The loop of stage collect: runs the model over units of prompts, and records what its projections receive.
+"""The loop of stage collect: runs the model over units of prompts, and records the inputs (or outputs) of its projections.
 
 `collect_units()` runs units, one batch of prompts over the whole schedule each. Every tensor goes to the sinks: `FeatureSink`
 stores its vectors, `MomentSink` adds them up. A unit counts as done once all of it is durable.
 
-Nothing unneeded is computed: the last forward ends at the last recorded projection, and tensors that are an argument of the
-denoiser need no forward at all.
+The last forward ends at the last recorded projection. Tensors that are an argument of the denoiser need no forward at all.
 
 Cost of features: bytes per prompt = sum over sites of T * L * D * itemsize, with T = 1 for timestep-free sites.
 """
@@ -34,9 +33,9 @@ def collect_units(
 ) -> Iterator[int]:
     """Run the given units and yield each once it is durable.
 
-    Raises ModelError for a hook that misfires, and for a tensor that was shared or timestep-free in the first two steps and no
-    longer is; DataError for a value that is not finite, naming prompt, layer and timestep. Raises KeyboardInterrupt when an
-    interrupt was requested, after the finished units are durable.
+    Raises ModelError for a hook that misfires, and for a tensor that is shared or timestep-free in the first two steps only.
+    Raises DataError for a value that is not finite, naming prompt, layer and timestep. Raises KeyboardInterrupt when an interrupt
+    was requested, after the finished units are durable.
     """
     finished: list[int] = []
     for unit in units:
@@ -83,7 +82,7 @@ def run_unit(model: RecordableModel, recorder: Recorder) -> None:
 
 
 def _run_forwards(model: RecordableModel, recorder: Recorder, needed: int) -> bool:
-    """Denoise until all projections have fired in the last needed forward; whether that came."""
+    """Denoise until all projections have fired in the last needed forward. Returns whether they have."""
     with ProjectionHooks(
         denoiser_of(model.pipe),
         model.found.projections,
@@ -97,7 +96,7 @@ def _run_forwards(model: RecordableModel, recorder: Recorder, needed: int) -> bo
 
 
 def _take_arguments(model: RecordableModel, recorder: Recorder) -> bool:
-    """Record the text that the denoiser is called with, and stop before its first forward; whether it was called."""
+    """Record the text that the denoiser is called with, and stop before its first forward. Returns whether it was called."""
     first_of = {site: projection for projection, site in reversed(list(model.found.site_of.items()))}
 
     def take(_: object, __: object, arguments: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@
 2. `find_shapes()` finds its sites, as `find_sites.find_sites()` does for a loaded model.
 3. `count_operations()` counts the work of one forward.
 
-Packing, guidance, masks, ids and sizes stay the pipeline's own. Cost: a second or two, a few MB of memory.
+The pipeline itself computes packing, guidance, masks, ids and sizes. Cost: a second or two, a few MB of memory.
 """
 
 import functools
@@ -110,7 +110,7 @@ def build_pipeline(folder: str, scheduler: Scheduler) -> Pipeline:
     name = pipeline_class(folder)
     if name not in TEXT_SHAPES:
         raise ConfigError(
-            f"the shapes of {name} are known only once it is loaded",
+            f"the shapes of {name} cannot be found without its weights",
             f"load the model, or choose one of the classes that need no weights: {', '.join(TEXT_SHAPES)}",
         )
     made = getattr(diffusers, name)
@@ -122,7 +122,7 @@ def build_pipeline(folder: str, scheduler: Scheduler) -> Pipeline:
             with torch.device("meta"):
                 parts[part] = kind.from_config(kind.load_config(folder, subfolder=part)).to("meta").eval()
         parts |= {key: index[key] for key in parts if not isinstance(index[key], list)}
-        pipe = made(**{**parts, "scheduler": _keep_values(scheduler)})
+        pipe = made(**{**parts, "scheduler": _set_steps_on_cpu(scheduler)})
         encoded = TEXT_SHAPES[name](pipe, get_tokenizer_config(folder, subfolder="tokenizer"))
     pipe.set_progress_bar_config(disable=True)
     pipe.encode_prompt = lambda *_, **__: encoded
@@ -142,8 +142,8 @@ def _readable(folder: str) -> Iterator[None]:
         raise ConfigError(f"cannot read the configs in {folder}: {first}", "check its name, revision and files") from error
 
 
-def _keep_values(scheduler: Scheduler) -> Scheduler:
-    """Leave a scheduler's steps on the CPU, whatever device the pipeline names: their values are needed."""
+def _set_steps_on_cpu(scheduler: Scheduler) -> Scheduler:
+    """Set a scheduler's steps on the CPU, whatever device the pipeline names: their values are needed."""
     original = scheduler.set_timesteps
 
     @functools.wraps(original)
@@ -151,13 +151,13 @@ def _keep_values(scheduler: Scheduler) -> Scheduler:
         original(*args, **{**kwargs, "device": "cpu"})
 
     scheduler.set_timesteps = set_timesteps
-    # It looks up values, and changes no shape. Flow-matching schedulers have none.
+    # Scaling looks up values, and changes no shape. Flow-matching schedulers do not scale.
     scheduler.scale_model_input = lambda sample, *_, **__: sample  # type: ignore[attr-defined]
     return scheduler
 
 
 class DependenceTracker(TorchDispatchMode):
-    """Context manager that follows through every operation which tensors depend on some given ones, by their memory.
+    """Context manager that marks every tensor that depends on a marked one, by its memory.
 
     An operation in place returns the tensor that it wrote, so marking results is enough.
     """
@@ -166,25 +166,25 @@ class DependenceTracker(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]  # torch annotates only part of itself
         self._dependent: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address appears twice
 
-    def start(self, given: object) -> None:
+    def mark(self, given: object) -> None:
         """Mark all tensors in a tree of lists, tuples and dictionaries."""
         for tensor in tree_leaves(given):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
                 self._dependent[storage._cdata] = storage
 
-    def holds(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor depends on a marked one."""
+    def is_marked(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor was marked, or depends on one that was."""
         return tensor.untyped_storage()._cdata in self._dependent
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if any(isinstance(tensor, torch.Tensor) and self.holds(tensor) for tensor in tree_leaves((args, kwargs))):
-            self.start(result)
+        if any(isinstance(tensor, torch.Tensor) and self.is_marked(tensor) for tensor in tree_leaves((args, kwargs))):
+            self.mark(result)
         return result
 
 
-CHANGING = ("sample", "hidden_states", "timestep")  # the arguments that differ between forwards of a path; the text does not
+CHANGING = ("sample", "hidden_states", "timestep")  # the arguments that differ between forwards of a path (the text does not)
 
 
 def find_shapes(
@@ -200,10 +200,10 @@ def find_shapes(
     changing = DependenceTracker()
 
     def mark_arguments(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        changing.start([*args, *(kwargs[name] for name in CHANGING if name in kwargs)])
+        changing.mark([*args, *(kwargs[name] for name in CHANGING if name in kwargs)])
 
     def is_timestep_free(tensors: Sequence[torch.Tensor]) -> bool:
-        return not changing.holds(tensors[0])
+        return not changing.is_marked(tensors[0])
 
     handle = denoiser_of(pipe).register_forward_pre_hook(mark_arguments, with_kwargs=True)
     try:

@@ -38,7 +38,7 @@ def export(
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.errors import ConfigError
     from nullbooth_cli.nullspace.export import export_alphaedit, export_folder, export_safetensors
-    from nullbooth_cli.pipeline.project import decomposing
+    from nullbooth_cli.pipeline.project import decomposition_of
     from nullbooth_cli.pipeline.state import require, stage_states
     from nullbooth_cli.report.answers import ExportAnswer
 
@@ -65,7 +65,7 @@ def export(
     elif form == "alphaedit":
         answer = replace(answer, sites=export_alphaedit(opened, path, layer, feature))
     else:
-        settings = decomposing(session.config, opened)
+        settings = decomposition_of(session.config, opened)
         rule, value = session.config.project.rule()
         made = export_folder(opened, settings, path, rule=rule, value=value, only_covariance=only_covariance)
         answer = replace(answer, path=str(made))

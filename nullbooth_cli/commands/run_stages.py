@@ -101,7 +101,7 @@ def _events(wanted: tuple[str, ...], run: Run, control: Control) -> Generator[Ev
     yield from stages.run_stages(wanted, run, confirm)
     if control.release and run.workers.rank == 0 and run.states().stages[wanted[-1]].state == "complete":
         yield Note(collect.release_features(run.store))
-        run.known.forget()
+        run.cache.forget()
 
 
 @contextlib.contextmanager

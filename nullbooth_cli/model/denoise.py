@@ -55,11 +55,11 @@ def denoise(pipe: Pipeline, path: DenoisingPath, members: Sequence[tuple[int, Pr
     """
     seeds = [path.seed + row for row, _ in members]
     size = {name: value for name, value in (("height", path.height), ("width", path.width)) if value is not None}
-    seen: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    on_images: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if path.images is not None:
-        seen = noised(pipe, path.steps, [file_of(path.images, prompt) for _, prompt in members], seeds)
+        on_images = noised(pipe, path.steps, [file_of(path.images, prompt) for _, prompt in members], seeds)
     try:
-        with quiet_libraries(), seen:
+        with quiet_libraries(), on_images:
             result = pipe(
                 prompt=[prompt.text for _, prompt in members],
                 num_inference_steps=path.num_inference_steps,

@@ -1,4 +1,4 @@
-"""Which device a run uses, and how much memory is free on it."""
+"""The device of a run, and the memory that is free on it."""
 
 import psutil
 import torch

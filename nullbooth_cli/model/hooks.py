@@ -1,4 +1,4 @@
-"""Hooks on projections: which tensors enter or leave them, and which projections share a tensor.
+"""Hooks on projections: they record the tensors that enter or leave them, and find the projections that share a tensor.
 
 1. `ProjectionHooks` hands over the tensor of every projection in every forward. A hook that does not fire exactly once per
    forward is an error.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def pack_latents(pipe: LatentPipeline, latents: torch.Tensor) -> torch.Tensor:
-    """Latents `[B, C, h, w]` as the pipeline hands them to its denoiser: Flux and its kind put 2 x 2 places into one token."""
+    """Latents `[B, C, h, w]` as the pipeline hands them to its denoiser: Flux, for one, puts 2 x 2 places into one token."""
     packed: torch.Tensor = pipe._pack_latents(latents, *latents.shape) if hasattr(pipe, "_pack_latents") else latents
     return packed
 

@@ -15,7 +15,7 @@ from torch import nn
 from nullbooth_cli.errors import ConfigError, ModelError, ResourceError
 from nullbooth_cli.model.load_errors import explained
 from nullbooth_cli.model.protocols import Pipeline, Scheduler, Tokenizer
-from nullbooth_cli.model.quiet import quiet_libraries, warnings_heard
+from nullbooth_cli.model.quiet import collected_warnings, quiet_libraries
 from nullbooth_cli.model.sources import Source, completing, fetch
 
 # The names of weights in the two libraries' warnings: a column of a table, or a list.
@@ -53,7 +53,7 @@ def load_pipeline(
     model_cpu_offload: bool = False,
     attention_slicing: bool = False,
 ) -> Pipeline:
-    """The model's own pipeline, in evaluation mode and frozen, on the device, or moving there part by part as it is needed.
+    """The model's own pipeline, in evaluation mode and frozen, on the device; offloaded parts move there when they are needed.
 
     Raises ConfigError if it cannot be loaded, or if parts of it are missing; ResourceError for an offload without an accelerator.
     """
@@ -71,7 +71,7 @@ def load_pipeline(
         pipeline_config=pipeline_config,
     )
     load = _from_file if source.is_single_file else _from_folder
-    with warnings_heard() as heard:
+    with collected_warnings() as heard:
         pipe = load(source, getattr(torch, dtype))
     _require_whole(source, pipe, heard)
     if attention_slicing:
@@ -144,7 +144,7 @@ def tokenizers_of(pipe: Pipeline) -> dict[str, Tokenizer]:
 
 
 def freeze(pipe: Pipeline) -> Pipeline:
-    """Evaluation mode (modules built from a config start in training mode), frozen, no bars. Returns the pipeline."""
+    """Put a pipeline into evaluation mode, freeze it, and hide its bars. Returns it. (Modules start in training mode.)"""
     for component in pipe.components.values():
         if isinstance(component, nn.Module):
             component.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Why a model cannot be loaded, with the next thing to do.
+"""The reason that a model cannot be loaded, with the next thing to do.
 
 diffusers, transformers, huggingface_hub, safetensors and torch each raise errors of their own, often one from another, and
 without a common base class. `explained()` turns all of them into a ConfigError.

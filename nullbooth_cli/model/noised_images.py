@@ -1,13 +1,13 @@
 """Real images in place of the model's own path: encoded once, and noised to every step of the stored schedule.
 
-The pipeline is called as on the path, so that embeddings, guidance, sizes and packing stay its own. While it runs, two of its
-parts are replaced (`noised`): its starting latents are the images noised to the first step, and its scheduler answers each step
-with the images noised to the next one, whatever the model predicted. So every forward sees real images at its timestep.
+The pipeline is called as on its own path, so that it computes embeddings, guidance, sizes and packing itself. While it runs, two
+of its parts are replaced (`noised`). Its starting latents are the images, noised to the first step. Its scheduler ignores the
+model's prediction and returns the images noised to the next step. So every forward sees real images at its timestep.
 
 - An image's latents are the mean of the autoencoder's distribution: sampling would add noise far below that of any step, and one
   more seed.
-- Every step has fresh noise, as in training. It comes from the image's own generator, one draw a step, so that it depends neither
-  on the batch nor on the process; the first draw is the noise that a path of the same row starts from.
+- Every step has fresh noise, as in training: one draw a step from the image's own generator, so that it depends neither on the
+  batch nor on the process. The first draw is the noise that a path of the same row starts from.
 - The scheduler's own `add_noise` or `scale_noise` mixes the two, in float32.
 
 Memory: the latents of a batch once for each step; 16 MB for 30 steps of 8 images of 512 x 512 pixels, in float16.
@@ -67,21 +67,21 @@ def noised(pipe: Pipeline, steps: tuple[Step, ...], files: Sequence[Path], seeds
 
 
 class _NoisedImages:
-    """A scheduler that goes from one noised image to the next; everything but latents is the wrapped scheduler's."""
+    """A scheduler that steps from one noised image to the next. Everything but the latents comes from the wrapped scheduler."""
 
     def __init__(self, pipe: LatentPipeline, steps: tuple[Step, ...], seeds: Sequence[int]) -> None:
         self._pipe, self._scheduler, self._steps, self._seeds = pipe, pipe.scheduler, steps, seeds
-        self._before: list[Any] = []  # for each step, the scheduler before that step; classes differ in how they mix noise
-        self._latents: list[torch.Tensor] = []  # each step, and the clean images at the end
+        self._before: list[Any] = []  # for each step, the scheduler before that step: classes mix noise in different ways
+        self._latents: list[torch.Tensor] = []  # at each step, and the clean images at the end
         self._index = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scheduler, name)
 
     def begin(self, files: Sequence[Path], size: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
-        """Encode the images and noise them to every step; returns those of the first, of the shape, dtype and device of `like`.
+        """Encode the images and noise them to every step. Returns those of the first step, with the shape and dtype of `like`.
 
-        All steps at once: noise is drawn on the CPU, and the device should not wait for it between steps.
+        All steps are noised at once: noise is drawn on the CPU, and the device should not wait for it between steps.
         """
         clean = encode_images(self._pipe, [_fitting(file, size) for file in files], like.device)
         own = generators(self._seeds)
@@ -110,12 +110,12 @@ class _NoisedImages:
         return scaled
 
     def step(self, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """(the images at the next step, the clean images); after the last step the clean images twice."""
+        """(the images at the next step, the clean images); after the last step both are the clean images."""
         self._index += 1
         return self._latents[self._index], self._latents[-1]
 
     def _scheduler_before(self, index: int) -> Any:
-        """A copy of the scheduler, set to the index of a step: timesteps can repeat, so they do not tell it."""
+        """A copy of the scheduler, set to the index of a step: timesteps can repeat, so they do not identify it."""
         scheduler = copy.copy(self._scheduler)
         write_steps(scheduler, self._steps)  # some pipelines make their latents before they set timesteps
         if hasattr(scheduler, "set_begin_index"):

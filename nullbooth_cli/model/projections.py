@@ -1,6 +1,6 @@
 """Finds the projections of the attention layers.
 
-`find_projections()` picks modules by their names and their parent's: PEFT wraps them, so their class does not tell.
+`find_projections()` chooses modules by their names and their parent's. PEFT wraps them, so their classes do not identify them.
 """
 
 import re
@@ -36,8 +36,8 @@ class Projection:
 def find_projections(denoiser: nn.Module, features: tuple[str, ...], layers: str | list[str | int]) -> tuple[Projection, ...]:
     """The projections of the chosen layers and features, in the model's order; a feature means both streams of joint attention.
 
-    `layers` is "all", which are the layers that attend to text, or a list of names, glob patterns, blocks (down, mid, up) and
-    indices among them. A name or pattern that matches none of them is tried on the layers of self-attention.
+    `layers` is "all" (every layer that attends to text) or a list of names, glob patterns, blocks (down, mid, up) and indices
+    among those layers. A name or pattern that matches none of them is tried on the layers of self-attention.
 
     Raises ConfigError for a pattern that matches nothing or an empty choice; ModelError for a model without attention to text and
     for fused projections, whose to_k and to_v are never called.
@@ -77,8 +77,10 @@ def _kind(layer: str, module: nn.Module) -> str:
 
 
 def _is_fused(layer: nn.Module) -> bool:
-    """Whether another module runs in place of to_k and to_v. diffusers' `Attention` keeps its flag when it is unfused; the class
-    of its processor is right."""
+    """Whether another module runs in place of to_k and to_v.
+
+    The flag of diffusers' `Attention` stays set when it is unfused, so the class of its processor decides.
+    """
     if not getattr(layer, "fused_projections", False):
         return False
     return type(getattr(layer, "processor", None)).__name__.startswith("Fused") or hasattr(layer, "unfuse_projections")

@@ -1,4 +1,4 @@
-"""What nullbooth uses of diffusers' and transformers' objects, as types that need neither library.
+"""The methods and attributes of diffusers' and transformers' objects that nullbooth uses, as types that need neither library.
 
 diffusers is typed only in part, and no base class of it has all that a text-to-image pipeline does. To mypy its objects are
 therefore `Any`. These protocols type our own code; what diffusers returns is assigned to them unchecked.
@@ -49,7 +49,7 @@ class BetaScheduler(Scheduler, Protocol):
 
 
 class Tokens(Protocol):
-    """What a tokenizer returns for one text: its token ids."""
+    """The result of a tokenizer for one text: its token ids."""
 
     input_ids: list[int]
 
@@ -73,7 +73,7 @@ class Tokenizer(Protocol):
 
     @property
     def all_special_ids(self) -> list[int]:
-        """Ids of begin, end and padding marks and their kind."""
+        """Ids of begin, end, padding and other marks."""
 
 
 class Autoencoder(Protocol):
@@ -99,7 +99,7 @@ class Autoencoder(Protocol):
 
 
 class PipelineOutput(Protocol):
-    """What a call of a pipeline returns."""
+    """The result of a call of a pipeline."""
 
     images: Any  # with output_type "latent" a tensor, with "np" an array [B, H, W, 3] in [0, 1], with "pil" a list of images
 
@@ -192,7 +192,7 @@ class StableDiffusion(LatentPipeline, Protocol):
     def encode_prompt(
         self, prompt: Sequence[str], device: torch.device, num_images_per_prompt: int, do_classifier_free_guidance: bool
     ) -> tuple[torch.Tensor, ...]:
-        """What the denoiser is given for prompts; first the texts `[B, L, D]`."""
+        """The embeddings that the denoiser receives for prompts; first the texts `[B, L, D]`."""
 
     def save_lora_weights(self, folder: str | PathLike[str], *, unet_lora_layers: Mapping[str, torch.Tensor]) -> None:
         """Write a LoRA file."""

@@ -17,19 +17,19 @@ LIBRARIES = ("diffusers", "transformers", "huggingface_hub")
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 
 
-class _Ear(logging.Handler):
-    """Takes the libraries' records in place of their own handlers: keeps texts for a thread that listens, drops all others."""
+class _LogCollector(logging.Handler):
+    """Replaces the libraries' own handlers: collects the texts of the threads in `texts`, and drops all others."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.heard: dict[int | None, list[str]] = {}  # by thread
+        self.texts: dict[int | None, list[str]] = {}  # by thread
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.thread in self.heard:
-            self.heard[record.thread].append(_COLOURS.sub("", record.getMessage()))
+        if record.thread in self.texts:
+            self.texts[record.thread].append(_COLOURS.sub("", record.getMessage()))
 
 
-_EAR = _Ear()
+_COLLECTOR = _LogCollector()
 _lock = threading.Lock()
 _calls = 0
 _put_back = contextlib.ExitStack()
@@ -60,29 +60,29 @@ def quiet_libraries() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def warnings_heard() -> Iterator[list[str]]:
+def collected_warnings() -> Iterator[list[str]]:
     """`quiet_libraries()`, with the texts of the warnings that the libraries log in this thread meanwhile."""
     thread, heard = threading.get_ident(), list[str]()
     with quiet_libraries():
-        before = _EAR.heard.get(thread)
-        _EAR.heard[thread] = heard
+        before = _COLLECTOR.texts.get(thread)
+        _COLLECTOR.texts[thread] = heard
         try:
             yield heard
         finally:
-            del _EAR.heard[thread]
+            del _COLLECTOR.texts[thread]
             if before is not None:
-                _EAR.heard[thread] = before
+                _COLLECTOR.texts[thread] = before
 
 
 def _replace_handlers(changes: contextlib.ExitStack) -> None:
     for logger in map(logging.getLogger, LIBRARIES):
         changes.callback(_restore_logger, logger, logger.level, logger.handlers, logger.propagate)
-        logger.handlers, logger.propagate = [_EAR], False
+        logger.handlers, logger.propagate = [_COLLECTOR], False
         logger.setLevel(logging.WARNING)
 
 
 def _restore_logger(logger: logging.Logger, level: int, handlers: list[logging.Handler], propagate: bool) -> None:
-    added = [handler for handler in logger.handlers if handler is not _EAR]
+    added = [handler for handler in logger.handlers if handler is not _COLLECTOR]
     logger.handlers = [*handlers, *added] if added else handlers
     if not logger.propagate:
         logger.propagate = propagate
@@ -103,7 +103,7 @@ def _hide_bars(changes: contextlib.ExitStack, libraries: Iterable[_Bars]) -> Non
     from huggingface_hub.utils.tqdm import disable_progress_bars, progress_bar_states
 
     if constants.HF_HUB_DISABLE_PROGRESS_BARS is False:
-        return  # the environment asks for bars, which has priority over a program
+        return  # the environment asks for bars, and has priority over a program
     states = dict(progress_bar_states)
 
     def restore_states() -> None:

@@ -218,12 +218,12 @@ def _require_possible(strategy: str | None, num_steps: int, num_train: int) -> N
         )
     if num_steps == 1 and strategy not in ("LCM", "model"):
         raise ConfigError(
-            "num_denoising_steps 1 is not a denoising path: only few-step models make one of a single step",
+            "num_denoising_steps 1 is not a denoising path: only few-step models denoise in a single step",
             "set schedule.num_denoising_steps to 4 or more, or schedule.sampler_strategy to LCM for a model distilled for it",
         )
     if strategy == "LCM" and num_steps > LCM_MAX_STEPS:
         raise ConfigError(
-            f"num_denoising_steps {num_steps} is more than the {LCM_MAX_STEPS} that LCM knows",
+            f"num_denoising_steps {num_steps} is more than the {LCM_MAX_STEPS} steps of LCM",
             "set schedule.num_denoising_steps to 1 to 8",
         )
 

@@ -1,4 +1,4 @@
-"""Where a model is: the embedded one, a pipeline folder, a hub id, or a single file of weights.
+"""The place of a model: the embedded one, a pipeline folder, a hub id, or a single file of weights.
 
 1. `Source` is the config's `model` with the settings beside it; `located()` finds it, without the network.
 2. `fetch()` returns the pipeline folder; it downloads that of a hub id once, then takes it from the cache.
@@ -124,9 +124,9 @@ def fetch(source: Source, *, weights: bool = True) -> str:
 
 
 def completing(source: Source) -> Source:
-    """The model from which a single file takes everything but its weights: `pipeline_config`, or the one that its layout names.
+    """The model from which a single file takes everything but its weights: `pipeline_config`, or the one that its layout implies.
 
-    diffusers itself would ask the hub for it even if `local_files_only` is set, so it is fetched by name.
+    diffusers itself would ask the hub for it even if `local_files_only` is set, so we fetch it by name.
     """
     from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
 

@@ -30,11 +30,11 @@ class CovarianceUnit(NamedTuple):
 
 
 def covariance(store: Store, device: torch.device, accumulate: str, units: Iterable[CovarianceUnit]) -> Iterator[CovarianceUnit]:
-    """Reduce what was collected to the moments of the given units; yield each unit once it is durable.
+    """Reduce the collection to the moments of the given units; yield each unit once it is durable.
 
-    Features are read once: a unit whose moment covers the first n units of the collection reads only the features after them.
-    With `keep: moments` there are no features, and the partial sums of all processes are added up. Raises StoreError if they lack
-    a unit of the collection.
+    Features are read once: a moment that covers the first n units of the collection needs only the features after them. With
+    `keep: moments` there are no features, and the partial sums of all processes are added up. Raises StoreError if they lack a
+    unit of the collection.
     """
     target = len(store.progress.cells("collect"))
     if store.layout.keep == "features":
@@ -71,7 +71,7 @@ def _from_features(
         unit, batches = item
         if not batches:
             return unit, None
-        # numpy puts them together, in this thread: torch's threads would wait here for those that multiply.
+        # numpy concatenates them in this thread: torch's threads would wait here for those that multiply.
         chunks = [store.features.read(unit.site, unit.timesteps, batch) for batch in batches]
         vectors = unpack(chunks[0] if len(batches) == 1 else np.concatenate(chunks, axis=1), dtype).flatten(1, 2)
         return unit, vectors.pin_memory() if device.type == "cuda" else vectors
@@ -102,7 +102,7 @@ def _from_features(
 
 
 def _finish_staged(store: Store, unit: CovarianceUnit, cell: int) -> int:
-    """Put staged moments in force if a kill left some. Returns how many units of the collection the moments in force cover."""
+    """Put staged moments in force if a kill left some. Returns the number of units that the moments in force cover."""
     number, site, timesteps = unit
     if cell & STAGED:
         cell &= ~STAGED
@@ -113,13 +113,13 @@ def _finish_staged(store: Store, unit: CovarianceUnit, cell: int) -> int:
 
 def _from_partial_sums(store: Store, units: Iterable[CovarianceUnit]) -> Iterator[tuple[CovarianceUnit, list[Sums]]]:
     """Each unit with the sums of its timesteps over all processes. Neighbours of one site share one read of its sums."""
-    parts = [part for part in store.moments.parts() if part.units]
+    parts = [part for part in store.moments.all_partial_sums() if part.units]
     check_disjoint(parts)
     folded = {batch for part in parts for batch in part.units}
     missing = [batch for batch in range(len(store.progress.cells("collect"))) if store.members(batch) and batch not in folded]
     if missing:
         raise StoreError(
-            f"{store.url}: unit {missing[0]} of the collection is in no partial sums ({len(missing)} units are missing)",
+            f"{store.url}: unit {missing[0]} of the collection is missing in the partial sums ({len(missing)} units are missing)",
             Rerun("collect", repair=True, store=store.url),
         )
     last: tuple[Site, list[Sums]] | None = None

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from nullbooth_cli.datatypes import Site, Sums
 from nullbooth_cli.errors import ConfigError, DataError, Rerun
 from nullbooth_cli.nullspace import spectrum
-from nullbooth_cli.nullspace.pooling import Decomposing, pooled, second_moment
+from nullbooth_cli.nullspace.pooling import DecompositionSettings, pooled, second_moment
 from nullbooth_cli.store import Cut, Decomposition, Store
 from nullbooth_cli.store.background import read_ahead
 
@@ -50,7 +50,7 @@ class SiteSpectrum(NamedTuple):
 
 
 class _PooledSums(NamedTuple):
-    """What a decomposition is made of; `heldout` is None without held-out prompts."""
+    """The inputs of a decomposition; `heldout` is None without held-out prompts."""
 
     collected: Sums
     heldout: Sums | None
@@ -71,7 +71,7 @@ def eigh(matrices: Sequence[FloatArray], device: torch.device | str = "cpu") -> 
 def project(
     store: Store,
     device: torch.device,
-    settings: Decomposing,
+    settings: DecompositionSettings,
     units: Iterable[ProjectUnit],
     *,
     rule: str,
@@ -136,7 +136,7 @@ def require_possible(rule: str, value: float, sites: Sequence[Site], accumulate:
         )
 
 
-def spectra(store: Store, device: torch.device, settings: Decomposing, *, stored: bool) -> Iterator[SiteSpectrum]:
+def spectra(store: Store, device: torch.device, settings: DecompositionSettings, *, stored: bool) -> Iterator[SiteSpectrum]:
     """The spectrum of every decomposition; nothing is written. `stored` reads them instead of decomposing."""
     if stored:
         for site, group in settings.pooling.units(store.sites, settings.steps):
@@ -153,7 +153,7 @@ def _stored_spectrum(store: Store, site: Site, group: int) -> SiteSpectrum:
 
 
 def decompositions(
-    store: Store, device: torch.device, settings: Decomposing, sites: Sequence[Site] | None = None
+    store: Store, device: torch.device, settings: DecompositionSettings, sites: Sequence[Site] | None = None
 ) -> Iterator[tuple[Site, int, Decomposition]]:
     """(site, group, decomposition) of the moments of the sites, all of them by default; nothing is written."""
     units = [ProjectUnit(0, *unit) for unit in settings.pooling.units(store.sites if sites is None else sites, settings.steps)]
@@ -163,7 +163,12 @@ def decompositions(
 
 
 def _decompositions(
-    store: Store, device: torch.device, settings: Decomposing, units: Iterable[ProjectUnit], *, decomposed: NDArray[np.bool_]
+    store: Store,
+    device: torch.device,
+    settings: DecompositionSettings,
+    units: Iterable[ProjectUnit],
+    *,
+    decomposed: NDArray[np.bool_],
 ) -> Iterator[tuple[ProjectUnit, Decomposition | None]]:
     """Each unit with its decomposition, or with None where one is stored; neighbours of one size are decomposed together."""
     heldout = store.heldout() if settings.heldout else None
@@ -187,7 +192,7 @@ def _decompositions(
 
 
 def _decompose(
-    group: list[tuple[ProjectUnit, _PooledSums | None]], device: torch.device, settings: Decomposing
+    group: list[tuple[ProjectUnit, _PooledSums | None]], device: torch.device, settings: DecompositionSettings
 ) -> Iterator[tuple[ProjectUnit, Decomposition | None]]:
     matrices = []
     for unit, sums in group:
@@ -202,7 +207,7 @@ def _decompose(
 
 
 def _with_energies(
-    site: Site, eigenvalues: FloatArray, eigenvectors: FloatArray, *, sums: _PooledSums, settings: Decomposing
+    site: Site, eigenvalues: FloatArray, eigenvectors: FloatArray, *, sums: _PooledSums, settings: DecompositionSettings
 ) -> Decomposition:
     about_zero = second_moment(sums.collected) if settings.centred else None
     collected = np.clip(eigenvalues, 0.0, None) if about_zero is None else _energies(about_zero, eigenvectors)

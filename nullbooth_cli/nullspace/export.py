@@ -1,4 +1,4 @@
-"""Projectors and moments in the forms that other programs read.
+"""Projectors and moments in the formats of other programs.
 
 - `safetensors`: one factor, or P itself, per site, and a JSON header that names the tensor of every weight.
 - `alphaedit`: P of several sites of one size as a tensor `[sites, D, D]` in a .pt file, the format of AlphaEdit's code.
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from nullbooth_cli.datatypes import Site, choose_sites
 from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.nullspace import spectrum
-from nullbooth_cli.nullspace.pooling import Decomposing, pooled, second_moment
+from nullbooth_cli.nullspace.pooling import DecompositionSettings, pooled, second_moment
 from nullbooth_cli.nullspace.usable import load_projector, provenance, usable_projectors
 from nullbooth_cli.store import Store
 
@@ -75,7 +75,9 @@ def export_alphaedit(store: Store, path: Path, layer: str | None, feature: str |
     return [site.name for site in sites]
 
 
-def export_folder(store: Store, settings: Decomposing, place: Path, *, rule: str, value: float, only_covariance: bool) -> Path:
+def export_folder(
+    store: Store, settings: DecompositionSettings, place: Path, *, rule: str, value: float, only_covariance: bool
+) -> Path:
     """Write plain files under `place`; returns the folder that was made. `rule` and `value` are the threshold in force.
 
     Per-timestep projectors, and covariances alone, have one folder for each timestep; pooled projectors have one, `pooled`. A
@@ -119,7 +121,9 @@ class _SiteFiles:
         return _SiteFiles(arrays={**self.arrays, **other.arrays}, metadata={**self.metadata, **other.metadata})
 
 
-def _moment_files(store: Store, site: Site, timesteps: Sequence[int], settings: Decomposing, *, weight: str) -> _SiteFiles:
+def _moment_files(
+    store: Store, site: Site, timesteps: Sequence[int], settings: DecompositionSettings, *, weight: str
+) -> _SiteFiles:
     sums = pooled(store, site, timesteps, weight)
     covariance = second_moment(sums, centred=settings.centred)
     metadata = {

@@ -16,7 +16,7 @@ from nullbooth_cli.tensors import full_float32
 # On the CPU, x^T x of at least SYMMETRIC_DIM columns is computed in STRIPS strips of rows, each from the diagonal on: 9/16 of the
 # operations. (numpy would use the symmetry by itself, but its threads and torch's wait for each other.)
 SYMMETRIC_DIM, STRIPS = 192, 8
-# On the CPU, small timesteps are multiplied as one batch, as many as fit its cache: threads then do not wait for each other.
+# On the CPU, as many small timesteps as fit its cache are multiplied as one batch: threads then do not wait for each other.
 CACHED_BYTES = 2 << 20
 
 

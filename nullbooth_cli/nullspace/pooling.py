@@ -1,4 +1,4 @@
-"""Which timesteps a decomposition is made of, and the sums that they give. Needs no torch."""
+"""The timesteps that a decomposition pools, and their sums. Needs no torch."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class Pooling:
 
 
 @dataclass(frozen=True)
-class Decomposing:
+class DecompositionSettings:
     """The settings that a decomposition depends on, beside the moments. `centred` subtracts the mean."""
 
     pooling: Pooling
@@ -60,7 +60,7 @@ class Decomposing:
 
 
 def add_up(several: Iterable[Sums]) -> Sums:
-    """The sums over all vectors of one or more sums, with two of them in memory at a time."""
+    """The total of one or more sums, with two of them in memory at a time."""
     return reduce(lambda one, other: Sums(one.sum_xxt + other.sum_xxt, one.sum_x + other.sum_x, one.count + other.count), several)
 
 

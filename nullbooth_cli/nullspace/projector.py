@@ -26,9 +26,9 @@ class Projector:
     @classmethod
     def of(cls, eigenvectors: NDArray[np.float64], null_dim: int) -> "Projector":
         """From all eigenvectors `[D, D]`, of which the first `null_dim` span the null space."""
-        smaller = 2 * null_dim > len(eigenvectors)
-        columns = eigenvectors[:, null_dim:] if smaller else eigenvectors[:, :null_dim]
-        return cls(np.ascontiguousarray(columns), smaller)
+        is_complement = 2 * null_dim > len(eigenvectors)
+        columns = eigenvectors[:, null_dim:] if is_complement else eigenvectors[:, :null_dim]
+        return cls(np.ascontiguousarray(columns), is_complement)
 
     @property
     def dim(self) -> int:
@@ -65,8 +65,7 @@ def apply_factor(rows: Rows, factor: Rows, *, is_complement: bool) -> Rows:
 
 
 def overlap(one: Projector, other: Projector) -> float:
-    """How far the smaller null space lies in the larger: trace(P Q) / min(null_dim), 0 to 1; 1 if all of it does. NaN if one is
-    empty.
+    """The share of the smaller null space that lies in the larger: trace(P Q) / min(null_dim), 0 to 1. NaN if one is empty.
 
     It is the mean squared cosine of the principal angles between them (Bjorck and Golub, 1973). Two random null spaces overlap by
     about `expected_overlap`. Cost: 2 D F F' operations.

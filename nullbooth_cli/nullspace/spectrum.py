@@ -1,4 +1,4 @@
-"""Pure functions of eigenvalues: how many are null, and what that costs.
+"""Pure functions of eigenvalues: the number that are null, and the leakage that follows.
 
 Eigenvalues are `[D]` float64, ascending, of a second moment. It is positive semi-definite up to round-off, so negative
 eigenvalues count as 0. A null space is always spanned by the eigenvectors of the `null_dim` smallest eigenvalues, so every rule
@@ -20,7 +20,7 @@ ADVISED_CLEARANCE = 10.0  # times the noise floor
 
 
 def null_dim(eigenvalues: Eigenvalues, rule: str, value: float, energies: Eigenvalues | None = None) -> int:
-    """How many eigenvalues are null under a rule.
+    """The number of eigenvalues that are null under a rule.
 
     nullspace_threshold  l < value
     threshold_percent    l < the value-th percentile of all eigenvalues
@@ -69,7 +69,7 @@ def _absolute(positive: Eigenvalues, rule: str, value: float) -> float | None:
 
 
 def threshold(eigenvalues: Eigenvalues, rule: str, value: float, null_dim: int) -> float | None:
-    """The eigenvalue below which all are null. Rules that count or sum have none: then the smallest that is not null, or None."""
+    """The eigenvalue below which all are null. For rules that count or sum, the smallest that is not null, or None."""
     cut = _absolute(np.clip(eigenvalues, 0.0, None), rule, value)
     if cut is not None:
         return cut
@@ -111,7 +111,7 @@ def spectrum_warnings(
     leakage: float = 0.0,
     heldout_leakage: float | None = None,
 ) -> list[str]:
-    """Why a null space of a moment of `count` vectors is doubtful, a sentence for each reason; empty if it is well founded."""
+    """The reasons to doubt a null space of a moment of `count` vectors, a sentence each; empty if there are none."""
     found = []
     if count < dim:
         found.append(f"{count:,} vectors cannot fill {dim} dimensions: null_dim is at least {dim - count}, which may be chance")

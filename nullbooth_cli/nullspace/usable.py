@@ -1,4 +1,4 @@
-"""Which projectors of a store a model may use."""
+"""The projectors of a store that a model may use, and their origin."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -36,9 +36,9 @@ def usable_projectors(store: Store, tensors: Mapping[str, Any] | None = None) ->
 
 
 def check_model(store: Store, tensors: Mapping[str, Any]) -> None:
-    """Raise ConfigError unless the weights that a store protects are, value for value, those of a model, named as its
-    `state_dict()` names them.
+    """Raise ConfigError if a model lacks a weight that a store protects, or has another value there.
 
+    `tensors` are the model's weights, by the names of its `state_dict()`.
     The model may have a higher precision than the one that was collected from: its weights are then rounded first. Adapters of
     PEFT that are loaded and not fused change no base weight.
     """

@@ -47,8 +47,8 @@ def run_collect(run: Run) -> Iterator[Event]:
         prepared.notes.append(f"too long for the tokenizer, '{lost}' is cut off: '{prompt.text}'")
     yield from map(Note, prepared.notes)
     with Writer() as writing:
-        sinks: list[Sink] = [FeatureSink(store, writing)] if store.layout.features else []
-        if store.layout.moments and prepared.todo:
+        sinks: list[Sink] = [FeatureSink(store, writing)] if store.layout.keeps_features else []
+        if store.layout.keeps_moments and prepared.todo:
             sink, place = _moment_sink(run, loaded, device)
             sinks.append(sink)
             if place != device:
@@ -66,7 +66,7 @@ def _moment_sink(run: Run, loaded: "RecordableModel", device: "torch.device") ->
 
     num_steps = run.store.num_steps
     place = space.place_for_sums(loaded.sites, num_steps, device)
-    part = run.store.moments.part(run.workers.part)
+    part = run.store.moments.partial_sums(run.workers.name)
     if not part.units:
         part.create(loaded.sites, num_steps)
     accumulate = run.config.covariance.accumulate
@@ -75,7 +75,7 @@ def _moment_sink(run: Run, loaded: "RecordableModel", device: "torch.device") ->
 
 def release_features(store: Store) -> str:
     """Remove the features whose moments are complete. Returns what was done."""
-    if not store.layout.features:
+    if not store.layout.keeps_features:
         return "nothing to release: no features are stored here (collect.keep: moments)"
     before = bytes_of(store, "collect")
     release_units(store, [unit for unit, cell in enumerate(store.progress.cells("collect")) if cell])

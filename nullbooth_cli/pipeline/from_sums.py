@@ -63,7 +63,7 @@ def fill_store(store: Store, config: Config, given: SummedCollection) -> Iterato
     start_stage(run, "schedule", dict(given.schedule))
     create_collection(store, sites=given.sites, num_steps=len(given.steps), num_rows=len(given.rows), layout=given.layout)
     store.write_rows(0, given.rows)
-    part, units = store.moments.part(given.name), range(given.layout.num_units(len(given.rows)))
+    part, units = store.moments.partial_sums(given.name), range(given.layout.num_units(len(given.rows)))
     part.create(given.sites, len(given.steps))
     part.checkpoint(given.sums, units)
     store.progress.commit("collect", units)

@@ -33,7 +33,7 @@ def beating(store: Store, workers: Workers, stage: str) -> Iterator[Callable[[],
         nonlocal wrote
         while not over.wait(BEAT_SECONDS):
             note = Heartbeat(
-                worker=workers.part,
+                worker=workers.name,
                 stage=stage,
                 host=socket.gethostname(),
                 pid=os.getpid(),
@@ -55,4 +55,4 @@ def beating(store: Store, workers: Workers, stage: str) -> Iterator[Callable[[],
         thread.join()
         if wrote:
             with contextlib.suppress(NullboothError):  # it must not hide an earlier error
-                store.heartbeats.remove(workers.part)
+                store.heartbeats.remove(workers.name)

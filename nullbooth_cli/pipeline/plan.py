@@ -135,10 +135,10 @@ def _sizes(work: Work) -> dict[str, _Size]:
     project_units = pooling_of(work.config).units(work.sites, work.steps)
     sums, widest = sums_nbytes(work.sites, num_steps), max((site.dim for site in work.sites), default=0)
     asked = layout_of(section)
-    features = features_nbytes(work.sites, num_steps, num_prompts, asked.dtype) if asked.features else 0
+    features = features_nbytes(work.sites, num_steps, num_prompts, asked.dtype) if asked.keeps_features else 0
     return {
         "schedule": _Size(units=1, nbytes=num_steps * 32, on_device=0),
-        "collect": _Size(units=asked.num_units(num_prompts), nbytes=features, on_device=sums if asked.moments else 0),
+        "collect": _Size(units=asked.num_units(num_prompts), nbytes=features, on_device=sums if asked.keeps_moments else 0),
         "covariance": _Size(
             units=len(covariance_units(work.sites, num_steps, work.layout)), nbytes=sums, on_device=8 * widest * (widest + 1)
         ),
@@ -160,7 +160,7 @@ def _plan_one(stage: str, work: Work, whole: _Size, device_free: int) -> Plan:
     needed, to_do, operations = whole.nbytes * (total - done) // (total or 1), total - done, None
     if stage == "collect":
         sums, heldout = sums_nbytes(work.sites, len(work.steps)), heldout_prompts(work.config)
-        if asked.moments and not done:
+        if asked.keeps_moments and not done:
             needed += 2 * sums
         if state.heldout is not None and not state.heldout.is_done:
             to_do += asked.num_units(len(heldout)) - state.heldout.units_done

@@ -57,8 +57,8 @@ def _start_afresh(run: Run, loaded: "RecordableModel", weights: str, batch_size:
 
     store, num_steps = run.store, run.store.num_steps
     layout = layout_of(run.config.collect, batch_size)
-    needed = features_nbytes(loaded.sites, num_steps, len(run.prompts), layout.dtype) if layout.features else 0
-    needed += 2 * sums_nbytes(loaded.sites, num_steps) * run.workers.size if layout.moments else 0
+    needed = features_nbytes(loaded.sites, num_steps, len(run.prompts), layout.dtype) if layout.keeps_features else 0
+    needed += 2 * sums_nbytes(loaded.sites, num_steps) * run.workers.size if layout.keeps_moments else 0
     space.ensure_room(store, needed - bytes_of(store, "collect"))
     store.write_record("collect", None)
     create_collection(store, sites=loaded.sites, num_steps=num_steps, num_rows=len(run.prompts), layout=layout)
@@ -78,12 +78,12 @@ def _resume(run: Run, loaded: "RecordableModel", weights: str, batch_size: int) 
     notes = note_names(run)
     if layout.batch_size != batch_size:
         notes.append(f"batch_size stays {layout.batch_size} in this store: the size of its units (now {batch_size} is asked for)")
-    if layout.moments:
+    if layout.keeps_moments:
         _mark_folded(store)
     if run.repair:
         notes.append(forget_damaged(store, "collect"))
     added = added_prompts(run.prompts, store)
-    if layout.features:
+    if layout.keeps_features:
         missing = int((store.progress.cells("collect") == 0).sum()) * layout.batch_size + len(added)
         space.ensure_room(store, features_nbytes(loaded.sites, store.num_steps, missing, layout.dtype))
     if added:
@@ -96,7 +96,7 @@ def _resume(run: Run, loaded: "RecordableModel", weights: str, batch_size: int) 
 def _mark_folded(store: Store) -> None:
     """Mark the units whose moments are in a part as done: a kill may have come between the part and their cells."""
     cells = store.progress.cells("collect")
-    for part in store.moments.parts():
+    for part in store.moments.all_partial_sums():
         store.progress.mark("collect", [unit for unit in part.units if not cells[unit]], 1)
 
 
@@ -115,9 +115,9 @@ def _take_out_prompts(run: Run) -> str | None:
     """Take the prompts that are not wanted any more out of the collection; None where only collecting again is exact."""
     store = run.store
     removed = set(removed_prompts(run.prompts, store))
-    if not store.layout.features or (store.progress.cells("collect") == RELEASED).any():
+    if not store.layout.keeps_features or (store.progress.cells("collect") == RELEASED).any():
         return None
-    if store.layout.moments:
+    if store.layout.keeps_moments:
         record = store.records["collect"]
         settings = {name: value for name, value in record["settings"].items() if name != "covariance.accumulate"}
         store.write_record("collect", {**record, "settings": settings, "layout": {**record["layout"], "keep": "features"}})

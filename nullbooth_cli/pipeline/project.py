@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.nullspace.pooling import Decomposing, Pooling
+from nullbooth_cli.nullspace.pooling import DecompositionSettings, Pooling
 from nullbooth_cli.pipeline.run import Prepared, Run, my_units, prepare, report_units, start_stage, units_to_do
 from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.config import Config
@@ -29,9 +29,9 @@ def pooling_of(config: Config) -> Pooling:
     return Pooling(section.scope, section.timesteps, section.pool_weight)
 
 
-def decomposing(config: Config, store: Store) -> Decomposing:
+def decomposition_of(config: Config, store: Store) -> DecompositionSettings:
     """How a config decomposes the moments of a store."""
-    return Decomposing(
+    return DecompositionSettings(
         pooling_of(config),
         store.schedule(),
         centred=config.covariance.centred,
@@ -64,7 +64,7 @@ def run_project(run: Run) -> Iterator[Event]:
     store, section = run.store, run.config.project
     prepared = prepare(run, lambda: _prepare_project(run))
     yield from map(Note, prepared.notes)
-    settings = decomposing(run.config, store)
+    settings = decomposition_of(run.config, store)
     every = settings.pooling.units(store.sites, settings.steps)
     mine = (ProjectUnit(number, *every[number]) for number in my_units(run, prepared))
     device = pick_device(run.device or run.workers.device)

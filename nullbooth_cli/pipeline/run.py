@@ -33,7 +33,7 @@ def layout_of(section: CollectSection, batch_size: int | None = None) -> Layout:
 
 
 @dataclass
-class KnownStates:
+class StateCache:
     """The states of a run's stages, from when they were read until something changes them."""
 
     states: States | None = None
@@ -57,13 +57,13 @@ class Run:
     auto_batch: bool = False
     workers: Workers = field(default_factory=Workers)
     interrupts: Interrupts = field(default_factory=Interrupts)
-    known: KnownStates = field(default_factory=KnownStates, repr=False)
+    cache: StateCache = field(default_factory=StateCache, repr=False)
 
     def states(self) -> States:
         """The states of all stages. Cost: none if they are known, else one read of every progress cell."""
-        if self.known.states is None:
-            self.known.states = read_states(self.config, self.prompts, self.store)
-        return self.known.states
+        if self.cache.states is None:
+            self.cache.states = read_states(self.config, self.prompts, self.store)
+        return self.cache.states
 
 
 @dataclass(kw_only=True)
@@ -82,7 +82,7 @@ def decide(run: Run, decision: Callable[[], Decision]) -> Decision:
     def decided() -> Decision:
         if run.workers.shard or run.workers.size > 1:
             run.store.reload()
-            run.known.forget()
+            run.cache.forget()
         return decision()
 
     agreed: Decision = run.workers.agree(decided)
@@ -93,7 +93,7 @@ def prepare(run: Run, begin: Callable[[], Prepared]) -> Prepared:
     """Let one process prepare a stage (`begin` may write), and every process read what it wrote."""
     prepared = Prepared(**decide(run, lambda: vars(begin())))
     run.store.reload()
-    run.known.forget()
+    run.cache.forget()
     return prepared
 
 
@@ -154,4 +154,4 @@ def report_units(run: Run, stage: str, prepared: Prepared, units: Iterator[str])
         if prepared.done + count > done:
             done = prepared.done + count
             yield Progress(stage, done, prepared.total, "units of other processes")
-    run.known.forget()
+    run.cache.forget()

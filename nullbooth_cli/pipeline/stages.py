@@ -17,7 +17,7 @@ from nullbooth_cli.formatting import counted
 from nullbooth_cli.pipeline.collect import run_collect
 from nullbooth_cli.pipeline.covariance import run_covariance
 from nullbooth_cli.pipeline.project import run_project
-from nullbooth_cli.pipeline.run import KnownStates, Run, decide
+from nullbooth_cli.pipeline.run import Run, StateCache, decide
 from nullbooth_cli.pipeline.same_model import recognise_model
 from nullbooth_cli.pipeline.schedule import run_schedule
 from nullbooth_cli.pipeline.state import DONE, HELDOUT_STAGES, bytes_of, reasons_text, require
@@ -87,7 +87,7 @@ def execute(stage: str, run: Run) -> Iterator[Event]:
         from nullbooth_cli.pipeline.attention import run_attention
 
         yield from run_attention(run)
-    folded = stage == "collect" and run.store.layout.moments and not run.workers.shard
+    folded = stage == "collect" and run.store.layout.keeps_moments and not run.workers.shard
     if folded and decide(run, lambda: _parts_are_left(run, worked=not complete)):
         yield from run_covariance(replace(run, limit=None, repair=False))
 
@@ -108,14 +108,14 @@ def _execute_heldout(stage: str, run: Run) -> Iterator[Event]:
         force=run.force and stale,
         repair=repair,
         auto_batch=False,
-        known=KnownStates(),
+        cache=StateCache(),
     )
     for event in execute(stage, inner):
         if isinstance(event, Note):
             yield Note(f"held-out prompts: {event.text}")
         elif event.stage == stage:
             yield replace(event, stage=HELDOUT)
-    run.known.forget()
+    run.cache.forget()
 
 
 def _prepare_heldout(run: Run) -> dict[str, str]:
@@ -127,7 +127,7 @@ def _prepare_heldout(run: Run) -> dict[str, str]:
         store.write_record("schedule", None)
         store.write_schedule(run.store.schedule())
         store.write_record("schedule", schedule)
-        run.known.forget()
+        run.cache.forget()
     return {stage: found.state for stage, found in run.states().heldout.items()}
 
 
@@ -182,7 +182,7 @@ def _reset_damaged(run: Run, stage: str) -> None:
         run.store.progress.reset_damaged("attention")
     if run.config.heldout_prompts is not None and (inner := run.store.heldout(write=True)) is not None:
         inner.progress.reset_damaged(stage)
-    run.known.forget()
+    run.cache.forget()
 
 
 _RUNNERS = {"schedule": run_schedule, "collect": run_collect, "covariance": run_covariance, "project": run_project}

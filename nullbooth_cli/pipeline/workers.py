@@ -74,7 +74,7 @@ class Workers:
         self._done = 0
 
     @property
-    def part(self) -> str:
+    def name(self) -> str:
         """A name that no process running at the same time has."""
         return f"{self.shard or Shard(1, 1)}.{self.rank}"
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import ConfigError, Rerun
-from nullbooth_cli.nullspace.pooling import Decomposing, pooled, second_moment
+from nullbooth_cli.nullspace.pooling import DecompositionSettings, pooled, second_moment
 from nullbooth_cli.nullspace.projector import expected_overlap, leakage_on, overlap
 from nullbooth_cli.nullspace.usable import load_projector
-from nullbooth_cli.pipeline.project import decomposing
+from nullbooth_cli.pipeline.project import decomposition_of
 from nullbooth_cli.report.json_document import Document
 from nullbooth_cli.settings.config import STAGES, Config
 from nullbooth_cli.store import Store
@@ -72,7 +72,7 @@ class _Side:
     """One of the two stores."""
 
     store: Store
-    settings: Decomposing
+    settings: DecompositionSettings
 
 
 def compare_stores(config: Config, store: Store, other_config: Config, other: Store, sites: Iterable[Site]) -> Comparison:
@@ -94,7 +94,7 @@ def compare_stores(config: Config, store: Store, other_config: Config, other: St
             f"{store.url} and {other.url} have no site in common: none has the same layer, feature and width in both",
             "compare stores of one architecture",
         )
-    one, two = _Side(store, decomposing(config, store)), _Side(other, decomposing(other_config, other))
+    one, two = _Side(store, decomposition_of(config, store)), _Side(other, decomposition_of(other_config, other))
     compared = tuple(row for pair in common for row in _compare_sites(one, two, *pair))
     return Comparison(
         stores=(store.url, other.url),

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from nullbooth_cli.datatypes import Site, choose_sites
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.nullspace import spectrum
-from nullbooth_cli.nullspace.pooling import Decomposing
+from nullbooth_cli.nullspace.pooling import DecompositionSettings
 from nullbooth_cli.nullspace.spectrum import Eigenvalues
-from nullbooth_cli.pipeline.project import decomposing
+from nullbooth_cli.pipeline.project import decomposition_of
 from nullbooth_cli.report.json_document import OPTIONAL, Document
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
@@ -106,7 +106,7 @@ def inspect_store(
     `layer` and `site` are names or glob patterns. Raises ConfigError if a filter leaves none.
     """
     rule = Rule(*config.project.rule())
-    settings = decomposing(config, store)
+    settings = decomposition_of(config, store)
     found = (entry for each in choose_sites(store.sites, layer, feature, site) for entry in _entries(settings, store, each, rule))
     sites = tuple(entry for entry in found if timestep is None or entry.timestep == timestep)
     if not sites:
@@ -137,7 +137,7 @@ def _totals(sites: Sequence[SiteReport]) -> InspectTotals:
     )
 
 
-def _entries(settings: Decomposing, store: Store, site: Site, rule: Rule) -> Iterator[SiteReport]:
+def _entries(settings: DecompositionSettings, store: Store, site: Site, rule: Rule) -> Iterator[SiteReport]:
     """The projectors of one site. Cost: one read of its eigenvalues, not of its eigenvectors."""
     pooled = settings.pooling.scope == "pooled" or site.timestep_free
     counts = store.moments.counts(site)

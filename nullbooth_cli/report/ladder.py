@@ -8,7 +8,7 @@ import numpy as np
 
 from nullbooth_cli.datatypes import Step
 from nullbooth_cli.nullspace import spectrum
-from nullbooth_cli.pipeline.project import decomposing, decomposition_basis
+from nullbooth_cli.pipeline.project import decomposition_basis, decomposition_of
 from nullbooth_cli.report.inspection import Rule
 from nullbooth_cli.report.json_document import Document
 from nullbooth_cli.settings.config import Config
@@ -83,7 +83,7 @@ def explore_thresholds(config: Config, store: Store, device: "torch.device") -> 
 
     current = store.records.get("decomposition") == decomposition_basis(config, store)
     stored = current and bool(store.progress.done("decomposition").all())
-    found = list(spectra(store, device, decomposing(config, store), stored=stored))
+    found = list(spectra(store, device, decomposition_of(config, store), stored=stored))
     rule, scope = Rule(*config.project.rule()), config.project.scope
     return Ladder(
         store=store.url,

@@ -13,7 +13,7 @@ from nullbooth_cli.nullspace import spectrum
 from nullbooth_cli.nullspace.pooling import Pooling
 from nullbooth_cli.nullspace.projector import Projector, overlap
 from nullbooth_cli.nullspace.usable import load_projector
-from nullbooth_cli.pipeline.project import decomposing
+from nullbooth_cli.pipeline.project import decomposition_of
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Decomposition, Store
 
@@ -59,7 +59,7 @@ def over_timesteps(store: Store, device: "torch.device", config: Config, sites: 
     """
     from nullbooth_cli.nullspace.decompose import decompositions
 
-    settings = replace(decomposing(config, store), pooling=Pooling("timestep"))
+    settings = replace(decomposition_of(config, store), pooling=Pooling("timestep"))
     varying = [site for site in sites if not site.timestep_free]
     found: Iterable[tuple[Site, int, Decomposition]]
     if config.project.scope == "timestep":

@@ -9,7 +9,7 @@ from nullbooth_cli.pipeline.state import StageState, bytes_of
 from nullbooth_cli.report.json_document import OPTIONAL, Document
 from nullbooth_cli.settings.config import STAGES
 from nullbooth_cli.store import Store
-from nullbooth_cli.store.verify import Damage, damages
+from nullbooth_cli.store.verify import Damage, run_checks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ def verify_store(store: Store, hint_of: Callable[[NullboothError], str] = lambda
     checked, damaged = 0, []
     for part in filter(None, (store, store.heldout())):
         for stage in (*STAGES, "attention"):
-            for found in damages(part, stage):
+            for found in run_checks(part, stage):
                 checked += 1
                 if isinstance(found, Damage):
                     damaged.append(DamagedPiece(stage=stage, error=found.error.message, hint=hint_of(found.error)))

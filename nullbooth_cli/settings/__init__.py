@@ -1,1 +1,1 @@
-"""What a user writes: the config, a training recipe, prompts, images with captions."""
+"""The files that a user writes: the config, a training recipe, prompts, images with captions."""

@@ -22,7 +22,7 @@ THRESHOLD_RULES = ("nullspace_threshold", "threshold_percent", "relative_thresho
 
 
 class ScheduleSection(Section):
-    """Which timesteps: what the stage schedule depends on."""
+    """The timesteps: settings of the stage schedule."""
 
     num_denoising_steps: int = Field(30, ge=1, description="denoising steps, counted as the scheduler counts them")
     sampler_strategy: Strategy | None = Field(
@@ -43,12 +43,12 @@ class ScheduleSection(Section):
 
 
 class FeatureSwitches(Section):
-    """Which inputs of the attention layers are recorded."""
+    """The inputs of the attention layers that are recorded."""
 
-    q_features: bool = Field(True, description="what enters to_q")
-    k_features: bool = Field(True, description="what enters to_k")
-    v_features: bool = Field(True, description="what enters to_v")
-    out_features: bool = Field(True, description="what enters to_out.0")
+    q_features: bool = Field(True, description="inputs of to_q")
+    k_features: bool = Field(True, description="inputs of to_k")
+    v_features: bool = Field(True, description="inputs of to_v")
+    out_features: bool = Field(True, description="inputs of to_out.0")
 
     def chosen(self) -> tuple[str, ...]:
         """The features that are switched on, among q, k, v, out."""
@@ -56,7 +56,7 @@ class FeatureSwitches(Section):
 
 
 class CollectSection(Section):
-    """What is recorded, and how it is stored."""
+    """The features to record, and how they are stored."""
 
     collect_features: FeatureSwitches = Field(FeatureSwitches(), description="which projections to record")
     cross_attention_layers: Literal["all"] | list[str | int] = Field(

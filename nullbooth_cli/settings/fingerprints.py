@@ -1,4 +1,4 @@
-"""What a stage depends on: the settings that decide its result, and their digest.
+"""The settings that decide the result of a stage, and their digest.
 
 A stage is stale when the fingerprint that is stored with it differs from that of the present settings.
 """
@@ -13,7 +13,7 @@ from nullbooth_cli.settings.config import Config
 
 
 def model_names(config: Config) -> dict[str, Any]:
-    """Where the model comes from. A change here alone makes nothing stale: the weights are compared."""
+    """The names of the model. A change of them alone makes nothing stale: the weights are compared."""
     return {key: getattr(config, key) for key in ("model", "revision", "variant")}
 
 

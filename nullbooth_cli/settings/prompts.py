@@ -65,7 +65,7 @@ def _rows(text: str, path: Path, column: str | None) -> Iterator[tuple[str, str]
 
 
 def _objects(text: str, path: Path, column: str | None) -> Iterator[tuple[str, object]]:
-    for number, line in enumerate(text.split("\n"), start=1):  # str.splitlines would also split inside of JSON strings
+    for number, line in enumerate(text.split("\n"), start=1):  # str.splitlines would also split inside JSON strings
         if line.strip():
             place = f"line {number}"
             value = _json(line, f"{path}: {place}", "write one JSON object or string a line")

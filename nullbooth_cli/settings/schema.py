@@ -66,7 +66,7 @@ def _apply(kind: type[Section], data: dict[str, Any], override: str) -> None:
     for section in sections:
         inner = place.setdefault(section, {})
         if not isinstance(inner, dict):
-            hint = f"name a key inside of a section: {', '.join(_sections(kind))}"
+            hint = f"name a key inside a section: {', '.join(_sections(kind))}"
             raise ConfigError(f"the override {override}: '{section}' is not a section", hint)
         place = inner
     place[last] = parse_yaml(value, f"the override {override}")

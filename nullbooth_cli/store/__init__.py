@@ -4,7 +4,7 @@
     ├── schedule/              timesteps [T], sigmas [T], keys [T]
     ├── prompts/               text [N], ids [N]; "" in a row that holds no prompt
     ├── features/<site>        [T, N, L, D], chunks (S, B, L, D); a site that no timestep changes has T = 1
-    ├── parts/<part>/<site>    [2, T, D + 2, D] float64, the sums that one process folds while the model runs
+    ├── parts/<name>/<site>    [2, T, D + 2, D] float64, the partial sums that one process folds while the model runs
     ├── moments/<site>         sum_xxT [T, D, D] float64, sum_x [T, D] float64, count [T] int64, chunks of S timesteps
     ├── staged/<site>          [T, D + 2, D] float64, only while prompts are added to moments
     ├── projectors/<site>      eigenvalues [R, D], eigenvectors [R, D, D], energies [R, 2, D], noise_floor [R], null_dim [R],
@@ -14,7 +14,7 @@
     ├── activity/<worker>      attributes: the progress of a process at work; removed when it is done
     └── progress/<stage>       one cell per unit, one chunk per cell, written last; `decomposition` is the first half of project
 
-What must stay true:
+Invariants:
 
 - A chunk is written whole by one writer, to a temporary file that is flushed and renamed: a kill leaves the old or the new one.
 - `commit()` makes everything written so far durable and only then marks the unit. A chunk that is there proves nothing; only

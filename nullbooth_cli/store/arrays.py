@@ -20,7 +20,7 @@ from nullbooth_cli.store.backing import Backing, Bytes
 from nullbooth_cli.store.chunks import decode, encode
 
 TEXT_CHUNK = 1024
-# The stage that writes the arrays below a group again, and how it is run; progress belongs to the stage that it is of.
+# How to rewrite the arrays below a group. `progress/<stage>` is looked up by its stage.
 _REWRITES = {
     "schedule": Rerun("schedule", force=True),
     "prompts": Rerun("collect", force=True),
@@ -40,7 +40,7 @@ _REWRITES = {
 class ArrayGroup:
     """An open Zarr group: its attributes, and arrays that are written by whole chunks.
 
-    What was read of shapes and attributes stays in memory until `reload`. `backing` holds the bytes, `url` names it in messages.
+    Shapes and attributes that were read stay in memory until `reload`. `backing` holds the bytes, `url` names it in messages.
     """
 
     def __init__(self, group: zarr.Group, backing: Backing) -> None:
@@ -58,7 +58,7 @@ class ArrayGroup:
     def delete(self, name: str) -> None:
         """Remove an array, or a group and all below it, if it is there."""
         self._arrays = {path: array for path, array in self._arrays.items() if not path.startswith(name)}
-        # Without looking: a kill can leave an array whose group is not there yet.
+        # No check first: a kill can leave an array whose group is not there yet.
         with self.writing():
             del self._group[name]
 
@@ -174,9 +174,9 @@ class ArrayGroup:
         return self.read_chunk(name, (0,))
 
     def write_texts(self, name: str, start: int, texts: list[str]) -> None:
-        """Write texts into rows from `start`; the array is made or grown as needed, and a row that was never written is empty.
+        """Write texts into rows from `start`; the array is made or grown as needed. A row that was never written is empty.
 
-        An array that grows does so last: a kill before that leaves it as it was, not without a chunk.
+        The array grows last, so that a kill before that leaves the array as it was.
         """
         if self.find(name) is None:
             self.create(name, shape=(0,), chunks=(TEXT_CHUNK,), dtype=str, fill="")
@@ -208,7 +208,7 @@ class ArrayGroup:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Turn errors of the system into ResourceError."""
+        """Turn errors of the operating system into ResourceError."""
         try:
             yield
         except OSError as error:

@@ -34,7 +34,7 @@ class Writer:
         self._pool.shutdown(cancel_futures=True)
 
     def submit(self, nbytes: int, write: Callable[P, object], *arguments: P.args, **options: P.kwargs) -> None:
-        """Start `write(*arguments, **options)`, which needs `nbytes` of memory until it is done; waits while too many wait."""
+        """Start `write(*arguments, **options)`, which needs `nbytes` of memory until it is done; first waits for room."""
         done = [future for future in self._pending if future.done()]
         self._pending = [future for future in self._pending if not future.done()]
         for future in done:

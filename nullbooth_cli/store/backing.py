@@ -79,7 +79,7 @@ class Backing(ABC):
 
     @abstractmethod
     def other_locks(self) -> list[str]:
-        """The names of all locks that were ever taken here, but for the unnamed one."""
+        """The names of all locks that were ever taken here, except the unnamed one."""
 
     @abstractmethod
     def check_writable(self) -> None:
@@ -91,4 +91,4 @@ class Backing(ABC):
 
     @abstractmethod
     def failure(self, error: OSError) -> ResourceError | StoreError:
-        """An error of the system, in words of nullbooth."""
+        """The nullbooth error for an error of the operating system."""

@@ -1,4 +1,4 @@
-"""What collect changes in several parts of a store at once: the start of a collection, its growth, the end of its features."""
+"""Changes of collect that touch several groups of a store: a new collection, more prompts, released features."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def create_collection(store: Store, *, sites: Sequence[Site], num_steps: int, nu
 def extend_collection(store: Store, num_rows: int) -> None:
     """Make room for `num_rows` prompts in all; what is there stays."""
     layout = store.layout
-    if layout.features:
+    if layout.keeps_features:
         store.features.extend(store.sites, num_rows)
     store.progress.extend("collect", layout.num_units(num_rows))
 

@@ -1,4 +1,4 @@
-"""What makes a Zarr group a nullbooth store: the attributes `format` and `format_version`, checked when one is opened."""
+"""The attributes that make a Zarr group a nullbooth store, `format` and `format_version`; opening a store checks them."""
 
 from collections.abc import Mapping
 from importlib.metadata import version

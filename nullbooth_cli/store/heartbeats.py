@@ -1,4 +1,4 @@
-"""Which processes are at work on a store, and how far: notes for `status --watch`. Nothing else relies on them.
+"""Notes of the processes at work on a store: how far each is, for `status --watch`. Nothing else relies on them.
 
     activity/<worker>      a group without arrays; its attributes are the note, in one object
 
@@ -42,7 +42,7 @@ class HeartbeatNotes:
     def write(self, note: Heartbeat) -> None:
         """Put a note in place of the worker's earlier one."""
         self._arrays.create_group(GROUP)
-        # As Zarr would write it, but over an earlier note in one step: a reader sees the old one or this one.
+        # The bytes that Zarr would write, but over an earlier note in one step: a reader sees the old note or this one.
         document = {"zarr_format": 3, "node_type": "group", "attributes": asdict(note)}
         self._arrays.backing.put(f"{GROUP}/{note.worker}/zarr.json", [json.dumps(document).encode()])
 
@@ -62,6 +62,6 @@ class HeartbeatNotes:
 
 
 def _heartbeat(attributes: dict[str, object]) -> Heartbeat:
-    """A note; an earlier version may have left one with more in it."""
-    known: dict[str, object] = {each.name: attributes[each.name] for each in fields(Heartbeat)}
-    return Heartbeat(**known)  # type: ignore[arg-type]  # as it was written
+    """A note; one of an earlier version may have more attributes, which are ignored."""
+    chosen: dict[str, object] = {each.name: attributes[each.name] for each in fields(Heartbeat)}
+    return Heartbeat(**chosen)  # type: ignore[arg-type]  # as it was written

@@ -31,27 +31,27 @@ class Layout:
     chunk_bytes: int = TARGET_CHUNK_BYTES
 
     def blocks(self, site: Site, num_steps: int) -> list[range]:
-        """The recorded timesteps that share a chunk, in features and in moments: ranges of one length, except for the last."""
+        """The recorded timesteps that share a chunk, in features and in moments: ranges of equal length, except for the last."""
         recorded = site.num_recorded(num_steps)
         step_bytes = 8 * site.dim * site.dim
-        if self.features:
+        if self.keeps_features:
             item = np.dtype(STORED_DTYPES[self.dtype][0]).itemsize
             step_bytes = max(step_bytes, self.batch_size * site.num_tokens * site.dim * item)
         num_blocks = -(-recorded // max(1, self.chunk_bytes // step_bytes))
-        length = -(-recorded // num_blocks)  # of one length, because the last chunk is as long on disk as the others
+        length = -(-recorded // num_blocks)  # equal lengths, because the last chunk is as long on disk as the others
         return [range(first, min(first + length, recorded)) for first in range(0, recorded, length)]
 
     def num_units(self, num_rows: int) -> int:
-        """How many units of collect these rows make."""
+        """The number of units of collect that these rows make."""
         return -(-num_rows // self.batch_size)
 
     @property
-    def features(self) -> bool:
+    def keeps_features(self) -> bool:
         """Whether features are stored."""
         return self.keep != "moments"
 
     @property
-    def moments(self) -> bool:
+    def keeps_moments(self) -> bool:
         """Whether moments are folded while the model runs."""
         return self.keep != "features"
 

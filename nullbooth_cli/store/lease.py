@@ -59,7 +59,7 @@ class Sign:
 
 
 class LeaseObjects(Protocol):
-    """What a lease needs of the place that stores it."""
+    """The methods that a lease needs of the place that stores it."""
 
     async def read_lease(self, key: str) -> tuple[Sign | None, Version]:
         """The last sign of a lease's holder, and the version of the object that it was read from."""
@@ -110,7 +110,7 @@ class Lease:
                 return
             sign = Sign(nonce=self._nonce, text=holder_text(), machine=machine(), pid=os.getpid(), time=time.time())
             sync(self._objects.replace_lease(self._key, sign, self._version))
-            # Read in any case: a put that was tried twice may have failed against itself.
+            # Always read it back: a put that was tried twice may have failed against itself.
             found, self._version = sync(self._objects.read_lease(self._key))
             self.lost = found is None or found.nonce != self._nonce
             self._renewed = float(found.time) if found and not self.lost else 0.0

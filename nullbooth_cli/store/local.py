@@ -157,7 +157,7 @@ class LocalBacking(Backing):
 
     def check_free(self) -> None:
         """Take each lock that was ever taken, for a moment."""
-        # A killed holder leaves its name behind. Only the lock itself tells, so it is taken for a moment.
+        # A killed holder leaves its name behind, so only taking the lock shows whether it is free.
         for name in ("", *self.other_locks()):
             if self._lock_file(name).exists():
                 with self.lock(name, PROBE_SECONDS):

@@ -65,7 +65,7 @@ class MomentArrays:
         return np.concatenate(chunks)[: array.shape[0]]
 
     def stage(self, site: Site, block: range, sums: Sequence[Sums]) -> None:
-        """Write moments that grew beside the ones in force, so that a kill between their chunks can lose neither."""
+        """Write grown moments beside those in force, so that a kill between two chunks loses neither."""
         name = f"staged/{site.name}"
         if self._arrays.find(name) is None:
             counts = self._arrays.array(f"moments/{site.name}/count")
@@ -88,10 +88,10 @@ class MomentArrays:
             values = np.concatenate([values, np.full((length - len(values), *values.shape[1:]), array.fill_value, array.dtype)])
         self._arrays.write_chunk(name, (block.start // length, *(0,) * (values.ndim - 1)), values)
 
-    def part(self, name: str) -> PartialSums:
-        """The sums of one process, which need not be there yet."""
+    def partial_sums(self, name: str) -> PartialSums:
+        """The partial sums of this name, which need not be there yet."""
         return PartialSums(self._arrays, name)
 
-    def parts(self) -> list[PartialSums]:
-        """The sums of every process that started some."""
-        return [self.part(name) for name in self._arrays.children("parts")]
+    def all_partial_sums(self) -> list[PartialSums]:
+        """The partial sums of every process that started some."""
+        return [self.partial_sums(name) for name in self._arrays.children("parts")]

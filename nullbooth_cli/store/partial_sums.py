@@ -1,8 +1,8 @@
 """Sums that grow while the model runs, and count each unit exactly once: `parts/<name>/<site>`.
 
-Every process folds its units into sums of its own, its part. A checkpoint writes the whole part into the slot that is not in
-force. Then one atomic write of the part's attributes puts that slot in force, together with the list of units that are in it.
-Whenever a kill comes, the part holds the old units or the new ones, and its attributes say which.
+Every process folds its units into partial sums of its own. A checkpoint writes all of them into the slot that is not in force.
+Then one atomic write of their attributes puts that slot in force, together with the list of its units. Whenever a kill comes, the
+partial sums have the old units or the new ones, and their attributes list them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -44,10 +44,12 @@ class PartialSums:
 
     @property
     def slot(self) -> int:
-        """The slot in force, 0 or 1. Raises StoreError if the part is not there. Cost: one small object."""
+        """The slot in force, 0 or 1. Raises StoreError if there are no such partial sums. Cost: one small object."""
         attributes = self.arrays.group_attributes(self._path)
         if attributes is None:
-            raise StoreError(f"{self.arrays.url} has no part {self.name}", Rerun("collect", repair=True, store=self.arrays.url))
+            raise StoreError(
+                f"{self.arrays.url} has no partial sums {self.name}", Rerun("collect", repair=True, store=self.arrays.url)
+            )
         return int(attributes["slot"])
 
     @property
@@ -55,7 +57,7 @@ class PartialSums:
         return f"parts/{self.name}"
 
     def create(self, sites: Iterable[Site], num_steps: int) -> None:
-        """Make the arrays, in the place of earlier ones. They hold no units before the first checkpoint."""
+        """Make the arrays, in the place of earlier ones. They have no units before the first checkpoint."""
         self.arrays.delete(self._path)
         self.arrays.create_group(self._path, {"slot": 0, "units": []})
         for site in sites:
@@ -92,13 +94,13 @@ class PartialSums:
 
 
 def check_disjoint(parts: Iterable[PartialSums]) -> None:
-    """Raise StoreError if a unit is in two parts: its moments would count twice."""
+    """Raise StoreError if a unit is in two partial sums: its moments would count twice."""
     owner: dict[int, str] = {}
     for part in parts:
         for unit in part.units:
             if unit in owner:
                 raise StoreError(
-                    f"{part.arrays.url}: unit {unit} is in the parts {owner[unit]} and {part.name}",
+                    f"{part.arrays.url}: unit {unit} is in the partial sums {owner[unit]} and {part.name}",
                     Rerun("collect", force=True, store=part.arrays.url),
                 )
             owner[unit] = part.name

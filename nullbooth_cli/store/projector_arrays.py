@@ -1,4 +1,4 @@
-"""Decompositions of second moments in a store, and where they are cut: `projectors/<site>`."""
+"""Decompositions of second moments in a store, and their cuts: `projectors/<site>`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Decomposition:
 
 
 class Cut(NamedTuple):
-    """Where a threshold cuts one decomposition, and the leakage on the collected prompts and on held-out ones (None without)."""
+    """The cut of one decomposition by a threshold: its null_dim, and the leakage on collected and held-out prompts (or None)."""
 
     null_dim: int
     leakage: float
@@ -58,7 +58,7 @@ class ProjectorArrays:
         self._progress.create("decomposition", sum(num_decompositions[site.name] for site in sites))
 
     def num_decompositions(self, site: Site) -> int:
-        """The number of decompositions that a site has room for: 1 pooled, or one per timestep."""
+        """The number of decompositions that a site has room for: 1 if pooled, else one per timestep."""
         return int(self._arrays.array(f"projectors/{site.name}/null_dim").shape[0])
 
     def write_decomposition(self, site: Site, index: int, found: Decomposition) -> None:
@@ -98,13 +98,13 @@ class ProjectorArrays:
         return float(self._arrays.read_chunk(f"projectors/{site.name}/noise_floor", (index,))[0])
 
     def write_cut(self, site: Site, index: int, cut: Cut) -> None:
-        """Write where one decomposition is cut."""
+        """Write the cut of one decomposition."""
         leakages = np.array([[cut.leakage, np.nan if cut.heldout_leakage is None else cut.heldout_leakage]])
         self._arrays.write_chunk(f"projectors/{site.name}/null_dim", (index,), np.array([cut.null_dim]))
         self._arrays.write_chunk(f"projectors/{site.name}/leakage", (index, 0), leakages)
 
     def read_cut(self, site: Site, index: int) -> Cut:
-        """Where one decomposition is cut. Cost: two small objects."""
+        """The cut of one decomposition. Cost: two small objects."""
         null_dim = int(self._arrays.read_chunk(f"projectors/{site.name}/null_dim", (index,))[0])
         collected, heldout = self._arrays.read_chunk(f"projectors/{site.name}/leakage", (index, 0))[0].tolist()
         return Cut(null_dim, collected, None if np.isnan(heldout) else heldout)

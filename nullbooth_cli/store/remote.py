@@ -30,7 +30,7 @@ CONCURRENT_READS = 32
 WHOLE = "all"
 # Values of these options may be shown; every other value in storage_options counts as secret.
 PLAIN_OPTIONS = {"endpoint", "endpoint_url", "region", "aws_region", "aws_endpoint"}
-# What s3fs, the fsspec client of S3, called the options of obstore.
+# The names that s3fs, the fsspec client of S3, has for options of obstore.
 RENAMED = {"endpoint_url": "endpoint", "key": "access_key_id", "secret": "secret_access_key", "token": "session_token"}
 
 
@@ -100,7 +100,7 @@ class RemoteBacking(Backing):
         return sync(self.zarr.getsize_prefix(prefix))
 
     def free_nbytes(self) -> int | None:
-        """None: object stores do not tell."""
+        """None: object stores do not report it."""
         return None
 
     def sweep(self) -> None:

@@ -1,4 +1,4 @@
-"""A store: how it is made and opened, its attributes, its schedule and its prompts. Its other parts are objects of their own."""
+"""A store: how it is made and opened, its attributes, its schedule and its prompts. Its other groups are objects of their own."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -26,7 +26,7 @@ from nullbooth_cli.store.projector_arrays import ProjectorArrays
 class Store:
     """An open store. `Store.create` and `Store.open` make one; `lock()` guards every stage that writes.
 
-    `features`, `moments`, `projectors`, `attention`, `progress` and `heartbeats` read and write its parts, on `arrays`.
+    `features`, `moments`, `projectors`, `attention`, `progress` and `heartbeats` read and write one group each, on `arrays`.
     `place` is a folder or a URL, `options` are those of the URL's client.
     """
 
@@ -56,7 +56,7 @@ class Store:
 
     @classmethod
     def open_if_there(cls, place: str | Path, options: Mapping[str, object] | None = None) -> "Store | None":
-        """The store at a place, None where one can be made. Raises StoreError as `open` and `create` do; writes nothing."""
+        """The store at a place; None if it is empty. Raises StoreError as `open` and `create` do; writes nothing."""
         if cls.exists(place, options):
             return cls.open(place, options=options)
         require_empty(open_backing(place, options, read_only=True))
@@ -75,7 +75,7 @@ class Store:
         return is_there(open_backing(place, options, read_only=True))
 
     def heldout(self, *, write: bool = False) -> "Store | None":
-        """The store of the held-out prompts inside this one, where nothing can mix them up; None if there is none."""
+        """The store of the held-out prompts, which is inside this one; None if there is none."""
         backing = self.arrays.backing.inside(HELDOUT, read_only=not write)
         return type(self)(open_group(backing, write=write), backing) if is_there(backing) else None
 
@@ -126,7 +126,7 @@ class Store:
 
     @property
     def records(self) -> dict[str, dict[str, Any]]:
-        """What each stage that was started depended on: {stage: {settings, upstream, fingerprint}}, as JSON."""
+        """The record of each stage that was started: {stage: {settings, upstream, fingerprint}}, as JSON."""
         return dict(self.arrays.attribute("records"))
 
     @property
@@ -184,7 +184,7 @@ class Store:
     def rows(self) -> tuple[Prompt | None, ...]:
         """The prompt in each row of the features; None where one was taken out, or where a unit was filled up.
 
-        A prompt keeps its row, and with it the noise that it starts from, whatever is added or taken out later.
+        A prompt stays in its row, and so starts from the same noise, whatever is added or taken out later.
         """
         if self._rows is None:
             names = ("prompts/text", "prompts/images")

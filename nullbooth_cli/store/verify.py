@@ -1,4 +1,4 @@
-"""Reads and checks every chunk that progress marks as done, and marks damaged units as not done, so that they are done again."""
+"""Checks every chunk of the units that are marked as done, and marks damaged units as not done, so that a run does them again."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from nullbooth_cli.store.store import Store
 
 @dataclass(frozen=True)
 class ChunkCheck:
-    """A piece of a stage of about one chunk: the units that are lost with it, and how to read it."""
+    """A piece of a stage, about one chunk: the units that are lost if it is damaged, and how to read it."""
 
     stage: str
     units: tuple[int, ...]
     read: Callable[[], object]
-    part: PartialSums | None = None
+    partial_sums: PartialSums | None = None
 
 
 @dataclass(frozen=True)
@@ -63,22 +63,22 @@ def chunk_checks(store: Store, stage: str) -> Iterator[ChunkCheck]:
 def _collect_checks(store: Store) -> Iterator[ChunkCheck]:
     cells = store.progress.cells("collect", damaged=0)
     stored = [unit for unit, cell in enumerate(cells) if cell not in (0, RELEASED) and store.members(unit)]
-    for unit in stored if store.layout.features else ():
+    for unit in stored if store.layout.keeps_features else ():
         for site in store.sites:
             for block in store.blocks(site):
                 yield ChunkCheck("collect", (unit,), partial(store.features.read, site, block, unit))
-    for part in store.moments.parts():
+    for part in store.moments.all_partial_sums():
         for site in store.sites if part.units else ():
-            yield ChunkCheck("collect", part.units, partial(_read_part, part, site), part)
+            yield ChunkCheck("collect", part.units, partial(_read_partial_sums, part, site), part)
 
 
-def _read_part(part: PartialSums, site: Site) -> None:
+def _read_partial_sums(part: PartialSums, site: Site) -> None:
     for _ in part.read(site):
         pass
 
 
-def damages(store: Store, stage: str) -> Iterator[ChunkCheck | Damage]:
-    """Every check of a stage that passed, or the damage that it found. Cost: one read of everything."""
+def run_checks(store: Store, stage: str) -> Iterator[ChunkCheck | Damage]:
+    """Run every check of a stage; yields the check if it passed, else the damage. Cost: one read of everything."""
     for check in chunk_checks(store, stage):
         try:
             check.read()
@@ -93,13 +93,13 @@ def forget_damaged(store: Store, stage: str) -> str:
 
     Raises the StoreError of damage that belongs to no unit, such as that of the prompts. Cost: one read of everything.
     """
-    found = [damage for damage in damages(store, stage) if isinstance(damage, Damage)]
+    found = [damage for damage in run_checks(store, stage) if isinstance(damage, Damage)]
     for damage in found:
         if not damage.check.units:
             raise damage.error
     units = sorted({unit for damage in found for unit in damage.check.units})
     store.progress.mark(stage, units, 0)
-    for name in sorted({damage.check.part.name for damage in found if damage.check.part}):
+    for name in sorted({damage.check.partial_sums.name for damage in found if damage.check.partial_sums}):
         store.delete(f"parts/{name}")
     listed = "".join(f"\n  {damage.error.message}" for damage in found)
     return f"{len(units)} damaged units of {stage} are done again{listed}" if found else f"nothing of {stage} is damaged"

@@ -79,7 +79,7 @@ def stored(watch: Stopwatch, of: Subject, recorded: Recorded, place: Path, *, ke
         sink = (
             FeatureSink(store, writer)
             if keep == "features"
-            else MomentSink(store.moments.part("0"), of.found.sites, of.num_steps, device=cpu, accumulate="float64")
+            else MomentSink(store.moments.partial_sums("0"), of.found.sites, of.num_steps, device=cpu, accumulate="float64")
         )
         waiting = []
         for unit in range(of.num_units):

@@ -79,7 +79,7 @@ def collected(watch: Stopwatch, of: Subject, keep: str, place: Path, device: tor
             FeatureSink(store, writer)
             if keep == "features"
             else MomentSink(
-                store.moments.part("0"), of.found.sites, of.num_steps, device=torch.device(device), accumulate="float64"
+                store.moments.partial_sums("0"), of.found.sites, of.num_steps, device=torch.device(device), accumulate="float64"
             )
         )
         sink = Timed(made)

@@ -10,7 +10,7 @@ import torch
 
 from nullbooth_cli.datatypes import Sums
 from nullbooth_cli.nullspace.decompose import ProjectUnit, project
-from nullbooth_cli.nullspace.pooling import Decomposing, Pooling, second_moment
+from nullbooth_cli.nullspace.pooling import DecompositionSettings, Pooling, second_moment
 from nullbooth_cli.store import Store
 from nullbooth_cli.store.layout import covariance_units
 from tests.benchmarks.common import Stopwatch, figure, in_turns, median_wall, parse, parser, show, workplace
@@ -48,7 +48,7 @@ def bare(watch: Stopwatch, matrices: list[torch.Tensor]) -> None:
 
 
 def decomposed(
-    watch: Stopwatch, store: Store, settings: Decomposing, device: torch.device, value: float, *, again: bool = False
+    watch: Stopwatch, store: Store, settings: DecompositionSettings, device: torch.device, value: float, *, again: bool = False
 ) -> None:
     units = [ProjectUnit(i, *unit) for i, unit in enumerate(settings.pooling.units(store.sites, settings.steps))]
     if not again:
@@ -113,7 +113,7 @@ def main() -> None:
         store = of.new_store(folder / "run.zarr", "features")
         store.write_schedule(of.path.steps[: arguments.steps])
         matrices = filled(store, device)
-        settings = Decomposing(Pooling(arguments.scope), store.schedule())
+        settings = DecompositionSettings(Pooling(arguments.scope), store.schedule())
         if arguments.scope == "pooled":
             matrices = [torch.stack(matrices[i : i + arguments.steps]).mean(0) for i in range(0, len(matrices), arguments.steps)]
         runs = {

@@ -88,7 +88,7 @@ def collection(of: Subject, place: Path, device: torch.device, seconds: float) -
     units = iter(range(of.num_units))
     timely = (unit for unit in units if not unit or time.perf_counter() - start < seconds)
     with Utilisation(device) as used, Writer():
-        sink = MomentSink(store.moments.part("0"), of.found.sites, of.num_steps, device=sums, accumulate="float64")
+        sink = MomentSink(store.moments.partial_sums("0"), of.found.sites, of.num_steps, device=sums, accumulate="float64")
         for _ in collect_units(store, of.model, timely, branches="both", sinks=[sink], interrupts=Interrupts()):
             done += 1
     elapsed = time.perf_counter() - start

@@ -103,8 +103,8 @@ class Subject:
         create_collection(store, sites=self.found.sites, num_steps=self.num_steps, num_rows=len(self.prompts), layout=layout)
         store.write_rows(0, self.prompts)
         store.write_record("collect", {"layout": vars(layout)})
-        if layout.moments:
-            store.moments.part("0").create(self.found.sites, self.num_steps)
+        if layout.keeps_moments:
+            store.moments.partial_sums("0").create(self.found.sites, self.num_steps)
         return store
 
     def record(self) -> Recorded:

@@ -94,16 +94,16 @@ class TestDependence:
     def test_what_is_computed_from_a_tensor_depends_on_it(self) -> None:
         with without_weights.DependenceTracker() as changing:
             start, other = torch.empty(2, 3, device="meta"), torch.empty(2, 3, device="meta")
-            changing.start([start, {"beside": 1}])
-            assert changing.holds(torch.cat([other, start])[:1].mean())
-            assert not changing.holds(other @ other.T)
+            changing.mark([start, {"beside": 1}])
+            assert changing.is_marked(torch.cat([other, start])[:1].mean())
+            assert not changing.is_marked(other @ other.T)
 
     def test_what_is_written_to_depends_on_what_was_written_however_it_is_seen(self) -> None:
         with without_weights.DependenceTracker() as changing:
             start, target = torch.empty(3, device="meta"), torch.empty(2, 3, device="meta")
-            changing.start(start)
+            changing.mark(start)
             target[1].copy_(start)
-            assert changing.holds(target)
+            assert changing.is_marked(target)
 
 
 @pytest.mark.parametrize("name", FLOW)
@@ -186,8 +186,8 @@ def test_a_model_whose_config_does_not_say_is_loaded_and_that_is_said(
     found = plan(("collect",), config, prompts_of(config), None, device="cpu", on_note=said.append)
     assert [p.bytes_needed for p in found] == [p.bytes_needed for p in expected]
     assert found[0].operations is None
-    assert said == [f"the shapes of {config.model} are known only once it is loaded: loading it"]
-    with pytest.raises(ConfigError, match="the shapes of StableDiffusion3Pipeline are known only once it is loaded"):
+    assert said == [f"the shapes of {config.model} cannot be found without its weights: loading it"]
+    with pytest.raises(ConfigError, match="the shapes of StableDiffusion3Pipeline cannot be found without its weights"):
         built(folders["sd3"])
 
 

@@ -332,7 +332,7 @@ class TestShardLocks:
             assert second.finish() == 3, second.err
             assert "process 0 of this launch failed or was stopped" in second.err
         finished = Store.open(config.store)
-        assert any(second.begun[0] in part.units for part in finished.moments.parts()), "the unit that ran was written"
+        assert any(second.begun[0] in part.units for part in finished.moments.all_partial_sums()), "the unit that ran was written"
         assert nullbooth("collect", *arguments).exit_code == 0
 
 
@@ -355,7 +355,7 @@ class TestSignals:
         assert "Traceback" not in worker.err
         store = Store.open(config.store)
         assert store.progress.done("collect").tolist() == [True] * 4 + [False] * 4
-        assert [part.units for part in store.moments.parts()] == [(0, 1, 2, 3)]
+        assert [part.units for part in store.moments.all_partial_sums()] == [(0, 1, 2, 3)]
         assert nullbooth("collect", *arguments).exit_code == 0
         whole = small_config(tmp_path / "whole.zarr", **MID, collect__keep="moments")
         assert_same_run(Store.open(config.store), execute(whole, "collect"))

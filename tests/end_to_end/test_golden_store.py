@@ -41,8 +41,8 @@ def fill(path: Path, keep: str, dtype: str) -> Store:
     store.write_rows(0, PROMPTS)
     store.write_record("collect", {"layout": vars(layout), "settings": {}, "upstream": {}, "fingerprint": "0"})
     sink = None
-    if layout.moments:
-        part = store.moments.part("1-of-1.0")
+    if layout.keeps_moments:
+        part = store.moments.partial_sums("1-of-1.0")
         part.create(SITES, len(STEPS))
         sink = MomentSink(part, SITES, len(STEPS), device=torch.device("cpu"), accumulate="float64")
     for unit in range(layout.num_units(len(PROMPTS))):
@@ -52,7 +52,7 @@ def fill(path: Path, keep: str, dtype: str) -> Store:
                 values = whole_numbers(len(block), len(rows), site.num_tokens, site.dim) + unit
                 if site.masked:
                     values[:, :, -1] = np.nan  # padding
-                if layout.features:
+                if layout.keeps_features:
                     store.features.write(site, block, rows, values.astype(DTYPES[dtype]))
                 for i, step in enumerate(block if sink else ()):
                     assert sink is not None

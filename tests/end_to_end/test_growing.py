@@ -16,7 +16,7 @@ from nullbooth_cli.settings.config import Config, build_config
 from nullbooth_cli.store import Store
 from nullbooth_cli.store.feature_arrays import FeatureArrays
 from nullbooth_cli.store.moment_arrays import MomentArrays
-from nullbooth_cli.store.verify import Damage, damages
+from nullbooth_cli.store.verify import Damage, run_checks
 from nullbooth_cli.tensors import unpack
 from tests.support.builders import PROMPTS, execute, features_at, prompts_of, small_config, states_of
 
@@ -252,7 +252,7 @@ class TestRepairing:
         config = config_of(tmp_path / "run.zarr", PROMPTS[:4], collect__keep="moments")
         store = execute(config, "collect")
         expected = [store.moments.read_one(site, 0) for site in store.sites]
-        part = store.moments.parts()[0]
+        part = store.moments.all_partial_sums()[0]
         damage(next((store.path / f"parts/{part.name}").rglob(f"c.{part.slot}.*")), "bit")
         with pytest.raises(StoreError, match=r"parts/.* is damaged") as caught:
             execute(config, "covariance", force=True)
@@ -272,14 +272,14 @@ class TestRepairing:
         with pytest.raises(StoreError, match="progress/covariance") as caught:
             execute(config, "project")
         assert caught.value.rerun == Rerun("covariance", repair=True, store=store.url)
-        found = [result for result in damages(store, "covariance") if isinstance(result, Damage)]
+        found = [result for result in run_checks(store, "covariance") if isinstance(result, Damage)]
         assert len(found) == 2
         assert "1 damaged units" in notes(config, "covariance", repair=True)
         assert_moments_are_numpys(store, set(PROMPTS[:4]))
 
     def test_all_checksums_of_a_whole_store_pass(self, finished: Any) -> None:
         _, store = finished
-        results = [result for stage in PIPELINE for result in damages(store, stage)]
+        results = [result for stage in PIPELINE for result in run_checks(store, stage)]
         assert not [result for result in results if isinstance(result, Damage)]
         assert len(results) > 2 * len(store.progress.cells("collect")) * len(store.sites)
 

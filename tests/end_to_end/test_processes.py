@@ -46,10 +46,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Store]:
 
 def assert_parts_add_up(store: Store) -> None:
     """What is in force is the sum of the parts, to 1e-12, and no unit is in two of them."""
-    units = sorted(chain.from_iterable(part.units for part in store.moments.parts()))
+    units = sorted(chain.from_iterable(part.units for part in store.moments.all_partial_sums()))
     assert units == list(range(8))
     for site in store.sites:
-        sums = [list(part.read(site)) for part in store.moments.parts() if part.units]
+        sums = [list(part.read(site)) for part in store.moments.all_partial_sums() if part.units]
         for step in range(site.num_recorded(store.num_steps)):
             sum_xxt, _, count = store.moments.read_one(site, step)
             np.testing.assert_allclose(sum_xxt, sum(of_part[step][0] for of_part in sums), rtol=1e-12)
@@ -114,7 +114,7 @@ def test_the_number_of_processes_may_change(tmp_path: Path, fast: None, alone: C
             assert [worker.finish() for worker in processes] == [0] * size, "".join(worker.err for worker in processes)
     store = Store.open(config.store)
     assert_parts_add_up(store)
-    assert {part.name for part in store.moments.parts()} <= {f"1-of-1.{rank}" for rank in range(3)}
+    assert {part.name for part in store.moments.all_partial_sums()} <= {f"1-of-1.{rank}" for rank in range(3)}
     assert_same_run(store, alone("moments"))
 
 
@@ -156,7 +156,7 @@ def test_when_a_process_fails_the_other_does_its_own_units(tmp_path: Path, faili
     assert codes[1 - failing] == 3
     assert f"error: process {failing} of this launch failed or was stopped" in processes[1 - failing].err
     assert processes[1 - failing].begun == [1 - failing + 2 * i for i in range(4)]
-    kept = [unit for part in Store.open(config.store).moments.parts() for unit in part.units]
+    kept = [unit for part in Store.open(config.store).moments.all_partial_sums() for unit in part.units]
     assert set(processes[1 - failing].begun) <= set(kept)
     assert Store.open(config.store).progress.done("collect").sum() == len(kept) == len(set(kept))
 
@@ -226,9 +226,9 @@ def test_a_shard_is_interrupted_and_resumed(tmp_path: Path, fast: None) -> None:
             time.sleep(0.01)
         os.kill(worker.pid, signal.SIGTERM)
         assert worker.finish() == 130, worker.err
-    assert Store.open(config.store).moments.part("2-of-2.0").units == tuple(worker.begun)
+    assert Store.open(config.store).moments.partial_sums("2-of-2.0").units == tuple(worker.begun)
     assert nullbooth("collect", *arguments, "--shard", "2/2").exit_code == 0
-    assert Store.open(config.store).moments.part("2-of-2.0").units == (1, 3, 5, 7)
+    assert Store.open(config.store).moments.partial_sums("2-of-2.0").units == (1, 3, 5, 7)
 
 
 def test_a_process_that_waits_is_interrupted_at_once(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_launch_may_be_a_shard(tmp_path: Path, fast: None, alone: Callable[[st
     assert nullbooth("collect", *arguments, "--shard", "1/2").exit_code == 0
     assert nullbooth("covariance", *arguments).exit_code == 0
     store = Store.open(config.store)
-    assert {part.name for part in store.moments.parts()} == {"1-of-2.0", "2-of-2.0", "2-of-2.1"}
+    assert {part.name for part in store.moments.all_partial_sums()} == {"1-of-2.0", "2-of-2.0", "2-of-2.1"}
     assert_parts_add_up(store)
     assert_same_run(store, alone("moments"))
 
@@ -312,7 +312,7 @@ def test_shards_at_once_and_in_any_order(tmp_path: Path, fast: None, alone: Call
     assert_same_run(found, alone(keep))
     if keep == "moments":
         assert_parts_add_up(found)
-        assert {part.name for part in found.moments.parts()} == {f"{k}-of-3.0" for k in (1, 2, 3)}
+        assert {part.name for part in found.moments.all_partial_sums()} == {f"{k}-of-3.0" for k in (1, 2, 3)}
 
 
 def test_shards_of_a_collection_that_is_begun_again(tmp_path: Path, fast: None) -> None:
@@ -330,10 +330,10 @@ def test_shards_of_a_collection_that_is_begun_again(tmp_path: Path, fast: None) 
 def test_a_shard_that_is_done_twice_is_noticed(tmp_path: Path) -> None:
     config = small_config(tmp_path / "run.zarr", **MID, collect__keep="moments")
     store = execute(config, "collect")
-    part = store.moments.part("2-of-3.0")
+    part = store.moments.partial_sums("2-of-3.0")
     part.create(store.sites, store.num_steps)
     part.checkpoint([], [4])
-    with pytest.raises(StoreError, match=r"unit 4 is in the parts 1-of-1\.0 and 2-of-3\.0"):
+    with pytest.raises(StoreError, match=r"unit 4 is in the partial sums 1-of-1\.0 and 2-of-3\.0"):
         execute(config, "covariance", force=True)
 
 
@@ -349,7 +349,7 @@ class TestLaunchers:
         assert re.search(r"^collect 8/8 ", done.stderr, re.MULTILINE)
         store = Store.open(config.store)
         assert_parts_add_up(store)
-        assert len(store.moments.parts()) == 2
+        assert len(store.moments.all_partial_sums()) == 2
         assert_same_run(store, expected)
 
     def test_torchrun(self, tmp_path: Path, alone: Callable[[str], Store]) -> None:

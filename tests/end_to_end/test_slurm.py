@@ -80,7 +80,7 @@ def test_the_script_of_the_page(tmp_path: Path, cluster: Cluster) -> None:
         assert "Restarts=1" in cluster.run("scontrol", "show", "job", task), f"task {number} was started twice"
     cluster.await_state(following, "COMPLETED", 300)
     assert set(states_of(config).values()) == {"complete"}
-    units = [unit for part in Store.open(config.store).moments.parts() for unit in part.units]
+    units = [unit for part in Store.open(config.store).moments.all_partial_sums() for unit in part.units]
     assert sorted(units) == list(range(24)), "each once, whatever stopped its task"
 
 

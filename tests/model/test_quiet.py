@@ -14,7 +14,7 @@ from transformers.utils import logging as of_transformers
 
 from nullbooth_cli.model import quiet as quiet_module
 from nullbooth_cli.model.load import load_pipeline, load_scheduler
-from nullbooth_cli.model.quiet import LIBRARIES, quiet_libraries, warnings_heard
+from nullbooth_cli.model.quiet import LIBRARIES, collected_warnings, quiet_libraries
 from nullbooth_cli.model.sources import Source
 
 
@@ -75,7 +75,7 @@ def test_settings_are_put_back_after_nested_calls_and_errors(program: Heard) -> 
     with quiet_libraries(), quiet_libraries():
         pass
     assert settings() == before
-    with pytest.raises(ZeroDivisionError), quiet_libraries(), warnings_heard():
+    with pytest.raises(ZeroDivisionError), quiet_libraries(), collected_warnings():
         1 / 0  # noqa: B018
     assert settings() == before
 
@@ -153,7 +153,7 @@ def test_each_thread_hears_its_own_warnings(program: Heard) -> None:
     together, heard = threading.Barrier(4), {}
 
     def work(name: str) -> None:
-        with warnings_heard() as texts:
+        with collected_warnings() as texts:
             together.wait(10)
             logging.getLogger("transformers.modeling_utils").warning(f"\x1b[33mof {name}\x1b[0m")
             together.wait(10)
@@ -165,7 +165,7 @@ def test_each_thread_hears_its_own_warnings(program: Heard) -> None:
     for thread in threads:
         thread.join()
     assert heard == {name: [f"of {name}"] for name in "abcd"}
-    assert not quiet_module._EAR.heard
+    assert not quiet_module._COLLECTOR.texts
 
 
 def test_bars_that_the_environment_asks_for_are_drawn(program: Heard, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from tests.support.invariants import assert_is_projector
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(2, 24), st.data())
-def test_a_projector_is_one_and_kills_what_is_known(dim: int, data: st.DataObject) -> None:
+def test_a_projector_is_one_and_kills_preserved_inputs(dim: int, data: st.DataObject) -> None:
     rank = data.draw(st.integers(1, dim - 1))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
     known = rng.standard_normal((50, rank)) @ rng.standard_normal((rank, dim))

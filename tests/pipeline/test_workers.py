@@ -41,7 +41,7 @@ class TestShares:
     @given(st.integers(1, 5), st.integers(1, 5))
     def test_no_two_processes_have_a_name_or_a_lock_in_common(self, num_shards: int, size: int) -> None:
         every = [member(rank, size, Shard(k + 1, num_shards)) for k in range(num_shards) for rank in range(size)]
-        assert len({worker.part for worker in every}) == len({worker.lock for worker in every}) == len(every)
+        assert len({worker.name for worker in every}) == len({worker.lock for worker in every}) == len(every)
 
     def test_the_first_process_of_a_launch_has_the_lock_of_the_store(self) -> None:
         assert (member(0, 2).lock, member(1, 2).lock) == ("", "1.1-of-1")

@@ -54,7 +54,7 @@ class TestReport:
         row = report(*notes).stages["collect"]
         assert row.units_per_minute == pytest.approx(sum(60 / seconds for seconds, _ in processes), rel=1e-3)
 
-    def test_nothing_is_known_before_the_first_unit(self) -> None:
+    def test_no_pace_before_the_first_unit(self) -> None:
         found = report(("", note(units=0, last=None)))
         assert found.stages["collect"].units_per_minute is None
         assert found.stages["collect"].seconds_left is None

@@ -37,7 +37,7 @@ class TestFolder:
         (tmp_path / "metadata.jsonl").write_text("\n\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries))
         assert [prompt.text for prompt in load_captions(str(tmp_path))] == ["a dog", "a\u2028line"]
 
-    def test_what_an_image_is_known_by(self, tmp_path: Path) -> None:
+    def test_the_identity_of_an_image(self, tmp_path: Path) -> None:
         """Its caption and its content: not its name, not its folder."""
         (first,) = load_captions(str(photos(tmp_path / "one", ["a dog"])))
         (tmp_path / "one/0.png").rename(tmp_path / "one/z.png")

@@ -14,13 +14,13 @@ from tests.support.stores import FREE, TIMED, write_features
 def test_a_new_collection_has_nothing_of_the_one_before(store: Store) -> None:
     write_features(store, 0)
     store.progress.commit("collect", 0)
-    store.moments.part("1-of-1.0").create((FREE, TIMED), 3)
+    store.moments.partial_sums("1-of-1.0").create((FREE, TIMED), 3)
     create_collection(store, sites=(TIMED,), num_steps=3, num_rows=7, layout=Layout("features", 3, "float32"))
     assert store.sites == (TIMED,)
     assert Store.open(store.path).sites == (TIMED,)
     assert store.rows == ()
     assert store.progress.cells("collect").tolist() == [0, 0, 0]
-    assert store.moments.parts() == []
+    assert store.moments.all_partial_sums() == []
     assert not store.arrays.has(f"features/{FREE.name}")
     assert not list(store.path.glob("features/*/c.*"))
 

@@ -28,7 +28,7 @@ def test_blocks_cover_every_timestep_once_and_stay_below_the_target(
     length = len(blocks[0])
     assert all(len(block) == length for block in blocks[:-1])
     assert len(blocks[-1]) <= length
-    step_bytes = max(8 * dim * dim, 2 * batch_size * tokens * dim if layout.features else 0)
+    step_bytes = max(8 * dim * dim, 2 * batch_size * tokens * dim if layout.keeps_features else 0)
     assert length == 1 or length * step_bytes <= chunk_bytes
 
 
@@ -49,4 +49,4 @@ def test_units_of_covariance_are_the_blocks_of_each_site() -> None:
 @pytest.mark.parametrize(("keep", "stored"), [("features", (True, False)), ("moments", (False, True)), ("both", (True, True))])
 def test_what_is_stored(keep: str, stored: tuple[bool, bool]) -> None:
     layout = Layout(keep, 1, "float32")
-    assert (layout.features, layout.moments) == stored
+    assert (layout.keeps_features, layout.keeps_moments) == stored

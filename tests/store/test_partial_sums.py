@@ -31,7 +31,7 @@ def assert_in_force(part: PartialSums, seed: int) -> None:
 
 @pytest.fixture
 def part(store: Store) -> PartialSums:
-    made = store.moments.part("1-of-1.0")
+    made = store.moments.partial_sums("1-of-1.0")
     made.create((FREE, TIMED), 3)
     return made
 
@@ -50,7 +50,7 @@ def test_each_checkpoint_replaces_the_sums_and_their_units(store: Store, part: P
     assert part.units == ()
     for number, units in enumerate([(2,), (0, 2), (0, 1, 2)]):
         part.checkpoint(sums_of(number), reversed(units))
-        again = Store.open(store.path).moments.parts()
+        again = Store.open(store.path).moments.all_partial_sums()
         assert [found.units for found in again] == [units]
         assert_in_force(again[0], number)
 
@@ -72,7 +72,7 @@ def test_a_kill_within_a_checkpoint_leaves_the_one_before(
         with pytest.raises(KeyboardInterrupt):
             part.checkpoint(sums_of(1), [0, 1])
     assert written
-    again = Store.open(store.path, write=True).moments.part(part.name)
+    again = Store.open(store.path, write=True).moments.partial_sums(part.name)
     assert again.units == (0,)
     assert_in_force(again, 0)
     again.checkpoint(sums_of(2), [0, 1])
@@ -80,19 +80,19 @@ def test_a_kill_within_a_checkpoint_leaves_the_one_before(
 
 
 def test_a_part_that_was_never_made_has_no_units_and_no_slot(store: Store) -> None:
-    part = store.moments.part("nobody")
+    part = store.moments.partial_sums("nobody")
     assert part.units == ()
-    with pytest.raises(StoreError, match="has no part nobody"):
+    with pytest.raises(StoreError, match="has no partial sums nobody"):
         _ = part.slot
 
 
 def test_a_unit_in_two_parts_is_an_error_that_names_both(store: Store, part: PartialSums) -> None:
-    other = store.moments.part("2-of-2.0")
+    other = store.moments.partial_sums("2-of-2.0")
     other.create((FREE, TIMED), 3)
     part.checkpoint(sums_of(0), [0, 1])
     other.checkpoint(sums_of(0), [2])
-    check_disjoint(store.moments.parts())
+    check_disjoint(store.moments.all_partial_sums())
     other.checkpoint(sums_of(0), [1, 2])
-    with pytest.raises(StoreError, match=r"unit 1 is in the parts 1-of-1\.0 and 2-of-2\.0") as caught:
-        check_disjoint(store.moments.parts())
+    with pytest.raises(StoreError, match=r"unit 1 is in the partial sums 1-of-1\.0 and 2-of-2\.0") as caught:
+        check_disjoint(store.moments.all_partial_sums())
     assert caught.value.rerun == Rerun("collect", force=True, store=store.url)

@@ -6,7 +6,7 @@ import pytest
 from nullbooth_cli.datatypes import Sums
 from nullbooth_cli.errors import StoreError
 from nullbooth_cli.store import Cut, Decomposition, Store, pack_sums
-from nullbooth_cli.store.verify import Damage, chunk_checks, damages, forget_damaged
+from nullbooth_cli.store.verify import Damage, chunk_checks, forget_damaged, run_checks
 from tests.support.stores import FREE, TIMED
 
 
@@ -20,7 +20,7 @@ def full(store: Store) -> Store:
             for block in store.blocks(site):
                 shape = (len(block), len(rows), site.num_tokens, site.dim)
                 store.features.write(site, block, rows, np.full(shape, unit, np.float32))
-    part = store.moments.part("1-of-1.0")
+    part = store.moments.partial_sums("1-of-1.0")
     part.create(store.sites, 3)
     sums = {site: Sums(np.eye(site.dim), np.ones(site.dim), 1) for site in store.sites}
     part.checkpoint(((site, [pack_sums(sums[site])] * site.num_recorded(3)) for site in store.sites), range(3))
@@ -48,7 +48,7 @@ def damage(store: Store, key: str) -> None:
 
 
 def damaged(store: Store, stage: str) -> list[tuple[tuple[int, ...], str]]:
-    found = [result for result in damages(store, stage) if isinstance(result, Damage)]
+    found = [result for result in run_checks(store, stage) if isinstance(result, Damage)]
     return [(result.check.units, result.error.message.split(": ")[1].split(" is ")[0]) for result in found]
 
 
@@ -91,7 +91,7 @@ def test_a_damaged_part_is_removed_with_its_units(full: Store) -> None:
     damage(full, f"parts/1-of-1.0/{FREE.name}/c.1.0.0.0")
     forget_damaged(full, "collect")
     assert full.progress.cells("collect").tolist() == [0, 0, 0]
-    assert full.moments.parts() == []
+    assert full.moments.all_partial_sums() == []
 
 
 def test_damage_that_belongs_to_no_unit_is_raised(full: Store) -> None:

@@ -15,7 +15,7 @@ def assert_same_run(found: Store, expected: Store, *, exactly: bool = False) -> 
     for site in found.sites:
         for step in range(site.num_recorded(len(found.schedule()))):
             sums = expected.moments.read_one(site, step)
-            if found.layout.features:
+            if found.layout.keeps_features:
                 chunks = [u for u in range(len(found.progress.cells("collect"))) if found.members(u)]
                 x, wanted = (
                     np.concatenate([features_at(store, site, step, unit).reshape(-1, site.dim) for unit in chunks])

@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 class TestEveryOptimizer:
     @pytest.mark.parametrize("kind", ["full", "lora"])
     @pytest.mark.parametrize("name", OPTIMIZERS)
-    def test_does_not_move_what_is_known(
+    def test_does_not_move_preserved_outputs(
         self, exact: Store, store: nb.OpenStore, before: dict[str, torch.Tensor], name: str, kind: str
     ) -> None:
         unet = prepared(kind)
