@@ -157,7 +157,8 @@ class OpenStore:
         """The projector of every protected weight, by its parameter name: what an edit or a training run may use.
 
         `model`, a denoiser (`pipe.unet`) or its `state_dict()`, is compared with the weights that were collected from. Raises
-        ConfigError for another model, naming what differs, and for per-timestep projectors. Cost: 8 D^2 bytes read for each site, and one read of the model's protected weights.
+        ConfigError for another model, naming what differs, and for per-timestep projectors. Cost: 8 D^2 bytes read for each site,
+        and one read of the model's protected weights.
         """
         self._require("project")
         tensors = model if model is None or isinstance(model, Mapping) else model.state_dict()
