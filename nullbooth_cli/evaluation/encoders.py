@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.model.load import ONE_LOAD
 from nullbooth_cli.model.quiet import quiet_libraries
 
 Images = NDArray[np.uint8]
@@ -86,7 +87,8 @@ def _load(name: str, folder: Path, device: torch.device) -> tuple[Any, Any]:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"no {name.upper()} model at {folder}: it has no config.json", hint)
     try:
-        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).to(device).eval()
+        with ONE_LOAD:
+            model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).to(device).eval()
         processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"cannot load the {name.upper()} model at {folder}: {str(error).splitlines()[0]}", hint) from error

@@ -24,6 +24,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.encoders import batches
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.latents import encode_images, scale_latents
+from nullbooth_cli.model.load import ONE_LOAD
 from nullbooth_cli.model.protocols import Autoencoder, LatentPipeline, Pipeline
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.settings.config import Config
@@ -85,7 +86,8 @@ def load_edited(config: Config, place: str, device: str | None) -> Pipeline:
         return load_model(config.model_copy(update=other), device)
     pipe = load_model(config, device)
     try:
-        pipe.load_lora_weights(str(file.parent), weight_name=file.name)
+        with ONE_LOAD:
+            pipe.load_lora_weights(str(file.parent), weight_name=file.name)
         pipe.fuse_lora()
         pipe.unload_lora_weights()
     except (AttributeError, ImportError, KeyError, OSError, RuntimeError, ValueError) as error:

@@ -7,6 +7,7 @@
 
 import hashlib
 import re
+import threading
 from collections.abc import Iterable
 
 import torch
@@ -18,6 +19,9 @@ from nullbooth_cli.model.protocols import Pipeline, Scheduler, Tokenizer
 from nullbooth_cli.model.quiet import collected_warnings, quiet_libraries
 from nullbooth_cli.model.sources import Source, completing, fetch
 
+# One model is loaded at a time: the libraries replace functions of torch meanwhile, for the whole process (accelerate puts every
+# new parameter on the meta device), so that of two loads at once both may end without weights.
+ONE_LOAD = threading.RLock()
 # The names of weights in the two libraries' warnings: a column of a table, or a list.
 _MISSING = re.compile(r"\S+(?= +\| MISSING)|(?<=')\S+(?=')")
 
@@ -56,6 +60,7 @@ def load_pipeline(
     """The model's own pipeline, in evaluation mode and frozen, on the device; offloaded parts move there when they are needed.
 
     Raises ConfigError if it cannot be loaded, or if parts of it are missing; ResourceError for an offload without an accelerator.
+    Threads wait for each other.
     """
     if model_cpu_offload and device.type == "cpu":
         raise ResourceError(
@@ -71,7 +76,7 @@ def load_pipeline(
         pipeline_config=pipeline_config,
     )
     load = _from_file if source.is_single_file else _from_folder
-    with collected_warnings() as heard:
+    with ONE_LOAD, collected_warnings() as heard:
         pipe = load(source, getattr(torch, dtype))
     _require_whole(source, pipe, heard)
     if attention_slicing:

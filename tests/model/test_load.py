@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,6 +61,26 @@ for name, settings in {list(kinds.values())!r}:
             file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
         assert load_module.weights_digest(load(folder, variant="fp16")) == load_module.weights_digest(pipe)
         refused(folder, "has no weights of the variant bf16", "set variant to one of: fp16; or to null", variant="bf16")
+
+
+def test_one_model_is_loaded_at_a_time(monkeypatch: pytest.MonkeyPatch, pipe: Any) -> None:
+    """Two loads at once leave models without weights, as the libraries replace functions of torch meanwhile."""
+    running, most, whole = 0, 0, load_module._from_folder
+
+    def counting(*arguments: Any) -> Any:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            return whole(*arguments)
+        finally:
+            running -= 1
+
+    monkeypatch.setattr(load_module, "_from_folder", counting)
+    with ThreadPoolExecutor(3) as pool:
+        loaded = list(pool.map(load, ["toy"] * 3))
+    assert most == 1
+    assert {load_module.weights_digest(each) for each in loaded} == {load_module.weights_digest(pipe)}
 
 
 def test_offload_needs_an_accelerator() -> None:
