@@ -2,7 +2,7 @@
 
 import shlex
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -10,6 +10,7 @@ from nullbooth_cli.commands.options import AsJson, Common, ConfigFile, Device, O
 
 if TYPE_CHECKING:
     from nullbooth_cli.datatypes import Prompt
+    from nullbooth_cli.report.doctor import DoctorReport
     from nullbooth_cli.settings.config import Config
 
 
@@ -34,7 +35,8 @@ def doctor(
     from nullbooth_cli.commands.hints import hint_of
     from nullbooth_cli.pipeline.doctor.checks import CHECKS
     from nullbooth_cli.pipeline.doctor.examination import Examination
-    from nullbooth_cli.pipeline.doctor.examine import doctor_document, examine
+    from nullbooth_cli.pipeline.doctor.examine import examine
+    from nullbooth_cli.report.doctor import doctor_report
 
     common = Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose)
     terminal = Terminal(as_json=as_json, quiet=quiet)
@@ -55,16 +57,16 @@ def doctor(
         findings.append(finding)
         if not as_json:
             terminal.verdict(finding.verdict, finding.check, finding.text, hint=finding.hint, width=max(map(len, CHECKS)))
-    document = doctor_document(findings)
-    terminal.answer(document, _summary)
-    if document["verdict"] == "error":
+    report = doctor_report(findings)
+    terminal.answer(report, _summary)
+    if report.verdict == "error":
         raise typer.Exit(2)
     terminal.next(f"nullbooth run{arguments}")
 
 
-def _summary(document: dict[str, Any]) -> str:
+def _summary(report: "DoctorReport") -> str:
     from nullbooth_cli.formatting import counted
 
-    found = f"{counted(document['errors'], 'error')}, {counted(document['warnings'], 'warning')}"
-    ending = "the run would fail" if document["verdict"] == "error" else "the run can start"
-    return f"\n{counted(len(document['checks']), 'check')}, {found}, {document['not_checked']} not checked: {ending}"
+    found = f"{counted(report.errors, 'error')}, {counted(report.warnings, 'warning')}"
+    ending = "the run would fail" if report.verdict == "error" else "the run can start"
+    return f"\n{counted(len(report.checks), 'check')}, {found}, {report.not_checked} not checked: {ending}"

@@ -6,15 +6,12 @@
 `checks` has the checks, in order. A check is left out if it needs one that failed, and its finding names the reason.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from nullbooth_cli.errors import NullboothError
 from nullbooth_cli.pipeline.doctor.checks import CHECKS, Check
 from nullbooth_cli.pipeline.doctor.examination import Caution, Examination
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,18 +63,3 @@ def _run_check(name: str, check: Check, exam: Examination) -> Finding | None:
     if isinstance(found, Caution):
         return Finding(check=name, verdict="warning", text=found.text, hint=found.hint)
     return None if found is None else Finding(check=name, verdict="ok", text=found)
-
-
-def doctor_document(findings: Iterable[Finding]) -> dict[str, Any]:
-    """The findings as one JSON document."""
-    found = list(findings)
-    verdicts = [finding.verdict for finding in found]
-    worst = next((verdict for verdict in ("error", "warning") if verdict in verdicts), "ok")
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "verdict": worst,
-        "errors": verdicts.count("error"),
-        "warnings": sum(finding.verdict == "warning" and finding.checked for finding in found),
-        "not_checked": sum(not finding.checked for finding in found),
-        "checks": [{name: value for name, value in vars(finding).items() if name != "error"} for finding in found],
-    }
