@@ -94,8 +94,8 @@ def open_store(url: str | Path, storage_options: Mapping[str, Any] | None = None
 class OpenStore:
     """An open store. A site may be given as a `Site` or by its name, `<layer>.<feature>`.
 
-    Whether a stage is complete is read once, when it is first needed: one object for every unit of every stage. Open the store
-    anew after a run has changed it.
+    Whether a stage is complete is read when it is first needed, and once it is, not again: one object for every unit of every
+    stage. Open the store anew after a run has replaced what it holds.
     """
 
     def __init__(self, store: Store) -> None:
@@ -175,6 +175,7 @@ class OpenStore:
     def _require(self, stage: str) -> None:
         """Raise StageError unless a stage is complete. A complete stage is not read again."""
         if stage not in self._complete:
+            self._store.reload()  # a run may have completed it since the store was opened
             states = stage_states(self.config, self._store.prompts(), self._store)
             require(states, stage, self.url)
             self._complete = frozenset(name for name, state in states.items() if state.is_done)

@@ -236,7 +236,7 @@ class TestRun:
         nb.run(config, stages=["collect"], device="cpu", limit=1)
         with pytest.raises(StageError, match=r"collect in .* is partial: 1 of 3 units") as caught:
             nb.run(config, stages=["covariance"])
-        assert caught.value.hint == 'nb.run(config, stages=["collect"]) first, with the same options'
+        assert caught.value.hint == 'nb.run(config, stages=["collect"])'
         events: list[nb.Event] = []
         nb.run(config, stages="collect", device="cpu", on_event=events.append)
         assert [event.done for event in events if isinstance(event, nb.Progress) and event.stage == "collect"] == [2, 3]
@@ -258,6 +258,7 @@ class TestRun:
             ({"stages": ["inspect"]}, "no such stage: inspect"),
             ({"stages": []}, "no stage is named"),
             ({"limit": 1}, "limit counts the units of one stage"),
+            ({"limit": 0, "stages": ["collect"]}, "limit is 0"),
             ({"stages": ["project"], "repair": True}, "project cannot be repaired"),
         ],
     )
@@ -293,4 +294,4 @@ def test_a_stage_that_is_finished_later_is_seen(copied: tuple[Config, Store]) ->
     with pytest.raises(StageError, match="project"):
         opened.projectors()
     store.write_record("project", record)
-    assert nb.open_store(store.path).projectors()
+    assert opened.projectors()

@@ -14,7 +14,7 @@ def carried_options(arguments: Sequence[str]) -> list[str]:
     found: list[str] = []
     words = iter(arguments)
     for word in words:
-        name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        name, equals, value = word.partition("=") if word.startswith("--") else (word[:2], word[2:] and "=", word[2:])
         if name in CARRIED:
             value = value if equals else next(words, "")
             if not (name == "--set" and value.startswith("storage_options")):

@@ -52,6 +52,8 @@ def check_request(stages: Sequence[str], *, limit: int | None, repair: bool) -> 
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or not stages:
         raise ConfigError(f"no such stage: {unknown[0]}" if unknown else "no stage is named", f"stages are {', '.join(STAGES)}")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit is {limit}, which leaves no unit to do", "set limit to 1 or more")
     if limit is not None and len(stages) > 1:
         raise ConfigError("limit counts the units of one stage", "name one stage, or set no limit")
     if repair and not set(stages) & set(REPAIRABLE):

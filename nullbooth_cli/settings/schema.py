@@ -38,6 +38,8 @@ def load_settings(kind: type[SectionT], path: Path, overrides: Iterable[str] = (
     """Read a file of settings and apply `KEY=VALUE` overrides. Raises ConfigError naming the key and the file."""
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"no file at {path} (in {Path.cwd()})", "name a file that exists") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}", "save it as a text file in UTF-8") from error
     data = parse_yaml(text, str(path))
@@ -89,9 +91,10 @@ def _explain_one(kind: type[Section], problem: ErrorDetails) -> tuple[str, str]:
         return f"unknown key '{key}'", f"did you mean '{near[0]}'?" if near else f"choose a known key: {', '.join(known)}"
     if problem["type"] == "refused":
         return ": ".join(filter(None, (key, problem["msg"]))), problem["ctx"]["hint"]
+    msg = problem["msg"]
     is_quoted_number = isinstance(problem["input"], str) and problem["type"] in ("float_type", "int_type")
     return (
-        f"{_readable(path)}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}",
+        ": ".join(filter(None, (_readable(path), f"{msg[0].lower()}{msg[1:]}, got {problem['input']!r}"))),
         "write a number without quotes" if is_quoted_number else f"see {kind.reference} for what each key takes",
     )
 

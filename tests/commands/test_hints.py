@@ -37,6 +37,10 @@ def test_a_shell_reads_the_command_as_it_was_meant(store: str, settings: list[st
     assert words == ["nullbooth", "collect", "-s", store, *(word for setting in settings for word in ("--set", setting))]
 
 
+def test_short_options_may_touch_their_values() -> None:
+    assert carried_options(["collect", "-cmy.yaml", "-sruns/a.zarr", "-q"]) == ["-c", "my.yaml", "-s", "runs/a.zarr"]
+
+
 def test_a_command_repeats_the_options_that_name_config_and_store() -> None:
     given = [
         "status",

@@ -84,5 +84,8 @@ def test_a_file_without_keys(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*c\.yaml") as caught:
         load_config(tmp_path / "c.yaml")
     assert "UTF-8" in caught.value.hint
+    with pytest.raises(ConfigError, match=r"^no file at .*d\.yaml") as caught:
+        load_config(tmp_path / "d.yaml")
+    assert caught.value.hint == "name a file that exists"
     (tmp_path / "c.yaml").write_text("")
     assert load_config(tmp_path / "c.yaml") == Config()
