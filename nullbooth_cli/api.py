@@ -95,7 +95,7 @@ class OpenStore:
     """An open store. A site may be given as a `Site` or by its name, `<layer>.<feature>`.
 
     Whether a stage is complete is read when it is first needed, and once it is, not again: one object for every unit of every
-    stage. Open the store anew after a run has replaced what it holds.
+    stage. Every later call reads one small object, and follows a run that has changed the store since.
     """
 
     def __init__(self, store: Store) -> None:
@@ -119,10 +119,12 @@ class OpenStore:
 
     def schedule(self) -> tuple[Step, ...]:
         """The denoising steps, `index`, `key`, `timestep` and `sigma` each."""
+        self._follow()
         return self._store.schedule()
 
     def prompts(self) -> tuple[str, ...]:
         """The texts of the prompts that were collected."""
+        self._follow()
         return tuple(prompt.text for prompt in self._store.prompts())
 
     def moment(self, site: Site | str, step: int | None = None) -> Moment:
@@ -173,12 +175,17 @@ class OpenStore:
         return provenance(self._store)
 
     def _require(self, stage: str) -> None:
-        """Raise StageError unless a stage is complete. A complete stage is not read again."""
+        """Raise StageError unless a stage is complete. A complete stage is read again only after a run."""
+        self._follow()
         if stage not in self._complete:
-            self._store.reload()  # a run may have completed it since the store was opened
             states = stage_states(self.config, self._store.prompts(), self._store)
             require(states, stage, self.url)
             self._complete = frozenset(name for name, state in states.items() if state.is_done)
+
+    def _follow(self) -> None:
+        """See what a run has changed since: what an earlier read learned is no longer true of it."""
+        if self._store.reload_if_changed():
+            self._complete = frozenset()
 
     def _site(self, site: Site | str) -> Site:
         if isinstance(site, Site):

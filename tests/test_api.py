@@ -295,3 +295,17 @@ def test_a_stage_that_is_finished_later_is_seen(copied: tuple[Config, Store]) ->
         opened.projectors()
     store.write_record("project", record)
     assert opened.projectors()
+
+
+def test_an_open_store_follows_a_run_that_replaces_what_it_holds(tmp_path: Path) -> None:
+    """Else a moment would be that of the former timesteps, out of the new array."""
+    small = {**TestRun.SMALL, "schedule__num_denoising_steps": 2}
+    opened = nb.run(small_config(tmp_path / "run.zarr", **small), device="cpu")
+    site, steps = opened.sites()[0].name, len(opened.schedule())
+    before = opened.moment(site).count
+    changed = small_config(tmp_path / "run.zarr", **{**small, "schedule__num_denoising_steps": 3})
+    nb.run(changed, stages=["schedule"], device="cpu", force=True)
+    assert (len(opened.schedule()), steps) == (3, 2)
+    fresh = nb.run(changed, device="cpu", force=True)
+    assert opened.moment(site).count == fresh.moment(site).count == before * 3 // 2
+    assert opened.config == fresh.config

@@ -51,9 +51,20 @@ class ArrayGroup:
 
     def reload(self) -> None:
         """Forget all shapes and attributes: another process may have changed them."""
-        mode = "r" if self.backing.zarr.read_only else "r+"
-        self._group = zarr.open_group(self.backing.zarr, mode=mode, use_consolidated=False, zarr_format=3)  # type: ignore[arg-type]  # a literal
+        self._group = self._opened_again()
         self._arrays = {}
+
+    def reload_if_changed(self) -> bool:
+        """`reload` if the attributes are no longer those that were read. Cost: one small object."""
+        group = self._opened_again()
+        if group.attrs.asdict() == self._group.attrs.asdict():
+            return False
+        self._group, self._arrays = group, {}
+        return True
+
+    def _opened_again(self) -> zarr.Group:
+        mode = "r" if self.backing.zarr.read_only else "r+"
+        return zarr.open_group(self.backing.zarr, mode=mode, use_consolidated=False, zarr_format=3)  # type: ignore[arg-type]  # a literal
 
     def delete(self, name: str) -> None:
         """Remove an array, or a group and all below it, if it is there."""

@@ -100,6 +100,13 @@ class Store:
         self.arrays.reload()
         self._rows = None
 
+    def reload_if_changed(self) -> bool:
+        """`reload` if a record, the sites or the config is no longer the one that was read. Cost: one small object."""
+        changed = self.arrays.reload_if_changed()
+        if changed:
+            self._rows = None
+        return changed
+
     def delete(self, name: str) -> None:
         """Remove an array, or a group and all below it, if it is there."""
         self.arrays.delete(name)

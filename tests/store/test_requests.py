@@ -95,6 +95,12 @@ def test_what_was_read_of_an_array_is_not_read_again(store: Store) -> None:
     assert len(objects.read) > UNITS
 
 
+def test_asking_for_changes_reads_the_attributes(store: Store) -> None:
+    with counted() as objects:
+        assert not store.reload_if_changed()
+    assert objects.read == ["zarr.json"]
+
+
 def test_schedule_and_rows_read_each_chunk_once(store: Store) -> None:
     """A chunk of texts whose rows are all empty is read twice, to tell it from a missing one: here that of the images."""
     with counted() as objects:

@@ -70,6 +70,15 @@ def test_rows_of_another_process_are_seen_after_reload(store: Store) -> None:
     assert store.members(3) == [(6, Prompt("a caption", "0123"))]
 
 
+def test_a_record_of_another_process_makes_a_store_reload(store: Store) -> None:
+    other = Store.open(store.path)
+    assert not other.reload_if_changed()
+    store.write_record("collect", None)
+    assert other.reload_if_changed()
+    assert not other.records
+    assert not other.reload_if_changed()
+
+
 def test_held_out_prompts_have_a_store_inside(store: Store) -> None:
     assert store.heldout() is None
     made = store.heldout_or_create({"inner": True})
