@@ -7,6 +7,7 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cache
+from statistics import median
 
 import pytest
 
@@ -182,6 +183,34 @@ def test_everything_public_is_documented(file: str) -> None:
             methods = {node.name for node in kind.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")}
             missing += [f"{kind.name}.{method}" for method in sorted(methods) if not is_documented(method, kind)]
     assert not missing
+
+
+@each_file
+def test_nothing_is_imported_behind_these_rules(file: str) -> None:
+    """By a name that is only known when it runs, or relative to a folder."""
+    if not is_in(file, FACES):
+        names = {node.id for node in ast.walk(FILES[file]) if isinstance(node, ast.Name)}
+        assert not {"__import__", "exec", "eval"} & names
+        assert not [name for name in imported(FILES[file]) if name in ("importlib", "importlib.import_module", "runpy")]
+        assert not [node for node in ast.walk(FILES[file]) if isinstance(node, ast.ImportFrom) and node.level]
+
+
+@each_file
+def test_private_names_stay_in_their_file(file: str) -> None:
+    assert not [name for name in imported(FILES[file]) if name.startswith("nullbooth_cli.") and re.search(r"\._[a-z]", name)]
+
+
+@each_file
+def test_constructors_take_at_most_four_arguments_without_a_name(file: str) -> None:
+    calls = [node for node in ast.walk(FILES[file]) if isinstance(node, ast.Call) and len(node.args) > 4]
+    names = [ast.unparse(call.func).rpartition(".")[2] for call in calls]
+    assert not [name for name in names if re.match("[A-Z]", name)]
+
+
+def test_files_are_short() -> None:
+    lines = {file: len((PACKAGE / file).read_text().splitlines()) for file in FILES}
+    assert median(lines.values()) < 130
+    assert not [file for file, count in lines.items() if count > 320]
 
 
 def test_no_test_file_imports_another() -> None:

@@ -15,7 +15,7 @@ from nullbooth_cli.progress import Event
 from nullbooth_cli.report.inspection import InspectReport, SiteReport, inspect_store, sparklines
 from nullbooth_cli.report.json_document import to_json
 from nullbooth_cli.report.picture_source import PictureSource
-from nullbooth_cli.report.pictures import PictureRequest, draw_pictures
+from nullbooth_cli.report.pictures import PictureRequest, draw_inspection
 from nullbooth_cli.store import Store
 
 SPECTRUM = "spectrum"
@@ -70,7 +70,7 @@ def _with_pictures(session: Session, store: Store, report: InspectReport, option
 
     def events() -> Iterator[Event]:
         source = PictureSource(session.config, store, session.prompts, report)
-        drawn = yield from draw_pictures(source, request, pick_device(options.device))
+        drawn = yield from draw_inspection(source, request, pick_device(options.device))
         files.extend(map(str, drawn))
 
     session.terminal.follow(events())

@@ -58,7 +58,13 @@ def find_projections(denoiser: nn.Module, features: tuple[str, ...], layers: str
         if _is_fused(modules[name]):
             raise ModelError(f"the projections of {name} are fused", "call pipe.unfuse_qkv_projections() before saving the model")
     return tuple(
-        Projection(layer, feature, f"{layer}.{match['projection']}.weight", module, _from_text(feature, kinds[layer]))
+        Projection(
+            layer=layer,
+            feature=feature,
+            weight=f"{layer}.{match['projection']}.weight",
+            module=module,
+            from_text=_from_text(feature, kinds[layer]),
+        )
         for match, module in found
         if (layer := match["layer"]) in chosen and (feature := FEATURES[match["projection"]]).removeprefix("add_") in features
     )

@@ -89,7 +89,13 @@ def project(
         if fresh is not None:
             store.projectors.write_decomposition(site, group, fresh)
             store.progress.commit("decomposition", number)
-            found = SiteSpectrum(site, group, fresh.eigenvalues, fresh.energies, fresh.noise_floor)
+            found = SiteSpectrum(
+                site=site,
+                group=group,
+                eigenvalues=fresh.eigenvalues,
+                energies=fresh.energies,
+                noise_floor=fresh.noise_floor,
+            )
         else:
             found = _stored_spectrum(store, site, group)
         store.projectors.write_cut(site, group, cut(found, rule=rule, value=value, may_be_empty=may_be_empty))
@@ -143,13 +149,20 @@ def spectra(store: Store, device: torch.device, settings: DecompositionSettings,
             yield _stored_spectrum(store, site, group)
     else:
         for site, group, found in decompositions(store, device, settings):
-            yield SiteSpectrum(site, group, found.eigenvalues, found.energies, found.noise_floor)
+            yield SiteSpectrum(
+                site=site,
+                group=group,
+                eigenvalues=found.eigenvalues,
+                energies=found.energies,
+                noise_floor=found.noise_floor,
+            )
 
 
 def _stored_spectrum(store: Store, site: Site, group: int) -> SiteSpectrum:
     stored = store.projectors
     eigenvalues, energies = stored.read_eigenvalues(site, group), stored.read_energies(site, group)
-    return SiteSpectrum(site, group, eigenvalues, energies, stored.read_noise_floor(site, group))
+    noise_floor = stored.read_noise_floor(site, group)
+    return SiteSpectrum(site=site, group=group, eigenvalues=eigenvalues, energies=energies, noise_floor=noise_floor)
 
 
 def decompositions(

@@ -44,7 +44,7 @@ class PictureRequest:
         return (self.plots or Path()) / f"{name}.{self.picture_format}"
 
 
-def draw_pictures(
+def draw_inspection(
     source: PictureSource, request: PictureRequest, device: "torch.device"
 ) -> Generator[Event, None, tuple[Path, ...]]:
     """Draw what is requested, and return the files.

@@ -24,7 +24,7 @@ def caption(background: str) -> str:
 
 def draw(background: str, x: float = 0.0, y: float = 0.0, radius: float = 10.0) -> world.Picture:
     """The subject as RGB in [0, 1], `[32, 32, 3]` float32; `x`, `y`, `radius` in pixels as in `world.Drawing`."""
-    left = world.Drawing(SHAPE, LEFT, background, x, y, radius)
+    left = world.Drawing(shape=SHAPE, colour=LEFT, background=background, x=x, y=y, radius=radius)
     right = world.draw(replace(left, colour=RIGHT))
     cut = round(world.SIZE / 2 + x)
     return np.concatenate([world.draw(left)[:, :cut], right[:, cut:]], axis=1)

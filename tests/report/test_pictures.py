@@ -11,7 +11,7 @@ from nullbooth_cli.model.device import pick_device
 from nullbooth_cli.progress import Event, Note, Progress
 from nullbooth_cli.report.inspection import inspect_store
 from nullbooth_cli.report.picture_source import PictureSource
-from nullbooth_cli.report.pictures import PictureRequest, draw_pictures
+from nullbooth_cli.report.pictures import PictureRequest, draw_inspection
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from tests.support.builders import execute, prompts_of
@@ -21,7 +21,7 @@ Run = tuple[Config, Store]
 
 def draw(source: PictureSource, request: PictureRequest) -> tuple[list[str], list[Event]]:
     """The names of the files, and the events."""
-    events, generator = [], draw_pictures(source, request, pick_device("cpu"))
+    events, generator = [], draw_inspection(source, request, pick_device("cpu"))
     while True:
         try:
             events.append(next(generator))
