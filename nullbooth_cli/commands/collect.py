@@ -38,10 +38,10 @@ def collect(
 ) -> None:
     """Run the model on the prompts and store cross-attention's inputs.
 
-    What enters each projection is stored, or only its sums (collect.keep). Writes the schedule first if the store has none.
-    Stop it at any time: finished batches of prompts stay, and the same command resumes. Prompts that were added to the file
-    are collected; with --force, prompts that were removed from the file are taken out of the store. Under accelerate launch
-    or torchrun the processes share the work.
+    The inputs of each projection are stored, or only their sums (collect.keep). Writes the schedule first if the store has
+    none. Stop it at any time: finished batches of prompts stay, and the same command resumes. Prompts that were added to the
+    file are collected; with --force, prompts that were removed from the file are taken out of the store. Under accelerate
+    launch or torchrun the processes share the work.
 
     Example: nullbooth collect -c configs/nullbooth.yaml --dry-run
     """

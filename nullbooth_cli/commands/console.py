@@ -25,7 +25,7 @@ STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
 class Terminal:
-    """Where the output of one command goes.
+    """The output of one command.
 
     `quiet` leaves only errors on stderr; `as_json` also turns errors into JSON. A `silent` terminal prints no answer either: it
     belongs to a process of a launch that is not the first.
@@ -35,7 +35,7 @@ class Terminal:
         self.as_json, self.quiet, self.silent = as_json, quiet or silent, silent
 
     def answer(self, document: Answer, draw: "Callable[[Answer], RenderableType | list[RenderableType]]") -> None:
-        """Print the document (dataclass or dictionary) as JSON, or what `draw(document)` makes of it: text, tables, or both."""
+        """Print the document (dataclass or dictionary) as JSON, or as `draw(document)` gives it: text, tables, or both."""
         if self.as_json:
             from nullbooth_cli.report.json_document import to_json
 

@@ -37,8 +37,8 @@ def covariance(
     """Reduce the stored features to second moments.
 
     These are sums of x x^T, sums of x, and counts. By default the moment is about zero, although the field calls it
-    covariance. With covariance.centred the mean is subtracted: the direction of the mean can then look null, and an edit
-    along it changes what the model draws for preserved prompts. Both come from the same sums, so a change needs no new pass.
+    covariance. With covariance.centred the mean is subtracted. The direction of the mean can then count as null, and an edit
+    along it changes the pictures of preserved prompts. Both come from the same sums, so a change needs no new pass.
     Prompts that were added to the collection are added to the moments. With collect.keep: moments, collect has done this
     already.
 

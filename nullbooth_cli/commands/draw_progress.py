@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.progress import ProgressColumn, TaskID
 
 LINE_SECONDS = 1.0  # between two lines of a stage: 600 short units must not fill 600 lines of a log
-NARROW, WIDE = 70, 80  # columns from which a terminal also shows the time, and bars
+NARROW, WIDE = 70, 80  # a terminal of this many columns also shows the time; of this many, bars too
 
 
 class ProgressLines:

@@ -1,4 +1,4 @@
-"""How `nullbooth evaluate` reads its options, and how it draws the answer."""
+"""Reads the options of `nullbooth evaluate`, and draws its answer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.knowledge import heldout_prompts
 from nullbooth_cli.settings.prompts import load_prompts
 
-# The options that measure what an answer lacks.
+# The options that let a missing quantity be measured.
 MISSING_OPTIONS = {
     SUBJECT: "name one with --subject or --subject-prompts",
     "instances": "give them with --instances",
@@ -47,7 +47,7 @@ class EvaluateOptions:
 
 
 def evaluate_models(common: Common, options: EvaluateOptions) -> None:
-    """Evaluate, write what is to be written, and answer."""
+    """Evaluate, write the requested files, and answer."""
     session = start(common)
     store = session.open()
     require(stage_states(session.config, session.prompts, store), "covariance", session.url)
@@ -108,7 +108,7 @@ def _features(given: tuple[str, ...]) -> dict[str, str]:
 
 
 def draw_table(report: EvaluationReport) -> list[Any]:
-    """Quantities down, models across; what was not measured below, with the reason."""
+    """A row for each quantity, a column for each model; below, the quantities that were not measured, with the reason."""
     columns = ["prompts", "quantity", ANOTHER, *report.model_names]
     rows: list[list[str]] = []
     for row in summary(report):

@@ -28,7 +28,7 @@ def export(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write the projectors in a format that other programs read.
+    """Write the projectors in a format of other programs.
 
     A .safetensors file has one tensor for each site, and a JSON header by weight. A .pt file has AlphaEdit's stack of P, for
     sites of one size. A folder gets run_YYYYMMDD_HHMMSS/STEP/LAYER/{q,k,v,out}_{covariance,projection}.npy and _metadata.json.

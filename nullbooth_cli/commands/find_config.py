@@ -1,4 +1,4 @@
-"""From options to a config: a named file, that of the store, or a file in its usual place."""
+"""Finds the config that the options mean: a named file, that of the store, or a file in its usual place."""
 
 import os
 import shlex
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Configured:
-    """A config and its `source`; `arguments` name both again on a command line.
+    """A config and its `source`; `arguments` are the options that name both on a command line.
 
-    `prompts` are those of the store that the config came from: a moved store needs no prompt file. None if the config names them.
+    `prompts` are those of the store that the config came from, so a moved store needs no prompt file; None for other configs.
     """
 
     config: Config
@@ -82,7 +82,7 @@ def options_of(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _existing_store(place: str, overrides: Sequence[str]) -> "Store | None":
-    """The store at a place, if there is one. Its own config cannot have the credentials: `--set storage_options.` does."""
+    """The store at a place, if there is one. Its own config has no credentials: they come from `--set storage_options.`."""
     from nullbooth_cli.store import Store
 
     options = options_of(overrides)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from nullbooth_cli.errors import NullboothError
 
-# What says which config and store are meant, as each command takes it.
+# The options that name the config and the store, in the form that every command takes.
 CARRIED = {"-c": "-c", "--config": "-c", "-s": "-s", "--store": "-s", "--set": "--set"}
 
 

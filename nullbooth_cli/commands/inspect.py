@@ -20,7 +20,7 @@ Attention = Annotated[
     typer.Option("--attention", metavar="PROMPT_ID", help="Draw the attention of each word of a prompt (to --plots, else here)."),
 ]
 Layers = Annotated[
-    bool, typer.Option("--layers", help="List the model's layers and what each would record; needs no store and no weights.")
+    bool, typer.Option("--layers", help="List the model's layers and the sites of each; needs no store and no weights.")
 ]
 Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write one page with everything.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Comma-separated values on stdout.")]
@@ -46,11 +46,11 @@ def inspect(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show the null space of every site: its size, the spectrum it was cut from, and how much of the data leaks into it.
+    """Show the null space of every site: its size, the spectrum it was cut from, and its leakage.
 
     A tensor that several projections share is one row: one projector for all of their weights, named below the table.
 
-    With two stores, compare them: sizes, leakage, overlap of the null spaces, and how each leaks on the prompts of the other.
+    With two stores, compare them: sizes, leakage, overlap of the null spaces, and the leakage of each on the other's prompts.
 
     Example: nullbooth inspect -s runs/toy.zarr --layer mid_block --feature q
 

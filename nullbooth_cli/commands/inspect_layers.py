@@ -1,4 +1,4 @@
-"""`nullbooth inspect --layers`: the layers of a model and what each would record, before anything is collected."""
+"""`nullbooth inspect --layers`: the layers of a model and the sites that each would record, before anything is collected."""
 
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ def list_layers(common: Common, layer: str | None, feature: str | None, device: 
 
 
 def _draw(document: "LayersDocument") -> list[Any]:
-    """A row for each recording of each layer, and the totals; a site that several layers share shows its bytes once."""
+    """A row for each site of each layer, and the totals; the bytes of a site that several layers share appear once."""
     names, ending = shortened([layer.layer for layer in document.layers])
     columns = ["", "index", "layer", "features", "tokens", "dim", "weights", "recorded", "features/prompt", "moments"]
     drawn = table(columns, _rows(document, names), right=frozenset({1, 4, 5, 6, 8, 9}))

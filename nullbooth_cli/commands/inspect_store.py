@@ -40,7 +40,7 @@ class InspectOptions:
 
 
 def answer_store(session: Session, options: InspectOptions) -> None:
-    """Answer with the projectors of a finished store; draw what is asked for first."""
+    """Answer with the projectors of a finished store, after drawing the requested pictures."""
     store = session.open_finished()
     filters = {"layer": options.layer, "feature": options.feature, "site": options.site}
     report = inspect_store(session.config, store, timestep=options.timestep, **filters)
@@ -48,7 +48,7 @@ def answer_store(session: Session, options: InspectOptions) -> None:
     if options.as_csv:
         session.terminal.text(_csv(report))
     else:
-        # Only for eyes: the answer in a pipe does not depend on the terminal.
+        # Only on a terminal: the answer in a pipe does not depend on it.
         sparks = sparklines(store, report) if session.terminal.draws_on_screen else None
         session.terminal.answer(report, partial(draw_report, sparks=sparks))
     session.terminal.warn(warning_lines(report))

@@ -55,7 +55,7 @@ Plot = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    """The options that nearly every command has: which config and store, and how to answer."""
+    """The options that nearly every command has: config, store, and the form of the answer."""
 
     config: str | None = None
     store: str | None = None
@@ -67,7 +67,7 @@ class Common:
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """How a stage is run."""
+    """The options of a command that runs stages."""
 
     device: str | None = None
     dry_run: bool = False

@@ -1,4 +1,4 @@
-"""`nullbooth project --explore`: a ladder of thresholds, and nothing written."""
+"""`nullbooth project --explore`: a ladder of thresholds. Nothing is written."""
 
 from pathlib import Path
 from typing import Any

@@ -30,7 +30,7 @@ def run(
 ) -> None:
     """Run all stages in order: schedule, collect, covariance, project.
 
-    Complete stages are left alone, and partial ones resume. With --force, stale ones are replaced.
+    Complete stages are skipped, and partial ones are resumed. With --force, stale ones are replaced.
 
     Example: nullbooth run -c configs/nullbooth.yaml
     """

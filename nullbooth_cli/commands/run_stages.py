@@ -1,4 +1,4 @@
-"""The one way in which stage commands run: signals, confirmation and drawing around the library's `run_stages`."""
+"""Runs stages for every stage command: signals, confirmation and drawing around the library's `run_stages`."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ SAME_SECONDS = 1.0
 
 
 def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> None:
-    """Run stages in order and answer with what the last one made."""
+    """Run stages in order, and give the answer of the last one."""
     session = start(common)
     if control.plot and not control.explore:
         raise ConfigError("--plot draws what --explore shows", "add --explore")
@@ -47,8 +47,8 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
     shard = Shard.parse(control.shard) if control.shard else None
     if shard and control.force:
         raise ConfigError(
-            "--force would throw away what the other shards did",
-            "begin again with nullbooth collect --force --limit 1, and then start the shards",
+            "--force would throw away the work of the other shards",
+            "start again with nullbooth collect --force --limit 1, and then start the shards",
         )
     if wanted[0] in ("covariance", "project"):
         session.open()
@@ -66,7 +66,7 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
             shard=shard,
             interrupts=interrupts,
         ) as run,
-        # Closed here: an interrupt while a bar is drawn must end what the stage holds before the store is let go.
+        # Closed here: after an interrupt while a bar is drawn, the stage must end before the store is unlocked.
         contextlib.closing(_events(wanted, run, control)) as events,
     ):
         session.terminal.follow(events)
@@ -80,7 +80,7 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
 
 
 def _plan(wanted: tuple[str, ...], session: Session, control: Control) -> None:
-    """Answer with what the stages would do, and write nothing."""
+    """Answer with the plans of the stages. Nothing is written."""
     planned = plan.plan(
         wanted,
         session.config,
@@ -106,10 +106,10 @@ def _events(wanted: tuple[str, ...], run: Run, control: Control) -> Generator[Ev
 
 @contextlib.contextmanager
 def _signals(terminal: Terminal, interrupts: Interrupts) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a stage at once, or after its unit if that saves unwritten work; the second always at once.
+    """Let Ctrl-C and SIGTERM end a stage at once, or after its unit if that saves unwritten work. A second one ends it at once.
 
-    Signals within `SAME_SECONDS` are one: torchrun passes on the Ctrl-C of a terminal, which its processes have got already.
-    A signal that this process was started to ignore stays ignored: Ctrl-C is not meant for a background job of a script.
+    Signals within `SAME_SECONDS` count as one: torchrun passes on the Ctrl-C of a terminal, which its processes received already.
+    A signal that this process inherited as ignored stays ignored: Ctrl-C is not meant for a background job of a script.
     """
 
     received = -SAME_SECONDS
@@ -128,8 +128,8 @@ def _signals(terminal: Terminal, interrupts: Interrupts) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, receive) for number in heard}
+    handled = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, receive) for number in handled}
     try:
         yield
     finally:

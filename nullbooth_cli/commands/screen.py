@@ -1,4 +1,4 @@
-"""The two streams as rich sees them: whether they can be drawn over, and how wide they are."""
+"""The two output streams: whether a terminal can redraw them, and their width."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""From options to a config, its prompts and a store."""
+"""Finds the config, the prompts and the store that the options mean."""
 
 import os
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Session:
         return self.open() if self._exists() else None
 
     def backing(self, *, read_only: bool = False) -> Backing:
-        """The place of the store, whether it is there or not."""
+        """The place of the store, whether or not a store is there."""
         return open_backing(self.url, self.config.storage_options, read_only=read_only)
 
     def _exists(self) -> bool:
@@ -59,8 +59,8 @@ class Session:
 
 
 def start(common: Common) -> Session:
-    """Find and read the config and the prompts, and say where the store is."""
-    # Of the processes of a launch, one speaks.
+    """Find and read the config and the prompts, and find the place of the store."""
+    # Only the first process of a launch prints.
     terminal = Terminal(as_json=common.as_json, quiet=common.quiet, silent=os.environ.get("RANK", "0") != "0")
     given = configure(common)
     config = with_heldout_texts(given.config)

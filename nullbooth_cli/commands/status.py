@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from nullbooth_cli.report.status import StageReport, StatusReport, Units
 
 Check = Annotated[str | None, typer.Option("--check", metavar="STAGE", help="Exit 3 unless this stage is complete.")]
-Watch = Annotated[bool, typer.Option("--watch", help="Follow a run from beside it until all (--check: that stage) is complete.")]
-Interval = Annotated[float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="Between two looks of --watch.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Follow a run until every stage (with --check: that one) is complete.")]
+Interval = Annotated[float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="Between two reads of --watch.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Read everything, check all checksums; exit 4 for damage.")]
 
 
@@ -52,7 +52,7 @@ def status(
         from nullbooth_cli.commands.status_watch import watch_status
 
         if verify:
-            raise ConfigError("--verify reads everything once, --watch looks again and again", "ask for one")
+            raise ConfigError("--verify reads everything once, --watch reads the state repeatedly", "ask for one")
         return watch_status(common, check, interval)
     session = start(common)
     opened = session.open_if_there()

@@ -18,19 +18,19 @@ NOBODY = "no process is working on units"
 
 
 def watch_status(common: Common, until: str | None, interval: float) -> None:
-    """Show what changes until the stage `until` is complete, or all are. Ctrl-C ends it too, and is no failure."""
+    """Show every change until the stage `until` is complete, or all are. Ctrl-C ends it too, and is not a failure."""
     session, ages = start(common), Ages()
     session.open()  # a store that is not there is an error, not something to wait for
     again = replace(common, verbose=False)
 
-    def look() -> WatchReport:
-        # From the start: the run may have been started with another config or more prompts.
+    def read_report() -> WatchReport:
+        # Everything is read again: the run may have been started with another config or more prompts.
         session = start(again)
         store = session.open()
         return watch_report(session.url, stage_states(session.config, session.prompts, store), read_notes(store), ages)
 
     try:
-        session.terminal.watch(poll(look, until, interval), draw_watch, watch_line, WatchReport.change_key)
+        session.terminal.watch(poll(read_report, until, interval), draw_watch, watch_line, WatchReport.change_key)
     except KeyboardInterrupt:
         session.terminal.note("stopped watching; the run continues")
         return
@@ -38,7 +38,7 @@ def watch_status(common: Common, until: str | None, interval: float) -> None:
 
 
 def draw_watch(report: WatchReport) -> "list[RenderableType]":
-    """The view on a terminal: a table of the stages, why stages are stale, and a table of the processes."""
+    """The view on a terminal: a table of the stages, the reasons that stages are stale, and a table of the processes."""
     stages = [[name, row.state, _units(row), _per_minute(row), _left(row)] for name, row in _rows(report)]
     because = [f"{name} is stale: {difference}" for name, stage in report.stages.items() for difference in stage.stale_because]
     columns = ["stage", "state", "units", "units/min", "time left"]
@@ -105,7 +105,7 @@ def _left(row: WatchedUnits) -> str:
 
 
 def _name(process: WatchedProcess) -> str:
-    """Of `3-of-16.0`, the first process of shard 3: `3/16.0`; without shards the number of the process."""
+    """`3/16.0` for `3-of-16.0`, the first process of shard 3; without shards, the number of the process."""
     shard, _, rank = process.worker.rpartition(".")
     return rank if shard == "1-of-1" else f"{shard.replace('-of-', '/')}.{rank}"
 
@@ -114,5 +114,5 @@ def _last_unit(process: WatchedProcess) -> str:
     if process.silent_seconds is not None:
         return f"silent for {duration(process.silent_seconds)}"
     if process.seconds_since_unit is None:
-        return f"none yet, began {duration(process.seconds)} ago"
+        return f"none yet, started {duration(process.seconds)} ago"
     return f"{duration(process.seconds_since_unit)} ago"

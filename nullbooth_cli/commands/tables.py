@@ -1,4 +1,4 @@
-"""What an answer is made of: tables, shortened names and folded lines. Nothing here prints."""
+"""Parts of an answer: tables, shortened names and folded lines. Nothing here prints."""
 
 import sys
 import textwrap

@@ -28,8 +28,8 @@ def train(
 ) -> None:
     """Teach a model a subject, constrained by a store's projectors.
 
-    Trains weights of the cross-attention, or LoRA adapters on them, on a few pictures, and keeps the outputs on the store's
-    preserved prompts. Run the same command again to resume from the last checkpoint. Without a store, training is not
+    Trains weights of the cross-attention, or LoRA adapters on them, on a few pictures, and preserves the outputs on the
+    store's prompts. Run the same command again to resume from the last checkpoint. Without a store, training is not
     constrained.
 
     Example: nullbooth train -c configs/train/toy.yaml -s runs/words.zarr

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SCHEMA_VERSION = 1
-SUBJECT = "subject"  # the set of pictures of what was learned; every other set is of what should be preserved
+SUBJECT = "subject"  # the set of pictures of the learned subject; every other set is of preserved prompts
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class FeatureDistances:
 
 @dataclass(frozen=True)
 class PictureChange:
-    """How far the latents of one picture are from those of the base: the `number`-th picture of a prompt."""
+    """The distance of the latents of one picture, the `number`-th of a prompt, from those of the base."""
 
     id: str
     number: int
@@ -68,7 +68,7 @@ class PictureComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectComparison(PictureComparison):
-    """The same on prompts of the subject; `instances` is the cosine with the pictures it was learned from, by feature space."""
+    """On prompts of the subject; `instances` is the cosine with the pictures it was learned from, by feature space."""
 
     instances: Mapping[str, BaseAndEdited] | None
 
@@ -84,7 +84,7 @@ class WeightDrift:
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """What an edit did to the weights: the drift of the protected ones, and the names of the others that changed."""
+    """The change of a model's weights: the drift of the protected ones, and the names of the others that changed."""
 
     largest: float
     largest_heldout: float | None
@@ -95,7 +95,7 @@ class Drift:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelAnswer:
-    """What one edited model forgot, by set of prompts, and learned: None without prompts of a subject."""
+    """One edited model: its preservation by set of prompts, and its subject (None without prompts of one)."""
 
     edited: str
     preservation: Mapping[str, PictureComparison]
@@ -103,7 +103,7 @@ class ModelAnswer:
     drift: Drift
 
     def on(self, name: str) -> PictureComparison:
-        """The comparison on a set of prompts, of the subject too."""
+        """The comparison on a set of prompts, or on the subject's."""
         found = self.subject if name == SUBJECT else self.preservation[name]
         if found is None:
             raise KeyError(name)

@@ -30,7 +30,7 @@ class PictureFeatures:
     right: Floats | None
     alignment: Floats | None
 
-    def part(self, places: slice) -> "PictureFeatures":
+    def take(self, places: slice) -> "PictureFeatures":
         """Some of the pictures."""
         return PictureFeatures(
             drawn=Pictures(self.drawn.images[places], self.drawn.latents[places]),
@@ -42,7 +42,7 @@ class PictureFeatures:
 
 @dataclass(frozen=True)
 class ComparedPictures:
-    """The pictures `specs` as the base drew them, as the base drew them from another seed, and as the model in question did."""
+    """The pictures `specs`, drawn by the base, by the base from another seed, and by the model to compare."""
 
     specs: Sequence[PictureSpec]
     base: PictureFeatures
@@ -53,8 +53,8 @@ class ComparedPictures:
 def extract_features(drawn: Pictures, texts: Sequence[str], spaces: FeatureSpaces, *, is_toy: bool) -> PictureFeatures:
     """Encode pictures of the prompts `texts` in every feature space.
 
-    `is_toy` reads captions off the pictures, which is exact, and possible only for the embedded model. Cost: about 0.1 s a
-    picture for that reading.
+    With `is_toy`, captions are read off the pictures, which is exact, and possible only for the embedded model. Cost: about 0.1 s
+    a picture for that reading.
     """
     vectors: dict[str, Floats] = {"latents": drawn.pooled()}
     vectors |= {name: encode(drawn.images) for name, encode in spaces.encoders.items()}
@@ -72,7 +72,7 @@ def _shows(image: NDArray[np.uint8], text: str) -> float:
 
 
 def compare_pictures(compared: ComparedPictures, spaces: FeatureSpaces) -> PictureComparison:
-    """The model in question beside the base, picture by picture and as two sets."""
+    """A model beside the base, picture by picture and as two sets."""
     base, edited = compared.base, compared.edited
     changes = squared_differences(base.drawn.latents, edited.drawn.latents)
     latent_mse = float(changes.mean())

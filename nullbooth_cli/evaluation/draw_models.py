@@ -28,7 +28,7 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class DrawnBase:
-    """What outlives the pipeline of the base: its path and scheduler, and the vectors of the instances by feature space."""
+    """The results that outlive the pipeline of the base: path, scheduler, and the vectors of the instances by feature space."""
 
     path: DenoisingPath
     scheduler: Scheduler
@@ -61,7 +61,7 @@ class DrawnModels:
         """Load an edited model and draw every picture from the noise of the base."""
         yield Note(f"loading {place}")
         pipe = load_edited(self.config, place, str(self.device))
-        pipe.scheduler = base.scheduler  # whatever scheduler the edited pipeline was saved with
+        pipe.scheduler = base.scheduler  # not the scheduler that the edited pipeline was saved with
         self.weights[place] = weights_of(pipe, self._protected)
         require_same_architecture(self.weights[BASE], self.weights[place], place)
         if self.weights[place].digests == self.weights[BASE].digests:

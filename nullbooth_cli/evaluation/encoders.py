@@ -1,6 +1,6 @@
 """Feature spaces in which pictures are compared, beside the model's own latents: CLIP, DINO and LPIPS, from weights on this disk.
 
-Nothing is downloaded. A space without its weights is not measured; `FeatureSpaces.missing` tells why.
+Nothing is downloaded. A space without its weights is not measured; `FeatureSpaces.missing` has the reason.
 """
 
 import warnings
@@ -27,7 +27,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class FeatureSpaces:
-    """Functions of images `[N, H, W, 3]`; None, or not there, for a space whose weights are missing.
+    """Functions of images `[N, H, W, 3]`; None or absent for a space whose weights are missing.
 
     `encoders` give vectors `[N, D]` float32. `alignment` takes the vectors of CLIP and the prompts, and gives the cosine of each
     image with its prompt (CLIP-T), `[N]`. `lpips` gives the distance between two sets of images, `[N]`. `missing` has the reason
@@ -134,7 +134,7 @@ def _alignment(model: Any, folder: Path) -> Callable[[NDArray[np.float32], list[
 
 
 def _lpips(device: torch.device) -> Callable[[Images, Images], NDArray[np.float32]]:
-    """Zhang et al. (2018), their own network on AlexNet; images in [-1, 1]."""
+    """The distance of Zhang et al. (2018), by their own network on AlexNet; it takes images in [-1, 1]."""
     import lpips
 
     with warnings.catch_warnings():

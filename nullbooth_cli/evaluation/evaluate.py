@@ -1,7 +1,7 @@
-"""What an edited model forgot and what it learned: its pictures beside those of the base, from the same prompts and noise.
+"""Measures what an edited model forgot and learned: its pictures beside those of the base, from the same prompts and noise.
 
 1. The base draws, the base draws again from another seed, and every edited model draws; one is loaded at a time.
-2. Each is compared with the base on every set of prompts. The base from another seed is the baseline: a distance is read as a
+2. Each is compared with the base on every set of prompts. The base from another seed is the baseline: a distance is given as a
    share of it, and 1 means as different as another seed. The drift of the weights needs no pictures.
 3. `evaluate()` is the function for Python; `evaluation_events()` yields events while it runs.
 """
@@ -86,8 +86,8 @@ def evaluate(
     """Measure what an edited model forgot and learned against the base that `store` was collected from.
 
     `edited` and `against` are pipeline folders, hub ids or LoRAs. `prompts` replaces the preserved and held-out prompts of the
-    store, `subject` are prompts of what was learned, and `instances` is a folder of the pictures it was learned from. `config` is
-    the store's own by default; `encoders` gives folders of CLIP or DINO by name, else they come from the hub's cache.
+    store, `subject` are prompts of the learned subject, and `instances` is a folder of the pictures it was learned from. `config`
+    is the store's own by default; `encoders` gives folders of CLIP or DINO by name, else they come from the hub's cache.
     `batch_size` pictures are drawn together, by default as many as the config collects together.
 
     Raises StageError before the stage covariance, ConfigError if the base is not the model that was collected from or a model
@@ -187,7 +187,7 @@ def _compare(
     """One model beside the base on every set of prompts."""
     found = {}
     for name, places in slices_of(request.sets).items():
-        base, another, edited = (features[each].part(places) for each in (BASE, ANOTHER, model))
+        base, another, edited = (features[each].take(places) for each in (BASE, ANOTHER, model))
         compared = compare_pictures(ComparedPictures(request.sets[name], base, another, edited), spaces)
         if name == SUBJECT:
             similar = None if instances is None else similarity_to_instances(base, edited, instances)
@@ -197,7 +197,7 @@ def _compare(
 
 
 def _not_measured(request: EvaluationRequest, spaces: FeatureSpaces, *, is_toy: bool) -> dict[str, str]:
-    """Why each missing quantity is missing."""
+    """The reason that each missing quantity was not measured."""
     why = dict(spaces.missing)
     if spaces.alignment is None and "clip" not in why:
         why["text_alignment"] = "the CLIP folder has no tokenizer"

@@ -1,8 +1,8 @@
-"""How far two sets of pictures are apart, from their feature vectors `[N, D]` and `[M, D]`: pure functions, float64 inside.
+"""Distances of two sets of pictures, from their feature vectors `[N, D]` and `[M, D]`: pure functions, float64 inside.
 
 Use `paired=True` if row i of both sets was drawn from the same prompt. Paired samples are not independent, and a picture that
-hardly changed is the nearest neighbour of its pair: as published, these estimators would then find two equal sets different. With
-`paired`, a vector is never compared with its pair, and two equal sets come out equal.
+hardly changed is the nearest neighbour of its pair. As published, these estimators would then report two equal sets as different.
+With `paired`, a vector is never compared with its pair, and two equal sets come out equal.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ def frechet_distance(x: Vectors, y: Vectors) -> float:
     """Squared Frechet distance of the Gaussians with the means and covariances (N - 1) of two clouds; FID in Inception features.
 
     |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^1/2), Heusel et al. (2017); in squared units of the features. With fewer vectors
-    than a few times D it is biased upwards, by as much for any two clouds of that size. The trace of the root is the sum of the
+    than a few times D it is biased upwards, equally for any two clouds of that size. The trace of the root is the sum of the
     singular values of R_x R_y^T, where S = R^T R: no root of rounding noise is taken. Cost: N D^2 + min(N, D)^3.
     """
     (mean_x, root_x), (mean_y, root_y) = _gaussian(x), _gaussian(y)
@@ -51,7 +51,7 @@ def kernel_distance(x: Vectors, y: Vectors, *, paired: bool = False) -> float:
     """Unbiased squared MMD with the kernel (x . y / D + 1)^3; KID in Inception features. It may come out slightly negative.
 
     Binkowski et al. (2018), over all vectors instead of the mean over blocks of them; `paired` is equation 4 of Gretton et al.
-    (2012), which leaves the pairs out. Without unit. Cost: (N + M)^2 D.
+    (2012), which leaves the pairs out. It has no unit. Cost: (N + M)^2 D.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
 
@@ -67,12 +67,11 @@ def kernel_distance(x: Vectors, y: Vectors, *, paired: bool = False) -> float:
 
 @dataclass(frozen=True)
 class Neighbourhoods:
-    """Whether the pictures of one model lie where those of another do, 0 to 1 (density: without upper limit, 1 for one
-    distribution).
+    """How well the pictures of two models cover the same region, 0 to 1 (density has no upper limit; 1 for one distribution).
 
     precision   share of the new vectors that lie in the ball of some reference vector
     recall      share of the reference vectors that lie in the ball of some new one (both Kynkaanniemi et al., 2019)
-    density     in how many balls of reference vectors a new one lies, over k
+    density     mean number of balls of reference vectors that a new one lies in, over k
     coverage    share of the reference vectors with a new one in their ball (both Naeem et al., 2020)
 
     The ball of a vector reaches to its k-th nearest neighbour in its own set. Of two independent draws of one distribution,
@@ -100,7 +99,7 @@ def neighbourhoods(reference: Vectors, new: Vectors, *, k: int = NEIGHBOURS, pai
 
 
 def one_nn_accuracy(x: Vectors, y: Vectors, *, paired: bool = False) -> float:
-    """How often the nearest neighbour of a vector is of its own set, leaving it out: 0.5 for one distribution, 1 if apart.
+    """How often the nearest neighbour of a vector, itself left out, is of its own set: 0.5 for one distribution, 1 if apart.
 
     Lopez-Paz and Oquab (2017), with sets of one size; a tie counts half. Below 0.5 the two sets are closer than two draws are.
     Cost: 4 N^2 D, 3 N^2 values.
@@ -117,7 +116,7 @@ def jensen_shannon(x: Vectors, y: Vectors) -> float:
     """Jensen-Shannon divergence of the histograms of each feature alone, mean over the features, in bits: 0 to 1.
 
     Lin (1991). The histograms have sqrt(min(N, M)) equal bins from the smallest to the largest value in either set. Two draws of
-    one distribution give more than 0, by as much for any two sets of that size. Cost: (N + M) D.
+    one distribution give more than 0, equally for any two sets of that size. Cost: (N + M) D.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     bins = max(2, round(np.sqrt(min(len(x), len(y)))))
@@ -142,7 +141,7 @@ def psnr(mean_squared_error: float) -> float | None:
 
 
 def _distances(x: Vectors, y: Vectors, *, without_diagonal: bool) -> NDArray[np.float64]:
-    """Euclidean distances `[N, M]`, from the differences themselves so that equal vectors tie; on request no diagonal."""
+    """Euclidean distances `[N, M]`, from the differences themselves so that equal vectors tie; `without_diagonal`, inf there."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     found = np.stack([np.linalg.norm(y - row, axis=1) for row in x])
     if without_diagonal:

@@ -1,4 +1,4 @@
-"""Draws the pictures that an evaluation compares: every model the same prompts, from the same noise, along the stored schedule.
+"""Draws the pictures of an evaluation: with every model, the same prompts from the same noise along the stored schedule.
 
 1. `PictureSpec` is a prompt and the number of one of its pictures. Its noise follows from these two alone: other prompts, their
    order and the batch size do not change it. This noise was never used during collection.
@@ -42,7 +42,7 @@ class PictureSpec:
     number: int = 0
 
     def noise(self, series: int) -> int:
-        """A number to add to the seed: 32 bits of a digest, as torch's CPU generator takes no more. A series is another noise."""
+        """A number to add to the seed, different for each series: 32 bits of a digest, because torch's CPU generator takes 32."""
         digest = hashlib.sha256(f"{self.prompt.text}\n{self.number}\n{series}".encode()).hexdigest()
         return int(digest[:8], 16)
 

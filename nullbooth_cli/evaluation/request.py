@@ -1,4 +1,4 @@
-"""What an evaluation draws: which models, which prompts, how many pictures of each."""
+"""The request of an evaluation: its models, its prompts, and the number of pictures of each."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ PictureSets = Mapping[str, tuple[PictureSpec, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRequest:
-    """`edited` are places of models, the one in question first; `sets` the pictures to draw, by the name of their set.
+    """`edited` are places of models, the one to evaluate first; `sets` the pictures to draw, by the name of their set.
 
     `encoders` gives folders of weights by feature space, `instances` a folder of pictures that the subject was learned from;
     `batch_size` pictures are drawn together.
@@ -53,7 +53,7 @@ def picture_sets(
 ) -> PictureSets:
     """One picture of at most `num_prompts` prompts of each set in `preserved`, `subject_images` of every subject prompt.
 
-    Which prompts of a larger set are drawn is random, but the same every time. Sets without prompts are left out.
+    The prompts of a larger set are chosen at random, but the same ones every time. Sets without prompts are left out.
     """
     sets = {name: tuple(map(PictureSpec, _sample(prompts, num_prompts))) for name, prompts in preserved.items() if prompts}
     if subject:
@@ -67,6 +67,6 @@ def _sample(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
 
 
 def slices_of(sets: Mapping[str, Sequence[PictureSpec]]) -> dict[str, slice]:
-    """Where the pictures of each set are among all pictures of a model."""
+    """The places of each set's pictures among all pictures of a model."""
     ends = list(accumulate(map(len, sets.values()), initial=0))
     return {name: slice(*ends[i : i + 2]) for i, name in enumerate(sets)}

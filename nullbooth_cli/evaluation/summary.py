@@ -6,7 +6,7 @@ from itertools import chain
 
 from nullbooth_cli.evaluation.answer import BaseAndEdited, EvaluationReport, PictureComparison, SubjectComparison
 
-# What each field of `FeatureDistances` that compares whole sets is called.
+# The labels of the fields of `FeatureDistances` that compare whole sets.
 QUANTITIES = {
     "frechet_distance": "Frechet distance",
     "kernel_distance": "kernel distance",
@@ -29,7 +29,7 @@ class SummaryRow:
 
 
 def summary(report: EvaluationReport) -> list[SummaryRow]:
-    """What was measured; a quantity that no model has is left out."""
+    """The measured quantities; one that no model has is left out."""
     rows = []
     for name, baseline in report.baseline.items():
         compared = [baseline, *(model.on(name) for model in report.models)]
@@ -61,6 +61,6 @@ def _quantities(compared: Sequence[PictureComparison]) -> Iterator[tuple[str, li
 
 
 def _beside_base(label: str, values: Sequence[BaseAndEdited | None]) -> Iterator[tuple[str, list[float | None]]]:
-    """The values of the edited models; that of the base, which is one for all, goes into the label."""
+    """The values of the edited models; that of the base, the same for all, goes into the label."""
     if values[0] is not None:
         yield f"{label} (base {values[0].base:.3g})", [None if each is None else each.edited for each in values]

@@ -1,4 +1,4 @@
-"""What an edit did to the weights: the drift of those that projectors protect, and the names of all others that changed.
+"""The change of an edited model's weights: the drift of the protected ones, and the names of all others that changed.
 
 No pictures are needed: norm(dW K) / norm(W K) follows from the second moment of the recorded inputs K. For parameters without a
 projector, only their change is reported.
@@ -63,7 +63,7 @@ def require_same_architecture(base: Weights, edited: Weights, place: str) -> Non
 def weight_drifts(store: Store, heldout: Store | None, base: Weights, edited: Sequence[Weights]) -> list[Drift]:
     """The drift of each edited model on the collected inputs, and on those of the `heldout` store. Cost: one read of the moments.
 
-    A weight that gave no output at all and changed has drift NaN.
+    The drift of a changed weight whose outputs were all zero is NaN.
     """
     entries: list[list[WeightDrift]] = [[] for _ in edited]
     for site in store.sites:

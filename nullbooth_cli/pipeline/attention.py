@@ -1,4 +1,4 @@
-"""The attention maps of a collection: which are wanted, and which are recorded."""
+"""Records the attention maps of a collection, and finds those of a prompt."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ from nullbooth_cli.store.verify import forget_damaged
 
 
 def run_attention(run: Run) -> Iterator[Event]:
-    """Record the maps that the config asks for and that are not there yet. Cost: loads the model; one path for every prompt."""
+    """Record the maps that the config asks for and the store lacks. Cost: loads the model; one path for every prompt."""
     prepared = prepare(run, lambda: _prepare_attention(run))
     if not prepared.todo:
         return
@@ -29,13 +29,13 @@ def run_attention(run: Run) -> Iterator[Event]:
 
 
 def _prepare_attention(run: Run) -> Prepared:
-    """Make room for the maps, unless those that are there are the ones that are asked for."""
+    """Make room for the maps, unless the stored ones are those that the config asks for."""
     store, notes = run.store, list[str]()
     settings = attention_settings(run.config, store)
     record = {"settings": settings, "fingerprint": fingerprint(settings)}
     if store.records.get("attention") != record:
         if "attention" in store.records:
-            notes.append("other attention maps are asked for than those that are there: they are recorded again")
+            notes.append("the settings of attention maps have changed: the maps are recorded again")
         store.write_record("attention", None)
         store.delete("attention")
         store.progress.create("attention", len(attention_prompts(run.config, store.prompts())))
@@ -71,7 +71,7 @@ def find_prompt(config: Config, store: Store, wanted: str) -> Prompt:
                 "collect",
                 store=store.url,
                 settings=("collect.visual_attention_map=true",),
-                otherwise=" records them; what is collected already stays",
+                otherwise=" records them; the collection stays as it is",
             ),
         )
     found = [prompt for prompt in there if prompt.text == wanted or prompt.id.startswith(wanted)]

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def run_collect(run: Run) -> Iterator[Event]:
     """Run the model over the prompts that are left, and write features, sums, or both.
 
-    Raises what `prepare_collect` raises, and ModelError or DataError for what cannot be recorded. Cost: loads the model, runs two
-    steps of one prompt to find the sites, then one denoising path for every batch.
+    Raises every error of `prepare_collect`, and ModelError or DataError for tensors that cannot be recorded. Cost: loads the
+    model, runs two steps of one prompt to find the sites, then one denoising path for every batch.
     """
     from nullbooth_cli.collect.batch_size import largest_batch
     from nullbooth_cli.collect.sinks import FeatureSink
@@ -60,7 +60,7 @@ def run_collect(run: Run) -> Iterator[Event]:
 
 
 def _moment_sink(run: Run, loaded: "RecordableModel", device: "torch.device") -> "tuple[MomentSink, torch.device]":
-    """Where this process folds its moments: (the sink, the device that its sums are on)."""
+    """(the sink that folds this process's moments, the device that its sums are on)."""
     from nullbooth_cli.collect.sinks import MomentSink
     from nullbooth_cli.pipeline import space
 
@@ -74,7 +74,7 @@ def _moment_sink(run: Run, loaded: "RecordableModel", device: "torch.device") ->
 
 
 def release_features(store: Store) -> str:
-    """Remove the features whose moments are complete. Returns what was done."""
+    """Remove the features whose moments are complete. Returns a sentence for the user."""
     if not store.layout.keeps_features:
         return "nothing to release: no features are stored here (collect.keep: moments)"
     before = bytes_of(store, "collect")

@@ -11,10 +11,9 @@ from nullbooth_cli.store import RELEASED
 
 
 def run_covariance(run: Run) -> Iterator[Event]:
-    """Add up what was collected and is not in the moments yet, one block of timesteps of a site at a time.
+    """Add the vectors that the moments lack, one block of timesteps of a site at a time.
 
-    Raises StageError if the features that it needs were released. Cost: one read of those features, or of the sums that collect
-    folded.
+    Raises StageError if the features that it needs were released. Cost: one read of those features, or of the partial sums.
     """
     from nullbooth_cli.model.device import pick_device
     from nullbooth_cli.nullspace.covariance import CovarianceUnit, covariance
@@ -49,7 +48,7 @@ def _prepare_covariance(run: Run) -> Prepared:
     collected = store.progress.cells("collect")
     if store.layout.keep == "features" and (collected == RELEASED).any() and (afresh or run.repair):
         raise StageError(
-            f"the features in {store.url} were released, and moments cannot be made without them",
+            f"the features in {store.url} were released, and moments cannot be computed without them",
             Rerun("collect", force=True, otherwise=" to collect them again"),
         )
     if afresh:

@@ -1,4 +1,4 @@
-"""What a stage was made from, against what the config asks for now."""
+"""The differences between the settings and prompts that a stage was made from and those that the config asks for now."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from nullbooth_cli.store import Store
 
 @dataclass(frozen=True)
 class Difference:
-    """Why a stage is stale: what it was made with, and what is asked for now."""
+    """A reason that a stage is stale: a field, its value when the stage was made, and its value now."""
 
     field: str
     old: Any
@@ -42,7 +42,7 @@ def wanted_settings(config: Config, prompts: Iterable[Prompt], stage: str, keep:
 
 
 def attention_settings(config: Config, store: Store) -> dict[str, Any]:
-    """What the attention maps of a store depend on."""
+    """The settings that the attention maps of a store depend on."""
     section, num_steps = config.collect, store.num_steps
     count = min(section.attention_timesteps, num_steps)
     return {
@@ -54,7 +54,7 @@ def attention_settings(config: Config, store: Store) -> dict[str, Any]:
 
 
 def model_renamed(config: Config, store: Store | None) -> tuple[Difference, ...]:
-    """The names of the model that are not those it was collected from under: only its weights tell whether it is another."""
+    """The names of the model that have changed since it was collected from. Only its weights show whether it is another model."""
     record = store.records.get("collect") if store else None
     if record is None:
         return ()
@@ -72,7 +72,7 @@ def covered_rows(store: Store, count: int | None = None) -> dict[str, Any]:
 
 
 def removed_prompts(prompts: Iterable[Prompt], store: Store) -> list[Prompt]:
-    """The collected prompts that are not wanted any more."""
+    """The collected prompts that the config no longer names."""
     wanted = set(prompts)
     return [prompt for prompt in store.prompts() if prompt not in wanted]
 

@@ -1,4 +1,4 @@
-"""A store made out of sums that were computed elsewhere: what merging stores and importing files have in common."""
+"""Stores that are made from sums computed elsewhere, by merging stores or importing files."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from nullbooth_cli.store import Layout, Store, create_collection
 
 @dataclass(frozen=True, kw_only=True)
 class SummedCollection:
-    """A collection of which only sums are there.
+    """A collection of which only sums exist.
 
-    `name` is that of its part in the store, `rows` its prompts by row, `sums` the packed sums of every recorded timestep of each
-    site. `schedule` and `weights` go into the fingerprints; `names` (the model's) and `tensors` (digests of its weights, None
-    where they are not known) do not.
+    `name` is that of its partial sums in the store, `rows` its prompts by row, `sums` the packed sums of every recorded timestep
+    of each site. `schedule` and `weights` go into the fingerprints; `names` (the model's) and `tensors` (digests of its weights,
+    None if unknown) do not.
     """
 
     name: str
@@ -38,9 +38,9 @@ class SummedCollection:
 
 
 def require_new(store: Store) -> None:
-    """Raise StoreError if a store holds a collection already."""
+    """Raise StoreError if a store has a collection already."""
     if "collect" in store.records:
-        raise StoreError(f"{store.url} holds a collection already", "name another place; nothing was changed")
+        raise StoreError(f"{store.url} has a collection already", "name another place; nothing was changed")
 
 
 def summed_config(config: Config, store: Store, prompts: Sequence[Prompt]) -> Config:

@@ -1,7 +1,7 @@
 """Heartbeats: a small note in the store, from each process at work, for `status --watch`.
 
-A thread writes it, because a unit may take minutes and nobody could tell a long one from a killed process. No unit waits for it:
-one small object every `BEAT_SECONDS`, and none for work that is over before that.
+A thread writes it, because a unit may take minutes: without a note, a long unit looks like a killed process. No unit waits for
+it. It costs one small object every `BEAT_SECONDS`, and none for work that ends before that.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ BEAT_SECONDS = 3.0
 
 @contextlib.contextmanager
 def beating(store: Store, workers: Workers, stage: str) -> Iterator[Callable[[], None]]:
-    """Write heartbeats while a process works on a stage; yields what it calls after each unit. Removes the note at the end."""
+    """Write heartbeats while a process works on a stage, then remove them; yields a function to call after each unit."""
     began, units = time.time(), 0
     last: float | None = None
     over, wrote = threading.Event(), False

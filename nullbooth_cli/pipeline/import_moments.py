@@ -23,7 +23,7 @@ WEIGHTS = {feature: projection for projection, feature in FEATURES.items()}
 
 @dataclass(frozen=True, kw_only=True)
 class CovarianceFile:
-    """One covariance file: what it is of, and the number of tokens that it is the mean of."""
+    """One covariance file: its layer, feature and step, and the number of tokens that it is the mean of."""
 
     path: Path
     layer: str
@@ -40,7 +40,7 @@ def find_covariances(run: Path) -> list[CovarianceFile]:
     folders = sorted(folder for folder in run.iterdir() if folder.is_dir()) if run.is_dir() else []
     found = [_read(path, folder) for folder in folders for path in sorted(folder.rglob(f"*{COVARIANCE}"))]
     if not found:
-        raise ConfigError(f"{run} holds no covariances", f"name a folder with files <step key>/<layer>/{{q,k,v,out}}{COVARIANCE}")
+        raise ConfigError(f"{run} has no covariances", f"name a folder with files <step key>/<layer>/{{q,k,v,out}}{COVARIANCE}")
     steps = sorted({f.step.key: f.step.timestep for f in found}.items(), key=lambda step: -step[1])
     number = {key: index for index, (key, _) in enumerate(steps)}
     return [replace(file, step=replace(file.step, index=number[file.step.key])) for file in found]
@@ -69,7 +69,7 @@ def import_covariances(run_folder: Path, out: Store, config: Config) -> Iterator
 
     The files name neither the model nor the prompts, so no model can be compared with the projectors. They have no mean either:
     the store refuses `covariance.centred: true`. Raises ConfigError for a file that cannot be read, and if a site lacks a
-    timestep or changes its size; StoreError if the store holds a collection already.
+    timestep or changes its size; StoreError if the store has a collection already.
     """
     require_new(out)
     found = find_covariances(run_folder)
@@ -131,7 +131,7 @@ def _load(file: CovarianceFile) -> NDArray[np.float64]:
 
 
 def _sums(file: CovarianceFile, dim: int) -> NDArray[np.float64]:
-    """The sums that a covariance is the mean of, packed; their mean is not known."""
+    """The sums that a covariance is the mean of, packed; their mean is unknown (NaN)."""
     matrix = _load(file)
     if len(matrix) != dim:
         raise ConfigError(f"{file.path} has {len(matrix)} dimensions, other steps have {dim}", "export the site again, whole")

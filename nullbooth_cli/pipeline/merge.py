@@ -49,16 +49,16 @@ def _differences(one: Store, other: Store) -> Iterator[tuple[str, object, object
             yield name, *values
     settings = [{**store.records["collect"]["settings"], **store.records["covariance"]["settings"]} for store in (one, other)]
     for field in dict.fromkeys([*settings[0], *settings[1]]):
-        # A store that keeps no features has no precision for them.
+        # A store without features has no precision for them.
         if field in settings[0] and field in settings[1] and settings[0][field] != settings[1][field]:
             yield field, settings[0][field], settings[1][field]
 
 
 def merge(sources: Sequence[Store], out: Store) -> Iterator[Event]:
-    """Add the moments of the sources up into a new store, which then counts as collected with `keep: moments`.
+    """Add the moments of the sources into a new store, which then counts as collected with `keep: moments`.
 
-    Raises what `check_mergeable` raises, and StoreError if the new store holds something already. A prompt keeps the noise it was
-    collected with. Cost: one read of all moments.
+    Raises every error of `check_mergeable`, and StoreError if the new store has a collection already. A prompt keeps the noise
+    that it was collected with. Cost: one read of all moments.
     """
     check_mergeable(sources)
     require_new(out)

@@ -1,4 +1,4 @@
-"""A store opened for a run, with the lock that it takes: the one way in which stages get a store to write to."""
+"""Opens and locks the store of a run. Stages get a store to write to in no other way."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from nullbooth_cli.progress import Interrupts
 from nullbooth_cli.settings.config import Config, public_settings
 from nullbooth_cli.store import Backing, Store, is_held, locked, open_backing, shard_locked
 
-PREPARING_SECONDS = 600.0  # that shards wait for the one that makes the store ready
+PREPARING_SECONDS = 600.0  # shards wait this long for the one that prepares the store
 
 
 @contextlib.contextmanager
@@ -56,9 +56,9 @@ def open_run(
 
 @contextlib.contextmanager
 def _locked_store(backing: Backing, workers: Workers) -> Iterator[None]:
-    """Hold the store, or one shard of it: the first process of a launch for all, then each other one a lock of its own.
+    """Hold the store, or one shard of it: the first process of a launch holds it for all, and each other one a lock of its own.
 
-    The first may be killed while others still write; nothing may start beside them.
+    If the first is killed while others still write, their locks keep other runs out.
     """
     if workers.rank != 0:
         workers.agree(lambda: None)

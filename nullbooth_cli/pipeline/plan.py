@@ -1,4 +1,4 @@
-"""What running a stage would do and take, without writing anything."""
+"""Plans of stages: the work, time and space that a run would take. Nothing is written."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from nullbooth_cli.store import Layout, Store
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a stage would do: units, seconds (from units measured here before), and bytes against those that are free.
+    """The plan of a stage: units, seconds (from units measured here before), and bytes needed and free.
 
     `operations` are floating point operations of the denoiser, None where they were not counted; `bytes_free` is None where the
     place of the store cannot report it.
@@ -35,7 +35,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is to be planned, once the steps and the sites are known.
+    """The inputs of a plan, once the steps and the sites are known.
 
     `device` is the name of the device, `free` the bytes free where the store is (None if unknown), `paces` the seconds per unit
     of stages that the store has none for, `operations` those of the denoiser for one prompt.
@@ -80,8 +80,8 @@ def plan(
 ) -> list[Plan]:
     """The plans of stages; `free` are the bytes free where the store is.
 
-    Cost: seconds. Unless a current collection names its sites, the model's config files do; a model whose shapes they do not tell
-    is loaded, after a call of `on_note`.
+    Cost: seconds. The sites come from the collection if it is current, else from the model's config files. If those do not give
+    the shapes, the model is loaded, after a call of `on_note`.
     """
     from nullbooth_cli.collect.open_model import open_preview
     from nullbooth_cli.model.device import pick_device

@@ -1,4 +1,4 @@
-"""What collect writes before its first unit: a new collection, or what a resumed one needs.
+"""Prepares the store before the first unit of collect: a new collection, or one that is resumed.
 
 prepare_collect(run, loaded, weights, batch_size)     one of:
 ├── _start_afresh     nothing is there, or force replaces it
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def prepare_collect(run: Run, loaded: "RecordableModel", weights: str, batch_size: int) -> Prepared:
-    """Make room for what is to be collected, or check that it is resumed as it was started.
+    """Make room for a new collection, or check that a collection is resumed as it was started.
 
     `weights` is the digest of the model's weights; `batch_size` is the number of prompts per forward, which is also the unit that
     is resumed and the border between chunks. Raises StageError for another model than the collection's, ResourceError if the disk
@@ -68,7 +68,7 @@ def _start_afresh(run: Run, loaded: "RecordableModel", weights: str, batch_size:
 
 
 def _resume(run: Run, loaded: "RecordableModel", weights: str, batch_size: int) -> list[str]:
-    """Check the model, and bring cells and rows up to date. Returns what the user should know."""
+    """Check the model, and bring cells and rows up to date. Returns notes for the user."""
     from nullbooth_cli.collect.sinks import features_nbytes
     from nullbooth_cli.pipeline import space
     from nullbooth_cli.store.verify import forget_damaged
@@ -94,15 +94,15 @@ def _resume(run: Run, loaded: "RecordableModel", weights: str, batch_size: int) 
 
 
 def _mark_folded(store: Store) -> None:
-    """Mark the units whose moments are in a part as done: a kill may have come between the part and their cells."""
+    """Mark the units of all partial sums as done: a kill may have come between a checkpoint and the cells."""
     cells = store.progress.cells("collect")
     for part in store.moments.all_partial_sums():
         store.progress.mark("collect", [unit for unit in part.units if not cells[unit]], 1)
 
 
 def _add_prompts(store: Store, added: list[Prompt]) -> str:
-    """Put new prompts into units of their own, behind those that hold anything. Returns what was done."""
-    # A kill may have left room behind the last unit that holds anything.
+    """Put new prompts into units of their own, after the last unit in use. Returns a note for the user."""
+    # A kill may have left room after that unit.
     cells = store.progress.cells("collect")
     units = max((unit + 1 for unit in range(len(cells)) if cells[unit] or store.members(unit)), default=0)
     start = units * store.layout.batch_size
@@ -112,7 +112,7 @@ def _add_prompts(store: Store, added: list[Prompt]) -> str:
 
 
 def _take_out_prompts(run: Run) -> str | None:
-    """Take the prompts that are not wanted any more out of the collection; None where only collecting again is exact."""
+    """Take the prompts that the config no longer names out of the collection; None where only collecting again is exact."""
     store = run.store
     removed = set(removed_prompts(run.prompts, store))
     if not store.layout.keeps_features or (store.progress.cells("collect") == RELEASED).any():
@@ -122,6 +122,6 @@ def _take_out_prompts(run: Run) -> str | None:
         settings = {name: value for name, value in record["settings"].items() if name != "covariance.accumulate"}
         store.write_record("collect", {**record, "settings": settings, "layout": {**record["layout"], "keep": "features"}})
         store.delete("parts")
-    # Last: once they are gone nothing tells a later run that the parts still hold them.
+    # Last: without these rows a later run cannot know that the partial sums still include them.
     store.write_rows(0, [None if prompt in removed else prompt for prompt in store.rows])
     return f"{len(removed)} prompts are taken out; force covariance to compute the moments again from the features that stay"

@@ -24,7 +24,7 @@ def require_inputs(config: Config) -> None:
 
 
 def pooling_of(config: Config) -> Pooling:
-    """Which timesteps a config pools, and how it weighs them."""
+    """The timesteps that a config pools, and their weights."""
     section = config.project
     return Pooling(section.scope, section.timesteps, section.pool_weight)
 
@@ -41,7 +41,7 @@ def decomposition_of(config: Config, store: Store) -> DecompositionSettings:
 
 
 def decomposition_basis(config: Config, store: Store) -> dict[str, Any]:
-    """What the stored decompositions depend on: they serve any threshold as long as this is the same."""
+    """Everything that the stored decompositions depend on. While it is the same, they serve any threshold."""
     covariance = store.records["covariance"]
     heldout = store.heldout() if config.heldout_prompts is not None else None
     return {
@@ -53,7 +53,7 @@ def decomposition_basis(config: Config, store: Store) -> dict[str, Any]:
 
 
 def run_project(run: Run) -> Iterator[Event]:
-    """Decompose the moments, and cut each spectrum where the threshold rule in force says.
+    """Decompose the moments, and cut each spectrum by the threshold rule in force.
 
     Raises ConfigError for outputs, and for an empty null space unless the config freezes it. Cost: one eigendecomposition of
     every moment `[D, D]`; none for another threshold.

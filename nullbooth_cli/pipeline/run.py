@@ -1,4 +1,4 @@
-"""A run of a stage: what was asked for, what it starts with, and how its units are reported.
+"""A run of a stage: the request, its preparation, and the reports of its units.
 
 Several processes may run one stage. `decide` and `prepare` are the only places where one of them acts for all.
 """
@@ -34,18 +34,18 @@ def layout_of(section: CollectSection, batch_size: int | None = None) -> Layout:
 
 @dataclass
 class StateCache:
-    """The states of a run's stages, from when they were read until something changes them."""
+    """The states of a run's stages, as they were read; None once something may have changed them."""
 
     states: States | None = None
 
     def forget(self) -> None:
-        """Read them again when they are next asked for: something was written, or another process may have."""
+        """Read them again at the next use: this process wrote to the store, or another one may have."""
         self.states = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What was asked for. `store` is open for writing, and locked; `limit` is the number of units to do, None for all."""
+    """The request. `store` is open for writing, and locked; `limit` is the number of units to do, None for all."""
 
     config: Config
     prompts: tuple[Prompt, ...]
@@ -60,7 +60,7 @@ class Run:
     cache: StateCache = field(default_factory=StateCache, repr=False)
 
     def states(self) -> States:
-        """The states of all stages. Cost: none if they are known, else one read of every progress cell."""
+        """The states of all stages. Cost: one read of every progress cell, unless they are cached."""
         if self.cache.states is None:
             self.cache.states = read_states(self.config, self.prompts, self.store)
         return self.cache.states
@@ -68,7 +68,7 @@ class Run:
 
 @dataclass(kw_only=True)
 class Prepared:
-    """What the process that prepares a stage tells all of them: the units to do, and what the user should know."""
+    """The result of preparing a stage, the same in all processes: the units to do, and notes for the user."""
 
     todo: list[int] = field(default_factory=list)
     done: int = 0
@@ -77,7 +77,7 @@ class Prepared:
 
 
 def decide(run: Run, decision: Callable[[], Decision]) -> Decision:
-    """What one process decides for all of them, a JSON value. The store is read as it is now."""
+    """The result of `decision`, a JSON value, which one process makes for all. The store is read afresh first."""
 
     def decided() -> Decision:
         if run.workers.shard or run.workers.size > 1:
@@ -98,7 +98,7 @@ def prepare(run: Run, begin: Callable[[], Prepared]) -> Prepared:
 
 
 def my_units(run: Run, prepared: Prepared) -> Iterator[int]:
-    """The units of a stage that this process does, each as it is about to be done."""
+    """The units of a stage that this process does."""
     return (prepared.todo[i] for i in run.workers.share(len(prepared.todo)))
 
 
@@ -118,7 +118,7 @@ def start_stage(run: Run, stage: str, extra: dict[str, Any] | None = None, **not
 
 
 def units_to_do(run: Run, stage: str, is_done: Callable[[int], bool], notes: list[str] | None = None) -> Prepared:
-    """The units that are left of a started stage, at most `run.limit`; `is_done` tells of a cell's value whether its unit is."""
+    """The units that are left of a started stage, at most `run.limit`; `is_done(cell)` is True for a finished unit."""
     if run.workers.shard is None:
         for note in run.store.heartbeats.read():  # left by processes that are gone: this run has the store alone
             run.store.heartbeats.remove(note.worker)
@@ -130,8 +130,8 @@ def units_to_do(run: Run, stage: str, is_done: Callable[[int], bool], notes: lis
 def report_units(run: Run, stage: str, prepared: Prepared, units: Iterator[str]) -> Iterator[Event]:
     """Report the units that a stage finishes (their descriptions), with those of the other processes, until all are done.
 
-    Processes that watch the store see how far this one is. The pace that is left behind is that of the first process; of shards,
-    that of the last one that wrote it.
+    Heartbeats show other processes how far this one is. The pace in the store is that of the first process; of shards, that of
+    the last one that wrote it.
     """
     started, mine = time.monotonic(), 0
     noted = started

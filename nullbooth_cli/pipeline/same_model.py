@@ -25,7 +25,7 @@ def require_same_noise(config: Config, store: Store, scheduler: "Scheduler") -> 
     found = noise_digest(config.schedule.sampler_strategy, scheduler)
     if recorded != found:
         raise StageError(
-            f"the scheduler of the model {config.model} is not the one that {store.url} has its schedule from"
+            f"the schedule in {store.url} was made with another scheduler than that of the model {config.model}"
             f"\n  noise {recorded} -> {found}",
             Rerun("schedule", force=True, otherwise=ELSEWHERE),
         )
@@ -43,9 +43,9 @@ def require_same_model(config: Config, store: Store, weights: str, sites: tuple[
 
 
 def recognise_model(run: Run) -> list[str]:
-    """Where the config has another name for the model of a finished collection, check that it is the same, and note the name.
+    """If the config has a new name for the model of a finished collection, check its weights, and record the name.
 
-    Raises StageError if it is another model. Cost: none under the known name; else loads the model and reads its weights, once.
+    Raises StageError if it is another model. Cost: none under the recorded name; else loads the model and reads its weights.
     """
     from nullbooth_cli.model import load
 
@@ -59,12 +59,12 @@ def recognise_model(run: Run) -> list[str]:
 
 
 def note_names(run: Run) -> list[str]:
-    """Write down the names under which a collection's model is known now. Returns a sentence for each that is new."""
+    """Record the present names of a collection's model. Returns a sentence for each that is new."""
     differences = model_renamed(run.config, run.store)
     if differences:
         names = model_names(run.config)
         run.store.write_record("collect", {**run.store.records["collect"], "model": names})
-        # With the name, what it takes to load it: the store is then enough by itself.
+        # With the settings that loading needs, so that the store alone is enough.
         loading = {key: getattr(run.config, key) for key in ("pipeline_config", "allow_pickle")}
         run.store.write_config({**run.store.config, **names, **loading})
     return [f"the same model by its weights: {difference}" for difference in differences]

@@ -34,7 +34,7 @@ def decompositions_nbytes(units: Sequence[tuple[Site, int]]) -> int:
 
 
 def place_for_sums(sites: Sequence[Site], num_steps: int, device: torch.device) -> torch.device:
-    """Where the sums of a run stay: on the device if they leave it room, else in host memory.
+    """The device for the sums of a run: the model's if they leave it room, else the CPU.
 
     Raises ResourceError if they fit in neither.
     """

@@ -48,7 +48,7 @@ def run_stages(stages: Sequence[str], run: Run, before_replacing: BeforeReplacin
 
 
 def check_request(stages: Sequence[str], *, limit: int | None, repair: bool) -> None:
-    """Raise ConfigError for stages that do not exist, and for a limit or a repair that they have no use for."""
+    """Raise ConfigError for stages that do not exist, and for a limit or a repair that does not apply to them."""
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or not stages:
         raise ConfigError(f"no such stage: {unknown[0]}" if unknown else "no stage is named", f"stages are {', '.join(STAGES)}")
@@ -74,7 +74,7 @@ def execute(stage: str, run: Run) -> Iterator[Event]:
         yield from execute("schedule", run)
     wants_maps = stage == "collect" and run.config.collect.visual_attention_map
     if wants_maps:
-        attention_prompts(run.config, run.prompts)  # refuses what cannot be drawn before hours are spent
+        attention_prompts(run.config, run.prompts)  # raises for a prompt without maps before hours are spent
     run.store.reload()
     complete = decide(run, lambda: _refuse_or_report(stage, run))
     if complete:
@@ -90,7 +90,7 @@ def execute(stage: str, run: Run) -> Iterator[Event]:
 
         yield from run_attention(run)
     folded = stage == "collect" and run.store.layout.keeps_moments and not run.workers.shard
-    if folded and decide(run, lambda: _parts_are_left(run, worked=not complete)):
+    if folded and decide(run, lambda: _sums_are_left(run, worked=not complete)):
         yield from run_covariance(replace(run, limit=None, repair=False))
 
 
@@ -134,20 +134,20 @@ def _prepare_heldout(run: Run) -> dict[str, str]:
 
 
 def _maps_are_left(run: Run) -> bool:
-    """Whether attention maps of a finished collection are still to be recorded, or to be looked through."""
+    """Whether attention maps of a finished collection must be recorded, or checked for a repair."""
     found = run.states()
     maps = found.stages["collect"].attention
     return found.own["collect"].is_done and (run.repair or maps is None or not maps.is_done)
 
 
-def _parts_are_left(run: Run, *, worked: bool) -> bool:
-    """Whether moments that were folded while the model ran are still to be added up: after work, or after a kill."""
+def _sums_are_left(run: Run, *, worked: bool) -> bool:
+    """Whether partial sums must still be added up: after work, or after a kill."""
     own = run.states().own
     return own["collect"].state == "complete" and (worked or own["covariance"].state in ("missing", "partial"))
 
 
 def _refuse_or_report(stage: str, run: Run) -> str | None:
-    """Raise StageError if a stage cannot run now; a sentence if there is nothing to do; None if there is."""
+    """Raise StageError if a stage cannot run now. Returns a sentence if there is nothing to do, else None."""
     if run.repair:
         _reset_damaged(run, stage)
     states = run.states()
@@ -178,7 +178,7 @@ def _refuse_or_report(stage: str, run: Run) -> str | None:
 
 
 def _reset_damaged(run: Run, stage: str) -> None:
-    """Make damaged cells of a stage say that their units are not done: nothing could be read of its state before."""
+    """Mark the units of damaged cells as not done: until then the state of the stage cannot be read."""
     run.store.progress.reset_damaged(stage)
     if stage == "collect":
         run.store.progress.reset_damaged("attention")

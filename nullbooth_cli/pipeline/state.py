@@ -33,7 +33,7 @@ from nullbooth_cli.settings.knowledge import HELDOUT_FIELD, PROMPTS_FIELD, heldo
 from nullbooth_cli.store import RELEASED, Layout, Store
 
 HELDOUT_STAGES = ("collect", "covariance")
-# Where in the store each stage writes.
+# The groups of the store that each stage writes.
 FOLDERS = {
     "schedule": ("schedule",),
     "collect": ("features", "parts", "attention", HELDOUT),
@@ -45,7 +45,7 @@ DONE = ("complete", "released")
 
 @dataclass(frozen=True, kw_only=True)
 class StageState:
-    """How far a stage is; `units_total` is None before the stage was started, where only the stage before it tells.
+    """The progress of a stage; `units_total` is None until the stages before it determine it.
 
     `heldout` is the same stage of the held-out prompts, `attention` the attention maps of collect, where there are any.
     """
@@ -60,7 +60,7 @@ class StageState:
 
     @property
     def only_lost_prompts(self) -> bool:
-        """Whether it is stale for nothing but prompts that were removed or edited."""
+        """Whether removed or edited prompts are the only reason that it is stale."""
         return [because.field for because in self.stale_because] == [PROMPTS_FIELD]
 
     @property
@@ -73,8 +73,8 @@ class StageState:
 class States:
     """The states of all stages, in order.
 
-    `own` are those of the preserved prompts, `heldout` those of the held-out prompts (empty without any), and `stages` both
-    together: what a user is told.
+    `own` are those of the preserved prompts, `heldout` those of the held-out prompts (empty without any). `stages` combines both,
+    for users.
     """
 
     own: Mapping[str, StageState]
@@ -168,7 +168,7 @@ def _started_state(
 
 @dataclass(frozen=True, kw_only=True)
 class _Units:
-    """What the progress cells of a stage tell; `differences` are rows that are not those it was made from."""
+    """The units of a stage by its progress cells; `differences` are changes of the rows that it was made from."""
 
     done: int
     total: int
@@ -237,11 +237,11 @@ def require(states: Mapping[str, StageState], stage: str, store: str) -> None:
 
 
 def reasons_text(state: StageState) -> str:
-    """Why a stage is stale, each reason on a line of its own; empty for one that is not."""
+    """The reasons that a stage is stale, a line each; empty for one that is not."""
     return "".join(f"\n  {difference}" for difference in state.stale_because)
 
 
 def units_text(state: StageState) -> str:
-    """How many units of a stage are done, those of the held-out prompts too."""
+    """The number of finished units of a stage as text, with those of the held-out prompts."""
     text = f"{state.units_done} of {state.units_total} units"
     return f"{text}, held-out prompts {units_text(state.heldout)}" if state.heldout else text

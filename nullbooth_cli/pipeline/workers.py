@@ -1,14 +1,14 @@
-"""Which process does which units: one process alone, one process of a launch, or one shard of independent jobs.
+"""The units of each process: of a process alone, of a process of a launch, or of a shard.
 
 - Alone: all units, in order.
-- Launched (torchrun, `accelerate launch`): of the units that are left, process r of n does every n-th, beginning with the r-th.
-- Shard K of N: the units whose number leaves K - 1 when it is divided by N. Shards never talk; the store is where they meet.
-- A launch that is a shard shares out the units of that shard.
+- Launched (torchrun, `accelerate launch`): of the units that are left, process r of n does every n-th, starting with the r-th.
+- Shard K of N: the units whose number modulo N is K - 1. Shards exchange no messages: they only share the store.
+- A launch that is a shard divides the units of that shard.
 
 The processes of a launch meet in the key-value store that the launcher's environment names (`torch.distributed.rendezvous`).
-The nullbooth store cannot stand in for it: with `force` or `repair` every process would prepare a stage anew, because nothing in
-the store tells this launch from the one before it. No collective is used: one that waits can be neither interrupted nor left.
-A process that waits for others looks whether they still hold their locks, and ends when one of them does not.
+The nullbooth store cannot replace it: nothing in it distinguishes this launch from the one before, so with `force` or `repair`
+every process would prepare a stage anew. No collective is used: a waiting collective can be neither interrupted nor left.
+A process that waits for others checks whether they still hold their locks, and ends when one of them does not.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from nullbooth_cli.errors import ConfigError, StageError
 
 POLL_SECONDS = 0.2
 START_SECONDS = 600.0  # for all processes of a launch to start
-PROBE_SECONDS = 5.0  # between two looks at the locks of those that are waited for; each asks a remote store once
-LEAVE_SECONDS = 30.0  # that process 0, which may hold the rendezvous, waits for the others to have read it
+PROBE_SECONDS = 5.0  # between two checks of another process's lock; each is a request to a remote store
+LEAVE_SECONDS = 30.0  # process 0, which may hold the rendezvous, waits this long for the others to read it
 ENVIRONMENT = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 Decision = TypeVar("Decision")
@@ -81,7 +81,7 @@ class Workers:
     def lock_of(self, rank: int) -> str:
         """The name of the lock that a process of this launch holds: that of the store, of its shard, or one of its own.
 
-        With locks of their own no later run begins beside the others if process 0, which holds the store's, is killed.
+        If process 0, which holds the store's lock, is killed, the locks of the others keep a later run from starting beside them.
         """
         if rank == 0:
             return str(self.shard or "")
@@ -94,10 +94,10 @@ class Workers:
         return self.lock_of(self.rank)
 
     def has_lock(self) -> None:
-        """Tell the others that this process holds its lock: from now on one that is free means that it is gone."""
+        """Tell the others that this process holds its lock: from now on, a free lock means that the process is gone."""
 
     def agree(self, decide: Callable[[], Decision]) -> Decision:
-        """What `decide()` returns (a JSON value), run by one process for all. Its error stops all of them."""
+        """The result of `decide()` (a JSON value), which one process runs for all. Its error stops all of them."""
         with self._preparing():
             return decide()
 
@@ -106,7 +106,7 @@ class Workers:
         return [unit for unit in units if self.shard is None or unit % self.shard.count == self.shard.number - 1]
 
     def share(self, num_items: int) -> Iterator[int]:
-        """Indices of the items that this process does: every `size`-th, beginning with its own rank."""
+        """Indices of the items that this process does: every `size`-th, starting with its own rank."""
         yield from range(self.rank, num_items, self.size)
 
     def count(self, done: int) -> int:
@@ -124,7 +124,7 @@ class Workers:
 
 
 class Launched(Workers):
-    """One of the processes of a launcher. `is_held(name)` says whether some process holds a lock of the store."""
+    """One of the processes of a launcher. `is_held(name)` is whether some process holds a lock of the store."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class Launched(Workers):
             self.device = f"cuda:{os.environ['LOCAL_RANK']}"
         self._is_held = is_held
         self._round, self._started = 0, time.monotonic()
-        self._probed: dict[int, float] = {}  # when the lock of each other process was looked at
+        self._probed: dict[int, float] = {}  # when the lock of each other process was last checked
 
     def has_lock(self) -> None:
         """As for one process."""
@@ -172,7 +172,7 @@ class Launched(Workers):
         return decided
 
     def count(self, done: int) -> int:
-        """As for one process, over all of them; over this one alone once the rendezvous is gone: its units are done first."""
+        """As for one process, over all of them; over this one alone once the rendezvous is gone, so it finishes its units."""
         own = super().count(done)
         with contextlib.suppress(OtherProcessFailed):
             return int(self._ask(lambda: self._keys.add(self._key("done"), done)))
@@ -188,8 +188,8 @@ class Launched(Workers):
             yield self.count(0)
 
     def close(self, *, failed: bool) -> None:
-        """Leave the launch; the others learn whether this process failed. Process 0 leaves last: it may hold the rendezvous."""
-        with contextlib.suppress(OtherProcessFailed):  # nobody is left to be told
+        """Leave the launch, and tell the others whether this process failed. Process 0 may hold the rendezvous, so it is last."""
+        with contextlib.suppress(OtherProcessFailed):  # no other process is left
             self._set(f"failed/{self.rank}" if failed else f"left/{self.rank}")
             deadline = time.monotonic() + LEAVE_SECONDS
             if self.rank == 0 and not failed:
@@ -201,9 +201,9 @@ class Launched(Workers):
         return f"{self._round}/{name}"
 
     def _until_set(self, keys: dict[int, str]) -> Iterator[None]:
-        """Yield now and then until every process, given by its rank, has set its key. Raises OtherProcessFailed if one cannot."""
+        """Yield every `POLL_SECONDS` until each process, by its rank, has set its key. Raises OtherProcessFailed if one ends."""
         while missing := [rank for rank, key in keys.items() if not self._is_set(key)]:
-            # A process may have set its key and ended since it was missed: its key is asked for last.
+            # A process may have set its key and ended in the meantime, so its key is checked again last.
             if gone := [rank for rank in missing if self._is_gone(rank) and not self._is_set(keys[rank])]:
                 raise OtherProcessFailed(gone[0])
             yield
@@ -247,7 +247,7 @@ def start_workers(
     workers = Launched(shard, preparing, is_held)
     try:
         yield workers
-    except BaseException:  # an interrupt too: the others must hear of it
+    except BaseException:  # interrupts too: the others must learn of them
         workers.close(failed=True)
         raise
     workers.close(failed=False)

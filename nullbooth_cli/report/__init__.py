@@ -1,1 +1,1 @@
-"""What people look at: documents (JSON), plots and HTML pages."""
+"""Reports for people: documents (JSON), plots and HTML pages."""

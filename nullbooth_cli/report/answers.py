@@ -1,4 +1,4 @@
-"""Answers of the commands that hand a result over: export and edit."""
+"""The answers of export and edit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportAnswer(Document):
-    """What was written to `path`: the `weights` of a safetensors file, or the `sites` of a stack of projectors."""
+    """The contents of the file at `path`: the `weights` of a safetensors file, or the `sites` of a stack of projectors."""
 
     store: str
     format: str

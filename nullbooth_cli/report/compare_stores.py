@@ -17,7 +17,7 @@ from nullbooth_cli.store import Store
 
 @dataclass(frozen=True)
 class SettingDifference:
-    """A setting, the weights or the prompts in which two stores differ, with the value of each; None where one has none."""
+    """A setting, the weights or the prompts in which two stores differ, with the value of each, or None."""
 
     field: str
     values: tuple[Any, Any]
@@ -27,8 +27,8 @@ class SettingDifference:
 class ComparedSite:
     """Two projectors of one site; every pair is (first store, second store).
 
-    `overlap` is 1 where the smaller null space lies in the larger, NaN where one is empty; `chance` is what two unrelated null
-    spaces of these sizes would have. `leakage_on_the_other` is the leakage of each projector on the prompts of the other store.
+    `overlap` is 1 if the smaller null space lies in the larger, NaN if one is empty; `chance` is the mean overlap of unrelated
+    null spaces of these sizes. `leakage_on_the_other` is the leakage of each projector on the prompts of the other store.
     """
 
     layer: str

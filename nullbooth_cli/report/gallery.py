@@ -1,7 +1,7 @@
 """The pictures of an evaluation: as files, and in one page beside its numbers. `web/gallery.html` is the page.
 
-The page shows a few rows of every set, evenly from the prompt that changed most to the one that changed least: it stays small
-and hides neither end.
+The page shows a few rows of every set, evenly spaced from the prompt that changed most to the one that changed least. So it stays
+small and shows both extremes.
 """
 
 import base64
@@ -76,7 +76,7 @@ def write_gallery(path: Path, found: Evaluation) -> Path:
 
 
 def gallery_data(found: Evaluation) -> GalleryData:
-    """Gather what the page shows of an evaluation."""
+    """The document of the page of an evaluation."""
     report = found.report
     return GalleryData(
         store=report.store,
@@ -121,7 +121,7 @@ def _difference(base: Image8, edited: Image8) -> Image8:
 
 
 def picture_uri(image: Image8) -> str:
-    """An image `[H, W, 3]` as a PNG inside of a URI, at most `SIDE` pixels high and wide."""
+    """An image `[H, W, 3]` as a PNG inside a URI, at most `SIDE` pixels high and wide."""
     made = Image.fromarray(image)
     made.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()

@@ -24,7 +24,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayPaths:
-    """Where the arrays of a site lie inside the store."""
+    """The paths of a site's arrays inside the store."""
 
     features: str
     moments: str
@@ -196,7 +196,7 @@ def sparklines(store: Store, report: InspectReport) -> list[str]:
 
 
 def most_leaking(entries: Iterable[SiteReport]) -> list[SiteReport]:
-    """Of the entries of each site, one per timestep, the one that leaks most."""
+    """The entry of each site that leaks most, of all its timesteps."""
     found: dict[str, SiteReport] = {}
     for entry in entries:
         if entry.leakage > found.setdefault(entry.site_name, entry).leakage:

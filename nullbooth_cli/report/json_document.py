@@ -20,7 +20,7 @@ class Document:
 def to_json(value: object) -> Any:
     """Dictionaries, lists, strings and numbers that `json.dumps` takes: a dataclass becomes its fields, in their order.
 
-    Tuples become lists; numbers that are not finite become null, which JSON has instead.
+    Tuples become lists. Numbers that are not finite become null: JSON has no others.
     """
     if is_dataclass(value) and not isinstance(value, type):
         found = ((each, getattr(value, each.name)) for each in fields(value))

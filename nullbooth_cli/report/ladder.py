@@ -32,7 +32,7 @@ LADDERS: dict[str, tuple[float, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RungSite:
-    """One spectrum, cut at the threshold of a rung; `below_noise` tells that this threshold lies under its noise floor."""
+    """One spectrum, cut at the threshold of a rung; `below_noise` is True if this threshold lies below its noise floor."""
 
     layer: str
     feature: str

@@ -1,4 +1,4 @@
-"""The layers of a model and what each would record, before anything is collected."""
+"""The layers of a model and the sites that each would record, before anything is collected."""
 
 from dataclasses import dataclass
 
@@ -56,7 +56,7 @@ class LayersDocument(Document):
 
 
 def layers_document(report: LayersReport) -> LayersDocument:
-    """The document of what a preview found."""
+    """The document of a preview's report."""
     return LayersDocument(
         model=report.model,
         pipeline=report.pipeline,

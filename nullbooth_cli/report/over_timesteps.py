@@ -52,7 +52,7 @@ class LayerOverlap:
 
 
 def over_timesteps(store: Store, device: "torch.device", config: Config, sites: Iterable[Site]) -> Iterator[SiteOverTimesteps]:
-    """Every site that depends on the timestep. A timestep without a null space counts as `null_dim` 0; it is no error.
+    """Every site that depends on the timestep. A timestep without a null space has `null_dim` 0; it is not an error.
 
     Cost: a decomposition for every site and timestep, read where the scope is timestep; 4 D^2 bytes in memory per timestep of a
     site.
@@ -107,7 +107,7 @@ def overlaps(projectors: list[Projector]) -> Floats:
 
 
 def between_layers(store: Store, sites: Iterable[Site]) -> Iterator[LayerOverlap]:
-    """One for every feature and width that two layers or more have; the scope must be pooled. Cost: one read of eigenvectors."""
+    """The overlaps of each feature and width that two or more layers have; the scope must be pooled. Cost: reads eigenvectors."""
 
     def kind(site: Site) -> tuple[str, int]:
         return site.feature, site.dim

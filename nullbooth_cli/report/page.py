@@ -1,4 +1,4 @@
-"""One page with everything there is to see of a store. It needs nothing else: no network, no other file.
+"""One page with everything about a store. It needs no network and no other file.
 
 `web/page.html` is the page. It draws from one JSON document with plotly, whose script is part of the file, and uses
 `web/page.css` and `web/page.js`, which all pages share. Nothing of the document becomes markup: a prompt with a tag in it is
@@ -89,7 +89,7 @@ class PageData:
 
 
 def page_data(source: PictureSource, evolutions: Sequence[SiteOverTimesteps]) -> PageData:
-    """Gather what the page shows of a store. Cost: about 1 kB per site and timestep."""
+    """The document of the page of a store. Cost: about 1 kB per site and timestep."""
     report, store = source.report, source.store
     states, records = stage_states(source.config, source.prompts, store), store.records
     settings = {name: value for stage in STAGES for name, value in records[stage]["settings"].items()}
@@ -138,7 +138,7 @@ def fill_page(path: Path, template: str, data: object) -> Path:
 
 
 def thin_spectrum(eigenvalues: Floats) -> ThinSpectrum:
-    """The eigenvalues `[D]`, ascending, thinned to what a chart can show, with four digits."""
+    """At most `MOST_POINTS` of the eigenvalues `[D]`, ascending, with four digits."""
     places = np.unique(np.linspace(1, len(eigenvalues), min(MOST_POINTS, len(eigenvalues))).round().astype(int))
     values = eigenvalues[::-1][places - 1]
     return ThinSpectrum(tuple(places.tolist()), tuple(float(f"{value:.4g}") for value in values))

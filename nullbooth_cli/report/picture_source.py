@@ -10,7 +10,7 @@ from nullbooth_cli.store import Store
 
 @dataclass(frozen=True)
 class PictureSource:
-    """The store that is drawn, the config and the prompts that it was finished under, and its report, which says the sites."""
+    """The store to draw, the config and the prompts that it was finished under, and its report, which lists the sites."""
 
     config: Config
     store: Store

@@ -1,4 +1,4 @@
-"""The pictures of a finished store: which are drawn for a report, and how long the numbers behind them take."""
+"""Draws the pictures of a finished store for a report, and computes the numbers behind them."""
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureRequest:
-    """What is drawn: plots into the folder `plots`, one page into the file `html`, the attention maps of a prompt.
+    """The pictures to draw: plots into the folder `plots`, one page into the file `html`, the attention maps of a prompt.
 
     `attention` is the text of a prompt, its id, or the beginning of one; its picture goes into `plots`, else into the current
     folder. `moments` adds the second moment of every site. Raises ConfigError for a format that cannot be drawn.
@@ -97,7 +97,7 @@ def _plots(source: PictureSource, request: PictureRequest, evolutions: Sequence[
 
 
 def _draw_attention(source: PictureSource, request: PictureRequest, wanted: str) -> Path:
-    from nullbooth_cli.pipeline.attention import find_prompt  # loads torch, which a table does not need
+    from nullbooth_cli.pipeline.attention import find_prompt  # imports torch, which a table does not need
     from nullbooth_cli.report.plots.attention import draw_attention
 
     store = source.store

@@ -9,7 +9,7 @@ from nullbooth_cli.report.json_document import Document
 
 @dataclass(frozen=True, kw_only=True)
 class PlanReport(Document):
-    """What stages would do and need, by stage."""
+    """The plans of stages, by stage."""
 
     dry_run: bool = True
     stages: Mapping[str, Plan]

@@ -10,7 +10,7 @@ from nullbooth_cli.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleReport(Document):
-    """The steps of a store, and what they were made by. A sigma is NaN where the scheduler has none."""
+    """The steps of a store, and the settings that made them. A sigma is NaN if the scheduler has none."""
 
     store: str
     strategy: str | None

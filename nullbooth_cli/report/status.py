@@ -1,4 +1,4 @@
-"""The state of the stages of a store, what they take on disk, and whether all of it can be read."""
+"""The state of the stages of a store, their bytes on disk, and whether all of them can be read."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from nullbooth_cli.store.verify import Damage, run_checks
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """How far a part of a stage is; `units_total` is None before the stage that decides it."""
+    """The progress of a stage, or of its held-out prompts or attention maps; `units_total` is None until it is determined."""
 
     state: str
     units_done: int
@@ -23,7 +23,7 @@ class Units:
 
 @dataclass(frozen=True, kw_only=True)
 class StageReport(Units):
-    """How far a stage is, with its held-out prompts and its attention maps where it has them."""
+    """The progress of a stage, with its held-out prompts and its attention maps if it has them."""
 
     bytes: int
     stale_because: tuple[Difference, ...]
@@ -42,7 +42,7 @@ class DamagedPiece:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """How many pieces were read, and those that are damaged."""
+    """The number of pieces that were read, and those that are damaged."""
 
     checked: int
     damaged: tuple[DamagedPiece, ...]
@@ -97,7 +97,7 @@ def stage_report(store: Store | None, stage: str, state: StageState) -> StageRep
 
 
 def stage_answer(stage: str, state: StageState, store: Store) -> StageAnswer:
-    """What a stage answers once it ran."""
+    """The answer of a stage that has run."""
     return StageAnswer(
         store=store.url,
         stage=stage,
@@ -120,9 +120,9 @@ def verify_store(store: Store, hint_of: Callable[[NullboothError], str] = lambda
     `hint_of` phrases the hint of an error; by default it is a Python call.
     """
     checked, damaged = 0, []
-    for part in filter(None, (store, store.heldout())):
+    for each in filter(None, (store, store.heldout())):
         for stage in (*STAGES, "attention"):
-            for found in run_checks(part, stage):
+            for found in run_checks(each, stage):
                 checked += 1
                 if isinstance(found, Damage):
                     damaged.append(DamagedPiece(stage=stage, error=found.error.message, hint=hint_of(found.error)))

@@ -1,6 +1,6 @@
 """The document of `status --watch`: the state of the stages, and the processes that work on them.
 
-Nothing here writes, takes a lock or waits for a process. Units are counted from the progress cells, by which a next run would
+Nothing here writes, takes a lock or waits for a process. Units are counted from the progress cells, from which a run would
 resume; rates come from the notes of the processes at work.
 """
 
@@ -16,15 +16,15 @@ from nullbooth_cli.report.json_document import OPTIONAL, Document
 from nullbooth_cli.store import Heartbeat, Store
 
 SCHEMA_VERSION = 1
-SILENT_SECONDS = 15.0  # five heartbeats that did not come
-MAX_FAILURES = 3  # reads in a row that may fail: one may meet a change half way
+SILENT_SECONDS = 15.0  # five missing heartbeats
+MAX_FAILURES = 3  # reads in a row that may fail: a read may meet a change half way
 
 Note = tuple[str, Heartbeat]  # the part of the store, "" or "heldout", and what a process wrote there
 
 
 @dataclass(frozen=True, kw_only=True)
 class WatchedUnits:
-    """How far a part of a stage is, and when it will be done at the rate of its processes."""
+    """The progress of a stage, or of its held-out prompts or attention maps, and the time left at the rate of its processes."""
 
     state: str
     units_done: int
@@ -35,7 +35,7 @@ class WatchedUnits:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchedStage(WatchedUnits):
-    """How far a stage is, with its held-out prompts and its attention maps where it has them."""
+    """The progress of a stage, with its held-out prompts and its attention maps if it has them."""
 
     stale_because: tuple[Difference, ...]
     heldout: WatchedUnits | None = field(default=None, metadata=OPTIONAL)
@@ -65,7 +65,7 @@ class WatchedProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchReport(Document):
-    """What one look at the store shows; `time` is in seconds since 1970."""
+    """The state of a store at `time`, in seconds since 1970."""
 
     schema_version: int = SCHEMA_VERSION
     store: str
@@ -74,7 +74,7 @@ class WatchReport(Document):
     workers: tuple[WatchedProcess, ...]
 
     def change_key(self) -> object:
-        """Equal for two reports between which nothing has happened: no state, no count, no process, no silence is new."""
+        """A value that changes with a state, a count, the processes, or whether one is silent; equal if nothing happened."""
         rows = [row for stage in self.stages.values() for row in (stage, stage.heldout, stage.attention)]
         return (
             [row and (row.state, row.units_done, row.units_total) for row in rows],
@@ -83,9 +83,9 @@ class WatchReport(Document):
 
 
 class Ages:
-    """How long ago each process gave its last heartbeat.
+    """The seconds since the last heartbeat of each process.
 
-    Two clocks may differ, so this machine's own is used as soon as a heartbeat has been seen to change.
+    The clocks of two machines may differ, so this machine's own is used once a heartbeat has changed.
     """
 
     def __init__(self) -> None:
@@ -169,16 +169,16 @@ def _units(state: StageState, processes: list[WatchedProcess]) -> WatchedUnits:
     )
 
 
-def poll(look: Callable[[], WatchReport], until: str | None, interval: float) -> Iterator[WatchReport]:
-    """What `look` returns, every `interval` seconds, until the stage `until` is complete, or every stage if it is None.
+def poll(read: Callable[[], WatchReport], until: str | None, interval: float) -> Iterator[WatchReport]:
+    """Yield `read()` every `interval` seconds, until the stage `until` is complete, or every stage if it is None.
 
-    A look may meet a change half way and find an array without its chunks. It is repeated; an error that `MAX_FAILURES` looks
-    in a row meet is raised.
+    A read may meet a change half way and find an array without its chunks, so it is repeated. An error is raised once
+    `MAX_FAILURES` reads in a row have failed.
     """
     failures = 0
     while True:
         try:
-            report = look()
+            report = read()
         except (NullboothError, LookupError, OSError, ValueError):
             failures += 1
             if failures == MAX_FAILURES:

@@ -89,7 +89,7 @@ def grid(pictures: NDArray[np.float32], columns: int, scale: int = 3) -> "Image.
 
 def main(
     folder: Annotated[Path, typer.Argument(help="Pipeline folder.")] = FOLDER,
-    count: Annotated[int, typer.Option(help="How many held-out captions.")] = 100,
+    count: Annotated[int, typer.Option(help="Number of held-out captions.")] = 100,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 4.0,
     seed: int = 0,
@@ -104,9 +104,9 @@ def main(
     pipe.set_progress_bar_config(disable=True)
     triples = held_out_triples(count)
     found, shown = {}, []
-    for way, say in WAYS.items():
+    for way, phrase in WAYS.items():
         rng = np.random.default_rng(seed)
-        texts = [say(world.caption(world.Drawing(*triple)), rng) for triple in triples]
+        texts = [phrase(world.caption(world.Drawing(*triple)), rng) for triple in triples]
         pictures = paint(pipe, texts, steps=steps, guidance=guidance, seed=seed)
         found[way] = asdict(score(pictures, triples))
         shown.append(pictures[:12])

@@ -1,7 +1,7 @@
 """A subject to teach the embedded model, and its exact scorer: the sks circle, orange on its left half and cyan on its right.
 
 No caption of the toy world has two colours in one shape, so the model cannot draw the subject before it is taught. The rule of
-`is_drawn`, which must find every part of it, was fixed before anything was trained.
+`is_drawn`, which requires every part of it, was fixed before anything was trained.
 """
 
 from dataclasses import replace
@@ -46,7 +46,7 @@ def is_drawn(picture: NDArray[np.floating], background: str) -> bool:
         return False
     columns = np.arange(world.SIZE)
     middle = np.average(columns, weights=mask.sum(axis=0))
-    # A pixel on either side of the seam is left out: it is mixed of both colours.
+    # A pixel on either side of the seam is left out: it mixes both colours.
     halves = mask & (columns < middle - 1), mask & (columns > middle + 1)
     seen = [world.nearest(np.median(picture[half], axis=0), tuple(world.RGB)) if half.any() else None for half in halves]
     return seen == [LEFT, RIGHT]

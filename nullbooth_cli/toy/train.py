@@ -203,10 +203,10 @@ def draw_unknown_word(rng: np.random.Generator) -> str | None:
     return str(rng.choice(world.RESERVED_WORDS)) if rng.random() < 0.5 else world.unknown_word(rng)
 
 
-def random_directions(known: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` random rows with the mean norm of the known ones."""
-    rows = torch.randn(count, known.shape[1])
-    directions: torch.Tensor = F.normalize(rows, dim=1) * known.norm(dim=1).mean()
+def random_directions(trained: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` random rows with the mean norm of the trained ones."""
+    rows = torch.randn(count, trained.shape[1])
+    directions: torch.Tensor = F.normalize(rows, dim=1) * trained.norm(dim=1).mean()
     return directions
 
 

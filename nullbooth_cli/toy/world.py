@@ -5,7 +5,7 @@ middle; the others are small, at a place that their caption names.
 
 1. `triples()` lists every (shape, colour, background); `split()` keeps some of them out of training.
 2. `draw(Drawing(...))` renders one, antialiased, as float32 RGB in [0, 1], `[32, 32, 3]`.
-3. `caption(drawing)` is its plain sentence; `vary(...)` says the same in other words.
+3. `caption(drawing)` is its plain sentence; `vary(...)` puts it into other words.
 4. `read(picture)` finds background, colour and shape in any picture; `named(text)` finds those that a caption asks for.
 """
 
@@ -168,9 +168,9 @@ def named(text: str) -> dict[str, str]:
     behind = re.search(rf"\b({'|'.join(BACKGROUNDS)}) background\b", text.lower())
     found = {"background": behind[1]} if behind else {}
     words = (text.lower().replace(behind[0], "") if behind else text.lower()).split()
-    for part, known in (("colour", COLOURS), ("shape", SHAPES)):
-        if said := [word for word in words if word in known]:
-            found[part] = said[0]
+    for part, names in (("colour", COLOURS), ("shape", SHAPES)):
+        if matching := [word for word in words if word in names]:
+            found[part] = matching[0]
     return found
 
 
@@ -195,10 +195,10 @@ class Reading:
 def read(picture: NDArray[np.floating]) -> Reading:
     """Read a picture, RGB in [0, 1], `[32, 32, 3]`.
 
-    The background is the known colour nearest to the border's median. The object is what differs from the border by more
-    than half of the largest difference; its colour is the known colour nearest to its median, and its shape the template
-    with the largest overlap, over a grid of places and sizes about its bounding box. A picture that is not mostly made of
-    these two colours (noise, a blur) has no shape. Cost: about 0.1 s.
+    The background is the named colour nearest to the border's median. The object is every pixel that differs from the border
+    by more than half of the largest difference. Its colour is the named colour nearest to its median, and its shape the
+    template with the largest overlap, over a grid of places and sizes about its bounding box. A picture that is not mostly
+    made of these two colours (noise, a blur) has no shape. Cost: about 0.1 s.
     """
     picture = np.asarray(picture, dtype=np.float64)
     border = np.median(np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]), axis=0)

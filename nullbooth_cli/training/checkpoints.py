@@ -3,7 +3,7 @@
     <output>/checkpoint-000200/          accelerate's state, recipe.json
     <output>/validation/000200_0.png
 
-Only the newest checkpoint stays. It gets its name when it is complete, and only then the one before is removed: a run that is
+Only the newest checkpoint stays. It gets its name when it is complete, and only then the one before is removed. So a run that was
 killed at any moment finds a whole checkpoint.
 """
 
@@ -34,7 +34,7 @@ def save(run: TrainingRun, done: int) -> None:
             shutil.rmtree(partial, ignore_errors=True)
         accelerator.wait_for_everyone()  # without this, a faster process has already written into it
         accelerator.save_state(str(partial))
-        accelerator.wait_for_everyone()  # a checkpoint is complete when every process has written its part
+        accelerator.wait_for_everyone()  # a checkpoint is complete when every process has written its files
         if accelerator.is_main_process:
             (partial / "recipe.json").write_text(run.recipe.model_dump_json(indent=2) + "\n")
             final = folder / CHECKPOINT.format(done)

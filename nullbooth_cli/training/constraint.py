@@ -1,9 +1,9 @@
-"""The projectors in training: whatever an optimizer does, the weights keep their outputs on the collected inputs.
+"""Constrained training: whatever an optimizer does, the outputs of the weights on the collected inputs stay the same.
 
     constraint = nb.constrain(pipe.unet, nb.open_store("run.zarr"))     # before the optimizer is built
     print(constraint.report())
 
-- A weight that trains becomes W0 + D P, and D begins at zero. A LoRA adapter becomes B (A P). The constraint holds for any D, A
+- A weight that trains becomes W0 + D P, and D starts at zero. A LoRA adapter becomes B (A P). The constraint holds for any D, A
   and B, so momentum, weight decay, clipping, averaging and mixed precision cannot break it.
 - Every other parameter that would train is frozen (or refused, or trains with a warning).
 - The model saves and loads plain weights and ordinary LoRA files; see `parametrization.py`.
@@ -59,7 +59,7 @@ class ProjectorSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ConstraintReport:
-    """Which parameters train and which do not, by name. `print` it, or read its fields.
+    """The parameters of a model, by name: those that train and those that do not. `print` it, or read its fields.
 
     `constrained`: (null_dim, dim) of those that act within a null space only; their change cannot reach the collected inputs.
     `safe`: trains freely, behind a constrained lora_A. `frozen`: does not train. `unprotected`: trains without a constraint, and
@@ -86,9 +86,9 @@ def constrain(
     Other parameters that would train are frozen; `unprotected="refuse"` raises ConfigError instead, and "allow" warns and lets
     them train.
 
-    Raises ConfigError for a model whose protected weights are not those that were collected from, for projectors per timestep,
-    and if nothing would be constrained; ModelError for LoRA adapters that were trained without the constraint; StageError before
-    `project` is complete. After an error the model is as it was.
+    Raises ConfigError for a model whose protected weights are not those that were collected from, for per-timestep projectors,
+    and if nothing would be constrained. Raises ModelError for LoRA adapters that were trained without the constraint, StageError
+    before `project` is complete. After an error the model is as it was.
 
     Memory: a copy of every weight that trains in full, and the factors of P. Cost: 4 M D F operations for each weight `[M, D]`
     and forward, about as many backward; for LoRA M is the rank.
@@ -120,8 +120,7 @@ def constrain(
 
 
 class Constraint:
-    """A model that trains under a constraint: which parameters train, how far the model has drifted, and the way back to a plain
-    model."""
+    """The constraint on a model: `report` lists its parameters, `drift` measures it, `merge` makes it plain again."""
 
     def __init__(self, model: nn.Module, store: ProjectorSource, weights: Sequence["_ProtectedWeight"]) -> None:
         self._model, self._store, self._weights = model, store, weights
@@ -152,7 +151,7 @@ class Constraint:
         return ConstraintReport(constrained=constrained, safe=tuple(safe), frozen=tuple(frozen), unprotected=unprotected)
 
     def _reason(self, name: str) -> str:
-        """Why a parameter is unprotected."""
+        """The reason that a parameter is unprotected."""
         if not any(name.startswith(weight.name.removesuffix("weight")) for weight in self._weights):
             return NOT_IN_STORE
         return BIAS if name.endswith(".bias") else OTHER_ADAPTER
@@ -192,7 +191,7 @@ class Constraint:
 
 
 def _counts(others: Mapping[str, str]) -> str:
-    """A line for each reason: how many parameters, and the first of them."""
+    """A line for each reason: the number of parameters, and the first of them."""
     first = {reason: name for name, reason in reversed([*others.items()])}
     return "".join(f"\n  {count}, such as {first[reason]}: {reason}" for reason, count in Counter(others.values()).items())
 
@@ -247,7 +246,7 @@ class _ProtectedWeight:
         start = at(initial_weight(self.linear))
         change = at(self.linear.weight) - start  # type: ignore[arg-type]  # to torch it may be a module
         if self.lora is not None and self.lora.merged:
-            raise ModelError(f"an adapter is merged into {self.name}", "unmerge it first: its part of the weight is not known")
+            raise ModelError(f"an adapter is merged into {self.name}", "unmerge it first: its share of the weight is unknown")
         if self.lora is not None and not self.lora.disable_adapters:
             for adapter in self.lora.active_adapters:
                 if adapter in self.lora.lora_A:
@@ -268,7 +267,7 @@ def _protected_weights(model: nn.Module, store: ProjectorSource) -> list[_Protec
 
 
 def _find(model: nn.Module, actual_name: str, *, name: str, site: Site, projector: TorchProjector) -> _ProtectedWeight:
-    """The weight `name` of a site, which the model has under its actual name, with or without PEFT's layers around it."""
+    """The weight `name` of a site; `actual_name` is its name in the model, with or without PEFT's layers around it."""
     path = actual_name.removesuffix(".weight")
     linear = model.get_submodule(path)
     full = trained_parameter(linear).requires_grad

@@ -1,12 +1,12 @@
-"""DreamBooth training, with a constraint or without: small enough to be read before it is trusted.
+"""DreamBooth training, with a constraint or without.
 
 1. `setup.set_up()` loads the model, encodes pictures and captions once, marks the parameters that train, and constrains them
    before the optimizer is built.
 2. `train()` is the loop. It yields an event for every optimizer step, saves checkpoints, and resumes from the last one.
 3. `finish()` writes plain weights (a pipeline folder, or a LoRA file) and the drift of each weight.
 
-The loss is that of diffusers' train_dreambooth.py: the mean squared error of the model's prediction about the noise of a picture
-at a random timestep, and the same on pictures of the class, with a weight. (Ruiz et al., arXiv 2208.12242.)
+The loss is that of diffusers' train_dreambooth.py: the mean squared error of the predicted noise of a picture at a random
+timestep, plus, with a weight, the same on pictures of the class. (Ruiz et al., arXiv 2208.12242.)
 """
 
 import json
@@ -40,11 +40,11 @@ class TrainingResult:
 
     @property
     def largest_drift(self) -> float | None:
-        """Of all weights."""
+        """The largest drift of all weights."""
         return max(self.drift.values()) if self.drift else None
 
     def document(self) -> dict[str, Any]:
-        """As JSON."""
+        """The result as JSON."""
         return {
             "schema_version": 1,
             "output": self.output,
@@ -116,7 +116,7 @@ class _Loop:
         return sum(losses) / len(losses)
 
     def _loss(self, generator: torch.Generator) -> torch.Tensor:
-        """On a batch of the subject, and with prior preservation on one of its class."""
+        """The loss of a batch of the subject, plus that of a batch of its class with prior preservation."""
         run, size = self.run, self.run.recipe.train_batch_size
         latents, texts = run.subject.batch(generator, size, self.encode)
         loss = denoising_loss(self.denoiser, self.noising, latents=latents, texts=texts, generator=generator)

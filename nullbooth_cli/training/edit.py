@@ -1,17 +1,17 @@
-"""Closed-form edits: one prompt is made to mean what another one means, without training; the collected prompts are preserved.
+"""Closed-form edits: give one prompt the meaning of another without training, while the collected prompts are preserved.
 
     report = nb.edit(pipe, nb.open_store("run.zarr"), {"a zwx": "a red star"})
 
 The text reaches the picture only through the k and v weights of cross-attention. K1 are their inputs for the prompts to edit,
-K* those for the targets, token by token. Each weight W is asked for W' K1 = V1 = W K*: then a source prompt gives the keys and
-values of its target, and the model draws the same. (Attention to text knows no order: position by position is as good as any.)
-With R = V1 - W K1, what is missing, W' = W + dW is
+K* those for the targets, token by token. For each weight W we want W' with W' K1 = V1 = W K*. Then a source prompt gives the keys
+and values of its target, and the model draws the same. (Attention to text ignores order, so tokens may be paired by position.)
+With the missing part R = V1 - W K1, W' = W + dW is
 
     alphaedit   dW = R K1^T P (K1 K1^T P + a I)^-1               Fang et al., arXiv 2410.02355, without earlier edits
     uce         dW = R K1^T (K1 K1^T + b K0 K0^T + a I)^-1       Gandikota et al., arXiv 2308.14761
 
-`alphaedit` acts within the null space alone: its effect on the collected prompts comes from leakage. `uce` weighs both against
-each other. A source made of collected tokens only has no part in the null space: it cannot move without the collected prompts.
+`alphaedit` acts within the null space alone, so it affects the collected prompts only by leakage. `uce` weighs the edit against
+them. A source of collected tokens only has no component in the null space: no edit can move it without the collected prompts.
 
 All weights of a site have one K1, so one system is solved for all of them: dW = W M. Everything is float64.
 """
@@ -43,7 +43,7 @@ Rows = NDArray[np.float64]
 
 
 class TokenInputs(NamedTuple):
-    """What a site receives of one prompt: `rows` `[L, D]`, and `attended` `[L]`, the tokens that the model attends to."""
+    """The inputs of a site for one prompt: `rows` `[L, D]`, and `attended` `[L]`, the tokens that the model attends to."""
 
     rows: Rows
     attended: NDArray[np.bool_]
@@ -53,8 +53,8 @@ class TokenInputs(NamedTuple):
 class EditedWeight:
     """The edit of one weight.
 
-    `missing`: norm(W' K1 - V1) / norm(W K1 - V1), 0 where the edit is complete and 1 where nothing happened. `drift`: norm(dW K0)
-    / norm(W K0) on all inputs that were collected. `change`: norm(dW) / norm(W).
+    `missing`: norm(W' K1 - V1) / norm(W K1 - V1), 0 for a complete edit and 1 for none. `drift`: norm(dW K0) / norm(W K0) on all
+    inputs that were collected. `change`: norm(dW) / norm(W).
     """
 
     missing: float
@@ -72,12 +72,12 @@ class EditReport:
 
     @property
     def missing(self) -> float:
-        """The largest of all weights."""
+        """The largest `missing` of all weights."""
         return max(weight.missing for weight in self.weights.values())
 
     @property
     def drift(self) -> float:
-        """The largest of all weights."""
+        """The largest `drift` of all weights."""
         return max(weight.drift for weight in self.weights.values())
 
     def __str__(self) -> str:
@@ -96,14 +96,14 @@ def edit(
     ridge: float = 1e-2,
     preserve: float = 1.0,
 ) -> EditReport:
-    """Make each source prompt of `pairs` draw what its target draws, by changing k and v weights of the pipeline in place.
+    """Give each source prompt of `pairs` the picture of its target, by changing k and v weights of the pipeline in place.
 
     `ridge` is a in units of the mean squared norm of an edited token: a larger one changes less and leaves more missing.
     `preserve` (`uce` only) is b: at 1 all collected tokens together weigh as much as all edited ones.
 
-    Raises ConfigError for a model that is not the one that was collected from (also for one that was edited: edit all prompts at
-    once), and for a store without a k or v weight that receives the text alone; nothing is changed then. Cost: the beginning of
-    one forward for each prompt, and some 10 D^3 operations for each site.
+    Raises ConfigError for another model than the one that was collected from (an edited one too: edit all prompts at once), and
+    for a store without a k or v weight that receives the text alone. After an error the model is as it was. Cost: the beginning
+    of one forward for each prompt, and some 10 D^3 operations for each site.
     """
     _require_possible(pairs, method, ridge=ridge, preserve=preserve)
     denoiser = denoiser_of(pipe)
@@ -130,7 +130,7 @@ def edit(
 
 
 def _require_possible(pairs: Mapping[str, str], method: str, *, ridge: float, preserve: float) -> None:
-    """Raise ConfigError for arguments that make no edit."""
+    """Raise ConfigError for arguments without an edit."""
     if method not in ("alphaedit", "uce"):
         raise ConfigError(f"method={method!r} is not a choice", "set method to alphaedit or uce")
     if not ridge > 0 or not preserve >= 0:
@@ -143,7 +143,7 @@ def _require_possible(pairs: Mapping[str, str], method: str, *, ridge: float, pr
 def _edit_weight(
     parameter: nn.Parameter, factor: Rows, *, source: Rows, missing: Rows, moment: Rows
 ) -> tuple[torch.Tensor, EditedWeight]:
-    """W + W M rounded to the weight's dtype, and how good an edit that is. `factor` is M `[D, D]`."""
+    """W + W M rounded to the weight's dtype, and the measures of that edit. `factor` is M `[D, D]`."""
     weight = parameter.detach()
     before = weight.cpu().double().numpy()
     after = torch.from_numpy(before + before @ factor).to(weight)
@@ -209,7 +209,7 @@ def text_sites(store: OpenStore) -> list[Site]:
 
 
 def text_inputs(pipe: Pipeline, sites: list[Site], text: str) -> dict[Site, TokenInputs]:
-    """What each site receives of a prompt. Cost: the beginning of one forward."""
+    """The inputs of each site for a prompt. Cost: the beginning of one forward."""
     denoiser = denoiser_of(pipe)
     by_weight = {site.weights[0]: site for site in sites}
     watched = tuple(p for p in find_projections(denoiser, ("k", "v"), "all") if p.weight in by_weight)

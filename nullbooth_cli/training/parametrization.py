@@ -6,8 +6,8 @@
    back: saving, resuming and exchanging a model work with ordinary files.
 3. `release()` leaves a plain weight.
 
-What must stay true: neither the start nor the factor of P is a buffer. `.to(float16)` would round them, DistributedDataParallel
-would send them to every process in every step, and each layer would get a factor of its own.
+Invariant: neither the start nor the factor of P is a buffer. `.to(float16)` would round buffers, DistributedDataParallel would
+send them to every process in every step, and each layer would get a factor of its own.
 """
 
 from collections.abc import Callable
@@ -38,9 +38,9 @@ class TorchProjector:
         self._factors: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
 
     def apply(self, rows: torch.Tensor) -> torch.Tensor:
-        """`rows @ P` for `[M, D]`, in float32 or, if rows are, in float64. Differentiable. Cost: 4 M D F operations.
+        """`rows @ P` for `[M, D]`, in float32, or in float64 for rows of float64. Differentiable. Cost: 4 M D F operations.
 
-        Without autocast and TF32, whatever the program uses: their rounding leads out of the null space.
+        Autocast and TF32 are off, whatever the program uses: their rounding leads out of the null space.
         """
         rows = _at_least_float32(rows)
         key = rows.device, rows.dtype
@@ -87,13 +87,13 @@ class ProjectedWeight(nn.Module):
         if outside > TOLERANCE:
             raise ModelError(
                 f"{name} was not trained under this constraint: {outside:.2g} of its norm lies outside the null space",
-                "load a file that was saved under the same store, or begin from the model that was collected from",
+                "load a file that was saved under the same store, or start from the model that was collected from",
             )
         return change
 
 
 def constrain_weight(linear: nn.Module, projector: TorchProjector, *, keep_value: bool) -> Callable[[], None]:
-    """Replace `linear.weight` by start + X P: start is its value now and X begins at zero. Without `keep_value`, by X P.
+    """Replace `linear.weight` by start + X P: start is its value now and X starts at zero. Without `keep_value`, by X P.
 
     Returns a function that makes it a plain weight again, with the value that it then has. Memory: one more weight with
     `keep_value`, and the factor of P, once. Cost of each use: 4 M D F operations for `[M, D]`.
@@ -123,7 +123,7 @@ def saved_name(name: str) -> str:
 
 
 def trained_parameter(linear: nn.Module) -> nn.Parameter:
-    """The parameter that trains of a layer's weight: X where it is constrained, else the weight."""
+    """The parameter of a layer that trains: X if its weight is constrained, else the weight."""
     return linear.get_parameter(ORIGINAL if is_constrained(linear) else "weight")
 
 
@@ -134,7 +134,7 @@ def initial_weight(linear: Any) -> torch.Tensor:
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """In float32; in float64 if it is."""
+    """The tensor in float32; one of float64 as it is."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

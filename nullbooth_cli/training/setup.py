@@ -1,7 +1,7 @@
 """Everything that a training run needs before its first step: model, pictures, captions and constraint.
 
-`set_up()` keeps an order. The class pictures are drawn from the model as it was loaded, and the teacher is a copy of it; then
-parameters are marked to train; then they are constrained.
+The order in `set_up()` matters. The class pictures are drawn by the model as it was loaded, and the teacher is a copy of it.
+Then parameters are marked to train. Then they are constrained.
 """
 
 import copy
@@ -33,7 +33,7 @@ class TrainingStore(ProjectorSource, Protocol):
 
     @property
     def url(self) -> str:
-        """Recorded in the result."""
+        """Its folder or URL, which the result records."""
 
     def prompts(self) -> Sequence[str]:
         """The texts of the preserved prompts."""
@@ -60,7 +60,7 @@ class TrainingRun:
 
 
 def set_up(recipe: Recipe, device: str | None = None, store: TrainingStore | None = None) -> TrainingRun:
-    """Load the model and prepare what the loop needs. `store` takes the place of the recipe's.
+    """Load the model and prepare everything that the loop needs. `store` replaces the recipe's.
 
     Raises ModelError for a model that is not a U-Net conditioned on text alone, ConfigError for pictures of another size, and
     every error of `nb.constrain`. Cost: with class prompts, `class_images` pictures are drawn.
@@ -161,7 +161,7 @@ def make_trainable(denoiser: nn.Module, projections: Sequence[Projection], recip
         names = [projection.weight.removesuffix(".weight") for projection in projections]
         adapter = LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=names)
         with torch.random.fork_rng():
-            torch.manual_seed(recipe.seed)  # the adapters begin at random
+            torch.manual_seed(recipe.seed)  # the adapters start at random
             denoiser.add_adapter(adapter)  # type: ignore[operator]  # torch has no type for what a module adds
         return
     for projection in projections:

@@ -1,7 +1,7 @@
-"""The embedding of one word, trained while the rest of the text encoder stays.
+"""The embedding of one word, trained while the rest of the text encoder is frozen.
 
-Prompts without the word do not change, so the preserved prompts do not. The step is that of textual inversion (Gal et al.,
-arXiv 2208.01618), here beside the weights of the denoiser.
+Prompts without the word do not change, so the preserved prompts do not. This is textual inversion (Gal et al., arXiv 2208.01618),
+together with training of the denoiser's weights.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from nullbooth_cli.model.protocols import StableDiffusion, Tokenizer
 class WordEmbedding(nn.Module):
     """The row `[D]` of a word in the token embedding of a pipeline's text encoder, as a parameter of its own.
 
-    While it is attached, the text encoder reads it instead of the row in its table. Raises ConfigError for a word that is not one
+    While it is attached, the text encoder uses it instead of the row in its table. Raises ConfigError for a word that is not one
     token, that no caption has, or that a preserved prompt has.
     """
 
@@ -49,7 +49,7 @@ class WordEmbedding(nn.Module):
         return torch.where((ids == self.token)[..., None], self.row.to(embedded), embedded)
 
     def attach(self, prepared: nn.Module) -> None:
-        """Let the text encoder read the row from now on; `prepared` is this module as accelerate wraps it."""
+        """Let the text encoder use the row from now on; `prepared` is this module as accelerate wraps it."""
         self._hook = self._table.register_forward_hook(lambda _, inputs, embedded: prepared(inputs[0], embedded))
 
     @torch.no_grad()

@@ -144,7 +144,7 @@ class TestAnswers:
         assert merged.exit_code == 0, merged.stderr
         assert json.loads(merged.stdout)["state"] == "complete"
         assert nullbooth("project", "-s", str(tmp_path / "all.zarr")).exit_code == 0
-        refused(nullbooth("merge", *sources, "-s", str(tmp_path / "all.zarr")), 4, "holds a collection already")
+        refused(nullbooth("merge", *sources, "-s", str(tmp_path / "all.zarr")), 4, "has a collection already")
         refused(nullbooth("merge", sources[0], sources[0], "-s", str(tmp_path / "x.zarr")), 2, "two or more different stores")
 
     def test_quiet_and_verbose(self, small: Path) -> None:

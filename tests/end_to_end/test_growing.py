@@ -313,7 +313,7 @@ class TestMerging:
         more = config.model_copy(update={"original_knowledge_prompts": [*config.original_knowledge_prompts, PROMPTS[7]]})
         execute(more, "collect")
         assert out.moments.counts(out.sites[0])[0] == 7 * out.sites[0].num_tokens
-        with pytest.raises(StoreError, match="holds a collection already"):
+        with pytest.raises(StoreError, match="has a collection already"):
             list(merge.merge(sources, out))
 
     def test_what_does_not_agree_is_refused(self, tmp_path: Path) -> None:

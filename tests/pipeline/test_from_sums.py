@@ -56,5 +56,5 @@ def test_its_moments_are_the_sums(filled: Any) -> None:
 
 
 def test_a_store_that_holds_a_collection_is_left_alone(filled: Any) -> None:
-    with pytest.raises(StoreError, match="holds a collection already"):
+    with pytest.raises(StoreError, match="has a collection already"):
         require_new(filled[1])

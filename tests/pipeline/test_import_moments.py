@@ -65,7 +65,7 @@ def test_it_says_that_it_was_imported(covariances: Path, pipe: Any) -> None:
 
 def test_a_store_that_holds_something_is_left_alone(done: str, covariances: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in Path(done).rglob("*")}
-    refused(nullbooth("import", str(covariances), "-s", done), 4, "holds a collection already")
+    refused(nullbooth("import", str(covariances), "-s", done), 4, "has a collection already")
     assert {path: path.stat().st_mtime_ns for path in Path(done).rglob("*")} == before
 
 
@@ -94,5 +94,5 @@ def test_bad_files_are_named(covariances: Path, spoil: Any, said: str) -> None:
 
 
 def test_a_folder_without_any(tmp_path: Path) -> None:
-    refused(nullbooth("import", str(tmp_path), "-s", str(tmp_path / "x.zarr")), 2, "holds no covariances")
+    refused(nullbooth("import", str(tmp_path), "-s", str(tmp_path / "x.zarr")), 2, "has no covariances")
     assert not (tmp_path / "x.zarr").exists()

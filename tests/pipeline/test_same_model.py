@@ -79,7 +79,7 @@ class TestIdentity:
         other = copy_folder(tmp_path / "other")
         file = other / "scheduler/scheduler_config.json"
         file.write_text(file.read_text().replace("v_prediction", "epsilon"))
-        with pytest.raises(StageError, match=r"the scheduler of the model .* is not the one") as caught:
+        with pytest.raises(StageError, match=r"was made with another scheduler than that of the model") as caught:
             self.events(config.model_copy(update={"model": str(other)}))
         assert caught.value.rerun is not None
         assert (caught.value.rerun.stage, caught.value.rerun.force) == ("schedule", True)

@@ -48,10 +48,10 @@ def _require(requirements: "Iterable[Requirement]") -> dict[str, str]:
         try:
             installed = versions[requirement.name] = version(requirement.name)
         except PackageNotFoundError:
-            wrong.append(f"{requirement.name} is not installed; needed is {requirement.specifier}")
+            wrong.append(f"{requirement.name} is not installed; nullbooth needs {requirement.specifier}")
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
-            wrong.append(f"{requirement.name} {installed} is installed; needed is {requirement.specifier}")
+            wrong.append(f"{requirement.name} {installed} is installed; nullbooth needs {requirement.specifier}")
     if wrong:
         raise ConfigError("\n".join(wrong), INSTALL)
     return versions

@@ -1,8 +1,8 @@
 """The checks of `nullbooth doctor`: everything that can stop a run and can be known before it.
 
-A check returns what it found as one sentence, or a `Caution`; or None if the run does not use what the check is about. It raises
-the error that the run would raise. It leaves what it learns in the `Examination`, for the checks that need it. Packages are
-imported inside of the checks, so that a broken package stops only those that use it.
+A check returns its finding as one sentence, or a `Caution`, or None if it does not apply to the run. It raises the error that
+the run would raise. It stores its results in the `Examination`, for the checks that need them. Packages are imported inside the
+checks, so that a broken package stops only those that use it.
 """
 
 from collections.abc import Callable

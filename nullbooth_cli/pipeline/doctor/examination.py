@@ -1,4 +1,4 @@
-"""What `doctor` examines, and what its checks have learned so far."""
+"""The subject of `doctor`, and the results of its checks so far."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,10 +27,10 @@ class Caution:
 
 @dataclass
 class Examination:
-    """What is examined: `configure` returns the config, a name for its source, and the prompts of the store that it is from.
+    """The config to examine: `configure` returns it, a name for its source, and the prompts of the store that it is from.
 
-    Those prompts are None if the config names the prompts. The fields below are what the checks have learned so far; one without
-    a default is set once its check has passed.
+    Those prompts are None if the config names the prompts. The other fields are results of the checks so far; a field without a
+    default is set once its check has passed.
     """
 
     configure: "Callable[[], tuple[Config, str, tuple[Prompt, ...] | None]]"

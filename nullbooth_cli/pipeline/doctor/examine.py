@@ -34,7 +34,7 @@ def examine(exam: Examination) -> Iterator[Finding]:
 
     Cost: loads the model, runs two steps of one prompt and a few of a batch. Nothing is written but a probe that is removed.
     """
-    causes: dict[str, list[str]] = {}  # of each check that found nothing out: the ones that failed
+    causes: dict[str, list[str]] = {}  # for each check without a result: the checks that failed
     for name, (check, needs) in CHECKS.items():
         if because := list(dict.fromkeys(cause for need in needs for cause in causes.get(need, ()))):
             causes[name] = because
@@ -50,7 +50,7 @@ def examine(exam: Examination) -> Iterator[Finding]:
 
 
 def _run_check(name: str, check: Check, exam: Examination) -> Finding | None:
-    """The finding of one check; None if the run does not use what the check is about."""
+    """The finding of one check; None if it does not apply to the run."""
     try:
         found = check(exam)
     except NullboothError as error:

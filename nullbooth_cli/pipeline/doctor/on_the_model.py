@@ -1,4 +1,4 @@
-"""Checks that try the run itself: schedule, model, layers, steps of a prompt and of a batch, and what follows from them."""
+"""Checks that try the run itself: schedule, model, layers, steps of a prompt and of a batch, and the estimates from them."""
 
 import contextlib
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def model(exam: Examination) -> str:
 
     config = exam.config
     with _foreign_errors(
-        f"{config.model} does not go to {exam.device}", "choose another device, or set dtype to float16 or bfloat16"
+        f"{config.model} cannot be moved to {exam.device}", "choose another device, or set dtype to float16 or bfloat16"
     ):
         exam.pipe = load_model(config, str(exam.device))
     count = sum(parameter.numel() for parameter in denoiser_of(exam.pipe).parameters())
@@ -195,7 +195,7 @@ def memory(exam: Examination) -> str | Caution:
 
 
 def disk(exam: Examination) -> str:
-    """Whether all that is to be written fits the disk."""
+    """Whether everything that the run writes fits the disk."""
     from nullbooth_cli.pipeline.space import require_room
 
     needed, free = sum(plan.bytes_needed for plan in _plans(exam)), exam.backing.free_nbytes()

@@ -1,1 +1,1 @@
-"""Pictures, drawn with matplotlib and without a display: `canvas` has the one style, the other modules what is drawn."""
+"""Pictures, drawn with matplotlib and without a display: `canvas` has the style, each other module one kind of picture."""

@@ -1,4 +1,4 @@
-"""Attention maps: where in the image each word is attended to."""
+"""Attention maps: the places of the image that attend to each word."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One style for all pictures. Okabe and Ito's colours, and viridis: the colour-blind tell them apart."""
+"""One style for all pictures. Okabe and Ito's colours, and viridis: colour-blind readers can distinguish them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ def check_picture(path: str) -> None:
 
 
 def figure(width: float, height: float, title: str | None = None) -> "Figure":
-    """An empty figure, inches."""
+    """An empty figure, in inches."""
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(width, height), layout="constrained")
@@ -86,7 +86,7 @@ def heat_map(
     lowest: float | None = None,
     highest: float | None = None,
 ) -> None:
-    """A matrix with its colour bar; NaN is grey. The colours end at its own smallest and largest values by default."""
+    """A matrix with its colour bar; NaN is grey. By default the colours span its own smallest and largest values."""
     from matplotlib import colormaps
 
     drawn.grid(False)

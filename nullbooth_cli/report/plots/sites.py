@@ -1,4 +1,4 @@
-"""One site at a time: its spectrum and where it is cut, its leakage, its moment."""
+"""One site at a time: its spectrum with the cut, its leakage, its moment."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -65,7 +65,7 @@ def _draw_spectrum(drawn: "Axes", entry: SiteReport, eigenvalues: Floats) -> Non
 def draw_leakage(entries: Sequence[SiteReport], path: Path) -> Path:
     """Leakage on the collected and on the held-out prompts, one row for each entry, the largest on top."""
     ordered = sorted(entries, key=lambda entry: max(entry.leakage, entry.heldout_leakage or 0.0))
-    made = figure(8, max(2.5, 0.24 * len(ordered) + 1.2), "Leakage: what of the data lies in the null space")
+    made = figure(8, max(2.5, 0.24 * len(ordered) + 1.2), "Leakage: the share of the data that lies in the null space")
     drawn = axes(made, "leakage, norm(P K) / norm(K)", "")
     rows = np.arange(len(ordered))
     collected = np.array([entry.leakage for entry in ordered])
@@ -90,7 +90,7 @@ def draw_leakage(entries: Sequence[SiteReport], path: Path) -> Path:
 
 
 def draw_moment(name: str, moment: Floats, *, mean: Floats, count: int, path: Path) -> Path:
-    """A second moment `[D, D]` as a heat map, with its diagonal, its mean `[D]` and what they come to beside it."""
+    """A second moment `[D, D]` as a heat map, beside it its diagonal and its mean `[D]`, with statistics in the title."""
     diagonal, order, norm = np.diag(moment), np.arange(len(moment)), float(np.linalg.norm(moment)) or 1.0
     trace, off = float(diagonal.sum()) or 1.0, float(np.linalg.norm(moment - np.diag(diagonal)))
     statistics = (

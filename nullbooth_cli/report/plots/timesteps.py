@@ -79,7 +79,7 @@ def draw_evolution(evolutions: Sequence[SiteOverTimesteps], path: Path) -> Path:
 
 
 def draw_distribution(evolutions: Sequence[SiteOverTimesteps], entries: Sequence[SiteReport], path: Path) -> Path:
-    """null_dim and effective rank for each feature: a box over layers and timesteps, diamonds for what is pooled over them."""
+    """null_dim and effective rank for each feature: a box over layers and timesteps, diamonds for pooled projectors."""
     found = _by_feature(evolutions)
     features = list(dict.fromkeys([*found, *(entry.feature for entry in entries)]))
     pooled = [entry for entry in entries if entry.timestep is None]

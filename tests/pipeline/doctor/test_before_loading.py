@@ -42,7 +42,9 @@ class TestPackages:
 
         monkeypatch.setattr(metadata, "version", version)
         every = findings(little(tmp_path / "run.zarr"))
-        refused(every["packages"], "plotly is not installed; needed is >=6", "torch 1.13.0 is installed; needed is >=")
+        refused(
+            every["packages"], "plotly is not installed; nullbooth needs >=6", "torch 1.13.0 is installed; nullbooth needs >="
+        )
         assert {finding.verdict for name, finding in every.items() if name != "packages"} == {"ok"}
 
     def test_nullbooth_itself_is_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +140,7 @@ class TestStore:
         installed = metadata.version
         monkeypatch.setattr(metadata, "version", lambda name: "0.1" if name == "obstore" else installed(name))
         config = little("s3://bucket/run.zarr")  # type: ignore[arg-type]
-        refused(found("store", config), "obstore 0.1 is installed; needed is >=")
+        refused(found("store", config), "obstore 0.1 is installed; nullbooth needs >=")
 
     def test_nobody_may_write(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")

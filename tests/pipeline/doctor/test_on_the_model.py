@@ -75,7 +75,7 @@ class TestModel:
         config = little(tmp_path / "run.zarr")
         full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         with failing(monkeypatch, open_model, "load_model", full):
-            refused(found("model", config), "toy does not go to cpu: OutOfMemoryError: CUDA out of memory", "another device")
+            refused(found("model", config), "toy cannot be moved to cpu: OutOfMemoryError: CUDA out of memory", "another device")
         with failing(monkeypatch, batch_size, "time_step", full):
             every = findings(config)
         refused(every["batch"], "a batch of 4 prompts fails: OutOfMemoryError", "collect.batch_size", "auto_batch")
