@@ -89,7 +89,7 @@ class TestIdentity:
         execute(config, "schedule")
         file = folder / "scheduler/scheduler_config.json"
         file.write_text(file.read_text().replace("v_prediction", "epsilon"))
-        with pytest.raises(StageError, match="is not the one"):
+        with pytest.raises(StageError, match="another scheduler than that of the model"):
             execute(config, "collect")
 
     def test_doctor_compares_as_well(self, run: Any, tmp_path: Path) -> None:
