@@ -207,6 +207,19 @@ def test_constructors_take_at_most_four_arguments_without_a_name(file: str) -> N
     assert not [name for name in names if re.match("[A-Z]", name)]
 
 
+def test_a_command_has_under_60_lines_of_logic() -> None:
+    """Statements of a file that has a command of its own name; what it needs beside that is a file `<command>_<what>`."""
+    counts = {}
+    for file, tree in FILES.items():
+        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        name = file.removeprefix("commands/").removesuffix(".py")
+        if room(file) == "commands" and name in functions and "_" not in name.rstrip("_"):
+            statements = [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]
+            counts[file] = len([node for node in statements if not isinstance(node, ast.Import | ast.ImportFrom)])
+    assert {"commands/collect.py", "commands/import_.py"} <= set(counts)
+    assert {file: count for file, count in counts.items() if count >= 60} == {}
+
+
 def test_files_are_short() -> None:
     lines = {file: len((PACKAGE / file).read_text().splitlines()) for file in FILES}
     assert median(lines.values()) < 130
