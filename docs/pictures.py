@@ -35,11 +35,11 @@ def main() -> None:
         shutil.copy(folder / "site" / "spectra.png", IMAGES / "spectrum.png")
         shutil.copy(folder / "site" / f"moment-{SITE}.png", IMAGES / "moment.png")
         photograph(folder / "report.html", IMAGES / "report.png", "#leakage .plot-container")
-        held, free = teach()
+        constrained, free = teach()
         arguments = ("--num-prompts", "32", "--subject", "a sks circle on a red background", "-s", WORDS)
-        nullbooth("evaluate", held, "--against", free, *arguments, "--html", str(folder / "evaluation.html"))
+        nullbooth("evaluate", constrained, "--against", free, *arguments, "--html", str(folder / "evaluation.html"))
         photograph(folder / "evaluation.html", IMAGES / "evaluation.png", "#drift .plot-container")
-        draw_taught(held, free, IMAGES / "taught.png")
+        draw_taught(constrained, free, IMAGES / "taught.png")
 
 
 def teach() -> tuple[str, str]:
@@ -47,14 +47,14 @@ def teach() -> tuple[str, str]:
     choices = ("collect.collect_features.q_features=false", "collect.collect_features.out_features=false")
     overrides = [word for setting in (*choices, "project.relative_threshold=1e-4") for word in ("--set", setting)]
     nullbooth("run", "-c", "configs/nullbooth.yaml", "-s", WORDS, *overrides)
-    for name, changes in (("held", (f"store={WORDS}",)), ("free", ("store=null", "learning_rate=1e-3"))):
+    for name, changes in (("constrained", (f"store={WORDS}",)), ("free", ("store=null", "learning_rate=1e-3"))):
         overrides = [word for setting in (f"output=runs/{name}", *changes) for word in ("--set", setting)]
         nullbooth("train", "-c", "configs/train/toy.yaml", *overrides)
-    return "runs/held/pipeline", "runs/free/pipeline"
+    return "runs/constrained/pipeline", "runs/free/pipeline"
 
 
-def draw_taught(held: str, free: str, picture: Path) -> None:
-    """Rows: the untouched model, held, free. Columns: eight pictures of the subject, then eight held-out captions."""
+def draw_taught(constrained: str, free: str, picture: Path) -> None:
+    """Rows: the untouched model, constrained, free. Columns: eight pictures of the subject, then eight held-out captions."""
     import numpy as np
     import torch
     from diffusers import StableDiffusionPipeline
@@ -65,7 +65,7 @@ def draw_taught(held: str, free: str, picture: Path) -> None:
     captions = [subject.caption(subject.ASKED_ON[i % 4]) for i in range(8)]
     captions += [world.caption(world.Drawing(*triple)) for triple in score.held_out_triples(8)]
     rows = []
-    for model in (toy.FOLDER, held, free):
+    for model in (toy.FOLDER, constrained, free):
         pipe = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32)
         pipe.set_progress_bar_config(disable=True)
         rows.append(score.paint(pipe, captions, steps=25, guidance=4.0, seed=0))
