@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from nullbooth_cli.model.protocols import Autoencoder, LatentPipeline
+from nullbooth_cli.model.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,6 +20,7 @@ def pack_latents(pipe: LatentPipeline, latents: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
+@quiet_libraries()
 def encode_images(pipe: LatentPipeline, images: Sequence["Image.Image"], device: torch.device) -> torch.Tensor:
     """`[B, C, h, w]` float32: the latents of images in the denoiser's scale. Encodes one image at a time."""
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nullbooth_cli.errors import DataError, ModelError
+from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.progress import Event, Note, Progress
 from nullbooth_cli.training import checkpoints
 from nullbooth_cli.training.examples import TextEncoding, encode_texts
@@ -210,13 +211,15 @@ def finish(run: TrainingRun) -> TrainingResult | None:
         from peft.utils import get_peft_model_state_dict
 
         layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(run.denoiser))
-        run.pipe.save_lora_weights(place, unet_lora_layers=layers)
+        with quiet_libraries():
+            run.pipe.save_lora_weights(place, unet_lora_layers=layers)
     else:
         if run.constraint:
             run.constraint.merge()
         if run.word is not None:
             run.word.merge()
-        run.pipe.save_pretrained(place)
+        with quiet_libraries():
+            run.pipe.save_pretrained(place)
     result = TrainingResult(
         output=str(place),
         steps=recipe.max_train_steps,
