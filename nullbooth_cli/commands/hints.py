@@ -35,4 +35,5 @@ def hint_of(error: NullboothError, options: Sequence[str] = ()) -> str:
     words += ["-s", rerun.store] if rerun.store else []
     for change in rerun.settings:
         words += ["--set", change]
-    return shlex.join(words) + rerun.otherwise
+    otherwise = rerun.otherwise.lstrip(" ,;")
+    return shlex.join(words) + (f"\n{otherwise}" if otherwise else "")  # a line of its own: the command can be pasted

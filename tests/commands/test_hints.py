@@ -21,7 +21,7 @@ def test_a_hint_in_words_stays_as_it_is() -> None:
         (Rerun("collect", force=True), "nullbooth collect --force"),
         (Rerun("covariance", repair=True, store="runs/a.zarr"), "nullbooth covariance --repair -s runs/a.zarr"),
         (Rerun("project", settings=("project.null_dim=4",)), "nullbooth project --set project.null_dim=4"),
-        (Rerun("project", otherwise=", or name another store"), "nullbooth project, or name another store"),
+        (Rerun("project", otherwise=", or name another store"), "nullbooth project\nor name another store"),
     ],
 )
 def test_a_stage_to_run_is_a_command(rerun: Rerun, command: str) -> None:

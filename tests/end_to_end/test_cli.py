@@ -326,7 +326,7 @@ class TestBadInput:
         refused(nullbooth("collect", "-c", str(small), "--shard", shard), 2, f"{shard} is not a shard", "such as 3/16")
 
     def test_force_would_undo_other_shards(self, small: Path) -> None:
-        refused(nullbooth("collect", "-c", str(small), "--shard", "1/2", "--force"), 2, "what the other shards did")
+        refused(nullbooth("collect", "-c", str(small), "--shard", "1/2", "--force"), 2, "the work of the other shards")
 
     def test_nothing_to_repair(self, small: Path) -> None:
         refused(nullbooth("collect", "-c", str(small), "--repair"), 3, "there is nothing to repair")
