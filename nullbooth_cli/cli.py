@@ -43,7 +43,10 @@ class Boundary(TyperGroup):
             terminal.error(error, carried_options(arguments))
             code = error.exit_code
         except typer.TyperException as error:
-            terminal.error(self._usage(error, arguments))
+            if not arguments:
+                terminal.note(error.format_message())  # the help
+            else:
+                terminal.error(self._usage(error, arguments))
             code = ConfigError.exit_code
         except (typer.Abort, KeyboardInterrupt):
             code = INTERRUPTED

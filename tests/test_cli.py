@@ -55,3 +55,15 @@ def test_both_entry_points_answer() -> None:
     for command in ([sys.executable, "-m", "nullbooth_cli"], [str(Path(sys.executable).parent / "nullbooth")]):
         shown = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
         assert re.fullmatch(r"nullbooth \d+\.\d+\.\d+\n", shown)
+
+
+def test_without_a_command_the_help_is_shown_as_it_is() -> None:
+    asked, alone = nullbooth("--help"), nullbooth()
+    assert alone.exit_code == 2
+    assert alone.stderr.rstrip() == asked.stdout.rstrip()
+
+
+def test_the_help_has_each_command_in_one_whole_line() -> None:
+    listed = nullbooth("--help").stdout.partition("Commands:\n")[2].splitlines()
+    assert len(listed) == len(app.registered_commands)
+    assert all(line.endswith(".") and not line.endswith("..") for line in listed)

@@ -113,8 +113,8 @@ def build_pipeline(folder: str, scheduler: Scheduler) -> Pipeline:
             f"the shapes of {name} cannot be found without its weights",
             f"load the model, or choose one of the classes that need no weights: {', '.join(TEXT_SHAPES)}",
         )
-    made = getattr(diffusers, name)
     with quiet_libraries(), _readable(folder):
+        made = getattr(diffusers, name)  # imports modules that log
         index = diffusers.DiffusionPipeline.load_config(folder)
         parts = dict.fromkeys(inspect.signature(made).parameters.keys() & index.keys())
         for part in parts.keys() & {"unet", "transformer", "vae"}:

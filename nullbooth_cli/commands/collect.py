@@ -36,7 +36,7 @@ def collect(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run the model on the prompts and store cross-attention's inputs.
+    """Run the model on the prompts and store attention's inputs.
 
     The inputs of each projection are stored, or only their sums (collect.keep). Writes the schedule first if the store has
     none. Stop it at any time: finished batches of prompts stay, and the same command resumes. Prompts that were added to the

@@ -53,9 +53,10 @@ def evaluate(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure what an edited model forgot, and what it learned, against its base.
+    """Measure what an edited model forgot and learned.
 
-    Both draw the same prompts from the same noise; a distance of 1 is that between two seeds of the base.
+    The edited model and its base draw the same prompts from the same noise; a distance of 1 is that between two seeds of the
+    base.
 
     Example: nullbooth evaluate trained -s runs/toy.zarr --subject "a sks circle on a red background" --html report.html
     """

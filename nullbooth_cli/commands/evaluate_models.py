@@ -20,6 +20,8 @@ from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.knowledge import heldout_prompts
 from nullbooth_cli.settings.prompts import load_prompts
 
+# The names of sets of prompts in the document, and in the table.
+SETS = {"kept": "preserved", "heldout": "held-out"}
 # The options that let a missing quantity be measured.
 MISSING_OPTIONS = {
     SUBJECT: "name one with --subject or --subject-prompts",
@@ -112,12 +114,18 @@ def draw_table(report: EvaluationReport) -> list[Any]:
     columns = ["prompts", "quantity", ANOTHER, *report.model_names]
     rows: list[list[str]] = []
     for row in summary(report):
-        if rows and row.prompts != rows[-1][0]:
+        prompts = SETS.get(row.prompts, row.prompts)
+        if rows and prompts != rows[-1][0]:
             rows.append([""] * len(columns))
-        rows.append([row.prompts, row.quantity, *("" if value is None else f"{value:.3g}" for value in row.values)])
+        rows.append([prompts, row.quantity, *("" if value is None else f"{value:.3g}" for value in row.values)])
     drawn = table(columns, rows, right=frozenset(range(2, len(columns))))
-    missing = (f"not measured: {name}: {_with_option(name, why)}" for name, why in report.not_measured.items())
+    missing = (f"not measured: {_in_words(name)}: {_with_option(name, why)}" for name, why in report.not_measured.items())
     return [drawn, *(_drift_line(model) for model in report.models), *missing]
+
+
+def _in_words(name: str) -> str:
+    start, _, prompts = name.rpartition(" ")
+    return f"{start} {SETS[prompts]}" if start and prompts in SETS else name
 
 
 def _with_option(name: str, why: str) -> str:

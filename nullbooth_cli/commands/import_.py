@@ -16,7 +16,7 @@ def import_(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make the covariances of plain files the moments of a new store.
+    """Make a new store from the covariances of plain files.
 
     Each file needs a {q,k,v,out}_metadata.json beside it with timestep and tokens, as nullbooth export writes it. The files
     do not name model and prompts, so the resulting projectors cannot be checked against a model.

@@ -17,7 +17,11 @@ Plots = Annotated[str | None, typer.Option("--plots", metavar="DIR", help="Draw 
 PictureFormat = Annotated[str, typer.Option("--format", metavar="png|svg|pdf", help="Of the pictures.")]
 Attention = Annotated[
     str | None,
-    typer.Option("--attention", metavar="PROMPT_ID", help="Draw the attention of each word of a prompt (to --plots, else here)."),
+    typer.Option(
+        "--attention",
+        metavar="PROMPT",
+        help="Draw the attention of each word of a prompt, by text or id (to --plots, or here).",
+    ),
 ]
 Layers = Annotated[
     bool, typer.Option("--layers", help="List the model's layers and the sites of each; needs no store and no weights.")
@@ -46,7 +50,7 @@ def inspect(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show the null space of every site: its size, the spectrum it was cut from, and its leakage.
+    """Show the null space of every site: size, spectrum, leakage.
 
     A tensor that several projections share is one row: one projector for all of their weights, named below the table.
 

@@ -73,6 +73,6 @@ def _rows(document: "LayersDocument", names: list[str]) -> list[list[str]]:
 
 def _total(total: "LayerTotal", steps: int) -> str:
     return (
-        f"{total.layers} layers, {total.sites} recordings for {total.weights} weights; over {steps} steps "
+        f"{total.layers} layers, {total.sites} sites for {total.weights} weights; over {steps} steps "
         f"{size(total.feature_bytes_per_prompt)} of features a prompt, or {size(total.moment_bytes)} of moments in all"
     )

@@ -8,7 +8,7 @@ from nullbooth_cli.commands.options import AsJson, Overrides, Quiet
 
 
 def merge(
-    stores: Annotated[list[str], typer.Argument(metavar="STORE...", help="Two or more stores with complete moments.")],
+    stores: Annotated[list[str], typer.Argument(metavar="STORE", help="Two or more stores with complete moments.")],
     out: Annotated[str, typer.Option("-s", "--store", metavar="PATH", help="The new store.")],
     overrides: Overrides = None,
     as_json: AsJson = False,

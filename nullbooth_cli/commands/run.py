@@ -28,7 +28,7 @@ def run(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run all stages in order: schedule, collect, covariance, project.
+    """Run all stages: schedule, collect, covariance, project.
 
     Complete stages are skipped, and partial ones are resumed. With --force, stale ones are replaced.
 

@@ -28,7 +28,7 @@ def status(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Report which stages are done, which are missing, and which are stale and why.
+    """Report which stages are done, missing or stale, and why.
 
     Example: nullbooth status -s runs/toy.zarr --check project && echo ready
 

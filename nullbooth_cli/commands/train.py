@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nullbooth_cli.commands.options import AsJson, Device, Overrides, Quiet, Verbose
+from nullbooth_cli.commands.options import AsJson, Device, Quiet, Verbose
 
 if TYPE_CHECKING:
     from nullbooth_cli.training.dreambooth import TrainingResult
@@ -15,12 +15,16 @@ ConstraintStore = Annotated[
     str | None,
     typer.Option("-s", "--store", metavar="PATH", help="Store whose projectors constrain training (default: the recipe's)."),
 ]
+RecipeOverrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, such as learning_rate=1e-4. Repeatable."),
+]
 
 
 def train(
     config: RecipeFile,
     store: ConstraintStore = None,
-    overrides: Overrides = None,
+    overrides: RecipeOverrides = None,
     device: Device = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from nullbooth_cli.datatypes import HELDOUT
 from nullbooth_cli.errors import ConfigError, Rerun, StageError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.pipeline.collect import run_collect
@@ -116,7 +115,7 @@ def _execute_heldout(stage: str, run: Run) -> Iterator[Event]:
         if isinstance(event, Note):
             yield Note(f"held-out prompts: {event.text}")
         elif event.stage == stage:
-            yield replace(event, stage=HELDOUT)
+            yield replace(event, stage="held-out")
     run.cache.forget()
 
 

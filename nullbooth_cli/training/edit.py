@@ -31,6 +31,7 @@ from nullbooth_cli.api import OpenStore
 from nullbooth_cli.collect.find_sites import MASK_ARGUMENT, split_branches
 from nullbooth_cli.datatypes import Prompt, Site
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.formatting import counted
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.hooks import ProjectionHooks
 from nullbooth_cli.model.load import denoiser_of
@@ -82,8 +83,8 @@ class EditReport:
 
     def __str__(self) -> str:
         return (
-            f"{len(self.pairs)} prompts edited in {len(self.weights)} weights ({self.method}): at most {self.missing:.2g} of the "
-            f"edit is missing, outputs on the collected prompts moved by {self.drift:.2g} at most"
+            f"{counted(len(self.pairs), 'prompt')} edited in {len(self.weights)} weights ({self.method}): at most "
+            f"{self.missing:.2g} of the edit is missing, outputs on the collected prompts moved by {self.drift:.2g} at most"
         )
 
 

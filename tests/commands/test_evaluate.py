@@ -16,7 +16,7 @@ def test_the_table_has_models_side_by_side() -> None:
     assert sum("drift by at most" in line for line in lines) == 2
     cells = [list(column.cells) for column in drawn.columns]
     rows = [[str(cell) for cell in row] for row in zip(*cells, strict=True)]
-    assert ["kept", "latent MSE", "2", "0.5", "0.25"] in rows
+    assert ["preserved", "latent MSE", "2", "0.5", "0.25"] in rows
     assert rows.count([""] * 5) == 1, "a blank line between the two sets"
 
 

@@ -20,7 +20,7 @@ FLAGS = {
     ),
     "status": (SHARED, "--check --watch --interval --verify"),
     "doctor": (SHARED, "--device"),
-    "merge": ("STORE... -s/--store --set --json -q/--quiet",),
+    "merge": ("STORE -s/--store --set --json -q/--quiet",),
     "export": (SHARED, "OUT --dense --dtype --layer --feature --only-covariance --force"),
     "import": ("FOLDER -c/--config -s/--store --set --json -q/--quiet",),
     "edit": (SHARED, "SOURCE_TARGET --device -o/--output --pairs --method --ridge --preserve"),

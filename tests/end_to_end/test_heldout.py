@@ -209,7 +209,7 @@ def test_moments_alone_and_several_notes(tmp_path: Path, held: Any) -> None:
     store = Store.open_or_create(config.store, config.model_dump())
     with store.lock():
         said = list(execute_stage("collect", Run(config=config, prompts=prompts_of(config), store=store, device="cpu")))
-    assert {event.stage for event in said if not isinstance(event, Note)} == {"schedule", "collect", "heldout", "covariance"}
+    assert {event.stage for event in said if not isinstance(event, Note)} == {"schedule", "collect", "held-out", "covariance"}
     assert states_of(config)["covariance"] == "complete"
     assert_same_moments(store, held[1])
     assert_same_moments(inner_of(store), inner_of(held[1]))

@@ -125,7 +125,7 @@ class TestListing:
         assert re.search(r"\* +9 +mid_block\S+attn2 +q +8 +80 +1 +every step", table)
         assert re.search(r"k v +32 +96 +20 +once", table)
         assert "down_blocks" not in table
-        assert "10 layers, 21 recordings for 40 weights" in table
+        assert "10 layers, 21 sites for 40 weights" in table
 
     @pytest.mark.parametrize(
         ("more", "said"), [(("--layer", "nowhere"), "no layer passes"), (("--csv",), "--layers gives a table of the model")]

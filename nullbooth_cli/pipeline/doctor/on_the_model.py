@@ -111,8 +111,8 @@ def probe(exam: Examination) -> str:
         if collect.state == "partial" or (collect.is_done and model_renamed(config, store)):
             weights = weights_digest(exam.pipe, encodes=exam.path.images is not None)
             require_same_model(config, store, weights, exam.recordable.sites)
-    recordings = counted(len(exam.recordable.sites), "recording")
-    return f"two steps of one prompt run, which takes {recordings}"
+    sites = counted(len(exam.recordable.sites), "site")
+    return f"two steps of one prompt run; {sites} to record"
 
 
 def projectors(exam: Examination) -> str | Caution:
