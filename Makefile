@@ -9,7 +9,7 @@ demo: .venv/ready
 	$(BIN)/nullbooth run -c configs/nullbooth.yaml
 	$(BIN)/nullbooth inspect -c configs/nullbooth.yaml
 
-# On all cores: a worker that is done takes tests from the one that has most left.
+# On all cores. A worker that is done takes tests from the one with the most left.
 test: .venv/ready
 	$(BIN)/python -m pytest -n auto --dist worksteal
 

@@ -183,7 +183,7 @@ class OpenStore:
             self._complete = frozenset(name for name, state in states.items() if state.is_done)
 
     def _follow(self) -> None:
-        """See what a run has changed since: what an earlier read learned is no longer true of it."""
+        """Forget what was read before if a run has changed the store since."""
         if self._store.reload_if_changed():
             self._complete = frozenset()
 

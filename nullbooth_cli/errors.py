@@ -5,8 +5,8 @@
     ├── StageError       run (or force) a stage                                        exit 3
     ├── StoreError       look at the store: damaged, locked, foreign or too new        exit 4
     ├── ResourceError    find disk, memory or a device                                 exit 5
-    ├── ModelError       the model or its pipeline does what cannot be recorded        exit 6
-    └── DataError        a value came out wrong: not finite, or not what it must be    exit 7
+    ├── ModelError       use another model: this one cannot be recorded                exit 6
+    └── DataError        check a value: it came out not finite, or outside its range   exit 7
 
 Anything else that escapes is a bug and keeps its traceback (exit 1).
 """
@@ -37,7 +37,7 @@ class Rerun:
 
 
 class NullboothError(Exception):
-    """`message` is what is wrong, with values; `hint` is what to do, in words of Python. Both may have several lines.
+    """`message` describes the problem, with values; `hint` is an order, in terms of Python. Both may have several lines.
 
     `rerun` is the stage that the hint asks for, or None.
     """
@@ -52,7 +52,7 @@ class NullboothError(Exception):
 
 
 class ConfigError(NullboothError):
-    """A setting, an argument, the prompts or the images are not what they should be."""
+    """A setting, an argument, the prompts or the images are wrong."""
 
     exit_code = 2
 

@@ -120,7 +120,7 @@ class Total:
 
 @dataclass(frozen=True, kw_only=True)
 class LayersReport:
-    """The layers of a model and what each would record. `every` and `chosen` are totals, whatever filter the layers passed."""
+    """The layers of a model and the sites that each would record. Filters do not change the totals `every` and `chosen`."""
 
     model: str
     pipeline: str
@@ -132,14 +132,14 @@ class LayersReport:
 
 
 def layers_report(
-    preview: Preview, found: FoundSites, num_steps: int, keeps: Callable[[str, str], bool] = lambda *_: True
+    preview: Preview, found: FoundSites, num_steps: int, passes: Callable[[str, str], bool] = lambda *_: True
 ) -> LayersReport:
-    """The layers of `found`, which are the sites of `preview.every()`; `keeps(layer, feature)` filters the projections."""
+    """The layers of `found`, which are the sites of `preview.every()`; `passes(layer, feature)` filters the projections."""
     every = preview.every()
     index = {layer: i for i, layer in enumerate(dict.fromkeys(projection.layer for projection in preview.text_projections()))}
     shown: dict[str, list[Projection]] = {}
     for projection in every:
-        if keeps(projection.layer, projection.feature):
+        if passes(projection.layer, projection.feature):
             shown.setdefault(projection.layer, []).append(projection)
     layers = tuple(
         LayerReport(index.get(layer), layer, _recordings(projections, found, preview.chosen))

@@ -15,7 +15,8 @@ PromptsFile = Annotated[
     typer.Option("--prompts", metavar="FILE", help="Measure preservation on these, not on the preserved and held-out prompts."),
 ]
 Subject = Annotated[
-    list[str] | None, typer.Option("--subject", metavar="TEXT", help="A prompt of what the model was to learn. Repeatable.")
+    list[str] | None,
+    typer.Option("--subject", metavar="TEXT", help="A prompt of the subject that the model learned. Repeatable."),
 ]
 SubjectFile = Annotated[str | None, typer.Option("--subject-prompts", metavar="FILE", help="The same, from a file.")]
 Instances = Annotated[str | None, typer.Option("--instances", metavar="DIR", help="Pictures that the subject was learned from.")]

@@ -23,12 +23,12 @@ def list_layers(common: Common, layer: str | None, feature: str | None, device: 
     terminal = Terminal(as_json=common.as_json, quiet=common.quiet)
     config = configure(common).config
 
-    def keeps(name: str, of: str) -> bool:
+    def passes(name: str, of: str) -> bool:
         return (layer is None or fnmatchcase(name, f"*{layer}*")) and (feature is None or of == feature)
 
     _, steps = compute_steps(config, 1, device)
     shapes = open_preview(config, device, terminal.note)
-    report = layers_report(shapes, shapes.find(shapes.every()), len(steps), keeps)
+    report = layers_report(shapes, shapes.find(shapes.every()), len(steps), passes)
     if not report.layers:
         raise ConfigError("no layer passes the filters", "leave --layer and --feature out to list all of them")
     terminal.answer(layers_document(report), _draw)

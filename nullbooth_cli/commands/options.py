@@ -32,8 +32,8 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Report which con
 Device = Annotated[
     str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; else CUDA if there is one.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Report what would be done and how many bytes it takes; write nothing.")]
-Force = Annotated[bool, typer.Option("--force", help="Compute again, replacing what exists.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Report units, time and bytes of the run; write nothing.")]
+Force = Annotated[bool, typer.Option("--force", help="Compute again, and replace existing results.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before replacing.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Stop after N units; run again to resume.")]
 Repair = Annotated[bool, typer.Option("--repair", help="Read everything that this stage wrote, and redo damaged units.")]

@@ -177,7 +177,7 @@ def _require_hookable(name: str, denoiser: nn.Module) -> None:
     if hasattr(denoiser, "_orig_mod") or any(module._compiled_call_impl is not None for module in denoiser.modules()):
         raise ModelError(
             f"pipe.{name} is compiled: hooks that are set after the first compiled call never fire, so nothing would be recorded",
-            "collect from the pipeline as it was loaded; what is collected serves the compiled one as well",
+            "collect from the pipeline as it was loaded; the projectors serve the compiled one as well",
         )
     if hasattr(denoiser, "get_base_model"):
         raise ModelError(

@@ -18,7 +18,7 @@ PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 PIPELINE_INDEX = "model_index.json"
 # The files of a pipeline folder beside weights.
 CONFIG_FILES = ["*.json", "*.txt", "*.model"]
-ALLOW_PICKLE = "convert it to .safetensors, or, if you trust who made it, set allow_pickle: true"
+ALLOW_PICKLE = "convert it to .safetensors, or, if you trust its author, set allow_pickle: true"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 prepare_collect(run, loaded, weights, batch_size)     one of:
 ├── _start_afresh     nothing is there, or force replaces it
 └── _resume           the same model, and then
-    ├── repair        what is damaged is marked as not done
+    ├── repair        damaged units are marked as not done
     └── _add_prompts  rows for the prompts that are new
 """
 

@@ -90,7 +90,7 @@ def decide(run: Run, decision: Callable[[], Decision]) -> Decision:
 
 
 def prepare(run: Run, begin: Callable[[], Prepared]) -> Prepared:
-    """Let one process prepare a stage (`begin` may write), and every process read what it wrote."""
+    """Let one process prepare a stage (`begin` may write to the store), then read the store again in every process."""
     prepared = Prepared(**decide(run, lambda: vars(begin())))
     run.store.reload()
     run.cache.forget()

@@ -47,7 +47,7 @@ class PictureRequest:
 def draw_inspection(
     source: PictureSource, request: PictureRequest, device: "torch.device"
 ) -> Generator[Event, None, tuple[Path, ...]]:
-    """Draw what is requested, and return the files.
+    """Draw the requested pictures, and return the files.
 
     Cost: for plots and the page, a decomposition for every site and timestep (read where the scope is timestep).
     """

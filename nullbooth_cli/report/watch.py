@@ -19,7 +19,7 @@ SCHEMA_VERSION = 1
 SILENT_SECONDS = 15.0  # five missing heartbeats
 MAX_FAILURES = 3  # reads in a row that may fail: a read may meet a change half way
 
-Note = tuple[str, Heartbeat]  # the part of the store, "" or "heldout", and what a process wrote there
+Note = tuple[str, Heartbeat]  # "" for the store itself or "heldout", and a process's note there
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 
 def refusal(message: str, hint: str) -> PydanticCustomError:
-    """The error of a validator: what is wrong between keys, and what to do about it."""
+    """The error of a validator about several keys together; `hint` is how to fix them."""
     return PydanticCustomError("refused", "{message}", {"message": message, "hint": hint})
 
 

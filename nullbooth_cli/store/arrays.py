@@ -99,7 +99,7 @@ class ArrayGroup:
         attributes: Mapping[str, object] | None = None,
         compressed: bool = False,
     ) -> None:
-        """Make an array without chunks; `fill` is what other programs read where none was written. Cost: about 1 ms."""
+        """Make an array without chunks; where none is written, other programs read `fill`. Cost: about 1 ms."""
         crc = Crc32cCodec()
         with self.writing():
             self._arrays[name] = self._group.create_array(

@@ -17,7 +17,7 @@ class AttentionMaps:
 
     `words` has the K tokens of the prompt, begin and end mark included; `steps` the indices of S steps of the schedule.
     `layers` gives each layer's `[S, H, W, K]` float16, the mean over its heads: over all tokens of the text, padding included, it
-    sums to 1. `image` is what the model drew, `[h, w, 3]` uint8.
+    sums to 1. `image` is the model's picture, `[h, w, 3]` uint8.
     """
 
     words: tuple[str, ...]

@@ -28,7 +28,7 @@ def encode(values: NDArray[Any], dtype: np.dtype[Any], *, compressed: bool) -> l
 
 
 def decode(data: NDArray[np.uint8], dtype: np.dtype[Any], shape: tuple[int, ...], *, compressed: bool) -> NDArray[Any]:
-    """The values of a chunk; a view of `data` without compression. Raises ValueError that says what is wrong."""
+    """The values of a chunk; a view of `data` without compression. Raises ValueError with the reason if it is damaged."""
     if not len(data):
         raise ValueError("it is empty")
     body = data[:-CHECKSUM_BYTES]

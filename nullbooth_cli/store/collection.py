@@ -18,7 +18,7 @@ def create_collection(store: Store, *, sites: Sequence[Site], num_steps: int, nu
 
 
 def extend_collection(store: Store, num_rows: int) -> None:
-    """Make room for `num_rows` prompts in all; what is there stays."""
+    """Make room for `num_rows` prompts in all; the present ones stay."""
     layout = store.layout
     if layout.keeps_features:
         store.features.extend(store.sites, num_rows)

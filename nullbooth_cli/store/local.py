@@ -128,7 +128,7 @@ class LocalBacking(Backing):
         except OSError as error:
             raise self.failure(error) from error
         try:
-            with contextlib.suppress(OSError):  # on a full disk the lock holds too, without the name
+            with contextlib.suppress(OSError):  # on a full disk the lock works too, without the holder's name
                 path.write_text(holder_text())
             yield
         finally:

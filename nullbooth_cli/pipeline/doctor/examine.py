@@ -16,7 +16,7 @@ from nullbooth_cli.pipeline.doctor.examination import Caution, Examination
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """`verdict` is ok, warning or error; an error means that the run would fail. `hint` fixes what is not ok.
+    """`verdict` is ok, warning or error; an error means that the run would fail. `hint` is how to fix a warning or error.
 
     A check that was left out is a warning that is not `checked`, without a hint: its text names the check whose error to fix.
     """
