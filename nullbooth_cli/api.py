@@ -114,7 +114,7 @@ class OpenStore:
         return self._store
 
     def sites(self) -> tuple[Site, ...]:
-        """Every recording: `name`, `layer`, `feature`, `dim`, and `weights`, the parameters that receive this tensor."""
+        """Every site: `name`, `layer`, `feature`, `dim`, and `weights`, the parameters that receive this tensor."""
         return self._store.sites
 
     def schedule(self) -> tuple[Step, ...]:

@@ -76,7 +76,7 @@ FEATURES = {
 
 @dataclass(frozen=True)
 class Site:
-    """One recording: the tensor that enters (or leaves, `side`) one projection, or several that always share it.
+    """The tensor that enters (or leaves, `side`) one projection, or several that always share it.
 
     `layer` and `feature` name the first of these projections; `weights` are the parameters of all of them. A timestep-free
     tensor depends neither on the latents nor on the timestep, so it is stored once.

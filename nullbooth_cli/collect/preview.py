@@ -72,7 +72,7 @@ class Preview:
         )
 
     def count_operations(self, found: FoundSites, num_steps: int) -> int | None:
-        """Floating point operations of the denoiser for one prompt, over the forwards that the recordings need.
+        """Floating point operations of the denoiser for one prompt, over the forwards that the sites need.
 
         None for a loaded model: it would have to run, and torch counts no attention on the CPU.
         """
@@ -167,7 +167,7 @@ def layers_report(
 def _recordings(
     projections: Sequence[Projection], found: FoundSites, chosen: Sequence[Projection]
 ) -> tuple[RecordingReport, ...]:
-    """Neighbours of one site are one recording."""
+    """The sites of a layer's projections, in their order; neighbours that share a site are one entry."""
     runs: list[tuple[str, list[Projection]]] = []
     for projection in projections:
         site = found.site_of[projection].name

@@ -14,7 +14,7 @@ from nullbooth_cli.model.projections import Projection
 
 
 class Recorder:
-    """Checks the tensors of one unit, and hands each recording to the sinks.
+    """Checks the tensors of one unit, and hands that of each site to the sinks.
 
     `members` are the unit's prompts, each with its row in the store. On CUDA nothing here waits for the device: conditions are
     computed there, and `check` reads them after the unit.

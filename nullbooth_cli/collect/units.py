@@ -72,7 +72,7 @@ def forwards_needed(found: FoundSites, num_steps: int) -> int:
 
 
 def run_unit(model: RecordableModel, recorder: Recorder) -> None:
-    """Run as much of the denoising path as the recordings need. Raises ModelError for a pipeline that skips steps."""
+    """Run as much of the denoising path as the sites need. Raises ModelError for a pipeline that skips steps."""
     needed = forwards_needed(model.found, len(model.path.steps))
     if not (_run_forwards(model, recorder, needed) if needed else _take_arguments(model, recorder)):
         raise ModelError(

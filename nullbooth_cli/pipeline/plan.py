@@ -100,8 +100,8 @@ def plan(
         sites = store.sites
     else:
         shapes = open_preview(config, device, on_note)
-        recordings = shapes.find(shapes.chosen)
-        sites, operations = recordings.sites, shapes.count_operations(recordings, len(steps))
+        found = shapes.find(shapes.chosen)
+        sites, operations = found.sites, shapes.count_operations(found, len(steps))
     work = Work(
         config=config,
         prompts=prompts,

@@ -19,7 +19,7 @@ SCHEMA_VERSION = 1
 SILENT_SECONDS = 15.0  # five missing heartbeats
 MAX_FAILURES = 3  # reads in a row that may fail: a read may meet a change half way
 
-Note = tuple[str, Heartbeat]  # "" for the store itself or "heldout", and a process's note there
+WorkerNote = tuple[str, Heartbeat]  # "" for the store itself or "heldout", and a process's note there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +100,14 @@ class Ages:
         return clock - since if changed else max(0.0, now - note.time)
 
 
-def read_notes(store: Store) -> list[Note]:
+def read_notes(store: Store) -> list[WorkerNote]:
     """The notes of the processes at work, on the store itself and on its held-out prompts."""
     inner = store.heldout()
     heldout = inner.heartbeats.read() if inner else []
     return [("", note) for note in store.heartbeats.read()] + [(HELDOUT, note) for note in heldout]
 
 
-def watch_report(url: str, states: Mapping[str, StageState], notes: list[Note], ages: Ages) -> WatchReport:
+def watch_report(url: str, states: Mapping[str, StageState], notes: list[WorkerNote], ages: Ages) -> WatchReport:
     """The report on a store at `url`. Notes about work that is done are left out: killed processes left them."""
     now, clock = time.time(), time.monotonic()
     processes = [

@@ -138,7 +138,7 @@ class Store:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The recordings of the collection, in its order; none before a collection was started."""
+        """The sites of the collection, in its order; none before a collection was started."""
         stored = self.arrays.attribute("sites")
         if stored is not self._sites[0]:
             self._sites = stored, tuple(Site(**{**site, "weights": tuple(site["weights"])}) for site in stored)

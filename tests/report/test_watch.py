@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nullbooth_cli.errors import StoreError
 from nullbooth_cli.pipeline.state import StageState
 from nullbooth_cli.report.json_document import to_json
-from nullbooth_cli.report.watch import MAX_FAILURES, Ages, Note, WatchReport, poll, read_notes, watch_report
+from nullbooth_cli.report.watch import MAX_FAILURES, Ages, WatchReport, WorkerNote, poll, read_notes, watch_report
 from nullbooth_cli.store import Store
 from tests.support.notes import note
 
@@ -29,7 +29,7 @@ STATES = {
 }
 
 
-def report(*notes: Note, states: dict[str, StageState] | None = None, ages: Ages | None = None) -> WatchReport:
+def report(*notes: WorkerNote, states: dict[str, StageState] | None = None, ages: Ages | None = None) -> WatchReport:
     return watch_report("run.zarr", states or STATES, list(notes), ages or Ages())
 
 
