@@ -48,7 +48,10 @@ class Boundary(TyperGroup):
             else:
                 terminal.error(self._usage(error, arguments))
             code = ConfigError.exit_code
-        except (typer.Abort, KeyboardInterrupt):
+        except typer.Abort:  # the answer to a question was no
+            terminal.note("stopped: nothing was replaced")
+            sys.exit(INTERRUPTED)
+        except KeyboardInterrupt:
             code = INTERRUPTED
         if code == INTERRUPTED:
             terminal.note("interrupted: finished units are kept, run the same command again to resume")

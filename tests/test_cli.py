@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from nullbooth_cli.cli import app
+from nullbooth_cli.cli import Boundary, app
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from tests.support.cli import nullbooth
@@ -67,3 +69,13 @@ def test_the_help_has_each_command_in_one_whole_line() -> None:
     listed = nullbooth("--help").stdout.partition("Commands:\n")[2].splitlines()
     assert len(listed) == len(app.registered_commands)
     assert all(line.endswith(".") and not line.endswith("..") for line in listed)
+
+
+def test_no_to_a_question_is_not_an_interrupt() -> None:
+    asking = typer.Typer(cls=Boundary, rich_markup_mode=None)
+    asking.callback()(lambda: None)
+    asking.command("ask")(lambda: typer.confirm("replace?", abort=True, err=True))
+    answered = CliRunner().invoke(asking, ["ask"], input="n\n")
+    assert answered.exit_code == 130
+    assert answered.stderr.endswith("stopped: nothing was replaced\n")
+    assert "interrupted" not in answered.stderr
