@@ -157,7 +157,7 @@ def _started_state(
     for upstream, built_on in record["upstream"].items():
         now = records.get(upstream, {}).get("fingerprint")
         if before[upstream].state == "stale":
-            differences.append(Difference(upstream, "as it was", "stale"))
+            differences.append(Difference(upstream, "complete", "stale"))
         elif now != built_on:
             differences.append(Difference(upstream, built_on, now or "missing"))
     units = _UNITS[stage](prompts, store, before)
