@@ -1,5 +1,6 @@
 """What the recorder checks, and what it hands to sinks."""
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -11,6 +12,7 @@ from nullbooth_cli.datatypes import Prompt, Site, Step
 from nullbooth_cli.errors import DataError, ModelError
 from nullbooth_cli.model.denoise import DenoisingPath
 from nullbooth_cli.model.projections import Projection
+from tests.support.builders import PROMPTS, execute, small_config
 
 
 def test_sharing_that_changes_on_the_way_is_an_error() -> None:
@@ -95,3 +97,26 @@ def test_a_value_that_cannot_be_stored_is_an_error_of_the_data(value: float, dty
     recorder.receive(TO_K, 0, tensor)
     with pytest.raises(DataError, match=rf"{message}.*prompt 'b', layer l, feature k, timestep 999"):
         recorder.check()
+
+
+@pytest.mark.parametrize("where", ["model", "dtype"])
+def test_a_value_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    config = small_config(
+        tmp_path / "run.zarr",
+        collect__cross_attention_layers=["mid_block*"],
+        collect__feature_dtype="float16" if where == "dtype" else "float32",
+    )
+    real = find_sites.split_branches
+
+    def spoiled(tensor: torch.Tensor, num_prompts: int, branches: str) -> torch.Tensor:
+        values = real(tensor, num_prompts, branches).clone()
+        if num_prompts > 1:
+            values[1, 0, 0] = float("nan") if where == "model" else 1e6
+        return values
+
+    monkeypatch.setattr(recorder_module, "split_branches", spoiled)
+    expected = (
+        rf"{'not finite' if where == 'model' else 'does not fit float16'}: prompt '{PROMPTS[1]}', layer mid_block.*timestep 999"
+    )
+    with pytest.raises(DataError, match=expected):
+        execute(config, "collect")

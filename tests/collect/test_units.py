@@ -1,23 +1,29 @@
-"""What a unit records of a model that was changed after loading: the same, or an error."""
+"""What a unit records: the inputs of the projections on the model's own path, the same of a wrapped model, or an error."""
 
+import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import accelerate
+import numpy as np
 import peft
 import pytest
 import torch
 
-from nullbooth_cli.collect import open_model
+from nullbooth_cli.collect import find_sites, open_model
 from nullbooth_cli.collect import recorder as recorder_module
 from nullbooth_cli.collect import units as units_module
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ModelError
 from nullbooth_cli.model import load as load_module
+from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.scheduler import write_steps
 from nullbooth_cli.nullspace.usable import usable_projectors
-from tests.support.builders import PROMPTS, small_config
+from nullbooth_cli.pipeline import collect
+from tests.support.builders import PROMPTS, execute, features_at, small_config
+from tests.support.by_hand import by_hand
 from tests.support.loading import load, refused
 from tests.support.model_files import copy_folder
 
@@ -176,3 +182,136 @@ def test_a_pipeline_that_skips_steps_is_refused() -> None:
     recorder = recorder_module.Recorder(model, [(0, Prompt(PROMPTS[0]))], branches="both", sinks=[])
     with pytest.raises(ModelError, match="the pipeline ran 2 forwards for 4 steps"):
         units_module.run_unit(model, recorder)
+
+
+@pytest.mark.parametrize("feature", ["q", "k", "v", "out"])
+def test_features_are_what_an_independent_hook_sees(finished: Any, pipe: Any, feature: str) -> None:
+    _, store = finished
+    layer = "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
+    projection = f"{layer}.to_{feature}" + (".0" if feature == "out" else "")
+    site = next(site for site in store.sites if f"{projection}.weight" in site.weights)
+    expected = by_hand(pipe, PROMPTS[3:6], 3, projection)
+    tokens = expected.shape[2]
+    assert site.num_tokens == 2 * tokens
+    for t in range(1 if site.timestep_free else 4):
+        stored = features_at(store, site, t, 1)
+        np.testing.assert_allclose(stored[:, :tokens], expected[t, :3], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(stored[:, tokens:], expected[t, 3:], rtol=1e-4, atol=1e-4)
+
+
+def test_text_is_stored_once_for_all_layers_and_steps(finished: Any) -> None:
+    _, store = finished
+    text = [site for site in store.sites if site.feature in "kv"]
+    assert len(text) == 1
+    assert text[0].timestep_free
+    assert len(text[0].weights) == 20
+    assert len(store.sites) == 21
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_features_do_not_depend_on_the_batch(finished: Any, tmp_path: Path, batch_size: int) -> None:
+    _, store = finished
+    other = execute(small_config(tmp_path / "other.zarr", collect__batch_size=batch_size), "collect")
+    for site in store.sites:
+        for t in range(1 if site.timestep_free else 4):
+            mine, theirs = (
+                np.concatenate([features_at(s, site, t, u) for u in range(len(s.progress.done("collect")))])
+                for s in (store, other)
+            )
+            assert np.abs(mine - theirs).max() <= 1e-4 * np.abs(mine).max()
+
+
+@pytest.mark.parametrize("strategy", [None, "DPM++ 3M SDE Karras", "Euler a", "UniPC", "LCM", "model"])
+def test_every_sampler_can_be_walked_and_repeated(tmp_path: Path, strategy: str | None) -> None:
+    changes = {
+        "schedule__sampler_strategy": strategy,
+        "schedule__seed": 5,
+        "original_knowledge_prompts": PROMPTS[:2],
+        "collect__cross_attention_layers": ["mid_block*"],
+    }
+    first, second = (
+        execute(small_config(tmp_path / f"{name}.zarr", collect__batch_size=batch, **changes), "collect")
+        for name, batch in (("a", 2), ("b", 1))
+    )
+    for site in first.sites:
+        for t in range(1 if site.timestep_free else 4):
+            one, two = (
+                np.concatenate([features_at(s, site, t, u) for u in range(len(s.progress.done("collect")))])
+                for s in (first, second)
+            )
+            assert np.abs(one - two).max() <= 2e-4 * np.abs(one).max()
+
+
+def test_only_the_prompts_branch_or_no_guidance(tmp_path: Path, finished: Any) -> None:
+    _, both = finished
+    cond = execute(small_config(tmp_path / "cond.zarr", collect__branches="cond", collect__cross_attention_layers=[0]), "collect")
+    site = cond.sites[0]
+    twin = next(s for s in both.sites if s.name == site.name)
+    assert twin.num_tokens == 2 * site.num_tokens
+    np.testing.assert_allclose(features_at(cond, site, 3, 0), features_at(both, twin, 3, 0)[:, site.num_tokens :], atol=1e-5)
+    single = execute(
+        small_config(tmp_path / "one.zarr", collect__guidance_scale=1.0, collect__cross_attention_layers=[0]), "collect"
+    )
+    assert single.sites[0].num_tokens == site.num_tokens
+
+
+def test_no_hooks_are_left_behind(pipe: Any) -> None:
+    assert not any(module._forward_pre_hooks for module in denoiser_of(pipe).modules())
+
+
+class TestNothingMoreIsComputed:
+    """Modules of the model are counted: what nobody asked for does not run."""
+
+    @pytest.fixture
+    def calls(self, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        load = open_model.load_recordable
+
+        def counted(*arguments: Any) -> Any:
+            loaded = load(*arguments)
+            unet = loaded.pipe.unet
+            for name, module in {
+                "unet": unet,
+                "down": unet.down_blocks[0],
+                "up": unet.up_blocks[-1],
+                "text": loaded.pipe.text_encoder,
+                "vae": loaded.pipe.vae.decoder,
+            }.items():
+                module.register_forward_hook(lambda *_, name=name: counts.update([name]))
+            return loaded
+
+        monkeypatch.setattr(collect, "load_recordable", counted)
+        return counts
+
+    @pytest.mark.parametrize("keep", ["features", "moments"])
+    def test_text_needs_no_denoiser(self, tmp_path: Path, finished: Any, calls: Counter[str], keep: str) -> None:
+        switches = {"q_features": False, "out_features": False}
+        config = small_config(tmp_path / "run.zarr", collect__collect_features=switches, collect__keep=keep)
+        store = execute(config, "collect", "covariance")
+        assert calls["text"] > 0
+        assert calls["unet"] == calls["down"] == calls["vae"] == 0
+        _, whole = finished
+        text = next(site for site in whole.sites if site.feature == "k")
+        (site,) = store.sites
+        assert (site, site.timestep_free) == (text, True)
+        np.testing.assert_allclose(store.moments.read_one(site, 0)[0], whole.moments.read_one(text, 0)[0], rtol=1e-6, atol=1e-6)
+
+    def test_the_last_forward_ends_at_the_last_wanted_layer(self, tmp_path: Path, calls: Counter[str]) -> None:
+        execute(small_config(tmp_path / "run.zarr", collect__cross_attention_layers=["down_blocks.1*"]), "collect")
+        # Three units of four steps each; the last step of each does not reach the end.
+        assert calls["down"] == 12
+        assert calls["unet"] == calls["up"] == 9
+        assert calls["vae"] == 0
+
+    def test_one_forward_is_enough_for_what_is_free_of_the_timestep(
+        self, tmp_path: Path, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As in PixArt, whose text is transformed inside the denoiser: nothing is given, yet no timestep plays a part."""
+        find = find_sites.find_sites
+        monkeypatch.setattr(
+            find_sites, "find_sites", lambda *a, **how: dataclasses.replace(find(*a, **how), arguments=frozenset())
+        )
+        switches = {"q_features": False, "out_features": False}
+        execute(small_config(tmp_path / "run.zarr", collect__collect_features=switches), "collect")
+        assert calls["down"] == 3
+        assert calls["unet"] == 0

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nullbooth_cli.datatypes import step_key
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model.scheduler import CorrectedDPMSolver, build_scheduler, compute_schedule, install, is_sde
 from nullbooth_cli.settings.config import STRATEGIES
@@ -126,28 +125,6 @@ class TestJitter:
             compute_schedule(strategy, build_scheduler(strategy, SHIPPED), 10, jitter=jitter) for jitter in (0.02, 0.0)
         )
         assert with_jitter == without
-
-
-@pytest.mark.parametrize(
-    ("strategy", "index", "timestep", "key"),
-    [
-        (None, 0, 999.0, "timestep_0999"),
-        (None, 9, 0.0, "timestep_0000"),
-        ("Euler", 0, 999.0, "alpha_00_9e2"),
-        ("Euler", 7, 12.0, "alpha_07_1e1"),
-        ("Euler", 11, 0.0, "alpha_11_0e0"),
-        ("Euler", 3, 517.24, "alpha_03_5e2"),
-    ],
-)
-def test_step_keys(strategy: str | None, index: int, timestep: float, key: str) -> None:
-    assert step_key(strategy, index, timestep) == key
-
-
-@given(st.integers(0, 9999), st.integers(0, 99))
-def test_step_key_keeps_the_leading_digit(timestep: int, index: int) -> None:
-    prefix, position, short = step_key("model", index, float(timestep)).split("_")
-    assert (prefix, int(position)) == ("alpha", index)
-    assert float(short) <= timestep < float(short) + 10 ** int(short[-1])
 
 
 def test_lcm_takes_few_steps_and_no_more_than_it_knows() -> None:

@@ -1,0 +1,96 @@
+"""The small values of every room: ids of prompts, keys of steps, and the sites that filters choose."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nullbooth_cli.datatypes import Prompt, Site, Sums, choose_sites, split_weight, step_key
+from nullbooth_cli.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("strategy", "index", "timestep", "key"),
+    [
+        (None, 0, 999.0, "timestep_0999"),
+        (None, 9, 0.0, "timestep_0000"),
+        ("Euler", 0, 999.0, "alpha_00_9e2"),
+        ("Euler", 7, 12.0, "alpha_07_1e1"),
+        ("Euler", 11, 0.0, "alpha_11_0e0"),
+        ("Euler", 3, 517.24, "alpha_03_5e2"),
+    ],
+)
+def test_step_keys(strategy: str | None, index: int, timestep: float, key: str) -> None:
+    assert step_key(strategy, index, timestep) == key
+
+
+@given(st.integers(0, 9999), st.integers(0, 99))
+def test_step_key_keeps_the_leading_digit(timestep: int, index: int) -> None:
+    prefix, position, short = step_key("model", index, float(timestep)).split("_")
+    assert (prefix, int(position)) == ("alpha", index)
+    assert float(short) <= timestep < float(short) + 10 ** int(short[-1])
+
+
+def test_the_id_of_a_prompt_is_of_its_text_and_image() -> None:
+    assert Prompt("a dog").id == hashlib.sha256(b"a dog").hexdigest()[:12]
+    assert Prompt("a dog", "0a1b").id == hashlib.sha256(b"a dog\x000a1b").hexdigest()[:12]
+
+
+def test_the_mean_is_the_sum_over_the_count() -> None:
+    x = np.arange(12.0).reshape(4, 3)
+    np.testing.assert_array_equal(Sums(x.T @ x, x.sum(0), len(x)).mean, x.mean(0))
+
+
+@pytest.mark.parametrize(
+    ("weight", "layer", "feature"),
+    [
+        ("mid.attn2.to_q.weight", "mid.attn2", "q"),
+        ("up.1.attn2.to_out.0.weight", "up.1.attn2", "out"),
+        ("blocks.3.attn.add_k_proj.weight", "blocks.3.attn", "add_k"),
+    ],
+)
+def test_a_weight_is_split_into_layer_and_feature(weight: str, layer: str, feature: str) -> None:
+    assert split_weight(weight) == (layer, feature)
+
+
+class TestSites:
+    """Two sites: the text of a layer in the middle and of one above it, and the queries of the first."""
+
+    text = Site("mid.attn2", "k", "input", ("mid.attn2.to_k.weight", "up.attn2.to_v.weight"), True, 4, 6)
+    queries = Site("mid.attn2", "q", "input", ("mid.attn2.to_q.weight",), False, 2, 3)
+
+    def test_its_name_and_its_projections(self) -> None:
+        assert self.text.name == "mid.attn2.k"
+        assert self.text.projections == (("mid.attn2", "k"), ("up.attn2", "v"))
+
+    def test_what_no_timestep_changes_is_stored_once(self) -> None:
+        assert (self.text.num_recorded(30), self.queries.num_recorded(30)) == (1, 30)
+
+    @pytest.mark.parametrize(
+        ("layer", "feature", "name", "chosen"),
+        [
+            (None, None, None, "kq"),
+            ("up", None, None, "k"),
+            ("up.attn2", "v", None, "k"),
+            ("m*", "q", None, "q"),
+            (None, None, "*.q", "q"),
+            (None, None, "mid.attn2.k", "k"),
+        ],
+    )
+    def test_filters_choose_by_every_projection(
+        self, layer: str | None, feature: str | None, name: str | None, chosen: str
+    ) -> None:
+        found = choose_sites([self.text, self.queries], layer, feature, name)
+        assert "".join(site.feature for site in found) == chosen
+
+    def test_layer_and_feature_must_be_of_one_projection(self) -> None:
+        with pytest.raises(ConfigError, match="no site passes the filters") as caught:
+            choose_sites([self.text, self.queries], "up", "k")
+        assert caught.value.hint.endswith("\n  mid.attn2")
+
+    def test_an_unknown_name_lists_the_sites(self) -> None:
+        with pytest.raises(ConfigError, match=r"no site mid\.attn2\.out") as caught:
+            choose_sites([self.text, self.queries], None, None, "mid.attn2.out")
+        assert caught.value.hint.endswith("\n  mid.attn2.k\n  mid.attn2.q")
