@@ -1,6 +1,7 @@
 """Fixtures of every room: the embedded model (loaded once) and one small finished run."""
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -99,6 +100,24 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Store]:
 
     config = small_config(tmp_path_factory.mktemp("finished") / "run.zarr")
     return config, execute(config, "schedule", "collect", "covariance", "project")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A config file of a small run on one layer."""
+    from tests.support.builders import small_config
+    from tests.support.cli import saved
+
+    config = small_config(tmp_path / "run.zarr", collect__cross_attention_layers=["mid_block*"], collect__batch_size=4)
+    saved(config, tmp_path / "c.yaml")
+    return tmp_path / "c.yaml"
+
+
+@pytest.fixture
+def done(finished: tuple[Config, Store], tmp_path: Path) -> str:
+    """A copy of the finished run, free to be spoiled."""
+    shutil.copytree(finished[1].path, tmp_path / "done.zarr")
+    return str(tmp_path / "done.zarr")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""`nullbooth inspect`: the files it draws as a user gets them, two stores, and what it refuses."""
+"""`nullbooth inspect`: its document and its filters, the files it draws as a user gets them, and what it refuses."""
 
 import json
 import shutil
@@ -10,9 +10,13 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from nullbooth_cli.cli import app
+from nullbooth_cli.model import device as device_module
+from nullbooth_cli.model import load
 from nullbooth_cli.report.inspection import inspect_store, most_leaking
+from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
-from tests.support.builders import PROMPTS, execute, small_config
+from tests.support.builders import execute
+from tests.support.cli import nullbooth, refused
 
 
 def inspect(*arguments: str) -> Result:
@@ -103,41 +107,62 @@ class TestPlots:
         assert "cannot write" in shown.stderr
 
 
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """The other half of the prompts, another threshold."""
-    config = small_config(
-        tmp_path_factory.mktemp("other") / "run.zarr",
-        original_knowledge_prompts=PROMPTS[:4],
-        project__relative_threshold=0.02,
+@pytest.mark.parametrize(
+    ("filters", "count"),
+    [
+        (("--layer", "mid_block*", "--feature", "q"), 1),
+        (("--layer", "mid_block"), 3),
+        (("--feature", "v"), 1),
+        (("--feature", "out"), 10),
+    ],
+)
+def test_inspect_filters(done: str, filters: tuple[str, ...], count: int) -> None:
+    document = json.loads(nullbooth("inspect", "-s", done, "--json", *filters).stdout)
+    assert len(document["sites"]) == count == document["totals"]["sites"]
+
+
+def test_inspect_by_timestep(done: str) -> None:
+    assert nullbooth("project", "-s", done, "--set", "project.scope=timestep", "--force").exit_code == 0
+    document = json.loads(nullbooth("inspect", "-s", done, "--json").stdout)
+    assert (document["scope"], len(document["sites"])) == ("timestep", 20 * 4 + 1)
+    timesteps = {site["timestep"] for site in document["sites"]}
+    one = json.loads(nullbooth("inspect", "-s", done, "--json", "--timestep", "775").stdout)["sites"]
+    assert 775.0 in timesteps
+    assert {(site["timestep"], site["step_index"], site["key"]) for site in one} == {(775.0, 1, "alpha_01_7e2")}
+
+
+def test_csv(done: str) -> None:
+    import csv
+
+    rows = list(csv.DictReader(nullbooth("inspect", "-s", done, "--csv").stdout.splitlines()))
+    sites = json.loads(nullbooth("inspect", "-s", done, "--json").stdout)["sites"]
+    assert [int(row["null_dim"]) for row in rows] == [site["null_dim"] for site in sites]
+    assert rows[1]["weights"].split() == sites[1]["weights"]
+
+
+def test_inspect(done: str, finished: tuple[Config, Store]) -> None:
+    document = json.loads(nullbooth("inspect", "-s", done, "--json").stdout)
+    keys = "layer feature side weights step_index key timestep dim count null_dim effective_rank largest smallest condition"
+    keys += " threshold noise_floor leakage heldout_leakage warnings arrays"
+    import zarr
+
+    group = zarr.open_group(done, mode="r")
+    for site in document["sites"]:
+        assert set(site) == set(keys.split())
+        for path in site["arrays"].values():
+            assert path in group
+    text = next(site for site in document["sites"] if len(site["weights"]) > 1)
+    assert len(text["weights"]) == 20
+    names = {name for name, _ in load.denoiser_of(_pipe()).named_parameters()}
+    assert {weight for site in document["sites"] for weight in site["weights"]} <= names
+
+
+def _pipe() -> Any:
+    return load.load_pipeline(
+        "toy", revision=None, variant=None, dtype="float32", local_files_only=True, device=device_module.pick_device("cpu")
     )
-    return execute(config, "collect", "covariance", "project")
 
 
-class TestCompare:
-    def test_as_a_table(self, finished: Any, other: Store) -> None:
-        shown = inspect("-s", str(finished[1].path), str(other.path), "--layer", "mid_block")
-        assert shown.exit_code == 0, shown.stderr
-        assert f"A = {finished[1].path}" in shown.stdout
-        assert f"B = {other.path}" in shown.stdout
-        assert "project.relative_threshold: 0.05 | 0.02" in shown.stdout
-        assert "mean overlap" in shown.stdout
-        assert "held-out" not in shown.stdout
-
-    def test_scopes_that_differ_are_refused(self, finished: Any, tmp_path: Path) -> None:
-        config, store = finished
-        shutil.copytree(store.path, tmp_path / "run.zarr")
-        stepwise = config.model_copy(
-            update={"store": str(tmp_path / "run.zarr"), "project": config.project.model_copy(update={"scope": "timestep"})}
-        )
-        execute(stepwise, "project", force=True)
-        shown = inspect(str(store.path), str(tmp_path / "run.zarr"))
-        assert shown.exit_code == 2
-        assert "scope pooled" in shown.stderr
-        again = inspect(str(tmp_path / "run.zarr"), str(tmp_path / "run.zarr"), "--json")
-        assert len(json.loads(again.stdout)["sites"]) > len(store.sites)
-
-    def test_unfinished_is_refused(self, finished: Any, tmp_path: Path) -> None:
-        shown = inspect(str(finished[1].path), str(tmp_path / "none.zarr"))
-        assert shown.exit_code in (2, 3)
-        assert "error: " in shown.stderr
+def test_two_answers(done: str) -> None:
+    assert "two answers" in json.loads(nullbooth("inspect", "-s", done, "--json", "--csv").stderr)["error"]
+    refused(nullbooth("inspect", "-s", done, "--layer", "nothing"), 2, "no site passes the filters", "mid_block")

@@ -1,7 +1,6 @@
 """The configs of real models: they load, they are right about the model, and what stands at their top is what a dry run says."""
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,53 +83,3 @@ def test_flow_matching_models_are_the_ones_whose_schedule_is_the_pipelines() -> 
     # Flux shifts its sigmas by the number of image tokens: mu is 1.15 at 4096 (1024 x 1024 pixels), and sigma_1 of 8 is 7/8.
     steps = looked["flux"][1]
     assert steps[1].sigma == pytest.approx(2.718281828**1.15 / (2.718281828**1.15 + 1 / (7 / 8) - 1), rel=1e-5)
-
-
-class TestListing:
-    TOY = ("inspect", "--layers", "-c", str(ROOT / "configs/nullbooth.yaml"))
-
-    def test_every_layer_its_index_and_what_it_shares(self) -> None:
-        document = json.loads(nullbooth(*self.TOY, "--json").stdout)
-        assert [layer["index"] for layer in document["layers"]] == list(range(10))
-        shared = [site for site in document["sites"] if len(site["weights"]) > 1]
-        assert [(len(site["weights"]), site["timestep_free"], site["num_tokens"], site["dim"]) for site in shared] == [
-            (20, True, 2 * 16, 96)
-        ]
-        for key in ("feature_bytes_per_prompt", "moment_bytes"):
-            assert sum(site[key] for site in document["sites"]) == document["totals"]["all"][key]
-        assert document["totals"]["all"] == document["totals"]["chosen"]
-
-    def test_the_index_chooses_the_layer_and_what_is_chosen_is_marked(self) -> None:
-        chosen = ("--set", "collect.cross_attention_layers=[3]", "--set", "collect.collect_features.v_features=false")
-        document = json.loads(nullbooth(*self.TOY, *chosen, "--json").stdout)
-        marked = {
-            (layer["index"], *recording["features"])
-            for layer in document["layers"]
-            for recording in layer["recordings"]
-            if recording["chosen"]
-        }
-        assert marked == {(3, "q"), (3, "k", "v"), (3, "out")}
-        assert document["totals"]["chosen"]["weights"] == 3
-        assert len(document["layers"]) == 10
-
-    def test_self_attention_is_listed_when_it_is_asked_for(self) -> None:
-        asked = ("--set", 'collect.cross_attention_layers=["mid_block*attn1"]')
-        document = json.loads(nullbooth(*self.TOY, *asked, "--json").stdout)
-        asked_for = [layer for layer in document["layers"] if layer["index"] is None]
-        assert [layer["layer"].rpartition(".")[2] for layer in asked_for] == ["attn1"]
-        assert document["totals"]["chosen"]["sites"] == 2  # q, k and v share their input
-
-    def test_the_table_and_its_filters(self) -> None:
-        table = nullbooth(*self.TOY, "--layer", "mid_block").stdout
-        assert re.search(r"\* +9 +mid_block\S+attn2 +q +8 +80 +1 +every step", table)
-        assert re.search(r"k v +32 +96 +20 +once", table)
-        assert "down_blocks" not in table
-        assert "10 layers, 21 sites for 40 weights" in table
-
-    @pytest.mark.parametrize(
-        ("more", "said"), [(("--layer", "nowhere"), "no layer passes"), (("--csv",), "--layers gives a table of the model")]
-    )
-    def test_what_it_refuses(self, more: tuple[str, ...], said: str) -> None:
-        result = CliRunner().invoke(app, [*self.TOY, *more])
-        assert result.exit_code == 2
-        assert said in result.stderr

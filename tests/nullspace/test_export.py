@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import torch
 from safetensors import safe_open
 
 import nullbooth_cli as nb
-from nullbooth_cli.settings.config import Config
-from nullbooth_cli.store import Store
 from tests.support.builders import ROOT
 from tests.support.cli import nullbooth, refused
 
@@ -22,12 +19,11 @@ FEATURES = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
 
 
 @pytest.fixture
-def done(finished: tuple[Config, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def done(done: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A copy of the finished run; the current folder is empty beside it."""
-    shutil.copytree(finished[1].path, tmp_path / "done.zarr")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    return str(tmp_path / "done.zarr")
+    return done
 
 
 def exported(*arguments: str) -> dict[str, Any]:
@@ -76,25 +72,6 @@ class TestSafetensors:
         names: dict[str, Any] = {}
         exec(block, names)
         np.testing.assert_allclose(names["P"].numpy(), projectors(done)[NAME].dense(), atol=1e-6)
-
-    def test_nothing_is_replaced_without_force(self, done: str) -> None:
-        Path("p.safetensors").write_text("mine")
-        refused(nullbooth("export", "p.safetensors", "-s", done), 2, "p.safetensors exists", "--force")
-        assert Path("p.safetensors").read_text() == "mine"
-        exported("p.safetensors", "-s", done, "--force")
-        assert list(Path().iterdir()) == [Path("p.safetensors")]
-
-    @pytest.mark.parametrize(
-        ("arguments", "said"),
-        [
-            (["p.pt", "--dense"], "--dense and --dtype"),
-            (["p.safetensors", "--layer", "mid"], "--layer and --feature"),
-            (["p.safetensors", "--only-covariance"], "--only-covariance"),
-            (["p.safetensors", "--dtype", "float16"], "float32 or float64"),
-        ],
-    )
-    def test_flags_of_another_form(self, done: str, arguments: list[str], said: str) -> None:
-        refused(nullbooth("export", *arguments, "-s", done), 2, said)
 
 
 class TestAlphaEdit:

@@ -1,7 +1,6 @@
 """Moments come back from plain files, and bad files are named."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 
 import nullbooth_cli as nb
-from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from tests.support.cli import nullbooth, refused
 
@@ -17,12 +15,11 @@ LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2"
 
 
 @pytest.fixture
-def done(finished: tuple[Config, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def done(done: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A copy of the finished run; the current folder is empty beside it."""
-    shutil.copytree(finished[1].path, tmp_path / "done.zarr")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    return str(tmp_path / "done.zarr")
+    return done
 
 
 @pytest.fixture
@@ -63,12 +60,6 @@ def test_it_says_that_it_was_imported(covariances: Path, pipe: Any) -> None:
         nb.open_store("back.zarr").projectors(pipe.unet)
 
 
-def test_a_store_that_holds_something_is_left_alone(done: str, covariances: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in Path(done).rglob("*")}
-    refused(nullbooth("import", str(covariances), "-s", done), 4, "has a collection already")
-    assert {path: path.stat().st_mtime_ns for path in Path(done).rglob("*")} == before
-
-
 def spoiled(covariances: Path, feature: str = "q") -> Path:
     return covariances / sorted(folder.name for folder in covariances.iterdir())[1] / LAYER / f"{feature}_covariance.npy"
 
@@ -91,8 +82,3 @@ def spoiled(covariances: Path, feature: str = "q") -> Path:
 def test_bad_files_are_named(covariances: Path, spoil: Any, said: str) -> None:
     spoil(spoiled(covariances))
     refused(nullbooth("import", str(covariances), "-s", "back.zarr", "-q"), 2, said)
-
-
-def test_a_folder_without_any(tmp_path: Path) -> None:
-    refused(nullbooth("import", str(tmp_path), "-s", str(tmp_path / "x.zarr")), 2, "has no covariances")
-    assert not (tmp_path / "x.zarr").exists()

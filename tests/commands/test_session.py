@@ -1,0 +1,47 @@
+"""The config and the store that a command works on, and places that hold no store."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import nullbooth, refused
+
+
+def test_the_store_alone_is_enough(done: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in (("status", "-s", done), ("inspect", "-s", done), ("project", "-s", done)):
+        assert nullbooth(*arguments).exit_code == 0
+    monkeypatch.setenv("NULLBOOTH_STORE", done)
+    assert nullbooth("status").exit_code == 0
+
+
+def test_quiet_and_verbose(small: Path) -> None:
+    assert nullbooth("schedule", "-c", str(small), "-q").stderr == ""
+    assert "config " in nullbooth("status", "-c", str(small), "-v").stderr
+
+
+def test_stores_that_are_none(small: Path, tmp_path: Path, done: str) -> None:
+    import zarr
+
+    zarr.create_group(tmp_path / "foreign.zarr")
+    refused(nullbooth("collect", "-c", str(small), "-s", str(tmp_path / "foreign.zarr")), 4, "not a nullbooth store")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").write_text("x")
+    refused(nullbooth("collect", "-c", str(small), "-s", str(tmp_path / "folder")), 4, "is not a nullbooth store")
+    refused(nullbooth("inspect", "-c", str(small), "-s", str(tmp_path / "folder")), 4, "is not a Zarr v3 group")
+    document = json.loads((Path(done) / "zarr.json").read_text())
+    document["attributes"]["format_version"] = 99
+    (Path(done) / "zarr.json").write_text(json.dumps(document))
+    refused(nullbooth("inspect", "-s", done), 4, "store format 99", "upgrade")
+
+
+def test_credentials_in_the_url_of_a_store(small: Path) -> None:
+    result = nullbooth("schedule", "-c", str(small), "-s", "s3://key:secret@bucket/run.zarr")
+    refused(result, 2, "carries credentials", "storage_options")
+    assert "secret" not in result.output
+
+
+def test_no_config_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(nullbooth("status"), 2, "no config", "-c")
