@@ -6,7 +6,11 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import pytest
 
+from nullbooth_cli.collect import open_model
+from nullbooth_cli.collect.open_model import scheduler_of
+from nullbooth_cli.model.denoise import DenoisingPath
 from nullbooth_cli.toy import FOLDER
 from tests.support.builders import PROMPTS, execute, features_at, small_config
 from tests.support.by_hand import NOISE, by_hand
@@ -48,3 +52,30 @@ def test_chosen_layers_and_features(tmp_path: Path) -> None:
         "mid_block q",
         "mid_block out",
     ]
+
+
+def test_the_scheduler_of_a_strategy_has_the_noise_of_the_model(tmp_path: Path) -> None:
+    found = scheduler_of(small_config(tmp_path / "run.zarr", schedule__sampler_strategy="Euler a"))
+    assert type(found).__name__ == "EulerAncestralDiscreteScheduler"
+    assert {name: found.config[name] for name in NOISE} == NOISE
+
+
+def test_steps_need_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_model, "load_model", lambda *_: pytest.fail("the model is loaded"))
+    _, steps = open_model.compute_steps(small_config(tmp_path / "run.zarr", schedule__num_denoising_steps=6), 1)
+    assert [step.index for step in steps] == list(range(6))
+    assert (steps[0].timestep, steps[0].key) == (999.0, "alpha_00_9e2")
+
+
+def test_the_path_is_that_of_the_settings(tmp_path: Path) -> None:
+    config = small_config(tmp_path / "run.zarr", collect__height=64, collect__width=32, collect__seed=7)
+    assert open_model.denoising_path(config) == DenoisingPath(
+        num_inference_steps=4, steps=(), guidance_scale=4.0, height=64, width=32, seed=7
+    )
+
+
+def test_a_preview_builds_the_model_without_its_weights(tmp_path: Path) -> None:
+    config = small_config(tmp_path / "run.zarr", collect__cross_attention_layers=[0])
+    preview = open_model.open_preview(config, "cpu", pytest.fail)
+    assert not preview.loaded
+    assert [projection.feature for projection in preview.chosen] == ["q", "k", "v", "out"]

@@ -3,13 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from nullbooth_cli.collect.sinks import MomentSink, features_nbytes
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import ResourceError
-from nullbooth_cli.store import Store
+from nullbooth_cli.store import PartialSums, Store
 from nullbooth_cli.store.feature_arrays import FeatureArrays
 from tests.support.builders import execute, small_config
+from tests.support.stores import FREE, TIMED, small_store
 
 
 def test_every_chunk_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,3 +39,49 @@ def test_a_failed_write_stops_the_run_with_its_own_error(tmp_path: Path, monkeyp
     with pytest.raises(ResourceError, match="the disk is gone"):
         execute(config, "collect")
     assert not Store.open(config.store).progress.done("collect").any()
+
+
+class TestMoments:
+    def sink(self, store: Store) -> MomentSink:
+        partial = store.moments.partial_sums("one")
+        if not partial.units:
+            partial.create(store.sites, 3)
+        return MomentSink(partial, store.sites, 3, device=torch.device("cpu"), accumulate="float64")
+
+    def test_sums_are_numpys_and_go_on_after_a_kill(self, tmp_path: Path) -> None:
+        """What was received after the last checkpoint is lost, and counted once when it comes again."""
+        store = small_store(tmp_path)
+        x = np.random.default_rng(0).standard_normal((2, 2, TIMED.num_tokens, TIMED.dim)).astype(np.float32)  # [units, b, L, D]
+        first = self.sink(store)
+        first.receive(TIMED, 1, [0, 1], torch.from_numpy(x[0]))
+        first.checkpoint([0])
+        first.receive(TIMED, 1, [2, 3], torch.from_numpy(x[1]))
+        again = self.sink(store)
+        again.receive(TIMED, 1, [2, 3], torch.from_numpy(x[1]))
+        again.checkpoint([1])
+        partial = store.moments.partial_sums("one")
+        assert partial.units == (0, 1)
+        found = list(partial.read(TIMED))
+        vectors = x.reshape(-1, TIMED.dim).astype(np.float64)
+        assert [of_step.count for of_step in found] == [0, len(vectors), 0]
+        np.testing.assert_allclose(found[1].sum_xxt, vectors.T @ vectors, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(found[1].sum_x, vectors.sum(0), rtol=1e-12, atol=1e-12)
+
+    def test_a_checkpoint_is_due_when_it_is_cheap(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One that took 2 s is due again after 40 s, so that it costs a twentieth of the time."""
+        now = [0.0]
+        monkeypatch.setattr("time.monotonic", lambda: now[0])
+        sink = self.sink(small_store(tmp_path))
+        assert sink.due()
+        slow = PartialSums.checkpoint
+        monkeypatch.setattr(PartialSums, "checkpoint", lambda *given: (slow(*given), now.__setitem__(0, now[0] + 2.0)))
+        sink.checkpoint([0])
+        now[0] = 41.9
+        assert not sink.due()
+        now[0] = 42.0
+        assert sink.due()
+
+
+def test_bytes_of_features_are_those_of_their_values() -> None:
+    assert features_nbytes((FREE, TIMED), 3, 5, "float16") == 2 * 5 * (1 * 4 * 6 + 3 * 2 * 3)
+    assert features_nbytes((FREE, TIMED), 3, 5, "float32") == 2 * features_nbytes((FREE, TIMED), 3, 5, "bfloat16")
