@@ -120,6 +120,22 @@ def done(finished: tuple[Config, Store], tmp_path: Path) -> str:
     return str(tmp_path / "done.zarr")
 
 
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder is empty."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.fixture
+def covariances(done: str, empty_folder: None) -> Path:
+    """The moments of the finished run, as plain files in the current folder; its copy `done` has no projectors."""
+    from tests.support.cli import exported
+
+    Store.open(done, write=True).write_record("project", None)  # they need none
+    return Path(exported("out", "-s", done, "--only-covariance")["path"])
+
+
 @pytest.fixture(scope="session")
 def bucket() -> Iterator["Bucket"]:
     """An S3 server in a process of its own."""

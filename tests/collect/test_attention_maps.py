@@ -17,11 +17,8 @@ from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.report.plots.attention import word_maps
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
-from tests.support.builders import execute, small_config
+from tests.support.builders import CIRCLES, TEXT_ONLY, execute, small_config
 
-CIRCLES = ["a red circle on a blue background", "a blue circle on a yellow background", "a green circle on a white background"]
-# Of the text alone: no denoising for the features, so that only the maps take time.
-TEXT_ONLY = {"collect__collect_features__q_features": False, "collect__collect_features__out_features": False}
 LAYER = "up_blocks.2.attentions.1.transformer_blocks.0.attn2"
 
 

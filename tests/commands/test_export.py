@@ -1,27 +1,12 @@
 """`nullbooth export`: what it replaces, and flags that belong to another format."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.cli import nullbooth, refused
+from tests.support.cli import exported, nullbooth, refused
 
-
-@pytest.fixture
-def done(done: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A copy of the finished run; the current folder is empty beside it."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return done
-
-
-def exported(*arguments: str) -> dict[str, Any]:
-    result = nullbooth("export", *arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 def test_nothing_is_replaced_without_force(done: str) -> None:

@@ -1,28 +1,12 @@
 """`nullbooth import`: the store that it makes, and those that it leaves alone."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from nullbooth_cli.store import Store
 from tests.support.cli import nullbooth, refused
 
-
-@pytest.fixture
-def done(done: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A copy of the finished run; the current folder is empty beside it."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return done
-
-
-@pytest.fixture
-def covariances(done: str) -> Path:
-    store = Store.open(done, write=True)
-    store.write_record("project", None)  # they need no projectors
-    result = nullbooth("export", "out", "-s", done, "--only-covariance", "--json")
-    return Path(json.loads(result.stdout)["path"])
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 def test_a_store_that_holds_something_is_left_alone(done: str, covariances: Path) -> None:

@@ -6,15 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from nullbooth_cli.cli import app
 from nullbooth_cli.store import Store
 from tests.support.builders import PROMPTS, execute, small_config
-
-
-def inspect(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["inspect", *arguments])
+from tests.support.cli import nullbooth
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +25,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 class TestCompare:
     def test_as_a_table(self, finished: Any, other: Store) -> None:
-        shown = inspect("-s", str(finished[1].path), str(other.path), "--layer", "mid_block")
+        shown = nullbooth("inspect", "-s", str(finished[1].path), str(other.path), "--layer", "mid_block")
         assert shown.exit_code == 0, shown.stderr
         assert f"A = {finished[1].path}" in shown.stdout
         assert f"B = {other.path}" in shown.stdout
@@ -45,13 +40,13 @@ class TestCompare:
             update={"store": str(tmp_path / "run.zarr"), "project": config.project.model_copy(update={"scope": "timestep"})}
         )
         execute(stepwise, "project", force=True)
-        shown = inspect(str(store.path), str(tmp_path / "run.zarr"))
+        shown = nullbooth("inspect", str(store.path), str(tmp_path / "run.zarr"))
         assert shown.exit_code == 2
         assert "scope pooled" in shown.stderr
-        again = inspect(str(tmp_path / "run.zarr"), str(tmp_path / "run.zarr"), "--json")
+        again = nullbooth("inspect", str(tmp_path / "run.zarr"), str(tmp_path / "run.zarr"), "--json")
         assert len(json.loads(again.stdout)["sites"]) > len(store.sites)
 
     def test_unfinished_is_refused(self, finished: Any, tmp_path: Path) -> None:
-        shown = inspect(str(finished[1].path), str(tmp_path / "none.zarr"))
+        shown = nullbooth("inspect", str(finished[1].path), str(tmp_path / "none.zarr"))
         assert shown.exit_code in (2, 3)
         assert "error: " in shown.stderr

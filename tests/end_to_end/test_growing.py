@@ -18,15 +18,11 @@ from nullbooth_cli.store.feature_arrays import FeatureArrays
 from nullbooth_cli.store.moment_arrays import MomentArrays
 from nullbooth_cli.store.verify import Damage, run_checks
 from nullbooth_cli.tensors import unpack
-from tests.support.builders import PROMPTS, execute, features_at, prompts_of, small_config, states_of
+from tests.support.builders import PROMPTS, execute, features_at, prompts_of, states_of
+from tests.support.stages import config_of
 
 pytestmark = pytest.mark.usefixtures("fast")
-TINY = {"collect__cross_attention_layers": ["mid_block*"], "collect__batch_size": 2}
 PIPELINE = ("schedule", "collect", "covariance", "project")
-
-
-def config_of(store: Path, prompts: list[str], **changes: Any) -> Config:
-    return small_config(store, **{**TINY, "original_knowledge_prompts": prompts, **changes})
 
 
 def notes(config: Config, stage: str, **control: Any) -> str:
@@ -39,15 +35,11 @@ def notes(config: Config, stage: str, **control: Any) -> str:
     return "\n".join(event.text for event in said if isinstance(event, Note))
 
 
-def num_steps(store: Store, site: Any) -> int:
-    return site.num_recorded(len(store.schedule()))
-
-
 def assert_moments_are_numpys(store: Store, rows: set[str]) -> None:
     """Every moment is the plain sum over the stored features of exactly these prompts."""
     assert {prompt.text for prompt in store.prompts()} == rows
     for site in store.sites:
-        for t in range(num_steps(store, site)):
+        for t in range(site.num_recorded(store.num_steps)):
             units = [u for u in range(len(store.progress.cells("collect"))) if store.members(u)]
             x = np.concatenate([unpack(features_at(store, site, t, u), store.layout.dtype).numpy() for u in units])
             x = x.reshape(-1, site.dim).astype(np.float64)
@@ -60,7 +52,7 @@ def assert_moments_are_numpys(store: Store, rows: set[str]) -> None:
 def assert_same_moments(one: Store, other: Store, tolerance: float = 1e-5) -> None:
     assert [site.name for site in one.sites] == [site.name for site in other.sites]
     for site, twin in zip(one.sites, other.sites, strict=True):
-        for t in range(num_steps(one, site)):
+        for t in range(site.num_recorded(one.num_steps)):
             mine, theirs = one.moments.read_one(site, t), other.moments.read_one(twin, t)
             assert mine[2] == theirs[2]
             for a, b in zip(mine[:2], theirs[:2], strict=True):

@@ -12,25 +12,12 @@ from safetensors import safe_open
 
 import nullbooth_cli as nb
 from tests.support.builders import ROOT
-from tests.support.cli import nullbooth, refused
+from tests.support.cli import exported, nullbooth, refused
+
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 NAME = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q.weight"
 FEATURES = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
-
-
-@pytest.fixture
-def done(done: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A copy of the finished run; the current folder is empty beside it."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return done
-
-
-def exported(*arguments: str) -> dict[str, Any]:
-    result = nullbooth("export", *arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
 
 
 def projectors(store: str) -> dict[str, nb.Projector]:

@@ -17,11 +17,7 @@ from nullbooth_cli.pipeline.state import stage_states
 from nullbooth_cli.progress import Note, Progress
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import AttentionMaps, Store
-from tests.support.builders import execute, prompts_of, small_config, states_of
-
-CIRCLES = ["a red circle on a blue background", "a blue circle on a yellow background", "a green circle on a white background"]
-# Of the text alone: no denoising for the features, so that only the maps take time.
-TEXT_ONLY = {"collect__collect_features__q_features": False, "collect__collect_features__out_features": False}
+from tests.support.builders import CIRCLES, TEXT_ONLY, execute, prompts_of, small_config, states_of
 
 
 def test_chosen_prompts_layers_and_timesteps(small: Any) -> None:

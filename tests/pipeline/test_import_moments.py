@@ -8,26 +8,11 @@ import numpy as np
 import pytest
 
 import nullbooth_cli as nb
-from nullbooth_cli.store import Store
 from tests.support.cli import nullbooth, refused
 
+pytestmark = pytest.mark.usefixtures("empty_folder")
+
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2"
-
-
-@pytest.fixture
-def done(done: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A copy of the finished run; the current folder is empty beside it."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return done
-
-
-@pytest.fixture
-def covariances(done: str) -> Path:
-    store = Store.open(done, write=True)
-    store.write_record("project", None)  # they need no projectors
-    result = nullbooth("export", "out", "-s", done, "--only-covariance", "--json")
-    return Path(json.loads(result.stdout)["path"])
 
 
 def test_moments_and_projectors_come_back(done: str, covariances: Path) -> None:

@@ -8,20 +8,12 @@ import pytest
 
 from nullbooth_cli.errors import ConfigError, StageError, StoreError
 from nullbooth_cli.pipeline import merge
-from nullbooth_cli.settings.config import Config, build_config
+from nullbooth_cli.settings.config import build_config
 from nullbooth_cli.store import Store
-from tests.support.builders import PROMPTS, execute, small_config, states_of
+from tests.support.builders import PROMPTS, execute, states_of
+from tests.support.stages import config_of
 
-TINY = {"collect__cross_attention_layers": ["mid_block*"], "collect__batch_size": 2}
 pytestmark = pytest.mark.usefixtures("fast")
-
-
-def config_of(store: Path, prompts: list[str], **changes: Any) -> Config:
-    return small_config(store, **{**TINY, "original_knowledge_prompts": prompts, **changes})
-
-
-def num_steps(store: Store, site: Any) -> int:
-    return site.num_recorded(len(store.schedule()))
 
 
 class TestMerging:
@@ -42,7 +34,7 @@ class TestMerging:
         sources = self.parts(tmp_path, collect__keep=keep)
         out = self.merged(tmp_path, sources)
         for number, site in enumerate(out.sites):
-            for t in range(num_steps(out, site)):
+            for t in range(site.num_recorded(out.num_steps)):
                 found = out.moments.read_one(site, t)
                 one, two = (source.moments.read_one(source.sites[number], t) for source in sources)
                 assert found[2] == one[2] + two[2]

@@ -29,6 +29,9 @@ PROMPTS = [
 ]
 # One layer, two steps, a prompt a unit: the quickest run that has several units.
 MID = {"collect__cross_attention_layers": ["mid_block*"], "collect__batch_size": 1, "schedule__num_denoising_steps": 2}
+CIRCLES = ["a red circle on a blue background", "a blue circle on a yellow background", "a green circle on a white background"]
+# Of the text alone: no denoising for the features, so that only the maps take time.
+TEXT_ONLY = {"collect__collect_features__q_features": False, "collect__collect_features__out_features": False}
 MANY = [f"{prompt}, {more}" for more in ("small", "large", "very large", "tiny", "huge") for prompt in PROMPTS]
 
 

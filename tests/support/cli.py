@@ -1,5 +1,6 @@
 """The command line as a test calls it: in this process or in one of its own, what it must refuse, a config file to give it."""
 
+import json
 import re
 import signal
 import subprocess
@@ -58,3 +59,11 @@ def saved(config: Config, path: Path) -> list[str]:
     """Write the config to a file; returns the arguments that name it."""
     path.write_text(yaml.safe_dump(config.model_dump()))
     return ["-c", str(path)]
+
+
+def exported(*arguments: str) -> dict[str, Any]:
+    """The document of `nullbooth export`."""
+    result = nullbooth("export", *arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
