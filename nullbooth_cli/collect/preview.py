@@ -108,14 +108,15 @@ class RecordingSize:
     moment_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Total:
     """Numbers of layers, sites and weights, and their bytes."""
 
     layers: int
     sites: int
     weights: int
-    size: RecordingSize
+    feature_bytes_per_prompt: int
+    moment_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +152,8 @@ def layers_report(
         return RecordingSize(features_nbytes(sites, num_steps, 1, preview.feature_dtype), sums_nbytes(sites, num_steps))
 
     def total(projections: Sequence[Projection], sites: Sequence[Site]) -> Total:
-        return Total(len({projection.layer for projection in projections}), len(sites), len(projections), size(sites))
+        layers = {projection.layer for projection in projections}
+        return Total(layers=len(layers), sites=len(sites), weights=len(projections), **vars(size(sites)))
 
     return LayersReport(
         model=preview.model,

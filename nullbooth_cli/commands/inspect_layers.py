@@ -11,7 +11,8 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import size
 
 if TYPE_CHECKING:
-    from nullbooth_cli.report.layers import LayersDocument, LayerTotal
+    from nullbooth_cli.collect.preview import Total
+    from nullbooth_cli.report.layers import LayersDocument
 
 
 def list_layers(common: Common, layer: str | None, feature: str | None, device: str | None) -> None:
@@ -71,7 +72,7 @@ def _rows(document: "LayersDocument", names: list[str]) -> list[list[str]]:
     return rows
 
 
-def _total(total: "LayerTotal", steps: int) -> str:
+def _total(total: "Total", steps: int) -> str:
     return (
         f"{total.layers} layers, {total.sites} sites for {total.weights} weights; over {steps} steps "
         f"{size(total.feature_bytes_per_prompt)} of features a prompt, or {size(total.moment_bytes)} of moments in all"

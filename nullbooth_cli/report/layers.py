@@ -24,23 +24,12 @@ class LayerSite:
     moment_bytes: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerTotal:
-    """Numbers of layers, sites and weights, and their bytes."""
-
-    layers: int
-    sites: int
-    weights: int
-    feature_bytes_per_prompt: int
-    moment_bytes: int
-
-
 @dataclass(frozen=True)
 class LayerTotals:
     """Of all layers, and of those that the config chooses; filters do not change them."""
 
-    all: LayerTotal
-    chosen: LayerTotal
+    all: Total
+    chosen: Total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +52,7 @@ def layers_document(report: LayersReport) -> LayersDocument:
         steps=report.num_steps,
         layers=report.layers,
         sites=tuple(_site(site, size) for site, size in report.sites),
-        totals=LayerTotals(_total(report.every), _total(report.chosen)),
+        totals=LayerTotals(report.every, report.chosen),
     )
 
 
@@ -80,14 +69,4 @@ def _site(site: Site, size: RecordingSize) -> LayerSite:
         name=site.name,
         feature_bytes_per_prompt=size.feature_bytes_per_prompt,
         moment_bytes=size.moment_bytes,
-    )
-
-
-def _total(total: Total) -> LayerTotal:
-    return LayerTotal(
-        layers=total.layers,
-        sites=total.sites,
-        weights=total.weights,
-        feature_bytes_per_prompt=total.size.feature_bytes_per_prompt,
-        moment_bytes=total.size.moment_bytes,
     )

@@ -46,8 +46,8 @@ def test_layers_that_attend_to_text_are_counted_and_others_are_not(report: Layer
 
 def test_totals_are_the_sums_of_the_sites(preview: Preview, found: FoundSites, report: LayersReport) -> None:
     assert report.every.weights == len(found.projections)
-    assert report.every.size.feature_bytes_per_prompt == features_nbytes(found.sites, 4, 1, preview.feature_dtype)
-    assert report.every.size.moment_bytes == sums_nbytes(found.sites, 4) == sum(size.moment_bytes for _, size in report.sites)
+    assert report.every.feature_bytes_per_prompt == features_nbytes(found.sites, 4, 1, preview.feature_dtype)
+    assert report.every.moment_bytes == sums_nbytes(found.sites, 4) == sum(size.moment_bytes for _, size in report.sites)
     assert report.chosen.layers == 2
     assert report.chosen.weights == len(preview.chosen)
     assert {name for layer in report.layers for r in layer.recordings if r.chosen for name in [r.site]} >= {

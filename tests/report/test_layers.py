@@ -14,8 +14,8 @@ def test_the_document_has_every_key_of_the_report() -> None:
         num_steps=4,
         layers=(LayerReport(0, "mid.attn2", (RecordingReport("mid.attn2.k", ("k", "v"), True),)),),
         sites=((site, RecordingSize(20, 240)),),
-        every=Total(1, 1, 2, RecordingSize(20, 240)),
-        chosen=Total(1, 1, 1, RecordingSize(20, 240)),
+        every=Total(layers=1, sites=1, weights=2, feature_bytes_per_prompt=20, moment_bytes=240),
+        chosen=Total(layers=1, sites=1, weights=1, feature_bytes_per_prompt=20, moment_bytes=240),
     )
     recording = {"site": "mid.attn2.k", "features": ["k", "v"], "chosen": True}
     size = {"feature_bytes_per_prompt": 20, "moment_bytes": 240}
