@@ -64,15 +64,17 @@ def test_the_script_of_the_page(tmp_path: Path, cluster: Cluster) -> None:
     submitted = cluster.run("bash", "-ec", f"{submit}echo $job", folder=folder)
     following, array = re.findall(r"\d+", submitted)
     tasks = {number: f"{array}_{number}" for number in range(1, TASKS + 1)}
+    logs = {number: folder / f"slurm-{task}.out" for number, task in tasks.items()}
+    held: dict[int, int] = {}
+    wait_for(lambda: all_held(logs, held), 240, lambda: "\n".join(map(read, logs.values())))
     for number, task in tasks.items():
-        log = folder / f"slurm-{task}.out"
-        wait_for(lambda log=log: bool(re.search("^collect ", read(log), re.MULTILINE)), 240, lambda log=log: read(log))
         if number == 1:
             cluster.run("scontrol", "requeue", task)
         elif number == 2:
             cluster.run("scancel", "--batch", "--signal=USR1", task)
+            os.kill(held[number], signal.SIGCONT)
         else:
-            os.kill(process_of(number), signal.SIGKILL)
+            os.kill(held[number], signal.SIGKILL)
             cluster.await_state(task, "FAILED")
             cluster.run("scontrol", "requeue", task)
     for number, task in tasks.items():
@@ -82,6 +84,15 @@ def test_the_script_of_the_page(tmp_path: Path, cluster: Cluster) -> None:
     assert set(states_of(config).values()) == {"complete"}
     units = [unit for part in Store.open(config.store).moments.all_partial_sums() for unit in part.units]
     assert sorted(units) == list(range(24)), "each once, whatever stopped its task"
+
+
+def all_held(logs: dict[int, Path], held: dict[int, int]) -> bool:
+    """Stop each process of nullbooth once it is at work, so that none has finished when its turn comes to be ended."""
+    for number, log in logs.items():
+        if number not in held and re.search("^collect ", read(log), re.MULTILINE):
+            held[number] = process_of(number)
+            os.kill(held[number], signal.SIGSTOP)
+    return held.keys() == logs.keys()
 
 
 def read(log: Path) -> str:
