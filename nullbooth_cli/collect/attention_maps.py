@@ -20,6 +20,7 @@ from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.hooks import ProjectionHooks
 from nullbooth_cli.model.load import denoiser_of, tokenizers_of
 from nullbooth_cli.model.projections import Projection, find_projections
+from nullbooth_cli.model.prompt_length import token_limits
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.store import AttentionMaps
 
@@ -107,7 +108,7 @@ def _as_maps(scores: torch.Tensor, aspect: float, layer: str) -> NDArray[np.floa
 
 
 def words_of(pipe: Pipeline, prompt: Prompt) -> tuple[str, ...]:
-    """The tokens of a prompt, begin and end mark included, cut to the tokenizer's maximum."""
+    """The tokens of a prompt, begin and end mark included, cut to those that the pipeline takes."""
     tokenizer = tokenizers_of(pipe)["tokenizer"]
-    ids = tokenizer(prompt.text, truncation=True, max_length=tokenizer.model_max_length).input_ids
+    ids = tokenizer(prompt.text, truncation=True, max_length=token_limits(pipe)["tokenizer"]).input_ids
     return tuple(str(token).removesuffix("</w>").lstrip("\u2581") or "_" for token in tokenizer.convert_ids_to_tokens(ids))

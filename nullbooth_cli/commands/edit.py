@@ -58,6 +58,8 @@ def edit(
     opened = OpenStore(session.open_finished())
     pipe = load_model(session.config, device)
     report = edit_pipeline(pipe, opened, pairs, method=method, ridge=ridge, preserve=preserve)  # type: ignore[arg-type]  # it refuses others
+    if report.cut_off:
+        session.terminal.note(report.cut_off)
     with written(path) as folder, quiet_libraries():
         pipe.save_pretrained(folder)
     answer = EditAnswer(

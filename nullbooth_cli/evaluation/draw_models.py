@@ -16,6 +16,7 @@ from nullbooth_cli.evaluation.request import EvaluationRequest
 from nullbooth_cli.evaluation.weight_drift import Weights, require_same_architecture, weights_of
 from nullbooth_cli.model.denoise import DenoisingPath
 from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import LatentPipeline, Pipeline, Scheduler
 from nullbooth_cli.nullspace.usable import check_model
 from nullbooth_cli.progress import Event, Note, Progress
@@ -52,6 +53,8 @@ class DrawnModels:
         pipe, path = load_path(self.config, self.store.schedule(), str(self.device))
         path = replace(path, images=None)  # every picture starts from noise, even if real images were collected
         check_model(self.store, denoiser_of(pipe).state_dict())
+        if cut := cut_off_note(pipe, [spec.prompt.text for spec in self.request.specs]):
+            yield Note(cut)
         self.weights[BASE] = weights_of(pipe, self._protected)
         yield from self._draw(BASE, pipe, path)
         yield from self._draw(ANOTHER, pipe, path, series=1)

@@ -15,7 +15,7 @@ from typing import Any
 from nullbooth_cli.datatypes import Prompt, Step
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.hooks import StopDenoising
-from nullbooth_cli.model.load import denoiser_of, tokenizers_of
+from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.noised_images import noised
 from nullbooth_cli.model.protocols import Pipeline, Scheduler
 from nullbooth_cli.model.quiet import quiet_libraries
@@ -103,16 +103,3 @@ def begin_denoising(pipe: Pipeline, path: DenoisingPath, prompt: Prompt, num_for
     finally:
         for handle in handles:
             handle.remove()
-
-
-def truncated_prompts(pipe: Pipeline, prompts: Sequence[Prompt]) -> list[tuple[Prompt, str]]:
-    """The prompts that are too long for a tokenizer of the pipeline, each with the text that is cut off."""
-    cut: dict[Prompt, str] = {}
-    for tokenizer in tokenizers_of(pipe).values():
-        room = tokenizer.model_max_length
-        for prompt in prompts:
-            ids = tokenizer(prompt.text, truncation=False, verbose=False).input_ids
-            if len(ids) > room:
-                # The last token of a cut prompt is the end mark, so the words after room - 1 tokens are lost.
-                cut[prompt] = tokenizer.decode(ids[room - 1 :], skip_special_tokens=True).strip()
-    return list(cut.items())

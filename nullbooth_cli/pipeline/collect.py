@@ -30,8 +30,9 @@ def run_collect(run: Run) -> Iterator[Event]:
     from nullbooth_cli.collect.batch_size import largest_batch
     from nullbooth_cli.collect.sinks import FeatureSink
     from nullbooth_cli.collect.units import collect_units
-    from nullbooth_cli.model import denoise, load
+    from nullbooth_cli.model import load
     from nullbooth_cli.model.device import pick_device
+    from nullbooth_cli.model.prompt_length import cut_off_note
     from nullbooth_cli.store.background import Writer
 
     store, section = run.store, run.config.collect
@@ -43,8 +44,8 @@ def run_collect(run: Run) -> Iterator[Event]:
     if run.auto_batch:
         batch_size = largest_batch(loaded, run.prompts, device)
     prepared = prepare(run, lambda: prepare_collect(run, loaded, weights, batch_size))
-    for prompt, lost in denoise.truncated_prompts(loaded.pipe, run.prompts):
-        prepared.notes.append(f"too long for the tokenizer, '{lost}' is cut off: '{prompt.text}'")
+    if cut := cut_off_note(loaded.pipe, [prompt.text for prompt in run.prompts]):
+        prepared.notes.append(cut)
     yield from map(Note, prepared.notes)
     with Writer() as writing:
         sinks: list[Sink] = [FeatureSink(store, writing)] if store.layout.keeps_features else []

@@ -36,6 +36,7 @@ from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.hooks import ProjectionHooks
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.projections import Projection, find_projections
+from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.nullspace.projector import Projector, relative_drift
 from nullbooth_cli.settings.strict_yaml import parse_yaml
@@ -65,11 +66,15 @@ class EditedWeight:
 
 @dataclass(frozen=True)
 class EditReport:
-    """An edit: its method, the pairs of prompts, and each weight by name."""
+    """An edit: its method, the pairs of prompts, and each weight by name.
+
+    `cut_off` names the prompts that are longer than the model takes; None if all fit.
+    """
 
     method: str
     pairs: Mapping[str, str]
     weights: Mapping[str, EditedWeight]
+    cut_off: str | None = None
 
     @property
     def missing(self) -> float:
@@ -127,7 +132,7 @@ def edit(
             )
     for name, weight in after.items():
         denoiser.get_parameter(name).data.copy_(weight)
-    return EditReport(method, dict(pairs), edited)
+    return EditReport(method, dict(pairs), edited, cut_off_note(pipe, list(tokens)))
 
 
 def _require_possible(pairs: Mapping[str, str], method: str, *, ridge: float, preserve: float) -> None:

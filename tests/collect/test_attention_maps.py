@@ -17,6 +17,7 @@ from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.report.plots.attention import word_maps
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
+from tests.support import tiny
 from tests.support.builders import CIRCLES, TEXT_ONLY, execute, small_config
 
 LAYER = "up_blocks.2.attentions.1.transformer_blocks.0.attn2"
@@ -108,3 +109,9 @@ class TestDrawing:
         shown = CliRunner().invoke(app, ["inspect", str(finished[1].path), "--attention", "x"])
         assert shown.exit_code == 2
         assert re.search(r"has no attention maps\n\nhint: .*visual_attention_map=true", shown.stderr)
+
+
+def test_there_are_words_only_for_what_the_pipeline_takes() -> None:
+    """PixArt takes 300 tokens of its T5, whose tokenizer has no limit."""
+    words = words_of(tiny.pixart(), Prompt("x" * 310))
+    assert (len(words), words[1], words[-1]) == (300, "x", "</s>")

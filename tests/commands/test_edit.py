@@ -33,6 +33,15 @@ def test_the_options_reach_the_edit(finished: tuple[Config, Store], tmp_path: Pa
         torch.testing.assert_close(saved.unet.state_dict()[name], tensor, rtol=0, atol=1e-5)
 
 
+def test_prompts_that_are_cut_off_are_named(finished: tuple[Config, Store], tmp_path: Path) -> None:
+    long = "a sks star at the left of a blue background with a green star and a red circle"
+    pair = ("a sks star", long)
+    shown = nullbooth("edit", *pair, "-s", finished[1].url, "-o", str(tmp_path / "edited"), "--device", "cpu", "--json")
+    assert shown.exit_code == 0, shown.stderr
+    assert "1 prompt is too long for the tokenizer, which cuts off" in shown.stderr
+    assert f"of '{long}'" in " ".join(shown.stderr.split())
+
+
 def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("x")
     refused(nullbooth("edit", "a", "b", "-o", str(tmp_path)), 2, f"{tmp_path} exists already", "another folder")

@@ -19,7 +19,8 @@ from nullbooth_cli.toy import FOLDER
 from tests.support.builders import PROMPTS
 from tests.support.edited_models import toy
 
-SPECS = tuple(PictureSpec(Prompt(text)) for text in PROMPTS[:3])
+LONG = "a photo of a red circle at the left of a blue background with a green star"
+SPECS = tuple(PictureSpec(Prompt(text)) for text in (*PROMPTS[:2], LONG))
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,11 @@ def test_a_model_that_is_the_base_draws_its_pictures(drawn: tuple[DrawnModels, l
     notes = [event.text for event in events if isinstance(event, Note)]
     assert f"{FOLDER} has the weights of the base: nothing was edited" in notes
     assert not [text for text in notes if text.startswith(f"{free} has")]
+
+
+def test_prompts_that_are_cut_off_are_named_once(drawn: tuple[DrawnModels, list[Event], str]) -> None:
+    told = [event.text for event in drawn[1] if isinstance(event, Note) and "tokenizer" in event.text]
+    assert told == [f"1 prompt is too long for the tokenizer, which cuts off\n  'a green star' of '{LONG}'"]
 
 
 def test_pictures_of_all_models_are_counted_together(drawn: tuple[DrawnModels, list[Event], str]) -> None:

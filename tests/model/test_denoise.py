@@ -1,4 +1,4 @@
-"""The denoising path: seeds by row, an early end, and prompts that are cut."""
+"""The denoising path: seeds by row, and an early end."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,11 +9,10 @@ import torch
 
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.model.denoise import DenoisingPath, begin_denoising, denoise, truncated_prompts
+from nullbooth_cli.model.denoise import DenoisingPath, begin_denoising, denoise
 from tests.support.builders import PROMPTS
 
 PATH = DenoisingPath(num_inference_steps=2, steps=(), guidance_scale=3.0, height=None, width=None, seed=5)
-LONG = "a photo of a sks red circle at the left of a blue background with a green star"
 
 
 def test_it_is_the_pipelines_own_call_with_a_seed_by_row(pipe: Any) -> None:
@@ -50,7 +49,3 @@ def test_it_ends_after_as_many_forwards(pipe: Any, num_forwards: int) -> None:
     assert len(ended) == num_forwards
     assert len(pipe.scheduler.timesteps) == 4, "the pipeline has set the steps before its first forward"
     assert len(pipe.unet._forward_hooks) == hooks
-
-
-def test_only_prompts_that_are_too_long_are_cut(pipe: Any) -> None:
-    assert truncated_prompts(pipe, [Prompt(PROMPTS[0]), Prompt(LONG)]) == [(Prompt(LONG), "with a green star")]

@@ -79,15 +79,13 @@ def attention_maps(exam: Examination) -> str | None:
 
 def tokenizer(exam: Examination) -> str | Caution:
     """Whether a prompt is longer than the tokenizer takes."""
-    from nullbooth_cli.model.denoise import truncated_prompts
-    from nullbooth_cli.model.load import tokenizers_of
+    from nullbooth_cli.model.prompt_length import cut_texts, token_limits
 
-    every = (*exam.prompts, *exam.heldout)
-    room = "; ".join(f"{name} takes {each.model_max_length} tokens" for name, each in tokenizers_of(exam.pipe).items())
-    if cut := truncated_prompts(exam.pipe, every):
-        prompt, lost = cut[0]
+    every = [prompt.text for prompt in (*exam.prompts, *exam.heldout)]
+    room = "; ".join(f"{name} takes {limit} tokens" for name, limit in token_limits(exam.pipe).items())
+    if cut := cut_texts(exam.pipe, every):
         return Caution(
-            f"{len(cut)} of {len(every)} prompts are too long ({room}), such as '{prompt.text}', which loses '{lost}'",
+            f"{len(cut)} of {len(every)} prompts are too long ({room}), such as '{cut[0].text}', which loses '{cut[0].lost}'",
             "shorten them: the words that are cut off are not preserved",
         )
     return f"no prompt is too long: {room}"
