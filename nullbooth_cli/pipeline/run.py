@@ -120,8 +120,7 @@ def start_stage(run: Run, stage: str, extra: dict[str, Any] | None = None, **not
 def units_to_do(run: Run, stage: str, is_done: Callable[[int], bool], notes: list[str] | None = None) -> Prepared:
     """The units that are left of a started stage, at most `run.limit`; `is_done(cell)` is True for a finished unit."""
     if run.workers.shard is None:
-        for note in run.store.heartbeats.read():  # left by processes that are gone: this run has the store alone
-            run.store.heartbeats.remove(note.worker)
+        run.store.heartbeats.clear()  # left by processes that are gone: this run has the store alone
     cells = [is_done(int(cell)) for cell in run.store.progress.cells(stage)]
     todo = run.workers.mine([unit for unit, done in enumerate(cells) if not done])[: run.limit]
     return Prepared(todo=todo, done=sum(cells), total=len(cells), notes=notes or [])

@@ -120,12 +120,11 @@ def watch_report(url: str, states: Mapping[str, StageState], notes: list[WorkerN
 
 
 def _is_over(states: Mapping[str, StageState], part: str, stage: str) -> bool:
-    """Whether the work that a note is about is done."""
-    found: StageState | None = states["collect" if stage == "attention" else stage]
-    if part and found:
-        found = found.heldout
-    elif stage == "attention" and found:
-        found = found.attention
+    """Whether the work that a note is about is done, or is no work of this version."""
+    known = states.get("collect" if stage == "attention" else stage)
+    if known is None:
+        return True
+    found: StageState | None = known.heldout if part else known.attention if stage == "attention" else known
     return found is not None and found.units_done == found.units_total
 
 

@@ -82,6 +82,9 @@ class TestReport:
     def test_notes_about_work_that_is_done_are_left_out(self) -> None:
         assert report(("", note(stage="schedule"))).workers == ()
 
+    def test_notes_about_a_stage_of_another_version_are_left_out(self) -> None:
+        assert report(("", note(stage="distil")), ("heldout", note(stage="distil"))).workers == ()
+
     def test_clocks_may_differ(self) -> None:
         """The other machine's clock is an hour behind: its process is alive once it is seen to give a heartbeat."""
         ages, now = Ages(), time.time()

@@ -1,10 +1,14 @@
 """The notes of processes in a store: round trips, and what other readers of the store find."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nullbooth_cli.store import Store
 from tests.support.notes import note
@@ -43,3 +47,46 @@ def test_a_note_of_an_earlier_version_is_read(store: Store) -> None:
     document["attributes"]["seconds_per_unit"] = 2.5
     file.write_text(json.dumps(document))
     assert store.heartbeats.read() == [written]
+
+
+NOTE = asdict(note("1-of-1.0"))
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def put(store: Store, name: str, document: bytes) -> None:
+    path = store.path / "activity" / name / "zarr.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(document)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # each note takes the place of the one before
+@given(st.sampled_from(sorted(NOTE)), ANY_JSON)
+def test_a_note_of_any_values_is_a_note_or_is_left_out(store: Store, field: str, value: Any) -> None:
+    put(store, "1-of-1.0", json.dumps({"attributes": {**NOTE, field: value}}).encode())
+    for found in store.heartbeats.read():
+        assert json.loads(json.dumps(asdict(found), allow_nan=False)) == {**NOTE, field: value}
+        assert found.worker == "1-of-1.0"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [b"", b"{", b"\xff", b"[]", b"3", b"{}", b"[" * 100_000, b'{"attributes": 1}', b'{"attributes": {"worker": "1-of-1.0"}}'],
+)
+def test_whatever_is_no_note_is_left_out_and_cleared(store: Store, document: bytes) -> None:
+    put(store, "1-of-1.0", document)
+    store.heartbeats.write(other := note("1-of-1.1"))
+    (store.path / "activity/file").write_text("no folder")
+    assert store.heartbeats.read() == [other]
+    store.heartbeats.clear()
+    assert store.heartbeats.read() == []
+    assert not (store.path / "activity").exists()
+
+
+@pytest.mark.parametrize("worker", ["..", "../..", "/etc", "../features"])
+def test_a_note_that_names_another_place_is_left_out(store: Store, worker: str) -> None:
+    put(store, "1-of-1.0", json.dumps({"attributes": {**NOTE, "worker": worker}}).encode())
+    assert store.heartbeats.read() == []
