@@ -8,16 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 from zarr.abc.store import Store as ZarrStore
 
-from nullbooth_cli.errors import ResourceError, StoreError
+from nullbooth_cli.errors import ResourceError
 
 Bytes = bytes | memoryview
 CONCURRENT_WRITES = 8
 
 
+class UnreadableError(ResourceError):
+    """One object that is there, but that the system does not give out. It may be whole, and the others may be readable."""
+
+
 class Backing(ABC):
     """Objects under keys such as `features/<site>/c.0.0.0.0`.
 
-    `url` names the place in messages, `zarr` is the same place as Zarr sees it. A write raises ResourceError if it is refused.
+    `url` names the place in messages, `zarr` is the same place as Zarr sees it. Whatever the system refuses is a ResourceError:
+    an object counts as missing only if it is not there.
     """
 
     url: str
@@ -37,7 +42,7 @@ class Backing(ABC):
 
     @abstractmethod
     def get(self, key: str) -> NDArray[np.uint8] | None:
-        """All bytes of an object, `[bytes]`, or None if there is none."""
+        """All bytes of an object, `[bytes]`, or None if there is none. A folder in its place has no bytes."""
 
     def get_many(self, keys: list[str]) -> list[NDArray[np.uint8] | None]:
         """`get` of each key; a URL is asked for many of them at once."""
@@ -60,6 +65,10 @@ class Backing(ABC):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove an object, if it is there."""
+
+    @abstractmethod
+    def keys(self, prefix: str) -> set[str]:
+        """The keys of all objects below a group."""
 
     @abstractmethod
     def nbytes(self, prefix: str) -> int:
@@ -90,5 +99,5 @@ class Backing(ABC):
         """Raise StoreError that names the holder if the place, or a shard of it, is held."""
 
     @abstractmethod
-    def failure(self, error: OSError) -> ResourceError | StoreError:
+    def failure(self, error: OSError) -> ResourceError:
         """The nullbooth error for an error of the operating system."""

@@ -5,20 +5,23 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from zarr.core.buffer import Buffer
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
-from nullbooth_cli.errors import ResourceError, StoreError
-from nullbooth_cli.store.backing import Backing, Bytes
+from nullbooth_cli.errors import ResourceError
+from nullbooth_cli.store import files
+from nullbooth_cli.store.backing import Backing, Bytes, UnreadableError
 from nullbooth_cli.store.locks import PROBE_SECONDS, holder_text, in_use
 
 TEMPORARY = ".partial"
@@ -39,18 +42,41 @@ class LocalBacking(Backing):
 
     def exists(self) -> bool:
         """Whether the folder, or a file of its name, is there."""
-        return self.path.exists()
+        return self._mode() is not None
 
     def is_foreign(self) -> bool:
         """Whether a file, or a folder that is not empty, is there."""
-        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        mode = self._mode()
+        with self.reading():
+            return mode is not None and (not stat.S_ISDIR(mode) or any(self.path.iterdir()))
+
+    def _mode(self) -> int | None:
+        # Path.exists() takes errors for absence, in some versions of Python all of them.
+        with self.reading():
+            return files.mode_of(self.path)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Turn errors of the operating system into ResourceError: UnreadableError if they are about one file."""
+        try:
+            yield
+        except OSError as error:
+            place = os.fspath(error.filename or self.path)
+            kind = UnreadableError if error.errno in files.UNREADABLE and place != self.url else ResourceError
+            raise kind(f"cannot read {place}: {error.strerror or error}", files.hint(error)) from error
 
     def get(self, key: str) -> NDArray[np.uint8] | None:
-        """All bytes of a file, `[bytes]`, or None if there is none."""
-        try:
-            return np.fromfile(self.path / key, np.uint8)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        """All bytes of a file, `[bytes]`, or None if there is none. A folder in its place has no bytes."""
+        path = self.path / key
+        with self.reading():
+            try:
+                return files.read(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            except IsADirectoryError:
+                return np.empty(0, np.uint8)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, os.fspath(path)) from error  # an error while reading names no file
 
     def put(self, key: str, parts: list[Bytes]) -> None:
         """Write a temporary file, flush it, and rename it."""
@@ -66,7 +92,11 @@ class LocalBacking(Backing):
                 os.fdatasync(descriptor)
             finally:
                 os.close(descriptor)
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            except IsADirectoryError:  # damage, which a repair writes over
+                shutil.rmtree(path)
+                os.replace(temporary, path)
         except OSError as error:
             with contextlib.suppress(OSError):  # a read-only file system refuses even to remove a missing file
                 temporary.unlink(missing_ok=True)
@@ -86,26 +116,33 @@ class LocalBacking(Backing):
         """Flush every folder in which a file was renamed since the last call."""
         with self._guard:
             folders, self._folders = self._folders, set()
-        for folder in sorted(folders):
-            if folder.exists():
-                descriptor = os.open(folder, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+        try:
+            for folder in sorted(folders):
+                files.flush_folder(folder)
+        except OSError as error:
+            with self._guard:
+                self._folders |= folders
+            raise self.failure(error) from error
 
     def delete(self, key: str) -> None:
         """Remove a file, if it is there."""
-        (self.path / key).unlink(missing_ok=True)
+        with self.writing():
+            files.remove(self.path / key)
+
+    def keys(self, prefix: str) -> set[str]:
+        """The keys of all files below a folder. A folder in the place of a file counts too: reading it shows the damage."""
+        with self.reading():
+            return {os.path.relpath(path, self.path) for path in files.below(self.path / prefix, folders=True)}
 
     def nbytes(self, prefix: str) -> int:
         """Bytes of all files below a folder, without those of the file system."""
-        files = (os.path.join(root, file) for root, _, names in os.walk(self.path / prefix) for file in names)
-        return sum(map(_size_of, files))
+        with self.reading():
+            return sum(map(files.size_of, files.below(self.path / prefix)))
 
     def free_nbytes(self) -> int | None:
         """Bytes that are free on the disk of the folder, or of the nearest folder above it."""
-        return shutil.disk_usage(_existing(self.path)).free
+        with self.reading():
+            return shutil.disk_usage(files.nearest(self.path)).free
 
     def sweep(self) -> None:
         """Remove temporary files."""
@@ -124,7 +161,9 @@ class LocalBacking(Backing):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
-            raise in_use(self.url, path.read_text()) from error
+            with self.writing():  # a place that takes no files, such as /proc, looks like a lock that is held
+                holder = path.read_text()
+            raise in_use(self.url, holder) from error
         except OSError as error:
             raise self.failure(error) from error
         try:
@@ -149,7 +188,7 @@ class LocalBacking(Backing):
         """Write a temporary file into the folder and beside it."""
         # The locks are beside the store, so the folder around it must be writable as well.
         try:
-            for folder in dict.fromkeys((_existing(self.path), _existing(self.path.absolute().parent))):
+            for folder in dict.fromkeys((files.nearest(self.path), files.nearest(self.path.absolute().parent))):
                 with tempfile.NamedTemporaryFile(dir=folder, prefix=".nullbooth-", suffix=TEMPORARY) as probe:
                     probe.write(b"nullbooth")
         except OSError as error:
@@ -163,36 +202,61 @@ class LocalBacking(Backing):
                 with self.lock(name, PROBE_SECONDS):
                     pass
 
-    def failure(self, error: OSError) -> ResourceError | StoreError:
-        """ResourceError: no room left, or no permission."""
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn errors of the operating system into ResourceError."""
+        try:
+            yield
+        except OSError as error:
+            raise self.failure(error) from error
+
+    def failure(self, error: OSError) -> ResourceError:
+        """ResourceError: no room left, no permission, or whatever else the system refuses."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return ResourceError(
-                f"no room left for {self.url} ({self.free_nbytes():,} bytes free)",
-                "free some space and run this again; finished units are kept",
-            )
-        return ResourceError(
-            f"cannot write to {self.url}: {error}", "check the path and its permissions; finished units are kept"
-        )
-
-
-def _existing(path: Path) -> Path:
-    """A path, or the nearest folder above it that exists."""
-    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-
-
-def _size_of(path: str) -> int:
-    try:
-        return os.path.getsize(path)
-    except FileNotFoundError:
-        return 0  # a temporary file of a process at work, renamed since it was listed
+            room = "" if error.errno == errno.EDQUOT else f" ({self.free_nbytes():,} bytes free)"
+            what = "the quota is used up" if error.errno == errno.EDQUOT else "no room left"
+            return ResourceError(f"{what} for {self.url}{room}", "free some space and run this again; finished units are kept")
+        return ResourceError(f"cannot write to {self.url}: {error}", f"{files.hint(error)}; finished units are kept")
 
 
 class DurableLocalStore(LocalStore):
-    """Zarr's own writes (metadata, texts) are as durable as those of chunks."""
+    """Zarr's own writes (metadata, texts) are as durable as those of chunks, and its errors are ours."""
 
     def __init__(self, backing: LocalBacking, *, read_only: bool = False) -> None:
         super().__init__(backing.path, read_only=read_only)
         self._backing = backing
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Zarr's, with our errors."""
+        with self._backing.reading():
+            return await super().get(key, prototype, byte_range)
+
+    async def exists(self, key: str) -> bool:
+        """Whether a file is there."""
+        with self._backing.reading():
+            mode = await asyncio.to_thread(files.mode_of, self.root / key)
+            return mode is not None and stat.S_ISREG(mode)
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """Zarr's, with our errors."""
+        with self._backing.reading():
+            async for name in super().list_dir(prefix):
+                yield name
+
+    async def delete(self, key: str) -> None:
+        """Remove a file, if it is there, or whatever is in its place."""
+        await self._remove(key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        """Remove a folder and all that is in it, if it is there, or whatever is in its place."""
+        await self._remove(prefix)
+
+    async def _remove(self, name: str) -> None:
+        self._check_writable()
+        with self._backing.writing():
+            await asyncio.to_thread(files.remove, self.root / name)
 
     async def _set(self, key: str, value: Buffer, exclusive: bool = False) -> None:
         if exclusive and await self.exists(key):

@@ -107,6 +107,12 @@ class LeasedObjectStore(WrapperStore[ObjectStore[Any]]):
             async for key in super().list_dir(prefix):
                 yield key
 
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """Zarr's, with our errors."""
+        with self._failing():
+            async for key in super().list_prefix(prefix):
+                yield key
+
     async def getsize_prefix(self, prefix: str) -> int:
         """Bytes of all objects below a group: a list request for every thousand of them."""
         with self._failing():

@@ -20,7 +20,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.common import concurrent_map
 from zarr.core.sync import sync
 
-from nullbooth_cli.errors import ConfigError, ResourceError, StoreError
+from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.store.backing import Backing, Bytes
 from nullbooth_cli.store.lease import LEASES, Lease
 from nullbooth_cli.store.locks import in_use
@@ -95,6 +95,14 @@ class RemoteBacking(Backing):
         """Remove an object, if it is there."""
         sync(self.zarr.delete(key))
 
+    def keys(self, prefix: str) -> set[str]:
+        """The keys of all objects below a group. Cost: a list request for every thousand of them."""
+
+        async def _keys() -> set[str]:
+            return {key async for key in self.zarr.list_prefix(f"{prefix}/")}
+
+        return sync(_keys())
+
     def nbytes(self, prefix: str) -> int:
         """Bytes of all objects below a group. Cost: a list request for every thousand of them."""
         return sync(self.zarr.getsize_prefix(prefix))
@@ -146,7 +154,7 @@ class RemoteBacking(Backing):
         # Beside the store: inside, Zarr would find an unknown object.
         return self._open(f"{self.url}.lock")
 
-    def failure(self, error: OSError) -> ResourceError | StoreError:
+    def failure(self, error: OSError) -> ResourceError:
         """ResourceError with the first line of the message, without secrets."""
         return self._failure(error)
 

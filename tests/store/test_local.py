@@ -3,6 +3,8 @@
 import errno
 import multiprocessing
 import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 
 from nullbooth_cli.errors import ResourceError, StoreError
-from nullbooth_cli.store import Store
+from nullbooth_cli.store import Store, files
+from nullbooth_cli.store.backing import UnreadableError
 from nullbooth_cli.store.local import LocalBacking
 from tests.support.stores import write_features
 
@@ -110,3 +113,116 @@ def test_a_probe_leaves_nothing_and_makes_no_folder(tmp_path: Path) -> None:
     backing.check_writable()
     backing.check_free()
     assert list(tmp_path.rglob("*")) == []
+
+
+SYSTEM = [errno.EIO, errno.EACCES, errno.EMFILE, errno.ESTALE, errno.EDQUOT, errno.ENOSPC, errno.EROFS, errno.ENAMETOOLONG]
+KEY = "features/mid.attn2.q/c.0.0.0.0"
+# What meets the system's refusal, and the call of the system that refuses.
+REFUSED: dict[str, tuple[object, str, Callable[[Store], object]]] = {
+    "read": (Path, "open", lambda store: store.arrays.backing.get(KEY)),
+    "reads": (Path, "open", lambda store: store.arrays.backing.get_many([KEY])),
+    "metadata": (Path, "open", lambda store: Store.open(store.path)),
+    "exists": (Path, "open", lambda store: Store.exists(store.path)),
+    "open": (os, "stat", lambda store: Store.open(store.path)),
+    "foreign": (Path, "iterdir", lambda store: store.arrays.backing.is_foreign()),
+    "keys": (os, "scandir", lambda store: store.arrays.backing.keys("features")),
+    "nbytes": (os, "scandir", lambda store: store.nbytes("features")),
+    "notes": (Path, "iterdir", lambda store: store.heartbeats.read()),
+    "children": (Path, "iterdir", lambda store: store.moments.all_partial_sums()),
+    "free": (os, "statvfs", lambda store: store.free_nbytes()),
+    "put": (os, "open", lambda store: store.arrays.backing.put(KEY, [b"new"])),
+    "flush": (os, "fdatasync", lambda store: store.arrays.backing.put(KEY, [b"new"])),
+    "rename": (os, "replace", lambda store: store.arrays.backing.put(KEY, [b"new"])),
+    "sync": (os, "fsync", lambda store: store.arrays.backing.sync()),
+    "sync folder": (os, "open", lambda store: store.arrays.backing.sync()),
+    "delete": (Path, "unlink", lambda store: store.arrays.backing.delete(KEY)),
+    "delete group": (shutil, "rmtree", lambda store: store.delete("features")),
+    "attributes": (os, "replace", lambda store: store.write_config({})),
+}
+
+
+@pytest.mark.parametrize("use", REFUSED)
+def test_what_the_system_refuses_is_a_resource_error_and_never_absence(
+    store: Store, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    store = Store.open(store.path, write=True)
+    store.moments.partial_sums("1-of-1.0").create([], 3)
+    write_features(store, 0)
+    before = (store.path / KEY).read_bytes()
+    owner, name, call = REFUSED[use]
+    for number in SYSTEM:
+
+        def refusing(path: object, *_: object, number: int = number, **__: object) -> object:
+            raise OSError(number, os.strerror(number), os.fspath(path) if isinstance(path, str | Path) else None)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, refusing)
+            with pytest.raises(ResourceError, match=re.escape(str(store.path))) as refused:
+                call(store)
+        assert any(word in refused.value.message for word in (os.strerror(number), "no room left", "quota is used up"))
+        assert (store.path / KEY).read_bytes() == before
+    assert not list(store.path.rglob("*.partial"))
+
+
+def test_a_read_that_fails_half_way_is_no_short_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_features(store, 0)
+    handle = (store.path / KEY).open("rb", buffering=0)
+
+    class Failing:
+        def __enter__(self) -> "Failing":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            handle.close()
+
+        def fileno(self) -> int:
+            return handle.fileno()
+
+        def readinto(self, buffer: memoryview) -> int:
+            if buffer.nbytes > 8:
+                return handle.readinto(buffer[: buffer.nbytes - 8])
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "open", lambda *_, **__: Failing())
+    with pytest.raises(UnreadableError, match=rf"cannot read .*{re.escape(KEY)}: Input/output error"):
+        store.arrays.backing.get(KEY)
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [("/proc/run.zarr", "No such file"), ("/dev/null/run.zarr", "File exists"), ("file/run.zarr", "File exists")],
+)
+def test_a_place_that_takes_no_files_is_named(tmp_path: Path, place: str, why: str) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    backing = LocalBacking(tmp_path / place)
+    assert not backing.exists()
+    for write in (backing.check_writable, lambda: backing.put("a", [b""]), lambda: backing.lock().__enter__()):
+        with pytest.raises(ResourceError, match=f"cannot write to {backing.url}"):
+            write()
+
+
+def test_a_folder_in_the_place_of_a_file_reads_as_damage_and_is_written_over(store: Store) -> None:
+    write_features(store, 0)
+    (store.path / KEY).unlink()
+    (store.path / KEY / "inside").mkdir(parents=True)
+    with pytest.raises(StoreError, match=r"features/mid\.attn2\.q chunk c\.0\.0\.0\.0 is damaged: it is empty"):
+        store.arrays.read_chunk("features/mid.attn2.q", (0, 0, 0, 0))
+    write_features(store, 0)
+    assert store.arrays.read_chunk("features/mid.attn2.q", (0, 0, 0, 0)).shape[1] == 2
+
+
+def test_whatever_is_in_the_place_of_a_group_is_removed_with_it(store: Store) -> None:
+    store.delete("features")
+    (store.path / "features").write_text("a file")
+    store.delete("features")
+    assert not (store.path / "features").exists()
+
+
+def test_linked_folders_are_listed_too(store: Store, tmp_path: Path) -> None:
+    write_features(store, 0)
+    before, size = store.arrays.backing.keys("features"), store.nbytes("features")
+    (store.path / "features/mid.attn2.q").rename(tmp_path / "elsewhere")
+    (store.path / "features/mid.attn2.q").symlink_to(tmp_path / "elsewhere")
+    assert KEY in before
+    assert (store.arrays.backing.keys("features"), store.nbytes("features")) == (before, size)
+    assert files.size_of(str(tmp_path / "gone")) == 0
