@@ -20,6 +20,12 @@ def counted(count: int, word: str) -> str:
     return f"{count} {word}{'' if count == 1 else 's'}"
 
 
+def listed(things: Sequence[object], most: int = 5) -> str:
+    """The first few of a list, and the number of the others: a.png, b.png and 3 more."""
+    more = f" and {len(things) - most} more" if len(things) > most else ""
+    return ", ".join(map(str, things[:most])) + more
+
+
 def size(num_bytes: int) -> str:
     """Bytes with a decimal prefix: 1.2 MB."""
     return _scaled(num_bytes, ("B", "kB", "MB", "GB", "TB"))

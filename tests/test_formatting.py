@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullbooth_cli.formatting import aligned, counted, duration, operations, rate, size
+from nullbooth_cli.formatting import aligned, counted, duration, listed, operations, rate, size
 
 
 @given(st.lists(st.floats(1e-9, 1e9) | st.just(0.0), min_size=1, max_size=20))
@@ -65,3 +65,8 @@ def test_sizes_and_operations_are_short(count: int) -> None:
 
 def test_counts_have_their_noun() -> None:
     assert [counted(count, "layer") for count in (0, 1, 2)] == ["0 layers", "1 layer", "2 layers"]
+
+
+def test_a_long_list_is_its_beginning_and_a_count() -> None:
+    assert listed(["a", "b"]) == "a, b"
+    assert listed(list(range(8)), most=3) == "0, 1, 2 and 5 more"

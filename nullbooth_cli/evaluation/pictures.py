@@ -28,10 +28,9 @@ from nullbooth_cli.model.load import ONE_LOAD
 from nullbooth_cli.model.protocols import Autoencoder, LatentPipeline, Pipeline
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.settings.config import Config
-from nullbooth_cli.settings.images import SUFFIXES, read_image
+from nullbooth_cli.settings.images import read_folder, read_image
 
 POOLED = 4
-PICTURES = (*SUFFIXES, ".bmp")
 
 
 @dataclass(frozen=True)
@@ -154,12 +153,10 @@ def _decoded(vae: Autoencoder, receive: Callable[[torch.Tensor], None]) -> Itera
 
 
 def read_images(folder: Path, height: int, width: int) -> NDArray[np.uint8]:
-    """The pictures of a folder, cut to the middle and resized, `[N, height, width, 3]`. Raises ConfigError if there are none."""
+    """The pictures of a folder, cut to the middle and resized, `[N, height, width, 3]`; raises as `read_folder` does."""
     from PIL import ImageOps
 
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)
-    if not files:
-        raise ConfigError(f"no pictures in {folder}", f"name a folder of {', '.join(PICTURES)}")
+    files = read_folder(folder, "instances").images
     return np.stack([np.asarray(ImageOps.fit(read_image(file), (width, height))) for file in files])
 
 

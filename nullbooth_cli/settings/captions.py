@@ -1,99 +1,183 @@
-"""Images with captions, which `collect.latents: images` preserves instead of prompts.
+"""Images with captions: pictures to train on, or (`collect.latents: images`) to preserve instead of prompts.
 
-A folder has images (.png, .jpg, .jpeg, .webp, also in folders inside it) and their captions, in one of two ways:
+A folder has images and their captions, each in one of three ways; the three can be mixed:
 
-    photos/                              photos/
-    ├── metadata.jsonl                   ├── a.png
-    ├── a.png                            ├── a.txt      the caption of a.png
-    └── b.jpg                            └── ...
-    {"file_name": "a.png", "text": "a red bird"}    as the datasets library's imagefolder reads it
+    photos/                              photos/                          photos/
+    ├── metadata.jsonl (or .csv)         ├── a.png                        └── 10_sks dog/     as kohya's trainers read it: the
+    ├── a.png                            ├── a.txt  (or a.caption)            ├── a.png       caption "sks dog", 10 times
+    └── more/b.jpg                       └── ...                              └── ...
+    {"file_name": "more/b.jpg", "text": "a red bird"}    as the datasets library's imagefolder reads it
 
-A caption and its image are one prompt, identified by the caption and the digest of the file. The names of folder and file do
-not matter.
+- A metadata file names images of its own folder and of folders inside it. Its columns: `file_name`, and `text`, `caption` or
+  `prompt`.
+- Of a file beside an image only the first line is the caption, as for kohya's trainers.
+- The name of a folder like `10_sks dog` is the caption of its images if none of them has another. In training they are drawn 10
+  times as often as images elsewhere; a collection counts each once.
+
+A caption and its image are one prompt, identified by the caption and the digest of the file. The names of other folders and of
+files do not matter.
 """
 
+import csv
+import io
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.settings.images import SUFFIXES, digest, find_images
+from nullbooth_cli.formatting import listed
+from nullbooth_cli.settings.images import ImageFolder, digest, read_folder
 from nullbooth_cli.settings.prompts import COLUMNS
 
-METADATA = "metadata.jsonl"
+NUMBERED = re.compile(r"([1-9]\d{0,3})_(.*\S.*)")
+SHAPES = {
+    ".jsonl": 'write lines such as {"file_name": "a.png", "text": "a red bird"}',
+    ".csv": "write a header such as file_name,text and a line such as a.png,a red bird",
+}
+Captions = dict[Path, list[tuple[str, str]]]  # of each image: the place and the text of its captions
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionedImage:
+    """An image file with its prompt (caption and digest); `repeats` weighs it in training."""
+
+    path: Path
+    prompt: Prompt
+    repeats: int
 
 
 def load_captions(source: str) -> tuple[Prompt, ...]:
     """The captions of a folder, each with the digest of its image, sorted by file name."""
-    return tuple(captioned_files(source))
+    return tuple(image.prompt for image in captioned_images(source))
 
 
-def captioned_files(source: str) -> dict[Prompt, Path]:
-    """The captions of a folder with their image files. Cost: one read of every file.
+def captioned_images(source: str, key: str = "collect.images", caption: str | None = None) -> tuple[CaptionedImage, ...]:
+    """The images of a folder, sorted by file name, with their captions, or with one `caption` for all; `key` names the folder.
 
-    Raises ConfigError for a folder without images, an image without a caption, and an image that appears twice with one caption.
+    Raises ConfigError as `read_folder` does, for an image without a caption or with two, a caption without an image, and an image
+    that appears twice with one caption. Cost: one read of every file.
     """
+    folder = Path(source)
+    found = read_folder(folder, key)
+    captions = _captions(folder, found, key) if caption is None else dict.fromkeys(found.images, caption)
     seen: dict[Prompt, Path] = {}
-    for path, caption in _captions(Path(source)):
-        prompt = Prompt(caption, digest(path))
+    images = []
+    for path, text in captions.items():
+        prompt = Prompt(text, digest(path))
         if prompt in seen:
             raise ConfigError(f"{path} is the same image as {seen[prompt]}, with the same caption", "remove one of them")
         seen[prompt] = path
-    return seen
+        numbered = _numbered(path, folder)
+        images.append(CaptionedImage(path=path, prompt=prompt, repeats=numbered[1] if numbered else 1))
+    return tuple(images)
 
 
-def _captions(folder: Path) -> Iterator[tuple[Path, str]]:
-    images, metadata = find_images(folder), folder / METADATA
-    beside = {path: path.with_suffix(".txt") for path in images}
-    if not metadata.is_file():
-        for path, file in beside.items():
-            if not file.is_file():
-                raise ConfigError(f"{path} has no caption", f"write it into {file}, or write all captions into {metadata}")
-            yield path, _checked(_text(file), str(file))
+def _captions(folder: Path, files: ImageFolder, key: str) -> dict[Path, str]:
+    """The caption of every image."""
+    found: Captions = {path: [] for path in files.images}
+    _read_beside(found, files)
+    for table in files.tables:
+        for row, where in _rows(table):
+            path = _image_of(row, where, table, found)
+            found[path].append((where, _caption(row, where, table)))
+    for path, captions in found.items():
+        if len(captions) > 1:
+            places = " and ".join(place for place, _ in captions)
+            raise ConfigError(f"{path} has more than one caption: {places}", "keep one caption for each image")
+    named = _names(folder, found)
+    if missing := [path for path, captions in found.items() if not captions and path not in named]:
+        for_all = ", or set instance_prompt, one caption for all images" if key == "instance_images" else ""
+        raise ConfigError(
+            f"no caption for {listed(missing)}",
+            f"write it into {missing[0].with_suffix('.txt')}, or write all captions into {folder / 'metadata.jsonl'}{for_all}",
+        )
+    return {path: captions[0][1] if captions else named[path] for path, captions in found.items()}
+
+
+def _read_beside(found: Captions, files: ImageFolder) -> None:
+    """Add the captions in files that have the name of an image. Raises ConfigError for those that have not."""
+    by_name: dict[Path, list[Path]] = defaultdict(list)
+    for path in files.images:
+        by_name[path.with_suffix("")].append(path)
+    if alone := [file for file in files.beside if file.with_suffix("") not in by_name]:
+        raise ConfigError(f"no image for the caption {listed(alone)}", "put an image of the same name beside it, or remove it")
+    for file in files.beside:
+        caption = _text(file).strip().split("\n")[0].rstrip()
+        if not caption:
+            raise ConfigError(f"{file} is an empty caption", "write one line of text")
+        for path in by_name[file.with_suffix("")]:
+            found[path].append((str(file), caption))
+
+
+def _numbered(path: Path, folder: Path) -> tuple[Path, int, str] | None:
+    """The nearest folder of an image that is called like `10_sks dog`, with its number and its name."""
+    for place in path.parents:
+        if match := NUMBERED.fullmatch(place.name):
+            return place, int(match[1]), match[2].strip()
+        if place == folder:
+            return None
+    return None
+
+
+def _names(folder: Path, found: Captions) -> dict[Path, str]:
+    """The captions that the names of numbered folders are, where no image has another."""
+    groups: dict[tuple[Path, int, str], list[Path]] = defaultdict(list)
+    for path in found:
+        if numbered := _numbered(path, folder):
+            groups[numbered].append(path)
+    return {path: name for (_, _, name), paths in groups.items() if not any(found[path] for path in paths) for path in paths}
+
+
+def _rows(table: Path) -> Iterator[tuple[Mapping[object, object], str]]:
+    """The rows of a metadata file, each with its place."""
+    text, shape = _text(table), SHAPES[table.suffix]
+    if table.suffix == ".jsonl":
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                where = f"{table}: line {number}"
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise ConfigError(f"{where} is not JSON: {error}", shape) from error
+                if not isinstance(row, dict):
+                    raise ConfigError(f"{where} has no file_name", shape)
+                yield row, where
         return
-    if twice := next((file for file in beside.values() if file.is_file()), None):
-        raise ConfigError(f"{folder} has captions in {METADATA} and in {twice}", "keep one of the two")
-    captions = _metadata(metadata, set(images))
-    for path in images:
-        if path not in captions:
-            raise ConfigError(f"{path} has no caption", f"add a line for it to {metadata}, or remove the image")
-        yield path, captions[path]
-
-
-def _metadata(file: Path, images: set[Path]) -> dict[Path, str]:
-    captions: dict[Path, str] = {}
-    for number, line in enumerate(_text(file).split("\n"), start=1):
-        if line.strip():
-            where = f"{file}: line {number}"
-            path, caption = _entry(line, where, file.parent, images)
-            if path in captions:
-                raise ConfigError(f"{where} names {path} a second time", "keep one caption for each image")
-            captions[path] = caption
-    return captions
-
-
-def _entry(line: str, where: str, folder: Path, images: set[Path]) -> tuple[Path, str]:
-    shape = 'write lines such as {"file_name": "a.png", "text": "a red bird"}'
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        entry: object = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{where} is not JSON: {error}", shape) from error
-    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-        raise ConfigError(f"{where} has no file_name", shape)
-    path = Path(os.path.normpath(folder / entry["file_name"]))
+        for row in reader:
+            where = f"{table}: line {reader.line_num}"
+            if None in row or None in row.values():
+                raise ConfigError(f"{where} does not have as many cells as the header", "put quotes around a text with a comma")
+            yield row, where
+    except csv.Error as error:
+        raise ConfigError(
+            f"{table}: line {reader.reader.line_num} is not CSV: {error}", "check the quotes up to that line"
+        ) from error
+
+
+def _image_of(row: Mapping[object, object], where: str, table: Path, images: Captions) -> Path:
+    name = row.get("file_name")
+    if not isinstance(name, str):
+        raise ConfigError(f"{where} has no file_name", SHAPES[table.suffix])
+    path = Path(os.path.normpath(table.parent / name))
     if path not in images:
-        what = "is not an image in this folder" if path.exists() else "does not exist"
-        hint = f"correct or remove the line; names of images end in {', '.join(SUFFIXES)}"
-        raise ConfigError(f"{where} names {path}, which {what}", hint)
-    keys = [key for key in COLUMNS if key in entry]
-    if len(keys) != 1 or not isinstance(entry[keys[0]], str):
-        raise ConfigError(f"{where} needs exactly one caption ({', '.join(COLUMNS)}), it has: {', '.join(entry)}", shape)
-    return path, _checked(entry[keys[0]], where)
+        what = "is not an image in this folder" if os.path.lexists(path) else "does not exist"
+        raise ConfigError(f"{where} names {path}, which {what}", "correct or remove the line")
+    return path
 
 
-def _checked(text: str, where: str) -> str:
+def _caption(row: Mapping[object, object], where: str, table: Path) -> str:
+    keys = [key for key in COLUMNS if key in row]
+    text = row[keys[0]] if len(keys) == 1 else None
+    if not isinstance(text, str):
+        has = ", ".join(map(str, row))
+        raise ConfigError(f"{where} needs exactly one caption ({', '.join(COLUMNS)}), it has: {has}", SHAPES[table.suffix])
     caption = text.strip()
     if not caption or "\n" in caption:
         raise ConfigError(f"{where} is {'several lines' if caption else 'an empty caption'}", "write one line of text")

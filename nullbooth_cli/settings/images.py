@@ -1,23 +1,48 @@
-"""Image files: finding them in a folder, telling them apart by their content, and reading them."""
+"""Image files: finding them in a folder, telling them apart by their content, and reading them.
+
+Every file of a folder is accounted for. It is an image if Pillow can open it, whatever its name; it holds captions (.txt,
+.caption, metadata.csv, metadata.jsonl); or it is known to be neither (`OTHERS`). Anything else is an error, which names it.
+
+An image is read as RGB with 8 bits a channel, as it is seen: turned upright by its EXIF data, transparency over white. Palettes,
+grays, CMYK, and colours of 16 bits are converted as Pillow does (the upper 8 bits remain); colour profiles are not applied.
+"""
 
 import hashlib
-import struct
-from collections.abc import Mapping, Sequence
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.formatting import listed
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+BESIDE = (".txt", ".caption")
+TABLES = ("metadata.csv", "metadata.jsonl")
+# What systems, trainers and authors leave beside images: hidden files, lists of previews, cached latents, descriptions.
+OTHERS = re.compile(r"\..*|thumbs\.db|desktop\.ini|__macosx|.*\.npz|(readme|license)(\.(md|txt))?", re.IGNORECASE)
+WHOLE_FIRST_FRAME = ("MPO", "PSD")  # formats whose other frames are previews or layers of the first
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The files of a folder and the folders inside it, each list sorted: images, captions beside them, and tables of captions."""
+
+    images: tuple[Path, ...]
+    beside: tuple[Path, ...]
+    tables: tuple[Path, ...]
 
 
 def image_files(source: str) -> dict[str, Path]:
     """The image files of a folder by their digests. Cost: one read of every file."""
-    return {digest(path): path for path in find_images(Path(source))}
+    return {digest(path): path for path in read_folder(Path(source)).images}
 
 
 def file_of(files: Mapping[str, Path], prompt: Prompt) -> Path:
@@ -30,23 +55,100 @@ def file_of(files: Mapping[str, Path], prompt: Prompt) -> Path:
     return files[prompt.image]
 
 
-def read_image(path: Path) -> "Image.Image":
-    """An image in RGB, turned upright by its EXIF data. Raises ConfigError for a file that is not a whole image."""
-    from PIL import Image, ImageOps
+def read_folder(folder: Path, key: str = "collect.images") -> ImageFolder:
+    """The files of a folder; `key` is the setting that names it. Links are followed.
+
+    Raises ConfigError if there is no folder or no image, for a folder that cannot be listed or is met twice, and for files that
+    are neither images nor captions. Cost: opens every file.
+    """
+    if not folder.is_dir():
+        raise ConfigError(
+            f"no folder of images at {folder} (in {Path.cwd()})",
+            f"set {key} to a folder that exists; relative paths start at the current folder",
+        )
+    images, beside, tables, unknown = [], [], [], []
+    for path in sorted(_files(folder)):
+        if path.name in TABLES:
+            tables.append(path)
+        elif path.suffix.lower() in BESIDE:
+            beside.append(path)
+        elif _is_image(path):
+            images.append(path)
+        else:
+            unknown.append(path)
+    if unknown:
+        raise ConfigError(
+            f"{listed(unknown)} in {folder}: neither images that can be read nor captions",
+            "save images as .png or .jpg again, and move other files elsewhere",
+        )
+    if not images:
+        raise ConfigError(f"{folder} has no image", f"put images there, or set {key} to the folder that has them")
+    return ImageFolder(tuple(images), tuple(beside), tuple(tables))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    met: dict[str, str] = {}
+
+    def refuse(error: OSError) -> None:
+        raise ConfigError(f"cannot list {error.filename}: {error.strerror}", "check its permissions") from error
+
+    for place, inner, names in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(place)
+        if real in met:
+            raise ConfigError(f"{place} and {met[real]} are one folder", "remove the link")
+        met[real] = place
+        inner[:] = [name for name in inner if not OTHERS.fullmatch(name)]
+        yield from (Path(place, name) for name in names if not OTHERS.fullmatch(name))
+
+
+def _is_image(path: Path) -> bool:
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            image.load()
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        with _decoding(path), Image.open(path):
+            return True
+    except ConfigError as error:
+        if isinstance(error.__cause__, UnidentifiedImageError):
+            return False
+        raise
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Raise whatever a decoder raises as ConfigError: for damaged files it is any exception, of a dozen types."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except ConfigError:
+        raise
+    except Exception as error:
         raise ConfigError(f"cannot read the image {path}: {error}", "save it again as .png, or remove it") from error
-    if image.mode[0] in "IF":
-        raise ConfigError(f"{path} has more than 8 bits a channel (PIL calls it {image.mode})", "save it with 8 bits a channel")
-    return image.convert("RGB")
+
+
+def read_image(path: Path) -> "Image.Image":
+    """An image in RGB. Raises ConfigError for a file that is not a whole image, an animation, and more than 8 bits of gray."""
+    from PIL import Image, ImageOps
+
+    with _decoding(path), Image.open(path) as opened:
+        frames = getattr(opened, "n_frames", 1)
+        if frames > 1 and opened.format not in WHOLE_FIRST_FRAME:
+            raise ConfigError(f"{path} has {frames} frames, not one", "save the frame that you mean as .png")
+        image = ImageOps.exif_transpose(opened)
+        image.load()
+        if image.mode[0] in "IF":
+            raise ConfigError(
+                f"{path} has more than 8 bits a channel (PIL calls it {image.mode})", "save it with 8 bits a channel"
+            )
+        if image.has_transparency_data:
+            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+        return image.convert("RGB")
 
 
 def require_readable(paths: Sequence[Path]) -> tuple[int, int]:
-    """The (width, height) of images. Raises ConfigError for one that is not whole, or whose size differs from the first.
+    """The (width, height) of images. Raises ConfigError for one that cannot be read, or whose size differs from the first.
 
     Cost: decodes every image; 50 ms for a PNG of 1024 x 1024 pixels, 20 ms for a JPEG.
     """
@@ -61,23 +163,6 @@ def require_readable(paths: Sequence[Path]) -> tuple[int, int]:
             )
     assert size is not None
     return size
-
-
-def find_images(folder: Path) -> list[Path]:
-    """The image files in a folder and the folders inside it, sorted. Raises ConfigError if there is none."""
-    if not folder.is_dir():
-        raise ConfigError(
-            f"no folder of images at {folder} (in {Path.cwd()})", "set collect.images; relative paths start at the current folder"
-        )
-    found = [
-        path
-        for path in sorted(folder.rglob("*"))
-        # macOS writes a ._a.png beside a.png: names that begin with a dot are not the user's images.
-        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    if not found:
-        raise ConfigError(f"{folder} has no image", f"put images there; their names end in {', '.join(SUFFIXES)}")
-    return found
 
 
 def digest(path: Path) -> str:

@@ -22,7 +22,8 @@ class Recipe(Section):
     output: str = Field("runs/trained", description="folder for the result, its checkpoints, pictures and logs")
     store: str | None = Field(None, description="store with the projectors that constrain training; null for no constraint")
     instance_images: str = Field(
-        "dataset/instances/toy", description="pictures of the subject, each with a caption (metadata.jsonl or a .txt beside it)"
+        "dataset/instances/toy",
+        description="folder of pictures of the subject, with captions in metadata.jsonl, beside each, or as the name of a folder",
     )
     instance_prompt: str | None = Field(None, description="one caption for all pictures instead of their own")
     method: Literal["full", "lora"] = Field("full", description="full: the weights themselves; lora: adapters, made by PEFT")

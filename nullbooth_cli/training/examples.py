@@ -19,17 +19,23 @@ TextEncoding = Callable[[Sequence[str]], torch.Tensor]  # captions to [N, L, D]
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """N pictures as `latents` `[N, C, h, w]`, with `captions`, and `texts` `[N, L, D]`, the captions encoded; all float32."""
+    """N pictures as `latents` `[N, C, h, w]`, with `captions`, and `texts` `[N, L, D]`, the captions encoded; all float32.
+
+    `repeats` are N weights: a picture of weight 3 is drawn three times as often as one of 1. Without them all weigh the same.
+    """
 
     latents: torch.Tensor
     captions: Sequence[str]
     texts: torch.Tensor
+    repeats: Sequence[int] = ()
 
     def batch(
         self, generator: torch.Generator, size: int, encode: TextEncoding | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents and texts of `size` pictures at random, with repetition. `encode` encodes the captions again."""
-        chosen = torch.randint(len(self.latents), (size,), generator=generator)
+        weights = torch.tensor(self.repeats or [1] * len(self.latents))
+        places = torch.arange(len(weights)).repeat_interleave(weights)
+        chosen = places[torch.randint(len(places), (size,), generator=generator)]
         if encode is not None:
             texts = encode([self.captions[i] for i in chosen.tolist()])
         else:

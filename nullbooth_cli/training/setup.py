@@ -18,7 +18,7 @@ from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model import load
 from nullbooth_cli.model.projections import Projection, find_projections
 from nullbooth_cli.model.protocols import StableDiffusion, config_of
-from nullbooth_cli.settings.captions import captioned_files
+from nullbooth_cli.settings.captions import captioned_images
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.training.constraint import Constraint, ProjectorSource, constrain
 from nullbooth_cli.training.examples import Examples, draw_class, encode_pictures, encode_texts
@@ -69,10 +69,13 @@ def set_up(recipe: Recipe, device: str | None = None, store: TrainingStore | Non
     accelerator = _accelerator(recipe, device)
     pipe = _load(recipe, accelerator.device)
     denoiser = pipe.unet
-    captioned = captioned_files(recipe.instance_images)
-    captions = [recipe.instance_prompt or caption.text for caption in captioned]
+    pictures = captioned_images(recipe.instance_images, "instance_images", recipe.instance_prompt)
+    captions = [picture.prompt.text for picture in pictures]
     subject = Examples(
-        latents=encode_pictures(pipe, list(captioned.values())), captions=captions, texts=encode_texts(pipe, captions)
+        latents=encode_pictures(pipe, [picture.path for picture in pictures]),
+        captions=captions,
+        texts=encode_texts(pipe, captions),
+        repeats=[picture.repeats for picture in pictures],
     )
     prior = None if recipe.class_prompts is None else draw_class(recipe, pipe)
     teacher = copy.deepcopy(denoiser) if prior is not None and recipe.prior == "distill" else None

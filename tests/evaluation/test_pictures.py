@@ -18,6 +18,7 @@ from nullbooth_cli.settings.config import Config
 from tests.support import tiny
 from tests.support.builders import PROMPTS
 from tests.support.edited_models import save_lora, toy
+from tests.support.pictures import picture
 
 
 class TestDrawing:
@@ -90,10 +91,18 @@ class TestLoadEdited:
 
 class TestReadImages:
     def test_a_folder_without_pictures(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="no pictures in"):
+        with pytest.raises(ConfigError, match="has no image"):
             pictures.read_images(tmp_path, 8, 8)
 
     def test_a_file_that_is_not_a_picture(self, tmp_path: Path) -> None:
+        picture(0).save(tmp_path / "b.png")
         (tmp_path / "a.png").write_text("no picture")
-        with pytest.raises(ConfigError, match=r"cannot read .*a\.png"):
+        with pytest.raises(ConfigError, match=r"a\.png in .*neither images"):
             pictures.read_images(tmp_path, 8, 8)
+
+    def test_pictures_of_any_kind_and_size(self, tmp_path: Path) -> None:
+        picture(0).save(tmp_path / "b.BMP")
+        (tmp_path / "more").mkdir()
+        picture(1, 40, 24).save(tmp_path / "more/a.tif")
+        (tmp_path / "b.txt").write_text("a caption")
+        assert pictures.read_images(tmp_path, 8, 16).shape == (2, 8, 16, 3)

@@ -1,8 +1,10 @@
-"""Reading image files: whole, upright, 8 bits, one size."""
+"""Image files: which files of a folder are images; reading them whole, upright, as they are seen, in 8 bits, of one size."""
 
 import contextlib
 import io
+import random
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,75 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.settings.images import read_image, require_readable
+from nullbooth_cli.settings.images import read_folder, read_image, require_readable
 from tests.support.pictures import picture
+
+
+def names(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in read_folder(folder).images]
+
+
+class TestFolder:
+    def test_whatever_pillow_opens_is_an_image(self, tmp_path: Path) -> None:
+        """By content: the ending of a name and its case do not matter."""
+        kinds = {"a.BMP": "bmp", "b.gif": "gif", "c.tiff": "tiff", "d.JPG": "jpeg", "e.avif": "avif", "f": "png", "g.webp": "png"}
+        for name, kind in kinds.items():
+            picture(0).save(tmp_path / name, format=kind)
+        assert names(tmp_path) == list(kinds)
+        assert {read_image(path).size for path in read_folder(tmp_path).images} == {(32, 32)}
+
+    def test_what_is_no_image_is_named(self, tmp_path: Path) -> None:
+        picture(0).save(tmp_path / "a.png")
+        heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+        wrong = {"b.heic": heic, "c.png": b"", "d.mp4": b"film", "e.JPG": b"<html>", "f.json": b"{}", "g": b""}
+        for name, content in wrong.items():
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(ConfigError, match=r"b\.heic, .*c\.png, .*d\.mp4, .*e\.JPG, .*f\.json and 1 more in .*") as caught:
+            read_folder(tmp_path)
+        assert "neither images that can be read nor captions" in caught.value.message
+        assert "save images as .png" in caught.value.hint
+
+    def test_what_systems_and_trainers_leave_is_passed_over(self, tmp_path: Path) -> None:
+        (tmp_path / ".cache").mkdir()
+        for name in (".DS_Store", "._a.png", ".cache/x", "Thumbs.db", "desktop.ini", "a_sd.npz", "README.md", "license.txt"):
+            (tmp_path / name).write_bytes(b"?")
+        picture(0).save(tmp_path / "a.png")
+        assert names(tmp_path) == ["a.png"]
+
+    def test_links(self, tmp_path: Path) -> None:
+        folder, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+        (elsewhere / "deep").mkdir(parents=True)
+        folder.mkdir()
+        picture(0).save(elsewhere / "deep/a.png")
+        (folder / "more").symlink_to(elsewhere)
+        (folder / "b.png").symlink_to(elsewhere / "deep/a.png")
+        assert names(folder) == ["b.png", "more/deep/a.png"]
+        (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
+        with pytest.raises(ConfigError, match=r"cannot read the image .*gone\.png"):
+            read_folder(folder)
+        (folder / "gone.png").unlink()
+        (elsewhere / "back").symlink_to(folder)
+        with pytest.raises(ConfigError, match=r"more/back and .*photos are one folder") as caught:
+            read_folder(folder)
+        assert caught.value.hint == "remove the link"
+
+    def test_a_folder_that_cannot_be_listed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(place: str) -> None:
+            raise PermissionError(13, "Permission denied", place)
+
+        monkeypatch.setattr("os.scandir", refuse)
+        with pytest.raises(ConfigError, match=f"cannot list {tmp_path}: Permission denied"):
+            read_folder(tmp_path)
+
+    @pytest.mark.parametrize("key", ["collect.images", "instance_images"])
+    def test_no_folder_and_no_image(self, tmp_path: Path, key: str) -> None:
+        """The hint names the setting of the file at hand."""
+        with pytest.raises(ConfigError, match=r"no folder of images at .*gone") as caught:
+            read_folder(tmp_path / "gone", key)
+        assert caught.value.hint.startswith(f"set {key} to a folder")
+        with pytest.raises(ConfigError, match="has no image") as caught:
+            read_folder(tmp_path, key)
+        assert key in caught.value.hint
 
 
 class TestPictures:
@@ -43,6 +112,49 @@ class TestPictures:
             damaged[place] ^= 0xFF
             (tmp_path / "x.png").write_bytes(damaged)
             with pytest.raises(ConfigError, match=r"cannot read the image .*x\.png"):
+                read_image(tmp_path / "x.png")
+
+    def test_whatever_a_decoder_raises_is_one_error(self, tmp_path: Path) -> None:
+        """A hundred damages of each kind of file: RuntimeError, TypeError and others from Pillow's decoders."""
+        rng, path = random.Random(0), tmp_path / "x"
+        for kind in ("avif", "bmp", "gif", "ico", "jpeg", "png", "ppm", "tga", "tiff", "webp"):
+            whole = io.BytesIO()
+            picture(0).save(whole, format=kind)
+            for _ in range(100):
+                damaged = bytearray(whole.getvalue())
+                for _ in range(rng.choice((1, 8))):
+                    damaged[rng.randrange(min(300, len(damaged)))] = rng.randrange(256)
+                path.write_bytes(damaged[: rng.choice((len(damaged), rng.randrange(len(damaged))))])
+                with contextlib.suppress(ConfigError), warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # of tags beside the image
+                    read_image(path)
+
+    def test_an_animation_is_refused_and_a_photo_with_its_preview_is_not(self, tmp_path: Path) -> None:
+        frames = [picture(seed) for seed in range(3)]
+        for name in ("x.gif", "x.webp", "x.png", "x.tiff"):
+            frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+            with pytest.raises(ConfigError, match=rf"{name} has 3 frames, not one") as caught:
+                read_image(tmp_path / name)
+            assert caught.value.hint == "save the frame that you mean as .png"
+        plain = [Image.new("RGB", (32, 32), colour) for colour in ("white", "black")]
+        plain[0].save(tmp_path / "x.jpg", format="mpo", save_all=True, append_images=plain[1:])
+        np.testing.assert_array_equal(read_image(tmp_path / "x.jpg"), plain[0])
+
+    @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+    def test_what_is_transparent_is_white(self, tmp_path: Path, mode: str) -> None:
+        """Not the colour below, which nobody sees: here black."""
+        image = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+        image.paste((0, 0, 0, 255), (0, 0, 16, 32))
+        image.convert(mode).save(tmp_path / "x.png")
+        found = np.array(read_image(tmp_path / "x.png"))
+        assert (found[:, :16] == 0).all()
+        assert (found[:, 16:] == 255).all()
+
+    def test_too_many_pixels_are_not_decoded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        picture(0).save(tmp_path / "x.png")
+        for limit in (1000, 100):  # Pillow warns of the first, and refuses the second
+            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+            with pytest.raises(ConfigError, match=r"cannot read the image .*x\.png: Image size \(1024 pixels\) exceeds"):
                 read_image(tmp_path / "x.png")
 
     @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK"])
