@@ -45,13 +45,13 @@ def edit(
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.errors import ConfigError
     from nullbooth_cli.model.quiet import quiet_libraries
-    from nullbooth_cli.nullspace.export import written
+    from nullbooth_cli.nullspace.export import is_taken, written
     from nullbooth_cli.report.answers import EditAnswer
     from nullbooth_cli.training.edit import edit as edit_pipeline
     from nullbooth_cli.training.edit import read_pairs
 
     path = Path(output)
-    if path.exists():
+    if is_taken(path):
         raise ConfigError(f"{output} exists already", "name another folder")
     pairs = read_pairs(prompts or [], file)
     session = start(Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose))

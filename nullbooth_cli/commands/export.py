@@ -37,7 +37,7 @@ def export(
     """
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.errors import ConfigError
-    from nullbooth_cli.nullspace.export import export_alphaedit, export_folder, export_safetensors
+    from nullbooth_cli.nullspace.export import export_alphaedit, export_folder, export_safetensors, is_taken
     from nullbooth_cli.pipeline.project import decomposition_of
     from nullbooth_cli.pipeline.state import require, stage_states
     from nullbooth_cli.report.answers import ExportAnswer
@@ -53,7 +53,7 @@ def export(
             raise ConfigError(f"{flag} have no meaning for {out}", "see nullbooth export --help")
     if dtype not in ("float32", "float64"):
         raise ConfigError(f"--dtype {dtype} is not a precision", "give float32 or float64")
-    if form != "folder" and path.exists() and not force:
+    if form != "folder" and is_taken(path) and not force:
         raise ConfigError(f"{out} exists", "name another file, or add --force")
     session = start(Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose))
     opened = session.open()

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from nullbooth_cli.datatypes import Site, choose_sites
 from nullbooth_cli.errors import ConfigError, ResourceError
@@ -71,7 +72,10 @@ def export_alphaedit(store: Store, path: Path, layer: str | None, feature: str |
         )
     stack = np.stack([usable[site.weights[0]].dense() for site in sites])
     with written(path) as temporary:
-        torch.save(torch.from_numpy(stack).float(), temporary)
+        try:
+            torch.save(torch.from_numpy(stack).float(), temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(str(error).splitlines()[0]) from error
     return [site.name for site in sites]
 
 
@@ -84,7 +88,7 @@ def export_folder(
     tensor that several projections share is written once and linked for the others. Raises ConfigError if the folder exists.
     """
     run = place / f"run_{time.strftime('%Y%m%d_%H%M%S')}"
-    if run.exists():
+    if is_taken(run):
         raise ConfigError(f"{run} exists", "export again in a second: the name has the time")
     each_step = only_covariance or settings.pooling.scope == "timestep"
     with written(run) as temporary:
@@ -175,5 +179,17 @@ def written(path: Path) -> Iterator[Path]:
             temporary = Path(folder) / path.name
             yield temporary
             os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(path, error) from error
+
+
+def is_taken(path: Path) -> bool:
+    """Whether something of this name is there already. Raises ResourceError for a name that cannot be looked up."""
+    try:
+        return path.exists()
     except OSError as error:
-        raise ResourceError(f"cannot write {path}: {error}", "check the path, its permissions and the free space") from error
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: Exception) -> ResourceError:
+    return ResourceError(f"cannot write {path}: {error}", "check the path, its permissions and the free space")

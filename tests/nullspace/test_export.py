@@ -2,6 +2,8 @@
 
 import json
 import re
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import torch
 from safetensors import safe_open
 
 import nullbooth_cli as nb
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.store import Store
 from tests.support.builders import ROOT
 from tests.support.cli import exported, nullbooth, refused
 
@@ -127,3 +131,28 @@ class TestFolder:
         monkeypatch.setattr(np, "save", full)
         refused(nullbooth("export", "out", "-s", done), 5, "cannot write out/run_", "No space left")
         assert not list(Path("out").iterdir())
+
+
+FORMATS = {"p.safetensors": (), "p.pt": ("--layer", "mid_block*", "--feature", "q"), "folder": ()}
+
+
+class TestPlacesThatTakeNoFiles:
+    @pytest.mark.parametrize("out", FORMATS)
+    def test_they_are_named(self, finished: tuple[Config, Store], out: str) -> None:
+        Path("file").write_text("not a folder")
+        for folder in ("/proc", "/dev/null", "file", "n" * 300):
+            result = nullbooth("export", f"{folder}/{out}", "-s", finished[1].url, *FORMATS[out])
+            refused(result, 5, f"cannot write {folder}/{out}")
+
+    @pytest.mark.parametrize("out", FORMATS)
+    def test_a_disk_that_is_full_leaves_nothing(self, finished: tuple[Config, Store], out: str) -> None:
+        """No file may grow past 1000 bytes."""
+        limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            result = nullbooth("export", f"here/{out}", "-s", finished[1].url, *FORMATS[out])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+        refused(result, 5, f"cannot write here/{out}")
+        assert [path for path in Path("here").rglob("*") if path.is_file()] == []
