@@ -94,16 +94,26 @@ def leakage_on(projector: Projector, second_moment: NDArray[np.float64]) -> floa
     return float(np.sqrt(max(share, 0.0)))
 
 
-def relative_drift(change: NDArray[np.floating], weight: NDArray[np.floating], second_moment: NDArray[np.float64]) -> float:
+def relative_drift(
+    change: NDArray[np.floating],
+    weight: NDArray[np.floating],
+    second_moment: NDArray[np.float64],
+    *,
+    shift: NDArray[np.float64] | None = None,
+    mean: NDArray[np.float64] | None = None,
+) -> float:
     """norm(dW K) / norm(W K) of a change to a weight, both `[M, D]`, on the vectors K of a second moment C `[D, D]`.
 
-    norm(dW K)^2 = N tr(dW C dW^T), in float64: how much the output of the layer changes, as a share of itself. NaN if the output
-    was zero and is not any more. Cost: 4 M D^2 operations.
+    norm(dW K)^2 = N tr(dW C dW^T), in float64: how much the output of the layer changes, as a share of itself. A `shift` `[M]` is
+    a change of the bias, and takes the `mean` `[D]` of the vectors. NaN if the output was zero and is not any more. Cost:
+    4 M D^2 operations.
     """
     moved, output = (
         max(float(np.einsum("md,md->", rows @ second_moment, rows)), 0.0)
         for rows in (change.astype(np.float64), weight.astype(np.float64))
     )
+    if shift is not None and mean is not None and shift.any():
+        moved = max(moved + 2 * float(shift @ (change @ mean)) + float(shift @ shift), 0.0)
     if moved == 0:
         return 0.0
     return float(np.sqrt(moved / output)) if output > 0 else float("nan")

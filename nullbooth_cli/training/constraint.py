@@ -13,32 +13,25 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from nullbooth_cli.api import Moment
 from nullbooth_cli.datatypes import Site
-from nullbooth_cli.errors import ConfigError, ModelError
+from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.nullspace.projector import Projector, relative_drift
 from nullbooth_cli.tensors import plain_name
-from nullbooth_cli.training.parametrization import (
-    TOLERANCE,
-    TorchProjector,
-    constrain_weight,
-    initial_weight,
-    is_constrained,
-    saved_name,
-    trained_parameter,
-)
+from nullbooth_cli.training.constrainable import base_changed_by_lora, require_constrainable
+from nullbooth_cli.training.parametrization import TorchProjector, is_constrained, saved_name
+from nullbooth_cli.training.protected_weights import ProtectedWeight, actual_names, find_weight
 
 SAVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NOT_IN_STORE = "the store has no projector for it"
 BIAS = "a bias changes every output"
 OTHER_ADAPTER = "an adapter that is not plain LoRA changes a protected weight in its own way"
+LET_LOOSE = "it is protected, but not constrained any more"
 
 
 class ProjectorSource(Protocol):
@@ -63,19 +56,23 @@ class ConstraintReport:
 
     `constrained`: (null_dim, dim) of those that act within a null space only; their change cannot reach the collected inputs.
     `safe`: trains freely, behind a constrained lora_A. `frozen`: does not train. `unprotected`: trains without a constraint, and
-    why.
+    why. `altered` names protected weights whose layer does something else, as far as it can be seen from outside: a replaced
+    `forward`, hooks, another module or adapter, fused projections. The other fields speak of parameters alone.
     """
 
     constrained: Mapping[str, tuple[int, int]]
     safe: tuple[str, ...]
     frozen: tuple[str, ...]
     unprotected: Mapping[str, str]
+    altered: Mapping[str, str]
 
     def __str__(self) -> str:
         lines = [f"constrained {len(self.constrained)}"]
         lines += [f"  {name}  {null_dim} of {dim} dimensions" for name, (null_dim, dim) in self.constrained.items()]
         lines += [f"free behind them {len(self.safe)}", f"frozen {len(self.frozen)}", f"unprotected {len(self.unprotected)}"]
-        return "\n".join([*lines, *(f"  {name}  {reason}" for name, reason in self.unprotected.items())])
+        lines += [f"  {name}  {reason}" for name, reason in self.unprotected.items()]
+        lines += [f"altered {len(self.altered)}"] * bool(self.altered)
+        return "\n".join([*lines, *(f"  {name}  {reason}" for name, reason in self.altered.items())])
 
 
 def constrain(
@@ -95,8 +92,9 @@ def constrain(
     """
     if unprotected not in ("freeze", "refuse", "allow"):
         raise ConfigError(f"unprotected={unprotected!r} is not a choice", "set unprotected to freeze, refuse or allow")
-    if any(is_constrained(module) for module in model.modules()):
+    if isinstance(model, nn.Module) and any(is_constrained(module) for module in model.modules()):
         raise ConfigError("this model is constrained already", "call merge() of its constraint first, or load the model again")
+    require_constrainable(model, [weight for site in store.sites() for weight in site.weights])
     weights = _protected_weights(model, store)
     constraint = Constraint(model, store, weights)
     report = constraint.report()
@@ -122,19 +120,25 @@ def constrain(
 class Constraint:
     """The constraint on a model: `report` lists its parameters, `drift` measures it, `merge` makes it plain again."""
 
-    def __init__(self, model: nn.Module, store: ProjectorSource, weights: Sequence["_ProtectedWeight"]) -> None:
+    def __init__(self, model: nn.Module, store: ProjectorSource, weights: Sequence[ProtectedWeight]) -> None:
         self._model, self._store, self._weights = model, store, weights
-        self._moments: dict[str, NDArray[np.float64]] = {}
+        self._moments: dict[str, Moment] = {}
         self._releases: list[Callable[[], None]] = []
+        self._is_applied = False
 
     def _apply(self) -> None:
         for weight in self._weights:
             weight.check()
         self._releases = [release for weight in self._weights for release in weight.constrain()]
+        self._is_applied = True
 
     def report(self) -> ConstraintReport:
-        """The state now: a parameter that was unfrozen after `constrain()` is listed as unprotected."""
-        projectors = {id(parameter): weight.projector for weight in self._weights for parameter in weight.constrained()}
+        """The state now: a parameter that was unfrozen after `constrain()`, or lost its constraint, is listed as unprotected."""
+        projectors = {
+            id(parameter): weight.projector
+            for weight in self._weights
+            for parameter in (weight.constrained() if self._is_applied else weight.to_constrain())
+        }
         behind = {id(parameter) for weight in self._weights for parameter in weight.safe()}
         constrained: dict[str, tuple[int, int]] = {}
         unprotected: dict[str, str] = {}
@@ -148,10 +152,19 @@ class Constraint:
                 safe.append(name)
             else:
                 unprotected[name] = self._reason(plain_name(saved_name(name)))
-        return ConstraintReport(constrained=constrained, safe=tuple(safe), frozen=tuple(frozen), unprotected=unprotected)
+        altered = {weight.name: "; ".join(weight.alterations()) for weight in self._weights}
+        return ConstraintReport(
+            constrained=constrained,
+            safe=tuple(safe),
+            frozen=tuple(frozen),
+            unprotected=unprotected,
+            altered={name: how for name, how in altered.items() if how},
+        )
 
     def _reason(self, name: str) -> str:
         """The reason that a parameter is unprotected."""
+        if name in {weight.name for weight in self._weights}:
+            return LET_LOOSE
         if not any(name.startswith(weight.name.removesuffix("weight")) for weight in self._weights):
             return NOT_IN_STORE
         return BIAS if name.endswith(".bias") else OTHER_ADAPTER
@@ -160,10 +173,15 @@ class Constraint:
         """norm(dW K0) / norm(W0 K0) of every constrained weight, on all inputs that were collected, exact from their moments.
 
         dW is the change that the weight and its active adapters make to W0 now; with a dtype, the change between both models
-        saved in it. Raises ConfigError after `merge()`, ModelError while PEFT has adapters merged into a weight.
+        saved in it. Each layer is run on D + 1 vectors as well: where it computes something else than its weights say (an adapter
+        of another tool, a hook, a bias that trains), the drift is that of what it computes, to within the rounding of its dtype.
+        A protected weight that is not constrained is listed too if its layer was altered.
+
+        Raises ConfigError after `merge()`; ModelError while PEFT has adapters merged into a weight, if the layer is out of use,
+        and if W0 is gone because a weight changed that was not to train.
 
         Memory: 8 D^2 bytes for each site, read the first time (for each timestep). Cost: 4 M D^2 operations for each weight, in
-        float64 on the CPU.
+        float64 on the CPU, and a call of each layer.
         """
         if not self._releases:
             raise ConfigError(
@@ -171,11 +189,14 @@ class Constraint:
             )
         drifts = {}
         for weight in self._weights:
-            if weight.constrained():
+            if weight.trains or any(weight.alterations()):
                 site = weight.site
                 if site.name not in self._moments:
-                    self._moments[site.name] = self._store.moment(site).second_moment
-                drifts[weight.name] = relative_drift(*weight.change(dtype), self._moments[site.name])
+                    self._moments[site.name] = self._store.moment(site)
+                moment, change = self._moments[site.name], weight.unexplained() or weight.change(dtype)
+                drifts[weight.name] = relative_drift(
+                    change.weight, weight.start(dtype).weight, moment.second_moment, shift=change.bias, mean=moment.mean
+                )
         return drifts
 
     def merge(self) -> dict[str, float]:
@@ -196,90 +217,20 @@ def _counts(others: Mapping[str, str]) -> str:
     return "".join(f"\n  {count}, such as {first[reason]}: {reason}" for reason, count in Counter(others.values()).items())
 
 
-@dataclass(frozen=True, kw_only=True)
-class _ProtectedWeight:
-    """One weight of the store, in the model: the linear layer that has it, and the LoRA around that layer.
-
-    `full`: the weight itself is to train. `adapters`: the plain LoRA adapters that are to train.
-    """
-
-    name: str
-    site: Site
-    projector: TorchProjector
-    linear: nn.Module
-    full: bool
-    lora: Any = None  # peft's LoraLayer
-    adapters: tuple[str, ...] = ()
-
-    def safe(self) -> list[nn.Parameter]:
-        """Each lora_B: its input is silent on the collected inputs."""
-        return [self.lora.lora_B[adapter].weight for adapter in self.adapters]
-
-    def constrained(self) -> list[nn.Parameter]:
-        """The parameters that act within the null space: the weight, and each lora_A."""
-        return [trained_parameter(module) for module in self._modules()]
-
-    def _modules(self) -> list[nn.Module]:
-        return [self.linear] * self.full + [self.lora.lora_A[adapter] for adapter in self.adapters]
-
-    def check(self) -> None:
-        """Raise ModelError for an adapter that already moves outputs on the collected inputs."""
-        for adapter in self.adapters:
-            a, b = (part[adapter].weight.detach().cpu().double() for part in (self.lora.lora_A, self.lora.lora_B))
-            if self.projector.share_outside(b @ a, compared_with=b @ a) > TOLERANCE:
-                raise ModelError(
-                    f"the LoRA adapter '{adapter}' of {self.name} was trained without this constraint",
-                    "delete it and add a new one, or load one that was saved under the same store",
-                )
-
-    def constrain(self) -> list[Callable[[], None]]:
-        """Constrain the weight and adapters; returns the functions that undo it."""
-        return [constrain_weight(module, self.projector, keep_value=module is self.linear) for module in self._modules()]
-
-    @torch.no_grad()
-    def change(self, dtype: torch.dtype | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(dW, W0), `[M, D]` float64, of the weight and its active adapters, as they are or as saved in a dtype."""
-
-        def at(tensor: torch.Tensor) -> torch.Tensor:
-            return (tensor if dtype is None else tensor.to(dtype)).cpu().double()
-
-        start = at(initial_weight(self.linear))
-        change = at(self.linear.weight) - start  # type: ignore[arg-type]  # to torch it may be a module
-        if self.lora is not None and self.lora.merged:
-            raise ModelError(f"an adapter is merged into {self.name}", "unmerge it first: its share of the weight is unknown")
-        if self.lora is not None and not self.lora.disable_adapters:
-            for adapter in self.lora.active_adapters:
-                if adapter in self.lora.lora_A:
-                    a, b = (at(part[adapter].weight) for part in (self.lora.lora_A, self.lora.lora_B))
-                    change += self.lora.scaling[adapter] * (b @ a)
-        return change.numpy(), start.numpy()
-
-
-def _protected_weights(model: nn.Module, store: ProjectorSource) -> list[_ProtectedWeight]:
+def _protected_weights(model: nn.Module, store: ProjectorSource) -> list[ProtectedWeight]:
     """Every weight that the store protects, with one projector for each site."""
-    by_weight = store.projectors(model.state_dict())
-    names = {plain_name(name): name for name, _ in model.named_parameters()}
+    try:
+        by_weight = store.projectors(model.state_dict())
+    except ConfigError as error:
+        if changed := ", ".join(base_changed_by_lora(model)):
+            raise ConfigError(
+                f"the start of the LoRA adapter {changed} changes the weights of the model itself: {error.message}",
+                "load the model again, and add the adapter with init_lora_weights True, 'gaussian' or 'orthogonal'",
+            ) from error
+        raise
+    names = actual_names(model)
     found = []
     for site in store.sites():
         projector = TorchProjector(by_weight[site.weights[0]])
-        found += [_find(model, names[weight], name=weight, site=site, projector=projector) for weight in site.weights]
+        found += [find_weight(model, names[weight], name=weight, site=site, projector=projector) for weight in site.weights]
     return found
-
-
-def _find(model: nn.Module, actual_name: str, *, name: str, site: Site, projector: TorchProjector) -> _ProtectedWeight:
-    """The weight `name` of a site; `actual_name` is its name in the model, with or without PEFT's layers around it."""
-    path = actual_name.removesuffix(".weight")
-    linear = model.get_submodule(path)
-    full = trained_parameter(linear).requires_grad
-    lora: Any = None
-    adapters: tuple[str, ...] = ()
-    if path.endswith(".base_layer"):
-        from peft.tuners.lora import LoraLayer
-
-        wrapper: Any = model.get_submodule(path.removesuffix(".base_layer"))
-        if isinstance(wrapper, LoraLayer):
-            lora = wrapper
-            plain = [adapter for adapter in lora.lora_A if adapter not in lora.lora_variant]  # DoRA is a variant
-            # A frozen A protects nothing: B alone moves the output wherever A is not silent.
-            adapters = tuple(a for a in plain if any(part[a].weight.requires_grad for part in (lora.lora_A, lora.lora_B)))
-    return _ProtectedWeight(name=name, site=site, projector=projector, linear=linear, full=full, lora=lora, adapters=adapters)

@@ -117,6 +117,14 @@ def is_constrained(module: nn.Module) -> bool:
     return parametrize.is_parametrized(module, "weight")
 
 
+def holds_constraint(module: nn.Module) -> bool:
+    """Whether the weight of a module is start + X P, and nothing else was put on top."""
+    if not is_constrained(module):
+        return False
+    found = [*module.get_submodule("parametrizations.weight").children()]
+    return len(found) == 1 and isinstance(found[0], ProjectedWeight)
+
+
 def saved_name(name: str) -> str:
     """The name that a parameter has in the state dict: `weight`, where the weight is constrained."""
     return name.replace(ORIGINAL, "weight")
@@ -127,10 +135,10 @@ def trained_parameter(linear: nn.Module) -> nn.Parameter:
     return linear.get_parameter(ORIGINAL if is_constrained(linear) else "weight")
 
 
-def initial_weight(linear: Any) -> torch.Tensor:
-    """The weight that training started from; for a layer that is not constrained, its weight."""
-    start: torch.Tensor = linear.parametrizations.weight[0].start if is_constrained(linear) else linear.weight
-    return start
+def initial_weight(linear: Any) -> torch.Tensor | None:
+    """The weight that training started from, as `constrain_weight` kept it; None where it kept none."""
+    first = linear.parametrizations.weight[0] if is_constrained(linear) else None
+    return first.start if isinstance(first, ProjectedWeight) else None
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

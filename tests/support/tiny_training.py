@@ -101,6 +101,21 @@ def add_lora(unet: Any, **config: Any) -> None:
     unet.add_adapter(LoraConfig(r=4, lora_alpha=8, **{"target_modules": TARGETS, **config}))
 
 
+class KohyaLora(nn.Module):
+    """A LoRA that is no part of the model: it replaces the `forward` of a linear layer, as kohya's scripts do."""
+
+    def __init__(self, linear: Any) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(linear.in_features, 4, bias=False), nn.Linear(4, linear.out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+        self.original = [linear.forward]
+        linear.forward = self.forward
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.original[0](x) + self.up(self.down(x))
+        return output
+
+
 def trainable(unet: Any) -> list[nn.Parameter]:
     """The parameters that train."""
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
