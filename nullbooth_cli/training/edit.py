@@ -30,7 +30,7 @@ from torch import nn
 from nullbooth_cli.api import OpenStore
 from nullbooth_cli.collect.find_sites import MASK_ARGUMENT, split_branches
 from nullbooth_cli.datatypes import Prompt, Site
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.hooks import ProjectionHooks
@@ -40,6 +40,8 @@ from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.nullspace.projector import Projector, relative_drift
 from nullbooth_cli.settings.strict_yaml import parse_yaml
+from nullbooth_cli.training.constrainable import require_constrainable
+from nullbooth_cli.training.protected_weights import actual_names
 
 Rows = NDArray[np.float64]
 
@@ -108,13 +110,15 @@ def edit(
     `preserve` (`uce` only) is b: at 1 all collected tokens together weigh as much as all edited ones.
 
     Raises ConfigError for another model than the one that was collected from (an edited one too: edit all prompts at once), and
-    for a store without a k or v weight that receives the text alone. After an error the model is as it was. Cost: the beginning
-    of one forward for each prompt, and some 10 D^3 operations for each site.
+    for a store without a k or v weight that receives the text alone; ModelError for one that is compiled, fused or constrained,
+    has adapters, or parts in dtypes that do not work together. After an error the model is as it was. Cost: the beginning of one
+    forward for each prompt, and some 10 D^3 operations for each site.
     """
     _require_possible(pairs, method, ridge=ridge, preserve=preserve)
     denoiser = denoiser_of(pipe)
-    projectors = store.projectors(denoiser)
     sites = text_sites(store)
+    _require_plain(denoiser, [weight for site in sites for weight in site.weights])
+    projectors = store.projectors(denoiser)
     tokens = {text: text_inputs(pipe, sites, text) for text in dict.fromkeys([*pairs, *pairs.values()])}
     after: dict[str, torch.Tensor] = {}
     edited: dict[str, EditedWeight] = {}
@@ -144,6 +148,18 @@ def _require_possible(pairs: Mapping[str, str], method: str, *, ridge: float, pr
     same = [source for source, target in pairs.items() if source == target]
     if same or not pairs:
         raise ConfigError(f"'{same[0]}' is its own target" if same else "no prompt to edit", "name sources and other targets")
+
+
+def _require_plain(denoiser: nn.Module, weights: Sequence[str]) -> None:
+    """Raise ModelError unless the weights to edit are what the denoiser uses."""
+    require_constrainable(denoiser, weights)
+    present = dict(denoiser.named_parameters())
+    hidden = [name for name in weights if name not in present and name in denoiser.state_dict() | actual_names(denoiser)]
+    if hidden:
+        raise ModelError(
+            f"{counted(len(hidden), 'weight')} to edit, such as {hidden[0]}, carry an adapter or a constraint",
+            "edit the pipeline before adapters are loaded, or after unload_lora_weights(); merge() a constraint first",
+        )
 
 
 def _edit_weight(
@@ -231,8 +247,23 @@ def text_inputs(pipe: Pipeline, sites: list[Site], text: str) -> dict[Site, Toke
 
     path = DenoisingPath(num_inference_steps=2, steps=(), guidance_scale=1.0, height=None, width=None, seed=0)
     with ProjectionHooks(denoiser, watched, "input", receive, last=0, begin=lambda given: masks.append(given.get(MASK_ARGUMENT))):
-        denoise(pipe, path, [(0, Prompt(text))])
+        try:
+            denoise(pipe, path, [(0, Prompt(text))])
+        except RuntimeError as error:
+            raise _explained(pipe, error) from error
     return found
+
+
+def _explained(pipe: Pipeline, error: RuntimeError) -> Exception:
+    """A ModelError if parts of the pipeline are in different dtypes, else the error itself."""
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module) and name != "safety_checker"}
+    dtypes = {name: str(next(part.parameters()).dtype).removeprefix("torch.") for name, part in parts.items()}
+    if len(set(dtypes.values())) == 1:
+        return error
+    return ModelError(
+        f"the parts of the pipeline do not work together: {', '.join(f'{name} in {dtype}' for name, dtype in dtypes.items())}",
+        "bring all parts to one dtype, with pipe.to(dtype=...)",
+    )
 
 
 def paired(pairs: Sequence[tuple[TokenInputs, TokenInputs]]) -> tuple[Rows, Rows]:

@@ -1,6 +1,7 @@
 """Closed-form edits: the formulas against numpy written plainly, and what the embedded model draws afterwards."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 import nullbooth_cli as nb
 from nullbooth_cli.cli import app
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model import load
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.settings.config import build_config
@@ -22,7 +23,7 @@ from nullbooth_cli.toy import score, world
 from nullbooth_cli.training.edit import alphaedit, paired, read_pairs, text_inputs, text_sites, uce
 from tests.support.builders import ROOT, execute
 from tests.support.tiny import saved
-from tests.support.tiny_training import exact_store
+from tests.support.tiny_training import add_lora, exact_store
 
 BACKGROUNDS = ("white", "black", "blue", "gray")
 PAIRS = {f"a sks star on a {b} background": f"a red star on a {b} background" for b in BACKGROUNDS}
@@ -179,6 +180,37 @@ class TestRefusals:
         nb.edit(pipe, text_store, {"a sks": "a star"})
         with pytest.raises(ConfigError, match="belong to another model"):
             nb.edit(pipe, text_store, {"a zwx": "a ring"})
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda pipe: pipe.text_encoder.to(torch.float64), "work together: .*text_encoder in float64.*unet in float32"),
+            (lambda pipe: add_lora(pipe.unet), r"4 weights to edit, such as down_blocks.*to_k\.weight, carry an adapter"),
+            (
+                lambda pipe: pipe.unet.fuse_qkv_projections(),
+                r"\d+ protected weights, such as .*to_k\.weight: the layer is out of use",
+            ),
+        ],
+        ids=["mixed dtypes", "a LoRA", "fused projections"],
+    )
+    def test_a_pipeline_that_is_not_as_it_was_loaded(
+        self, text_store: nb.OpenStore, change: Callable[[Any], Any], message: str
+    ) -> None:
+        pipe = fresh()
+        change(pipe)
+        before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
+        with pytest.raises(ModelError, match=message):
+            nb.edit(pipe, text_store, {"a sks": "a star"})
+        assert all(torch.equal(tensor, before[name]) for name, tensor in pipe.unet.state_dict().items())
+
+    def test_a_constrained_model(self, tmp_path: Path) -> None:
+        store, pipe = nb.OpenStore(exact_store(tmp_path / "run.zarr")), fresh()
+        pipe.unet.requires_grad_(True)
+        nb.constrain(pipe.unet, store)
+        with pytest.raises(
+            ModelError, match=r"2 weights to edit, such as mid_block.*to_k\.weight, carry an adapter or a constraint"
+        ):
+            nb.edit(pipe, store, {"a sks": "a star"})
 
     def test_a_store_without_text(self, tmp_path: Path, pipe: Any) -> None:
         config = build_config(
