@@ -1,7 +1,7 @@
 """Sinks take recorded tensors: `FeatureSink` stores every vector, `MomentSink` adds them up."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +24,9 @@ class Sink(Protocol):
 
     dtype: str | None  # that values must fit; None for the model's own
 
+    def lacks(self, unit: int) -> bool:
+        """Whether a unit that is about to run must be received."""
+
     def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
         """Take `[B, L, D]`, on the model's device, of prompts in these rows; padding is NaN. Copy what is stored."""
 
@@ -31,7 +34,7 @@ class Sink(Protocol):
         """Whether finished units should be made durable now."""
 
     def checkpoint(self, units: Sequence[int]) -> None:
-        """Write all that was received, which includes all of these units."""
+        """Write all that was received: everything of these units that it lacked."""
 
 
 def features_nbytes(sites: Sequence[Site], num_steps: int, num_prompts: int, dtype: str) -> int:
@@ -50,6 +53,10 @@ class FeatureSink:
         self._unfinished: dict[Site, list[Callable[[], NDArray[Any]]]] = {}  # the timesteps received so far of a block
         self._waiting: list[Callable[[], None]] = []
         self._waiting_bytes = 0
+
+    def lacks(self, unit: int) -> bool:
+        """Always True: a unit that runs again replaces its chunks."""
+        return True
 
     def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
         """Start copying values to the host; the last timestep of a block completes a chunk."""
@@ -82,20 +89,33 @@ class MomentSink:
     """Adds recorded vectors straight to the partial sums of a process; nothing else goes to disk.
 
     Memory: 8 D (D + 1) bytes for each site and timestep, on `device`. A checkpoint writes all of it, so checkpoints come as often
-    as `CHECKPOINT_SHARE` of the running time allows. A kill loses the units since the last one, and nothing is counted twice.
+    as `CHECKPOINT_SHARE` of the running time allows. A kill loses the units since the last one, and nothing is counted twice: a
+    unit that is in the partial sums of any process (`folded` are those of the others) is left out, because nothing can be taken
+    out of a sum.
     """
 
     dtype: str | None = None
 
     def __init__(
-        self, partial: PartialSums, sites: Sequence[Site], num_steps: int, *, device: torch.device, accumulate: str
+        self,
+        partial: PartialSums,
+        sites: Sequence[Site],
+        num_steps: int,
+        *,
+        device: torch.device,
+        accumulate: str,
+        folded: Iterable[int] = (),
     ) -> None:
         self._partial = partial
         self._moments = {site: SecondMoments(site.num_recorded(num_steps), site.dim, device, accumulate) for site in sites}
-        self._units = set(partial.units)
+        self._units, self._folded_elsewhere = set(partial.units), frozenset(folded)
         for site in sites if self._units else ():
             self._moments[site].add(partial.read(site))
         self._last, self._cost = time.monotonic(), 0.0
+
+    def lacks(self, unit: int) -> bool:
+        """Whether no process has folded the unit."""
+        return unit not in self._units and unit not in self._folded_elsewhere
 
     def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
         """Add the vectors of a timestep, without padding."""
@@ -106,9 +126,12 @@ class MomentSink:
         return time.monotonic() - self._last >= self._cost / CHECKPOINT_SHARE
 
     def checkpoint(self, units: Sequence[int]) -> None:
-        """Write all sums, with the units that are in them."""
+        """Write all sums, with the units that are in them; nothing if none of these units was folded."""
         started = time.monotonic()
-        self._units |= set(units)
+        folded = {unit for unit in units if self.lacks(unit)}
+        if not folded:
+            return
+        self._units |= folded
         packed = ((site, [pack_sums(of_step) for of_step in moments.sums()]) for site, moments in self._moments.items())
         self._partial.checkpoint(packed, self._units)
         self._last = time.monotonic()

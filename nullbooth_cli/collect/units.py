@@ -39,7 +39,8 @@ def collect_units(
     """
     finished: list[int] = []
     for unit in units:
-        recorder = Recorder(model, store.members(unit), branches=branches, sinks=sinks)
+        taking = [sink for sink in sinks if sink.lacks(unit)]
+        recorder = Recorder(model, store.members(unit), branches=branches, sinks=taking)
         run_unit(model, recorder)
         recorder.check()
         finished.append(unit)

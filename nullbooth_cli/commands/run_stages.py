@@ -45,6 +45,11 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
         _plan(wanted, session, control)
         return
     shard = Shard.parse(control.shard) if control.shard else None
+    if shard and control.repair:
+        raise ConfigError(
+            "--repair reads what every shard wrote, and removes the sums that are damaged",
+            "wait until all shards have ended, and run nullbooth collect --repair without --shard",
+        )
     if shard and control.force:
         raise ConfigError(
             "--force would throw away the work of the other shards",

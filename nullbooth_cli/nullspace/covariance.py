@@ -9,15 +9,13 @@ import numpy as np
 import torch
 
 from nullbooth_cli.datatypes import Site, Sums
-from nullbooth_cli.errors import Rerun, StoreError
 from nullbooth_cli.nullspace.moments import SecondMoments, fold
 from nullbooth_cli.nullspace.pooling import add_up
-from nullbooth_cli.store import Store, check_disjoint
+from nullbooth_cli.store import STAGED, Store
 from nullbooth_cli.store.background import Writer, read_ahead
 from nullbooth_cli.tensors import unpack
 
 READ_BYTES = 1 << 20  # small chunks are read in groups of this size: each group costs a switch between two threads
-STAGED = 1 << 31  # this bit of a cell: the moments of the other bits' units are staged, not yet in force
 COMMIT_SECONDS = 1.0  # a commit waits for the disk, so finished units are committed together
 
 
@@ -114,14 +112,7 @@ def _finish_staged(store: Store, unit: CovarianceUnit, cell: int) -> int:
 def _from_partial_sums(store: Store, units: Iterable[CovarianceUnit]) -> Iterator[tuple[CovarianceUnit, list[Sums]]]:
     """Each unit with the sums of its timesteps over all processes. Neighbours of one site share one read of its sums."""
     parts = [part for part in store.moments.all_partial_sums() if part.units]
-    check_disjoint(parts)
-    folded = {batch for part in parts for batch in part.units}
-    missing = [batch for batch in range(len(store.progress.cells("collect"))) if store.members(batch) and batch not in folded]
-    if missing:
-        raise StoreError(
-            f"{store.url}: unit {missing[0]} of the collection is missing in the partial sums ({len(missing)} units are missing)",
-            Rerun("collect", repair=True, store=store.url),
-        )
+    store.moments.check_counted_once(batch for batch in range(len(store.progress.cells("collect"))) if store.members(batch))
     last: tuple[Site, list[Sums]] | None = None
     for unit in units:
         if last is None or last[0] != unit.site:

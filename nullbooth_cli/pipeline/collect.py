@@ -70,8 +70,9 @@ def _moment_sink(run: Run, loaded: "RecordableModel", device: "torch.device") ->
     part = run.store.moments.partial_sums(run.workers.name)
     if not part.units:
         part.create(loaded.sites, num_steps)
+    folded = [unit for other in run.store.moments.all_partial_sums() if other.name != part.name for unit in other.units]
     accumulate = run.config.covariance.accumulate
-    return MomentSink(part, loaded.sites, num_steps, device=place, accumulate=accumulate), place
+    return MomentSink(part, loaded.sites, num_steps, device=place, accumulate=accumulate, folded=folded), place
 
 
 def release_features(store: Store) -> str:

@@ -7,7 +7,7 @@ from nullbooth_cli.errors import Rerun, StageError
 from nullbooth_cli.pipeline.differences import covered_rows
 from nullbooth_cli.pipeline.run import Prepared, Run, my_units, prepare, report_units, start_stage, units_to_do
 from nullbooth_cli.progress import Event, Note
-from nullbooth_cli.store import RELEASED
+from nullbooth_cli.store import RELEASED, STAGED, Store
 
 
 def run_covariance(run: Run) -> Iterator[Event]:
@@ -45,18 +45,24 @@ def _prepare_covariance(run: Run) -> Prepared:
     store, notes = run.store, list[str]()
     sites, num_steps = store.sites, store.num_steps
     afresh = run.states().own["covariance"].state in ("missing", "stale") or run.force
-    collected = store.progress.cells("collect")
-    if store.layout.keep == "features" and (collected == RELEASED).any() and (afresh or run.repair):
-        raise StageError(
-            f"the features in {store.url} were released, and moments cannot be computed without them",
-            Rerun("collect", force=True, otherwise=" to collect them again"),
-        )
     if afresh:
+        _require_features(store, 0)
         space.ensure_room(store, moments.sums_nbytes(sites, num_steps) - store.nbytes("moments"))
         store.write_record("covariance", None)
         store.moments.create(sites, num_steps, store.layout)
     elif run.repair:
         notes.append(forget_damaged(store, "covariance"))
-    start_stage(run, "covariance", rows=covered_rows(store))
     # A cell holds the number of collect's units that its sums were made from.
-    return units_to_do(run, "covariance", lambda cell: cell == len(collected), notes)
+    target, cells = len(store.progress.cells("collect")), store.progress.cells("covariance")
+    _require_features(store, min((int(cell) & ~STAGED for cell in cells if cell != target), default=target))
+    start_stage(run, "covariance", rows=covered_rows(store))
+    return units_to_do(run, "covariance", lambda cell: cell == target, notes)
+
+
+def _require_features(store: Store, covered: int) -> None:
+    """Raise StageError if a unit that moments of the first `covered` units lack was released."""
+    if store.layout.keep == "features" and (store.progress.cells("collect")[covered:] == RELEASED).any():
+        raise StageError(
+            f"the features in {store.url} were released, and moments cannot be computed without them",
+            Rerun("collect", force=True, otherwise=" to collect them again"),
+        )

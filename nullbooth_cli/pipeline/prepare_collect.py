@@ -60,6 +60,7 @@ def _start_afresh(run: Run, loaded: "RecordableModel", weights: str, batch_size:
     needed = features_nbytes(loaded.sites, num_steps, len(run.prompts), layout.dtype) if layout.keeps_features else 0
     needed += 2 * sums_nbytes(loaded.sites, num_steps) * run.workers.size if layout.keeps_moments else 0
     space.ensure_room(store, needed - bytes_of(store, "collect"))
+    store.write_record("covariance", None)  # its moments are of units that are no more
     store.write_record("collect", None)
     create_collection(store, sites=loaded.sites, num_steps=num_steps, num_rows=len(run.prompts), layout=layout)
     store.write_rows(0, run.prompts)
@@ -78,7 +79,7 @@ def _resume(run: Run, loaded: "RecordableModel", weights: str, batch_size: int) 
     notes = note_names(run)
     if layout.batch_size != batch_size:
         notes.append(f"batch_size stays {layout.batch_size} in this store: the size of its units (now {batch_size} is asked for)")
-    if layout.keeps_moments:
+    if not layout.keeps_features:  # else a unit that is in the sums may be one whose features are damaged
         _mark_folded(store)
     if run.repair:
         notes.append(forget_damaged(store, "collect"))
@@ -121,7 +122,7 @@ def _take_out_prompts(run: Run) -> str | None:
         record = store.records["collect"]
         settings = {name: value for name, value in record["settings"].items() if name != "covariance.accumulate"}
         store.write_record("collect", {**record, "settings": settings, "layout": {**record["layout"], "keep": "features"}})
-        store.delete("parts")
+    store.delete("parts")  # also those that a kill left behind
     # Last: without these rows a later run cannot know that the partial sums still include them.
     store.write_rows(0, [None if prompt in removed else prompt for prompt in store.rows])
     return f"{len(removed)} prompts are taken out; force covariance to compute the moments again from the features that stay"

@@ -36,7 +36,8 @@ from nullbooth_cli.store.heartbeats import Heartbeat
 from nullbooth_cli.store.layout import STORED_DTYPES, Layout
 from nullbooth_cli.store.locks import is_held, locked, shard_locked
 from nullbooth_cli.store.open_backing import is_url, open_backing
-from nullbooth_cli.store.partial_sums import PartialSums, check_disjoint, pack_sums
+from nullbooth_cli.store.moment_arrays import STAGED
+from nullbooth_cli.store.partial_sums import PartialSums, pack_sums
 from nullbooth_cli.store.progress_cells import RELEASED
 from nullbooth_cli.store.projector_arrays import Cut, Decomposition
 from nullbooth_cli.store.store import Store
@@ -55,7 +56,6 @@ __all__ = [
     "Site",
     "Store",
     "Sums",
-    "check_disjoint",
     "choose_sites",
     "create_collection",
     "extend_collection",

@@ -9,10 +9,14 @@ from numpy.typing import NDArray
 from zarr.errors import ContainsArrayError
 
 from nullbooth_cli.datatypes import Site, Sums
+from nullbooth_cli.errors import Rerun, StoreError
+from nullbooth_cli.formatting import counted
 from nullbooth_cli.store.arrays import ArrayGroup
 from nullbooth_cli.store.layout import Layout, covariance_units
-from nullbooth_cli.store.partial_sums import PartialSums, pack_sums, unpack_sums
+from nullbooth_cli.store.partial_sums import PartialSums, check_disjoint, pack_sums, unpack_sums
 from nullbooth_cli.store.progress_cells import ProgressCells
+
+STAGED = 1 << 31  # this bit of a cell of covariance: the moments of the other bits' units are staged, not yet in force
 
 
 class MomentArrays:
@@ -95,3 +99,17 @@ class MomentArrays:
     def all_partial_sums(self) -> list[PartialSums]:
         """The partial sums of every process that started some."""
         return [self.partial_sums(name) for name in self._arrays.children("parts")]
+
+    def not_folded(self, units: Iterable[int]) -> list[int]:
+        """Those of the units that are in no partial sums. Cost: one small object for each process."""
+        return sorted(set(units) - {unit for part in self.all_partial_sums() for unit in part.units})
+
+    def check_counted_once(self, units: Iterable[int]) -> None:
+        """Raise StoreError if one of these units is in no partial sums, or any unit is in two."""
+        check_disjoint(self.all_partial_sums())
+        if missing := self.not_folded(units):
+            raise StoreError(
+                f"{self._arrays.url}: unit {missing[0]} of the collection is missing in the partial sums "
+                f"({counted(len(missing), 'unit')} in all)",
+                Rerun("collect", repair=True, store=self._arrays.url),
+            )

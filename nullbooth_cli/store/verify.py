@@ -7,6 +7,7 @@ from functools import partial
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import StoreError
 from nullbooth_cli.store.layout import covariance_units
+from nullbooth_cli.store.moment_arrays import STAGED
 from nullbooth_cli.store.partial_sums import PartialSums
 from nullbooth_cli.store.progress_cells import RELEASED
 from nullbooth_cli.store.store import Store
@@ -43,7 +44,9 @@ def chunk_checks(store: Store, stage: str) -> Iterator[ChunkCheck]:
     elif stage == "covariance":
         cells = store.progress.cells(stage, damaged=0)
         for number, (site, block) in enumerate(covariance_units(store.sites, num_steps, store.layout)):
-            if cells[number]:
+            if cells[number] & STAGED:
+                yield ChunkCheck(stage, (number,), partial(store.moments.read_staged, site, block))
+            elif cells[number]:
                 yield ChunkCheck(stage, (number,), partial(store.moments.read_one, site, block.start))
     elif stage == "project":
         done = iter(store.progress.cells(stage, damaged=0))
@@ -62,11 +65,14 @@ def chunk_checks(store: Store, stage: str) -> Iterator[ChunkCheck]:
 
 def _collect_checks(store: Store) -> Iterator[ChunkCheck]:
     cells = store.progress.cells("collect", damaged=0)
-    stored = [unit for unit, cell in enumerate(cells) if cell not in (0, RELEASED) and store.members(unit)]
-    for unit in stored if store.layout.keeps_features else ():
+    done = [unit for unit, cell in enumerate(cells) if cell and store.members(unit)]
+    for unit in [unit for unit in done if cells[unit] != RELEASED] if store.layout.keeps_features else ():
         for site in store.sites:
             for block in store.blocks(site):
                 yield ChunkCheck("collect", (unit,), partial(store.features.read, site, block, unit))
+    if not store.layout.keeps_moments:
+        return
+    yield ChunkCheck("collect", tuple(store.moments.not_folded(done)), partial(store.moments.check_counted_once, done))
     for part in store.moments.all_partial_sums():
         for site in store.sites if part.units else ():
             yield ChunkCheck("collect", part.units, partial(_read_partial_sums, part, site), part)

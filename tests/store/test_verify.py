@@ -53,10 +53,10 @@ def damaged(store: Store, stage: str) -> list[tuple[tuple[int, ...], str]]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "checks"), [("schedule", 2), ("collect", 16), ("covariance", 5), ("project", 5), ("attention", 0)]
+    ("stage", "checks"), [("schedule", 2), ("collect", 17), ("covariance", 5), ("project", 5), ("attention", 0)]
 )
 def test_every_chunk_is_checked_and_a_sound_store_passes(full: Store, stage: str, checks: int) -> None:
-    """Collect: rows, 3 units of FREE and of 3 timesteps of TIMED, the part of both sites, the cells."""
+    """Collect: rows, 3 units of FREE and of 3 timesteps of TIMED, the part of both sites and its units, the cells."""
     assert len(list(chunk_checks(full, stage))) == checks
     assert damaged(full, stage) == []
 
