@@ -208,9 +208,8 @@ def _covariance_units(_: tuple[Prompt, ...], store: Store, before: dict[str, Sta
 
 def _project_units(_: tuple[Prompt, ...], store: Store, __: dict[str, StageState]) -> _Units:
     done, records = store.progress.done("project"), store.records
-    old, new = (records.get(stage, {}).get("rows") for stage in ("decomposition", "covariance"))
-    differs = old is not None and new is not None and old != new["digest"]
-    because = (Difference(PROMPTS_FIELD, f"rows {old}", f"rows {new['digest']}"),) if differs else ()
+    old, new = records.get("decomposition", {}).get("rows"), records.get("covariance", {}).get("rows", {}).get("digest")
+    because = (Difference(PROMPTS_FIELD, f"rows {old}", f"rows {new}"),) if old and new and old != new else ()
     return _Units(done=int(done.sum()), total=len(done), differences=because)
 
 

@@ -35,8 +35,8 @@ from nullbooth_cli.store.collection import create_collection, extend_collection,
 from nullbooth_cli.store.heartbeats import Heartbeat
 from nullbooth_cli.store.layout import STORED_DTYPES, Layout
 from nullbooth_cli.store.locks import is_held, locked, shard_locked
-from nullbooth_cli.store.open_backing import is_url, open_backing
 from nullbooth_cli.store.moment_arrays import STAGED
+from nullbooth_cli.store.open_backing import is_url, open_backing
 from nullbooth_cli.store.partial_sums import PartialSums, pack_sums
 from nullbooth_cli.store.progress_cells import RELEASED
 from nullbooth_cli.store.projector_arrays import Cut, Decomposition
@@ -45,6 +45,7 @@ from nullbooth_cli.store.store import Store
 __all__ = [
     "FEATURES",
     "RELEASED",
+    "STAGED",
     "STORED_DTYPES",
     "AttentionMaps",
     "Backing",

@@ -84,7 +84,10 @@ class Backing(ABC):
 
     @abstractmethod
     def lock(self, name: str = "", wait: float = 0) -> AbstractContextManager[None]:
-        """Hold the place for writing, after at most `wait` seconds. Raises StoreError that names the holder."""
+        """Hold the place for writing, after at most `wait` seconds. Raises StoreError that names the holder.
+
+        A place has one lock, by whatever name it was opened; the store of the held-out prompts has that of the store around it.
+        """
 
     @abstractmethod
     def other_locks(self) -> list[str]:

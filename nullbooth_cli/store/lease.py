@@ -1,7 +1,7 @@
 """A lease: the right to write at a URL, for as long as its holder gives signs of life.
 
-Any process may take over a lease whose holder is dead or was silent for too long. So a holder checks its leases before it writes:
-`LEASES` lists them by URL.
+Any process may take over a lease whose holder is dead or was silent for too long. So a holder checks its leases before it writes
+anywhere below them: `LEASES` lists them by place, the bucket and the key of the store, whatever URL it was opened by.
 """
 
 import contextlib
@@ -138,8 +138,12 @@ class Lease:
                     sync(self._objects.delete(self._key))
 
 
-# The leases that this process holds on each URL. Every write below a URL checks them.
-LEASES: defaultdict[str, list[Lease]] = defaultdict(list)
+LEASES: defaultdict[str, list[Lease]] = defaultdict(list)  # those that this process holds on each place
+
+
+def leases_on(place: str) -> list[Lease]:
+    """The leases that this process holds on a place, or on one that it is inside of: a write there needs all of them."""
+    return [lease for held, leases in tuple(LEASES.items()) if f"{place}/".startswith(f"{held}/") for lease in tuple(leases)]
 
 
 def machine() -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import glob
 import os
 import shutil
 import stat
@@ -13,13 +14,15 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
-from nullbooth_cli.errors import ResourceError
+from nullbooth_cli.datatypes import HELDOUT
+from nullbooth_cli.errors import ResourceError, StoreError
 from nullbooth_cli.store import files
 from nullbooth_cli.store.backing import Backing, Bytes, UnreadableError
 from nullbooth_cli.store.locks import PROBE_SECONDS, holder_text, in_use
@@ -155,6 +158,7 @@ class LocalBacking(Backing):
     @contextlib.contextmanager
     def lock(self, name: str = "", wait: float = 0) -> Iterator[None]:
         """Hold the lock file `<folder>.lock`, or `<folder>.lock.<name>`; the holder's text is inside."""
+        self._check_name()
         path = self._lock_file(name)
         lock = FileLock(path, timeout=wait)
         try:
@@ -175,20 +179,35 @@ class LocalBacking(Backing):
                 path.write_text("")
             lock.release()
 
+    def _locked_folder(self) -> Path:
+        """The folder that all names of this place lead to: links are followed, and held-out prompts belong to their store."""
+        real = Path(os.path.realpath(self.path))
+        return real.parent if real.name == HELDOUT and os.path.exists(real.parent / "zarr.json") else real
+
+    def _check_name(self) -> None:
+        """Raise StoreError for a mount point: those who have the same folder elsewhere would look for its lock there."""
+        folder = str(self._locked_folder())
+        if any(mounted.mountpoint == folder for mounted in psutil.disk_partitions(all=True)):
+            raise StoreError(
+                f"{folder} is a mount point, so a process that knows the folder by another name would not see its lock",
+                "mount the folder around the store instead of the store itself",
+            )
+
     def _lock_file(self, name: str) -> Path:
         # Beside the store: inside, Zarr would find an unknown object.
-        return Path(f"{self.path}.lock{name and f'.{name}'}")
+        return Path(f"{self._locked_folder()}.lock{name and f'.{name}'}")
 
     def other_locks(self) -> list[str]:
         """The names of all named lock files beside the folder, held or not."""
-        start = f"{self.path.name}.lock."
-        return [path.name.removeprefix(start) for path in self.path.absolute().parent.glob(f"{self.path.name}.lock.*")]
+        folder = self._locked_folder()
+        start = f"{folder.name}.lock."
+        return [path.name.removeprefix(start) for path in folder.parent.glob(f"{glob.escape(start)}*")]
 
     def check_writable(self) -> None:
         """Write a temporary file into the folder and beside it."""
         # The locks are beside the store, so the folder around it must be writable as well.
         try:
-            for folder in dict.fromkeys((files.nearest(self.path), files.nearest(self.path.absolute().parent))):
+            for folder in dict.fromkeys((files.nearest(self.path), files.nearest(self._locked_folder().parent))):
                 with tempfile.NamedTemporaryFile(dir=folder, prefix=".nullbooth-", suffix=TEMPORARY) as probe:
                     probe.write(b"nullbooth")
         except OSError as error:

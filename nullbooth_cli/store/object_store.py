@@ -11,7 +11,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import ObjectStore, WrapperStore
 
 from nullbooth_cli.errors import NullboothError, ResourceError, StoreError
-from nullbooth_cli.store.lease import LEASE_SECONDS, LEASES, Sign, Version
+from nullbooth_cli.store.lease import LEASE_SECONDS, Sign, Version, leases_on
 
 if TYPE_CHECKING:
     from obstore import PutMode, UpdateVersion
@@ -21,7 +21,7 @@ RETRIES = {"max_retries": 10, "retry_timeout": 15.0}
 
 
 class LeasedObjectStore(WrapperStore[ObjectStore[Any]]):
-    """Every failure is a ResourceError, and nothing is written once a lease on the URL is lost."""
+    """Every failure is a ResourceError, and nothing is written once a lease on the place, or around it, is lost."""
 
     def __init__(self, store: ObjectStore[Any], url: str, failure: Callable[[Exception], ResourceError]) -> None:
         super().__init__(store)
@@ -42,6 +42,12 @@ class LeasedObjectStore(WrapperStore[ObjectStore[Any]]):
         store = from_url(url, **{**options, "retry_config": retry_config})
         return cls(ObjectStore(store, read_only=read_only), url, failure)
 
+    @property
+    def place(self) -> str:
+        """The bucket and the key: the same for every URL of a place."""
+        found: Any = self._store.store
+        return f"{found.config.get('bucket') or found.config.get('container_name')}/{found.prefix}"
+
     def _with_store(self, store: ObjectStore[Any]) -> "LeasedObjectStore":
         return type(self)(store, self._url, self._failure)
 
@@ -55,7 +61,7 @@ class LeasedObjectStore(WrapperStore[ObjectStore[Any]]):
             raise self._failure(error) from None
 
     async def _check_leases(self) -> None:
-        for lease in tuple(LEASES[self._url]):
+        for lease in leases_on(self.place):
             if lease.is_overdue():
                 await asyncio.to_thread(lease.renew)
             if lease.lost:

@@ -13,6 +13,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.common import concurrent_map
 from zarr.core.sync import sync
 
+from nullbooth_cli.datatypes import HELDOUT
 from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.store.backing import Backing, Bytes
 from nullbooth_cli.store.lease import LEASES, Lease
@@ -117,24 +119,25 @@ class RemoteBacking(Backing):
     @contextlib.contextmanager
     def lock(self, name: str = "", wait: float = 0) -> Iterator[None]:
         """Hold the lease `all`, or one of this name, and renew it until the block ends."""
-        lease = Lease(self._leases(), name or WHOLE)
+        lease, place = Lease(self._leases(), name or WHOLE), self._locked_place().zarr.place
         deadline = time.monotonic() + wait
         while holder := lease.acquire():
             if time.monotonic() > deadline:
                 raise in_use(self.url, holder)
             time.sleep(1)
-        LEASES[self.url].append(lease)
+        LEASES[place].append(lease)
         try:
             with lease.renewing():
                 yield
         finally:
-            LEASES[self.url].remove(lease)
+            LEASES[place].remove(lease)
 
     def other_locks(self) -> list[str]:
         """The names of all leases of shards. Cost: a list request."""
+        leases = self._leases()
 
         async def _names() -> list[str]:
-            return [key async for key in self._leases().list() if key != WHOLE]
+            return [key async for key in leases.list() if key != WHOLE]
 
         return sync(_names())
 
@@ -150,9 +153,17 @@ class RemoteBacking(Backing):
             if holder := Lease(self._leases(), name).holder():
                 raise in_use(self.url, holder)
 
+    def _locked_place(self) -> "RemoteBacking":
+        """The place that the lock belongs to: held-out prompts belong to the store around them."""
+        around, _, name = self.url.rpartition("/")
+        if unquote(name) != HELDOUT or around.count("/") < 3:  # only a bucket is around it
+            return self
+        outer = RemoteBacking(around, self._options)
+        return self if outer.get("zarr.json") is None else outer
+
     def _leases(self) -> LeasedObjectStore:
         # Beside the store: inside, Zarr would find an unknown object.
-        return self._open(f"{self.url}.lock")
+        return self._open(f"{self._locked_place().url}.lock")
 
     def failure(self, error: OSError) -> ResourceError:
         """ResourceError with the first line of the message, without secrets."""
@@ -182,6 +193,8 @@ def _check_url(url: str) -> None:
     user = host.rpartition("@")[0]
     if "?" in url or ":" in user or (user and not scheme.startswith("abfs")):  # abfs://container@account/path
         raise ConfigError("the store's URL carries credentials", "put them into storage_options, or into the environment")
+    if any(part in (".", "..") for part in unquote(path).split("/")):
+        raise ConfigError(f"{url} has . or .. in its path", "write the URL without them: a store has one name")
     if not path.strip("/"):
         raise ConfigError(f"{url} names a bucket, not a place in it", f"name the store too, such as {url.rstrip('/')}/run.zarr")
 

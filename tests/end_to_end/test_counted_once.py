@@ -172,7 +172,8 @@ class Sequence:
                 if damaged := self.damage_found():
                     raise damaged[0].error
             except NullboothError as error:
-                assert error.rerun is not None, error.message
+                if error.rerun is None:
+                    raise
                 hint = error.rerun.stage, {name: True for name in ("force", "repair") if getattr(error.rerun, name)}
                 self.happened.append(f"-> {error.message.splitlines()[0]}")
             else:

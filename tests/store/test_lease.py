@@ -1,5 +1,6 @@
 """Leases on a real S3 server: one holder at a time, whoever is killed, stopped or cut off, and whatever its clock says."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -11,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nullbooth_cli.errors import ResourceError, StoreError
-from nullbooth_cli.store import lease
+from nullbooth_cli.store import lease, shard_locked
 from nullbooth_cli.store.lease import LEASE_SECONDS, LEASES, Sign, machine
 from nullbooth_cli.store.object_store import LeasedObjectStore
-from tests.support.bucket import Place
+from tests.support.bucket import BUCKET, Place
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_a_holder_that_lost_its_lease_stops_writing(place: Place, quick: None) -
     store.write_schedule(())
     with place.backing().lock():
         store.write_config({})
-        (held,) = LEASES[place.url]
+        (held,) = LEASES[f"{BUCKET}/{place.prefix}"]
         place.bucket.lease(place)
         while not held.lost:
             time.sleep(0.01)
@@ -110,10 +111,50 @@ def test_a_holder_that_lost_its_lease_stops_writing(place: Place, quick: None) -
     assert place.open().config == {}
 
 
+@pytest.mark.parametrize(
+    "name", ["{url}", "{url}/", "{url}/heldout", "{url}/heldout/", "s3a://{rest}", "S3://{rest}/heldout", "s3://{coded}"]
+)
+def test_nothing_is_written_below_a_lost_lease_by_any_name(place: Place, name: str) -> None:
+    place.create().heldout_or_create({})
+    rest = place.url.removeprefix("s3://")
+    other = place.backing(name.format(url=place.url, rest=rest, coded=rest.replace("run", "r%75n")))
+    with place.backing().lock():
+        other.put("before", [b"1"])
+        (held,) = LEASES[f"{BUCKET}/{place.prefix}"]
+        held.lost = True
+        with pytest.raises(StoreError, match="another process took over"):
+            other.put("after", [b"1"])
+        with pytest.raises(StoreError, match="another process took over"):
+            other.delete("before")
+        beside = place.backing(f"{place.url}2")
+        beside.put("mine", [b"1"])
+        beside.delete("mine")
+
+
+@pytest.mark.parametrize("name", ["{url}", "{url}/", "{url}/heldout", "s3a://{rest}", "s3://{coded}/heldout"])
+def test_a_place_has_one_lease_by_any_name(place: Place, name: str) -> None:
+    place.create().heldout_or_create({})
+    rest = place.url.removeprefix("s3://")
+    other = place.backing(name.format(url=place.url, rest=rest, coded=rest.replace("run", "r%75n")))
+    for one, two in ((place.backing(), other), (other, place.backing())):
+        with one.lock(), pytest.raises(StoreError, match=f"is in use by process {os.getpid()} on "), two.lock():
+            pass
+    with shard_locked(place.backing(), 1, 2):
+        assert other.other_locks() == ["1-of-2"]
+        with pytest.raises(StoreError, match="in use by"):
+            other.check_free()
+
+
+def test_held_out_prompts_alone_are_a_place_of_their_own(place: Place) -> None:
+    alone = place.backing(f"{place.url}/heldout")
+    with alone.lock(), place.backing().lock():
+        assert {key for key in LEASES if LEASES[key]} == {f"{BUCKET}/{place.prefix}", f"{BUCKET}/{place.prefix}/heldout"}
+
+
 def test_a_holder_that_was_stopped_for_long_looks_before_it_writes(place: Place) -> None:
     backing = place.backing()
     with backing.lock():
-        (held,) = LEASES[place.url]
+        (held,) = LEASES[f"{BUCKET}/{place.prefix}"]
         held._renewed -= LEASE_SECONDS
         backing.put("mine", [b"1"])
         assert not held.is_overdue()
@@ -133,7 +174,7 @@ def test_a_network_that_is_away_for_a_while(place: Place, quick: None, monkeypat
         raise ResourceError("away", "")
 
     with backing.lock():
-        (held,) = LEASES[place.url]
+        (held,) = LEASES[f"{BUCKET}/{place.prefix}"]
         with monkeypatch.context() as broken:
             broken.setattr(LeasedObjectStore, "replace_lease", away)
             while len(tried) < 2:

@@ -7,12 +7,13 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from nullbooth_cli.errors import ResourceError, StoreError
-from nullbooth_cli.store import Store, files
+from nullbooth_cli.store import Store, files, locks, shard_locked
 from nullbooth_cli.store.backing import UnreadableError
 from nullbooth_cli.store.local import LocalBacking
 from tests.support.stores import write_features
@@ -68,6 +69,45 @@ def test_one_writer_at_a_time_and_the_other_is_named(store: Store) -> None:
         pass
     holder.kill()
     holder.join()
+    with store.lock():
+        pass
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["run.zarr", "run.zarr/", "link.zarr", "folder/run.zarr", "run.zarr/heldout", "link.zarr/heldout", "held", "x/../run.zarr"],
+)
+def test_a_place_has_one_lock_by_any_name(store: Store, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(store.path.parent)
+    store.heldout_or_create({})
+    for link, target in (("link.zarr", "run.zarr"), ("folder", "."), ("held", "link.zarr/heldout")):
+        Path(link).symlink_to(target)
+    Path("x").mkdir()
+    monkeypatch.setattr(locks, "PROBE_SECONDS", 0.1)
+    other = LocalBacking(Path(name))
+    for one, two in ((store.arrays.backing, other), (other, store.arrays.backing)):
+        with one.lock(), pytest.raises(StoreError, match=f"is in use by process {os.getpid()} on "), two.lock():
+            pass
+    with shard_locked(other, 1, 2):
+        assert store.arrays.backing.other_locks() == other.other_locks() == ["1-of-2"]
+        with pytest.raises(StoreError, match="in use by"), store.lock():
+            pass
+    assert sorted(path.name for path in Path().rglob("*.lock*")) == ["run.zarr.lock", "run.zarr.lock.1-of-2"]
+
+
+def test_a_link_to_nothing_yet_and_its_target_have_one_lock(tmp_path: Path) -> None:
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "later" / "run.zarr")
+    one, other = LocalBacking(tmp_path / "link.zarr"), LocalBacking(tmp_path / "later/run.zarr")
+    with one.lock(), pytest.raises(StoreError, match="is in use by"), other.lock():
+        pass
+
+
+def test_a_mount_point_is_refused_because_its_lock_would_be_elsewhere(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = [SimpleNamespace(mountpoint=str(store.path))]
+    monkeypatch.setattr("psutil.disk_partitions", lambda **_: mounts)
+    with pytest.raises(StoreError, match=r"run\.zarr is a mount point"), store.lock():
+        pass
+    mounts[0].mountpoint = str(store.path.parent)
     with store.lock():
         pass
 

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from nullbooth_cli.datatypes import Sums
 from nullbooth_cli.errors import Rerun, StoreError
 from nullbooth_cli.store import PartialSums, Store, pack_sums
-from nullbooth_cli.store.partial_sums import check_disjoint
 from nullbooth_cli.store.arrays import ArrayGroup
-from nullbooth_cli.store.partial_sums import unpack_sums
+from nullbooth_cli.store.partial_sums import check_disjoint, unpack_sums
 from tests.support.stores import FREE, TIMED
 
 

@@ -17,6 +17,8 @@ from tests.support.bucket import SECRET, Place
         ("s3://hidden@bucket/run.zarr", "carries credentials"),
         ("https://account.blob.core.windows.net/c/run.zarr?sig=hidden", "carries credentials"),
         ("s3://bucket", "not a place in it"),
+        ("s3://bucket/run.zarr/.", r"has \. or \.\. in its path"),
+        ("s3://bucket/other/%2e%2E/run.zarr", r"has \. or \.\. in its path"),
     ],
 )
 def test_a_url_with_credentials_or_without_a_place_is_refused_and_not_shown(url: str, words: str) -> None:

@@ -86,8 +86,8 @@ class Place:
     def open(self, *, write: bool = False) -> Store:
         return Store.open(self.url, write=write, options=self.bucket.options)
 
-    def backing(self) -> Backing:
-        return open_backing(self.url, self.bucket.options)
+    def backing(self, url: str | None = None) -> Backing:
+        return open_backing(url or self.url, self.bucket.options)
 
 
 @contextlib.contextmanager

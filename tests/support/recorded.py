@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nullbooth_cli.collect import units
 from nullbooth_cli.datatypes import Prompt, Site, Step
-from nullbooth_cli.model import denoise, load
+from nullbooth_cli.model import load
 from nullbooth_cli.pipeline import collect, heartbeat, prepare_collect, schedule
 from nullbooth_cli.store import Store
 from tests.support.stores import FREE, TIMED
@@ -66,7 +66,7 @@ def pretended_model() -> Iterator[pytest.MonkeyPatch]:
         patched.setattr("nullbooth_cli.model.scheduler.noise_digest", lambda *_: "none")
         patched.setattr(collect, "load_recordable", lambda *_: loaded)
         patched.setattr(load, "weights_digest", lambda *_, **__: "none")
-        patched.setattr(denoise, "truncated_prompts", lambda *_: [])
+        patched.setattr("nullbooth_cli.model.prompt_length.cut_off_note", lambda *_: None)
         patched.setattr(prepare_collect, "require_same_noise", lambda *_: None)
         patched.setattr(units, "Recorder", PretendedRecorder)
         patched.setattr(units, "run_unit", lambda _, recorder: recorder.run())
