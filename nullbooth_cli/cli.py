@@ -27,7 +27,7 @@ from nullbooth_cli.commands.status import status
 from nullbooth_cli.commands.train import train
 from nullbooth_cli.errors import ConfigError, NullboothError
 
-INTERRUPTED = 130
+INTERRUPTED = (130, 143)  # by Ctrl-C, by SIGTERM
 
 
 class Boundary(TyperGroup):
@@ -50,10 +50,10 @@ class Boundary(TyperGroup):
             code = ConfigError.exit_code
         except typer.Abort:  # the answer to a question was no
             terminal.note("stopped: nothing was replaced")
-            sys.exit(INTERRUPTED)
+            sys.exit(INTERRUPTED[0])
         except KeyboardInterrupt:
-            code = INTERRUPTED
-        if code == INTERRUPTED:
+            code = INTERRUPTED[0]
+        if code in INTERRUPTED:
             terminal.note("interrupted: finished units are kept, run the same command again to resume")
         sys.exit(code if isinstance(code, int) else 0)
 

@@ -2,18 +2,15 @@
 
 import contextlib
 import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import typer
 
-from nullbooth_cli.commands.console import Terminal
 from nullbooth_cli.commands.draw import draw_plans, draw_schedule, draw_stage, summary_line, warning_lines
 from nullbooth_cli.commands.options import Common, Control
 from nullbooth_cli.commands.session import Session, start
+from nullbooth_cli.commands.signals import interruptible
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.pipeline import collect, plan, stages
 from nullbooth_cli.pipeline.open_run import open_run
@@ -27,8 +24,6 @@ from nullbooth_cli.report.plan import plan_report
 from nullbooth_cli.report.schedule import schedule_report
 from nullbooth_cli.report.status import stage_answer
 from nullbooth_cli.store import Store
-
-SAME_SECONDS = 1.0
 
 
 def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> None:
@@ -59,7 +54,7 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
         session.open()
     interrupts = Interrupts()
     with (
-        _signals(session.terminal, interrupts),
+        interruptible(interrupts, session.terminal.note, "the unit that runs"),
         open_run(
             session.config,
             session.prompts,
@@ -107,41 +102,6 @@ def _events(wanted: tuple[str, ...], run: Run, control: Control) -> Generator[Ev
     if control.release and run.workers.rank == 0 and run.states().stages[wanted[-1]].state == "complete":
         yield Note(collect.release_features(run.store))
         run.cache.forget()
-
-
-@contextlib.contextmanager
-def _signals(terminal: Terminal, interrupts: Interrupts) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end a stage at once, or after its unit if that saves unwritten work. A second one ends it at once.
-
-    Signals within `SAME_SECONDS` count as one: torchrun passes on the Ctrl-C of a terminal, which its processes received already.
-    A signal that this process inherited as ignored stays ignored: Ctrl-C is not meant for a background job of a script.
-    """
-
-    received = -SAME_SECONDS
-
-    def receive(*_: Any) -> None:
-        nonlocal received
-        now = time.monotonic()
-        if now - received < SAME_SECONDS:
-            return
-        received = now
-        if not interrupts.unwritten or interrupts.requested:
-            raise KeyboardInterrupt
-        interrupts.requested = True
-        terminal.note("interrupted: finishing and writing the unit that runs; Ctrl-C again stops at once and loses it")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handled = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, receive) for number in handled}
-    try:
-        yield
-    finally:
-        # After an interrupt this process ends: the second signal of a pair must not kill it on the way.
-        if time.monotonic() - received >= SAME_SECONDS:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _answer(stage: str, session: Session, store: Store, states: dict[str, StageState]) -> tuple[Document, Callable[[Any], Any]]:

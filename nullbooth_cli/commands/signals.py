@@ -1,0 +1,52 @@
+"""Ctrl-C and SIGTERM: work that is not on disk yet is written first, and the exit code tells which of them it was."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import typer
+
+from nullbooth_cli.progress import Interrupts
+
+SAME_SECONDS = 1.0
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # as a shell reports a program that the signal ended
+
+
+@contextlib.contextmanager
+def interruptible(interrupts: Interrupts, say: Callable[[str], None], what_is_finished: str) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the body at once, or after its unit if that saves unwritten work. A second one ends it at once.
+
+    Signals within `SAME_SECONDS` count as one: torchrun passes on the Ctrl-C of a terminal, which its processes received already.
+    A signal that this process inherited as ignored stays ignored: Ctrl-C is not meant for a background job of a script.
+    `what_is_finished` completes the note that `say` gets while the work is written.
+    """
+    received, code = -SAME_SECONDS, EXIT_CODES[signal.SIGINT]
+
+    def receive(number: int, _: Any) -> None:
+        nonlocal received, code
+        now = time.monotonic()
+        if now - received < SAME_SECONDS:
+            return
+        received, code = now, EXIT_CODES[signal.Signals(number)]
+        if not interrupts.unwritten or interrupts.requested:
+            raise KeyboardInterrupt
+        interrupts.requested = True
+        say(f"interrupted: finishing and writing {what_is_finished}; Ctrl-C again stops at once and loses it")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handled = [number for number in EXIT_CODES if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, receive) for number in handled}
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise typer.Exit(code) from error
+    finally:
+        # After an interrupt this process ends: the second signal of a pair must not kill it on the way.
+        if time.monotonic() - received >= SAME_SECONDS:
+            for number, handler in before.items():
+                signal.signal(number, handler)
