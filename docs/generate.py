@@ -120,8 +120,10 @@ def yaml_file() -> str:
 def recipe_page() -> str:
     """docs/reference/train.md."""
     from nullbooth_cli.settings.recipe import Recipe
+    from nullbooth_cli.training.record import CHANGEABLE, FREE
 
     rows = "\n".join(config_rows(Recipe()))
+    free, changeable = (", ".join(f"`{key}`" for key in keys) for keys in (FREE, CHANGEABLE))
     return f"""\
 # Training
 
@@ -133,6 +135,26 @@ defines the words.
 | key | default | meaning |
 | --- | --- | --- |
 {rows}
+
+## Running again
+
+The same command resumes from the last checkpoint; where all steps are done it says so and exits with 0. A larger
+`max_train_steps` goes on with a finished run, a smaller one is refused.
+
+- **Ctrl-C and SIGTERM** finish the step and write a checkpoint, on all processes of a launch at the same step; the
+  exit code is 130 or 143. A second one stops at once, and loses the steps since the last checkpoint.
+- **What decides the weights is compared**: settings, pictures and captions, class prompts, the projectors of the
+  store, the weights of the model, the number of processes. If one has changed, the run is refused (exit 2) with the
+  field, the old and the new value. Inputs are compared by their content, so model, store, pictures and output may be
+  moved. These leave the weights as they are, and may change: {free}.
+- **A change on purpose**: `--resume-with learning_rate=1e-4` resumes with another value, and train.json keeps the
+  history of such changes. It takes {changeable}.
+- **A checkpoint is on disk before it replaces the one before**, with a digest of each file. A damaged one is refused
+  with exit 4, which names the file. When the disk is full, the run ends with exit 5, and the checkpoint before stays.
+- **One run writes an output**: its lock is the file beside it, such as runs/trained.lock. Other files and folders in
+  it are left alone.
+- **Equal to the bit**: without a constraint, a resumed run on the same hardware gives the weights of an uninterrupted
+  one. With a constraint they agree within rounding ([why](../how-to/constrain-training.md#resume)).
 """
 
 

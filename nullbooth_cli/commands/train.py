@@ -1,5 +1,6 @@
 """The command `nullbooth train`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,12 +9,24 @@ import typer
 from nullbooth_cli.commands.options import AsJson, Device, Quiet, Verbose
 
 if TYPE_CHECKING:
-    from nullbooth_cli.training.dreambooth import TrainingResult
+    from nullbooth_cli.commands.console import Terminal
+    from nullbooth_cli.progress import Interrupts
+    from nullbooth_cli.settings.recipe import Recipe
+    from nullbooth_cli.training.output import TrainingResult
+    from nullbooth_cli.training.record import OtherSettings
 
 RecipeFile = Annotated[str, typer.Option("-c", "--config", metavar="FILE", help="Recipe, such as configs/train/toy.yaml.")]
 ConstraintStore = Annotated[
     str | None,
     typer.Option("-s", "--store", metavar="PATH", help="Store whose projectors constrain training (default: the recipe's)."),
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--resume-with",
+        metavar="KEY=VALUE",
+        help="Resume with another value of a key, such as learning_rate=1e-4, which is otherwise refused. Repeatable.",
+    ),
 ]
 RecipeOverrides = Annotated[
     list[str] | None,
@@ -25,6 +38,7 @@ def train(
     config: RecipeFile,
     store: ConstraintStore = None,
     overrides: RecipeOverrides = None,
+    resume_with: Changes = None,
     device: Device = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -33,30 +47,62 @@ def train(
     """Teach a model a subject, constrained by a store's projectors.
 
     Trains weights of the cross-attention, or LoRA adapters on them, on a few pictures, and preserves the outputs on the
-    store's prompts. Run the same command again to resume from the last checkpoint. Without a store, training is not
-    constrained.
+    store's prompts. Without a store, training is not constrained. Stop it at any time: the step that runs is finished and a
+    checkpoint is written, and the same command resumes. A larger max_train_steps continues a finished run.
 
     Example: nullbooth train -c configs/train/toy.yaml -s runs/words.zarr
     """
     from nullbooth_cli.commands.console import Terminal
+    from nullbooth_cli.commands.signals import interruptible
     from nullbooth_cli.errors import ConfigError
+    from nullbooth_cli.progress import Interrupts
     from nullbooth_cli.settings.recipe import Recipe
     from nullbooth_cli.settings.schema import load_settings
-    from nullbooth_cli.training import dreambooth, setup
+    from nullbooth_cli.training import output
 
     if not Path(config).is_file():
         raise ConfigError(f"no file at {config}", "give a recipe with -c; configs/train/toy.yaml is an example")
-    recipe = load_settings(Recipe, Path(config), overrides or ())
-    ready = setup.set_up(recipe.model_copy(update={"store": store}) if store else recipe, device)
-    terminal = Terminal(as_json=as_json, quiet=quiet, silent=not ready.accelerator.is_main_process)
+    recipe = load_settings(Recipe, Path(config), [*(overrides or ()), *(resume_with or ())])
+    recipe = recipe.model_copy(update={"store": store}) if store else recipe
+    changes = tuple(change.partition("=")[0].strip() for change in resume_with or ())
+    terminal = Terminal(as_json=as_json, quiet=quiet, silent=not output.is_first_process())
     if verbose:
         terminal.note(f"recipe {config}, into {recipe.output}")
-    by = f"constrained by {ready.recipe.store}" if ready.constraint else "without a constraint: no store is named"
-    terminal.note(f"trains {len(ready.trained)} weights, {by}")
-    terminal.follow(dreambooth.train(ready))
-    result = dreambooth.finish(ready)
+    interrupts = Interrupts()
+    with interruptible(interrupts, terminal.note, "the step that runs"), output.locked(recipe.output):
+        result = _train(recipe, device, changes, terminal, interrupts)
     if result:
         terminal.answer(result.document(), lambda _: _summary(result))
+
+
+def _train(
+    recipe: "Recipe", device: str | None, changes: Sequence[str], terminal: "Terminal", interrupts: "Interrupts"
+) -> "TrainingResult | None":
+    from nullbooth_cli.errors import ConfigError
+    from nullbooth_cli.training import dreambooth, output, setup
+    from nullbooth_cli.training.record import OtherSettings
+
+    try:
+        if result := output.finished(recipe, changes):
+            terminal.note(f"the run in {recipe.output} is complete: {result.steps} steps are done")
+            return None if terminal.silent else result
+        ready = setup.set_up(recipe, device, changes=changes)
+    except OtherSettings as error:
+        raise ConfigError(error.message, _hint(error)) from error
+    by = f"constrained by {ready.recipe.store}" if ready.constraint else "without a constraint: no store is named"
+    terminal.note(f"trains {len(ready.trained)} weights, {by}")
+    terminal.follow(dreambooth.train(ready, interrupts))
+    return dreambooth.finish(ready)
+
+
+def _hint(error: "OtherSettings") -> str:
+    """The hint of changed settings; those that may change in a run that is under way have an option for it."""
+    from nullbooth_cli.training.record import CHANGEABLE
+
+    if not set(error.changed) <= set(CHANGEABLE):
+        return error.hint
+    options = " ".join(f"--resume-with {key}={new}" for key, (_, new) in error.changed.items())
+    return f"{error.hint}; to go on with the new values: {options}"
 
 
 def _summary(result: "TrainingResult") -> str:

@@ -1,81 +1,71 @@
 """Checkpoints of a training run: the state to resume from, and the validation pictures drawn from it.
 
-    <output>/checkpoint-000200/          accelerate's state, recipe.json
+    <output>/checkpoint-000200/
     <output>/validation/000200_0.png
 
-Only the newest checkpoint stays. It gets its name when it is complete, and only then the one before is removed. So a run that was
-killed at any moment finds a whole checkpoint.
+Only the newest checkpoint stays. It gets its name when all of it is on disk, and only then the one before is removed. So a run
+that was killed at any moment, or met a full disk, finds a whole checkpoint.
 """
 
-import json
-import shutil
+import contextlib
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.tensors import generators
+from nullbooth_cli.training import checkpoint_files, durable
 from nullbooth_cli.training.setup import TrainingRun
 
-CHECKPOINT = "checkpoint-{:06d}"
-MAY_CHANGE = "max_train_steps"  # more steps continue the same run
 
+def save(run: TrainingRun) -> None:
+    """Save the state after `run.steps_done` steps; every process calls this.
 
-def save(run: TrainingRun, done: int) -> None:
-    """Save the state after `done` steps, and draw the validation pictures. Every process calls this.
-
-    Raises ResourceError if the folder cannot be written.
+    Raises ResourceError if it cannot be written; the checkpoint before is then still there. Cost: the bytes of the denoiser, and
+    twice those of the weights that train; they are written, and read once for their digests.
     """
-    accelerator, folder = run.accelerator, Path(run.recipe.output)
-    partial = folder / f"{CHECKPOINT.format(done)}.partial"
-    try:
-        if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
+    accelerator, output = run.accelerator, run.recipe.output
+    folder = checkpoint_files.folder_of(output, run.steps_done)
+    first = accelerator.is_main_process
+    with durable.replacing(folder) if first else contextlib.nullcontext(durable.partial_of(folder)) as partial:
         accelerator.wait_for_everyone()  # without this, a faster process has already written into it
-        accelerator.save_state(str(partial))
+        with durable.writing(folder.parent):
+            accelerator.save_state(str(partial))
         accelerator.wait_for_everyone()  # a checkpoint is complete when every process has written its files
-        if accelerator.is_main_process:
-            (partial / "recipe.json").write_text(run.recipe.model_dump_json(indent=2) + "\n")
-            final = folder / CHECKPOINT.format(done)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            for old in folder.glob("checkpoint-*"):
-                if old != final:
-                    shutil.rmtree(old)
-            draw_validation(run, done)
-    except OSError as error:
-        raise ResourceError(
-            f"cannot write to {folder}: {error}", "free some space and train again: the run resumes from the last checkpoint"
-        ) from error
+        if first:
+            checkpoint_files.describe(partial, run.steps_done, run.record)
+    if first:
+        with durable.writing(folder.parent):
+            checkpoint_files.remove_before(output, run.steps_done)
 
 
-def resume(run: TrainingRun) -> int:
-    """Load the last checkpoint, if there is one; returns the number of steps that are done.
+def load(run: TrainingRun, optimizer: torch.optim.Optimizer, rates: Any) -> None:
+    """Load the run's checkpoint. Optimizer and scheduler keep the settings that they have here.
 
-    Raises ConfigError if another recipe made it.
+    Every process calls this.
     """
-    found = sorted(path for path in Path(run.recipe.output).glob("checkpoint-*") if path.suffix != ".partial")
-    if not found:
-        return 0
-    before = json.loads((found[-1] / "recipe.json").read_text())
-    now = json.loads(run.recipe.model_dump_json())
-    changed = [f"{key}: {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key] and key != MAY_CHANGE]
-    if changed:
-        raise ConfigError(
-            f"{found[-1]} was made with other settings\n  " + "\n  ".join(changed), "name another output, or remove that folder"
-        )
-    run.accelerator.load_state(str(found[-1]))
-    return int(found[-1].name.rpartition("-")[2])
+    assert run.checkpoint is not None
+    settings = [{key: group[key] for key in ("initial_lr", "weight_decay")} for group in optimizer.param_groups]
+    run.accelerator.load_state(str(run.checkpoint.folder))
+    scheduler = rates.scheduler
+    scheduler.base_lrs = [group["initial_lr"] for group in settings]
+    for group, new, factor in zip(optimizer.param_groups, settings, scheduler.lr_lambdas, strict=True):
+        group.update(new, lr=new["initial_lr"] * factor(scheduler.last_epoch))
+    run.steps_done = run.checkpoint.step
 
 
 @torch.no_grad()
-def draw_validation(run: TrainingRun, done: int) -> None:
-    """Draw the validation prompts into the folder `validation`, each from the same noise at every checkpoint."""
+def draw_validation(run: TrainingRun) -> None:
+    """Draw the validation prompts into the folder `validation`, each from the same noise at every checkpoint.
+
+    Only the main process draws. Raises ResourceError if a picture cannot be written.
+    """
     from PIL import Image
 
     recipe = run.recipe
-    if not recipe.validation_prompts:
+    if not recipe.validation_prompts or not run.accelerator.is_main_process:
         return
     run.denoiser.eval()
     drawn = run.pipe(
@@ -86,7 +76,8 @@ def draw_validation(run: TrainingRun, done: int) -> None:
         output_type="np",
     ).images
     run.denoiser.train()
-    folder = Path(recipe.output) / "validation"
-    folder.mkdir(parents=True, exist_ok=True)
     for i, picture in enumerate(drawn):
-        Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8)).save(folder / f"{done:06d}_{i}.png")
+        encoded = io.BytesIO()
+        Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8)).save(encoded, "png")
+        with durable.replacing(Path(recipe.output) / "validation" / f"{run.steps_done:06d}_{i}.png") as partial:
+            partial.write_bytes(encoded.getvalue())

@@ -9,7 +9,6 @@ The loss is that of diffusers' train_dreambooth.py: the mean squared error of th
 timestep, plus, with a weight, the same on pictures of the class. (Ruiz et al., arXiv 2208.12242.)
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -23,63 +22,67 @@ from torch import nn
 
 from nullbooth_cli.errors import DataError, ModelError
 from nullbooth_cli.model.quiet import quiet_libraries
-from nullbooth_cli.progress import Event, Note, Progress
-from nullbooth_cli.training import checkpoints
+from nullbooth_cli.progress import Event, Interrupts, Note, Progress
+from nullbooth_cli.training import checkpoints, output
+from nullbooth_cli.training.durable import remove, replacing, writing
 from nullbooth_cli.training.examples import TextEncoding, encode_texts
+from nullbooth_cli.training.output import TrainingResult
 from nullbooth_cli.training.setup import TrainingRun
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """A finished run: the folder that was written, and norm(dW K0) / norm(W0 K0) of each weight (None without a constraint)."""
-
-    output: str
-    steps: int
-    trained: int
-    constrained_by: str | None
-    drift: dict[str, float] | None
-
-    @property
-    def largest_drift(self) -> float | None:
-        """The largest drift of all weights."""
-        return max(self.drift.values()) if self.drift else None
-
-    def document(self) -> dict[str, Any]:
-        """The result as JSON."""
-        return {
-            "schema_version": 1,
-            "output": self.output,
-            "steps": self.steps,
-            "trained": self.trained,
-            "constrained_by": self.constrained_by,
-            "largest_drift": self.largest_drift,
-            "drift": self.drift,
-        }
-
-
-def train(run: TrainingRun) -> Iterator[Event]:
+def train(run: TrainingRun, interrupts: Interrupts | None = None) -> Iterator[Event]:
     """Run the optimizer steps that are not done yet; yields one event for each.
 
-    Raises DataError if the loss is not finite. Cost: a step is `gradient_accumulation_steps` forwards and backwards, and with
-    prior preservation twice as many.
+    When `interrupts` asks one process to stop, all of them finish the step, save a checkpoint and raise KeyboardInterrupt.
+    Raises DataError if the loss is not finite, ResourceError if a checkpoint cannot be written. Cost: a step is
+    `gradient_accumulation_steps` forwards and backwards, and with prior preservation twice as many.
     """
-    recipe, accelerator = run.recipe, run.accelerator
+    interrupts = interrupts or Interrupts()
     loop = _prepared(run)
-    if recipe.tensorboard:
-        accelerator.init_trackers("nullbooth")
-    first = checkpoints.resume(run)
-    if first:
-        yield Note(f"resumes from step {first}")
+    if run.recipe.tensorboard:
+        with writing(Path(run.recipe.output)):
+            run.accelerator.init_trackers("nullbooth")
+    if run.checkpoint is not None:
+        checkpoints.load(run, loop.optimizer, loop.rates)
+        yield Note(f"resumes from step {run.steps_done}")
+        yield from map(Note, run.record.changed_at(run.steps_done))
     loop.denoiser.train()
-    for step in range(first, recipe.max_train_steps):
-        loss, done = loop.step(step), step + 1
+    try:
+        yield from _steps(run, loop, interrupts)
+    finally:
+        interrupts.unwritten = False
+    if interrupts.requested:
+        raise KeyboardInterrupt
+
+
+def _steps(run: TrainingRun, loop: "_Loop", interrupts: Interrupts) -> Iterator[Event]:
+    recipe, accelerator = run.recipe, run.accelerator
+    while run.steps_done < recipe.max_train_steps:
+        interrupts.unwritten = True
+        loss = loop.step(run.steps_done)
+        run.steps_done += 1
         if not np.isfinite(loss):
-            raise DataError(f"the loss is {loss} at step {done}", "lower learning_rate, or set mixed_precision to no")
+            raise DataError(f"the loss is {loss} at step {run.steps_done}", "lower learning_rate, or set mixed_precision to no")
         if recipe.tensorboard:
-            accelerator.log({"loss": loss, "lr": loop.rates.get_last_lr()[0]}, step=done)
-        if done % recipe.checkpointing_steps == 0 or done == recipe.max_train_steps:
-            checkpoints.save(run, done)
-        yield Progress("train", done, recipe.max_train_steps, f"loss {loss:.4f}")
+            accelerator.log({"loss": loss, "lr": loop.rates.get_last_lr()[0]}, step=run.steps_done)
+        stops = _all_stop(run, interrupts)
+        is_due = run.steps_done % recipe.checkpointing_steps == 0 or run.steps_done == recipe.max_train_steps
+        if is_due or stops:
+            checkpoints.save(run)
+        if is_due and not stops:
+            # Everything is on disk: an interrupt may end the drawing at once, unless other processes wait for this one.
+            interrupts.unwritten = accelerator.num_processes > 1
+            checkpoints.draw_validation(run)
+        yield Progress("train", run.steps_done, recipe.max_train_steps, f"loss {loss:.4f}")
+        if stops:
+            raise KeyboardInterrupt
+
+
+def _all_stop(run: TrainingRun, interrupts: Interrupts) -> bool:
+    """Whether any process was asked to stop; every process gets the same answer. Cost: one number is reduced."""
+    if interrupts.requested:
+        run.accelerator.set_trigger()
+    return bool(run.accelerator.check_trigger())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,34 +201,42 @@ def denoising_loss(
 def finish(run: TrainingRun) -> TrainingResult | None:
     """Write a pipeline folder, or a LoRA file that `load_lora_weights` reads, and train.json. Every process calls this.
 
-    Returns None in all but the main process. The drift is exact from the stored moments, in the precision that is saved.
+    Returns None in all but the main process. The drift is exact from the stored moments, in the precision that is saved. Raises
+    ResourceError if the files cannot be written; the checkpoint stays.
     """
-    recipe, folder = run.recipe, Path(run.recipe.output)
+    recipe = run.recipe
     run.denoiser.eval()
     drift = run.constraint.drift() if run.constraint else None
-    place = folder / ("lora" if recipe.method == "lora" else "pipeline")
     if not run.accelerator.is_main_process:
         return None
-    if recipe.method == "lora":
+    place = output.place_of(recipe)
+    with replacing(place) as partial:
+        _write_weights(run, partial)
+        # Weights and train.json change together: without it, the same command writes both again from the checkpoint.
+        remove(place.parent / output.RESULT)
+    result = TrainingResult(
+        output=str(place),
+        steps=run.steps_done,
+        trained=len(run.trained),
+        constrained_by=recipe.store,
+        drift=drift,
+    )
+    output.write_result(recipe, run.record, result)
+    return result
+
+
+def _write_weights(run: TrainingRun, folder: Path) -> None:
+    if run.recipe.method == "lora":
         from diffusers.utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict
 
         layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(run.denoiser))
         with quiet_libraries():
-            run.pipe.save_lora_weights(place, unet_lora_layers=layers)
-    else:
-        if run.constraint:
-            run.constraint.merge()
-        if run.word is not None:
-            run.word.merge()
-        with quiet_libraries():
-            run.pipe.save_pretrained(place)
-    result = TrainingResult(
-        output=str(place),
-        steps=recipe.max_train_steps,
-        trained=len(run.trained),
-        constrained_by=recipe.store,
-        drift=drift,
-    )
-    (folder / "train.json").write_text(json.dumps({**result.document(), "recipe": recipe.model_dump()}, indent=2) + "\n")
-    return result
+            run.pipe.save_lora_weights(folder, unet_lora_layers=layers)
+        return
+    if run.constraint:
+        run.constraint.merge()
+    if run.word is not None:
+        run.word.merge()
+    with quiet_libraries():
+        run.pipe.save_pretrained(folder)

@@ -5,7 +5,7 @@ Then parameters are marked to train. Then they are constrained.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol, cast
@@ -18,10 +18,15 @@ from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model import load
 from nullbooth_cli.model.projections import Projection, find_projections
 from nullbooth_cli.model.protocols import StableDiffusion, config_of
+from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.settings.captions import captioned_images
 from nullbooth_cli.settings.recipe import Recipe
+from nullbooth_cli.training import checkpoint_files
+from nullbooth_cli.training.checkpoint_files import Checkpoint
 from nullbooth_cli.training.constraint import Constraint, ProjectorSource, constrain
 from nullbooth_cli.training.examples import Examples, draw_class, encode_pictures, encode_texts
+from nullbooth_cli.training.output import require_steps_left
+from nullbooth_cli.training.record import RunRecord, require_changeable
 from nullbooth_cli.training.word_embedding import WordEmbedding
 
 if TYPE_CHECKING:
@@ -38,13 +43,17 @@ class TrainingStore(ProjectorSource, Protocol):
     def prompts(self) -> Sequence[str]:
         """The texts of the preserved prompts."""
 
+    def projectors(self, model: Mapping[str, torch.Tensor] | None = None) -> Mapping[str, Projector]:
+        """As in ProjectorSource; without a model they are compared with none."""
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(kw_only=True)
 class TrainingRun:
-    """A run that is ready to start.
+    """A run that is ready to start; `steps_done` counts the optimizer steps that its weights have had.
 
     `trained`: the names of the denoiser's parameters that train. `constraint` is None without a store, `prior` without prior
-    preservation, `teacher` without distillation, `word` if no embedding trains.
+    preservation, `teacher` without distillation, `word` if no embedding trains. `record` is what decides the weights,
+    `checkpoint` where the run resumes (None: it begins).
     """
 
     recipe: Recipe
@@ -57,17 +66,40 @@ class TrainingRun:
     teacher: nn.Module | None
     constraint: Constraint | None
     word: WordEmbedding | None
+    record: RunRecord
+    checkpoint: Checkpoint | None
+    steps_done: int = 0
 
 
-def set_up(recipe: Recipe, device: str | None = None, store: TrainingStore | None = None) -> TrainingRun:
+def set_up(
+    recipe: Recipe, device: str | None = None, store: TrainingStore | None = None, changes: Sequence[str] = ()
+) -> TrainingRun:
     """Load the model and prepare everything that the loop needs. `store` replaces the recipe's.
 
-    Raises ModelError for a model that is not a U-Net conditioned on text alone, ConfigError for pictures of another size, and
-    every error of `nb.constrain`. Cost: with class prompts, `class_images` pictures are drawn.
+    A run that resumes is refused with ConfigError, before the model is loaded, if settings or inputs that decide its weights have
+    changed; `changes` names settings that have changed on purpose. Raises StoreError for a damaged checkpoint, ModelError for a
+    model that is not a U-Net conditioned on text alone, ConfigError for pictures of another size, and every error of
+    `nb.constrain`. Cost: one read of the model's weights and of the checkpoint for their digests; with class prompts,
+    `class_images` pictures are drawn.
     """
     _require_packages(recipe)
+    require_changeable(changes)
     accelerator = _accelerator(recipe, device)
+    if store is not None:
+        recipe = recipe.model_copy(update={"store": store.url})
+    elif recipe.store is not None:
+        store = open_store(recipe.store)
+    record = RunRecord.of(recipe, store, accelerator.num_processes)
+    checkpoint = checkpoint_files.find(recipe.output)
+    _require_resumable(recipe, record, checkpoint, changes)
+    first = accelerator.is_main_process  # it writes and compares; the others load the same files
+    if first and checkpoint is not None:
+        checkpoint.require_whole()
     pipe = _load(recipe, accelerator.device)
+    if first:
+        record = record.with_model(load.weights_digest(pipe, encodes=True))
+        if checkpoint is not None:
+            record = record.resumed(recipe.output, checkpoint.record, checkpoint.step, changes)
     denoiser = pipe.unet
     pictures = captioned_images(recipe.instance_images, "instance_images", recipe.instance_prompt)
     captions = [picture.prompt.text for picture in pictures]
@@ -80,10 +112,6 @@ def set_up(recipe: Recipe, device: str | None = None, store: TrainingStore | Non
     prior = None if recipe.class_prompts is None else draw_class(recipe, pipe)
     teacher = copy.deepcopy(denoiser) if prior is not None and recipe.prior == "distill" else None
     make_trainable(denoiser, find_projections(denoiser, tuple(recipe.features), "all"), recipe)
-    if store is not None:
-        recipe = recipe.model_copy(update={"store": store.url})
-    elif recipe.store is not None:
-        store = open_store(recipe.store)
     constraint = None if store is None else constrain(denoiser, store, unprotected="refuse")
     word = None
     if recipe.word is not None:
@@ -102,7 +130,21 @@ def set_up(recipe: Recipe, device: str | None = None, store: TrainingStore | Non
         teacher=teacher,
         constraint=constraint,
         word=word,
+        record=record,
+        checkpoint=checkpoint,
     )
+
+
+def _require_resumable(recipe: Recipe, record: RunRecord, checkpoint: Checkpoint | None, changes: Sequence[str]) -> None:
+    """Raise ConfigError unless a run with this record may go on from the checkpoint in its output, or begin if there is none."""
+    if checkpoint is not None:
+        require_steps_left(recipe, checkpoint.step)
+        record.resumed(recipe.output, checkpoint.record, checkpoint.step, changes)
+    elif changes:
+        raise ConfigError(
+            f"there is no run in {recipe.output} that could resume with another {', '.join(changes)}",
+            "a new run takes them from its recipe",
+        )
 
 
 def _require_packages(recipe: Recipe) -> None:

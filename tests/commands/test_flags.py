@@ -24,7 +24,7 @@ FLAGS = {
     "export": (SHARED, "OUT --dense --dtype --layer --feature --only-covariance --force"),
     "import": ("FOLDER -c/--config -s/--store --set --json -q/--quiet",),
     "edit": (SHARED, "SOURCE_TARGET --device -o/--output --pairs --method --ridge --preserve"),
-    "train": (SHARED, "--device"),
+    "train": (SHARED, "--device --resume-with"),
     "evaluate": (
         SHARED,
         "EDITED --device --against --prompts --subject --subject-prompts --subject-images --instances --num-prompts",

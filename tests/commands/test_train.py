@@ -1,6 +1,9 @@
 """The command `nullbooth train`, from a file to a pipeline."""
 
 import json
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ from typer.testing import CliRunner
 from nullbooth_cli.cli import app
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
+from nullbooth_cli.training import checkpoint_files, output, setup
+from tests.support.cli import refused, start_nullbooth
 from tests.support.tiny_dreambooth import recipe
 
 
@@ -45,6 +50,82 @@ class TestTheCommand:
         assert f"recipe {file}, into" in done.stderr
         assert f"trains 20 weights, constrained by {finished[1].path}" in done.stderr
         assert "outputs on the preserved prompts moved by" in done.stdout
+
+    def test_running_again(self, file: str, tmp_path: Path) -> None:
+        """Complete is success; more steps go on; fewer are refused; another output of the same name is none of its business."""
+        (tmp_path / "out/checkpoint-best").mkdir(parents=True)
+        (tmp_path / "out/checkpoint-notes").write_text("mine")
+        first = self.train("-c", file, "--json")
+        assert first.exit_code == 0, first.stderr
+        written = (tmp_path / "out/train.json").stat().st_mtime_ns
+        again = self.train("-c", file, "--json", "--set", "checkpointing_steps=1", "--set", "validation_prompts=[]")
+        assert (again.exit_code, again.stdout) == (0, first.stdout)
+        assert again.stderr == f"the run in {tmp_path}/out is complete: 4 steps are done\n"
+        refused(self.train("-c", file, "--set", "max_train_steps=2"), 2, "4 steps, more than max_train_steps: 2", "or more")
+        assert (tmp_path / "out/train.json").stat().st_mtime_ns == written
+        more = self.train("-c", file, "--set", "max_train_steps=5")
+        assert more.exit_code == 0, more.stderr
+        assert "resumes from step 4\nmax_train_steps: 4 -> 5\n" in more.stderr
+        assert "20 weights after 5 steps" in more.stdout
+        assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {
+            "checkpoint-000005",
+            "checkpoint-best",
+            "checkpoint-notes",
+        }
+
+    def test_another_learning_rate(self, file: str, tmp_path: Path) -> None:
+        """An accident is refused, with the option to say that it is none; the answer lasts."""
+        assert self.train("-c", file, "--set", "max_train_steps=2").exit_code == 0
+        accident = self.train("-c", file, "--set", "learning_rate=0.02")
+        refused(accident, 2, "learning_rate: 0.01 -> 0.02", "to go on with the new values: --resume-with learning_rate=0.02")
+        other = self.train("-c", file, "--set", "seed=1")
+        refused(other, 2, "seed: 0 -> 1", "hint: put them back, or set another output\n")
+        on_purpose = self.train("-c", file, "--resume-with", "learning_rate=0.02", "--set", "max_train_steps=3")
+        assert on_purpose.exit_code == 0, on_purpose.stderr
+        assert "learning_rate: 0.01 -> 0.02" in on_purpose.stderr
+        history = json.loads((tmp_path / "out/train.json").read_text())["run"]["history"]
+        assert history == [{"step": 2, "learning_rate": [0.01, 0.02], "max_train_steps": [2, 3]}]
+        refused(self.train("-c", file), 2, "learning_rate: 0.02 -> 0.01")
+        refused(self.train("-c", file, "--resume-with", "rank=4"), 2, "rank cannot change")
+
+    def test_a_second_run_into_the_same_output(self, file: str, tmp_path: Path) -> None:
+        with output.locked(str(tmp_path / "out")):
+            refused(self.train("-c", file), 4, f"{tmp_path}/out is in use by process {os.getpid()}")
+
+    def test_a_damaged_checkpoint(self, file: str, tmp_path: Path) -> None:
+        assert self.train("-c", file, "--set", "max_train_steps=2").exit_code == 0
+        (tmp_path / "out/checkpoint-000002/model.safetensors").write_bytes(b"")
+        refused(self.train("-c", file), 4, "checkpoint-000002/model.safetensors is damaged", "move ", "train from the first step")
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_at_a_step(self, file: str, tmp_path: Path, number: int) -> None:
+        arguments = ("-c", file, "--device", "cpu", "--set", "max_train_steps=100000", "--set", "checkpointing_steps=100000")
+        with start_nullbooth("train", *arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+            assert process.stderr is not None
+            while not (line := process.stderr.readline()).startswith("train "):
+                assert process.poll() is None, line
+            process.send_signal(number)
+            rest = process.stderr.read()
+            assert process.wait() == 128 + number, rest
+        assert "finishing and writing the step that runs" in rest
+        assert "run the same command again to resume" in rest
+        assert "Traceback" not in rest
+        found = checkpoint_files.find(str(tmp_path / "out"))
+        assert found is not None
+        found.require_whole()
+        resumed = self.train(*arguments[:2], "--set", f"max_train_steps={found.step + 1}")
+        assert resumed.exit_code == 0, resumed.stderr
+        assert f"resumes from step {found.step}\n" in resumed.stderr
+
+    def test_a_signal_while_class_pictures_are_drawn(self, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing is unwritten, so it ends at once."""
+        handler = signal.getsignal(signal.SIGTERM)
+        monkeypatch.setattr(setup, "draw_class", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        done = self.train("-c", file, "--set", "class_prompts=[a circle]")
+        signal.signal(signal.SIGTERM, handler)
+        assert done.exit_code == 143
+        assert "interrupted" in done.stderr
+        assert list((tmp_path / "out").glob("*")) == []
 
     @pytest.mark.parametrize(
         ("arguments", "said"),

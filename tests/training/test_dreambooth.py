@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,12 +20,15 @@ from safetensors.torch import load_file
 from nullbooth_cli import toy
 from nullbooth_cli.datatypes import FEATURES
 from nullbooth_cli.errors import DataError
+from nullbooth_cli.progress import Interrupts
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.schema import load_settings
 from nullbooth_cli.store import Store
-from nullbooth_cli.training import dreambooth, setup
+from nullbooth_cli.training import checkpoint_files, dreambooth, setup
+from nullbooth_cli.training.record import OtherSettings
 from tests.support.builders import ROOT, execute, small_config
+from tests.support.cli import start_nullbooth
 from tests.support.tiny import saved
 from tests.support.tiny_dreambooth import CLASS_PROMPTS, EMBEDDING, TEXT_ENCODER, changed, recipe, run, weights
 
@@ -174,3 +179,69 @@ def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the loss is nan at step") as caught:
         run(recipe(tmp_path, learning_rate=1e30))
     assert "learning_rate" in caught.value.hint
+
+
+def test_an_interrupt_finishes_the_step_and_loses_nothing(tmp_path: Path) -> None:
+    """A checkpoint of that step, without pictures; the run that resumes it is the uninterrupted one to the bit."""
+    made = recipe(tmp_path / "stopped", checkpointing_steps=100, validation_prompts=["a sks circle"])
+    interrupts, events = Interrupts(), []
+    stopped = dreambooth.train(setup.set_up(made, "cpu"), interrupts)
+    events.append(next(stopped))
+    assert interrupts.unwritten
+    interrupts.requested = True  # in the middle of the next step
+    events.append(next(stopped))
+    with pytest.raises(KeyboardInterrupt):
+        next(stopped)
+    assert not interrupts.unwritten
+    assert [event.done for event in events] == [1, 2]
+    assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["checkpoint-000002"]
+    one, other = (weights(run(recipe(tmp_path / name))["output"]) for name in ("whole", "stopped"))
+    assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
+
+
+def test_an_interrupt_after_the_last_step_stops_before_the_result(tmp_path: Path) -> None:
+    interrupts = Interrupts()
+    training = dreambooth.train(setup.set_up(recipe(tmp_path), "cpu"), interrupts)
+    for event in training:
+        if event.done == 4:
+            break
+    interrupts.requested = True
+    with pytest.raises(KeyboardInterrupt):
+        next(training)
+    assert (tmp_path / "checkpoint-000004").is_dir()
+
+
+def test_pictures_can_be_left_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one process alone draws them, everything is on disk."""
+    interrupts, seen = Interrupts(), []
+    monkeypatch.setattr(dreambooth.checkpoints, "draw_validation", lambda _: seen.append(interrupts.unwritten))
+    list(dreambooth.train(setup.set_up(recipe(tmp_path), "cpu"), interrupts))
+    assert seen == [False, False]
+
+
+def test_all_processes_stop_at_the_same_step(tmp_path: Path) -> None:
+    """The signal reaches one of two processes; the other learns of it."""
+    made = recipe(tmp_path / "out", max_train_steps=100_000, checkpointing_steps=100_000)
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(made.model_dump()))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    environment = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    command = ("train", "--device", "cpu", "-c", str(tmp_path / "train.yaml"))
+    with (
+        start_nullbooth(*command, env={**os.environ, **environment, **ranks[0]}, stderr=subprocess.PIPE, cwd=ROOT) as first,
+        start_nullbooth(*command, env={**os.environ, **environment, **ranks[1]}, stderr=subprocess.PIPE, cwd=ROOT) as second,
+    ):
+        assert first.stderr is not None
+        while not (line := first.stderr.readline()).startswith("train "):
+            assert first.poll() is None, line
+        second.send_signal(signal.SIGTERM)
+        assert second.wait(60) == 143
+        assert first.wait(60) == 130
+    found = checkpoint_files.find(str(tmp_path / "out"))
+    assert found is not None
+    found.require_whole()
+    assert {"random_states_0.pkl", "random_states_1.pkl"} <= set(found.files)
+    assert 0 < found.step < 100_000
+    with pytest.raises(OtherSettings, match="processes: 2 -> 1"):
+        setup.set_up(made, "cpu")

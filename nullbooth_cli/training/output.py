@@ -1,0 +1,130 @@
+"""The output of a training run: one process that writes it, and the result of a run that is finished.
+
+<output>.lock              beside it, held while a run trains
+<output>/pipeline/         the result; with method: lora, lora/
+<output>/train.json        written last: the result as JSON, the recipe and the run's record
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nullbooth_cli.api import open_store
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.settings.recipe import Recipe
+from nullbooth_cli.store import open_backing
+from nullbooth_cli.training import checkpoint_files, durable
+from nullbooth_cli.training.record import RunRecord
+
+RESULT = "train.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """A finished run: the folder that was written, and norm(dW K0) / norm(W0 K0) of each weight (None without a constraint)."""
+
+    output: str
+    steps: int
+    trained: int
+    constrained_by: str | None
+    drift: dict[str, float] | None
+
+    @property
+    def largest_drift(self) -> float | None:
+        """The largest drift of all weights."""
+        return max(self.drift.values()) if self.drift else None
+
+    def document(self) -> dict[str, Any]:
+        """The result as JSON."""
+        return {
+            "schema_version": 1,
+            "output": self.output,
+            "steps": self.steps,
+            "trained": self.trained,
+            "constrained_by": self.constrained_by,
+            "largest_drift": self.largest_drift,
+            "drift": self.drift,
+        }
+
+
+def is_first_process() -> bool:
+    """Whether this process is alone, or the first of its launch."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def locked(output: str) -> Iterator[None]:
+    """Hold an output alone for writing; of a launch, the first process does. Unfinished writes of killed runs are removed.
+
+    Raises StoreError that names the holder; a killed holder leaves no lock behind.
+    """
+    if not is_first_process():
+        yield
+        return
+    folder = Path(output).resolve()  # one lock, whatever link or path names it
+    with open_backing(folder).lock():
+        with durable.writing(folder):
+            for leftover in folder.glob("checkpoint-*.partial"):
+                durable.remove(leftover)
+        yield
+
+
+def finished(recipe: Recipe, changes: Sequence[str] = ()) -> TrainingResult | None:
+    """The result in the recipe's output if the run there has done all its steps; None if there is something to do.
+
+    Raises ConfigError if it has done more steps than `max_train_steps`, if it has no checkpoint to go on from, and if it was made
+    with other settings or inputs than those in `changes`. Cost: that of `RunRecord.of`; no model is loaded.
+    """
+    path = Path(recipe.output) / RESULT
+    checkpoint = checkpoint_files.find(recipe.output)
+    require_steps_left(recipe, checkpoint.step if checkpoint else 0)
+    if not path.exists():
+        return None
+    written = durable.read_record(path, f"move {path} away, and run this again: it is written again from the last checkpoint")
+    steps = written["steps"]
+    require_steps_left(recipe, steps)
+    if steps < recipe.max_train_steps and checkpoint is None:
+        raise ConfigError(
+            f"the run in {recipe.output} has done {steps} steps, and has no checkpoint to go on from",
+            f"set max_train_steps to {steps}, or set another output",
+        )
+    if steps < recipe.max_train_steps:
+        return None
+    before = RunRecord.from_document(written["run"])
+    store = None if recipe.store is None else open_store(recipe.store)
+    now = RunRecord.of(recipe, store, before.decides["processes"])
+    now.resumed(recipe.output, before, steps, changes)
+    place = place_of(recipe)
+    if not place.is_dir():
+        return None
+    return TrainingResult(
+        output=str(place),
+        steps=steps,
+        trained=written["trained"],
+        constrained_by=written["constrained_by"],
+        drift=written["drift"],
+    )
+
+
+def require_steps_left(recipe: Recipe, done: int) -> None:
+    """Raise ConfigError if a run has done more steps than the recipe wants: its weights cannot go back."""
+    if done > recipe.max_train_steps:
+        raise ConfigError(
+            f"the run in {recipe.output} has done {done} steps, more than max_train_steps: {recipe.max_train_steps}",
+            f"set max_train_steps to {done} or more, or set another output",
+        )
+
+
+def place_of(recipe: Recipe) -> Path:
+    """The folder of the result."""
+    return Path(recipe.output) / ("lora" if recipe.method == "lora" else "pipeline")
+
+
+def write_result(recipe: Recipe, record: RunRecord, result: TrainingResult) -> None:
+    """Write train.json; the folder of the result is there already. Raises ResourceError if that fails."""
+    document = {**result.document(), "recipe": recipe.model_dump(mode="json"), "run": record.document()}
+    with durable.replacing(Path(recipe.output) / RESULT) as partial:
+        partial.write_text(durable.record_text(document))
