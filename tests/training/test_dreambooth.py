@@ -123,15 +123,17 @@ def test_the_recipe_for_stable_diffusion_runs_on_its_architecture(tmp_path: Path
         collect__collect_features={"q_features": False, "out_features": False},
     )
     execute(config, "schedule", "collect", "covariance", "project")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
     for i in range(3):
-        Image.new("RGB", (16, 16), (80 * i, 20, 200)).save(tmp_path / f"{i}.png")
-        (tmp_path / f"{i}.txt").write_text("not used")
+        Image.new("RGB", (16, 16), (80 * i, 20, 200)).save(pictures / f"{i}.png")
+        (pictures / f"{i}.txt").write_text("not used")
     made = load_settings(Recipe, ROOT / "configs/train/sd15.yaml").model_copy(
         update={
             "model": str(folder),
             "store": config.store,
             "output": str(tmp_path / "out"),
-            "instance_images": str(tmp_path),
+            "instance_images": str(pictures),
             "instance_prompt": "a photo of x dog",  # this tokenizer knows letters only
             "word": "x",
             "mixed_precision": "bf16",
