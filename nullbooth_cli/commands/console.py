@@ -3,16 +3,19 @@
 stdout carries one table or exactly one JSON document. stderr carries progress, notes, errors and `next:`. On a terminal
 progress is a bar, and a table leaves out columns that do not fit; elsewhere progress is plain lines, at most one a second, and
 tables are as wide as they need to be. NO_COLOR is respected, and a dumb terminal gets lines too.
+
+Whatever comes from a file, a store or an argument is shown as text: all that is printed goes through `_write` or rich's console,
+which make it `visible`. Rich's markup is never read.
 """
 
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from nullbooth_cli.commands.draw_progress import ProgressBars, ProgressLines
 from nullbooth_cli.commands.hints import hint_of
-from nullbooth_cli.commands.screen import is_live, rich_console
+from nullbooth_cli.commands.screen import is_live, rich_console, visible
 from nullbooth_cli.commands.tables import folded
 from nullbooth_cli.errors import NullboothError
 from nullbooth_cli.progress import Event, Note
@@ -39,13 +42,13 @@ class Terminal:
         if self.as_json:
             from nullbooth_cli.report.json_document import to_json
 
-            sys.stdout.write(_json(to_json(document)) + "\n")
+            _write(sys.stdout, _json(to_json(document)) + "\n")
             return
         drawn = draw(document)
         console = rich_console(stderr=False)
         for part in drawn if isinstance(drawn, list) else [drawn]:
             if isinstance(part, str) and not sys.stdout.isatty():
-                sys.stdout.write(part + "\n")
+                _write(sys.stdout, part + "\n")
             else:
                 console.print(part, markup=False)
 
@@ -72,7 +75,7 @@ class Terminal:
         before: object = None
         for document in documents:
             if (now := change_key(document)) != before:
-                sys.stdout.write(f"{_json(to_json(document)) if self.as_json else line(document)}\n")
+                _write(sys.stdout, f"{_json(to_json(document)) if self.as_json else line(document)}\n")
                 sys.stdout.flush()
             before = now
 
@@ -83,12 +86,12 @@ class Terminal:
 
     def text(self, text: str) -> None:
         """Print an answer that is neither table nor JSON (CSV)."""
-        sys.stdout.write(text)
+        _write(sys.stdout, text)
 
     def note(self, text: str) -> None:
         """Tell the user something that is not an error, unless `quiet`."""
         if not self.quiet:
-            sys.stderr.write(f"{text}\n")
+            _write(sys.stderr, f"{text}\n")
 
     def warn(self, warnings: Iterable[str]) -> None:
         """Print the warnings that belong to an answer; a JSON document contains them already."""
@@ -104,10 +107,11 @@ class Terminal:
         """Print an error and its hint, in the words of the command line; `options` go into a command that the hint names."""
         if self.as_json:
             document = {"error": error.message, "hint": hint_of(error, options), "exit_code": error.exit_code}
-            sys.stderr.write(json.dumps(document, ensure_ascii=False) + "\n")
+            _write(sys.stderr, _json(document) + "\n")
             return
         hint = hint_of(error, options).replace("\n", "\n      ")
-        sys.stderr.write(f"{_painted('error:', 'error', stderr=True)} {error.message}\n\nhint: {hint}\n")
+        sys.stderr.write(_painted("error:", "error", stderr=True))
+        _write(sys.stderr, f" {error.message}\n\nhint: {hint}\n")
 
     def verdict(self, verdict: str, name: str, text: str, *, hint: str | None, width: int) -> None:
         """Print a verdict (ok, warning, error) on one thing, and its hint below; names take `width` columns.
@@ -118,7 +122,8 @@ class Terminal:
         room = rich_console(stderr=False).width - len(start) if sys.stdout.isatty() else None
         lines = [*folded(text, room), *folded(f"hint: {hint}", room, indent=6)] if hint else folded(text, room)
         below = "\n" + " " * len(start)
-        sys.stdout.write(_painted(verdict, verdict, stderr=False) + start[len(verdict) :] + below.join(lines) + "\n")
+        sys.stdout.write(_painted(verdict, verdict, stderr=False))
+        _write(sys.stdout, start[len(verdict) :] + below.join(lines) + "\n")
         sys.stdout.flush()
 
     def follow(self, events: Iterable[Event]) -> None:
@@ -141,7 +146,12 @@ class Terminal:
                     bars.update(event)
 
 
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(visible(text))
+
+
 def _json(document: object) -> str:
+    """A JSON document; `visible` then writes what steers a terminal as JSON's own escapes, so it stays the same document."""
     return json.dumps(document, ensure_ascii=False, allow_nan=False)
 
 

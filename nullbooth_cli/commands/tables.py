@@ -4,7 +4,7 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Literal
 
-from nullbooth_cli.commands.screen import rich_console
+from nullbooth_cli.commands.screen import rich_console, visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,9 +42,9 @@ def _without(left_out: list[str], columns: list[str], rows: list[list[str]], rig
     shown = [index for index, column in enumerate(columns) if column not in left_out]
     for index in shown:
         justify: Literal["left", "right"] = "right" if index in right else "left"
-        drawn.add_column(columns[index], justify=justify, no_wrap=index in right, overflow="fold")
+        drawn.add_column(Text(visible(columns[index])), justify=justify, no_wrap=index in right, overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(row[index]) for index in shown))
+        drawn.add_row(*(Text(visible(row[index])) for index in shown))  # here, so that the widths are right
     return drawn
 
 
