@@ -71,6 +71,7 @@ def config_rows(model: BaseModel, prefix: str = "") -> Iterator[str]:
 
 def config_page() -> str:
     """docs/reference/config.md."""
+    from nullbooth_cli.settings import limits
     from nullbooth_cli.settings.config import Config
 
     rows = "\n".join(config_rows(Config()))
@@ -85,9 +86,34 @@ key, and the store records it. Unknown keys are refused. Files are YAML 1.2: `1e
 Exactly one threshold rule of `project` is in force. If both `nullspace_threshold` and `threshold_percent` are set, the
 percentile is used, and the run reports it.
 
+In paths, `~` and `$NAME` or `${{NAME}}` are expanded as in a shell, and a variable that is not set is an error; URLs stay as they
+are. Relative paths start at the current folder.
+
 | key | default | meaning |
 | --- | --- | --- |
 {rows}
+
+## Limits
+
+They keep a damaged or hostile file from exhausting memory.
+
+| what | at most |
+| --- | --- |
+| a config, a recipe, a file of edits | {limits.SETTINGS_BYTES // 10**6} MB, nested {limits.LEVELS} levels deep |
+| the same, once every YAML alias is written out | {limits.EXPANDED // 10**6} million characters |
+| a file of prompts or captions | {limits.TEXT_BYTES // 10**9} GB |
+| a path | {limits.PATH_BYTES} bytes, {limits.NAME_BYTES} in each name |
+| a seed | {limits.SEED} (32 bits) |
+| denoising steps | {limits.STEPS:,} |
+| a side of an image | {limits.PIXELS:,} pixels |
+| a batch, and the rank of a LoRA | {limits.BATCH:,} |
+| other numbers of steps, prompts or tokens | {limits.COUNT:,} |
+
+Refused too: NUL characters, a key that appears twice, and every YAML tag but `!!str`, `!!int`, `!!float`, `!!bool`, `!!null`,
+`!!seq` and `!!map`.
+
+No value of `storage_options` is shown or stored, nor is that of a key that sounds like a secret (`token`, `password`,
+`access_key`). A URL with a password is refused.
 """
 
 
@@ -128,9 +154,9 @@ def recipe_page() -> str:
 # Training
 
 `nullbooth train -c FILE` reads a recipe: one YAML file, of which configs/train has two. `--set key=value` overrides one key;
-unknown keys are refused. After a run, the folder `output` has the result (pipeline/ or lora/), the last checkpoint, the pictures
-of the validation prompts (validation/), and train.json with the recipe and the drift of every weight. [The glossary](glossary.md)
-defines the words.
+unknown keys are refused. Paths and [limits](config.md#limits) are those of a config. After a run, the folder `output` has the
+result (pipeline/ or lora/), the last checkpoint, the pictures of the validation prompts (validation/), and train.json with the
+recipe and the drift of every weight. [The glossary](glossary.md) defines the words.
 
 | key | default | meaning |
 | --- | --- | --- |

@@ -11,6 +11,8 @@ from nullbooth_cli.commands.options import Common
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.settings.config import Config, build_config, load_config
+from nullbooth_cli.settings.places import expanded
+from nullbooth_cli.settings.secrets import without_secrets
 
 if TYPE_CHECKING:
     from nullbooth_cli.store import Store
@@ -32,6 +34,7 @@ class Configured:
 def configure(common: Common) -> Configured:
     """Find and read the config. Raises ConfigError with everything that is wrong in it."""
     named_store = common.store or os.environ.get("NULLBOOTH_STORE")
+    named_store = named_store and expanded(named_store)
     named_config = common.config or os.environ.get("NULLBOOTH_CONFIG")
     prompts: tuple[Prompt, ...] | None = None
     if named_store and not named_config and (store := _existing_store(named_store, common.overrides)):
@@ -52,9 +55,7 @@ def configure(common: Common) -> Configured:
         arguments = "".join(f" {flag} {shlex.quote(value)}" for flag, value in given if value)
     if named_store:
         config = config.model_copy(update={"store": named_store})
-    arguments += "".join(
-        f" --set {shlex.quote(override)}" for override in common.overrides if not override.startswith("storage_options")
-    )
+    arguments += "".join(f" --set {shlex.quote(override)}" for override in without_secrets(common.overrides))
     return Configured(config, source, arguments, prompts)
 
 
@@ -65,7 +66,7 @@ def find_config(given: str | None) -> Path | None:
     """
     named = given or os.environ.get("NULLBOOTH_CONFIG")
     if named:
-        if not Path(named).is_file():
+        if not os.path.exists(named):  # unlike Path.exists, False also for a name that is too long
             raise ConfigError(f"no config file at {named}", "give one with -c; configs/nullbooth.yaml is an example")
         return Path(named)
     return next((path for path in (Path("nullbooth.yaml"), Path("configs/nullbooth.yaml")) if path.is_file()), None)
@@ -78,7 +79,7 @@ def _knowledge(config: Mapping[str, Any]) -> tuple[object, object]:
 
 def options_of(overrides: Sequence[str]) -> dict[str, Any]:
     """The storage options among the overrides."""
-    return build_config({}, [text for text in overrides if text.startswith("storage_options")]).storage_options
+    return build_config({}, [text for text in overrides if text.strip().startswith("storage_options")]).storage_options
 
 
 def _existing_store(place: str, overrides: Sequence[str]) -> "Store | None":

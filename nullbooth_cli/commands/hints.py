@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 
 from nullbooth_cli.errors import NullboothError
+from nullbooth_cli.settings.secrets import is_secret
 
 # The options that name the config and the store, in the form that every command takes.
 CARRIED = {"-c": "-c", "--config": "-c", "-s": "-s", "--store": "-s", "--set": "--set"}
@@ -17,7 +18,7 @@ def carried_options(arguments: Sequence[str]) -> list[str]:
         name, equals, value = word.partition("=") if word.startswith("--") else (word[:2], word[2:] and "=", word[2:])
         if name in CARRIED:
             value = value if equals else next(words, "")
-            if not (name == "--set" and value.startswith("storage_options")):
+            if not (name == "--set" and is_secret(value)):
                 found += [CARRIED[name], value]
     return found
 

@@ -1,5 +1,6 @@
 """The command `nullbooth train`."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -56,14 +57,15 @@ def train(
     from nullbooth_cli.commands.signals import interruptible
     from nullbooth_cli.errors import ConfigError
     from nullbooth_cli.progress import Interrupts
+    from nullbooth_cli.settings.places import expanded
     from nullbooth_cli.settings.recipe import Recipe
     from nullbooth_cli.settings.schema import load_settings
     from nullbooth_cli.training import output
 
-    if not Path(config).is_file():
+    if not os.path.exists(config):  # unlike Path.exists, False also for a name that is too long
         raise ConfigError(f"no file at {config}", "give a recipe with -c; configs/train/toy.yaml is an example")
     recipe = load_settings(Recipe, Path(config), [*(overrides or ()), *(resume_with or ())])
-    recipe = recipe.model_copy(update={"store": store}) if store else recipe
+    recipe = recipe.model_copy(update={"store": expanded(store)}) if store else recipe
     changes = tuple(change.partition("=")[0].strip() for change in resume_with or ())
     terminal = Terminal(as_json=as_json, quiet=quiet, silent=not output.is_first_process())
     if verbose:

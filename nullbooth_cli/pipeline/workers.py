@@ -241,7 +241,10 @@ def start_workers(
     is_held: Callable[[str], bool] = lambda _: True,
 ) -> Iterator[Workers]:
     """The workers that this process belongs to, as the launcher's environment says."""
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not (size.isascii() and size.isdigit()):
+        raise ConfigError(f"WORLD_SIZE is {size!r}, not a number of processes", "unset it, or start with torchrun")
+    if int(size) <= 1:
         yield Workers(shard, preparing)
         return
     workers = Launched(shard, preparing, is_held)

@@ -20,7 +20,6 @@ files do not matter.
 
 import csv
 import io
-import json
 import os
 import re
 from collections import defaultdict
@@ -33,6 +32,8 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import listed
 from nullbooth_cli.settings.images import ImageFolder, digest, read_folder
 from nullbooth_cli.settings.prompts import COLUMNS
+from nullbooth_cli.settings.strict_json import parse_json
+from nullbooth_cli.settings.texts import cut, flaw, lines_of, paired, read_text
 
 NUMBERED = re.compile(r"([1-9]\d{0,3})_(.*\S.*)")
 SHAPES = {
@@ -107,7 +108,7 @@ def _read_beside(found: Captions, files: ImageFolder) -> None:
     if alone := [file for file in files.beside if file.with_suffix("") not in by_name]:
         raise ConfigError(f"no image for the caption {listed(alone)}", "put an image of the same name beside it, or remove it")
     for file in files.beside:
-        caption = _text(file).strip().split("\n")[0].rstrip()
+        caption = lines_of(read_text(file, "captions").strip())[0].rstrip()
         if not caption:
             raise ConfigError(f"{file} is an empty caption", "write one line of text")
         for path in by_name[file.with_suffix("")]:
@@ -135,15 +136,12 @@ def _names(folder: Path, found: Captions) -> dict[Path, str]:
 
 def _rows(table: Path) -> Iterator[tuple[Mapping[object, object], str]]:
     """The rows of a metadata file, each with its place."""
-    text, shape = _text(table), SHAPES[table.suffix]
+    text, shape = read_text(table, "captions"), SHAPES[table.suffix]
     if table.suffix == ".jsonl":
-        for number, line in enumerate(text.split("\n"), start=1):
+        for number, line in enumerate(lines_of(text), start=1):
             if line.strip():
                 where = f"{table}: line {number}"
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise ConfigError(f"{where} is not JSON: {error}", shape) from error
+                row = parse_json(line, where, shape)
                 if not isinstance(row, dict):
                     raise ConfigError(f"{where} has no file_name", shape)
                 yield row, where
@@ -176,16 +174,11 @@ def _caption(row: Mapping[object, object], where: str, table: Path) -> str:
     keys = [key for key in COLUMNS if key in row]
     text = row[keys[0]] if len(keys) == 1 else None
     if not isinstance(text, str):
-        has = ", ".join(map(str, row))
+        has = cut(", ".join(map(str, row)))
         raise ConfigError(f"{where} needs exactly one caption ({', '.join(COLUMNS)}), it has: {has}", SHAPES[table.suffix])
-    caption = text.strip()
-    if not caption or "\n" in caption:
+    caption = paired(text).strip()
+    if problem := flaw(caption):
+        raise ConfigError(f"the caption of {where} {problem}", "correct it")
+    if not caption or len(lines_of(caption)) > 1:
         raise ConfigError(f"{where} is {'several lines' if caption else 'an empty caption'}", "write one line of text")
     return caption
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the captions {file}: {error}", "save it as a text file in UTF-8") from error

@@ -6,11 +6,12 @@ sections are frozen; the description of each field is its comment in configs/nul
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from nullbooth_cli.settings.schema import Section, load_settings, refusal, validate
+from nullbooth_cli.settings import limits
+from nullbooth_cli.settings.schema import CONFIG, RECIPE, Kind, Section, load_settings, refusal, validate
 
 Strategy = Literal[
     "DPM++ 2M", "DPM++ 2M Karras", "DPM++ 3M", "DPM++ 3M SDE Karras", "Euler", "Euler a", "UniPC", "DDIM", "LCM", "model"
@@ -24,7 +25,9 @@ THRESHOLD_RULES = ("nullspace_threshold", "threshold_percent", "relative_thresho
 class ScheduleSection(Section):
     """The timesteps: settings of the stage schedule."""
 
-    num_denoising_steps: int = Field(30, ge=1, description="denoising steps, counted as the scheduler counts them")
+    num_denoising_steps: int = Field(
+        30, ge=1, le=limits.STEPS, description="denoising steps, counted as the scheduler counts them"
+    )
     sampler_strategy: Strategy | None = Field(
         "DPM++ 2M Karras", description="null for uniform DDIM steps, or one of: " + ", ".join(STRATEGIES)
     )
@@ -39,7 +42,7 @@ class ScheduleSection(Section):
     sde_jitter: float = Field(
         0.02, ge=0.0, lt=1.0, description="relative noise on the sigmas of each prompt, SDE strategies only; 0 for none"
     )
-    seed: int | None = Field(None, ge=0, description="seed of that noise; null draws new noise in every run")
+    seed: int | None = Field(None, ge=0, le=limits.SEED, description="seed of that noise; null draws new noise in every run")
 
 
 class FeatureSwitches(Section):
@@ -58,6 +61,8 @@ class FeatureSwitches(Section):
 class CollectSection(Section):
     """The features to record, and how they are stored."""
 
+    places: ClassVar[tuple[str, ...]] = ("images",)
+
     collect_features: FeatureSwitches = Field(FeatureSwitches(), description="which projections to record")
     cross_attention_layers: Literal["all"] | list[str | int] = Field(
         "all", description="all, or a list of layer names, glob patterns or indices"
@@ -68,7 +73,10 @@ class CollectSection(Section):
         description="features: every vector is stored; moments: vectors are only summed, while the model runs; or both",
     )
     tokens_per_prompt: int | None = Field(
-        None, ge=1, description="number of image tokens recorded of each prompt, timestep and site, drawn at random; null for all"
+        None,
+        ge=1,
+        le=limits.COUNT,
+        description="number of image tokens recorded of each prompt, timestep and site, drawn at random; null for all",
     )
     latents: Literal["path", "images"] = Field(
         "path", description="path: features come from the model's own denoising path; images: from noised real images"
@@ -79,15 +87,15 @@ class CollectSection(Section):
     guidance_scale: float = Field(7.5, ge=0.0, description="classifier-free guidance, as the pipeline takes it")
     branches: Literal["both", "cond"] = Field("both", description="both branches of guidance, or only the prompt's own")
     batch_size: int = Field(
-        8, ge=1, description="prompts per forward; also the size of a unit, the piece of a stage that is resumed"
+        8, ge=1, le=limits.BATCH, description="prompts per forward; also the size of a unit, the piece of a stage that is resumed"
     )
-    height: int | None = Field(None, ge=1, description="pixels; null for the model's own size")
-    width: int | None = Field(None, ge=1, description="pixels; null for the model's own size")
-    seed: int = Field(0, ge=0, description="prompt i starts from the noise of seed + i")
+    height: int | None = Field(None, ge=1, le=limits.PIXELS, description="pixels; null for the model's own size")
+    width: int | None = Field(None, ge=1, le=limits.PIXELS, description="pixels; null for the model's own size")
+    seed: int = Field(0, ge=0, le=limits.SEED, description="prompt i starts from the noise of seed + i")
     feature_dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="how features are stored")
     compression: Literal["lz4"] | None = Field(None, description="null (features hardly shrink) or lz4, for slow disks")
     visual_attention_map: bool = Field(False, description="also record attention maps of the words of some prompts, for inspect")
-    attention_prompts: int | list[str] = Field(
+    attention_prompts: Annotated[int, Field(ge=0, le=limits.COUNT)] | list[str] = Field(
         8,
         union_mode="left_to_right",
         description="attention maps: number of prompts, counted from the first, or a list of prompts",
@@ -95,7 +103,9 @@ class CollectSection(Section):
     attention_layers: Literal["all"] | list[str | int] = Field(
         "all", description="attention maps: all layers, or a list of names, glob patterns or indices"
     )
-    attention_timesteps: int = Field(6, ge=1, description="attention maps: number of timesteps, evenly spaced over the schedule")
+    attention_timesteps: int = Field(
+        6, ge=1, le=limits.STEPS, description="attention maps: number of timesteps, evenly spaced over the schedule"
+    )
 
     @model_validator(mode="after")
     def _images_only_with_latents_images(self) -> "CollectSection":
@@ -148,7 +158,9 @@ class ProjectSection(Section):
         lt=1.0,
         description="rule: the largest null space with at most this leakage, on the held-out prompts if there are any",
     )
-    null_dim: int | None = Field(None, ge=1, description="rule: number of the smallest eigenvalues that are null")
+    null_dim: int | None = Field(
+        None, ge=1, le=limits.COUNT, description="rule: number of the smallest eigenvalues that are null"
+    )
     empty: Literal["refuse", "freeze"] = Field(
         "refuse",
         description="refuse: a site without a null space is an error; freeze: its projector is zero, its weights never change",
@@ -189,6 +201,10 @@ class ProjectSection(Section):
 class Config(Section):
     """All settings of a run: the model, the store, the prompts, and one section for each stage."""
 
+    places: ClassVar[tuple[str, ...]] = ("model", "pipeline_config", "store", "original_knowledge_prompts", "heldout_prompts")
+    file_kind: ClassVar[Kind | None] = CONFIG
+    other_kind: ClassVar[Kind | None] = RECIPE
+
     model: str = Field(
         "toy", description="toy (ships with nullbooth), a pipeline folder, a hub id, or a single .safetensors file"
     )
@@ -206,11 +222,11 @@ class Config(Section):
     attention_slicing: bool = Field(False, description="compute attention in slices: slower, with less memory")
     store: str = Field("runs/toy.zarr", description="the Zarr store: a folder, or a URL such as s3://bucket/run.zarr")
     storage_options: dict[str, Any] = Field(
-        {}, description="for a URL: options of its client (endpoint, region, credentials); never written anywhere"
+        {}, repr=False, description="for a URL: options of its client (endpoint, region, credentials); never written anywhere"
     )
     original_knowledge_prompts: str | list[str] = Field(
         "dataset/prompts/toy.txt",
-        description="prompts to preserve: a file (.txt, .csv, .jsonl, COCO .json; file.csv#column), or a list",
+        description="prompts to preserve: a file (.txt, .csv, .tsv, .jsonl, .json; file.csv#column), or a list",
     )
     heldout_prompts: str | list[str] | None = Field(
         None,

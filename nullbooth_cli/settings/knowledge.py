@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from nullbooth_cli.datatypes import HELDOUT, Prompt
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.settings import limits
 from nullbooth_cli.settings.captions import load_captions
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.prompts import load_prompts
@@ -38,7 +39,7 @@ def heldout_config(config: Config, batch_size: int | None = None) -> Config:
     collect = section.model_copy(
         update={
             "keep": "moments",
-            "seed": section.seed + HELDOUT_SEED,
+            "seed": (section.seed + HELDOUT_SEED) % (limits.SEED + 1),
             "visual_attention_map": False,
             "batch_size": batch_size or section.batch_size,
         }

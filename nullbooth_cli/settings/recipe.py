@@ -4,7 +4,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from nullbooth_cli.settings.schema import Section, refusal
+from nullbooth_cli.settings import limits
+from nullbooth_cli.settings.schema import CONFIG, RECIPE, Kind, Section, refusal
 
 Feature = Literal["q", "k", "v", "out"]
 
@@ -14,6 +15,9 @@ class Recipe(Section):
 
     reference: ClassVar[str] = "docs/reference/train.md"
     example: ClassVar[str] = "configs/train/toy.yaml"
+    places: ClassVar[tuple[str, ...]] = ("model", "output", "store", "instance_images", "class_prompts")
+    file_kind: ClassVar[Kind | None] = RECIPE
+    other_kind: ClassVar[Kind | None] = CONFIG
 
     model: str = Field("toy", description="the model to train: toy, a pipeline folder, or a hub id")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
@@ -28,11 +32,13 @@ class Recipe(Section):
     instance_prompt: str | None = Field(None, description="one caption for all pictures instead of their own")
     method: Literal["full", "lora"] = Field("full", description="full: the weights themselves; lora: adapters, made by PEFT")
     features: list[Feature] = Field(["k", "v"], description="which projections of the cross-attention layers are trained")
-    rank: int = Field(8, ge=1, description="lora: its rank; alpha is the same")
+    rank: int = Field(8, ge=1, le=limits.BATCH, description="lora: its rank; alpha is the same")
     class_prompts: str | list[str] | None = Field(
         None, description="prior preservation: prompts of the class, a file or a list; null for none"
     )
-    class_images: int = Field(64, ge=1, description="prior preservation: number of pictures that the model draws of them, once")
+    class_images: int = Field(
+        64, ge=1, le=limits.COUNT, description="prior preservation: number of pictures that the model draws of them, once"
+    )
     prior: Literal["pictures", "distill"] = Field(
         "pictures",
         description="the target on those pictures: pictures: their noise; distill: the prediction of the untrained model",
@@ -44,20 +50,22 @@ class Recipe(Section):
     )
     word_learning_rate: float = Field(1e-2, gt=0.0, description="of that embedding; no weight decay")
     lr_scheduler: str = Field("constant", description="a name that diffusers.optimization.get_scheduler takes")
-    lr_warmup_steps: int = Field(0, ge=0, description="optimizer steps until the full learning rate")
+    lr_warmup_steps: int = Field(0, ge=0, le=limits.COUNT, description="optimizer steps until the full learning rate")
     adam_weight_decay: float = Field(1e-2, ge=0.0, description="decoupled; with a constraint it pulls towards the old weights")
     max_grad_norm: float = Field(1.0, gt=0.0, description="gradients are clipped to this norm")
-    max_train_steps: int = Field(200, ge=1, description="optimizer steps")
-    train_batch_size: int = Field(4, ge=1, description="pictures per forward")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="forwards per optimizer step")
+    max_train_steps: int = Field(200, ge=1, le=limits.COUNT, description="optimizer steps")
+    train_batch_size: int = Field(4, ge=1, le=limits.BATCH, description="pictures per forward")
+    gradient_accumulation_steps: int = Field(1, ge=1, le=limits.COUNT, description="forwards per optimizer step")
     gradient_checkpointing: bool = Field(False, description="less memory for more time")
     mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="as accelerate takes it; projections stay float32")
-    checkpointing_steps: int = Field(100, ge=1, description="steps between two checkpoints; a run resumes from the last")
+    checkpointing_steps: int = Field(
+        100, ge=1, le=limits.COUNT, description="steps between two checkpoints; a run resumes from the last"
+    )
     validation_prompts: list[str] = Field([], description="prompts to draw at every checkpoint")
-    validation_inference_steps: int = Field(25, ge=1, description="denoising steps of those pictures")
+    validation_inference_steps: int = Field(25, ge=1, le=limits.STEPS, description="denoising steps of those pictures")
     guidance_scale: float = Field(7.5, ge=0.0, description="of those pictures, and of the class pictures")
     tensorboard: bool = Field(False, description="also write loss and learning rate for TensorBoard")
-    seed: int = Field(0, ge=0, description="of noise, order and timesteps")
+    seed: int = Field(0, ge=0, le=limits.SEED, description="of noise, order and timesteps")
 
     @model_validator(mode="after")
     def _combinations(self) -> "Recipe":

@@ -39,7 +39,9 @@ from nullbooth_cli.model.projections import Projection, find_projections
 from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.nullspace.projector import Projector, relative_drift
+from nullbooth_cli.settings import limits
 from nullbooth_cli.settings.strict_yaml import parse_yaml
+from nullbooth_cli.settings.texts import read_text
 from nullbooth_cli.training.constrainable import require_constrainable
 from nullbooth_cli.training.protected_weights import actual_names
 
@@ -187,10 +189,8 @@ def read_pairs(prompts: Sequence[str], file: str | None) -> dict[str, str]:
         raise ConfigError(f"'{prompts[-1]}' has no target", "name a target after each source: an even number of prompts")
     pairs = list(zip(prompts[::2], prompts[1::2], strict=True))
     if file is not None:
-        try:
-            read = parse_yaml(Path(file).read_text(encoding="utf-8"), file)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read {file}: {error}", "name a YAML file of lines `source: target`") from error
+        missing = "name a YAML file of lines `source: target`"
+        read = parse_yaml(read_text(Path(file), "file", missing=missing, most=limits.SETTINGS_BYTES), file)
         if not isinstance(read, dict) or not all(isinstance(text, str) for pair in read.items() for text in pair):
             raise ConfigError(f"{file} does not map prompts to prompts", "write a line `source: target` for each")
         pairs += read.items()

@@ -12,7 +12,7 @@ from tests.support.cli import nullbooth, refused
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("schedule.num_denoising_step=3", ["unknown key", "did you mean 'num_denoising_steps'?"]),
+        ("schedule.num_denoising_step=3", ["unknown key", "did you mean 'schedule.num_denoising_steps' for"]),
         ("schedule.num_denoising_steps=many", ["schedule.num_denoising_steps", "'many'"]),
         ("schedule.num_denoising_steps=0", ["schedule.num_denoising_steps", "0"]),
         ("schedule.num_denoising_steps=1", ["num_denoising_steps 1 "]),

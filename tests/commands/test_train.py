@@ -131,7 +131,7 @@ class TestTheCommand:
         ("arguments", "said"),
         [
             (("-c", "nowhere.yaml"), "no file at nowhere.yaml"),
-            (("-c", "FILE", "--set", "learning_rat=1"), "did you mean 'learning_rate'?"),
+            (("-c", "FILE", "--set", "learning_rat=1"), "did you mean 'learning_rate' for 'learning_rat'?"),
             (("-c", "FILE", "--set", "store=nowhere.zarr"), "no store at nowhere.zarr"),
             (("-c", "FILE", "--set", "instance_images=nowhere"), "nowhere"),
         ],

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.settings.config import load_config
 from nullbooth_cli.settings.prompts import load_prompts
 
 
@@ -61,8 +62,14 @@ def test_not_text(tmp_path: Path) -> None:
         ("p.jsonl", '"a dog, running"\r\n"a cat"'),
         ("p.json", '{"annotations": [{"caption": "a dog, running\\n"}, {"caption": "a cat"}, {"caption": "a dog, running"}]}'),
         ("p.txt", "a dog, running\na cat"),
+        ("p.txt", "a dog, running\ra cat\r\n"),
+        ("p.tsv", "Prompt\tCategory\na dog, running\tanimals\n\na cat\tanimals\n"),
+        ("p.TSV", 'id\ttext\r\n1\t"a dog,\nrunning"\r\n2\ta cat\r\n'),
+        ("p.json", '["a dog, running", "a cat"]'),
+        ("p.json", '[{"prompt": "a dog, running", "id": 1}, {"Text": "a cat"}]'),
+        ("p.ndjson", '"a dog, running"\n{"caption": "a cat"}'),
     ],
-    ids=["csv", "csv-bom-crlf", "csv-two-lines", "jsonl-objects", "jsonl-strings", "coco", "txt"],
+    ids=lambda value: None,
 )
 def test_the_ending_says_how_a_file_is_read(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content, newline="")
@@ -101,7 +108,17 @@ def test_a_column_can_be_named(tmp_path: Path, name: str, content: str) -> None:
         ("p.jsonl", '"a dog"\n""', "the prompt of line 2 is ''"),
         ("p.jsonl", '"a dog"\n"a dog"', "line 2 repeats line 1"),
         ("p.json", "[", "p.json is not JSON: "),
-        ("p.json", '["a dog"]', "p.json has no list of annotations"),
+        ("p.json", '{"captions": []}', "p.json has neither a list nor annotations"),
+        ("p.json", '["a dog", ["a cat"]]', "entry 2 is neither an object nor a string"),
+        ("p.json", '["a dog", {"caption": "a dog"}]', "entry 2 repeats entry 1: 'a dog'"),
+        ("p.json", '{"annotations": [], "annotations": []}', "is not JSON: the key 'annotations' appears twice"),
+        ("p.json", "[" * 100_000, "it is nested too deep"),
+        ("p.json", '["\\ud800"]', "the prompt of entry 1 has half a surrogate pair"),
+        ("p.jsonl", '"a\\u0000dog"', "the prompt of line 1 has a NUL character"),
+        ("p.txt", "a dog\0", "it has NUL bytes"),
+        ("p.tsv", "id\tprompt\n1\ta\tdog\n", "line 2 has 3 cells, the header has 2"),
+        ("p.tsv", 'prompt\n"a dog\n', "line 2 is not TSV: unexpected end of data"),
+        ("p.yaml", "- a dog\n", "prompts are not read from a .yaml file"),
         ("p.json", '{"annotations": [{"bbox": [1]}]}', "annotation 1 has no prompt, caption or text; it has: bbox"),
         ("p.json", '{"annotations": [{"caption": "a dog"}, 3]}', "annotation 2 is neither an object nor a string"),
         ("p.json", '{"annotations": [{"caption": 3}]}', "the prompt of annotation 1 is 3"),
@@ -122,20 +139,36 @@ def test_a_column_that_is_not_there_says_how_to_name_one(tmp_path: Path) -> None
     assert caught.value.hint.endswith("p.csv#NAME")
 
 
-TEXTS = st.lists(st.text(st.characters(exclude_categories=("C", "Z")), min_size=1), min_size=1, unique=True)
+LINE_ENDS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"  # of str.splitlines, beside \n and \r
+CHARACTERS = st.characters(exclude_categories=("C", "Z"), include_characters=LINE_ENDS)
+TEXTS = st.lists(st.text(CHARACTERS, min_size=1).filter(lambda text: text == text.strip()), min_size=1, unique=True)
 
 
 @given(texts=TEXTS)
 def test_every_kind_of_file_gives_back_what_was_written(texts: list[str]) -> None:
-    table = io.StringIO()
+    table, tabs = io.StringIO(), io.StringIO()
+    csv.writer(tabs, delimiter="\t").writerows([["id", "prompt"], *enumerate(texts)])
     csv.writer(table).writerows([["id", "prompt"], *enumerate(texts)])
     contents = {
         "p.csv": table.getvalue(),
         "p.jsonl": "".join(json.dumps({"prompt": text}, ensure_ascii=False) + "\n" for text in texts),
+        "p.tsv": tabs.getvalue(),
         "p.json": json.dumps({"annotations": [{"caption": text} for text in texts]}),
+        "list.json": json.dumps(texts),
         "p.txt": "\n".join(texts),
     }
     with TemporaryDirectory() as folder:
         for name, content in contents.items():
             (Path(folder) / name).write_text(content, newline="", encoding="utf-8")
             assert [p.text for p in load_prompts(str(Path(folder) / name))] == texts
+        (Path(folder) / "c.yaml").write_text(
+            f"original_knowledge_prompts: {json.dumps(texts, ensure_ascii=False)}", encoding="utf-8"
+        )
+        assert load_config(Path(folder) / "c.yaml").original_knowledge_prompts == texts
+
+
+@pytest.mark.parametrize("form", ["- a{}dog", '- "a{}dog"', "- 'a{}dog'", "- |-\n  a{}dog", "- >-\n  a{}dog"])
+@pytest.mark.parametrize("end", LINE_ENDS[5:])
+def test_yaml_does_not_split_a_prompt_where_only_python_does(form: str, end: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"original_knowledge_prompts:\n{form.format(end)}\n- a cat", encoding="utf-8")
+    assert load_config(tmp_path / "c.yaml").original_knowledge_prompts == [f"a{end}dog", "a cat"]

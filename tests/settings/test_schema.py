@@ -9,7 +9,8 @@ from pydantic import model_validator
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.settings.config import Config, build_config, load_config
-from nullbooth_cli.settings.schema import Section, refusal, validate
+from nullbooth_cli.settings.recipe import Recipe
+from nullbooth_cli.settings.schema import CONFIG, RECIPE, Section, load_settings, refusal, validate
 
 
 def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
@@ -21,7 +22,7 @@ def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
 def test_an_unknown_key_is_refused_with_its_neighbour() -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'schedule\.num_denoising_step'") as caught:
         build_config({"schedule": {"num_denoising_step": 3}})
-    assert caught.value.hint == "did you mean 'num_denoising_steps'?"
+    assert caught.value.hint == "did you mean 'schedule.num_denoising_steps' for 'schedule.num_denoising_step'?"
 
 
 def test_all_problems_are_reported_at_once() -> None:
@@ -29,7 +30,7 @@ def test_all_problems_are_reported_at_once() -> None:
         build_config({"modle": "toy", "schedule": {"num_denoising_steps": "30"}, "collect": {"side": "left"}})
     for part in ("unknown key 'modle'", "schedule.num_denoising_steps", "collect.side"):
         assert part in caught.value.message
-    assert "did you mean 'model'?" in caught.value.hint
+    assert "did you mean 'model' for 'modle'?" in caught.value.hint
     assert "without quotes" in caught.value.hint
 
 
@@ -89,3 +90,62 @@ def test_a_file_without_keys(tmp_path: Path) -> None:
     assert caught.value.hint == "name a file that exists"
     (tmp_path / "c.yaml").write_text("")
     assert load_config(tmp_path / "c.yaml") == Config()
+
+
+def test_a_recipe_and_a_config_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("model: toy\nstore: a\noutput: b\nlearning_rate: 1e-3\nseed: 1\n")
+    (tmp_path / "config.yaml").write_text("model: toy\nstore: a\nschedule: {num_denoising_steps: 3}\n")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml is a recipe of a training run, not a config of the pipeline$") as caught:
+        load_config(tmp_path / "recipe.yaml")
+    assert caught.value.hint == "give it to train; here give a file such as configs/nullbooth.yaml"
+    with pytest.raises(ConfigError, match=r"config\.yaml is a config of the pipeline, not a recipe of a training run$") as caught:
+        load_settings(Recipe, tmp_path / "config.yaml")
+    assert caught.value.hint == "give it to run, or to a stage; here give a file such as configs/train/toy.yaml"
+    with pytest.raises(ConfigError, match="unknown key 'output'"):
+        build_config({"output": "x", "schedule": {}, "collect": {}})
+
+
+def test_the_keys_that_tell_them_apart_are_keys_of_one_kind() -> None:
+    for kind, own, other in ((Config, CONFIG, RECIPE), (Recipe, RECIPE, CONFIG)):
+        assert own.keys <= set(kind.model_fields)
+        assert not other.keys & set(kind.model_fields)
+
+
+def test_the_first_of_many_problems_are_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config({f"k{i}": i for i in range(20_000)})
+    assert caught.value.message.endswith("unknown key 'k9'\n  and 19990 more")
+    assert len(caught.value.message) < 1000
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"model": {1, 2}}, "c.yaml: model: a value of the type set"),
+        ({"collect": {"seed": 2**70}}, "collect.seed: an integer of more than 64 bits"),
+        ({"model": "a\0"}, r"model: 'a\x00' has a NUL character"),
+        ({"heldout_prompts": ["a\ud800"]}, "heldout_prompts: 'a\\ud800' has half a surrogate pair"),
+        ({"collect": {"guidance_scale": float("inf")}}, "collect.guidance_scale: input should be a finite number, got inf"),
+        ({"collect": {"height": 65_537}}, "collect.height: input should be less than or equal to 65536"),
+        ({"schedule": {"num_denoising_steps": 10**9}}, "schedule.num_denoising_steps: input should be less than"),
+        ({"collect": {"seed": 2**32}}, "collect.seed: input should be less than"),
+    ],
+)
+def test_values_that_nothing_could_use(data: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config(data, source="c.yaml")
+    assert message in caught.value.message
+
+
+def test_nesting_has_an_end() -> None:
+    deep: dict[str, object] = {}
+    for _ in range(100_000):
+        deep = {"a": deep}
+    with pytest.raises(ConfigError, match="nested more than 50 levels deep"):
+        build_config({"storage_options": deep})
+    with pytest.raises(ConfigError, match="more than 50 levels"):
+        build_config({}, ["a." * 100 + "b=1"])
+
+
+def test_a_path_may_be_given_as_one(tmp_path: Path) -> None:
+    assert build_config({"store": tmp_path / "a.zarr"}).store == str(tmp_path / "a.zarr")

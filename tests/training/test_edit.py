@@ -249,8 +249,9 @@ class TestPairs:
             read_pairs(prompts, None if text is None else str(file))
 
     def test_are_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="cannot read"):
+        with pytest.raises(ConfigError, match="no file at") as caught:
             read_pairs([], str(tmp_path / "nothing.yaml"))
+        assert "`source: target`" in caught.value.hint
 
 
 class TestTheCommand:

@@ -77,7 +77,7 @@ class TestConfig:
         checks = {each["check"]: each for each in document["checks"]}
         for word in ("unknown key 'modle'", "schedule.num_denoising_steps", "'many'", "collect.keep"):
             assert word in checks["config"]["text"]
-        assert "did you mean 'model'?" in checks["config"]["hint"]
+        assert "did you mean 'model' for" in checks["config"]["hint"]
         assert [name for name, each in checks.items() if each["verdict"] == "ok"] == ["packages", "device"]
         others = [each for name, each in checks.items() if name not in ("packages", "config", "device")]
         assert {each["text"] for each in others} == {"not checked, because of config"}
