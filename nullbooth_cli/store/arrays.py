@@ -1,7 +1,8 @@
 """Arrays and attributes of one Zarr group, without knowing what they mean.
 
 Every array is written and read by whole chunks. Names are paths inside the group, such as `moments/<site>/count`; a chunk is
-named by its place in the grid of chunks, such as `c.0.3`.
+named by its place in the grid of chunks, such as `c.0.3`. Metadata and chunks that belong to another place are damage
+(`store/metadata.py`).
 """
 
 import contextlib
@@ -10,14 +11,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.array import AsyncArray
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
 
 from nullbooth_cli.errors import Rerun, StoreError
 from nullbooth_cli.store.backing import Backing, Bytes
 from nullbooth_cli.store.chunks import decode, encode
+from nullbooth_cli.store.format import Root, open_root, write_root
+from nullbooth_cli.store.metadata import ID, StoredArray, array_document, group_document, new_id, parsed, sealed, unsealed
 
 TEXT_CHUNK = 1024
 # How to rewrite the arrays below a group. `progress/<stage>` is looked up by its stage.
@@ -43,44 +45,48 @@ class ArrayGroup:
     Shapes and attributes that were read stay in memory until `reload`. `backing` holds the bytes, `url` names it in messages.
     """
 
-    def __init__(self, group: zarr.Group, backing: Backing) -> None:
+    def __init__(self, root: Root, backing: Backing) -> None:
         self.url = backing.url
         self.backing = backing
-        self._group = group
-        self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._root = root
+        self._arrays: dict[str, StoredArray] = {}
+
+    @property
+    def id(self) -> str:
+        """The id of the store, drawn when it was made."""
+        return str(self.attribute(ID))
 
     def reload(self) -> None:
         """Forget all shapes and attributes: another process may have changed them."""
-        self._group = self._opened_again()
+        self._root = open_root(self.backing)
         self._arrays = {}
 
     def reload_if_changed(self) -> bool:
         """`reload` if the attributes are no longer those that were read. Cost: one small object."""
-        group = self._opened_again()
-        if group.attrs.asdict() == self._group.attrs.asdict():
+        root = open_root(self.backing)
+        if root.data == self._root.data:
             return False
-        self._group, self._arrays = group, {}
+        self._root, self._arrays = root, {}
         return True
-
-    def _opened_again(self) -> zarr.Group:
-        mode = "r" if self.backing.zarr.read_only else "r+"
-        return zarr.open_group(self.backing.zarr, mode=mode, use_consolidated=False, zarr_format=3)  # type: ignore[arg-type]  # a literal
 
     def delete(self, name: str) -> None:
         """Remove an array, or a group and all below it, if it is there."""
         self._arrays = {path: array for path, array in self._arrays.items() if not path.startswith(name)}
         # No check first: a kill can leave an array whose group is not there yet.
         with self.writing():
-            del self._group[name]
+            sync(self.backing.zarr.delete_dir(name))
 
     def has(self, name: str) -> bool:
         """Whether there is an array or a group of this name. Cost: one small object, unless it is an array in use."""
-        return name in self._arrays or name in self._group
+        return name in self._arrays or self.backing.get(_document_key(name)) is not None
 
     def children(self, name: str) -> list[str]:
-        """The names inside a group, sorted; none if the group is not there."""
-        found = self._group.get(name)
-        return sorted(found) if isinstance(found, zarr.Group) else []
+        """The names inside a group, sorted; none if the group is not there. Cost: a list request and a small object for each."""
+
+        async def _names() -> list[str]:
+            return [child async for child in self.backing.zarr.list_dir(name)]
+
+        return [child for child in sorted(sync(_names())) if self.has(f"{name}/{child}")]
 
     def nbytes(self, name: str) -> int:
         """Bytes of all objects below a group, as they are stored."""
@@ -98,40 +104,40 @@ class ArrayGroup:
         fill: float | str,
         attributes: Mapping[str, object] | None = None,
         compressed: bool = False,
+        identity: str | None = None,
     ) -> None:
-        """Make an array without chunks; where none is written, other programs read `fill`. Cost: about 1 ms."""
-        crc = Crc32cCodec()
-        with self.writing():
-            self._arrays[name] = self._group.create_array(
-                name,
-                shape=shape,
-                chunks=chunks,
-                dtype=dtype,
-                fill_value=fill,
-                filters=None,
-                compressors=[BloscCodec(cname="lz4", shuffle="bitshuffle"), crc] if compressed else [crc],
-                chunk_key_encoding={"name": "default", "separator": "."},
-                attributes=dict(attributes or {}),  # type: ignore[arg-type]  # JSON
-                config={"write_empty_chunks": True},
-            )
+        """Make an array; where no chunk is written, other programs read `fill`. Cost: about 1 ms.
+
+        Chunks of an earlier array of this name do not belong to it, unless both were given one `identity`.
+        """
+        self._make_groups_above(name)
+        attributes = {**(attributes or {}), ID: identity or new_id()}
+        document = array_document(
+            shape=shape, chunks=chunks, dtype=dtype, fill=fill, attributes=attributes, compressed=compressed
+        )
+        self._put_array(name, document)
+
+    def _put_array(self, name: str, document: Mapping[str, Any]) -> None:
+        self._put_document(name, document)
+        self._arrays[name] = StoredArray.described(document, name, self.id)
 
     def resize(self, name: str, length: int, axis: int = 0) -> None:
         """Make an array at least this long on an axis; it never becomes shorter."""
         array = self.array(name)
         if array.shape[axis] < length:
-            with self.writing():
-                array.resize(tuple(length if i == axis else n for i, n in enumerate(array.shape)))
+            shape = [length if i == axis else n for i, n in enumerate(array.shape)]
+            self._put_array(name, {**array.document, "shape": shape})
 
-    def find(self, name: str) -> zarr.Array[Any] | None:
+    def find(self, name: str) -> StoredArray | None:
         """An array, or None if there is none. Cost: one small object the first time."""
         if name not in self._arrays:
-            found = self._group.get(name)
-            if not isinstance(found, zarr.Array):
+            document = self._document(name)
+            if document is None or document["node_type"] != "array":
                 return None
-            self._arrays[name] = found
+            self._arrays[name] = StoredArray.described(document, name, self.id)
         return self._arrays[name]
 
-    def array(self, name: str) -> zarr.Array[Any]:
+    def array(self, name: str) -> StoredArray:
         """An array: its shape, chunks, dtype and attributes. Raises StoreError if there is none."""
         found = self.find(name)
         if found is None:
@@ -143,25 +149,24 @@ class ArrayGroup:
         array = self.array(name)
         if values.shape != array.chunks:
             raise ValueError(f"{name}: a chunk is {array.chunks}, got {values.shape}")
-        self.backing.put(chunk_key(name, index), self.encode_chunk(name, values))
+        self.backing.put(chunk_key(name, index), self.encode_chunk(name, index, values))
 
     def read_chunk(self, name: str, index: tuple[int, ...]) -> NDArray[Any]:
         """Read one whole chunk. Raises StoreError naming it if it is missing or damaged."""
-        data = self.backing.get(chunk_key(name, index))
-        if data is None:
-            raise self._damaged(name, index, "it is missing")
-        return self.decode_chunk(name, index, data)
+        return self.decode_chunk(name, index, self.backing.get(chunk_key(name, index)))
 
-    def encode_chunk(self, name: str, values: NDArray[Any]) -> list[Bytes]:
+    def encode_chunk(self, name: str, index: tuple[int, ...], values: NDArray[Any]) -> list[Bytes]:
         """The buffers of a chunk's object, in order."""
         array = self.array(name)
-        return encode(values, array.dtype, compressed=_is_compressed(array))
+        return encode(values, array.dtype, array.tag(index), compressed=array.compressed)
 
-    def decode_chunk(self, name: str, index: tuple[int, ...], data: NDArray[np.uint8]) -> NDArray[Any]:
-        """The values in a chunk's object. Raises StoreError naming the chunk if it is damaged."""
+    def decode_chunk(self, name: str, index: tuple[int, ...], data: NDArray[np.uint8] | None) -> NDArray[Any]:
+        """The values in a chunk's object. Raises StoreError naming the chunk if it is missing (None) or damaged."""
         array = self.array(name)
+        if data is None:
+            raise self._damaged(name, index, "it is missing")
         try:
-            return decode(data, array.dtype, array.chunks, compressed=_is_compressed(array))
+            return decode(data, array.dtype, array.chunks, array.tag(index), compressed=array.compressed)
         except (ValueError, RuntimeError) as error:
             raise self._damaged(name, index, str(error)) from error
 
@@ -191,29 +196,20 @@ class ArrayGroup:
         """
         if self.find(name) is None:
             self.create(name, shape=(0,), chunks=(TEXT_CHUNK,), dtype=str, fill="")
-        array, end = self.array(name).async_array, start + len(texts)
-        first = min(start, array.shape[0])
-        if end > first:
-            longer = array.metadata.update_shape((max(end, array.shape[0]),))
-            with self.writing():
-                values = np.array([""] * (start - first) + texts, dtype=object)
-                whole = replace(array.config, write_empty_chunks=True)  # else a chunk of empty rows would be removed
-                zarr.Array(AsyncArray(longer, array.store_path, whole))[first:end] = values
+        before, end = self.read_texts(name), start + len(texts)
+        rows = before[:start] + [""] * (start - len(before)) + texts + before[end:]
+        for chunk in range(min(start, len(before)) // TEXT_CHUNK, -(-end // TEXT_CHUNK)):
+            found = rows[chunk * TEXT_CHUNK : (chunk + 1) * TEXT_CHUNK]
+            self.write_chunk(name, (chunk,), np.array(found + [""] * (TEXT_CHUNK - len(found)), object))
         self.resize(name, end)
 
     def read_texts(self, name: str) -> list[str]:
         """All rows. Raises StoreError if a chunk is missing or damaged."""
-        array = self.array(name)
-        try:
-            texts = [str(text) for text in np.asarray(array[:]).tolist()]
-        except (ValueError, RuntimeError) as error:
-            raise self._damaged(name, (0,), str(error)) from error
-        for chunk in range(-(-len(texts) // TEXT_CHUNK)):
-            # To Zarr a missing chunk is one of empty rows.
-            empty = not any(texts[chunk * TEXT_CHUNK : (chunk + 1) * TEXT_CHUNK])
-            if empty and self.backing.get(chunk_key(name, (chunk,))) is None:
-                raise self._damaged(name, (chunk,), "it is missing")
-        return texts
+        length = self.array(name).shape[0]
+        places = [(chunk,) for chunk in range(-(-length // TEXT_CHUNK))]
+        found = self.backing.get_many([chunk_key(name, place) for place in places])
+        rows = [text for place, data in zip(places, found, strict=True) for text in self.decode_chunk(name, place, data)]
+        return rows[:length]
 
     # Attributes
 
@@ -227,39 +223,56 @@ class ArrayGroup:
 
     def attribute(self, name: str) -> Any:
         """An attribute of the group itself, as JSON gives it; do not change it. Raises KeyError if there is none."""
-        return self._group.attrs[name]
+        return self._root.attributes[name]
 
     def update_attributes(self, **attributes: object) -> None:
         """Set attributes of the group itself, durably."""
-        with self.writing():
-            self._group.update_attributes(attributes)
+        self._root = write_root(self.backing, {**self._root.attributes, **attributes})
         self.backing.sync()
 
-    def create_group(self, name: str, attributes: Mapping[str, object] | None = None) -> None:
-        """Make a group inside this one, unless it is there."""
-        with self.writing():
-            if attributes is None:
-                self._group.require_group(name)
-            else:
-                self._group.create_group(name, attributes=dict(attributes))
+    def create_group(self, name: str, attributes: Mapping[str, object]) -> None:
+        """Make a group inside this one, or put other attributes in the place of those that it has, by one atomic write."""
+        self._make_groups_above(name)
+        self._put_document(name, group_document(attributes))
 
     def group_attributes(self, name: str) -> dict[str, Any] | None:
         """The attributes of a group inside this one, read anew; None if it is not there. Cost: one small object."""
-        found = self._group.get(name)
-        return found.attrs.asdict() if isinstance(found, zarr.Group) else None
+        document = self._document(name)
+        return None if document is None else dict(document["attributes"])
 
     def update_group_attributes(self, name: str, **attributes: object) -> None:
         """Set attributes of a group inside this one, by one atomic write."""
-        found = self._group[name]
-        assert isinstance(found, zarr.Group)
-        with self.writing():
-            found.update_attributes(attributes)
+        self.create_group(name, {**(self.group_attributes(name) or {}), **attributes})
+
+    # Documents
+
+    def _make_groups_above(self, name: str) -> None:
+        """Make the groups that an array or group is in, unless they are there."""
+        parts = name.split("/")[:-1]
+        for path in ("/".join(parts[: i + 1]) for i in range(len(parts))):
+            data = default_buffer_prototype().buffer.from_bytes(sealed(group_document({}), path, self.id))
+            with self.writing():
+                sync(self.backing.zarr.set_if_not_exists(_document_key(path), data))
+
+    def _put_document(self, name: str, document: Mapping[str, Any]) -> None:
+        self.backing.put(_document_key(name), [sealed(document, name, self.id)])
+
+    def _document(self, name: str) -> dict[str, Any] | None:
+        """What the metadata of an array or group says, without the seal; None if there is none. Cost: one small object."""
+        data = self.backing.get(_document_key(name))
+        if data is None:
+            return None
+        try:
+            return unsealed(parsed(data.tobytes()), name, self.id)
+        except ValueError as error:
+            rewrite = replace(self._rerun(name), force=True, repair=False)  # a repair keeps the metadata that are there
+            raise StoreError(f"{self.url}: {_document_key(name)} is damaged: {error}", rewrite) from error
+
+
+def _document_key(name: str) -> str:
+    return f"{name}/zarr.json"
 
 
 def chunk_key(name: str, index: tuple[int, ...]) -> str:
     """The key of a chunk's object: `<name>/c.0.3`."""
     return f"{name}/c.{'.'.join(map(str, index))}"
-
-
-def _is_compressed(array: zarr.Array[Any]) -> bool:
-    return any(isinstance(codec, BloscCodec) for codec in array.compressors)

@@ -44,7 +44,7 @@ class AttentionMapArrays:
     def read(self, prompt: Prompt) -> AttentionMaps:
         """The maps of a prompt. Raises StoreError if they are missing or damaged."""
         name = f"attention/{prompt.id}"
-        attributes: dict[str, Any] = self._arrays.array(f"{name}/image").attrs.asdict()
+        attributes = self._arrays.array(f"{name}/image").attributes
         return AttentionMaps(
             words=tuple(attributes["words"]),
             steps=tuple(attributes["steps"]),

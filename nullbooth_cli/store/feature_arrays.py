@@ -44,7 +44,7 @@ class FeatureArrays:
         length, batch = array.chunks[:2]
         unit = rows[0] // batch
         if values.shape[:2] != (length, batch):
-            whole = np.full(array.chunks, array.fill_value, array.dtype)
+            whole = np.full(array.chunks, array.fill, array.dtype)
             whole[: len(block), [row - unit * batch for row in rows]] = values
             values = whole
         self._arrays.write_chunk(f"features/{site.name}", (block.start // length, unit, 0, 0), values)

@@ -1,23 +1,33 @@
 """The attributes that make a Zarr group a nullbooth store, `format` and `format_version`; opening a store checks them."""
 
+import contextlib
 from collections.abc import Mapping
 from importlib.metadata import version
-
-import zarr
+from typing import Any, NamedTuple
 
 from nullbooth_cli.errors import Rerun, StoreError
 from nullbooth_cli.store.backing import Backing
+from nullbooth_cli.store.metadata import ID, SEAL, attributes_of, group_document, new_id, parsed, sealed, unsealed
 
 FORMAT = "nullbooth"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 PACKAGES = ("nullbooth", "torch", "diffusers", "transformers", "zarr", "numpy")
+_ROOT = "zarr.json"
 _ANOTHER_PLACE = "name another place for the store; nothing was changed"
 
 
-def create_group(backing: Backing, config: Mapping[str, object]) -> zarr.Group:
-    """Make an empty store. Raises StoreError if something else is there."""
+class Root(NamedTuple):
+    """The attributes of a store, without the seal, and the bytes that they were read from or written as."""
+
+    attributes: dict[str, Any]
+    data: bytes
+
+
+def create_root(backing: Backing, config: Mapping[str, object], store_id: str | None = None) -> Root:
+    """Make an empty store, with a new id or the given one. Raises StoreError if something else is there."""
     require_empty(backing)
     attributes = {
+        ID: store_id or new_id(),
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "config": dict(config),
@@ -25,40 +35,87 @@ def create_group(backing: Backing, config: Mapping[str, object]) -> zarr.Group:
         "records": {},
         "sites": [],
     }
+    return write_root(backing, attributes)
+
+
+def write_root(backing: Backing, attributes: dict[str, Any]) -> Root:
+    """Put the attributes of a store in the place of earlier ones, by one atomic write."""
+    data = sealed(group_document(attributes), "", attributes[ID])
+    backing.put(_ROOT, [data])
+    return Root(attributes, data)
+
+
+def open_root(backing: Backing, store_id: str | None = None) -> Root:
+    """The attributes of a store.
+
+    Raises StoreError if there is no store, or it is foreign, damaged, of another format version, or not of the given id.
+    """
+    found = backing.get(_ROOT)
+    if found is None:
+        raise _no_root(backing)
+    place, data = backing.url, found.tobytes()
     try:
-        return zarr.create_group(backing.zarr, attributes=attributes)
-    except OSError as error:
-        raise backing.failure(error) from error
+        document = parsed(data)
+        if not any(f'"{word}"'.encode() in data for word in (FORMAT, SEAL)):  # one flipped byte leaves one of them
+            raise StoreError(f"{place} is a Zarr group, but not a nullbooth store", _ANOTHER_PLACE)
+        _check_version(place, document)
+        attributes = _unsealed(document)
+        if store_id not in (None, attributes[ID]):
+            raise ValueError("it belongs to another run")
+    except ValueError as error:
+        raise _damaged(place, str(error)) from error
+    return Root(attributes, data)
 
 
-def open_group(backing: Backing, *, write: bool) -> zarr.Group:
-    """Open a store. Raises StoreError if there is none, or it is foreign, or of another format version."""
+def _unsealed(document: dict[str, Any]) -> dict[str, Any]:
+    attributes: dict[str, Any] = unsealed(document, "", attributes_of(document).get(ID, ""))["attributes"]
+    return attributes
+
+
+def _check_version(place: str, document: dict[str, Any]) -> None:
+    """Raise StoreError for a store of another format version, ValueError if only the number was edited."""
+    found = attributes_of(document).get("format_version")
+    if found == FORMAT_VERSION or not isinstance(found, int):
+        return  # without a number the seal is wrong
+    with contextlib.suppress(ValueError):
+        _unsealed({**document, "attributes": {**attributes_of(document), "format_version": FORMAT_VERSION}})
+        raise _damaged(place, f"its format_version was {FORMAT_VERSION}, and is {found}")
+    if found > FORMAT_VERSION:
+        raise StoreError(f"{place} has store format {found}; this nullbooth reads {FORMAT_VERSION}", "upgrade nullbooth with pip")
+    raise StoreError(
+        f"{place} has store format {found}, of an earlier nullbooth; this one reads {FORMAT_VERSION}",
+        "collect into another place, or remove this one",
+    )
+
+
+def _no_root(backing: Backing) -> StoreError:
+    """The error for a place without the metadata of a store."""
     place = backing.url
     if not backing.exists():
-        raise StoreError(f"no store at {place}", Rerun("collect", otherwise=" makes one; or name the place of another"))
-    try:
-        group = zarr.open_group(backing.zarr, mode="r+" if write else "r", use_consolidated=False, zarr_format=3)
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{place} is not a Zarr v3 group", "name the folder or URL that collect made") from error
-    if group.attrs.get("format") != FORMAT:
-        raise StoreError(f"{place} is a Zarr group, but not a nullbooth store", _ANOTHER_PLACE)
-    found = group.attrs.get("format_version")
-    if not isinstance(found, int) or found > FORMAT_VERSION:
-        raise StoreError(f"{place} has store format {found}; this nullbooth reads {FORMAT_VERSION}", "upgrade nullbooth with pip")
-    if found < FORMAT_VERSION:
-        raise StoreError(
-            f"{place} has store format {found}, of an earlier nullbooth; this one reads {FORMAT_VERSION}",
-            "collect into another place, or remove this one",
-        )
-    return group
+        return StoreError(f"no store at {place}", Rerun("collect", otherwise=" makes one; or name the place of another"))
+    if _has_groups(backing):
+        return _damaged(place, "it is missing")
+    return StoreError(f"{place} is not a Zarr v3 group", "name the folder or URL that collect made")
+
+
+def _has_groups(backing: Backing) -> bool:
+    """Whether a group is there that every collection has."""
+    return any(backing.get(f"{group}/{_ROOT}") is not None for group in ("schedule", "progress"))
+
+
+def _damaged(place: str, why: str) -> StoreError:
+    hint = "put this file back from a copy, or remove the store and collect again"
+    return StoreError(f"{place}: {_ROOT} is damaged: {why}", hint)
 
 
 def is_there(backing: Backing) -> bool:
     """Whether a Zarr group is there, of nullbooth or not. Cost: one small object."""
-    return backing.get("zarr.json") is not None
+    return backing.get(_ROOT) is not None
 
 
 def require_empty(backing: Backing) -> None:
     """Raise StoreError if anything is there already."""
     if backing.is_foreign():
+        if _has_groups(backing):
+            raise _no_root(backing)
         raise StoreError(f"{backing.url} exists and is not a nullbooth store", _ANOTHER_PLACE)

@@ -1,12 +1,10 @@
 """Second moments in a store: `moments/<site>`, and `staged/<site>` while prompts are added to them."""
 
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from zarr.errors import ContainsArrayError
 
 from nullbooth_cli.datatypes import Site, Sums
 from nullbooth_cli.errors import Rerun, StoreError
@@ -74,8 +72,9 @@ class MomentArrays:
         if self._arrays.find(name) is None:
             counts = self._arrays.array(f"moments/{site.name}/count")
             shape = (counts.shape[0], site.dim + 2, site.dim)
-            with contextlib.suppress(ContainsArrayError):  # another process was faster
-                self._arrays.create(name, shape=shape, chunks=(counts.chunks[0], *shape[1:]), dtype="f8", fill="NaN")
+            chunks = (counts.chunks[0], *shape[1:])
+            # Several processes may come here at once: with an identity of its own each would disown the others' chunks.
+            self._arrays.create(name, shape=shape, chunks=chunks, dtype="f8", fill="NaN", identity=f"staged-{counts.id}")
         self._write_block(name, block, np.stack([pack_sums(of_step) for of_step in sums]))
 
     def read_staged(self, site: Site, block: range) -> list[Sums]:
@@ -89,7 +88,7 @@ class MomentArrays:
         array = self._arrays.array(name)
         length = array.chunks[0]
         if len(values) < length:
-            values = np.concatenate([values, np.full((length - len(values), *values.shape[1:]), array.fill_value, array.dtype)])
+            values = np.concatenate([values, np.full((length - len(values), *values.shape[1:]), array.fill, array.dtype)])
         self._arrays.write_chunk(name, (block.start // length, *(0,) * (values.ndim - 1)), values)
 
     def partial_sums(self, name: str) -> PartialSums:

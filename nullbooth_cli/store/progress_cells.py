@@ -66,8 +66,9 @@ class ProgressCells:
         name, units = f"progress/{stage}", list(units)
         if not units:
             return
-        data = self._arrays.encode_chunk(name, np.array([cell]))
-        self._arrays.backing.put_many([(chunk_key(name, (unit,)), data) for unit in units])
+        values = np.array([cell])
+        objects = [(chunk_key(name, (unit,)), self._arrays.encode_chunk(name, (unit,), values)) for unit in units]
+        self._arrays.backing.put_many(objects)
         self._arrays.backing.sync()
 
     def note_pace(self, stage: str, seconds_per_unit: float) -> None:

@@ -6,14 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import zarr
-
 from nullbooth_cli.datatypes import HELDOUT, Prompt, Site, Step
 from nullbooth_cli.store.arrays import ArrayGroup
 from nullbooth_cli.store.attention_maps import AttentionMapArrays
 from nullbooth_cli.store.backing import Backing
 from nullbooth_cli.store.feature_arrays import FeatureArrays
-from nullbooth_cli.store.format import create_group, is_there, open_group, require_empty
+from nullbooth_cli.store.format import Root, create_root, is_there, open_root, require_empty
 from nullbooth_cli.store.heartbeats import HeartbeatNotes
 from nullbooth_cli.store.layout import Layout
 from nullbooth_cli.store.locks import locked
@@ -30,9 +28,9 @@ class Store:
     `place` is a folder or a URL, `options` are those of the URL's client.
     """
 
-    def __init__(self, group: zarr.Group, backing: Backing) -> None:
+    def __init__(self, root: Root, backing: Backing) -> None:
         self.url = backing.url
-        self.arrays = ArrayGroup(group, backing)
+        self.arrays = ArrayGroup(root, backing)
         self.progress = ProgressCells(self.arrays)
         self.features = FeatureArrays(self.arrays, self.members)
         self.moments = MomentArrays(self.arrays, self.progress)
@@ -46,13 +44,13 @@ class Store:
     def create(cls, place: str | Path, config: Mapping[str, object], options: Mapping[str, object] | None = None) -> "Store":
         """Make an empty store. Raises StoreError if something else is there."""
         backing = open_backing(place, options)
-        return cls(create_group(backing, config), backing)
+        return cls(create_root(backing, config), backing)
 
     @classmethod
     def open(cls, place: str | Path, *, write: bool = False, options: Mapping[str, object] | None = None) -> "Store":
         """Open an existing store. Raises StoreError if there is none, or it is foreign or of another format version."""
         backing = open_backing(place, options, read_only=not write)
-        return cls(open_group(backing, write=write), backing)
+        return cls(open_root(backing), backing)
 
     @classmethod
     def open_if_there(cls, place: str | Path, options: Mapping[str, object] | None = None) -> "Store | None":
@@ -77,14 +75,19 @@ class Store:
     def heldout(self, *, write: bool = False) -> "Store | None":
         """The store of the held-out prompts, which is inside this one; None if there is none."""
         backing = self.arrays.backing.inside(HELDOUT, read_only=not write)
-        return type(self)(open_group(backing, write=write), backing) if is_there(backing) else None
+        return type(self)(open_root(backing, self._heldout_id), backing) if is_there(backing) else None
 
     def heldout_or_create(self, config: Mapping[str, object]) -> "Store":
         """The same, open for writing; an empty one with this config if there is none."""
         if found := self.heldout(write=True):
             return found
         backing = self.arrays.backing.inside(HELDOUT)
-        return type(self)(create_group(backing, config), backing)
+        return type(self)(create_root(backing, config, self._heldout_id), backing)
+
+    @property
+    def _heldout_id(self) -> str:
+        """With an id that follows from this store's, the held-out prompts of another store are found."""
+        return f"{self.arrays.id}-{HELDOUT}"
 
     @property
     def path(self) -> Path:

@@ -1,11 +1,11 @@
 """The config and the store that a command works on, and places that hold no store."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from tests.support.cli import nullbooth, refused
+from tests.support.stores import as_format
 
 
 def test_the_store_alone_is_enough(done: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -30,9 +30,7 @@ def test_stores_that_are_none(small: Path, tmp_path: Path, done: str) -> None:
     (tmp_path / "folder" / "mine").write_text("x")
     refused(nullbooth("collect", "-c", str(small), "-s", str(tmp_path / "folder")), 4, "is not a nullbooth store")
     refused(nullbooth("inspect", "-c", str(small), "-s", str(tmp_path / "folder")), 4, "is not a Zarr v3 group")
-    document = json.loads((Path(done) / "zarr.json").read_text())
-    document["attributes"]["format_version"] = 99
-    (Path(done) / "zarr.json").write_text(json.dumps(document))
+    as_format(Path(done), 99)
     refused(nullbooth("inspect", "-s", done), 4, "store format 99", "upgrade")
 
 

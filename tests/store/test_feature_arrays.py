@@ -9,6 +9,7 @@ import zarr
 
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.store import Layout, Store
+from nullbooth_cli.store.chunks import TAIL_BYTES
 from nullbooth_cli.tensors import pack, unpack
 from tests.support.builders import features_at
 from tests.support.stores import STEP_BYTES, TIMED, start_collection, write_features
@@ -19,7 +20,9 @@ def test_the_arrays_on_disk(store: Store) -> None:
     timed, free = group["features/mid.attn2.q"], group["features/mid.attn2.k"]
     assert (timed.shape, timed.chunks) == ((3, 5, 2, 3), (1, 2, 2, 3))
     assert free.shape[0] == 1
-    assert [type(codec).__name__ for codec in timed.metadata.codecs] == ["BytesCodec", "Crc32cCodec"]
+    (sharding,) = timed.metadata.codecs
+    assert sharding.chunk_shape == timed.chunks
+    assert [type(codec).__name__ for codec in sharding.codecs] == ["BytesCodec", "Crc32cCodec"]
     assert np.isnan(timed.fill_value)
     assert group["progress/collect"].chunks == (1,)
 
@@ -55,4 +58,4 @@ def test_a_row_whose_prompt_was_taken_out_is_not_read(store: Store) -> None:
 def test_bytes_of_a_chunk_count_the_rows_that_fill_it_up(store: Store) -> None:
     write_features(store, 2)
     assert store.features.chunk_nbytes(TIMED) == 2 * 2 * 3 * 4
-    assert (store.path / "features/mid.attn2.q/c.0.2.0.0").stat().st_size == 2 * 2 * 3 * 4 + 4
+    assert (store.path / "features/mid.attn2.q/c.0.2.0.0").stat().st_size == 2 * 2 * 3 * 4 + TAIL_BYTES

@@ -1,6 +1,6 @@
 """A folder that is no store, a foreign store or one of another format version is refused, and nothing in it changes."""
 
-import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ import zarr
 from nullbooth_cli.errors import StoreError
 from nullbooth_cli.store import Store
 from nullbooth_cli.store.format import FORMAT_VERSION, PACKAGES
+from tests.support.stores import as_format
 
 
 def test_not_a_store(tmp_path: Path) -> None:
@@ -31,20 +32,62 @@ def test_a_store_of_another_project(tmp_path: Path) -> None:
         Store.open(tmp_path / "z")
 
 
-def test_a_newer_format(store: Store) -> None:
-    path = store.path / "zarr.json"
-    document = json.loads(path.read_text())
-    document["attributes"]["format_version"] = FORMAT_VERSION + 1
-    path.write_text(json.dumps(document))
-    with pytest.raises(StoreError, match=f"has store format {FORMAT_VERSION + 1}; this nullbooth reads {FORMAT_VERSION}"):
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [(99, f"has store format 99; this nullbooth reads {FORMAT_VERSION}"), (4, "store format 4, of an earlier nullbooth")],
+)
+def test_another_format(store: Store, version: int, message: str) -> None:
+    as_format(store.path, version)
+    with pytest.raises(StoreError, match=message):
         Store.open(store.path)
 
 
-def test_an_older_format(store: Store) -> None:
+@pytest.mark.parametrize("version", [4, 6])
+def test_an_edited_number_of_the_format_is_damage(store: Store, version: int) -> None:
     path = store.path / "zarr.json"
-    path.write_text(path.read_text().replace(f'"format_version": {FORMAT_VERSION}', '"format_version": 1'))
-    with pytest.raises(StoreError, match="store format 1, of an earlier nullbooth"):
+    path.write_text(path.read_text().replace(f'"format_version": {FORMAT_VERSION}', f'"format_version": {version}'))
+    with pytest.raises(StoreError, match=f"zarr.json is damaged: its format_version was {FORMAT_VERSION}, and is {version}"):
         Store.open(store.path)
+
+
+def test_every_changed_byte_of_the_metadata_is_damage_of_that_file(store: Store) -> None:
+    path = store.path / "zarr.json"
+    data = path.read_bytes()
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ (1 + place % 255)]) + data[place + 1 :])
+        if {data[place], path.read_bytes()[place]} <= set(b" \n\r\t"):
+            assert Store.open(store.path).config == store.config
+            continue
+        with pytest.raises(StoreError, match=r"run\.zarr: zarr\.json is damaged: ") as caught:
+            Store.open(store.path)
+        assert "put this file back" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\0", '{"attributes": []}'])
+def test_metadata_that_are_no_document_are_damage(store: Store, text: str) -> None:
+    (store.path / "zarr.json").write_text(text)
+    with pytest.raises(StoreError, match=r"zarr.json is damaged|is a Zarr group, but not a nullbooth store") as caught:
+        Store.open(store.path)
+    assert ("damaged" in caught.value.message) == (text != '{"attributes": []}')
+
+
+def test_a_store_that_lost_its_metadata_is_damaged_not_foreign(store: Store) -> None:
+    (store.path / "zarr.json").unlink()
+    for attempt in (Store.open, Store.open_if_there, lambda place: Store.open_or_create(place, {})):
+        with pytest.raises(StoreError, match=r"zarr\.json is damaged: it is missing"):
+            attempt(store.path)
+
+
+def test_metadata_or_held_out_prompts_of_another_store_are_refused(store: Store, tmp_path: Path) -> None:
+    other = Store.create(tmp_path / "other.zarr", {})
+    store.heldout_or_create({})
+    other.heldout_or_create({})
+    shutil.copyfile(other.path / "heldout/zarr.json", store.path / "heldout/zarr.json")
+    with pytest.raises(StoreError, match=r"heldout: zarr\.json is damaged: it belongs to another run"):
+        Store.open(store.path).heldout()
+    shutil.copyfile(other.path / "zarr.json", store.path / "zarr.json")
+    with pytest.raises(StoreError, match=r"progress/collect/zarr\.json is damaged: it was edited, or belongs to another place"):
+        Store.open(store.path).progress.cells("collect")
 
 
 def test_a_new_store_names_the_packages_that_made_it(store: Store) -> None:

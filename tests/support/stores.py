@@ -1,5 +1,6 @@
 """Small stores that are filled by hand, without a model: two sites, five prompts, two a unit, three timesteps, float32."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +38,11 @@ def write_features(store: Store, unit: int, site: Site = TIMED, step: int = 0) -
     values = np.random.default_rng(unit).standard_normal((count, site.num_tokens, site.dim)).astype(np.float32)
     store.features.write(site, range(step, step + 1), [2 * unit + i for i in range(count)], values[None])
     return values
+
+
+def as_format(store: Path, version: int) -> None:
+    """Make the metadata of a store those of another format version, whose stores have no seal."""
+    document = json.loads((store / "zarr.json").read_text())
+    document["attributes"]["format_version"] = version
+    del document["attributes"]["seal"]
+    (store / "zarr.json").write_text(json.dumps(document))

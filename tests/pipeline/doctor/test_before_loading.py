@@ -20,6 +20,7 @@ from nullbooth_cli.store import locked, open_backing, shard_locked
 from nullbooth_cli.store.local import LocalBacking
 from tests.support.builders import PROMPTS
 from tests.support.doctor import files, findings, found, little, refused
+from tests.support.stores import as_format
 
 
 def nullbooth(*arguments: str) -> Result:
@@ -122,9 +123,7 @@ class TestStore:
 
     @pytest.mark.parametrize(("version", "word"), [(99, "upgrade nullbooth with pip"), (1, "earlier nullbooth")])
     def test_another_format(self, begun: Config, version: int, word: str) -> None:
-        metadata_file = Path(begun.store, "zarr.json")
-        text = metadata_file.read_text()
-        metadata_file.write_text(re.sub(r'"format_version": \d+', f'"format_version": {version}', text))
+        as_format(Path(begun.store), version)
         refused(found("store", begun), f"store format {version}", word)
 
     def test_what_the_system_refuses(self, tmp_path: Path) -> None:
