@@ -163,7 +163,7 @@ REFUSED: dict[str, tuple[object, str, Callable[[Store], object]]] = {
     "reads": (Path, "open", lambda store: store.arrays.backing.get_many([KEY])),
     "metadata": (Path, "open", lambda store: Store.open(store.path)),
     "exists": (Path, "open", lambda store: Store.exists(store.path)),
-    "open": (os, "stat", lambda store: Store.open(store.path)),
+    "anything there": (os, "stat", lambda store: store.arrays.backing.exists()),
     "foreign": (Path, "iterdir", lambda store: store.arrays.backing.is_foreign()),
     "keys": (os, "scandir", lambda store: store.arrays.backing.keys("features")),
     "nbytes": (os, "scandir", lambda store: store.nbytes("features")),

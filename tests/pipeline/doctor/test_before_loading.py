@@ -126,9 +126,9 @@ class TestStore:
         as_format(Path(begun.store), version)
         refused(found("store", begun), f"store format {version}", word)
 
-    def test_what_the_system_refuses(self, tmp_path: Path) -> None:
+    def test_metadata_that_are_a_folder(self, tmp_path: Path) -> None:
         (tmp_path / "run.zarr/zarr.json").mkdir(parents=True)
-        refused(found("store", little(tmp_path / "run.zarr")), "Is a directory", "check the path")
+        refused(found("store", little(tmp_path / "run.zarr")), "zarr.json is damaged", "put this file back")
 
     def test_a_url_with_credentials_is_not_shown(self, tmp_path: Path) -> None:
         every = findings(little("s3://me:secretword@bucket/run.zarr"))  # type: ignore[arg-type]
@@ -144,7 +144,7 @@ class TestStore:
     def test_nobody_may_write(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         every = findings(little(tmp_path / "file/run.zarr"))
-        refused(every["write access"], "cannot write to", "Not a directory", "permissions")
+        refused(every["write access"], "cannot write to", "Not a directory", "inside a folder")
         assert every["lock"].text == "not checked, because of write access"
         assert every["probe"].verdict == "ok"
         assert files(tmp_path) == {tmp_path / "file": b""}
