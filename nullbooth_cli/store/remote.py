@@ -182,7 +182,7 @@ class RemoteBacking(Backing):
         # The part of a URL after `?` may be a signature, even one that came from the environment.
         line = re.sub(r"\?[^\s\"')]+", "?...", text.splitlines()[0].partition(": <?xml")[0])
         for secret in _secrets(self._options):
-            line = line.replace(secret, "***")
+            line = re.sub(re.escape(secret), "***", line, flags=re.IGNORECASE)  # obstore writes keys in lower case
         return line[:400] + (f" ({code[1]})" if code else "")
 
 
@@ -211,8 +211,11 @@ def _check_options(options: Mapping[str, object]) -> None:
 
 
 def _secrets(options: Mapping[str, object]) -> Iterator[str]:
+    """Every value, and every key that is not spelled like an option: `secret:abc` without a blank is one key in YAML."""
     for key, value in options.items():
         if isinstance(value, Mapping):
             yield from _secrets(value)
-        elif key not in PLAIN_OPTIONS and isinstance(value, str) and len(value) > 3:
-            yield value
+        elif key not in PLAIN_OPTIONS and len(str(value)) > 3 and not isinstance(value, bool):
+            yield str(value)
+        if not re.fullmatch("[a-z_]+", key):
+            yield key

@@ -51,6 +51,19 @@ def test_options_that_obstore_does_not_take_are_refused(place: Place) -> None:
     assert "access_key_id" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{f"secret:{SECRET}": None}, {SECRET.title(): "x"}, {"client_options": {SECRET: 1}}, {"secret_access_key": 12345678}],
+)
+def test_a_secret_in_the_place_of_a_key_is_not_repeated(options: dict[str, Any], place: Place) -> None:
+    with pytest.raises(ConfigError, match="cannot open s3://") as caught:
+        RemoteBacking(place.url, options)
+    shown = f"{caught.value.message} {caught.value.hint}".lower()
+    assert SECRET.lower() not in shown
+    assert "12345678" not in shown
+    assert caught.value.__cause__ is None
+
+
 def test_a_failure_shows_no_secret(place: Place) -> None:
     backing = RemoteBacking(
         place.url, {**place.bucket.options, "client_options": {"allow_http": True, "user_agent": "nested-secret"}}
