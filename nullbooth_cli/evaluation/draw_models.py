@@ -21,6 +21,7 @@ from nullbooth_cli.model.protocols import LatentPipeline, Pipeline, Scheduler
 from nullbooth_cli.nullspace.usable import check_model
 from nullbooth_cli.progress import Event, Note, Progress
 from nullbooth_cli.settings.config import Config
+from nullbooth_cli.settings.weighting import weighting_note
 from nullbooth_cli.store import Store
 
 BASE, ANOTHER = "base", "another seed"
@@ -55,6 +56,8 @@ class DrawnModels:
         check_model(self.store, denoiser_of(pipe).state_dict())
         if cut := cut_off_note(pipe, [spec.prompt.text for spec in self.request.specs]):
             yield Note(cut)
+        if weights_in_prompts := weighting_note(spec.prompt.text for spec in self.request.specs):
+            yield Note(weights_in_prompts)
         self.weights[BASE] = weights_of(pipe, self._protected)
         yield from self._draw(BASE, pipe, path)
         yield from self._draw(ANOTHER, pipe, path, series=1)

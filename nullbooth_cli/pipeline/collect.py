@@ -12,6 +12,7 @@ from nullbooth_cli.pipeline.prepare_collect import prepare_collect
 from nullbooth_cli.pipeline.run import Run, my_units, prepare, report_units
 from nullbooth_cli.pipeline.state import bytes_of
 from nullbooth_cli.progress import Event, Note
+from nullbooth_cli.settings.weighting import weighting_note
 from nullbooth_cli.store import Store, release_units
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def run_collect(run: Run) -> Iterator[Event]:
     prepared = prepare(run, lambda: prepare_collect(run, loaded, weights, batch_size))
     if cut := cut_off_note(loaded.pipe, [prompt.text for prompt in run.prompts]):
         prepared.notes.append(cut)
+    if weights_in_prompts := weighting_note(prompt.text for prompt in run.prompts):
+        prepared.notes.append(weights_in_prompts)
     yield from map(Note, prepared.notes)
     with Writer() as writing:
         sinks: list[Sink] = [FeatureSink(store, writing)] if store.layout.keeps_features else []

@@ -23,6 +23,7 @@ from torch import nn
 from nullbooth_cli.errors import DataError, ModelError
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.progress import Event, Interrupts, Note, Progress
+from nullbooth_cli.settings.weighting import weighting_note
 from nullbooth_cli.training import checkpoints, output
 from nullbooth_cli.training.durable import remove, replacing, writing
 from nullbooth_cli.training.examples import TextEncoding, encode_texts
@@ -46,6 +47,10 @@ def train(run: TrainingRun, interrupts: Interrupts | None = None) -> Iterator[Ev
         checkpoints.load(run, loop.optimizer, loop.rates)
         yield Note(f"resumes from step {run.steps_done}")
         yield from map(Note, run.record.changed_at(run.steps_done))
+    if note := weighting_note(
+        [*run.subject.captions, *(run.prior.captions if run.prior else ()), *run.recipe.validation_prompts]
+    ):
+        yield Note(note)
     loop.denoiser.train()
     try:
         yield from _steps(run, loop, interrupts)
