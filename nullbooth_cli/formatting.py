@@ -1,6 +1,17 @@
-"""Numbers, bytes and seconds as people read them."""
+"""Numbers, bytes and seconds as people read them, and texts that are safe to show."""
 
+import json
+import re
 from collections.abc import Sequence
+
+# What steers a terminal or hides what is written: C0 and C1 controls but tab and newline, line and paragraph separators, marks
+# and overrides of the direction of writing, and halves of surrogate pairs, which no encoding takes.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+
+
+def visible(text: str) -> str:
+    """A text as it may be shown: a character that steers a terminal, such as ESC, becomes its JSON escape, `\\u001b`."""
+    return _STEERING.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def aligned(values: Sequence[float | None], digits: int = 6) -> list[str]:

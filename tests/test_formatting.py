@@ -1,12 +1,14 @@
 """Numbers, bytes and seconds as people read them."""
 
+import json
 import re
+import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullbooth_cli.formatting import aligned, counted, duration, listed, operations, rate, size
+from nullbooth_cli.formatting import aligned, counted, duration, listed, operations, rate, size, visible
 
 
 @given(st.lists(st.floats(1e-9, 1e9) | st.just(0.0), min_size=1, max_size=20))
@@ -70,3 +72,23 @@ def test_counts_have_their_noun() -> None:
 def test_a_long_list_is_its_beginning_and_a_count() -> None:
     assert listed(["a", "b"]) == "a, b"
     assert listed(list(range(8)), most=3) == "0, 1, 2 and 5 more"
+
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()))
+
+
+@given(ANY_TEXT)
+def test_a_visible_text_steers_no_terminal(text: str) -> None:
+    shown = visible(text)
+    assert not [
+        c for c in shown if (unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\n\t") or c in "\u202e\u2066\u200f"
+    ]
+    assert visible(shown) == shown
+    assert shown.encode().decode() == shown
+    if text.isprintable():
+        assert shown == text
+
+
+@given(ANY_TEXT)
+def test_a_visible_json_document_is_the_same_document(text: str) -> None:
+    assert json.loads(visible(json.dumps({text: [text]}, ensure_ascii=False))) == {text: [text]}

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from nullbooth_cli.commands.draw_progress import ProgressBars, ProgressLines
 from nullbooth_cli.commands.hints import hint_of
-from nullbooth_cli.commands.screen import is_live, rich_console, visible
+from nullbooth_cli.commands.screen import is_live, rich_console
 from nullbooth_cli.commands.tables import folded
 from nullbooth_cli.errors import NullboothError
+from nullbooth_cli.formatting import visible
 from nullbooth_cli.progress import Event, Note
 
 if TYPE_CHECKING:

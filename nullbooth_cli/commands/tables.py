@@ -4,7 +4,8 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Literal
 
-from nullbooth_cli.commands.screen import rich_console, visible
+from nullbooth_cli.commands.screen import rich_console
+from nullbooth_cli.formatting import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

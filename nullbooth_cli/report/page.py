@@ -124,7 +124,7 @@ def fill_page(path: Path, template: str, data: object) -> Path:
         return files("nullbooth_cli.report").joinpath("web", name).read_text(encoding="utf-8")
 
     # The only markup that ends a script element begins with "<", so no "<" may be part of the data.
-    text = json.dumps(to_json(data), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    text = json.dumps(to_json(data), allow_nan=False).replace("<", "\\u003c")
     page = source(template)
     parts = ((STYLE, source("page.css")), (DATA, text), (PLOTLY, get_plotlyjs()), (COMMON, source("page.js")))
     for empty, content in parts:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nullbooth_cli.datatypes import Step
-from nullbooth_cli.report.plots.canvas import Floats, figure, save
+from nullbooth_cli.report.plots.canvas import Floats, figure, plain, save
 from nullbooth_cli.store import AttentionMaps
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def draw_attention(
     shown = [i for i, word in enumerate(maps.words) if not word.startswith(MARKS)] or list(range(len(maps.words)))
     columns = 2 + len(maps.steps)
     made = figure(1.15 * columns + 1.0, 1.15 * len(shown) + 1.1, None)
-    made.suptitle(f"{text}\nmean attention of each word, {len(layers or maps.layers)} layers", fontsize=11)
+    made.suptitle(f"{plain(text)}\nmean attention of each word, {len(layers or maps.layers)} layers", fontsize=11)
     grid = made.subplots(len(shown), columns, squeeze=False)
     mean = values.mean(axis=0)
     for row, token in enumerate(shown):
@@ -50,7 +50,7 @@ def draw_attention(
         _show(grid[row, 1], maps.image, mean[..., token], float(mean[..., token].max()))
         for i in range(len(maps.steps)):
             _show(grid[row, 2 + i], maps.image, values[i, ..., token], largest)
-        grid[row, 0].set_ylabel(maps.words[token], rotation=0, ha="right", va="center", fontsize=11)
+        grid[row, 0].set_ylabel(plain(maps.words[token]), rotation=0, ha="right", va="center", fontsize=11)
     titles = ["image", "mean", *(f"t {steps[step].timestep:.0f}" for step in maps.steps)]
     for column, title in enumerate(titles):
         grid[0, column].set_title(title, fontsize=9)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nullbooth_cli.errors import ConfigError, ResourceError
+from nullbooth_cli.formatting import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ def figure(width: float, height: float, title: str | None = None) -> "Figure":
 
     made = Figure(figsize=(width, height), layout="constrained")
     if title:
-        made.suptitle(title, fontsize=12)
+        made.suptitle(plain(title), fontsize=12)
     return made
 
 
@@ -115,7 +116,12 @@ def short(layers: Sequence[str]) -> list[str]:
         block = parts[0].removesuffix("_blocks").removesuffix("_block")
         numbers = [part for part in parts if part.isdigit()]
         names.append(f"{block} {'.'.join(numbers)}" if numbers else block)
-    return names if len(set(names)) == len(set(layers)) else list(layers)
+    return [plain(name) for name in (names if len(set(names)) == len(set(layers)) else layers)]
+
+
+def plain(text: str) -> str:
+    """A text of the user's or the store's for a picture: `$` begins no formula, and nothing in it is no part of an SVG file."""
+    return visible(text).replace("$", r"\$")
 
 
 def save(made: "Figure", path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -32,3 +33,14 @@ def test_a_row_for_each_word_of_the_prompt(figures: dict[str, Any]) -> None:
     assert len(axes) == 2 * 4
     assert [each.get_title() for each in axes[:4]] == ["image", "mean", "t 900", "t 300"]
     assert [each.get_ylabel() for each in axes if each.get_ylabel()] == ["red", "star"]
+
+
+def test_a_prompt_is_text_in_a_picture(tmp_path: Path) -> None:
+    """Dollars begin no formula, and control characters are no part of an SVG file."""
+    prompt = "costs $5_x and $6^{ \x1b[2J & <b>"
+    maps = AttentionMaps(
+        ("$5_x$", "\x1b<b>"), (0,), {"a": np.full((1, 4, 4, 2), 0.25, np.float16)}, np.zeros((8, 8, 3), np.uint8)
+    )
+    path = draw_attention(prompt, maps, [Step(0, "s0", 900.0, 1.0)], tmp_path / "attention.svg")
+    ElementTree.parse(path)
+    draw_attention(prompt, maps, [Step(0, "s0", 900.0, 1.0)], tmp_path / "attention.png")
