@@ -28,10 +28,16 @@ def test_outputs_can_be_collected_but_not_projected(tmp_path: Path, pipe: Any) -
         execute(config, "project")
 
 
-def test_long_prompts_are_reported_once_with_the_lost_words(tmp_path: Path) -> None:
+def test_prompts_that_lose_words_or_have_weights_are_reported_once(tmp_path: Path) -> None:
     long = "a photo of a sks red circle at the left of a blue background with a green star"
-    config = small_config(tmp_path / "run.zarr", original_knowledge_prompts=[long], collect__cross_attention_layers=[0])
+    config = small_config(
+        tmp_path / "run.zarr", original_knowledge_prompts=[long, "a ((red)) star"], collect__cross_attention_layers=[0]
+    )
     store = Store.create(config.store, config.model_dump())
     events = list(stages.execute("collect", run.Run(config=config, prompts=prompts_of(config), store=store, device="cpu")))
-    told = [event.text for event in events if isinstance(event, Note) and "tokenizer" in event.text]
-    assert told == [f"1 prompt is too long for the tokenizer, which cuts off\n  'with a green star' of '{long}'"]
+    told = [event.text for event in events if isinstance(event, Note) and ("tokenizer" in event.text or "weights" in event.text)]
+    assert told == [
+        f"1 prompt is too long for the tokenizer, which cuts off\n  'with a green star' of '{long}'",
+        "warning: 1 prompt has syntax for weights, which diffusers does not read: it takes '((red))' as text, such as in "
+        "'a ((red)) star'",
+    ]

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from nullbooth_cli import toy
 from nullbooth_cli.datatypes import FEATURES
 from nullbooth_cli.errors import DataError
-from nullbooth_cli.progress import Interrupts
+from nullbooth_cli.progress import Interrupts, Note, Progress
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.schema import load_settings
@@ -247,3 +247,13 @@ def test_all_processes_stop_at_the_same_step(tmp_path: Path) -> None:
     assert 0 < found.step < 100_000
     with pytest.raises(OtherSettings, match="processes: 2 -> 1"):
         setup.set_up(made, "cpu")
+
+
+def test_weights_in_captions_are_reported_once(tmp_path: Path) -> None:
+    ready = setup.set_up(recipe(tmp_path / "out", instance_prompt="a (sks:1.3) circle"), "cpu")
+    steps = dreambooth.train(ready)
+    assert next(steps) == Note(
+        "warning: 1 prompt has syntax for weights, which diffusers does not read: it takes '(sks:1.3)' as text, such as in "
+        "'a (sks:1.3) circle'"
+    )
+    assert isinstance(next(steps), Progress)
