@@ -56,6 +56,8 @@ def find(output: str) -> Checkpoint | None:
     hint = _hint(folder)
     if not folder.is_dir():
         raise StoreError(f"{folder} is not a folder", hint)
+    if not (folder / MANIFEST).exists():
+        raise StoreError(f"{folder / MANIFEST} is missing: files were lost, or an earlier nullbooth made it", hint)
     document = durable.read_record(folder / MANIFEST, hint)
     if document.get("version") != VERSION:
         raise StoreError(f"{folder} was made by another version of nullbooth", hint)

@@ -1,7 +1,10 @@
 """A run that was stopped resumes as if it had not been."""
 
+import contextlib
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +16,8 @@ from nullbooth_cli import toy
 from nullbooth_cli.errors import ConfigError, ResourceError, StoreError
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
-from nullbooth_cli.training import checkpoint_files, dreambooth, setup
+from nullbooth_cli.training import checkpoint_files, checkpoints, dreambooth, output, setup
+from nullbooth_cli.training.record import RunRecord
 from tests.support.tiny_dreambooth import CLASS_PROMPTS, EMBEDDING, TEXT_ENCODER, recipe, run
 
 
@@ -151,3 +155,65 @@ def test_a_damaged_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-000002/optimizer.bin").write_bytes(b"")
     with pytest.raises(StoreError, match=r"checkpoint-000002/optimizer\.bin is damaged: it has 0 of [0-9,]+ bytes"):
         setup.set_up(recipe(tmp_path), "cpu")
+
+
+def test_killed_at_any_operation_it_finds_a_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every flush, rename and removal of a save is once the one that does not happen any more."""
+    operations = [(os, "fsync"), (Path, "rename"), (Path, "unlink"), (os, "unlink"), (os, "rmdir")]
+    real = {(place, name): getattr(place, name) for place, name in operations}
+    left = 0
+
+    def stopping(operation: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return operation(*arguments, **options)
+
+        return call
+
+    for place, name in operations:
+        monkeypatch.setattr(place, name, stopping(real[place, name]))
+    found = []
+    for count in range(100):
+        folder = tmp_path / str(count)
+        left = 1000
+        checkpoints.save(fake_run(folder, 2))
+        left = count
+        with contextlib.suppress(Killed):
+            checkpoints.save(fake_run(folder, 4))
+        newest = checkpoint_files.find(str(folder))
+        assert newest is not None
+        newest.require_whole()
+        assert (newest.folder / "model.safetensors").read_text() == f"after {newest.step} steps"
+        found.append(newest.step)
+        if left >= 0:
+            break
+        left = 1000
+        with output.locked(str(folder)):
+            checkpoints.save(fake_run(folder, 6))
+        assert [path.name for path in folder.iterdir()] == ["checkpoint-000006"], "what it left is removed"
+    assert found == sorted(found)
+    assert set(found) == {2, 4}
+    assert len(found) > 10
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def fake_run(folder: Path, steps_done: int) -> Any:
+    """A run as `save` uses it, whose state is two small files."""
+
+    def save_state(place: str) -> None:
+        Path(place).mkdir()
+        for name in ("model.safetensors", "optimizer.bin"):
+            (Path(place) / name).write_text(f"after {steps_done} steps")
+
+    return SimpleNamespace(
+        accelerator=SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None, save_state=save_state),
+        recipe=recipe(folder),
+        record=RunRecord(decides={}, steps=6),
+        steps_done=steps_done,
+    )
