@@ -29,7 +29,7 @@ def writing(folder: Path) -> Iterator[None]:
         reason = "a file was cut short" if isinstance(error, RuntimeError) else str(error)
         free = shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
         raise ResourceError(
-            f"cannot write to {folder}: {reason} ({free:,} bytes free)",
+            f"cannot write to {folder}: {reason} ({free:,} bytes are free without it)",
             "free some space, or check the permissions, and run this again: it resumes from the last checkpoint",
         ) from error
 

@@ -83,7 +83,7 @@ class TestReplacing:
 
         with pytest.raises(ResourceError, match=said) as caught:
             write()
-        assert "bytes free" in caught.value.message
+        assert "bytes are free without it" in caught.value.message
         assert "it resumes from the last checkpoint" in caught.value.hint
         assert (old / "weights").read_text() == "old"
         assert list(old.parent.iterdir()) == [old]
