@@ -177,8 +177,7 @@ The same command resumes from the last checkpoint; where all steps are done it s
   history of such changes. It takes {changeable}.
 - **A checkpoint is on disk before it replaces the one before**, with a digest of each file. A damaged one is refused
   with exit 4, which names the file. When the disk is full, the run ends with exit 5, and the checkpoint before stays.
-- **One run writes an output**: its lock is the file beside it, such as runs/trained.lock. Other files and folders in
-  it are left alone.
+- **One run writes an output**: its lock is the file train.lock in it. Other files and folders in it are left alone.
 - **Equal to the bit**: without a constraint, a resumed run on the same hardware gives the weights of an uninterrupted
   one. With a constraint they agree within rounding ([why](../how-to/constrain-training.md#resume)).
 """

@@ -1,8 +1,10 @@
 """The output of a training run: one process that writes it, and the result of a run that is finished.
 
-<output>.lock              beside it, held while a run trains
-<output>/pipeline/         the result; with method: lora, lora/
-<output>/train.json        written last: the result as JSON, the recipe and the run's record
+    <output>/train.lock        held while a run trains
+    <output>/pipeline/         the result; with method: lora, lora/
+    <output>/train.json        written last: the result as JSON, the recipe and the run's record
+
+The lock is inside, so that no other name of the output leads past it, also where the output is mounted.
 """
 
 import contextlib
@@ -15,11 +17,12 @@ from typing import Any
 from nullbooth_cli.api import open_store
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.settings.recipe import Recipe
-from nullbooth_cli.store import open_backing
+from nullbooth_cli.store import is_url, open_backing
 from nullbooth_cli.training import checkpoint_files, durable
 from nullbooth_cli.training.record import RunRecord
 
 RESULT = "train.json"
+LOCK = "train"  # a lock is beside the place that it guards, with an ending of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +62,16 @@ def is_first_process() -> bool:
 def locked(output: str) -> Iterator[None]:
     """Hold an output alone for writing; of a launch, the first process does. Unfinished writes of killed runs are removed.
 
-    Raises StoreError that names the holder; a killed holder leaves no lock behind.
+    Raises StoreError that names the holder; a killed holder leaves no lock behind. Raises ConfigError for a URL.
     """
+    if is_url(output):
+        raise ConfigError(f"output is {output}, and a run is trained into a folder", "set output to a folder")
     if not is_first_process():
         yield
         return
-    folder = Path(output).resolve()  # one lock, whatever link or path names it
-    with open_backing(folder).lock():
-        with durable.writing(folder):
-            for leftover in folder.glob("checkpoint-*.partial"):
+    with open_backing(Path(output) / LOCK).lock():
+        with durable.writing(Path(output)):
+            for leftover in Path(output).glob("checkpoint-*.partial"):
                 durable.remove(leftover)
         yield
 

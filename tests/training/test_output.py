@@ -47,11 +47,15 @@ class TestLock:
             (tmp_path / "out" / name).mkdir(parents=True)
             (tmp_path / "out" / name / "file").write_text("")
         with output.locked(str(tmp_path / "out")):
-            assert {path.name for path in (tmp_path / "out").iterdir()} == {"checkpoint-best", "checkpoint-000002"}
+            assert {path.name for path in (tmp_path / "out").iterdir()} == {"checkpoint-best", "checkpoint-000002", "train.lock"}
 
     def test_a_place_that_cannot_be_a_folder(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises((ResourceError, StoreError)), output.locked(str(tmp_path / "file/out")):
+            pytest.fail("it is no folder")
+
+    def test_a_url(self) -> None:
+        with pytest.raises(ConfigError, match="output is s3://bucket/out"), output.locked("s3://bucket/out"):
             pytest.fail("it is no folder")
 
 
