@@ -20,12 +20,13 @@ Invariants:
 - `commit()` makes everything written so far durable and only then marks the unit. A chunk that is there proves nothing; only
   `progress` does. So no interruption can leave a mark beside data that the unit has not finished writing.
 - Sums that grow are never written over the sums in force: `partial_sums` and `moment_arrays` (staged) say how.
-- A missing, empty or altered chunk never reads as data. It is an error that names the array, the chunk and the stage that writes
-  it again.
+- A missing, empty or altered chunk never reads as data, and neither does one of another place or run. It is an error that names
+  the array, the chunk and the stage that writes it again. The same holds of every `zarr.json`.
 
 From below: `backing` is a place with bytes (`local`; or `remote`, with its `object_store` and `lease`), `chunks` is one chunk as
-bytes, `arrays` reads and writes arrays and attributes without knowing what they mean. `*_arrays`, `progress_cells`, `heartbeats`
-and `partial_sums` know one group each. `store` puts them together; `collection` and `verify` work on several of them.
+bytes, `metadata` is one `zarr.json`, `format` that of the store itself, `arrays` reads and writes arrays and attributes without
+knowing what they mean. `*_arrays`, `progress_cells`, `heartbeats` and `partial_sums` know one group each. `store` puts them
+together; `collection` and `verify` work on several of them.
 """
 
 from nullbooth_cli.datatypes import FEATURES, Site, Sums, choose_sites
