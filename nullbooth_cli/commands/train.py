@@ -60,12 +60,13 @@ def train(
     from nullbooth_cli.settings.places import expanded
     from nullbooth_cli.settings.recipe import Recipe
     from nullbooth_cli.settings.schema import load_settings
-    from nullbooth_cli.training import output
 
     if not os.path.exists(config):  # unlike Path.exists, False also for a name that is too long
         raise ConfigError(f"no file at {config}", "give a recipe with -c; configs/train/toy.yaml is an example")
     recipe = load_settings(Recipe, Path(config), [*(overrides or ()), *(resume_with or ())])
     recipe = recipe.model_copy(update={"store": expanded(store)}) if store else recipe
+    from nullbooth_cli.training import output  # takes seconds, which a mistake in the recipe should not
+
     changes = tuple(change.partition("=")[0].strip() for change in resume_with or ())
     terminal = Terminal(as_json=as_json, quiet=quiet, silent=not output.is_first_process())
     if verbose:
@@ -93,6 +94,8 @@ def _train(
         raise ConfigError(error.message, _hint(error)) from error
     by = f"constrained by {ready.recipe.store}" if ready.constraint else "without a constraint: no store is named"
     terminal.note(f"trains {len(ready.trained)} weights, {by}")
+    for note in ready.notes:
+        terminal.note(note)
     terminal.follow(dreambooth.train(ready, interrupts))
     return dreambooth.finish(ready)
 

@@ -1,6 +1,6 @@
 """Loads the user's pipeline: device, precision, evaluation mode, frozen. Digests its weights.
 
-1. `config_folder()` and `load_scheduler()` need the config files of a model (`Source`), not its weights.
+1. `config_folder()`, `load_scheduler()` and `load_tokenizer()` need the config files of a model (`Source`), not its weights.
 2. `load_pipeline()` loads the whole model.
 3. `denoiser_of()` finds its denoiser, and refuses one whose projections cannot be hooked.
 """
@@ -42,6 +42,18 @@ def load_scheduler(source: Source) -> Scheduler:
     with quiet_libraries(), explained(source, folder):
         scheduler: Scheduler = model_scheduler(folder)
         return scheduler
+
+
+def load_tokenizer(source: Source) -> Tokenizer:
+    """The (first) tokenizer of a model, without its weights."""
+    import diffusers
+    import transformers
+
+    folder = config_folder(source)
+    with quiet_libraries(), explained(source, folder):
+        _, name = diffusers.DiffusionPipeline.load_config(folder)["tokenizer"]
+        tokenizer: Tokenizer = getattr(transformers, name).from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
+    return tokenizer
 
 
 def load_pipeline(

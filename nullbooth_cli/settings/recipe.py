@@ -8,6 +8,8 @@ from nullbooth_cli.settings import limits
 from nullbooth_cli.settings.schema import CONFIG, RECIPE, Kind, Section, refusal
 
 Feature = Literal["q", "k", "v", "out"]
+# Those of diffusers.optimization.get_scheduler, without piecewise_constant, which needs rules.
+LearningRates = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
 
 class Recipe(Section):
@@ -15,7 +17,7 @@ class Recipe(Section):
 
     reference: ClassVar[str] = "docs/reference/train.md"
     example: ClassVar[str] = "configs/train/toy.yaml"
-    places: ClassVar[tuple[str, ...]] = ("model", "output", "store", "instance_images", "class_prompts")
+    places: ClassVar[tuple[str, ...]] = ("model", "pipeline_config", "output", "store", "instance_images", "class_prompts")
     file_kind: ClassVar[Kind | None] = RECIPE
     other_kind: ClassVar[Kind | None] = CONFIG
 
@@ -23,6 +25,10 @@ class Recipe(Section):
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     variant: str | None = Field(None, description="weight variant, such as fp16")
     local_files_only: bool = Field(False, description="never contact the hub")
+    allow_pickle: bool = Field(False, description="read pickled weights, which can run any code: only if you trust their author")
+    pipeline_config: str | None = Field(
+        None, description="for a single file of weights: the pipeline folder or hub id that completes it"
+    )
     output: str = Field("runs/trained", description="folder for the result, its checkpoints, pictures and logs")
     store: str | None = Field(None, description="store with the projectors that constrain training; null for no constraint")
     instance_images: str = Field(
@@ -49,7 +55,7 @@ class Recipe(Section):
         None, description="also train the embedding of this word of the captions: one token that is in no preserved prompt"
     )
     word_learning_rate: float = Field(1e-2, gt=0.0, description="of that embedding; no weight decay")
-    lr_scheduler: str = Field("constant", description="a name that diffusers.optimization.get_scheduler takes")
+    lr_scheduler: LearningRates = Field("constant", description="how the learning rate changes: a name of diffusers' schedulers")
     lr_warmup_steps: int = Field(0, ge=0, le=limits.COUNT, description="optimizer steps until the full learning rate")
     adam_weight_decay: float = Field(1e-2, ge=0.0, description="decoupled; with a constraint it pulls towards the old weights")
     max_grad_norm: float = Field(1.0, gt=0.0, description="gradients are clipped to this norm")
@@ -73,4 +79,8 @@ class Recipe(Section):
             raise refusal(f"features is {self.features}", "name each projection once, and at least one")
         if self.word is not None and self.method == "lora":
             raise refusal("a LoRA file cannot store the embedding of a word", "set method to full, or word to null")
+        if self.lr_scheduler == "constant" and self.lr_warmup_steps:
+            raise refusal("lr_scheduler: constant has no warmup", "set it to constant_with_warmup, or lr_warmup_steps to 0")
+        if self.instance_prompt is not None and not self.instance_prompt.strip():
+            raise refusal("instance_prompt is empty", "write a caption, or null for the pictures' own")
         return self

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import torch
 
-from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.latents import encode_images
-from nullbooth_cli.model.protocols import StableDiffusion, config_of
+from nullbooth_cli.model.protocols import StableDiffusion
 from nullbooth_cli.settings import images
-from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.tensors import generators
 
@@ -44,20 +42,8 @@ class Examples:
 
 
 def encode_pictures(pipe: StableDiffusion, paths: Sequence[Path]) -> torch.Tensor:
-    """Latents `[N, C, h, w]` of picture files, the means of the autoencoder's distributions.
-
-    Raises ConfigError for a picture that does not have the size that the pipeline draws.
-    """
-    size = config_of(pipe.unet)["sample_size"] * pipe.vae_scale_factor
-    pictures = []
-    for path in paths:
-        picture = images.read_image(path)
-        if picture.size != (size, size):
-            raise ConfigError(
-                f"{path} is {picture.width} x {picture.height} pixels, the model draws {size} x {size}", "crop and resize it"
-            )
-        pictures.append(picture)
-    return encode_images(pipe, pictures, pipe.device)
+    """Latents `[N, C, h, w]` of picture files of one size, the means of the autoencoder's distributions."""
+    return encode_images(pipe, [images.read_image(path) for path in paths], pipe.device)
 
 
 def encode_texts(pipe: StableDiffusion, captions: Sequence[str]) -> torch.Tensor:
@@ -65,14 +51,11 @@ def encode_texts(pipe: StableDiffusion, captions: Sequence[str]) -> torch.Tensor
     return pipe.encode_prompt(list(captions), pipe.device, 1, False)[0]
 
 
-def draw_class(recipe: Recipe, pipe: StableDiffusion) -> Examples:
-    """Pictures that the untrained model draws for the class prompts; seeded, so every run draws the same ones."""
-    assert recipe.class_prompts is not None
-    prompts = [prompt.text for prompt in load_prompts(recipe.class_prompts, "class_prompts")]
-    captions = [prompts[i % len(prompts)] for i in range(recipe.class_images)]
+def draw_class(recipe: Recipe, pipe: StableDiffusion, captions: Sequence[str]) -> Examples:
+    """A picture that the untrained model draws for each caption; seeded, so every run draws the same ones."""
     latents = []
     for start in range(0, len(captions), recipe.train_batch_size):
-        batch = captions[start : start + recipe.train_batch_size]
+        batch = list(captions[start : start + recipe.train_batch_size])
         drawn = pipe(
             batch,
             num_inference_steps=recipe.validation_inference_steps,

@@ -14,14 +14,16 @@ import torch
 from torch import nn
 
 from nullbooth_cli.api import open_store
-from nullbooth_cli.errors import ConfigError, ModelError
+from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model import load
+from nullbooth_cli.model.device import pick_device
 from nullbooth_cli.model.projections import Projection, find_projections
-from nullbooth_cli.model.protocols import StableDiffusion, config_of
+from nullbooth_cli.model.prompt_length import cut_off_note
+from nullbooth_cli.model.protocols import StableDiffusion
 from nullbooth_cli.nullspace.projector import Projector
-from nullbooth_cli.settings.captions import captioned_images
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.training import checkpoint_files
+from nullbooth_cli.training.before_loading import read_inputs
 from nullbooth_cli.training.checkpoint_files import Checkpoint
 from nullbooth_cli.training.constraint import Constraint, ProjectorSource, constrain
 from nullbooth_cli.training.examples import Examples, draw_class, encode_pictures, encode_texts
@@ -53,7 +55,7 @@ class TrainingRun:
 
     `trained`: the names of the denoiser's parameters that train. `constraint` is None without a store, `prior` without prior
     preservation, `teacher` without distillation, `word` if no embedding trains. `record` is what decides the weights,
-    `checkpoint` where the run resumes (None: it begins).
+    `checkpoint` where the run resumes (None: it begins). `notes` are for the user.
     """
 
     recipe: Recipe
@@ -69,6 +71,7 @@ class TrainingRun:
     record: RunRecord
     checkpoint: Checkpoint | None
     steps_done: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def set_up(
@@ -76,11 +79,11 @@ def set_up(
 ) -> TrainingRun:
     """Load the model and prepare everything that the loop needs. `store` replaces the recipe's.
 
-    A run that resumes is refused with ConfigError, before the model is loaded, if settings or inputs that decide its weights have
-    changed; `changes` names settings that have changed on purpose. Raises StoreError for a damaged checkpoint, ModelError for a
-    model that is not a U-Net conditioned on text alone, ConfigError for pictures of another size, and every error of
-    `nb.constrain`. Cost: one read of the model's weights and of the checkpoint for their digests; with class prompts,
-    `class_images` pictures are drawn.
+    Raises, before the model is loaded: ResourceError for a device that is not there, StageError for a store without projectors,
+    StoreError for a damaged checkpoint, what `read_inputs` raises, and ConfigError for a run that resumes with other settings or
+    inputs that decide its weights (`changes` names settings that have changed on purpose). Then: every error of `nb.constrain`.
+    Cost: one read of the model's weights and of the checkpoint for their digests; with class prompts, `class_images` pictures are
+    drawn.
     """
     _require_packages(recipe)
     require_changeable(changes)
@@ -89,9 +92,10 @@ def set_up(
         recipe = recipe.model_copy(update={"store": store.url})
     elif recipe.store is not None:
         store = open_store(recipe.store)
-    record = RunRecord.of(recipe, store, accelerator.num_processes)
+    record = RunRecord.of(recipe, store, accelerator.num_processes)  # raises before the projectors are complete
     checkpoint = checkpoint_files.find(recipe.output)
     _require_resumable(recipe, record, checkpoint, changes)
+    inputs = read_inputs(recipe, store.prompts() if store else ())
     first = accelerator.is_main_process  # it writes and compares; the others load the same files
     if first and checkpoint is not None:
         checkpoint.require_whole()
@@ -100,16 +104,14 @@ def set_up(
         record = record.with_model(load.weights_digest(pipe, encodes=True))
         if checkpoint is not None:
             record = record.resumed(recipe.output, checkpoint.record, checkpoint.step, changes)
-    denoiser = pipe.unet
-    pictures = captioned_images(recipe.instance_images, "instance_images", recipe.instance_prompt)
-    captions = [picture.prompt.text for picture in pictures]
+    denoiser, captions = pipe.unet, inputs.captions
     subject = Examples(
-        latents=encode_pictures(pipe, [picture.path for picture in pictures]),
+        latents=encode_pictures(pipe, [picture.path for picture in inputs.pictures]),
         captions=captions,
         texts=encode_texts(pipe, captions),
-        repeats=[picture.repeats for picture in pictures],
+        repeats=[picture.repeats for picture in inputs.pictures],
     )
-    prior = None if recipe.class_prompts is None else draw_class(recipe, pipe)
+    prior = draw_class(recipe, pipe, inputs.class_captions) if inputs.class_captions else None
     teacher = copy.deepcopy(denoiser) if prior is not None and recipe.prior == "distill" else None
     make_trainable(denoiser, find_projections(denoiser, tuple(recipe.features), "all"), recipe)
     constraint = None if store is None else constrain(denoiser, store, unprotected="refuse")
@@ -117,6 +119,7 @@ def set_up(
     if recipe.word is not None:
         preserved = [*(prior.captions if prior else ()), *(store.prompts() if store else ())]
         word = WordEmbedding(pipe, recipe.word, captions=captions, preserved=preserved)
+    cut_off = cut_off_note(pipe, [*captions, *inputs.class_captions, *recipe.validation_prompts], "caption")
     if recipe.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()  # type: ignore[operator]  # torch has no type for what a module adds
     return TrainingRun(
@@ -132,6 +135,7 @@ def set_up(
         word=word,
         record=record,
         checkpoint=checkpoint,
+        notes=(cut_off,) if cut_off else (),
     )
 
 
@@ -167,31 +171,41 @@ def _accelerator(recipe: Recipe, device: str | None) -> "Accelerator":
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration
 
-    return Accelerator(
-        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        mixed_precision=recipe.mixed_precision,
-        log_with="tensorboard" if recipe.tensorboard else None,
-        project_config=ProjectConfiguration(project_dir=recipe.output, logging_dir=f"{recipe.output}/logs"),
-        cpu=device == "cpu",
-    )
+    wanted = None if device is None else pick_device(device)
+    if wanted is not None and wanted.index is not None:
+        torch.cuda.set_device(wanted)  # accelerate takes the current one
+    try:
+        accelerator = Accelerator(
+            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+            mixed_precision=recipe.mixed_precision,
+            log_with="tensorboard" if recipe.tensorboard else None,
+            project_config=ProjectConfiguration(project_dir=recipe.output, logging_dir=f"{recipe.output}/logs"),
+            cpu=wanted is not None and wanted.type == "cpu",
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"mixed_precision: {recipe.mixed_precision} cannot run on this device: {error}", "set mixed_precision to no"
+        ) from error
+    if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError(
+            "mixed_precision: fp16 would be float32 on the CPU: accelerate leaves it out",
+            "set mixed_precision to no or bf16",
+        )
+    return accelerator
 
 
 def _load(recipe: Recipe, device: torch.device) -> StableDiffusion:
-    """The recipe's pipeline in float32. Raises ModelError if a forward needs more than noisy latents, a timestep and texts."""
+    """The recipe's pipeline, in float32, with a frozen text encoder."""
     pipe = load.load_pipeline(
         recipe.model,
         revision=recipe.revision,
         variant=recipe.variant,
         dtype="float32",
         local_files_only=recipe.local_files_only,
+        allow_pickle=recipe.allow_pickle,
+        pipeline_config=recipe.pipeline_config,
         device=device,
     )
-    config = config_of(load.denoiser_of(pipe))
-    if not hasattr(pipe, "unet") or config.get("addition_embed_type") or config.get("time_cond_proj_dim"):
-        raise ModelError(
-            f"{type(pipe).__name__} needs more than a caption for a forward: only Stable Diffusion 1 and 2 can be trained here",
-            "put nb.constrain into a training script for this model: docs/how-to/constrain-training.md",
-        )
     pipe = cast(StableDiffusion, pipe)
     pipe.text_encoder.requires_grad_(False)
     return pipe

@@ -11,38 +11,47 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.formatting import counted
 from nullbooth_cli.model.protocols import StableDiffusion, Tokenizer
+
+
+def token_of(tokenizer: Tokenizer, word: str, *, captions: Sequence[str], preserved: Sequence[str]) -> int:
+    """The token of a word that can be trained.
+
+    Raises ConfigError for a word that is not one token, that no caption has, or that a preserved prompt has.
+    """
+    tokens = tokenizer(word, add_special_tokens=False).input_ids
+    if len(tokens) != 1 or tokens[0] == tokenizer.unk_token_id:
+        raise ConfigError(
+            f"'{word}' is {len(tokens)} tokens to this model, not one of its vocabulary",
+            "choose a rare word that is one token",
+        )
+
+    def with_word(texts: Sequence[str]) -> list[str]:
+        return [text for text in dict.fromkeys(texts) if tokens[0] in tokenizer(text).input_ids]
+
+    if not with_word(captions):
+        raise ConfigError(f"no caption has the word '{word}'", f"name a word of the captions, such as '{captions[0]}'")
+    if found := with_word(preserved):
+        raise ConfigError(
+            f"{counted(len(found), 'preserved prompt')} with the word '{word}', such as '{found[0]}'",
+            "choose another word: training its embedding would change those prompts",
+        )
+    return int(tokens[0])
 
 
 class WordEmbedding(nn.Module):
     """The row `[D]` of a word in the token embedding of a pipeline's text encoder, as a parameter of its own.
 
-    While it is attached, the text encoder uses it instead of the row in its table. Raises ConfigError for a word that is not one
-    token, that no caption has, or that a preserved prompt has.
+    While it is attached, the text encoder uses it instead of the row in its table. Raises ConfigError as `token_of` does.
     """
 
     def __init__(self, pipe: StableDiffusion, word: str, *, captions: Sequence[str], preserved: Sequence[str]) -> None:
         super().__init__()
-        tokens = pipe.tokenizer(word, add_special_tokens=False).input_ids
-        if len(tokens) != 1 or tokens[0] == pipe.tokenizer.unk_token_id:
-            raise ConfigError(
-                f"'{word}' is {len(tokens)} tokens to this model, not one of its vocabulary",
-                "choose a rare word that is one token",
-            )
-        self.token = int(tokens[0])
-        if not self._with_token(pipe.tokenizer, captions):
-            raise ConfigError(f"no caption has the word '{word}'", f"name a word of the captions, such as '{captions[0]}'")
-        if with_word := self._with_token(pipe.tokenizer, preserved):
-            raise ConfigError(
-                f"{len(with_word)} preserved prompts have the word '{word}', such as '{with_word[0]}'",
-                "choose another word: training its embedding would change those prompts",
-            )
+        self.token = token_of(pipe.tokenizer, word, captions=captions, preserved=preserved)
         self._table = pipe.text_encoder.get_input_embeddings()
         self.row = nn.Parameter(self._table.weight[self.token].detach().clone())
         self._hook: RemovableHandle | None = None
-
-    def _with_token(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
-        return [text for text in texts if self.token in tokenizer(text).input_ids]
 
     def forward(self, ids: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
         """`embedded` `[N, L, D]`, with the row wherever `ids` `[N, L]` are the word."""

@@ -1,12 +1,14 @@
 """Recipes: the shipped ones are valid, and contradictions are refused."""
 
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
+from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.settings import captions
-from nullbooth_cli.settings.recipe import Recipe
-from nullbooth_cli.settings.schema import load_settings
+from nullbooth_cli.settings.recipe import LearningRates, Recipe
+from nullbooth_cli.settings.schema import load_settings, validate
 from tests.support.builders import ROOT
 
 
@@ -18,6 +20,29 @@ def test_a_feature_named_twice() -> None:
 def test_a_lora_has_no_place_for_a_word() -> None:
     with pytest.raises(ValueError, match="a LoRA file cannot store the embedding of a word"):
         Recipe(method="lora", word="sks")
+
+
+def test_names_are_chosen_from_a_list_that_the_error_gives() -> None:
+    from diffusers.optimization import SchedulerType
+
+    needs_rules = SchedulerType.PIECEWISE_CONSTANT
+    assert set(get_args(LearningRates)) == {kind.value for kind in SchedulerType} - {needs_rules.value}
+    for key in ("lr_scheduler", "mixed_precision", "prior", "method"):
+        allowed = get_args(Recipe.model_fields[key].annotation)
+        with pytest.raises(ConfigError, match=rf"{key}: input should be .*'{allowed[0]}'.*'{allowed[-1]}', got 'cosin'"):
+            validate(Recipe, {key: "cosin"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr_warmup_steps": 10}, "lr_scheduler: constant has no warmup"),
+        ({"instance_prompt": " "}, "instance_prompt is empty"),
+    ],
+)
+def test_settings_without_a_meaning(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(Recipe, settings)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/train").glob("*.yaml")), ids=lambda path: path.name)

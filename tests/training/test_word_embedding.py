@@ -9,10 +9,8 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from nullbooth_cli import toy
-from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
-from nullbooth_cli.training import setup
 from tests.support.tiny_dreambooth import EMBEDDING, TEXT_ENCODER, recipe, run, weights
 
 
@@ -39,24 +37,3 @@ def test_its_learning_rate_is_its_own(tmp_path: Path) -> None:
         moved.append(float((after.float() - before.float()).abs().max()))
     # The first step of Adam has the size of the learning rate.
     assert moved == pytest.approx([1e-3, 1e-2], rel=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"word": "qfj"}, "no caption has the word 'qfj'"),
-        ({"word": "sks circle"}, "'sks circle' is 2 tokens to this model"),
-        (
-            {"word": "circle", "class_prompts": ["a red circle on a white background"], "class_images": 1},
-            "1 preserved prompts have the word",
-        ),
-    ],
-)
-def test_a_word_that_cannot_train(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        setup.set_up(recipe(tmp_path, **changes), "cpu")
-
-
-def test_a_word_of_the_preserved_prompts(tmp_path: Path, finished: tuple[Config, Store]) -> None:
-    with pytest.raises(ConfigError, match=r"preserved prompts have the word 'circle', such as '.*circle"):
-        setup.set_up(recipe(tmp_path, word="circle", store=str(finished[1].path)), "cpu")

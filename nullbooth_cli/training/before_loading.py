@@ -1,0 +1,103 @@
+"""What a recipe names, read before its model is loaded: pictures, prompts, the word, and what the model's config files say.
+
+Loading takes many seconds, and drawing pictures of the class minutes: what can be wrong before is found before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from nullbooth_cli.collect.without_weights import build_pipeline, pipeline_class
+from nullbooth_cli.errors import ConfigError, ModelError
+from nullbooth_cli.model import load
+from nullbooth_cli.model.protocols import StableDiffusion, config_of
+from nullbooth_cli.model.sources import Source
+from nullbooth_cli.settings.captions import CaptionedImage, captioned_images
+from nullbooth_cli.settings.images import require_readable
+from nullbooth_cli.settings.prompts import load_prompts
+from nullbooth_cli.settings.recipe import Recipe
+from nullbooth_cli.training.word_embedding import token_of
+
+TRAINABLE = "StableDiffusionPipeline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The pictures of the subject, and the prompt of each picture of its class (none without prior preservation)."""
+
+    pictures: tuple[CaptionedImage, ...]
+    class_captions: tuple[str, ...]
+
+    @property
+    def captions(self) -> list[str]:
+        """The captions of the pictures of the subject."""
+        return [picture.prompt.text for picture in self.pictures]
+
+
+def source_of(recipe: Recipe) -> Source:
+    """The recipe's model."""
+    return Source(
+        recipe.model,
+        revision=recipe.revision,
+        variant=recipe.variant,
+        local_files_only=recipe.local_files_only,
+        allow_pickle=recipe.allow_pickle,
+        pipeline_config=recipe.pipeline_config,
+    )
+
+
+def read_inputs(recipe: Recipe, preserved: Sequence[str]) -> Inputs:
+    """Read everything that a recipe names beside weights; `preserved` are the prompts of its store.
+
+    Raises ConfigError for pictures, captions, prompts and a word that cannot be trained on, ModelError for a model whose denoiser
+    needs more than noisy latents, a timestep and a text. Cost: decodes every picture; of a hub id, downloads the config files;
+    some seconds.
+    """
+    pictures = captioned_images(recipe.instance_images, "instance_images", recipe.instance_prompt)
+    paths = [picture.path for picture in pictures]
+    size = require_readable(paths)
+    inputs = Inputs(pictures=pictures, class_captions=_class_captions(recipe))
+    pipe = _without_weights(source_of(recipe))
+    if size != (drawn := _picture_size(pipe)):
+        raise ConfigError(
+            f"{paths[0]} is {size[0]} x {size[1]} pixels, the model draws {drawn[0]} x {drawn[1]}", "crop and resize the pictures"
+        )
+    if recipe.word is not None:
+        tokenizer = load.load_tokenizer(source_of(recipe))
+        token_of(tokenizer, recipe.word, captions=inputs.captions, preserved=[*inputs.class_captions, *preserved])
+    return inputs
+
+
+def _class_captions(recipe: Recipe) -> tuple[str, ...]:
+    if recipe.class_prompts is None:
+        return ()
+    prompts = [prompt.text for prompt in load_prompts(recipe.class_prompts, "class_prompts")]
+    if len(prompts) > recipe.class_images:
+        raise ConfigError(
+            f"class_prompts has {len(prompts)} prompts, and class_images is {recipe.class_images}: some would get no picture",
+            f"set class_images to {len(prompts)} or more",
+        )
+    return tuple(prompts[i % len(prompts)] for i in range(recipe.class_images))
+
+
+def _without_weights(source: Source) -> StableDiffusion:
+    """The pipeline without weights. Raises ModelError for one whose forward needs more than a caption."""
+    folder = load.config_folder(source)
+    name, needs = pipeline_class(folder), ""
+    if name == TRAINABLE:
+        pipe = cast(StableDiffusion, build_pipeline(folder, load.load_scheduler(source)))
+        config, channels = config_of(pipe.unet), pipe.vae.config["latent_channels"]
+        if config["in_channels"] == channels and not config.get("addition_embed_type") and not config.get("time_cond_proj_dim"):
+            return pipe
+        needs = f" (its U-Net takes {config['in_channels']} channels, and latents have {channels})"
+    raise ModelError(
+        f"{name} needs more than a caption for a forward{needs}: only Stable Diffusion 1 and 2 can be trained here",
+        "put nb.constrain into a training script for this model: docs/how-to/constrain-training.md",
+    )
+
+
+def _picture_size(pipe: StableDiffusion) -> tuple[int, int]:
+    """(width, height) in pixels of the pictures that a pipeline draws."""
+    size = config_of(pipe.unet)["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return width * pipe.vae_scale_factor, height * pipe.vae_scale_factor

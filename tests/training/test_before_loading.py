@@ -1,0 +1,110 @@
+"""Mistakes that are found before the model is loaded."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from nullbooth_cli import toy
+from nullbooth_cli.errors import ConfigError, ModelError, NullboothError, StageError, StoreError
+from nullbooth_cli.model import load
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.store import Store
+from nullbooth_cli.training import setup
+from tests.support.builders import execute, small_config
+from tests.support.pictures import MID, photos
+from tests.support.tiny import saved
+from tests.support.tiny_dreambooth import CLASS_PROMPTS, recipe
+
+
+def never(*_: Any, **__: Any) -> None:
+    raise AssertionError("a model is loaded")
+
+
+def refused(kind: type[NullboothError], message: str, place: Path, **changes: Any) -> NullboothError:
+    made = recipe(place / "out", **changes)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(load, "load_pipeline", never)
+        with pytest.raises(kind, match=message) as caught:
+            setup.set_up(made, "cpu")
+    return caught.value
+
+
+def altered(folder: Path, part: str, **changes: Any) -> str:
+    """The config files of the embedded model without its weights, with changes to one part."""
+    shutil.copytree(toy.FOLDER, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.py", "__pycache__"))
+    file = folder / part / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return str(folder)
+
+
+def test_nothing_but_the_model_is_left_to_be_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "load_pipeline", never)
+    with pytest.raises(AssertionError, match="a model is loaded"):
+        setup.set_up(recipe(tmp_path, word="sks", class_prompts=CLASS_PROMPTS), "cpu")
+
+
+def test_pictures(tmp_path: Path) -> None:
+    error = refused(ConfigError, "no folder of images at .*gone", tmp_path, instance_images=str(tmp_path / "gone"))
+    assert error.hint.startswith("set instance_images to a folder")
+    folder = photos(tmp_path / "photos", ["a sks circle", "a sks star"])
+    (folder / "1.png").write_bytes((folder / "0.png").read_bytes()[:200])
+    refused(ConfigError, r"cannot read the image .*1\.png", tmp_path, instance_images=str(folder))
+    Image.new("RGB", (48, 32)).save(folder / "1.png")
+    refused(ConfigError, r"1\.png is 48 x 32 pixels, .*0\.png is 32 x 32", tmp_path, instance_images=str(folder))
+    Image.new("RGB", (48, 32)).save(folder / "0.png")
+    (folder / "1.png").unlink()
+    (folder / "1.txt").unlink()
+    refused(ConfigError, r"0\.png is 48 x 32 pixels, the model draws 32 x 32", tmp_path, instance_images=str(folder))
+
+
+def test_the_size_of_a_model_that_draws_no_squares(tmp_path: Path) -> None:
+    model = altered(tmp_path / "model", "unet", sample_size=[16, 8])
+    refused(ConfigError, "is 32 x 32 pixels, the model draws 32 x 64", tmp_path, model=model)
+
+
+def test_models(tmp_path: Path) -> None:
+    error = refused(
+        ModelError, "StableDiffusionXLPipeline needs more than a caption", tmp_path, model=str(saved("sdxl", tmp_path))
+    )
+    assert "nb.constrain" in error.hint
+    inpainting = altered(tmp_path / "inpainting", "unet", in_channels=17)
+    refused(ModelError, r"\(its U-Net takes 17 channels, and latents have 8\)", tmp_path, model=inpainting)
+    refused(ConfigError, "no model folder at nowhere", tmp_path, model="nowhere")
+
+
+def test_class_prompts(tmp_path: Path) -> None:
+    error = refused(ConfigError, "no prompt file at .*gone.txt", tmp_path, class_prompts=str(tmp_path / "gone.txt"))
+    assert "class_prompts" in error.hint
+    error = refused(
+        ConfigError, "class_prompts has 2 prompts, and class_images is 1", tmp_path, class_prompts=CLASS_PROMPTS, class_images=1
+    )
+    assert error.hint == "set class_images to 2 or more"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"word": "qfj"}, "no caption has the word 'qfj'"),
+        ({"word": ""}, "'' is 0 tokens to this model"),
+        ({"word": "sks circle"}, "'sks circle' is 2 tokens to this model"),
+        ({"word": "circle", "class_prompts": CLASS_PROMPTS}, "2 preserved prompts with the word"),
+    ],
+)
+def test_a_word_that_cannot_train(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    refused(ConfigError, message, tmp_path, **changes)
+
+
+def test_a_word_of_the_preserved_prompts(tmp_path: Path, finished: tuple[Config, Store]) -> None:
+    message = "preserved prompts with the word 'circle', such as '.*circle"
+    refused(ConfigError, message, tmp_path, word="circle", store=str(finished[1].path))
+
+
+def test_stores(tmp_path: Path) -> None:
+    refused(StoreError, "no store at .*gone.zarr", tmp_path, store=str(tmp_path / "gone.zarr"))
+    config = small_config(tmp_path / "begun.zarr", **MID)
+    execute(config, "schedule", "collect")
+    refused(StageError, "project", tmp_path, store=config.store)
