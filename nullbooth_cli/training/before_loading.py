@@ -23,10 +23,11 @@ TRAINABLE = "StableDiffusionPipeline"
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """The pictures of the subject, and the prompt of each picture of its class (none without prior preservation)."""
+    """The pictures of the subject, and the prompts of its class (none without prior preservation); `notes` are for the user."""
 
     pictures: tuple[CaptionedImage, ...]
-    class_captions: tuple[str, ...]
+    class_captions: tuple[str, ...]  # one for each picture that is drawn
+    notes: tuple[str, ...] = ()
 
     @property
     def captions(self) -> list[str]:
@@ -56,7 +57,7 @@ def read_inputs(recipe: Recipe, preserved: Sequence[str]) -> Inputs:
     pictures = captioned_images(recipe.instance_images, "instance_images", recipe.instance_prompt)
     paths = [picture.path for picture in pictures]
     size = require_readable(paths)
-    inputs = Inputs(pictures=pictures, class_captions=_class_captions(recipe))
+    inputs = _inputs(recipe, pictures)
     pipe = _without_weights(source_of(recipe))
     if size != (drawn := _picture_size(pipe)):
         raise ConfigError(
@@ -68,16 +69,13 @@ def read_inputs(recipe: Recipe, preserved: Sequence[str]) -> Inputs:
     return inputs
 
 
-def _class_captions(recipe: Recipe) -> tuple[str, ...]:
+def _inputs(recipe: Recipe, pictures: tuple[CaptionedImage, ...]) -> Inputs:
     if recipe.class_prompts is None:
-        return ()
-    prompts = [prompt.text for prompt in load_prompts(recipe.class_prompts, "class_prompts")]
-    if len(prompts) > recipe.class_images:
-        raise ConfigError(
-            f"class_prompts has {len(prompts)} prompts, and class_images is {recipe.class_images}: some would get no picture",
-            f"set class_images to {len(prompts)} or more",
-        )
-    return tuple(prompts[i % len(prompts)] for i in range(recipe.class_images))
+        return Inputs(pictures=pictures, class_captions=())
+    prompts, count = load_prompts(recipe.class_prompts, "class_prompts"), recipe.class_images
+    captions = tuple(prompts[i % len(prompts)].text for i in range(count))
+    note = f"class_images is {count}: only the first {count} of {len(prompts)} class_prompts get a picture"
+    return Inputs(pictures=pictures, class_captions=captions, notes=(note,) if len(prompts) > count else ())
 
 
 def _without_weights(source: Source) -> StableDiffusion:

@@ -135,7 +135,7 @@ def set_up(
         word=word,
         record=record,
         checkpoint=checkpoint,
-        notes=(cut_off,) if cut_off else (),
+        notes=inputs.notes if cut_off is None else (*inputs.notes, cut_off),
     )
 
 

@@ -14,6 +14,7 @@ from nullbooth_cli.model import load
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from nullbooth_cli.training import setup
+from nullbooth_cli.training.before_loading import read_inputs
 from tests.support.builders import execute, small_config
 from tests.support.pictures import MID, photos
 from tests.support.tiny import saved
@@ -79,10 +80,9 @@ def test_models(tmp_path: Path) -> None:
 def test_class_prompts(tmp_path: Path) -> None:
     error = refused(ConfigError, "no prompt file at .*gone.txt", tmp_path, class_prompts=str(tmp_path / "gone.txt"))
     assert "class_prompts" in error.hint
-    error = refused(
-        ConfigError, "class_prompts has 2 prompts, and class_images is 1", tmp_path, class_prompts=CLASS_PROMPTS, class_images=1
-    )
-    assert error.hint == "set class_images to 2 or more"
+    found = read_inputs(recipe(tmp_path, class_prompts=CLASS_PROMPTS, class_images=1), ())
+    assert found.class_captions == (CLASS_PROMPTS[0],)
+    assert found.notes == ("class_images is 1: only the first 1 of 2 class_prompts get a picture",)
 
 
 @pytest.mark.parametrize(
