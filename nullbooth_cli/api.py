@@ -86,7 +86,7 @@ def _config_of(config: Config | Mapping[str, Any] | str | Path) -> Config:
 def open_store(url: str | Path, storage_options: Mapping[str, Any] | None = None) -> "OpenStore":
     """Open a store to read it: a folder, or a URL with the options of its client.
 
-    Raises StoreError if there is none, or if it is damaged or of a newer format. Cost: one small file.
+    Raises StageError if there is none, StoreError if it is damaged or of a newer format. Cost: one small file.
     """
     return OpenStore(Store.open(url, options=storage_options))
 

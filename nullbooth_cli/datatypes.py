@@ -103,10 +103,16 @@ class Site:
 
     def feeds(self, layer: str | None, feature: str | None) -> bool:
         """Whether a projection of this layer (a name, a part of it or a glob) and feature receives the tensor; None for any."""
-        return any(
-            (layer is None or fnmatchcase(name, layer) or fnmatchcase(name, f"*{layer}*")) and (feature is None or of == feature)
-            for name, of in self.projections
-        )
+        found = self.features_of(layer)
+        return bool(found) if feature is None else feature in found
+
+    def features_of(self, layer: str | None) -> list[str]:
+        """The features of the projections of a layer (a name, a part of it or a glob; None for any) that receive the tensor."""
+        return [
+            feature
+            for name, feature in self.projections
+            if layer is None or fnmatchcase(name, layer) or fnmatchcase(name, f"*{layer}*")
+        ]
 
     def num_recorded(self, num_steps: int) -> int:
         """The number of timesteps that are stored, of a schedule of `num_steps`."""
@@ -125,11 +131,23 @@ def choose_sites(sites: Sequence[Site], layer: str | None, feature: str | None, 
 
     Raises ConfigError, with the names that there are, if no site is left.
     """
+    if feature is not None:
+        require_feature(feature)
     found = [site for site in sites if site.feeds(layer, feature) and (name is None or fnmatchcase(site.name, name))]
     if not found and name is not None:
         listed = "\n  ".join(site.name for site in sites)
         raise ConfigError(f"no site {name}", f"name one of these sites, or a glob pattern:\n  {listed}")
     if not found:
+        if there := dict.fromkeys(of for site in sites for of in site.features_of(layer)):
+            where = f"a layer {layer}" if layer else "any layer"
+            raise ConfigError(f"no site feeds the feature {feature} of {where}", f"choose one of {', '.join(there)}")
         layers = "\n  ".join(dict.fromkeys(site.layer for site in sites))
-        raise ConfigError("no site passes the filters", f"choose one of these layers, or a glob pattern:\n  {layers}")
+        raise ConfigError(f"no site of a layer {layer}", f"choose one of these layers, or a glob pattern:\n  {layers}")
     return found
+
+
+def require_feature(feature: str) -> None:
+    """Raise ConfigError for a feature that no projection has."""
+    known = dict.fromkeys(FEATURES.values())
+    if feature not in known:
+        raise ConfigError(f"{feature} is not a feature", f"choose one of {', '.join(known)}")

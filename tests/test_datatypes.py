@@ -86,9 +86,20 @@ class TestSites:
         assert "".join(site.feature for site in found) == chosen
 
     def test_layer_and_feature_must_be_of_one_projection(self) -> None:
-        with pytest.raises(ConfigError, match="no site passes the filters") as caught:
+        with pytest.raises(ConfigError, match="no site feeds the feature k of a layer up") as caught:
             choose_sites([self.text, self.queries], "up", "k")
+        assert caught.value.hint == "choose one of v"
+        with pytest.raises(ConfigError, match="no site feeds the feature out of any layer") as caught:
+            choose_sites([self.text, self.queries], None, "out")
+        assert caught.value.hint == "choose one of k, v, q"
+
+    def test_the_hint_is_about_the_filter_that_is_wrong(self) -> None:
+        with pytest.raises(ConfigError, match="no site of a layer down") as caught:
+            choose_sites([self.text, self.queries], "down", "k")
         assert caught.value.hint.endswith("\n  mid.attn2")
+        with pytest.raises(ConfigError, match="kv is not a feature") as caught:
+            choose_sites([self.text, self.queries], "down", "kv")
+        assert caught.value.hint == "choose one of q, k, v, out, add_q, add_k, add_v, add_out"
 
     def test_an_unknown_name_lists_the_sites(self) -> None:
         with pytest.raises(ConfigError, match=r"no site mid\.attn2\.out") as caught:

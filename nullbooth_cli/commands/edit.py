@@ -48,7 +48,7 @@ def edit(
     from nullbooth_cli.nullspace.export import is_taken, written
     from nullbooth_cli.report.answers import EditAnswer
     from nullbooth_cli.training.edit import edit as edit_pipeline
-    from nullbooth_cli.training.edit import read_pairs
+    from nullbooth_cli.training.edit import read_pairs, require_possible
 
     path = Path(output)
     if is_taken(path):
@@ -56,6 +56,7 @@ def edit(
     pairs = read_pairs(prompts or [], file)
     session = start(Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose))
     opened = OpenStore(session.open_finished())
+    require_possible(opened, pairs, method=method, ridge=ridge, preserve=preserve)  # before seconds of loading
     pipe = load_model(session.config, device)
     report = edit_pipeline(pipe, opened, pairs, method=method, ridge=ridge, preserve=preserve)  # type: ignore[arg-type]  # it refuses others
     if report.cut_off:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nullbooth_cli.commands.options import Common
 from nullbooth_cli.datatypes import Prompt
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.settings.config import Config, build_config, load_config
 from nullbooth_cli.settings.places import expanded
 from nullbooth_cli.settings.secrets import without_secrets
@@ -32,7 +32,7 @@ class Configured:
 
 
 def configure(common: Common) -> Configured:
-    """Find and read the config. Raises ConfigError with everything that is wrong in it."""
+    """Find and read the config. Raises ConfigError with everything that is wrong in it, StageError for a store without one."""
     named_store = common.store or os.environ.get("NULLBOOTH_STORE")
     named_store = named_store and expanded(named_store)
     named_config = common.config or os.environ.get("NULLBOOTH_CONFIG")
@@ -45,10 +45,14 @@ def configure(common: Common) -> Configured:
     else:
         file = find_config(named_config)
         if file is None:
-            missing = f"no store at {named_store}, and " if named_store else ""
-            raise ConfigError(
-                f"{missing}no config: there is neither ./nullbooth.yaml nor ./configs/nullbooth.yaml",
-                "give one with -c, or an existing store with -s",
+            lacking = "no config: there is neither ./nullbooth.yaml nor ./configs/nullbooth.yaml"
+            if not named_store:
+                raise ConfigError(lacking, "give one with -c, or an existing store with -s")
+            from nullbooth_cli.store import stores_beside
+
+            beside = "".join(f"\nbeside it is {each}" for each in stores_beside(named_store))
+            raise StageError(
+                f"no store at {named_store}, and {lacking}", f"give a config with -c, or an existing store with -s{beside}"
             )
         config, source = load_config(file, common.overrides), str(file)
         given = (("-c", common.config), ("-s", common.store))

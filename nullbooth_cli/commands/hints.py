@@ -11,7 +11,12 @@ CARRIED = {"-c": "-c", "--config": "-c", "-s": "-s", "--store": "-s", "--set": "
 
 
 def carried_options(arguments: Sequence[str]) -> list[str]:
-    """The words of a command line that name its config, its store and its overrides, without credentials."""
+    """The words of a command line that name its config, its store and its overrides, without credentials.
+
+    Those of `train` name a recipe, which the stages do not take.
+    """
+    if "train" in arguments[:1]:
+        return []
     found: list[str] = []
     words = iter(arguments)
     for word in words:

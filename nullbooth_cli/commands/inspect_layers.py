@@ -7,6 +7,7 @@ from nullbooth_cli.commands.console import Terminal
 from nullbooth_cli.commands.find_config import configure
 from nullbooth_cli.commands.options import Common
 from nullbooth_cli.commands.tables import shortened, table
+from nullbooth_cli.datatypes import require_feature
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import size
 
@@ -21,6 +22,8 @@ def list_layers(common: Common, layer: str | None, feature: str | None, device: 
     from nullbooth_cli.collect.preview import layers_report
     from nullbooth_cli.report.layers import layers_document
 
+    if feature is not None:
+        require_feature(feature)
     terminal = Terminal(as_json=common.as_json, quiet=common.quiet)
     config = configure(common).config
 

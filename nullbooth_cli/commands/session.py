@@ -8,7 +8,6 @@ from nullbooth_cli.commands.console import Terminal
 from nullbooth_cli.commands.find_config import configure
 from nullbooth_cli.commands.options import Common
 from nullbooth_cli.datatypes import Prompt
-from nullbooth_cli.errors import StageError
 from nullbooth_cli.pipeline.state import StageState, require, stage_states
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.knowledge import knowledge_prompts, with_heldout_texts
@@ -28,8 +27,6 @@ class Session:
 
     def open(self, *, write: bool = False) -> Store:
         """The store. Raises StageError if nothing was collected into it yet."""
-        if not self._exists():
-            raise StageError(f"nothing was collected yet: no store at {self.url}", f"nullbooth collect{self.arguments}")
         return Store.open(self.url, write=write, options=self.config.storage_options)
 
     def open_finished(self) -> Store:

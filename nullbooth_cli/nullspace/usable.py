@@ -21,18 +21,22 @@ def usable_projectors(store: Store, tensors: Mapping[str, Any] | None = None) ->
     Raises ConfigError for per-timestep projectors, and for another model, naming the differences. Cost: one read of the
     eigenvectors, and of the weights.
     """
-    scope = store.records["project"]["settings"]["project.scope"]
-    if scope == "timestep":
-        raise ConfigError(
-            "per-timestep projectors cannot constrain a weight: it is the same at every timestep, and each of them protects one",
-            Rerun("project", force=True, settings=("project.scope=pooled",)),
-        )
+    require_pooled(store)
     if tensors is not None:
         check_model(store, tensors)
     found: dict[str, Projector] = {}
     for site in store.sites:
         found |= dict.fromkeys(site.weights, load_projector(store, site))
     return found
+
+
+def require_pooled(store: Store) -> None:
+    """Raise ConfigError for per-timestep projectors, which serve analysis only. `project` must be complete."""
+    if store.records["project"]["settings"]["project.scope"] == "timestep":
+        raise ConfigError(
+            "per-timestep projectors cannot constrain a weight: it is the same at every timestep, and each of them protects one",
+            Rerun("project", force=True, store=store.url, settings=("project.scope=pooled",)),
+        )
 
 
 def check_model(store: Store, tensors: Mapping[str, Any]) -> None:

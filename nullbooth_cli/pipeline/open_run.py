@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from functools import partial
 
 from nullbooth_cli.datatypes import Prompt
-from nullbooth_cli.errors import Rerun, StageError
 from nullbooth_cli.pipeline.run import Run
 from nullbooth_cli.pipeline.workers import Shard, Workers, start_workers
 from nullbooth_cli.progress import Interrupts
 from nullbooth_cli.settings.config import Config, public_settings
-from nullbooth_cli.store import Backing, Store, is_held, locked, open_backing, shard_locked
+from nullbooth_cli.store import Backing, Store, is_held, locked, no_store, open_backing, shard_locked
 
 PREPARING_SECONDS = 600.0  # shards wait this long for the one that prepares the store
 
@@ -36,7 +35,7 @@ def open_run(
     """
     backing = open_backing(config.store, config.storage_options)
     if not create and not backing.exists():
-        raise StageError(f"nothing was collected yet: no store at {backing.url}", Rerun("collect"))
+        raise no_store(backing)
     preparing = partial(locked, backing, PREPARING_SECONDS, among_shards=True) if shard else None
     with start_workers(shard, preparing, partial(is_held, backing)) as workers, _locked_store(backing, workers):
         workers.agree(lambda: Store.open_or_create(config.store, public_settings(config), config.storage_options).url)

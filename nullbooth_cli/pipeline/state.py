@@ -234,7 +234,7 @@ def require(states: Mapping[str, StageState], stage: str, store: str) -> None:
     because = reasons_text(found) if found.state == "stale" else ": " + units_text(found) if found.state == "partial" else ""
     raise StageError(
         f"{stage} in {store} is {found.state}{because}",
-        Rerun(stage, force=found.state == "stale"),
+        Rerun(stage, force=found.state == "stale", store=store),
     )
 
 

@@ -83,9 +83,10 @@ def compare_stores(config: Config, store: Store, other_config: Config, other: St
     """
     scopes = [each.project.scope for each in (config, other_config)]
     if scopes[0] != scopes[1]:
+        place = (store if scopes[0] == "timestep" else other).url
         raise ConfigError(
             f"{store.url} has projectors of scope {scopes[0]}, {other.url} of scope {scopes[1]}",
-            Rerun("project", force=True, settings=("project.scope=pooled",), otherwise=" gives both one scope"),
+            Rerun("project", force=True, store=place, settings=("project.scope=pooled",), otherwise=" gives both one scope"),
         )
     theirs = {(site.name, site.dim): site for site in other.sites}
     common = [(site, theirs[site.name, site.dim]) for site in sites if (site.name, site.dim) in theirs]

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from nullbooth_cli.datatypes import Site, choose_sites
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, Rerun
 from nullbooth_cli.nullspace import spectrum
 from nullbooth_cli.nullspace.pooling import DecompositionSettings
 from nullbooth_cli.nullspace.spectrum import Eigenvalues
@@ -110,10 +110,11 @@ def inspect_store(
     found = (entry for each in choose_sites(store.sites, layer, feature, site) for entry in _entries(settings, store, each, rule))
     sites = tuple(entry for entry in found if timestep is None or entry.timestep == timestep)
     if not sites:
-        there = ", ".join(f"{step.timestep:g}" for step in settings.steps)
+        there = f"choose one of {', '.join(f'{step.timestep:g}' for step in settings.steps)}"
+        pooled = Rerun("project", force=True, store=store.url, settings=("project.scope=timestep",), otherwise=f"; then {there}")
         raise ConfigError(
             f"no site has a projector of its own for timestep {timestep:g}",
-            f"set project.scope to timestep, and choose one of {there}",
+            there if config.project.scope == "timestep" else pooled,
         )
     return InspectReport(
         store=store.url,

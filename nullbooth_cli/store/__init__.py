@@ -36,6 +36,7 @@ from nullbooth_cli.store.collection import create_collection, extend_collection,
 from nullbooth_cli.store.heartbeats import Heartbeat
 from nullbooth_cli.store.layout import STORED_DTYPES, Layout
 from nullbooth_cli.store.locks import is_held, locked, shard_locked
+from nullbooth_cli.store.missing import no_store, stores_beside
 from nullbooth_cli.store.moment_arrays import STAGED
 from nullbooth_cli.store.open_backing import is_url, open_backing
 from nullbooth_cli.store.partial_sums import PartialSums, pack_sums
@@ -64,8 +65,10 @@ __all__ = [
     "is_held",
     "is_url",
     "locked",
+    "no_store",
     "open_backing",
     "pack_sums",
     "release_units",
     "shard_locked",
+    "stores_beside",
 ]

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from nullbooth_cli.errors import Rerun, StoreError
+from nullbooth_cli.errors import NullboothError, StoreError
 from nullbooth_cli.store.backing import Backing
 from nullbooth_cli.store.metadata import ID, SEAL, attributes_of, group_document, new_id, parsed, sealed, unsealed
+from nullbooth_cli.store.missing import no_store
 
 FORMAT = "nullbooth"
 FORMAT_VERSION = 5
@@ -48,7 +49,7 @@ def write_root(backing: Backing, attributes: dict[str, Any]) -> Root:
 def open_root(backing: Backing, store_id: str | None = None) -> Root:
     """The attributes of a store.
 
-    Raises StoreError if there is no store, or it is foreign, damaged, of another format version, or not of the given id.
+    Raises StageError if there is no store, StoreError if it is foreign, damaged, of another format version, or not of the given id.
     """
     found = backing.get(_ROOT)
     if found is None:
@@ -88,11 +89,11 @@ def _check_version(place: str, document: dict[str, Any]) -> None:
     )
 
 
-def _no_root(backing: Backing) -> StoreError:
+def _no_root(backing: Backing) -> NullboothError:
     """The error for a place without the metadata of a store."""
     place = backing.url
     if not backing.exists():
-        return StoreError(f"no store at {place}", Rerun("collect", otherwise=" makes one; or name the place of another"))
+        return no_store(backing)
     if _has_groups(backing):
         return _damaged(place, "it is missing")
     return StoreError(f"{place} is not a Zarr v3 group", "name the folder or URL that collect made")

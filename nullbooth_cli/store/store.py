@@ -48,7 +48,7 @@ class Store:
 
     @classmethod
     def open(cls, place: str | Path, *, write: bool = False, options: Mapping[str, object] | None = None) -> "Store":
-        """Open an existing store. Raises StoreError if there is none, or it is foreign or of another format version."""
+        """Open an existing store. Raises StageError if there is none, StoreError if it is foreign or of another format."""
         backing = open_backing(place, options, read_only=not write)
         return cls(open_root(backing), backing)
 

@@ -16,6 +16,7 @@ them. A source of collected tokens only has no component in the null space: no e
 All weights of a site have one K1, so one system is solved for all of them: dW = W M. Everything is float64.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from nullbooth_cli.model.projections import Projection, find_projections
 from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.nullspace.projector import Projector, relative_drift
+from nullbooth_cli.nullspace.usable import require_pooled
 from nullbooth_cli.settings import limits
 from nullbooth_cli.settings.strict_yaml import parse_yaml
 from nullbooth_cli.settings.texts import read_text
@@ -116,9 +118,8 @@ def edit(
     has adapters, or parts in dtypes that do not work together. After an error the model is as it was. Cost: the beginning of one
     forward for each prompt, and some 10 D^3 operations for each site.
     """
-    _require_possible(pairs, method, ridge=ridge, preserve=preserve)
-    denoiser = denoiser_of(pipe)
-    sites = text_sites(store)
+    require_possible(store, pairs, method=method, ridge=ridge, preserve=preserve)
+    denoiser, sites = denoiser_of(pipe), text_sites(store)
     _require_plain(denoiser, [weight for site in sites for weight in site.weights])
     projectors = store.projectors(denoiser)
     tokens = {text: text_inputs(pipe, sites, text) for text in dict.fromkeys([*pairs, *pairs.values()])}
@@ -141,15 +142,17 @@ def edit(
     return EditReport(method, dict(pairs), edited, cut_off_note(pipe, list(tokens)))
 
 
-def _require_possible(pairs: Mapping[str, str], method: str, *, ridge: float, preserve: float) -> None:
-    """Raise ConfigError for arguments without an edit."""
+def require_possible(store: OpenStore, pairs: Mapping[str, str], *, method: str, ridge: float, preserve: float) -> None:
+    """Raise ConfigError for arguments without an edit, and for a store that cannot constrain one: needs no model."""
     if method not in ("alphaedit", "uce"):
         raise ConfigError(f"method={method!r} is not a choice", "set method to alphaedit or uce")
-    if not ridge > 0 or not preserve >= 0:
-        raise ConfigError(f"ridge={ridge}, preserve={preserve}", "set ridge to more than 0, preserve to 0 or more")
+    if not 0 < ridge < math.inf or not 0 <= preserve < math.inf:
+        raise ConfigError(f"ridge={ridge}, preserve={preserve}", "set ridge to a number above 0, preserve to 0 or more")
     same = [source for source, target in pairs.items() if source == target]
     if same or not pairs:
         raise ConfigError(f"'{same[0]}' is its own target" if same else "no prompt to edit", "name sources and other targets")
+    require_pooled(store.store)
+    text_sites(store)
 
 
 def _require_plain(denoiser: nn.Module, weights: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import nullbooth_cli as nb
+from nullbooth_cli.model import load
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from tests.support.cli import nullbooth, refused
@@ -50,8 +51,17 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["a"], "'a' has no target"), ([], "no prompt to edit"), (["a", "b", "--method", "none"], "none")],
+    [
+        (["a"], "'a' has no target"),
+        ([], "no prompt to edit"),
+        (["a", "a"], "'a' is its own target"),
+        (["a", "b", "--method", "none"], "none"),
+        (["a", "b", "--ridge", "inf"], "ridge=inf"),
+    ],
 )
-def test_what_cannot_be_edited(finished: tuple[Config, Store], tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_what_cannot_be_edited(
+    finished: tuple[Config, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.setattr(load, "load_pipeline", None)  # none is loaded for that
     refused(nullbooth("edit", *arguments, "-s", finished[1].url, "-o", str(tmp_path / "edited"), "--device", "cpu"), 2, words)
     assert not (tmp_path / "edited").exists()

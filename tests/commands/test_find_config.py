@@ -6,7 +6,7 @@ import pytest
 
 from nullbooth_cli.commands.find_config import configure, find_config, options_of
 from nullbooth_cli.commands.options import Common
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 
@@ -60,6 +60,10 @@ def test_credentials_are_not_repeated_on_the_command_line(anywhere: Path) -> Non
 
 
 def test_neither_config_nor_store(anywhere: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no store at gone\.zarr, and no config") as caught:
+    with pytest.raises(ConfigError, match="no config") as wanting:
+        configure(Common())
+    assert wanting.value.hint == "give one with -c, or an existing store with -s"
+    Store.create("toy.zarr", {})
+    with pytest.raises(StageError, match=r"no store at gone\.zarr, and no config") as caught:
         configure(Common(store="gone.zarr"))
-    assert caught.value.hint == "give one with -c, or an existing store with -s"
+    assert caught.value.hint == "give a config with -c, or an existing store with -s\nbeside it is toy.zarr"

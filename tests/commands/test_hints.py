@@ -41,6 +41,12 @@ def test_short_options_may_touch_their_values() -> None:
     assert carried_options(["collect", "-cmy.yaml", "-sruns/a.zarr", "-q"]) == ["-c", "my.yaml", "-s", "runs/a.zarr"]
 
 
+def test_a_recipe_is_not_given_to_a_stage() -> None:
+    options = carried_options(["train", "-c", "recipe.yaml", "--set", "learning_rate=1", "-s", "a.zarr"])
+    incomplete = StageError("incomplete", Rerun("project", store="a.zarr"))
+    assert hint_of(incomplete, options) == "nullbooth project -s a.zarr"
+
+
 def test_a_command_repeats_the_options_that_name_config_and_store() -> None:
     given = [
         "status",

@@ -79,7 +79,12 @@ class TestListing:
         assert "10 layers, 21 sites for 40 weights" in table
 
     @pytest.mark.parametrize(
-        ("more", "said"), [(("--layer", "nowhere"), "no layer passes"), (("--csv",), "--layers gives a table of the model")]
+        ("more", "said"),
+        [
+            (("--layer", "nowhere"), "no layer passes"),
+            (("--feature", "kv"), "kv is not a feature"),
+            (("--csv",), "--layers gives a table of the model"),
+        ],
     )
     def test_what_it_refuses(self, more: tuple[str, ...], said: str) -> None:
         result = CliRunner().invoke(app, [*self.TOY, *more])

@@ -55,6 +55,8 @@ def test_a_timestep_has_no_projector_where_they_are_pooled(finished: Run) -> Non
     with pytest.raises(ConfigError, match="no site has a projector of its own for timestep 775") as caught:
         inspect_store(*finished, timestep=775.0)
     assert "999" in caught.value.hint
+    assert caught.value.rerun is not None
+    assert caught.value.rerun.settings == ("project.scope=timestep",)
 
 
 def test_in_scope_timestep_there_is_an_entry_for_each_step(tmp_path: Path) -> None:
@@ -66,6 +68,9 @@ def test_in_scope_timestep_there_is_an_entry_for_each_step(tmp_path: Path) -> No
     assert [entry.key for entry in of_steps[:4]] == [step.key for step in store.schedule()]
     one = inspect_store(config, store, timestep=of_steps[1].timestep)
     assert {entry.step_index for entry in one.sites} == {1}
+    with pytest.raises(ConfigError, match="for timestep 1") as caught:
+        inspect_store(config, store, timestep=1.0)
+    assert caught.value.hint.startswith("choose one of 999")
 
 
 def test_a_sparkline_for_each_entry(finished: Run) -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from nullbooth_cli import toy
-from nullbooth_cli.errors import ConfigError, ModelError, NullboothError, StageError, StoreError
+from nullbooth_cli.errors import ConfigError, ModelError, NullboothError, StageError
 from nullbooth_cli.model import load
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
@@ -104,7 +104,7 @@ def test_a_word_of_the_preserved_prompts(tmp_path: Path, finished: tuple[Config,
 
 
 def test_stores(tmp_path: Path) -> None:
-    refused(StoreError, "no store at .*gone.zarr", tmp_path, store=str(tmp_path / "gone.zarr"))
+    refused(StageError, "no store at .*gone.zarr", tmp_path, store=str(tmp_path / "gone.zarr"))
     config = small_config(tmp_path / "begun.zarr", **MID)
     execute(config, "schedule", "collect")
     refused(StageError, "project", tmp_path, store=config.store)

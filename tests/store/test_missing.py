@@ -1,0 +1,33 @@
+"""A place without a store: the hint makes one there, and names the stores that the user may have meant."""
+
+from pathlib import Path
+
+import pytest
+
+from nullbooth_cli.errors import StageError
+from nullbooth_cli.store import Store, no_store, open_backing, stores_beside
+
+
+def test_the_stores_beside_it_those_with_a_similar_name_first(tmp_path: Path) -> None:
+    for name in ("other.zarr", "words.zarr", "zzz.zarr", "a.zarr"):
+        Store.create(tmp_path / name, {})
+    (tmp_path / "wordz").mkdir()
+    found = [Path(place).name for place in stores_beside(f"{tmp_path}/wrods.zarr")]
+    assert found[0] == "words.zarr"
+    assert len(found) == 3
+    error = no_store(open_backing(tmp_path / "wrods.zarr"))
+    assert isinstance(error, StageError)
+    assert error.rerun is not None
+    assert (error.rerun.stage, error.rerun.store) == ("collect", str(tmp_path / "wrods.zarr"))
+    assert f"beside it are {tmp_path / 'words.zarr'}, " in error.hint
+
+
+@pytest.mark.parametrize("place", ["gone/run.zarr", "s3://bucket/runs/a.zarr"])
+def test_nothing_is_beside_it(tmp_path: Path, place: str) -> None:
+    assert stores_beside(place if "://" in place else str(tmp_path / place)) == []
+
+
+def test_a_name_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Store.create("toy.zarr", {})
+    assert stores_beside("toi.zarr") == ["toy.zarr"]
