@@ -136,8 +136,9 @@ class TestTheCommand:
             (("-c", "FILE", "--set", "instance_images=nowhere"), "nowhere"),
         ],
     )
-    def test_mistakes(self, file: str, arguments: tuple[str, ...], said: str) -> None:
+    def test_mistakes(self, file: str, arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("nullbooth_cli.model.load.load_pipeline", None)  # no model is loaded for them
         done = self.train(*(file if part == "FILE" else part for part in arguments))
-        assert done.exit_code in (2, 4)
+        assert done.exit_code in (2, 3)
         assert said in done.stderr
         assert "hint:" in done.stderr
