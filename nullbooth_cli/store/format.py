@@ -49,7 +49,7 @@ def write_root(backing: Backing, attributes: dict[str, Any]) -> Root:
 def open_root(backing: Backing, store_id: str | None = None) -> Root:
     """The attributes of a store.
 
-    Raises StageError if there is no store, StoreError if it is foreign, damaged, of another format version or not of the given id.
+    Raises StageError if there is no store, StoreError if it is foreign, damaged, of another version or not of the given id.
     """
     found = backing.get(_ROOT)
     if found is None:
