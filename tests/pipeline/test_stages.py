@@ -57,7 +57,7 @@ def test_a_stage_out_of_order(tmp_path: Path, stage: str, needs: str) -> None:
     config = small_config(tmp_path / "run.zarr")
     with pytest.raises(StageError, match=f"{needs} in .* is missing") as caught:
         execute(config, stage)
-    assert caught.value.rerun == Rerun(needs)
+    assert caught.value.rerun == Rerun(needs, store=str(config.store))
 
 
 def test_limit_stops_and_the_next_run_goes_on(tmp_path: Path) -> None:
