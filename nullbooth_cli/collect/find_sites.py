@@ -11,24 +11,23 @@ from nullbooth_cli.errors import ModelError
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.hooks import ProjectionHooks, SharedInput, equal_in_all, group_shared, memory_of
 from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.padding import TEXT_ARGUMENT, Padding
 from nullbooth_cli.model.projections import Projection
 from nullbooth_cli.model.protocols import Pipeline
-
-# diffusers' names of two arguments of a denoiser: the text, and which of its tokens are not padding.
-TEXT_ARGUMENT = "encoder_hidden_states"
-MASK_ARGUMENT = "encoder_attention_mask"
 
 
 @dataclass(frozen=True)
 class FoundSites:
     """The sites of a model, and the site of each projection.
 
-    `arguments` are the sites whose tensor is the denoiser's text argument: they need no forward.
+    `arguments` are the sites whose tensor is the denoiser's text argument: they need no forward. `tokens_per_prompt` is the
+    size of the sample of image tokens, None for all.
     """
 
     sites: tuple[Site, ...]
     site_of: Mapping[Projection, Site]
     arguments: frozenset[Site]
+    tokens_per_prompt: int | None = None
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -87,17 +86,30 @@ def find_sites(
 
     with ProjectionHooks(denoiser_of(pipe), projections, side, receive, last=num_forwards - 1, begin=arguments.append):
         denoise(pipe, path, [(0, prompt)])
-    text, masked = arguments[0].get(TEXT_ARGUMENT), arguments[0].get(MASK_ARGUMENT) is not None
+    _require_one_forward_a_step(path, arguments)
+    text, padding = arguments[0].get(TEXT_ARGUMENT), Padding(arguments[0])
     site_of: dict[Projection, Site] = {}
     are_arguments = set()
     for shared in group_shared(forwards, is_timestep_free):
-        site = _site_of(shared, side, branches, tokens_per_prompt, masked)
+        padding.attended(shared.projections[0], shared.example)  # raises if it cannot be known
+        site = _site_of(shared, side, branches, tokens_per_prompt, padding.is_masked)
         site_of.update(dict.fromkeys(shared.projections, site))
         if side == "input" and text is not None and shared.timestep_free and memory_of(shared.example) == memory_of(text):
             are_arguments.add(site)
     order = {projection: i for i, projection in enumerate(projections)}
     sites = dict.fromkeys(site_of[projection] for projection in sorted(site_of, key=order.__getitem__))
-    return FoundSites(tuple(sites), site_of, frozenset(are_arguments))
+    return FoundSites(tuple(sites), site_of, frozenset(are_arguments), tokens_per_prompt)
+
+
+def _require_one_forward_a_step(path: DenoisingPath, arguments: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ModelError if the first two forwards had one timestep: guidance as a second forward is recorded as a step."""
+    seen = [given["timestep"] for given in arguments if isinstance(given.get("timestep"), torch.Tensor)]
+    differ = len(path.steps) > 1 and path.steps[0].timestep != path.steps[1].timestep
+    if len(seen) > 1 and differ and torch.equal(seen[0], seen[1]):
+        raise ModelError(
+            "the pipeline runs two forwards at each step, one of them for guidance, and nullbooth records one",
+            "set collect.guidance_scale to 1, which records the prompts alone",
+        )
 
 
 def _site_of(shared: SharedInput, side: str, branches: str, tokens_per_prompt: int | None, masked: bool) -> Site:
@@ -113,7 +125,7 @@ def _site_of(shared: SharedInput, side: str, branches: str, tokens_per_prompt: i
         timestep_free=shared.timestep_free,
         num_tokens=num_tokens,
         dim=dim,
-        masked=masked and first.from_text,
+        masked=masked and (first.from_text or first.from_both),
     )
 
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
-from nullbooth_cli.collect.find_sites import MASK_ARGUMENT, RecordableModel, split_branches
+from nullbooth_cli.collect.find_sites import RecordableModel, split_branches
 from nullbooth_cli.collect.sinks import Sink
 from nullbooth_cli.collect.token_sample import sample_tokens
 from nullbooth_cli.datatypes import Prompt, Site
 from nullbooth_cli.errors import DataError, ModelError
+from nullbooth_cli.model.padding import Padding
 from nullbooth_cli.model.projections import Projection
 
 
@@ -25,18 +26,17 @@ class Recorder:
     ) -> None:
         self.members, self.num_forwards = members, 0
         self._path, self._site_of, self._branches, self._sinks = model.path, model.found.site_of, branches, sinks
+        self._tokens_per_prompt = model.found.tokens_per_prompt
         self._rows = [row for row, _ in members]
         self._shared: dict[Site, torch.Tensor] = {}  # of this forward, for sites that feed several projections
         self._constant: dict[Site, tuple[torch.Tensor, int]] = {}  # of the first forward, with its version
         self._changed: list[tuple[Projection, torch.Tensor]] = []
         self._largest: list[tuple[Site, int, torch.Tensor]] = []
-        self._padding: torch.Tensor | None = None
+        self._padding = Padding({})
 
     def begin(self, arguments: Mapping[str, Any]) -> None:
         """Note, from a forward's arguments, which tokens of the text are padding."""
-        mask = arguments.get(MASK_ARGUMENT)
-        if mask is not None:
-            self._padding = split_branches(mask[..., None], len(self.members), self._branches) <= 0
+        self._padding = Padding(arguments)
 
     def receive(self, projection: Projection, forward: int, tensor: torch.Tensor) -> None:
         """Take a projection's tensor `[rows, L, D]` of a forward. Raises ModelError if it is not the one that its site shares."""
@@ -46,18 +46,23 @@ class Recorder:
         site = self._site_of[projection]
         if self._was_recorded(site, projection, tensor, forward):
             return
-        values = split_branches(tensor, len(self.members), self._branches)
-        seen = values = sample_tokens(
-            values, site.num_tokens, seed=self._path.seed, rows=self._rows, step=forward, site=site.name
-        )
-        if site.masked:
-            assert self._padding is not None
+        seen = values = self._of_prompts(site, projection, tensor, forward)
+        attended = self._padding.attended(projection, tensor)
+        if attended is not None:
+            padding = self._of_prompts(site, projection, ~attended[..., None], forward)
             # Padding becomes NaN in `values`. `nullspace.moments.fold` leaves out tokens whose first value is NaN.
-            seen, values = (values.masked_fill(self._padding, filling) for filling in (0.0, torch.nan))
+            seen, values = (values.masked_fill(padding, filling) for filling in (0.0, torch.nan))
         # The largest magnitude of each prompt is enough: amax of NaN is NaN, and rounding to a dtype preserves the order.
         self._largest.append((site, forward, seen.abs().flatten(1).amax(1).float()))
         for sink in self._sinks:
             sink.receive(site, forward, self._rows, values)
+
+    def _of_prompts(self, site: Site, projection: Projection, tensor: torch.Tensor, forward: int) -> torch.Tensor:
+        """`[B, L, D]` of `[rows, L, D]`: one entry a prompt, of the image a sample of tokens."""
+        values, limit = split_branches(tensor, len(self.members), self._branches), self._tokens_per_prompt
+        if limit is None or projection.from_text:
+            return values
+        return sample_tokens(values, limit, seed=self._path.seed, rows=self._rows, step=forward, site=site.name)
 
     def _was_recorded(self, site: Site, projection: Projection, tensor: torch.Tensor, forward: int) -> bool:
         """Whether the tensor was recorded before: for another projection, or at an earlier timestep."""

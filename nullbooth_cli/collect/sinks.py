@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from nullbooth_cli.datatypes import Site
+from nullbooth_cli.errors import ModelError
 from nullbooth_cli.nullspace.moments import SecondMoments, fold
 from nullbooth_cli.store import STORED_DTYPES, PartialSums, Store, pack_sums
 from nullbooth_cli.store.background import Writer
@@ -59,8 +60,16 @@ class FeatureSink:
         return True
 
     def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
-        """Start copying values to the host; the last timestep of a block completes a chunk."""
+        """Start copying values to the host; the last timestep of a block completes a chunk.
+
+        Raises ModelError for another number of tokens than the first prompt's.
+        """
         assert self.dtype is not None
+        if values.shape[1] != site.num_tokens:
+            raise ModelError(
+                f"{site.name} has {values.shape[1]} tokens for these prompts, and {site.num_tokens} for the first one",
+                "set collect.keep to moments: vectors of prompts of unequal length do not fit one array",
+            )
         received, block = self._unfinished.setdefault(site, []), self._block_of[site][step]
         received.append(pack(values, self.dtype))
         if len(received) == len(block):

@@ -11,13 +11,14 @@ Cost of features: bytes per prompt = sum over sites of T * L * D * itemsize, wit
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from nullbooth_cli.collect.find_sites import TEXT_ARGUMENT, FoundSites, RecordableModel
+from nullbooth_cli.collect.find_sites import FoundSites, RecordableModel
 from nullbooth_cli.collect.recorder import Recorder
 from nullbooth_cli.collect.sinks import Sink
 from nullbooth_cli.errors import ModelError
 from nullbooth_cli.model.denoise import denoise
 from nullbooth_cli.model.hooks import ProjectionHooks, StopDenoising
 from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.padding import TEXT_ARGUMENT
 from nullbooth_cli.progress import Interrupts
 from nullbooth_cli.store import Store
 

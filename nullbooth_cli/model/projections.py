@@ -20,7 +20,8 @@ BLOCKS = {"down": "down_blocks.*", "mid": "mid_block.*", "up": "up_blocks.*"}
 class Projection:
     """One linear map of an attention layer; `weight` is the name of its parameter in the plain model.
 
-    With `from_text`, it receives only tokens of the prompt.
+    With `from_text`, it receives only tokens of the prompt; with `from_both`, it may receive tokens of prompt and image as one
+    sequence.
     """
 
     layer: str
@@ -28,6 +29,7 @@ class Projection:
     weight: str
     module: nn.Module
     from_text: bool = False
+    from_both: bool = False
 
     def __str__(self) -> str:
         return f"{self.layer} {self.feature}"
@@ -48,6 +50,7 @@ def find_projections(denoiser: nn.Module, features: tuple[str, ...], layers: str
     found = [(match, modules[name]) for name in modules if (match := _PROJECTION.match(name))]
     kinds = {match["layer"]: _kind(match["layer"], modules[match["layer"]]) for match, _ in found}
     names = [name for name, kind in kinds.items() if kind != "self"]
+    two_streams = {match["layer"] for match, _ in found if match["projection"].startswith("add_")}
     if not names:
         raise ModelError(
             f"{type(denoiser).__name__} has no layer that attends to text (attn2 or attn)",
@@ -64,6 +67,7 @@ def find_projections(denoiser: nn.Module, features: tuple[str, ...], layers: str
             weight=f"{layer}.{match['projection']}.weight",
             module=module,
             from_text=_from_text(feature, kinds[layer]),
+            from_both=kinds[layer] == "joint" and layer not in two_streams,
         )
         for match, module in found
         if (layer := match["layer"]) in chosen and (feature := FEATURES[match["projection"]]).removeprefix("add_") in features

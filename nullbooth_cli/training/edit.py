@@ -29,13 +29,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nullbooth_cli.api import OpenStore
-from nullbooth_cli.collect.find_sites import MASK_ARGUMENT, split_branches
+from nullbooth_cli.collect.find_sites import split_branches
 from nullbooth_cli.datatypes import Prompt, Site
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.hooks import ProjectionHooks
 from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.padding import Padding
 from nullbooth_cli.model.projections import Projection, find_projections
 from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import Pipeline
@@ -239,17 +240,16 @@ def text_inputs(pipe: Pipeline, sites: list[Site], text: str) -> dict[Site, Toke
     by_weight = {site.weights[0]: site for site in sites}
     watched = tuple(p for p in find_projections(denoiser, ("k", "v"), "all") if p.weight in by_weight)
     found: dict[Site, TokenInputs] = {}
-    masks: list[torch.Tensor | None] = []
+    paddings: list[Padding] = []
 
     def receive(projection: Projection, _: int, tensor: torch.Tensor) -> None:
         rows = split_branches(tensor, 1, "cond")[0].cpu().double().numpy()
-        attended = np.ones(len(rows), bool)
-        if masks[0] is not None:
-            attended = split_branches(masks[0][..., None], 1, "cond")[0, :, 0].cpu().numpy() > 0
+        mask = paddings[0].attended(projection, tensor)
+        attended = np.ones(len(rows), bool) if mask is None else split_branches(mask[..., None], 1, "cond")[0, :, 0].cpu().numpy()
         found[by_weight[projection.weight]] = TokenInputs(rows, attended)
 
     path = DenoisingPath(num_inference_steps=2, steps=(), guidance_scale=1.0, height=None, width=None, seed=0)
-    with ProjectionHooks(denoiser, watched, "input", receive, last=0, begin=lambda given: masks.append(given.get(MASK_ARGUMENT))):
+    with ProjectionHooks(denoiser, watched, "input", receive, last=0, begin=lambda given: paddings.append(Padding(given))):
         try:
             denoise(pipe, path, [(0, Prompt(text))])
         except RuntimeError as error:

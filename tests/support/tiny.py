@@ -14,6 +14,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -209,11 +212,76 @@ def flux() -> Any:
     )
 
 
+def chroma() -> Any:
+    """Its mask covers text and image, and spares the first token of padding."""
+    return diffusers.ChromaPipeline(
+        vae=vae(),
+        text_encoder=t5(TEXT),
+        tokenizer=t5_tokenizer(),
+        transformer=diffusers.ChromaTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=TEXT,
+            axes_dims_rope=(4, 4, 8),
+            approximator_num_channels=8,
+            approximator_hidden_dim=16,
+            approximator_layers=1,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+def qwen_image() -> Any:
+    """Its text is as long as the longest prompt of a batch, and has no mask if all are that long."""
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    return diffusers.QwenImagePipeline(
+        vae=diffusers.AutoencoderKLQwenImage(
+            base_dim=4, z_dim=4, latents_mean=[0.0] * 4, latents_std=[1.0] * 4, num_res_blocks=1
+        ),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(
+            Qwen2_5_VLConfig(
+                text_config={
+                    "vocab_size": len(words),
+                    "hidden_size": TEXT,
+                    "intermediate_size": 2 * TEXT,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                    "num_key_value_heads": 2,
+                    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2]},
+                    "bos_token_id": None,
+                    "eos_token_id": 256,
+                },
+                vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": TEXT},
+                image_token_id=256,
+                video_token_id=256,
+                vision_start_token_id=256,
+                vision_end_token_id=256,
+            )
+        ),
+        tokenizer=Qwen2Tokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[]),
+        transformer=diffusers.QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=TEXT,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
 PIPELINES = {made.__name__: made for made in (sd1, sd2, sdxl, lcm, pixart, sd3, flux)}
+UNEQUAL_TEXTS = {made.__name__: made for made in (chroma, qwen_image)}  # masked under other names than PixArt's
 
 
 def saved(name: str, folder: Path) -> Path:
     """A folder with the pipeline of this name, as `save_pretrained` writes it; the same weights every time."""
     torch.manual_seed(0)
-    PIPELINES[name]().save_pretrained(folder / name)
+    (PIPELINES | UNEQUAL_TEXTS)[name]().save_pretrained(folder / name)
     return folder / name
