@@ -48,7 +48,9 @@ class Boundary(TyperGroup):
             else:
                 terminal.error(self._usage(error, arguments))
             code = ConfigError.exit_code
-        except typer.Abort:  # the answer to a question was no
+        except typer.Abort as error:  # the answer to a question was no, or there was none
+            if isinstance(error.__cause__, EOFError):  # typer takes every one for the end of an input: this is of some file
+                raise error.__cause__ from None
             terminal.note("stopped: nothing was replaced")
             sys.exit(INTERRUPTED[0])
         except KeyboardInterrupt:

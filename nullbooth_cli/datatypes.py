@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, StoreError
 
 HELDOUT = "heldout"  # the store of the held-out prompts, inside that of the preserved ones
 
@@ -45,6 +45,11 @@ def step_key(strategy: str | None, index: int, timestep: float) -> str:
         return f"timestep_{whole:04d}"
     digits = str(whole)
     return f"alpha_{index:02d}_{digits[0]}e{len(digits) - 1}"
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name is one file or folder below the one it is joined to: not a path, and not a way out of it."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\:\0")
 
 
 class Sums(NamedTuple):
@@ -120,9 +125,11 @@ class Site:
 
 
 def split_weight(weight: str) -> tuple[str, str]:
-    """(layer, feature) of a projection, from the name of its weight."""
+    """(layer, feature) of a projection, from the name of its weight. Raises StoreError for another name."""
     path = weight.removesuffix(".weight")
-    projection = next(name for name in FEATURES if path.endswith(f".{name}"))
+    projection = next((name for name in FEATURES if path.endswith(f".{name}")), None)
+    if projection is None:
+        raise StoreError(f"{weight!r} is not the weight of a projection", "use a store that nullbooth made")
     return path.removesuffix(f".{projection}"), FEATURES[projection]
 
 

@@ -79,3 +79,23 @@ def test_no_to_a_question_is_not_an_interrupt() -> None:
     assert answered.exit_code == 130
     assert answered.stderr.endswith("stopped: nothing was replaced\n")
     assert "interrupted" not in answered.stderr
+
+
+def test_the_end_of_a_file_is_a_bug_and_no_interrupt() -> None:
+    """Typer takes every EOFError for the end of the input; one of an empty file keeps its traceback."""
+    asking = typer.Typer(cls=Boundary, rich_markup_mode=None)
+    asking.callback()(lambda: None)
+
+    def read() -> None:
+        raise EOFError("No data left in file")
+
+    asking.command("read")(read)
+    asking.command("ask")(lambda: typer.confirm("replace?", abort=True, err=True))
+    answered = CliRunner().invoke(asking, ["read"])
+    assert answered.exit_code == 1
+    assert repr(answered.exception) == "EOFError('No data left in file')"
+    assert "interrupted" not in answered.stderr
+    assert "stopped" not in answered.stderr
+    without_an_answer = CliRunner().invoke(asking, ["ask"], input="")
+    assert without_an_answer.exit_code == 130
+    assert without_an_answer.stderr.endswith("stopped: nothing was replaced\n")

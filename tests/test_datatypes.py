@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullbooth_cli.datatypes import Prompt, Site, Sums, choose_sites, split_weight, step_key
+from nullbooth_cli.datatypes import Prompt, Site, Sums, choose_sites, is_file_name, split_weight, step_key
 from nullbooth_cli.errors import ConfigError
 
 
@@ -105,3 +105,13 @@ class TestSites:
         with pytest.raises(ConfigError, match=r"no site mid\.attn2\.out") as caught:
             choose_sites([self.text, self.queries], None, None, "mid.attn2.out")
         assert caught.value.hint.endswith("\n  mid.attn2.k\n  mid.attn2.q")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/etc", "a/b", "../a", "a\\b", "..\\a", "C:", "a\0b", "/", "a/../../b"])
+def test_a_path_is_no_file_name(name: str) -> None:
+    assert not is_file_name(name)
+
+
+@pytest.mark.parametrize("name", ["down_blocks.0.attentions.0.attn2", "timestep_0999", "alpha_00_9e2", "a b", "..a", "é"])
+def test_names_of_layers_and_steps_are_file_names(name: str) -> None:
+    assert is_file_name(name)

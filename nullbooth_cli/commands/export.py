@@ -53,6 +53,9 @@ def export(
             raise ConfigError(f"{flag} have no meaning for {out}", "see nullbooth export --help")
     if dtype not in ("float32", "float64"):
         raise ConfigError(f"--dtype {dtype} is not a precision", "give float32 or float64")
+    if form == "folder" and path.suffix and not path.is_dir():
+        formats = " or ".join(FORMATS)
+        raise ConfigError(f"{out}: {path.suffix} is not a format", f"name a file in {formats}, or a folder without an ending")
     if form != "folder" and is_taken(path) and not force:
         raise ConfigError(f"{out} exists", "name another file, or add --force")
     session = start(Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose))

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nullbooth_cli.datatypes import Prompt
+from nullbooth_cli.datatypes import Prompt, is_file_name
+from nullbooth_cli.errors import StoreError
 from nullbooth_cli.store.arrays import ArrayGroup
 
 
@@ -45,6 +46,8 @@ class AttentionMapArrays:
         """The maps of a prompt. Raises StoreError if they are missing or damaged."""
         name = f"attention/{prompt.id}"
         attributes = self._arrays.array(f"{name}/image").attributes
+        if wrong := next((layer for layer in attributes["layers"] if not is_file_name(layer)), None):
+            raise StoreError(f"{name} has a layer with the name {wrong!r}, which is a path", "use a store that nullbooth made")
         return AttentionMaps(
             words=tuple(attributes["words"]),
             steps=tuple(attributes["steps"]),

@@ -1,12 +1,13 @@
 """A store: how it is made and opened, its attributes, its schedule and its prompts. Its other groups are objects of their own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nullbooth_cli.datatypes import HELDOUT, Prompt, Site, Step
+from nullbooth_cli.datatypes import HELDOUT, Prompt, Site, Step, is_file_name
+from nullbooth_cli.errors import StoreError
 from nullbooth_cli.store.arrays import ArrayGroup
 from nullbooth_cli.store.attention_maps import AttentionMapArrays
 from nullbooth_cli.store.backing import Backing
@@ -144,8 +145,17 @@ class Store:
         """The sites of the collection, in its order; none before a collection was started."""
         stored = self.arrays.attribute("sites")
         if stored is not self._sites[0]:
-            self._sites = stored, tuple(Site(**{**site, "weights": tuple(site["weights"])}) for site in stored)
+            sites = tuple(Site(**{**site, "weights": tuple(site["weights"])}) for site in stored)
+            self._require_file_names(name for site in sites for name in (site.name, site.layer, *dict(site.projections)))
+            self._sites = stored, sites
         return self._sites[1]
+
+    def _require_file_names(self, names: Iterable[str]) -> None:
+        """Raise StoreError for a name that would lead out of a folder: exports and arrays have names that were read from here."""
+        if wrong := next((name for name in names if not is_file_name(name)), None):
+            raise StoreError(
+                f"{self.url} has a layer or step with the name {wrong!r}, which is a path", "use a store that nullbooth made"
+            )
 
     @property
     def layout(self) -> Layout:
@@ -188,7 +198,9 @@ class Store:
             self.arrays.read_vector("schedule/sigmas"),
             strict=True,
         )
-        return tuple(Step(i, key, float(t), float(s)) for i, (key, t, s) in enumerate(columns))
+        steps = tuple(Step(i, key, float(t), float(s)) for i, (key, t, s) in enumerate(columns))
+        self._require_file_names(step.key for step in steps)
+        return steps
 
     @property
     def rows(self) -> tuple[Prompt | None, ...]:

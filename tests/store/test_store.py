@@ -1,6 +1,7 @@
 """A store's attributes, schedule and prompts come back; what was read stays until it is read anew."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,15 @@ def test_the_config_is_replaced_and_nothing_else(store: Store) -> None:
     attributes = json.loads((store.path / "zarr.json").read_text())["attributes"]
     assert attributes["config"] == {"model": "another"}
     assert len(attributes["sites"]) == 2
+
+
+@pytest.mark.parametrize("wrong", ["/tmp/outside", "../../outside", "a/b", "..", "C:\\outside", "a\0"])
+@pytest.mark.parametrize("where", ["layer", "weights", "key"])
+def test_a_name_that_is_a_path_is_refused(store: Store, wrong: str, where: str) -> None:
+    """Every reader of a store joins names of layers and steps to folders: exports, plots, arrays."""
+    store.write_schedule([Step(0, wrong if where == "key" else "timestep_0999", 999.0, 1.0)])
+    sites = {"layer": replace(FREE, layer=wrong), "weights": replace(FREE, weights=(f"{wrong}.to_k.weight",)), "key": FREE}
+    store.write_sites([sites[where]])
+    again = Store.open(store.path)
+    with pytest.raises(StoreError, match=r"has a layer or step with the name .*, which is a path"):
+        again.schedule() if where == "key" else again.sites
