@@ -15,8 +15,9 @@ from torch import nn
 
 from nullbooth_cli.errors import ConfigError, ModelError, ResourceError
 from nullbooth_cli.model.load_errors import explained
-from nullbooth_cli.model.protocols import Pipeline, Scheduler, Tokenizer
-from nullbooth_cli.model.quiet import collected_warnings, quiet_libraries
+from nullbooth_cli.model.pipeline_folder import read_folder, require_latents_alone
+from nullbooth_cli.model.protocols import Pipeline, Scheduler, Tokenizer, config_of
+from nullbooth_cli.model.quiet import collected_warnings, quiet_libraries, without_future_warnings
 from nullbooth_cli.model.sources import Source, completing, fetch
 
 # One model is loaded at a time: the libraries replace functions of torch meanwhile, for the whole process (accelerate puts every
@@ -27,19 +28,22 @@ _MISSING = re.compile(r"\S+(?= +\| MISSING)|(?<=')\S+(?=')")
 
 
 def config_folder(source: Source) -> str:
-    """The folder with the config files of a model; weights are not fetched. Raises ConfigError if they cannot be had."""
+    """The folder with the config files of a model; weights are not fetched. Raises ConfigError if they cannot be had or used."""
     if source.is_single_file:
-        return _completing_folder(source)
-    with quiet_libraries(), explained(source):
-        return fetch(source, weights=False)
+        folder = _completing_folder(source)
+    else:
+        with quiet_libraries(), explained(source):
+            folder = fetch(source, weights=False)
+    read_folder(folder, weights=False)
+    return folder
 
 
 def load_scheduler(source: Source) -> Scheduler:
-    """The scheduler that a model ships with, without its weights."""
+    """The scheduler that a model's pipeline has once it is loaded, without weights."""
     from nullbooth_cli.model.scheduler import model_scheduler
 
     folder = config_folder(source)
-    with quiet_libraries(), explained(source, folder):
+    with ONE_LOAD, quiet_libraries(), without_future_warnings(), explained(source, folder):
         scheduler: Scheduler = model_scheduler(folder)
         return scheduler
 
@@ -101,13 +105,15 @@ def load_pipeline(
 
 
 def _from_folder(source: Source, dtype: torch.dtype) -> Pipeline:
-    from diffusers import DiffusionPipeline
+    import diffusers
 
     with explained(source):
         folder = fetch(source)
-    with explained(source, folder):
-        pipe: Pipeline = DiffusionPipeline.from_pretrained(
+    found = read_folder(folder, weights=True)
+    with explained(source, folder), without_future_warnings():
+        pipe: Pipeline = getattr(diffusers, found.class_name).from_pretrained(
             folder,
+            **dict.fromkeys(found.left_out),
             variant=source.variant,
             dtype=dtype,
             use_safetensors=None if source.allow_pickle else True,
@@ -122,9 +128,12 @@ def _from_file(source: Source, dtype: torch.dtype) -> Pipeline:
 
     folder, file = _completing_folder(source), source.located()
     with explained(source, file):
-        pipeline_class = getattr(diffusers, diffusers.DiffusionPipeline.load_config(folder)["_class_name"])
+        pipeline_class = getattr(diffusers, read_folder(folder, weights=False).class_name)
         pipe: Pipeline = pipeline_class.from_single_file(file, config=folder, dtype=dtype, local_files_only=True)
-        return pipe
+    if hasattr(pipe, "unet") and hasattr(pipe, "vae"):
+        unet, vae = config_of(pipe.unet), config_of(pipe.vae)
+        require_latents_alone(f"the U-Net of {file}", unet.get("in_channels"), vae.get("latent_channels"))
+    return pipe
 
 
 def _completing_folder(source: Source) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import re
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
@@ -72,6 +73,17 @@ def collected_warnings() -> Iterator[list[str]]:
             del _COLLECTOR.texts[thread]
             if before is not None:
                 _COLLECTOR.texts[thread] = before
+
+
+@contextlib.contextmanager
+def without_future_warnings() -> Iterator[None]:
+    """Let diffusers deprecate nothing through `warnings`; not for several threads at once.
+
+    Pipelines warn on loading that an old scheduler's settings are replaced, with the whole scheduler in the text.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _replace_handlers(changes: contextlib.ExitStack) -> None:

@@ -8,7 +8,6 @@
 
 import functools
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -26,6 +25,8 @@ from numpy.typing import NDArray
 
 from nullbooth_cli.datatypes import Step, step_key
 from nullbooth_cli.errors import ConfigError, ModelError
+from nullbooth_cli.model.corrected_solver import CorrectedDPMSolver
+from nullbooth_cli.model.pipeline_folder import read_folder
 from nullbooth_cli.model.protocols import BetaScheduler, Scheduler
 from nullbooth_cli.settings.fingerprints import fingerprint
 
@@ -40,41 +41,7 @@ NOISE_KEYS = (
     "rescale_betas_zero_snr",
 )
 LCM_MAX_STEPS = 50
-
-
-class CorrectedDPMSolver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is untyped
-    """DPMSolverMultistepScheduler with the right sign in the third-order SDE update.
-
-    diffusers 0.42.1 multiplies D2 by `(1 - exp(-2h) - 2h) / (2h)^2 - 0.5`; k-diffusion's dpmpp_3m_sde has phi_3 with `+ 0.5`.
-    Measured against the exact solution at 160 steps: error 1.4e-3 as shipped, 4.7e-5 corrected. Remove it once diffusers has
-    fixed this; tests/model/test_scheduler.py compares with k-diffusion's formula.
-    """
-
-    def multistep_dpm_solver_third_order_update(
-        self,
-        model_output_list: list[torch.Tensor],
-        *args: Any,
-        sample: torch.Tensor,
-        noise: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """The update of diffusers, with the term of D2 corrected for SDE."""
-        stepped: torch.Tensor = super().multistep_dpm_solver_third_order_update(
-            model_output_list, *args, sample=sample, noise=noise, **kwargs
-        )
-        if self.config.algorithm_type != "sde-dpmsolver++":
-            return stepped
-        index = self.step_index
-        alpha, _ = self._sigma_to_alpha_sigma_t(self.sigmas[index + 1])
-        log_snr = [-math.log(float(self.sigmas[i])) for i in (index + 1, index, index - 1, index - 2)]
-        h, h_0, h_1 = (log_snr[i] - log_snr[i + 1] for i in range(3))
-        r_0, r_1 = h_0 / h, h_1 / h
-        d1_0 = (model_output_list[-1] - model_output_list[-2]) / r_0
-        d1_1 = (model_output_list[-2] - model_output_list[-3]) / r_1
-        corrected: torch.Tensor = stepped + alpha * (d1_0 - d1_1) / (r_0 + r_1)
-        return corrected
-
-
+SMALLEST_ALPHA = 2.0**-24
 _DDIM = {"clip_sample": False, "set_alpha_to_one": False}
 _DPM = {
     "algorithm_type": "dpmsolver++",
@@ -121,19 +88,29 @@ def is_sde(strategy: str | None) -> bool:
 
 
 def model_scheduler(folder: str) -> Scheduler:
-    """The scheduler that a pipeline folder ships with; reads two small JSON files, no weights."""
-    import diffusers
+    """The scheduler that a folder's pipeline has once it is loaded; reads some small JSON files, no weights.
 
-    index = diffusers.DiffusionPipeline.load_config(folder)
-    _, name = index["scheduler"]
-    scheduler: Scheduler = getattr(diffusers, name).from_pretrained(folder, subfolder="scheduler")
+    Pipelines of Stable Diffusion set `steps_offset` to 1 and `clip_sample` to false, whatever the file says.
+    """
+    import diffusers
+    from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
+
+    found = read_folder(folder, weights=False)
+    if "scheduler" not in found.parts:
+        raise ModelError(f"{folder} has no scheduler", "set model to a text-to-image pipeline of diffusers")
+    scheduler: Scheduler = getattr(diffusers, found.parts["scheduler"]).from_pretrained(folder, subfolder="scheduler")
+    pipeline = getattr(diffusers, found.class_name)
+    if issubclass(pipeline, StableDiffusionMixin):
+        needed = [name for name, each in inspect.signature(pipeline).parameters.items() if each.default is each.empty]
+        scheduler = pipeline(**{**dict.fromkeys(needed), "scheduler": scheduler}).scheduler
     return scheduler
 
 
 def build_scheduler(strategy: str | None, shipped: Scheduler, spacing: str | None = None) -> Scheduler:
     """A fresh scheduler for a strategy, with the noise schedule of `shipped` (the model's own scheduler).
 
-    Raises ConfigError for a flow-matching model with any strategy but "model".
+    Raises ConfigError for a flow-matching model with any strategy but "model", and for a strategy whose first step does not work
+    with what the model predicts.
     """
     override = {} if spacing is None else {"timestep_spacing": spacing}
     if strategy == "model":
@@ -148,7 +125,34 @@ def build_scheduler(strategy: str | None, shipped: Scheduler, spacing: str | Non
     noise = {key: shipped.config[key] for key in NOISE_KEYS if shipped.config.get(key) is not None}
     known = _parameters(scheduler_class)
     built: Scheduler = scheduler_class(**{key: value for key, value in noise.items() if key in known}, **{**settings, **override})
+    _require_a_first_step(strategy, built)
     return built
+
+
+def _require_a_first_step(strategy: str | None, scheduler: Scheduler) -> None:
+    """Raise ConfigError if a strategy cannot make a step from the first timestep of the model; cost: some milliseconds."""
+    trial: Any = type(scheduler).from_config(scheduler.config)
+    trial.set_timesteps(4)
+    generator = torch.Generator().manual_seed(0)
+    sample, predicted = torch.randn(2, 1, 4, 2, 2, generator=generator)
+    drawn = {"generator": generator} if "generator" in _parameters(trial.step) else {}
+    try:
+        trial.scale_model_input(sample, trial.timesteps[0])
+        stepped = trial.step(predicted, trial.timesteps[0], sample, **drawn)[0]
+        reason = (
+            None
+            if torch.isfinite(stepped).all()
+            else "its first step divides by zero, because nothing of the image is left there"
+        )
+    except (NotImplementedError, ValueError) as error:
+        reason = str(error)
+    if reason is not None:
+        predicts = scheduler.config.get("prediction_type")
+        snr = " with rescale_betas_zero_snr" if scheduler.config.get("rescale_betas_zero_snr") else ""
+        raise ConfigError(
+            f"sampler_strategy {strategy or 'null'} cannot denoise a model that predicts {predicts}{snr}: {reason}",
+            "set schedule.sampler_strategy to another one, such as DPM++ 2M or UniPC",
+        )
 
 
 def is_flow_matching(scheduler: Scheduler) -> bool:
@@ -162,15 +166,19 @@ def noise_digest(strategy: str | None, scheduler: Scheduler) -> str:
     return fingerprint({key: value for key, value in settings.items() if strategy == "model" or key in NOISE_KEYS})
 
 
-def _parameters(scheduler_class: type) -> set[str]:
-    return set(inspect.signature(scheduler_class).parameters)
+def _parameters(function: Callable[..., Any]) -> set[str]:
+    return set(inspect.signature(function).parameters)
 
 
 def sigmas_of(scheduler: Scheduler) -> torch.Tensor:
-    """The sigmas of the scheduler's current timesteps, `[T]` float64; from the betas if a scheduler has no sigmas."""
+    """The sigmas of the scheduler's current timesteps, `[T]` float64; from the betas if a scheduler has no sigmas.
+
+    With `rescale_betas_zero_snr` the last is infinite; as in diffusers' own schedulers with sigmas, it is 4096 instead.
+    """
     if hasattr(scheduler, "sigmas") and len(scheduler.sigmas) >= len(scheduler.timesteps):
         return torch.as_tensor(scheduler.sigmas, dtype=torch.float64, device="cpu")[: len(scheduler.timesteps)]
     alphas = torch.as_tensor(cast(BetaScheduler, scheduler).alphas_cumprod, dtype=torch.float64)[scheduler.timesteps.long()]
+    alphas = alphas.clamp(min=SMALLEST_ALPHA)
     return ((1 - alphas) / alphas).sqrt()
 
 

@@ -9,6 +9,7 @@ An export appears under its name when it is complete.
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 import time
@@ -106,7 +107,12 @@ def export_folder(
                 steps = settings.steps if site.timestep_free else [settings.steps[index]]
                 for step in steps if each_step else [None]:
                     at = (
-                        {"step_index": step.index, "key": step.key, "timestep": step.timestep, "sigma": step.sigma}
+                        {
+                            "step_index": step.index,
+                            "key": step.key,
+                            "timestep": step.timestep,
+                            "sigma": step.sigma if math.isfinite(step.sigma) else None,  # an imported store may have none
+                        }
                         if step
                         else {}
                     )

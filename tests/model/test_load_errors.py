@@ -57,6 +57,9 @@ class TestFiles:
     def test_a_vocabulary(self, tmp_path: Path) -> None:
         folder = copy_folder(tmp_path / "model")
         shutil.rmtree(folder / "tokenizer")
+        refused(folder, "has no tokenizer", "model_index.json names one", "is missing or empty")
+        (folder / "tokenizer").mkdir()
+        (folder / "tokenizer" / "special_tokens_map.json").write_text("{}")
         refused(folder, "is not whole: the vocabulary of its tokenizer is missing")
 
     def test_a_pipeline_of_the_future(self, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nullbooth_cli.errors import ConfigError, ModelError
-from nullbooth_cli.model.scheduler import CorrectedDPMSolver, build_scheduler, compute_schedule, install, is_sde
+from nullbooth_cli.model.corrected_solver import CorrectedDPMSolver
+from nullbooth_cli.model.scheduler import build_scheduler, compute_schedule, install, is_sde
 from nullbooth_cli.settings.config import STRATEGIES
 
 BETAS = {
@@ -224,3 +225,44 @@ def test_the_correction_is_still_needed() -> None:
     corrected._step_index = 5
     shipped = scheduler.multistep_dpm_solver_third_order_update(outputs, **arguments)
     assert abs(float(shipped - corrected.multistep_dpm_solver_third_order_update(outputs, **arguments))) > 1e-3
+
+
+EVERY = (None, "DPM++ 2M", "DPM++ 2M Karras", "DPM++ 3M", "DPM++ 3M SDE Karras", "Euler", "Euler a", "UniPC", "DDIM", "LCM")
+# At the noise end of a zero-SNR model nothing is left of the image: schedulers without sigmas divide the predicted noise by zero.
+REFUSED = {
+    *((strategy, "epsilon", True) for strategy in (None, "LCM")),
+    *(("Euler a", "sample", zero_snr) for zero_snr in (False, True)),
+}
+
+
+@pytest.mark.parametrize("strategy", EVERY)
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_every_strategy_walks_finitely_or_is_refused(strategy: str | None, prediction: str, zero_snr: bool) -> None:
+    shipped = diffusers.DDIMScheduler(prediction_type=prediction, rescale_betas_zero_snr=zero_snr)
+    if (strategy, prediction, zero_snr) in REFUSED:
+        with pytest.raises(
+            ConfigError, match=f"sampler_strategy {strategy or 'null'} cannot denoise .* predicts {prediction}"
+        ) as caught:
+            build_scheduler(strategy, shipped)
+        assert "set schedule.sampler_strategy to another one" in caught.value.hint
+        return
+    scheduler = build_scheduler(strategy, shipped)
+    steps = compute_schedule(strategy, scheduler, 6)
+    assert all(np.isfinite(step.sigma) and 0 <= step.sigma <= 4096 for step in steps)
+    install(scheduler, steps).set_timesteps(6)
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(1, 4, 2, 2, generator=generator)
+    for timestep in scheduler.timesteps:
+        scheduler.scale_model_input(sample, timestep)
+        sample = scheduler.step(torch.randn(1, 4, 2, 2, generator=generator), timestep, sample)[0]
+        assert sample.isfinite().all()
+
+
+def test_refusing_a_strategy_draws_nothing_from_torch() -> None:
+    torch.manual_seed(0)
+    expected = torch.randn(3)
+    torch.manual_seed(0)
+    for strategy in EVERY:
+        build_scheduler(strategy, diffusers.DDIMScheduler())
+    assert torch.equal(torch.randn(3), expected)

@@ -1,0 +1,137 @@
+"""Pipeline folders that are refused before a weight is read, and parts that nullbooth does without."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nullbooth_cli.errors import ConfigError, ModelError, NullboothError
+from nullbooth_cli.model import load
+from nullbooth_cli.model.pipeline_folder import read_folder
+from nullbooth_cli.model.sources import Source
+from tests.support.builders import execute, small_config
+from tests.support.model_files import copy_folder
+from tests.support.stages import TINY
+
+CONFIGS = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return copy_folder(tmp_path / "model")
+
+
+def change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def load_whole(folder: Path) -> Any:
+    return load.load_pipeline(str(folder), dtype="float32", device=torch.device("cpu"))
+
+
+def load_parts(folder: Path) -> list[NullboothError]:
+    """What a schedule and what a whole load raise."""
+    raised = []
+    for what in (lambda: load.load_scheduler(Source(str(folder))), lambda: load_whole(folder)):
+        with pytest.raises((ConfigError, ModelError)) as caught:
+            what()
+        raised.append(caught.value)
+    return raised
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "vae/config.json"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", '"text"', "{", '{"_class_name": ["a"]}', '{"_class_name": 3}', "\ud800", "FOLDER"]
+)
+def test_a_config_that_is_something_else_is_named(folder: Path, file: str, text: str) -> None:
+    place = folder / file
+    place.unlink()
+    if text == "FOLDER":
+        place.mkdir()
+    else:
+        place.write_bytes(text.encode("utf-8", "surrogatepass"))
+    for error in load_parts(folder):
+        assert isinstance(error, ConfigError)
+        assert file in f"{error.message} {error.hint}", error.message
+
+
+@pytest.mark.parametrize("entry", [["diffusers"], ["diffusers", 3], [["a"], "b"], []])
+def test_a_part_of_the_index_is_a_library_and_a_class(folder: Path, entry: Any) -> None:
+    change(folder / "model_index.json", unet=entry)
+    for error in load_parts(folder):
+        assert f"model_index.json: unet is {entry}" in error.message
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
+def test_a_part_that_is_missing_is_named(folder: Path, part: str) -> None:
+    shutil.rmtree(folder / part)
+    with pytest.raises(ConfigError, match=f"has no {part}: model_index.json names one, and .*{part} is missing or empty"):
+        load_whole(folder)
+
+
+def test_parts_that_nothing_here_uses_are_not_needed(folder: Path, pipe: Any) -> None:
+    """As in a copy of Stable Diffusion 1.5 without its safety checker, which is 1.2 GB."""
+    change(
+        folder / "model_index.json",
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+        image_encoder=["transformers", "CLIPVisionModelWithProjection"],
+        requires_safety_checker=True,
+    )
+    (folder / "safety_checker").mkdir()
+    (folder / "safety_checker" / "config.json").write_text("{}")
+    assert set(read_folder(folder, weights=True).left_out) == {"safety_checker", "feature_extractor", "image_encoder"}
+    loaded = load_whole(folder)
+    assert loaded.safety_checker is None
+    assert load.weights_digest(loaded) == load.weights_digest(pipe)
+
+
+@pytest.mark.parametrize(
+    ("channels", "words"), [(9, "an image with a mask"), (8, "an image to edit"), (5, "a depth image"), (3, "something else")]
+)
+def test_a_unet_that_takes_more_than_latents_is_refused(folder: Path, channels: int, words: str) -> None:
+    change(folder / "unet" / "config.json", in_channels=channels)
+    change(folder / "vae" / "config.json", latent_channels=4)
+    for error in load_parts(folder):
+        assert isinstance(error, ModelError)
+        assert f"takes {channels} channels, and latents have 4: it needs {words}" in error.message
+
+
+@pytest.mark.parametrize(
+    "name", ["StableDiffusionInpaintPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionInstructPix2PixPipeline"]
+)
+def test_a_pipeline_that_draws_from_an_image_is_refused(folder: Path, name: str) -> None:
+    change(folder / "model_index.json", _class_name=name)
+    for error in load_parts(folder):
+        assert isinstance(error, ModelError)
+        assert f"is a {name}, which draws from an image" in error.message
+
+
+@pytest.mark.parametrize("strategy", [None, "DDIM", "model"])
+def test_the_schedule_is_that_of_the_scheduler_as_the_pipeline_loads_it(
+    tmp_path: Path, folder: Path, strategy: str | None
+) -> None:
+    """Pipelines of Stable Diffusion set `steps_offset` to 1 and `clip_sample` to false."""
+    change(folder / "scheduler" / "scheduler_config.json", _class_name="DDIMScheduler", steps_offset=0, clip_sample=True)
+    shipped, loaded = load.load_scheduler(Source(str(folder))), load_whole(folder).scheduler
+    assert (shipped.config["steps_offset"], shipped.config["clip_sample"]) == (1, False)
+    assert dict(shipped.config) == dict(loaded.config)
+    config = small_config(tmp_path / "run.zarr", model=str(folder), **{**TINY, "schedule__sampler_strategy": strategy})
+    execute(config, "schedule", "collect")
+
+
+def test_a_unet_of_another_shape_than_square(tmp_path: Path, folder: Path) -> None:
+    """`sample_size` may be a height and a width."""
+    change(folder / "unet" / "config.json", sample_size=[8, 6])
+    config = small_config(tmp_path / "run.zarr", model=str(folder), **{**TINY, "collect__cross_attention_layers": [0]})
+    store = execute(config, "schedule", "collect")
+    assert {site.num_tokens for site in store.sites if site.feature == "q"} <= {2 * 8 * 6, 2 * 4 * 3}
