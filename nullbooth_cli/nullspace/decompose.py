@@ -226,13 +226,21 @@ def _with_energies(
     collected = np.clip(eigenvalues, 0.0, None) if about_zero is None else _energies(about_zero, eigenvectors)
     heldout = _energies(second_moment(sums.heldout), eigenvectors) if sums.heldout else np.full_like(collected, np.nan)
     # A centred spectrum carries the round-off of the larger, uncentred, moment.
-    floor = spectrum.noise_floor(max(float(eigenvalues[-1]), float(collected.max())), site.dim, settings.accumulate)
-    if eigenvalues[0] < -floor:
+    estimate = spectrum.noise_floor(max(float(eigenvalues[-1]), float(collected.max())), site.dim, settings.accumulate)
+    bound = spectrum.largest_rounding(
+        float(collected.sum()) * (3 if settings.centred else 1),  # the mean is rounded too, and enters twice
+        dim=site.dim,
+        count=sums.collected.count,
+        accumulate=settings.accumulate,
+        at_once=max(1, settings.batch_size * site.num_tokens),
+    )
+    if eigenvalues[0] < -bound:
         raise DataError(
             f"{site.name}: the second moment is not positive semi-definite: its smallest eigenvalue is {eigenvalues[0]:.3g}, "
-            f"round-off explains {-floor:.3g}",
+            f"round-off explains at most {-bound:.3g}",
             Rerun("covariance", force=True),
         )
+    floor = max(estimate, -float(eigenvalues[0]))  # a negative eigenvalue is round-off, and so is any of its size
     return Decomposition(eigenvalues, eigenvectors, np.stack([collected, heldout]), floor)
 
 

@@ -50,12 +50,16 @@ class Pooling:
 
 @dataclass(frozen=True)
 class DecompositionSettings:
-    """The settings that a decomposition depends on, beside the moments. `centred` subtracts the mean."""
+    """The settings that a decomposition depends on, beside the moments. `centred` subtracts the mean.
+
+    `batch_size` prompts were added to the moments in one product.
+    """
 
     pooling: Pooling
     steps: tuple[Step, ...]
     centred: bool = False
     accumulate: str = "float64"
+    batch_size: int = 1
     heldout: bool = False  # whether leakage is measured on held-out prompts too
 
 

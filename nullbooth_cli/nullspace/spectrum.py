@@ -93,12 +93,27 @@ def leakage(energies: Eigenvalues, null_dim: int) -> float:
 
 
 def noise_floor(largest: float, dim: int, accumulate: str) -> float:
-    """An upper estimate of the eigenvalue below which round-off decides: of summing the products, and of the decomposition.
+    """An estimate of the eigenvalue below which round-off decides: of summing the products, and of the decomposition.
 
     eps * sqrt(D) * largest, with the eps of the products: independent rounding errors make a matrix of that norm (Wigner).
-    Eigenvalues that should be exactly zero are 0.03 to 0.25 of it (docs/explanation/mathematics.md).
+    Eigenvalues that should be exactly zero are 0.03 to 0.25 of it (docs/explanation/mathematics.md); many vectors that are alike
+    exceed it, up to `largest_rounding`.
     """
     return float(np.finfo(accumulate).eps * np.sqrt(dim) * largest)
+
+
+def largest_rounding(trace: float, *, dim: int, count: int, accumulate: str, at_once: int) -> float:
+    """An upper bound of what round-off can take from an eigenvalue of a second moment with this trace, whatever the vectors.
+
+    Sums of n terms x_i x_j are off by at most n u times the sum of their magnitudes, in any order (Higham, Accuracy and Stability
+    of Numerical Algorithms, section 4.2), so a moment by at most n u times its trace. Here n is `count` in float64, and with
+    float32 products also `at_once` vectors in one product. A decomposition moves eigenvalues by at most D u times the largest.
+    Vectors that are all alike come near: each addition rounds in the same direction.
+    """
+    rounding = (count + dim) * np.finfo(np.float64).eps
+    if accumulate == "float32":
+        rounding += at_once * np.finfo(np.float32).eps
+    return float(rounding * trace)
 
 
 def spectrum_warnings(

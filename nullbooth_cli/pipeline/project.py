@@ -36,6 +36,7 @@ def decomposition_of(config: Config, store: Store) -> DecompositionSettings:
         store.schedule(),
         centred=config.covariance.centred,
         accumulate=config.covariance.accumulate,
+        batch_size=store.layout.batch_size,
         heldout=config.heldout_prompts is not None,
     )
 

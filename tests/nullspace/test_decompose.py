@@ -1,5 +1,6 @@
 """Stage project: where a spectrum may be cut, which moments are refused, and what other methods compute."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,13 @@ from hypothesis import strategies as st
 from nullbooth_cli.datatypes import Site, Sums
 from nullbooth_cli.errors import ConfigError, DataError
 from nullbooth_cli.nullspace import spectrum
-from nullbooth_cli.nullspace.decompose import SiteSpectrum, cut, eigh
+from nullbooth_cli.nullspace.decompose import ProjectUnit, SiteSpectrum, _decompose, _PooledSums, cut, eigh
 from nullbooth_cli.nullspace.moments import SecondMoments
-from nullbooth_cli.nullspace.pooling import pooled, second_moment
+from nullbooth_cli.nullspace.pooling import DecompositionSettings, Pooling, pooled, second_moment
 from nullbooth_cli.nullspace.usable import load_projector
 from nullbooth_cli.pipeline.state import stage_states
 from nullbooth_cli.settings.config import Config, build_config
-from nullbooth_cli.store import Store
+from nullbooth_cli.store import Decomposition, Store
 from tests.support.builders import execute, features_at, project_again, prompts_of, set_moment
 from tests.support.invariants import assert_is_projector
 
@@ -27,6 +28,16 @@ SITE = Site("mid", "q", "input", ("mid.to_q.weight",), False, 4, 3)
 def spectrum_of(eigenvalues: np.ndarray, noise_floor: float) -> SiteSpectrum:
     """Without held-out prompts."""
     return SiteSpectrum(SITE, 0, eigenvalues, np.stack([eigenvalues, np.full(len(eigenvalues), np.nan)]), noise_floor)
+
+
+def decomposed(sums: Sums, accumulate: str, at_once: int) -> Decomposition:
+    """The decomposition of one moment, whose vectors came `at_once`."""
+    site = replace(SITE, dim=len(sums.sum_x), num_tokens=at_once)
+    settings_ = DecompositionSettings(Pooling(), (), accumulate=accumulate)
+    unit = ProjectUnit(0, site, 0)
+    [(_, found)] = _decompose([(unit, _PooledSums(sums, None))], torch.device("cpu"), settings_)
+    assert found is not None
+    return found
 
 
 class TestNoiseFloor:
@@ -43,6 +54,43 @@ class TestNoiseFloor:
         [(eigenvalues, _)] = eigh([second_moment(moments.sums()[0])])
         floor = spectrum.noise_floor(float(eigenvalues[-1]), dim, accumulate)
         assert np.abs(eigenvalues[: dim - rank]).max() < floor < 1e-5 * eigenvalues[-1] + 1e-300
+
+    @pytest.mark.parametrize("accumulate", ["float64", "float32"])
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_identical_vectors_are_no_damage(self, accumulate: str, seed: int) -> None:
+        """30,000 of them, one batch after the other: every addition rounds in the same direction."""
+        dim, at_once = 96, 16
+        x = torch.from_numpy(np.random.default_rng(seed).standard_normal((1, 1, dim))).expand(1, at_once, dim)
+        moments = SecondMoments(1, dim, accumulate=accumulate)
+        for _ in range(30_000 // at_once):
+            moments.update(x)
+        found = decomposed(moments.sums()[0], accumulate, at_once)
+        estimate = spectrum.noise_floor(float(found.eigenvalues[-1]), dim, accumulate)
+        assert np.abs(found.eigenvalues[:-1]).max() < found.noise_floor * 2
+        assert found.noise_floor == max(estimate, -found.eigenvalues[0])
+
+    def test_a_floor_below_the_estimate_stays(self) -> None:
+        x = np.random.default_rng(0).standard_normal((1, 400, 12)) @ np.diag([0.0] * 4 + [1.0] * 8)
+        moments = SecondMoments(1, 12)
+        moments.update(torch.from_numpy(x))
+        found = decomposed(moments.sums()[0], "float64", 400)
+        assert found.noise_floor == spectrum.noise_floor(float(found.eigenvalues[-1]), 12, "float64")
+
+    @pytest.mark.parametrize(
+        ("accumulate", "taken"), [("float64", 1e-10), ("float64", 1e-2), ("float32", 1e-5), ("float32", 1e-2)]
+    )
+    def test_a_moment_with_a_negative_eigenvalue_is_damaged(self, accumulate: str, taken: float) -> None:
+        """A share of the trace is taken from a null direction of 30,000 vectors, as a changed byte would."""
+        x = np.random.default_rng(0).standard_normal((30_000, 8)) @ np.random.default_rng(1).standard_normal((8, 96))
+        moments = SecondMoments(1, 96, accumulate=accumulate)
+        moments.update(torch.from_numpy(x[None]))
+        sums = moments.sums()[0]
+        null = np.linalg.eigh(sums.sum_xxt)[1][:, 0]
+        spoiled = sums._replace(sum_xxt=sums.sum_xxt - taken * np.trace(sums.sum_xxt) * np.outer(null, null))
+        with pytest.raises(
+            DataError, match=r"mid\.q: the second moment is not positive semi-definite: its smallest eigenvalue is -"
+        ):
+            decomposed(spoiled, accumulate, 16)
 
     @pytest.mark.parametrize(("rule", "value"), [("nullspace_threshold", 1e-16), ("relative_threshold", 1e-16)])
     def test_a_threshold_below_it_is_refused(self, rule: str, value: float) -> None:
