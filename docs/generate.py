@@ -106,7 +106,8 @@ They keep a damaged or hostile file from exhausting memory.
 | a seed | {limits.SEED} (32 bits) |
 | denoising steps | {limits.STEPS:,} |
 | a side of an image | {limits.PIXELS:,} pixels |
-| a batch, and the rank of a LoRA | {limits.BATCH:,} |
+| a batch | {limits.BATCH:,} |
+| the rank of a LoRA | {limits.RANK:,} |
 | other numbers of steps, prompts or tokens | {limits.COUNT:,} |
 
 Refused too: NUL characters, a key that appears twice, and every YAML tag but `!!str`, `!!int`, `!!float`, `!!bool`, `!!null`,

@@ -38,7 +38,7 @@ class Recipe(Section):
     instance_prompt: str | None = Field(None, description="one caption for all pictures instead of their own")
     method: Literal["full", "lora"] = Field("full", description="full: the weights themselves; lora: adapters, made by PEFT")
     features: list[Feature] = Field(["k", "v"], description="which projections of the cross-attention layers are trained")
-    rank: int = Field(8, ge=1, le=limits.BATCH, description="lora: its rank; alpha is the same")
+    rank: int = Field(8, ge=1, le=limits.RANK, description="lora: its rank; alpha is the same")
     class_prompts: str | list[str] | None = Field(
         None, description="prior preservation: prompts of the class, a file or a list; null for none"
     )
