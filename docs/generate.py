@@ -166,7 +166,8 @@ recipe and the drift of every weight. [The glossary](glossary.md) defines the wo
 ## Running again
 
 The same command resumes from the last checkpoint; where all steps are done it says so and exits with 0. A larger
-`max_train_steps` goes on with a finished run, a smaller one is refused.
+`max_train_steps` goes on with a finished run, a smaller one is refused. A learning rate that depends on the number of
+steps (`lr_scheduler: linear`, `cosine`) follows the new number from there on.
 
 - **Ctrl-C and SIGTERM** finish the step and write a checkpoint, on all processes of a launch at the same step; the
   exit code is 130 or 143. A second one stops at once, and loses the steps since the last checkpoint.

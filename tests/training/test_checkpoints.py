@@ -109,6 +109,16 @@ def test_another_model_of_the_same_name(tmp_path: Path) -> None:
         setup.set_up(recipe(tmp_path / "out", model=str(model)), "cpu")
 
 
+def test_another_constraint(tmp_path: Path, finished: tuple[Config, Store], exact: Store) -> None:
+    """The same projectors under another name are the same constraint; those of other prompts are not."""
+    run(recipe(tmp_path / "out", store=str(finished[1].path)), stop_after=2)
+    shutil.copytree(finished[1].path, tmp_path / "moved.zarr")
+    assert setup.set_up(recipe(tmp_path / "out", store=str(tmp_path / "moved.zarr")), "cpu").checkpoint is not None
+    for other in (None, str(exact.path)):
+        with pytest.raises(ConfigError, match=r"projectors: 40 weights, digest [0-9a-f]{16} -> "):
+            setup.set_up(recipe(tmp_path / "out", store=other), "cpu")
+
+
 def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second checkpoint meets it, in the middle of its files; then the result does; then there is room again."""
     ready = setup.set_up(recipe(tmp_path), "cpu")
