@@ -39,13 +39,18 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 @pytest.fixture(scope="session")
-def pipe() -> Any:
-    """The embedded model in float32 on the CPU. A test may put another scheduler in; it is taken out again after it."""
+def pipe() -> Iterator[Any]:
+    """The embedded model in float32 on the CPU. A test may put another scheduler in; it is taken out again after it.
+
+    A test that changes its weights and leaves them so is an error at the end of the session.
+    """
     made = load.load_pipeline(
         "toy", revision=None, variant=None, dtype="float32", local_files_only=True, device=device.pick_device("cpu")
     )
     SHIPPED.append((made, made.scheduler))
-    return made
+    before = load.weights_digest(made, encodes=True)
+    yield made
+    assert load.weights_digest(made, encodes=True) == before, "a test has changed the weights of the shared model"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nullbooth_cli.datatypes import Prompt, Step
+from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.settings.config import Config
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def denoising_path(config: Config, steps: tuple[Step, ...] = ()) -> "DenoisingPa
     """The path of a config, without images; without steps, the pipeline walks those of its own scheduler."""
     from nullbooth_cli.model import denoise
 
+    _require_whole_size(config)
     section = config.collect
     return denoise.DenoisingPath(
         num_inference_steps=config.schedule.num_denoising_steps,
@@ -132,8 +134,20 @@ def denoising_path(config: Config, steps: tuple[Step, ...] = ()) -> "DenoisingPa
     )
 
 
+def _require_whole_size(config: Config) -> None:
+    """Raise ConfigError for a height without a width: some pipelines then take neither."""
+    height, width = config.collect.height, config.collect.width
+    if (height is None) != (width is None):
+        given, missing = ("height", "width") if width is None else ("width", "height")
+        raise ConfigError(
+            f"collect.{given} is {height or width}, and collect.{missing} is not set",
+            "set both, or neither for the model's own size",
+        )
+
+
 def load_path(config: Config, steps: tuple[Step, ...], device: str | None) -> "tuple[Pipeline, DenoisingPath]":
     """Load the model and let it follow the schedule; returns (pipeline, path)."""
+    _require_whole_size(config)
     pipe = load_model(config, device)
     return pipe, follow_schedule(config, steps, pipe)
 

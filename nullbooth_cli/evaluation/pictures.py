@@ -20,7 +20,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from nullbooth_cli.collect.open_model import load_model
 from nullbooth_cli.datatypes import Prompt
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.evaluation.encoders import batches
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.latents import encode_images, scale_latents
@@ -123,9 +123,9 @@ def _has_lora(file: Path) -> bool:
 def draw_pictures(
     pipe: Pipeline, path: DenoisingPath, specs: Sequence[PictureSpec], batch_size: int, series: int = 0
 ) -> Iterator[Pictures]:
-    """Draw the specs, a batch at a time; each series starts from other noise. Raises ConfigError without an autoencoder."""
+    """Draw the specs, a batch at a time; each series starts from other noise. Raises ModelError without an autoencoder."""
     if getattr(pipe, "vae", None) is None:
-        raise ConfigError(f"{type(pipe).__name__} has no autoencoder: it draws in pixels", "evaluate a latent diffusion model")
+        raise ModelError(f"{type(pipe).__name__} has no autoencoder: it draws in pixels", "evaluate a latent diffusion model")
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.register_modules(safety_checker=None)  # it blackens pictures, which would count as a difference between models
     latents: list[torch.Tensor] = []

@@ -24,7 +24,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from nullbooth_cli.datatypes import Step
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model.latents import encode_images, pack_latents
 from nullbooth_cli.model.protocols import LatentPipeline, Pipeline, Scheduler
 from nullbooth_cli.model.scheduler import write_steps
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 def noised(pipe: Pipeline, steps: tuple[Step, ...], files: Sequence[Path], seeds: Sequence[int]) -> Iterator[None]:
     """Let a call of the pipeline see these images, one a prompt, noised to each step.
 
-    Raises ConfigError for a pipeline without an AutoencoderKL, and for an image of another size than the pipeline's.
+    Raises ModelError for a pipeline without an AutoencoderKL, ConfigError for an image of another size than the pipeline's.
     """
     if not isinstance(getattr(pipe, "vae", None), AutoencoderKL) or not hasattr(pipe, "prepare_latents"):
-        raise ConfigError(
+        raise ModelError(
             f"{type(pipe).__name__} cannot run on images: nullbooth encodes them by an AutoencoderKL, "
             f"and this pipeline has {type(getattr(pipe, 'vae', None)).__name__}",
             "set collect.latents to path and collect.images to null",

@@ -10,6 +10,7 @@ import pytest
 
 from nullbooth_cli.collect import open_model
 from nullbooth_cli.collect.open_model import scheduler_of
+from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.denoise import DenoisingPath
 from nullbooth_cli.toy import FOLDER
 from tests.support.builders import PROMPTS, execute, features_at, small_config
@@ -79,3 +80,15 @@ def test_a_preview_builds_the_model_without_its_weights(tmp_path: Path) -> None:
     preview = open_model.open_preview(config, "cpu", pytest.fail)
     assert not preview.loaded
     assert [projection.feature for projection in preview.chosen] == ["q", "k", "v", "out"]
+
+
+@pytest.mark.parametrize(("given", "missing"), [("height", "width"), ("width", "height")])
+def test_one_side_of_the_size_alone_is_refused_before_a_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, missing: str
+) -> None:
+    """Stable Diffusion then takes neither, other pipelines the one."""
+    monkeypatch.setattr(open_model, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    config = small_config(tmp_path / "run.zarr", **{f"collect__{given}": 64})
+    with pytest.raises(ConfigError, match=rf"collect\.{given} is 64, and collect\.{missing} is not set") as caught:
+        open_model.load_path(config, (), "cpu")
+    assert caught.value.hint == "set both, or neither for the model's own size"

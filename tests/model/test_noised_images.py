@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nullbooth_cli.collect.open_model import follow_schedule
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model import load
 from nullbooth_cli.model.denoise import denoise
 from nullbooth_cli.model.scheduler import build_scheduler, compute_schedule
@@ -161,7 +161,7 @@ class TestWhatTheDenoiserSees:
 def test_an_autoencoder_that_is_not_known(tmp_path: Path) -> None:
     made = load.freeze(PIPELINES["sd1"]())
     made.vae = None
-    with pytest.raises(ConfigError, match="StableDiffusionPipeline cannot run on images") as caught:
+    with pytest.raises(ModelError, match="StableDiffusionPipeline cannot run on images") as caught:
         walk(made, tmp_path, None, 2, 16, [0])
     assert "collect.latents to path" in caught.value.hint
 
