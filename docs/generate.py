@@ -83,7 +83,8 @@ A config is one YAML file. `nullbooth` reads the first of `-c FILE`, `$NULLBOOTH
 key, and the store records it. Unknown keys are refused. Files are YAML 1.2: `1e-5` is a number, and `no` is a word.
 [The glossary](glossary.md) defines the words.
 
-Exactly one threshold rule of `project` is in force. If both `nullspace_threshold` and `threshold_percent` are set, the
+Exactly one threshold rule of `project` is in force. `--set` of one takes the place of those in the file or the store.
+If both `nullspace_threshold` and `threshold_percent` are set, the
 percentile is used, and the run reports it.
 
 In paths, `~` and `$NAME` or `${{NAME}}` are expanded as in a shell, and a variable that is not set is an error; URLs stay as they

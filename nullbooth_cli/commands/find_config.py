@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,7 @@ def configure(common: Common) -> Configured:
     prompts: tuple[Prompt, ...] | None = None
     if named_store and not named_config and (store := _existing_store(named_store, common.overrides)):
         config, source = build_config(store.config, common.overrides), f"in {named_store}"
-        if _knowledge(config.model_dump()) == _knowledge(store.config):
+        if not _names_prompts(common.overrides):
             prompts = store.prompts() or None  # without a collection a store has none
         arguments = f" -s {shlex.quote(named_store)}"
     else:
@@ -76,9 +76,10 @@ def find_config(given: str | None) -> Path | None:
     return next((path for path in (Path("nullbooth.yaml"), Path("configs/nullbooth.yaml")) if path.is_file()), None)
 
 
-def _knowledge(config: Mapping[str, Any]) -> tuple[object, object]:
-    """The settings that name a config's prompts."""
-    return config["original_knowledge_prompts"], config["collect"]["images"]
+def _names_prompts(overrides: Sequence[str]) -> bool:
+    """Whether overrides name a config's prompts, be it the same file again: it is then read, for it may have changed."""
+    keys = {override.partition("=")[0].strip() for override in overrides}
+    return bool(keys & {"original_knowledge_prompts", "collect", "collect.images"})
 
 
 def options_of(overrides: Sequence[str]) -> dict[str, Any]:

@@ -131,6 +131,8 @@ class CovarianceSection(Section):
 class ProjectSection(Section):
     """Which directions count as null. One threshold rule is in force."""
 
+    alternatives: ClassVar[tuple[str, ...]] = THRESHOLD_RULES
+
     scope: Literal["pooled", "timestep"] = Field(
         "pooled",
         description="pooled: one null space for all timesteps, for training and editing; timestep: one for each, for inspection",
@@ -149,7 +151,7 @@ class ProjectSection(Section):
         DEFAULT_RELATIVE_THRESHOLD,
         gt=0.0,
         lt=1.0,
-        description="rule: eigenvalues below this times the largest are null; any other rule replaces the default",
+        description="rule: eigenvalues below this times the largest are null; the default where no rule is set",
     )
     energy: float | None = Field(None, gt=0.0, le=1.0, description="rule: share of the trace that stays outside the null space")
     target_leakage: float | None = Field(
@@ -165,6 +167,13 @@ class ProjectSection(Section):
         "refuse",
         description="refuse: a site without a null space is an error; freeze: its projector is zero, its weights never change",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _another_rule_replaces_the_default(cls, data: Any) -> Any:
+        """Only the default gives way: a relative_threshold that was written down counts, also with the default's value."""
+        others = isinstance(data, dict) and any(data.get(rule) is not None for rule in THRESHOLD_RULES)
+        return {**data, "relative_threshold": None} if others and "relative_threshold" not in data else data
 
     @model_validator(mode="after")
     def _one_rule(self) -> "ProjectSection":
@@ -192,10 +201,7 @@ class ProjectSection(Section):
         return name, getattr(self, name)
 
     def _set_rules(self) -> list[str]:
-        rules = [name for name in THRESHOLD_RULES if getattr(self, name) is not None]
-        if len(rules) > 1 and self.relative_threshold == DEFAULT_RELATIVE_THRESHOLD:
-            rules.remove("relative_threshold")
-        return rules
+        return [name for name in THRESHOLD_RULES if getattr(self, name) is not None]
 
 
 class Config(Section):

@@ -42,12 +42,15 @@ RECIPE = Kind(
     "give it to train",
 )
 
+NOTHING = ("", "~", "null", "Null", "NULL")  # in YAML
+
 
 class Section(BaseModel):
     """Keys that belong together; messages send the reader to `reference` and `example`.
 
     `places` are the keys that name a path (or a URL, or a hub id): they are expanded as in a shell. `file_kind` is what a
-    whole file of them is, and `other_kind` what is given in its place by mistake.
+    whole file of them is, and `other_kind` what is given in its place by mistake. Of the keys in `alternatives` one
+    is in force: an override of one takes the place of all others.
     """
 
     model_config = ConfigDict(
@@ -55,6 +58,7 @@ class Section(BaseModel):
     )
     reference: ClassVar[str] = "docs/reference/config.md"
     example: ClassVar[str] = "configs/nullbooth.yaml"
+    alternatives: ClassVar[tuple[str, ...]] = ()
     places: ClassVar[tuple[str, ...]] = ()
     file_kind: ClassVar[Kind | None] = None
     other_kind: ClassVar[Kind | None] = None
@@ -92,6 +96,9 @@ def validate(kind: type[SectionT], data: Mapping[str, Any], overrides: Iterable[
     if own and other and len(other.keys & set(data)) > len(own.keys & set(data)):
         raise ConfigError(f"{source} is {other.name}, not {own.name}", f"{other.use}; here give a file such as {kind.example}")
     merged: dict[str, Any] = _plain(data, source, "")
+    overrides = list(overrides)
+    for override in overrides:
+        _give_way(kind, merged, override)
     for override in overrides:
         _apply(kind, merged, override)
     try:
@@ -120,6 +127,21 @@ def _plain(value: Any, source: str, key: str, level: int = 0) -> Any:
     if not isinstance(text, str | int | float | None):
         raise ConfigError(f"{where}: a value of the type {type(text).__name__}", "give text, numbers, lists and mappings")
     return text
+
+
+def _give_way(kind: type[Section], data: dict[str, Any], override: str) -> None:
+    """Take out of the data the alternatives to a key that is overridden, unless it is only taken out itself."""
+    key, _, value = override.partition("=")
+    *sections, last = key.strip().split(".")
+    place: Any = data
+    for section in sections:
+        field = kind.model_fields.get(section)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            return
+        kind, place = field.annotation, place.get(section) if isinstance(place, dict) else None
+    if last in kind.alternatives and isinstance(place, dict) and value.strip() not in NOTHING:
+        for alternative in kind.alternatives:
+            place.pop(alternative, None)
 
 
 def _apply(kind: type[Section], data: dict[str, Any], override: str) -> None:

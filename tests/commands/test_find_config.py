@@ -6,8 +6,9 @@ import pytest
 
 from nullbooth_cli.commands.find_config import configure, find_config, options_of
 from nullbooth_cli.commands.options import Common
+from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError, StageError
-from nullbooth_cli.settings.config import Config
+from nullbooth_cli.settings.config import Config, build_config
 from nullbooth_cli.store import Store
 
 
@@ -43,6 +44,14 @@ def test_a_store_contains_its_config_and_prompts(finished: tuple[Config, Store],
     assert found.arguments == f" -s {store.url} --set project.null_dim=4 --set project.relative_threshold=null"
     other = configure(Common(store=store.url, overrides=["original_knowledge_prompts=[a dog]"]))
     assert other.prompts is None, "the config's own are to be read"
+
+
+def test_prompts_that_are_named_again_are_read_again(anywhere: Path) -> None:
+    """The file may have changed since the store was made."""
+    config = build_config({"store": "run.zarr", "original_knowledge_prompts": "prompts.txt"})
+    Store.create("run.zarr", config.model_dump()).write_rows(0, [Prompt("a dog")])
+    assert configure(Common(store="run.zarr")).prompts == (Prompt("a dog"),)
+    assert configure(Common(store="run.zarr", overrides=["original_knowledge_prompts=prompts.txt"])).prompts is None
 
 
 def test_a_named_config_wins_over_that_of_the_store(finished: tuple[Config, Store], anywhere: Path) -> None:

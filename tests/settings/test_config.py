@@ -34,6 +34,34 @@ class TestThresholdRules:
         assert Config().project.rule() == ("relative_threshold", 1e-3)
         assert build_config({"project": {"energy": 0.9}}).project.rule() == ("energy", 0.9)
 
+    @pytest.mark.parametrize("value", [1e-3, 0.1])
+    def test_the_value_of_the_default_counts_when_it_is_written_down(self, value: float) -> None:
+        with pytest.raises(ConfigError, match="more than one threshold rule is set: energy, relative_threshold"):
+            build_config({"project": {"energy": 0.9, "relative_threshold": value}})
+
+    @pytest.mark.parametrize("value", ["1e-3", "0.1"])
+    @pytest.mark.parametrize(
+        "rules", [{}, {"energy": 0.9}, {"nullspace_threshold": 0.1, "threshold_percent": 40}, {"null_dim": 4}]
+    )
+    def test_an_override_takes_the_place_of_every_rule(self, rules: dict[str, float], value: str) -> None:
+        """Over what a user wrote, and over what a store has."""
+        for data in ({"project": rules}, build_config({"project": rules}).model_dump()):
+            assert build_config(data, [f"project.relative_threshold={value}"]).project.rule() == (
+                "relative_threshold",
+                float(value),
+            )
+            assert build_config(data, ["project.null_dim=7"]).project.rule() == ("null_dim", 7)
+
+    def test_of_overrides_too_only_one_is_a_rule(self) -> None:
+        with pytest.raises(ConfigError, match="more than one threshold rule is set: energy, null_dim"):
+            build_config({}, ["project.null_dim=7", "project.energy=0.9"])
+        both = build_config({"project": {"energy": 0.9}}, ["project.nullspace_threshold=1", "project.threshold_percent=40"])
+        assert both.project.rule() == ("threshold_percent", 40)
+
+    def test_an_override_with_nothing_leaves_the_other_rules(self) -> None:
+        data = {"project": {"energy": 0.9, "null_dim": 3}}
+        assert build_config(data, ["project.null_dim=null"]).project.rule() == ("energy", 0.9)
+
     def test_two_rules(self) -> None:
         with pytest.raises(ConfigError, match="more than one threshold rule is set: energy, null_dim"):
             build_config({"project": {"energy": 0.9, "null_dim": 3}})
