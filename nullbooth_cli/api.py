@@ -65,12 +65,13 @@ def run(
     be recorded. Cost: that of the stages; the store is locked meanwhile.
     """
     from nullbooth_cli.pipeline.open_run import open_run
-    from nullbooth_cli.pipeline.stages import check_request, run_stages
+    from nullbooth_cli.pipeline.stages import check_possible, check_request, run_stages
 
     wanted = (stages,) if isinstance(stages, str) else tuple(stages)
     check_request(wanted, limit=limit, repair=repair)
     found = with_heldout_texts(_config_of(config))
     create, prompts = wanted[0] in ("schedule", "collect"), knowledge_prompts(found)
+    check_possible(wanted, found, prompts, device=device)
     with open_run(found, prompts, create=create, device=device, force=force, limit=limit, repair=repair) as running:
         for event in run_stages(wanted, running):
             on_event(event)

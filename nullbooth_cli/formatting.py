@@ -31,10 +31,12 @@ def counted(count: int, word: str) -> str:
     return f"{count} {word}{'' if count == 1 else 's'}"
 
 
-def listed(things: Sequence[object], most: int = 5) -> str:
-    """The first few of a list, and the number of the others: a.png, b.png and 3 more."""
-    more = f" and {len(things) - most} more" if len(things) > most else ""
-    return ", ".join(map(str, things[:most])) + more
+def listed(things: Sequence[object], most: int = 5, *, lines: bool = False) -> str:
+    """The first few of a list, and the number of the others: a.png, b.png and 3 more. With `lines` each is an indented line."""
+    more = f"and {len(things) - most} more" if len(things) > most else ""
+    if lines:
+        return "".join(f"\n  {line}" for line in (*things[:most], *filter(None, [more])))
+    return " ".join(filter(None, [", ".join(map(str, things[:most])), more]))
 
 
 def size(num_bytes: int) -> str:

@@ -21,7 +21,7 @@ from nullbooth_cli.nullspace.usable import check_model
 from nullbooth_cli.settings.config import STAGES, Config, build_config
 from nullbooth_cli.store import Store, locked, open_backing
 from nullbooth_cli.tensors import tensor_digest
-from tests.support.builders import ROOT, execute, features_at, small_config
+from tests.support.builders import PROMPTS, ROOT, execute, features_at, small_config
 from tests.support.counting import counted
 
 NAME = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q.weight"
@@ -36,6 +36,30 @@ def opened(finished: Any) -> nb.OpenStore:
 def copied(finished: tuple[Config, Store], tmp_path: Path) -> tuple[Config, Store]:
     shutil.copytree(finished[1].path, tmp_path / "run.zarr")
     return finished[0], Store.open(tmp_path / "run.zarr", write=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "control", "error", "words"),
+    [
+        ({}, {"device": "cuda:99"}, nb.ResourceError, "no such device: cuda:99"),
+        ({"model": "./gone"}, {}, nb.NullboothError, "gone"),
+        ({"collect__side": "output"}, {}, nb.ConfigError, "these features are outputs"),
+        ({"heldout_prompts": PROMPTS[:1]}, {}, nb.ConfigError, "1 of the held-out prompts are also preserved"),
+        (
+            {"collect__visual_attention_map": True, "collect__attention_prompts": ["a cat"]},
+            {},
+            nb.ConfigError,
+            "'a cat' is not one of the 8 prompts",
+        ),
+    ],
+    ids=["device", "model", "outputs", "held out", "maps"],
+)
+def test_what_can_be_known_is_known_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, Any], control: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        nb.run(small_config(tmp_path / "runs" / "run.zarr", **changes), **control)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_looking_imports_no_torch(finished: Any) -> None:

@@ -72,6 +72,8 @@ def test_counts_have_their_noun() -> None:
 def test_a_long_list_is_its_beginning_and_a_count() -> None:
     assert listed(["a", "b"]) == "a, b"
     assert listed(list(range(8)), most=3) == "0, 1, 2 and 5 more"
+    assert listed(["a", "b", "c"], most=2, lines=True) == "\n  a\n  b\n  and 1 more"
+    assert listed(["a"], lines=True) == "\n  a"
 
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))

@@ -7,6 +7,7 @@ from typing import Any
 from nullbooth_cli.commands.session import Session, start
 from nullbooth_cli.commands.tables import shortened, table
 from nullbooth_cli.datatypes import choose_sites
+from nullbooth_cli.formatting import listed
 from nullbooth_cli.report.compare_stores import Comparison, compare_stores
 
 # Columns in the order in which they are left out on a narrow terminal.
@@ -34,7 +35,7 @@ def draw_comparison(comparison: Comparison) -> list[Any]:
     above = [
         *(f"{letter} = {url}" for letter, url in zip("AB", comparison.stores, strict=True)),
         *(f"  {row.field}: {row.values[0]} | {row.values[1]}" for row in comparison.differences),
-        *(f"only in {letter}: {', '.join(names)}" for letter, names in zip("AB", comparison.only_in, strict=True) if names),
+        *(f"only in {letter}: {listed(names)}" for letter, names in zip("AB", comparison.only_in, strict=True) if names),
     ]
     return [*above, "", drawn, *([f"layers end in {ending}"] if ending else []), _summary(comparison)]
 

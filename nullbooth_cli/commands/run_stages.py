@@ -52,6 +52,7 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
         )
     if wanted[0] in ("covariance", "project"):
         session.open()
+    stages.check_possible(wanted, session.config, session.prompts, device=control.device)
     interrupts = Interrupts()
     with (
         interruptible(interrupts, session.terminal.note, "the unit that runs"),

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from nullbooth_cli.errors import ModelError
+from nullbooth_cli.formatting import listed
 from nullbooth_cli.model.projections import Projection
 
 
@@ -86,7 +87,7 @@ class ProjectionHooks:
         wrong = [f"{p} {self._fired[p]} times" for p in self._projections if self._fired[p] != 1]
         if wrong:
             raise ModelError(
-                f"in forward {self._forward} these projections did not fire exactly once: {', '.join(wrong)}",
+                f"in forward {self._forward} these projections did not fire exactly once: {listed(wrong)}",
                 "load the model without compiled, fused or custom attention processors",
             )
         self._forward += 1

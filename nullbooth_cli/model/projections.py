@@ -11,6 +11,7 @@ from torch import nn
 
 from nullbooth_cli.datatypes import FEATURES
 from nullbooth_cli.errors import ConfigError, ModelError
+from nullbooth_cli.formatting import listed
 
 _PROJECTION = re.compile(rf"^(?P<layer>.+)\.(?P<projection>{'|'.join(map(re.escape, FEATURES))})$")
 BLOCKS = {"down": "down_blocks.*", "mid": "mid_block.*", "up": "up_blocks.*"}
@@ -115,10 +116,10 @@ def _choose(names: list[str], others: list[str], layers: str | list[str | int]) 
                 name for name in others if fnmatchcase(name, pattern)
             }
         if not matching:
-            listed = "\n  ".join(f"{i:2d}  {name}" for i, name in enumerate(names))
+            there = listed([f"{i:2d}  {name}" for i, name in enumerate(names)], most=20, lines=True)
             raise ConfigError(
                 f"collect.cross_attention_layers: {wanted!r} matches none of the {len(names)} layers",
-                f"the layers are\n  {listed}",
+                f"the layers are{there}",
             )
         chosen |= matching
     return chosen

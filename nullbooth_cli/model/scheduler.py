@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from nullbooth_cli.datatypes import Step, step_key
 from nullbooth_cli.errors import ConfigError, ModelError
+from nullbooth_cli.formatting import listed
 from nullbooth_cli.model.corrected_solver import CorrectedDPMSolver
 from nullbooth_cli.model.pipeline_folder import read_folder
 from nullbooth_cli.model.protocols import BetaScheduler, Scheduler
@@ -238,7 +239,7 @@ def _require_possible(strategy: str | None, num_steps: int, num_train: int) -> N
 
 def _require_a_path(timesteps: NDArray[np.float64], last: int) -> None:
     """Raise ConfigError unless the timesteps lead from noise (`last`) downwards."""
-    shown = ", ".join(f"{t:g}" for t in timesteps)
+    shown = listed([f"{t:g}" for t in timesteps], most=10)
     hint = "choose another num_denoising_steps, sampler_strategy or timestep_spacing"
     if not np.isfinite(timesteps).all():
         raise ConfigError(f"the scheduler gave non-finite timesteps: {shown}", hint)

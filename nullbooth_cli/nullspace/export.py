@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 
 from nullbooth_cli.datatypes import Site, choose_sites
 from nullbooth_cli.errors import ConfigError, ResourceError
+from nullbooth_cli.formatting import listed
 from nullbooth_cli.nullspace import spectrum
 from nullbooth_cli.nullspace.pooling import DecompositionSettings, pooled, second_moment
 from nullbooth_cli.nullspace.usable import load_projector, provenance, usable_projectors
@@ -68,7 +69,7 @@ def export_alphaedit(store: Store, path: Path, layer: str | None, feature: str |
     sizes = sorted({site.dim for site in sites})
     if len(sizes) > 1:
         raise ConfigError(
-            f"{len(sites)} sites have {len(sizes)} sizes: {', '.join(map(str, sizes))}",
+            f"{len(sites)} sites have {len(sizes)} sizes: {listed(sizes)}",
             "choose sites of one size with layer and feature",
         )
     stack = np.stack([usable[site.weights[0]].dense() for site in sites])

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from nullbooth_cli.datatypes import Site, Step, Sums
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.formatting import listed
 from nullbooth_cli.store import Store
 
 
@@ -36,7 +37,7 @@ class Pooling:
         low, high = self.timesteps
         chosen = [t for t in recorded if low <= steps[t].timestep <= high]
         if not chosen:
-            present = ", ".join(f"{step.timestep:g}" for step in steps)
+            present = listed([f"{step.timestep:g}" for step in steps], most=10)
             raise ConfigError(
                 f"no timestep lies in project.timesteps [{low:g}, {high:g}]",
                 f"set a range with timesteps of the schedule: {present}",

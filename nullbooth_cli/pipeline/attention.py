@@ -6,6 +6,7 @@ from nullbooth_cli.collect.attention_maps import find_attention, record
 from nullbooth_cli.collect.open_model import load_path
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError, Rerun
+from nullbooth_cli.formatting import listed
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.pipeline.differences import attention_settings
 from nullbooth_cli.pipeline.run import Prepared, Run, my_units, prepare, report_units, units_to_do
@@ -13,6 +14,7 @@ from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.fingerprints import fingerprint
 from nullbooth_cli.settings.knowledge import attention_prompts
+from nullbooth_cli.settings.texts import cut, quoted
 from nullbooth_cli.store import Store
 from nullbooth_cli.store.verify import forget_damaged
 
@@ -76,6 +78,6 @@ def find_prompt(config: Config, store: Store, wanted: str) -> Prompt:
         )
     found = [prompt for prompt in there if prompt.text == wanted or prompt.id.startswith(wanted)]
     if len(found) != 1:
-        listed = "\n  ".join(f"{prompt.id}  {prompt.text}" for prompt in there)
-        raise ConfigError(f"'{wanted}' names {len(found)} of the prompts with attention maps", f"name one of\n  {listed}")
+        named = listed([f"{prompt.id}  {cut(prompt.text)}" for prompt in there], most=10, lines=True)
+        raise ConfigError(f"{quoted(wanted)} names {len(found)} of the prompts with attention maps", f"name one of{named}")
     return found[0]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nullbooth_cli.collect.open_model import load_recordable
 from nullbooth_cli.pipeline.prepare_collect import prepare_collect
-from nullbooth_cli.pipeline.run import Run, my_units, prepare, report_units
+from nullbooth_cli.pipeline.run import Run, decide, my_units, prepare, report_units
 from nullbooth_cli.pipeline.state import bytes_of
 from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.weighting import weighting_note
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 def run_collect(run: Run) -> Iterator[Event]:
     """Run the model over the prompts that are left, and write features, sums, or both.
 
-    Raises every error of `prepare_collect`, and ModelError or DataError for tensors that cannot be recorded. Cost: loads the
-    model, runs two steps of one prompt to find the sites, then one denoising path for every batch.
+    Raises ConfigError for images that cannot be read, every error of `prepare_collect`, and ModelError or DataError for tensors
+    that cannot be recorded. Cost: loads the model, runs two steps of one prompt to find the sites, then one denoising path for
+    every batch.
     """
     from nullbooth_cli.collect.batch_size import largest_batch
     from nullbooth_cli.collect.sinks import FeatureSink
@@ -38,6 +39,7 @@ def run_collect(run: Run) -> Iterator[Event]:
 
     store, section = run.store, run.config.collect
     device = pick_device(run.device or run.workers.device)
+    decide(run, lambda: _require_readable_images(run))
     yield Note(f"loading the model {run.config.model}, to {device}")
     loaded = load_recordable(run.config, store.schedule(), run.prompts, str(device))
     weights = load.weights_digest(loaded.pipe, encodes=loaded.path.images is not None)
@@ -61,6 +63,14 @@ def run_collect(run: Run) -> Iterator[Event]:
         units = collect_units(store, loaded, mine, branches=section.branches, sinks=sinks, interrupts=run.interrupts)
         yield from report_units(run, "collect", prepared, (f"prompts of unit {unit}" for unit in units))
     store.reload()
+
+
+def _require_readable_images(run: Run) -> None:
+    from nullbooth_cli.settings import images
+
+    if (folder := run.config.collect.images) is not None:
+        files = images.image_files(folder)
+        images.require_readable([images.file_of(files, prompt) for prompt in run.prompts])
 
 
 def _moment_sink(run: Run, loaded: "RecordableModel", device: "torch.device") -> "tuple[MomentSink, torch.device]":

@@ -8,6 +8,7 @@ from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.fingerprints import fingerprint, model_names, stage_settings
 from nullbooth_cli.settings.knowledge import HELDOUT_FIELD, PROMPTS_FIELD, attention_prompts, heldout_prompts
+from nullbooth_cli.settings.texts import cut
 from nullbooth_cli.store import Store
 
 
@@ -20,7 +21,7 @@ class Difference:
     new: Any
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.old} -> {self.new}"
+        return f"{self.field}: {cut(str(self.old), 400)} -> {cut(str(self.new), 400)}"
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Difference]:
@@ -65,10 +66,13 @@ def model_renamed(config: Config, store: Store | None) -> tuple[Difference, ...]
 def covered_rows(store: Store, count: int | None = None) -> dict[str, Any]:
     """The number and the digest of the first `count` rows (all by default), which moments are made from.
 
-    Covariance notes them: those rows must stay as they are, and others may be added.
+    Covariance notes them: the units of those rows must stay as they are, and others may be added. A unit that is not full counts
+    with its empty rows: they stay empty, because added prompts get units of their own.
     """
-    rows = store.rows[:count]
-    return {"count": len(rows), "digest": fingerprint([row.id if row else "" for row in rows])}
+    batch, count = store.layout.batch_size, len(store.rows) if count is None else count
+    end = -(-count // batch) * batch
+    ids = [row.id if row else "" for row in store.rows[:end]]
+    return {"count": count, "digest": fingerprint([batch, *ids, *[""] * (end - len(ids))])}
 
 
 def removed_prompts(prompts: Iterable[Prompt], store: Store) -> list[Prompt]:

@@ -26,12 +26,8 @@ def prepare_collect(run: Run, loaded: "RecordableModel", weights: str, batch_siz
 
     `weights` is the digest of the model's weights; `batch_size` is the number of prompts per forward, which is also the unit that
     is resumed and the border between chunks. Raises StageError for another model than the collection's, ResourceError if the disk
-    is too small, ConfigError for images that cannot be read.
+    is too small.
     """
-    from nullbooth_cli.settings import images
-
-    if loaded.path.images is not None:
-        images.require_readable([images.file_of(loaded.path.images, prompt) for prompt in run.prompts])
     require_same_noise(run.config, run.store, loaded.pipe.scheduler)
     found, notes = run.states().own["collect"], list[str]()
     afresh = found.state == "missing" or run.force
@@ -60,7 +56,6 @@ def _start_afresh(run: Run, loaded: "RecordableModel", weights: str, batch_size:
     needed = features_nbytes(loaded.sites, num_steps, len(run.prompts), layout.dtype) if layout.keeps_features else 0
     needed += 2 * sums_nbytes(loaded.sites, num_steps) * run.workers.size if layout.keeps_moments else 0
     space.ensure_room(store, needed - bytes_of(store, "collect"))
-    store.write_record("covariance", None)  # its moments are of units that are no more
     store.write_record("collect", None)
     create_collection(store, sites=loaded.sites, num_steps=num_steps, num_rows=len(run.prompts), layout=layout)
     store.write_rows(0, run.prompts)

@@ -11,18 +11,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
+from nullbooth_cli.collect.open_model import scheduler_of
+from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError, Rerun, StageError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.pipeline.collect import run_collect
 from nullbooth_cli.pipeline.covariance import run_covariance
-from nullbooth_cli.pipeline.project import run_project
+from nullbooth_cli.pipeline.project import require_inputs, run_project
 from nullbooth_cli.pipeline.run import Run, StateCache, decide
 from nullbooth_cli.pipeline.same_model import recognise_model
 from nullbooth_cli.pipeline.schedule import run_schedule
 from nullbooth_cli.pipeline.state import DONE, HELDOUT_STAGES, bytes_of, reasons_text, require
 from nullbooth_cli.progress import Event, Note
-from nullbooth_cli.settings.config import STAGES, public_settings
+from nullbooth_cli.settings.config import STAGES, Config, public_settings
 from nullbooth_cli.settings.knowledge import attention_prompts, heldout_config, heldout_prompts, require_disjoint
+from nullbooth_cli.store import Store
 
 REPAIRABLE = ("collect", "covariance")
 BeforeReplacing = Callable[[str, int], None]
@@ -57,6 +60,26 @@ def check_request(stages: Sequence[str], *, limit: int | None, repair: bool) -> 
         raise ConfigError("limit counts the units of one stage", "name one stage, or set no limit")
     if repair and not set(stages) & set(REPAIRABLE):
         raise ConfigError(f"{', '.join(stages)} cannot be repaired", f"name {' or '.join(REPAIRABLE)}, or use force")
+
+
+def check_possible(stages: Sequence[str], config: Config, prompts: tuple[Prompt, ...], *, device: str | None = None) -> None:
+    """Raise for what is wrong with a request, as far as that is known before a store is made or a model is loaded.
+
+    ResourceError for a device that is not there; ConfigError for a collection that cannot be projected, for prompts that are both
+    preserved and held out, for attention maps of other prompts, and (with a new store) for a model that lacks its config files.
+    Cost: with a new store, a read of those files; otherwise none.
+    """
+    if device is not None:
+        from nullbooth_cli.model.device import pick_device
+
+        pick_device(device)
+    if "project" in stages:
+        require_inputs(config)
+    require_disjoint(heldout_prompts(config), prompts)
+    if "collect" in stages and config.collect.visual_attention_map:
+        attention_prompts(config, prompts)
+    if stages[0] in ("schedule", "collect") and not Store.exists(config.store, config.storage_options):
+        scheduler_of(config)
 
 
 def _to_replace(run: Run, stage: str) -> list[int]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from nullbooth_cli.datatypes import HELDOUT, Prompt
 from nullbooth_cli.errors import Rerun, StageError
+from nullbooth_cli.formatting import listed
 from nullbooth_cli.pipeline.differences import (
     Difference,
     added_prompts,
@@ -30,6 +31,7 @@ from nullbooth_cli.pipeline.differences import (
 from nullbooth_cli.settings.config import STAGES, Config
 from nullbooth_cli.settings.fingerprints import size_settings
 from nullbooth_cli.settings.knowledge import HELDOUT_FIELD, PROMPTS_FIELD, heldout_config, heldout_prompts
+from nullbooth_cli.settings.texts import quoted
 from nullbooth_cli.store import RELEASED, Layout, Store
 
 HELDOUT_STAGES = ("collect", "covariance")
@@ -184,8 +186,7 @@ def _collect_units(prompts: tuple[Prompt, ...], store: Store, _: dict[str, Stage
     cells, layout = store.progress.cells("collect"), store.layout
     differences: tuple[Difference, ...] = ()
     if removed := removed_prompts(prompts, store):
-        listed = ", ".join(f"'{prompt.text}'" for prompt in removed)
-        wanted = f"{len(prompts)} prompts; removed or edited: {listed}"
+        wanted = f"{len(prompts)} prompts; removed or edited: {listed([quoted(prompt.text) for prompt in removed], most=3)}"
         differences = (Difference(PROMPTS_FIELD, f"{len(store.prompts())} prompts", wanted),)
     return _Units(
         done=int((cells > 0).sum()),
@@ -196,11 +197,12 @@ def _collect_units(prompts: tuple[Prompt, ...], store: Store, _: dict[str, Stage
 
 
 def _covariance_units(_: tuple[Prompt, ...], store: Store, before: dict[str, StageState]) -> _Units:
-    recorded = store.records["covariance"]["rows"]
+    recorded, cells = store.records["covariance"]["rows"], store.progress.cells("covariance")
+    if before["collect"].state == "missing":
+        return _Units(done=0, total=len(cells))
     count, digest = recorded["count"], covered_rows(store, recorded["count"])["digest"]
     differs = digest != recorded["digest"]
     because = (Difference(PROMPTS_FIELD, f"{count} rows, {recorded['digest']}", digest),) if differs else ()
-    cells = store.progress.cells("covariance")
     # A cell holds the number of collect's units that its sums were made from.
     done = int((cells == before["collect"].units_total).sum())
     return _Units(done=done, total=len(cells), differences=because)
@@ -227,14 +229,18 @@ def bytes_of(store: Store, stage: str) -> int:
 
 
 def require(states: Mapping[str, StageState], stage: str, store: str) -> None:
-    """Raise StageError unless the stage is complete; `store` is the place that the message names."""
+    """Raise StageError unless the stage is complete. The hint is the first stage that must run; `store` is named as the place."""
     found = states[stage]
     if found.is_done:
         return
-    because = reasons_text(found) if found.state == "stale" else ": " + units_text(found) if found.state == "partial" else ""
+    undone = [state for state in states.values() if not state.is_done]
+    # Collect writes a schedule that is missing.
+    first = found if stage == "collect" and undone[0].stage == "schedule" and undone[0].state == "missing" else undone[0]
+    because = reasons_text(first) if first.state == "stale" else ": " + units_text(first) if first.state == "partial" else ""
+    before = "" if first is found else f", and {first.stage} before it is {first.state}"
     raise StageError(
-        f"{stage} in {store} is {found.state}{because}",
-        Rerun(stage, force=found.state == "stale", store=store),
+        f"{stage} in {store} is {found.state}{before}{because}",
+        Rerun(first.stage, force=first.state == "stale", store=store),
     )
 
 

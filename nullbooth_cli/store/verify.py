@@ -6,6 +6,7 @@ from functools import partial
 
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import StoreError
+from nullbooth_cli.formatting import listed
 from nullbooth_cli.store.layout import covariance_units
 from nullbooth_cli.store.moment_arrays import STAGED
 from nullbooth_cli.store.partial_sums import PartialSums
@@ -107,5 +108,6 @@ def forget_damaged(store: Store, stage: str) -> str:
     store.progress.mark(stage, units, 0)
     for name in sorted({damage.check.partial_sums.name for damage in found if damage.check.partial_sums}):
         store.delete(f"parts/{name}")
-    listed = "".join(f"\n  {damage.error.message}" for damage in found)
-    return f"{len(units)} damaged units of {stage} are done again{listed}" if found else f"nothing of {stage} is damaged"
+    if not found:
+        return f"nothing of {stage} is damaged"
+    return f"{len(units)} damaged units of {stage} are done again{listed([damage.error.message for damage in found], lines=True)}"

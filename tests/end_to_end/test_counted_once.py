@@ -22,9 +22,10 @@ from nullbooth_cli.pipeline.workers import Workers
 from nullbooth_cli.settings.config import Config, build_config
 from nullbooth_cli.store import Store
 from nullbooth_cli.store.local import LocalBacking
-from nullbooth_cli.store.verify import Damage, run_checks
+from nullbooth_cli.store.verify import Damage, forget_damaged, run_checks
 from tests.support.builders import prompts_of
 from tests.support.recorded import assert_fresh, pretended_model
+from tests.support.stores import TIMED
 
 SEQUENCES = int(os.environ.get("NULLBOOTH_SEQUENCES", "4"))
 EVENTS = 8
@@ -179,6 +180,54 @@ class Sequence:
             else:
                 return assert_fresh(self.place, self.prompts)
         raise AssertionError("the hints lead nowhere")
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Iterator[Sequence]:
+    """Six prompts in three units, features and moments, recorded and summed by two processes in turn."""
+    with pretended_model():
+        sequence = Sequence(tmp_path / "run.zarr", "both", random.Random(0))
+        sequence.prompts, sequence.batch_size = [f"prompt {i}" for i in range(6)], 2
+        sequence.execute("collect", force=True, limit=1)
+        sequence.execute("collect", process=1)
+        yield sequence
+
+
+def damage_unit(sequence: Sequence, unit: int) -> None:
+    path = sequence.place / f"features/{TIMED.name}/c.0.{unit}.0.0"
+    path.write_bytes(b"\0" * path.stat().st_size)
+
+
+@pytest.mark.parametrize("unit", [0, 1, 2])
+@pytest.mark.parametrize("process", [0, 1, 2])
+def test_features_are_recorded_again_and_not_summed_again(both: Sequence, unit: int, process: int) -> None:
+    """Whichever process folded the unit, and whichever repairs it."""
+    damage_unit(both, unit)
+    both.execute("collect", process=process, repair=True)
+    assert both.damage_found() == []
+    both.execute("covariance", force=True)
+    assert_fresh(both.place, both.prompts)
+
+
+def test_a_repair_that_is_killed_is_finished_by_the_plain_command(both: Sequence) -> None:
+    """The unit is in the sums, and has no cell: its features are damaged, and not only its cell lost."""
+    damage_unit(both, 1)
+    forget_damaged(both.store(), "collect")
+    both.execute("collect")
+    assert both.damage_found() == []
+
+
+@pytest.mark.parametrize("keep", ["features", "both"])
+@pytest.mark.parametrize(("count", "batch_size"), [(6, 3), (6, 1), (7, 2), (8, 4)])
+def test_a_forced_collection_with_other_units_has_no_moments(both: Sequence, keep: str, count: int, batch_size: int) -> None:
+    both.keep, both.prompts, both.batch_size = keep, both.prompts[:5], 2
+    both.execute("collect", force=True)
+    both.execute("covariance", force=True)
+    both.prompts, both.batch_size = [f"prompt {i}" for i in range(count)], batch_size
+    for control in ({"force": True}, {}):
+        both.execute("collect", **control)
+        both.check()
+    both.lead_out()
 
 
 @pytest.mark.parametrize("seed", range(SEQUENCES))

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.pipeline.differences import added_prompts, covered_rows, differing, removed_prompts, wanted_settings
+from nullbooth_cli.store import Store
 from tests.support.builders import prompts_of, small_config
 
 SETTINGS = st.dictionaries(st.sampled_from("abcd"), st.integers(0, 2))
@@ -32,10 +33,14 @@ def test_prompts_are_added_removed_or_both_or_neither(wanted: list[Prompt], ther
 
 
 def test_rows_that_were_covered_do_not_change_when_others_come(tmp_path: Path) -> None:
-    before: Any = SimpleNamespace(rows=(Prompt("a"), None, Prompt("b")))
-    after: Any = SimpleNamespace(rows=(Prompt("a"), None, Prompt("b"), Prompt("c")))
+    before, after, filled, other = (
+        cast("Store", SimpleNamespace(rows=(Prompt("a"), None, Prompt("b"), *more), layout=SimpleNamespace(batch_size=batch)))
+        for more, batch in (([], 2), ([None, Prompt("c")], 2), ([Prompt("c")], 2), ([], 3))
+    )
     assert covered_rows(before) == covered_rows(after, 3)
     assert covered_rows(before) != covered_rows(after)
+    assert covered_rows(before) != covered_rows(filled, 3), "the unit of the last row has another prompt"
+    assert covered_rows(before) != covered_rows(other), "the units are others"
 
 
 def test_project_depends_on_the_prompts_in_any_order(tmp_path: Path) -> None:

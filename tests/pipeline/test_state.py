@@ -10,12 +10,57 @@ from typer.testing import CliRunner
 
 import nullbooth_cli as nb
 from nullbooth_cli.cli import app
-from nullbooth_cli.pipeline.state import read_states, stage_states
+from nullbooth_cli.errors import Rerun, StageError
+from nullbooth_cli.pipeline.state import read_states, require, stage_states
 from nullbooth_cli.settings.config import STAGES, Config
 from nullbooth_cli.store import Store
 from tests.support.builders import PROMPTS, ROOT, prompts_of, small_config
 from tests.support.counting import Objects, counted
 from tests.support.stages import TINY, changed
+
+
+class TestRequire:
+    """The message is about the stage that is asked for, the hint about the first that must run."""
+
+    def refused(self, config: Config, store: Store, stage: str) -> StageError:
+        with pytest.raises(StageError) as caught:
+            require(stage_states(config, prompts_of(config), store), stage, "run.zarr")
+        return caught.value
+
+    def test_the_first_of_several_stale_stages_is_named(self, tiny: tuple[Config, Store]) -> None:
+        config, store = tiny
+        error = self.refused(changed(config, schedule__num_denoising_steps=5), store, "project")
+        assert error.message == (
+            "project in run.zarr is stale, and schedule before it is stale\n  schedule.num_denoising_steps: 4 -> 5"
+        )
+        assert error.rerun == Rerun("schedule", force=True, store="run.zarr")
+
+    def test_missing_and_partial_stages(self, tiny: tuple[Config, Store]) -> None:
+        config, store = tiny
+        store.write_record("covariance", None)
+        error = self.refused(config, store, "project")
+        assert error.message.startswith("project in run.zarr is stale, and covariance before it is missing")
+        assert error.rerun == Rerun("covariance", store="run.zarr")
+        store.progress.mark("collect", [1], 0)
+        error = self.refused(config, store, "collect")
+        assert error.message == "collect in run.zarr is partial: 3 of 4 units"
+        assert error.rerun == Rerun("collect", store="run.zarr")
+        require(stage_states(config, prompts_of(config), store), "schedule", "run.zarr")
+
+    def test_rows_that_changed_make_project_stale(self, tiny: tuple[Config, Store]) -> None:
+        """The moments are of other rows, though the prompts are the same."""
+        config, store = tiny
+        record = store.records["covariance"]
+        store.write_record("covariance", {**record, "rows": {**record["rows"], "digest": "other"}})
+        store.write_record("decomposition", {**store.records["decomposition"], "rows": "these"})
+        (because,) = [d for d in stage_states(config, prompts_of(config), store)["project"].stale_because if "rows" in d.old]
+        assert str(because) == "original_knowledge_prompts: rows these -> rows other"
+
+    def test_a_long_list_of_removed_prompts_is_short(self, tiny: tuple[Config, Store]) -> None:
+        config, store = tiny
+        error = self.refused(changed(config, original_knowledge_prompts=PROMPTS[:1]), store, "collect")
+        first = ", ".join(repr(text) for text in PROMPTS[1:4])
+        assert error.message.endswith(f"1 prompts; removed or edited: {first} and 4 more")
 
 
 def stale_stages(config: Config, store: Store) -> set[str]:
