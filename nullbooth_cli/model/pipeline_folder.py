@@ -55,7 +55,7 @@ def read_folder(folder: str | Path, *, weights: bool) -> PipelineFolder:
     left_out = _missing_unused(folder, parts)
     parts = {name: kind for name, kind in parts.items() if name not in left_out}
     for name in parts:
-        if weights or name == "scheduler":
+        if weights:
             _require_files(folder, name)
         _require_classes(folder / name)
     _require_latents_alone(folder)

@@ -9,6 +9,7 @@
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -27,7 +28,7 @@ from nullbooth_cli.datatypes import Step, step_key
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import listed
 from nullbooth_cli.model.corrected_solver import CorrectedDPMSolver
-from nullbooth_cli.model.pipeline_folder import read_folder
+from nullbooth_cli.model.pipeline_folder import read_folder, read_json
 from nullbooth_cli.model.protocols import BetaScheduler, Scheduler
 from nullbooth_cli.settings.fingerprints import fingerprint
 
@@ -99,6 +100,7 @@ def model_scheduler(folder: str) -> Scheduler:
     found = read_folder(folder, weights=False)
     if "scheduler" not in found.parts:
         raise ModelError(f"{folder} has no scheduler", "set model to a text-to-image pipeline of diffusers")
+    read_json(Path(folder) / "scheduler" / "scheduler_config.json")  # raises, naming it
     scheduler: Scheduler = getattr(diffusers, found.parts["scheduler"]).from_pretrained(folder, subfolder="scheduler")
     pipeline = getattr(diffusers, found.class_name)
     if issubclass(pipeline, StableDiffusionMixin):
