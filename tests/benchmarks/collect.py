@@ -42,6 +42,9 @@ class Timed:
     def __init__(self, sink: Sink) -> None:
         self._sink, self.dtype, self.received, self.written = sink, sink.dtype, 0.0, 0.0
 
+    def lacks(self, unit: int) -> bool:
+        return self._sink.lacks(unit)
+
     def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
         start = time.perf_counter()
         self._sink.receive(site, step, rows, values)

@@ -123,6 +123,9 @@ class _Keep:
     def __init__(self) -> None:
         self.recorded: Recorded = []
 
+    def lacks(self, unit: int) -> bool:
+        return True
+
     def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
         self.recorded.append((site, step, values.to(torch.float16, copy=True)))
 

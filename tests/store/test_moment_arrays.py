@@ -59,3 +59,18 @@ def test_creating_again_empties_moments_and_progress(store: Store) -> None:
     assert store.progress.cells("covariance").tolist() == [0, 0, 0, 0]  # one unit of FREE, three of TIMED
     assert not (store.path / "moments/mid.attn2.k/count/c.0").exists()
     assert not store.arrays.has("staged")
+
+
+def test_processes_that_stage_at_once_make_one_array(store: Store) -> None:
+    """Each of them finds none and makes it: the later one must not disown what the earlier one wrote."""
+    store.moments.create((TIMED,), 3, store.layout)
+    first, second = store.blocks(TIMED)[:2]
+    sums = [Sums(np.eye(3), np.ones(3), 4)]
+    store.moments.stage(TIMED, first, sums)
+    made = store.path / "staged/mid.attn2.q/zarr.json"
+    document = made.read_bytes()
+    made.unlink()
+    Store.open(store.path, write=True).moments.stage(TIMED, second, sums)
+    assert made.read_bytes() == document
+    again = Store.open(store.path)
+    assert [again.moments.read_staged(TIMED, block)[0].count for block in (first, second)] == [4, 4]
