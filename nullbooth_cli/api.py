@@ -134,7 +134,7 @@ class OpenStore:
         A timestep-free site has the same moment at every step. Raises StageError before `covariance` is complete.
         Cost: 8 D^2 bytes read for each timestep that is added up.
         """
-        self._require("covariance")
+        self.require("covariance")
         found = self._site(site)
         chosen = None if step is None else [self._recorded(found, step)]
         sums = pooled(self._store, found, chosen)
@@ -146,7 +146,7 @@ class OpenStore:
         Raises StageError before `project` is complete, ConfigError for a step where the projectors are pooled, and the reverse.
         Cost: 8 D^2 bytes read, at most 4 D^2 bytes kept.
         """
-        self._require("project")
+        self.require("project")
         found = self._site(site)
         pooled_scope = self._store.config["project"]["scope"] == "pooled"
         if pooled_scope != (step is None):
@@ -163,7 +163,7 @@ class OpenStore:
         ConfigError for another model, naming what differs, and for per-timestep projectors. Cost: 8 D^2 bytes read for each site,
         and one read of the model's protected weights.
         """
-        self._require("project")
+        self.require("project")
         tensors = model if model is None or isinstance(model, Mapping) else model.state_dict()
         return usable_projectors(self._store, tensors)
 
@@ -172,10 +172,10 @@ class OpenStore:
 
         Raises StageError before `project` is complete.
         """
-        self._require("project")
+        self.require("project")
         return provenance(self._store)
 
-    def _require(self, stage: str) -> None:
+    def require(self, stage: str) -> None:
         """Raise StageError unless a stage is complete. A complete stage is read again only after a run."""
         self._follow()
         if stage not in self._complete:

@@ -20,8 +20,8 @@ from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.knowledge import heldout_prompts
 from nullbooth_cli.settings.prompts import load_prompts
 
-# The names of sets of prompts in the document, and in the table.
-SETS = {"kept": "preserved", "heldout": "held-out"}
+# The names of sets of prompts in the document that are others in the table.
+SETS = {"heldout": "held-out"}
 # The options that let a missing quantity be measured.
 MISSING_OPTIONS = {
     SUBJECT: "name one with --subject or --subject-prompts",
@@ -94,7 +94,7 @@ def _sets(session: Session, options: EvaluateOptions) -> PictureSets:
     if options.prompts:
         preserved = {"given": load_prompts(options.prompts, "--prompts")}
     else:
-        preserved = {"kept": session.prompts, "heldout": heldout_prompts(session.config)}
+        preserved = {"preserved": session.prompts, "heldout": heldout_prompts(session.config)}
     of_subject = load_prompts(subject, "--subject-prompts") if subject else ()
     return picture_sets(preserved, of_subject, num_prompts=options.num_prompts, subject_images=options.subject_images)
 

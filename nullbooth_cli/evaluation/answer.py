@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SUBJECT = "subject"  # the set of pictures of the learned subject; every other set is of preserved prompts
 
 

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from nullbooth_cli.collect.open_model import load_path
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.evaluation.edited import load_edited, require_fits, stored_shapes
 from nullbooth_cli.evaluation.encoders import FeatureSpaces
-from nullbooth_cli.evaluation.pictures import Pictures, draw_pictures, load_edited, pooled_latents, read_images
+from nullbooth_cli.evaluation.pictures import Pictures, draw_pictures, pooled_latents, read_images
 from nullbooth_cli.evaluation.request import EvaluationRequest
 from nullbooth_cli.evaluation.weight_drift import Weights, require_same_architecture, weights_of
 from nullbooth_cli.model.denoise import DenoisingPath
@@ -49,7 +50,7 @@ class DrawnModels:
     weights: dict[str, Weights] = field(default_factory=dict)
 
     def draw_base(self, spaces: FeatureSpaces) -> Generator[Event, None, DrawnBase]:
-        """Load the base and draw every picture twice, from two seeds."""
+        """Load the base, try every LoRA on it, and draw every picture twice, from two seeds."""
         yield Note(f"loading the model {self.config.model}, to {self.device}")
         pipe, path = load_path(self.config, self.store.schedule(), str(self.device))
         path = replace(path, images=None)  # every picture starts from noise, even if real images were collected
@@ -59,6 +60,10 @@ class DrawnModels:
         if weights_in_prompts := weighting_note(spec.prompt.text for spec in self.request.specs):
             yield Note(weights_in_prompts)
         self.weights[BASE] = weights_of(pipe, self._protected)
+        for place in self.request.edited:
+            require_fits(self.config, pipe, place)
+            if (shapes := stored_shapes(place)) is not None:
+                require_same_architecture(self.weights[BASE], shapes, place)
         yield from self._draw(BASE, pipe, path)
         yield from self._draw(ANOTHER, pipe, path, series=1)
         return DrawnBase(path, pipe.scheduler, self._instances(pipe, spaces))
@@ -69,7 +74,8 @@ class DrawnModels:
         pipe = load_edited(self.config, place, str(self.device))
         pipe.scheduler = base.scheduler  # not the scheduler that the edited pipeline was saved with
         self.weights[place] = weights_of(pipe, self._protected)
-        require_same_architecture(self.weights[BASE], self.weights[place], place)
+        shapes = {name: weight.shape for name, weight in self.weights[place].protected.items()}
+        require_same_architecture(self.weights[BASE], shapes, place)
         if self.weights[place].digests == self.weights[BASE].digests:
             yield Note(f"{place} has the weights of the base: nothing was edited")
         yield from self._draw(place, pipe, base.path)

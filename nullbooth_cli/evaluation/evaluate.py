@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nullbooth_cli.errors import Rerun, StageError
 from nullbooth_cli.evaluation.answer import SUBJECT, EvaluationReport, ModelAnswer, PictureComparison, SubjectComparison
 from nullbooth_cli.evaluation.compare import (
     FEWEST,
@@ -27,6 +26,7 @@ from nullbooth_cli.evaluation.compare import (
     similarity_to_instances,
 )
 from nullbooth_cli.evaluation.draw_models import ANOTHER, BASE, DrawnModels
+from nullbooth_cli.evaluation.edited import read_place
 from nullbooth_cli.evaluation.encoders import FeatureSpaces, load_feature_spaces
 from nullbooth_cli.evaluation.pictures import Pictures
 from nullbooth_cli.evaluation.request import (
@@ -41,6 +41,7 @@ from nullbooth_cli.evaluation.weight_drift import weight_drifts
 from nullbooth_cli.model.device import pick_device
 from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.config import Config, build_config
+from nullbooth_cli.settings.images import read_folder
 from nullbooth_cli.settings.knowledge import heldout_prompts
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.store import Store
@@ -66,9 +67,12 @@ class OpenedStore(Protocol):
     def store(self) -> Store:
         """The store below it."""
 
+    def require(self, stage: str) -> None:
+        """Raise StageError unless a stage is complete."""
+
 
 def evaluate(
-    store: Store | OpenedStore,
+    store: OpenedStore,
     edited: Place,
     *,
     config: Config | None = None,
@@ -85,18 +89,20 @@ def evaluate(
 ) -> Evaluation:
     """Measure what an edited model forgot and learned against the base that `store` was collected from.
 
-    `edited` and `against` are pipeline folders, hub ids or LoRAs. `prompts` replaces the preserved and held-out prompts of the
+    `edited` and `against` are pipeline folders, hub ids or LoRAs: a file of diffusers or kohya, a folder of PEFT, with a scale as
+    `lora@0.8`, several as `one@0.8+other`. `prompts` replaces the preserved and held-out prompts of the
     store, `subject` are prompts of the learned subject, and `instances` is a folder of the pictures it was learned from. `config`
     is the store's own by default; `encoders` gives folders of CLIP or DINO by name, else they come from the hub's cache.
     `batch_size` pictures are drawn together, by default as many as the config collects together.
 
-    Raises StageError before the stage covariance, ConfigError if the base is not the model that was collected from or a model
-    cannot be loaded. Cost: as `evaluation_events`.
+    Raises StageError unless the stage covariance is complete, ConfigError if the base is not the model that was collected from or
+    a model cannot be loaded whole, before anything is drawn. Cost: as `evaluation_events`.
     """
-    opened = store if isinstance(store, Store) else store.store
+    store.require("covariance")
+    opened = store.store
     found = build_config(opened.config) if config is None else config
     if prompts is None:
-        preserved = {"kept": opened.prompts(), "heldout": heldout_prompts(found)}
+        preserved = {"preserved": opened.prompts(), "heldout": heldout_prompts(found)}
     else:
         preserved = {"given": load_prompts(_source(prompts), "prompts")}
     of_subject = load_prompts(_source(subject), "subject") if subject else ()
@@ -122,15 +128,17 @@ def _source(prompts: Prompts) -> str | list[str]:
 
 
 def evaluation_events(config: Config, store: Store, request: EvaluationRequest) -> Generator[Event, None, Evaluation]:
-    """Draw with every model and compare. Raises as `evaluate` does.
+    """Draw with every model and compare. Raises as `evaluate` does; that the stage covariance is complete is the caller's check.
 
     Cost: a picture of each spec for the base, for its other seed and for each edited model, one model on the device at a time. In
     host memory all of the pictures, and the protected weights of every model.
     """
-    if "covariance" not in store.records:
-        raise StageError(f"covariance in {store.url} is missing", Rerun("covariance", store=store.url))
     device = pick_device(request.device)
     spaces = load_feature_spaces(request.encoders, device)
+    for place in request.edited:
+        read_place(config, place)
+    if request.instances is not None:
+        read_folder(request.instances, "instances")
     models = DrawnModels(config=config, store=store, request=request, device=device)
     base = yield from models.draw_base(spaces)
     for place in request.edited:

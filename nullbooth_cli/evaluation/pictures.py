@@ -2,8 +2,7 @@
 
 1. `PictureSpec` is a prompt and the number of one of its pictures. Its noise follows from these two alone: other prompts, their
    order and the batch size do not change it. This noise was never used during collection.
-2. `load_edited()` opens an edited model: a pipeline, or a LoRA, which is fused into the base.
-3. `draw_pictures()` yields pictures and latents batch by batch, in host memory: 3 bytes a pixel, and 4 a latent value.
+2. `draw_pictures()` yields pictures and latents batch by batch, in host memory: 3 bytes a pixel, and 4 a latent value.
 """
 
 import hashlib
@@ -18,16 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import adaptive_avg_pool2d
 
-from nullbooth_cli.collect.open_model import load_model
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.evaluation.encoders import batches
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.latents import encode_images, scale_latents
-from nullbooth_cli.model.load import ONE_LOAD
 from nullbooth_cli.model.protocols import Autoencoder, LatentPipeline, Pipeline
-from nullbooth_cli.model.quiet import quiet_libraries
-from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.images import read_folder, read_image
 
 POOLED = 4
@@ -71,53 +66,6 @@ class Pictures:
 def pool(latents: torch.Tensor) -> NDArray[np.float32]:
     """`[N, 16 C]` of latents `[N, C, h, w]`, averaged over a grid of 4 x 4 places."""
     return np.asarray(adaptive_avg_pool2d(latents, POOLED).flatten(1).numpy())
-
-
-@quiet_libraries()
-def load_edited(config: Config, place: str, device: str | None) -> Pipeline:
-    """The pipeline at a place: a pipeline folder, a hub id, or a LoRA (a .safetensors file or its folder), fused into the base.
-
-    Raises ConfigError if it is none of them, or does not fit the base.
-    """
-    file = _lora_file(Path(place).expanduser())
-    if file is None:
-        other = {"model": place, "revision": None, "variant": None, "pipeline_config": None}
-        return load_model(config.model_copy(update=other), device)
-    pipe = load_model(config, device)
-    try:
-        with ONE_LOAD:
-            pipe.load_lora_weights(str(file.parent), weight_name=file.name)
-        pipe.fuse_lora()
-        pipe.unload_lora_weights()
-    except (AttributeError, ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"cannot load the LoRA {file} into {config.model}: {str(error).splitlines()[0]}",
-            "name a LoRA that was made for this base, and install peft (pip install peft)",
-        ) from error
-    return pipe
-
-
-def _lora_file(path: Path) -> Path | None:
-    """The file of a LoRA, None for a pipeline."""
-    if not path.exists() or (path / "model_index.json").is_file():
-        return None
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    if len(files) == 1 and files[0].suffix == ".safetensors" and _has_lora(files[0]):
-        return files[0]
-    raise ConfigError(
-        f"{path} is neither a pipeline folder (with a model_index.json) nor a LoRA (one .safetensors file of lora weights)",
-        "name a folder that save_pretrained wrote, or the file of save_lora_weights",
-    )
-
-
-def _has_lora(file: Path) -> bool:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "pt") as tensors:
-            return any("lora" in name.lower() for name in tensors.keys())  # noqa: SIM118  # it is not a mapping
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"cannot read {file}: {error}", "write it again, as a .safetensors file") from error
 
 
 def draw_pictures(

@@ -50,14 +50,15 @@ def weights_of(pipe: Pipeline, protected: Sequence[str]) -> Weights:
     return Weights(digests, {name: tensors[name].float().cpu().numpy() for name in protected})
 
 
-def require_same_architecture(base: Weights, edited: Weights, place: str) -> None:
-    """Raise ConfigError for a protected weight of another shape."""
+def require_same_architecture(base: Weights, shapes: Mapping[str, tuple[int, ...]], place: str) -> None:
+    """Raise ConfigError for a protected weight that is missing in a model of these shapes, by name, or has another shape."""
+    hint = "name a model of the architecture of the base; fuse a LoRA, or name its own file"
+    missing = [name for name in base.protected if name not in shapes]
+    if missing:
+        raise ConfigError(f"{place} lacks {len(missing)} protected weights of the base, such as {missing[0]}", hint)
     for name, weight in base.protected.items():
-        if edited.protected[name].shape != weight.shape:
-            raise ConfigError(
-                f"{name} of {place} has the shape {list(edited.protected[name].shape)}, in the base {list(weight.shape)}",
-                "name a model of the architecture of the base",
-            )
+        if shapes[name] != weight.shape:
+            raise ConfigError(f"{name} of {place} has the shape {list(shapes[name])}, in the base {list(weight.shape)}", hint)
 
 
 def weight_drifts(store: Store, heldout: Store | None, base: Weights, edited: Sequence[Weights]) -> list[Drift]:

@@ -7,6 +7,7 @@ from torch import nn
 
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import counted
+from nullbooth_cli.model.adapters import CHANGES_BASE
 from nullbooth_cli.tensors import plain_name
 
 FORWARD = "the forward of the layer was replaced"
@@ -16,8 +17,6 @@ UNDO = {
     FORWARD: "take off what replaced it, such as an adapter of another tool; adapters are added with pipe.unet.add_adapter",
     FUSED: "call pipe.unfuse_qkv_projections() first: k and v would get no gradient",
 }
-# PEFT's starts of a LoRA that change the weight of the layer as well, by the beginning of their names.
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def require_constrainable(model: Any, weights: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from tests.support.evaluations import report
 
 def test_the_table_has_models_side_by_side() -> None:
     drawn, *lines = draw_table(report(["p"], ["models/one", "models/two"], [0.5, 0.25]))
-    assert [column.header for column in drawn.columns] == ["prompts", "quantity", "another seed", "one", "two"]
+    assert [str(column.header) for column in drawn.columns] == ["prompts", "quantity", "another seed", "one", "two"]
     assert sum("drift by at most" in line for line in lines) == 2
     cells = [list(column.cells) for column in drawn.columns]
     rows = [[str(cell) for cell in row] for row in zip(*cells, strict=True)]

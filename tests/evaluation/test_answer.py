@@ -15,7 +15,7 @@ def test_models_of_one_name_keep_their_places(places: list[str], names: list[str
 def test_the_first_model_is_one_of_the_models() -> None:
     found = report(["p"], ["one", "two"], [1.0, 2.0])
     assert [model.edited for model in found.models] == ["one", "two"]
-    assert [model.on("kept").latent_mse for model in found.models] == [1.0, 2.0]
+    assert [model.on("preserved").latent_mse for model in found.models] == [1.0, 2.0]
     assert found.models[0].on("subject") is found.subject
     with pytest.raises(KeyError):
         found.models[0].on("nothing")

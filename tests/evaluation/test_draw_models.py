@@ -28,7 +28,7 @@ def drawn(run: tuple[Config, Store], models: Path) -> tuple[DrawnModels, list[Ev
     """The base and the model `free`, with their events."""
     config, store = run
     free = str(models / "free")
-    request = EvaluationRequest(edited=(free, str(FOLDER)), sets={"kept": SPECS}, batch_size=2)
+    request = EvaluationRequest(edited=(free, str(FOLDER)), sets={"preserved": SPECS}, batch_size=2)
     made = DrawnModels(config=config, store=store, request=request, device=torch.device("cpu"))
     events: list[Event] = []
     drawing = made.draw_base(FeatureSpaces())

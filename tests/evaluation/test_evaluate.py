@@ -1,6 +1,7 @@
 """What `evaluate` measures, held against the same computed plainly; and what it refuses."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import nullbooth_cli as nb
 from nullbooth_cli.collect import open_model
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError, StageError
-from nullbooth_cli.evaluation import pictures
+from nullbooth_cli.evaluation import draw_models
+from nullbooth_cli.evaluation.edited import load_edited
 from nullbooth_cli.evaluation.encoders import ENCODERS
 from nullbooth_cli.evaluation.evaluate import evaluate
 from nullbooth_cli.evaluation.pictures import PictureSpec
@@ -24,7 +27,7 @@ from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from nullbooth_cli.toy import FOLDER
 from tests.support import tiny
-from tests.support.builders import PROMPTS, execute, small_config
+from tests.support.builders import MID, PROMPTS, execute, small_config
 from tests.support.cli import nullbooth, refused
 from tests.support.edited_models import toy
 from tests.support.encoder_weights import save_encoders
@@ -55,29 +58,33 @@ def by_hand(config: Config, store: Store, pipe: Any, text: str, noise: int) -> t
 
 
 def test_latent_distances_are_those_of_the_pipelines_themselves(answer: Any, run: Any, models: Path) -> None:
-    entry = answer[0]["against"][0]["preservation"]["kept"]["by_picture"][1]
+    entry = answer[0]["against"][0]["preservation"]["preserved"]["by_picture"][1]
     spec = PictureSpec(Prompt(entry["text"]))
     base = by_hand(*run, toy(), entry["text"], spec.noise(0))
     another = by_hand(*run, toy(), entry["text"], spec.noise(1))
-    edited = by_hand(*run, pictures.load_edited(run[0], str(models / "free"), "cpu"), entry["text"], spec.noise(0))
+    edited = by_hand(*run, load_edited(run[0], str(models / "free"), "cpu"), entry["text"], spec.noise(0))
     assert entry["latent_mse"] == pytest.approx(float((base - edited).square().mean()), rel=1e-3)
-    baseline = answer[0]["baseline"]["kept"]["by_picture"][1]
+    baseline = answer[0]["baseline"]["preserved"]["by_picture"][1]
     assert baseline["latent_mse"] == pytest.approx(float((base - another).square().mean()), rel=1e-4)
 
 
 def test_relative_means_of_another_seed(answer: Any) -> None:
     document = answer[0]
-    for name in ("kept", "heldout"):
+    for name in ("preserved", "heldout"):
         kept, baseline = document["preservation"][name], document["baseline"][name]
         assert kept["latent_mse"] == pytest.approx(np.mean([each["latent_mse"] for each in kept["by_picture"]]))
         assert kept["latent_mse_relative"] == pytest.approx(kept["latent_mse"] / baseline["latent_mse"])
         assert baseline["latent_mse_relative"] == 1.0
-    assert {name: each["pictures"] for name, each in document["baseline"].items()} == {"kept": 5, "heldout": 2, "subject": 10}
+    assert {name: each["pictures"] for name, each in document["baseline"].items()} == {
+        "preserved": 5,
+        "heldout": 2,
+        "subject": 10,
+    }
 
 
 def test_a_projected_edit_forgets_less(answer: Any) -> None:
     constrained, (free, _) = answer[0], answer[0]["against"]
-    for name in ("kept", "heldout"):
+    for name in ("preserved", "heldout"):
         assert constrained["preservation"][name]["latent_mse"] < 0.3 * free["preservation"][name]["latent_mse"]
     assert constrained["drift"]["largest"] < 0.3 * free["drift"]["largest"]
     assert constrained["drift"]["unprotected_changed"] == []
@@ -97,15 +104,15 @@ def test_the_base_against_itself_is_at_zero(run: Any) -> None:
     assert document["drift"]["largest"] == document["drift"]["largest_heldout"] == 0
     assert document["drift"]["protected_changed"] == 0
     assert document["subject"] is None
-    assert document["preservation"]["kept"]["pictures"] == 3
+    assert document["preservation"]["preserved"]["pictures"] == 3
 
 
 def test_distributions_need_enough_pictures_and_say_so(answer: Any) -> None:
     document = answer[0]
-    kept, subject = document["preservation"]["kept"]["features"]["latents"], document["subject"]["features"]["latents"]
+    kept, subject = document["preservation"]["preserved"]["features"]["latents"], document["subject"]["features"]["latents"]
     assert {key for key, value in kept.items() if value is None} == set(QUANTITIES)
     assert all(value is not None for value in subject.values())
-    assert "5 pictures are too few" in document["not_measured"]["distributions of kept"]
+    assert "5 pictures are too few" in document["not_measured"]["distributions of preserved"]
     assert "distributions of subject" not in document["not_measured"]
     assert {"clip", "dino", "lpips"} <= set(document["not_measured"])
     assert set(document["subject"]["instances"]) == {"latents"}
@@ -119,9 +126,11 @@ def test_every_picture_is_written(answer: Any) -> None:
         assert {path.name for path in (folder / name).iterdir()} == expected
     mse = []
     for spec in (PictureSpec(Prompt(text)) for text in PROMPTS[:5]):
-        base, edited = (np.asarray(Image.open(folder / "kept" / f"{spec.name}-{of}.png")) / 255 for of in ("base", "against-1"))
+        base, edited = (
+            np.asarray(Image.open(folder / "preserved" / f"{spec.name}-{of}.png")) / 255 for of in ("base", "against-1")
+        )
         mse.append(np.square(base - edited).mean())
-    assert document["against"][0]["preservation"]["kept"]["pixel_mse"] == pytest.approx(np.mean(mse))
+    assert document["against"][0]["preservation"]["preserved"]["pixel_mse"] == pytest.approx(np.mean(mse))
 
 
 class TestFromPython:
@@ -130,7 +139,7 @@ class TestFromPython:
         events: list[Event] = []
         store = nb.open_store(run[1].path)
         found = evaluate(store, models / "free", prompts=PROMPTS[:2], device="cpu", on_event=events.append)
-        by_command = answer[0]["against"][0]["preservation"]["kept"]["by_picture"][:2]
+        by_command = answer[0]["against"][0]["preservation"]["preserved"]["by_picture"][:2]
         given = to_json(found.report.preservation["given"].by_picture)
         assert [each["text"] for each in given] == PROMPTS[:2]
         for mine, theirs in zip(given, by_command, strict=True):
@@ -142,7 +151,7 @@ class TestFromPython:
     def test_subject_and_instances(self, run: Any, models: Path, tmp_path: Path) -> None:
         Image.new("RGB", (40, 64), "orange").save(tmp_path / "a.png")
         found = evaluate(
-            run[1],
+            nb.OpenStore(run[1]),
             models / "constrained",
             num_prompts=1,
             subject=[SUBJECT],
@@ -150,7 +159,7 @@ class TestFromPython:
             instances=tmp_path,
             device="cpu",
         ).report
-        assert {name: each.pictures for name, each in found.preservation.items()} == {"kept": 1, "heldout": 1}
+        assert {name: each.pictures for name, each in found.preservation.items()} == {"preserved": 1, "heldout": 1}
         assert found.subject is not None
         assert found.subject.pictures == 2
         assert set(found.subject.instances or {}) == {"latents"}
@@ -158,12 +167,18 @@ class TestFromPython:
     def test_before_there_are_moments(self, tmp_path: Path) -> None:
         config = small_config(tmp_path / "early.zarr")
         with pytest.raises(StageError, match=r"covariance in .* is missing"):
-            evaluate(execute(config, "schedule"), "anything")
+            evaluate(nb.OpenStore(execute(config, "schedule")), "anything")
+
+    def test_while_moments_are_partial(self, tmp_path: Path) -> None:
+        config = small_config(tmp_path / "part.zarr", **MID)
+        store = execute(config, "covariance", store=execute(config, "schedule", "collect"), limit=1)
+        with pytest.raises(StageError, match=r"covariance in .* is partial"):
+            evaluate(nb.OpenStore(store), "anything")
 
     def test_a_base_that_was_not_collected_from(self, run: Any, models: Path) -> None:
         config = run[0].model_copy(update={"model": str(models / "free")})
         with pytest.raises(ConfigError, match="belong to another model than the one at hand"):
-            evaluate(run[1], "x", config=config, prompts=["a"])
+            evaluate(nb.OpenStore(run[1]), "x", config=config, prompts=["a"])
 
 
 class TestSpaces:
@@ -186,7 +201,37 @@ class TestSpaces:
 
 
 class TestRefused:
-    def test_another_architecture(self, run: Any, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (("nowhere",), "no model folder at nowhere"),
+            (("{models}/free", "--against", "{models}"), "neither a pipeline folder"),
+            (("{models}/free@2",), "is no LoRA"),
+            (("{models}/free", "--subject", "s", "--instances", "{models}"), "instances|neither images"),
+            (("{models}/free", "--features", "clip={models}"), "no CLIP model at"),
+        ],
+        ids=["no model", "no model beside it", "a scale of a pipeline", "no instances", "no encoder"],
+    )
+    def test_before_a_model_is_loaded(
+        self, run: Any, models: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
+    ) -> None:
+        monkeypatch.setattr(draw_models, "load_path", lambda *_: pytest.fail("the base was loaded"))
+        places = [word.format(models=models) for word in arguments]
+        shown = nullbooth("evaluate", *places, "-s", str(run[1].path))
+        assert shown.exit_code == 2
+        assert re.search(words, shown.stderr)
+
+    def test_before_anything_is_drawn(self, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A LoRA that fits nothing exited with 0, and forgot nothing."""
+        monkeypatch.setattr(draw_models, "draw_pictures", lambda *_: pytest.fail("a picture was drawn"))
+        name = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+        tensors = {f"{name}.lora_A.weight": torch.ones(2, 96), f"{name}.lora_B.weight": torch.ones(80, 2)}
+        save_file(tensors, tmp_path / "lora.safetensors")
+        shown = nullbooth("evaluate", str(tmp_path / "lora.safetensors"), "-s", str(run[1].path))
+        refused(shown, 2, "does not fit the StableDiffusionPipeline of this base: 1 of its 1 layer cannot be loaded")
+
+    def test_another_architecture(self, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(draw_models, "draw_pictures", lambda *_: pytest.fail("a picture was drawn"))
         place = tiny.saved("sd1", tmp_path)
         shown = nullbooth("evaluate", str(place), "-s", str(run[1].path), "--num-prompts", "1", "-q")
         refused(shown, 2, "has the shape", "in the base", "architecture of the base")
@@ -202,7 +247,7 @@ COMPARISON = (
     "dim cosine frechet_distance kernel_distance one_nn_accuracy jensen_shannon precision recall density coverage}} "
     "by_picture[{id number text latent_mse}]"
 )
-SETS = f"kept{{{COMPARISON}}} heldout{{{COMPARISON}}}"
+SETS = f"preserved{{{COMPARISON}}} heldout{{{COMPARISON}}}"
 OF_SUBJECT = f"subject{{{COMPARISON} instances{{latents{{base edited}}}}}}"
 DRIFT = "drift{largest largest_heldout protected_changed unprotected_changed[] weights[{weight drift heldout_drift}]}"
 

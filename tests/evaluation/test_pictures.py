@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from nullbooth_cli.collect import open_model
 from nullbooth_cli.datatypes import Prompt
@@ -14,10 +13,8 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation import pictures
 from nullbooth_cli.evaluation.pictures import PictureSpec
 from nullbooth_cli.model import denoise, load
-from nullbooth_cli.settings.config import Config
 from tests.support import tiny
 from tests.support.builders import PROMPTS
-from tests.support.edited_models import save_lora, toy
 from tests.support.pictures import picture
 
 
@@ -55,38 +52,6 @@ class TestDrawing:
         own = np.linalg.norm(pictures.pooled_latents(pipe, drawn.images) - drawn.pooled(), axis=1)
         other = np.linalg.norm(pictures.pooled_latents(pipe, drawn.images)[::-1] - drawn.pooled(), axis=1)
         assert (own < 0.7 * other).all()  # the autoencoder does not know pictures of four steps well
-
-
-class TestLoadEdited:
-    def test_a_lora_is_fused_from_its_file_and_its_folder(self, tmp_path: Path) -> None:
-        adapted = save_lora(tmp_path)
-        layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
-        wrapped = adapted.get_submodule(layer)
-        delta = (wrapped.lora_B["default"].weight @ wrapped.lora_A["default"].weight).detach()
-        expected = toy().unet.get_parameter(f"{layer}.weight") + delta
-        for place in (tmp_path, tmp_path / "pytorch_lora_weights.safetensors"):
-            unet = pictures.load_edited(Config(), str(place), "cpu").unet
-            torch.testing.assert_close(unet.get_parameter(f"{layer}.weight").data, expected)
-
-    @pytest.mark.parametrize(
-        ("place", "words"),
-        [
-            ("nowhere", "no model folder at nowhere"),
-            ("{models}", "neither a pipeline folder"),
-            ("{models}/free/unet/diffusion_pytorch_model.safetensors", "nor a LoRA"),
-        ],
-    )
-    def test_a_place_without_a_model(self, models: Path, place: str, words: str) -> None:
-        with pytest.raises(ConfigError, match=words):
-            pictures.load_edited(Config(), place.format(models=models), "cpu")
-
-    def test_a_lora_of_another_architecture(self, tmp_path: Path) -> None:
-        name = "unet.mid_block.attentions.7.transformer_blocks.0.attn2.to_k"
-        tensors = {f"{name}.lora_A.weight": torch.ones(2, 5), f"{name}.lora_B.weight": torch.ones(5, 2)}
-        save_file(tensors, tmp_path / "l.safetensors")
-        with pytest.raises(ConfigError, match="cannot load the LoRA") as caught:
-            pictures.load_edited(Config(), str(tmp_path), "cpu")
-        assert "made for this base" in caught.value.hint
 
 
 class TestReadImages:

@@ -12,7 +12,7 @@ from nullbooth_cli.evaluation.answer import SUBJECT
 from nullbooth_cli.evaluation.pictures import PictureSpec
 from nullbooth_cli.evaluation.request import EvaluationRequest, picture_sets, slices_of
 
-counts = st.dictionaries(st.sampled_from(["kept", "heldout", "given"]), st.integers(0, 9))
+counts = st.dictionaries(st.sampled_from(["preserved", "heldout", "given"]), st.integers(0, 9))
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -46,4 +46,4 @@ def test_a_model_is_named_once() -> None:
 
 def test_instances_need_a_subject() -> None:
     with pytest.raises(ConfigError, match="no subject is named"):
-        EvaluationRequest(edited=("a",), sets={"kept": ()}, instances=Path("x"))
+        EvaluationRequest(edited=("a",), sets={"preserved": ()}, instances=Path("x"))

@@ -9,9 +9,9 @@ from tests.support.evaluations import comparison, of_subject, report
 
 def test_models_are_side_by_side() -> None:
     rows = summary(report(["p", "q"], ["one", "two"], [0.5, 0.25]))
-    assert SummaryRow("kept", "latent MSE", (2.0, 0.5, 0.25)) in rows
+    assert SummaryRow("preserved", "latent MSE", (2.0, 0.5, 0.25)) in rows
     assert SummaryRow("subject", "latent MSE, of another seed's", (1.0, 0.25, 0.125)) in rows
-    assert SummaryRow("kept", "captions drawn right (base 1)", (0.25, 0.25, 0.25)) in rows
+    assert SummaryRow("preserved", "captions drawn right (base 1)", (0.25, 0.25, 0.25)) in rows
     assert {row.quantity for row in rows} >= {f"latents: {label}" for label in QUANTITIES.values()}
 
 
@@ -22,8 +22,8 @@ def test_what_nothing_has_is_left_out() -> None:
 
 def test_what_one_model_has_is_shown() -> None:
     found = report(["p"], ["one"], [0.5])
-    rows = summary(replace(found, preservation={"kept": replace(found.preservation["kept"], psnr=30.0)}))
-    assert SummaryRow("kept", "PSNR, dB", (None, 30.0)) in rows
+    rows = summary(replace(found, preservation={"preserved": replace(found.preservation["preserved"], psnr=30.0)}))
+    assert SummaryRow("preserved", "PSNR, dB", (None, 30.0)) in rows
 
 
 def test_instances_are_rows_of_the_subject() -> None:
@@ -32,4 +32,4 @@ def test_instances_are_rows_of_the_subject() -> None:
     baseline, subject = (of_subject(comparison(["s"], 1.0), each) for each in cosines)
     rows = summary(replace(found, subject=subject, baseline={**found.baseline, "subject": baseline}))
     assert SummaryRow("subject", "latents: cosine with the instances (base 0.1)", (0.2, 0.9)) in rows
-    assert not [row for row in rows if row.prompts == "kept" and "instances" in row.quantity]
+    assert not [row for row in rows if row.prompts == "preserved" and "instances" in row.quantity]

@@ -9,8 +9,9 @@ import pytest
 
 import nullbooth_cli as nb
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.evaluation import pictures, weight_drift
+from nullbooth_cli.evaluation import weight_drift
 from nullbooth_cli.evaluation.answer import Drift
+from nullbooth_cli.evaluation.edited import load_edited
 from nullbooth_cli.nullspace.projector import relative_drift
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
@@ -25,7 +26,7 @@ def drifts(run: tuple[Config, Store], models: Path) -> dict[str, Drift]:
     """The drift of every edited model."""
     config, store = run
     protected = [name for site in store.sites for name in site.weights]
-    edited = [weight_drift.weights_of(pictures.load_edited(config, str(models / name), "cpu"), protected) for name in NAMES]
+    edited = [weight_drift.weights_of(load_edited(config, str(models / name), "cpu"), protected) for name in NAMES]
     base = weight_drift.weights_of(toy(), protected)
     return dict(zip(NAMES, weight_drift.weight_drifts(store, store.heldout(), base, edited), strict=True))
 
@@ -33,7 +34,7 @@ def drifts(run: tuple[Config, Store], models: Path) -> dict[str, Drift]:
 def test_drift_is_that_of_the_recorded_inputs(drifts: dict[str, Drift], run: Any, models: Path) -> None:
     """norm(dW K) / norm(W K) with the vectors themselves, in float64."""
     store, weights = run[1], {entry.weight: entry for entry in drifts["free"].weights}
-    base, edited = toy().unet, pictures.load_edited(run[0], str(models / "free"), "cpu").unet
+    base, edited = toy().unet, load_edited(run[0], str(models / "free"), "cpu").unet
     assert set(weights) == {name for site in store.sites for name in site.weights}
     for site in store.sites:
         k = np.concatenate(

@@ -52,12 +52,12 @@ def drift(scale: float = 1.0) -> Drift:
 
 
 def report(texts: Sequence[str], places: Sequence[str], changes: Sequence[float]) -> EvaluationReport:
-    """One answer for each place, on the set `kept` of these texts and on two pictures of a subject."""
+    """One answer for each place, on the set `preserved` of these texts and on two pictures of a subject."""
     subject = ["s", "s"]
     first, *others = (
         ModelAnswer(
             edited=place,
-            preservation={"kept": comparison(texts, change)},
+            preservation={"preserved": comparison(texts, change)},
             subject=of_subject(comparison(subject, change)),
             drift=drift(i + 1),
         )
@@ -72,7 +72,7 @@ def report(texts: Sequence[str], places: Sequence[str], changes: Sequence[float]
         guidance_scale=4.0,
         preservation=first.preservation,
         subject=first.subject,
-        baseline={"kept": comparison(texts, 2.0), "subject": of_subject(comparison(subject, 2.0))},
+        baseline={"preserved": comparison(texts, 2.0), "subject": of_subject(comparison(subject, 2.0))},
         against=tuple(others),
         not_measured={"clip": "no CLIP weights at <here>"},
         drift=first.drift,
@@ -82,7 +82,7 @@ def report(texts: Sequence[str], places: Sequence[str], changes: Sequence[float]
 def evaluation(texts: Sequence[str], places: Sequence[str], changes: Sequence[float]) -> Evaluation:
     """The same with random pictures of 40 x 60; a model that did not change has the pictures of the base."""
     sets = {
-        "kept": tuple(PictureSpec(Prompt(text)) for text in texts),
+        "preserved": tuple(PictureSpec(Prompt(text)) for text in texts),
         "subject": (PictureSpec(Prompt("s"), 0), PictureSpec(Prompt("s"), 1)),
     }
     rng, count = np.random.default_rng(0), len(texts) + 2

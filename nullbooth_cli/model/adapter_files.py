@@ -1,0 +1,151 @@
+"""Files of adapters: what one holds, read from the names of its tensors before anything is loaded.
+
+    AdapterFile.find(Path("trained-lora"), allow_pickle=False)
+
+1. A LoRA of diffusers or kohya is one file of pairs: a matrix down to the rank, and one up from it, perhaps with an alpha.
+2. A folder that PEFT's `save_pretrained` wrote has an adapter_config.json; any kind of adapter that PEFT knows may be in it.
+3. Everything else is an error that names the kind: diffusers leaves out what it does not know, with a warning at most.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.formatting import counted
+from nullbooth_cli.model.sources import ALLOW_PICKLE, PICKLED, SAFE
+
+PEFT_CONFIG = "adapter_config.json"
+PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+_PART = re.compile(r"(.*?[._])(lora\d*)[._](down|up|A|B)\.weight")
+_BESIDE = re.compile(r".*\.alpha|.*lora_magnitude_vector(\.weight)?")
+# Other adapters, by a part of the names of their tensors.
+KINDS = {
+    "dora_scale": "DoRA of kohya or LyCORIS, whose magnitudes diffusers leaves out",
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "boft_": "BOFT",
+    "oft_": "OFT",
+    "lora_mid": "LoCon with a core (Tucker)",
+    ".diff": "whole differences of weights",
+    "on_input": "IA3",
+    "lora_B.bias": "biases",
+}
+
+
+class PairName(NamedTuple):
+    """The layer that a tensor belongs to, as the file names it, and whether it goes `down` to the rank or up."""
+
+    layer: str
+    down: bool
+
+
+def pair_name(tensor: str) -> PairName | None:
+    """The pair that a tensor is part of, None for anything else."""
+    found = _PART.fullmatch(tensor)
+    return found and PairName(f"{found[1]}{found[2].removeprefix('lora')}".rstrip("._"), found[3] in ("down", "A"))
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A file of an adapter; `peft` is the folder that PEFT saved it into, None for a LoRA of diffusers or kohya."""
+
+    path: Path
+    peft: Path | None = None
+
+    @classmethod
+    def find(cls, place: Path, *, allow_pickle: bool) -> "AdapterFile | None":
+        """The adapter at a place that exists; None for a pipeline folder.
+
+        Raises ConfigError for a place that is neither, for a pickle unless it is allowed, and for an adapter that cannot be
+        loaded whole. Cost: the header of a file; a pickle is read.
+        """
+        if (place / "model_index.json").is_file():
+            return None
+        if (folder := place if place.is_dir() else place.parent) and (place.is_dir() or place.name in PEFT_FILES):
+            peft = [folder / name for name in PEFT_FILES if (folder / name).is_file()]
+            if peft and not (folder / PEFT_CONFIG).is_file():
+                raise ConfigError(
+                    f"{peft[0]} was saved by PEFT, and has no {PEFT_CONFIG} beside it",
+                    "name the whole folder that save_pretrained of PEFT wrote",
+                )
+            if peft:
+                return cls(peft[0], folder)._checked(allow_pickle)
+        return cls(_only_file(place))._checked(allow_pickle)
+
+    def _checked(self, allow_pickle: bool) -> "AdapterFile":
+        if self.path.suffix in PICKLED and not allow_pickle:
+            raise ConfigError(f"{self.path} is pickled, and reading a pickle can run any code", ALLOW_PICKLE)
+        if self.peft is None:
+            _require_lora(self.path, self.names)
+        return self
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of its tensors. Raises ConfigError for a file that cannot be read."""
+        if self.path.suffix in PICKLED:
+            return tuple(self.tensors())
+        return tuple(shapes_in(self.path))
+
+    def tensors(self) -> Mapping[str, Any]:
+        """All of its tensors, on the CPU. A pickle is read without running code."""
+        import pickle
+
+        import torch
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            if self.path.suffix not in PICKLED:
+                return load_file(self.path)
+            found = torch.load(self.path, map_location="cpu", weights_only=True)
+            if isinstance(found, dict) and all(isinstance(value, torch.Tensor) for value in found.values()):
+                return found
+            problem: object = "it holds something else than tensors by name"
+        except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"cannot read {self.path}: {problem}", "write it again, as a .safetensors file")
+
+
+def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a safetensors file, by name, from its header. Raises ConfigError if it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  # no mapping
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"cannot read {file}: {error}", "write it again, as a .safetensors file") from error
+
+
+def _only_file(place: Path) -> Path:
+    """The file at a place, or the only file of weights in a folder."""
+    files = [place] if place.is_file() else sorted(file for file in place.glob("*") if file.suffix in (SAFE, *PICKLED))
+    if len(files) == 1 and files[0].suffix in (SAFE, *PICKLED):
+        return files[0]
+    if len(files) > 1:
+        raise ConfigError(f"{place} has {counted(len(files), 'file')} of weights: {', '.join(f.name for f in files)}", "name one")
+    raise ConfigError(
+        f"{place} is neither a pipeline folder (with a model_index.json) nor a LoRA (a {SAFE} file of lora weights)",
+        "name a folder that save_pretrained wrote, or the file of save_lora_weights",
+    )
+
+
+def _require_lora(file: Path, names: Iterable[str]) -> None:
+    """Raise ConfigError unless every tensor is part of a LoRA."""
+    others = [name for name in names if pair_name(name) is None and not _BESIDE.fullmatch(name)]
+    kind = next((kind for part, kind in KINDS.items() for name in others if part in name), None)
+    if kind is None and len(others) == len(list(names)):
+        raise ConfigError(
+            f"{file} is neither a pipeline folder nor a LoRA: none of its {counted(len(others), 'tensor')} is a lora weight",
+            "name a pipeline folder (with a model_index.json), or the file of save_lora_weights",
+        )
+    if others:
+        raise ConfigError(
+            f"{file} is no plain LoRA: {counted(len(others), 'tensor')} would be left out, such as {others[0]}"
+            + (f" ({kind})" if kind else ""),
+            "fuse it into its base with the program that made it, and name that pipeline folder",
+        )
