@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import adaptive_avg_pool2d
 
 from nullbooth_cli.datatypes import Prompt
-from nullbooth_cli.errors import ConfigError, ModelError
+from nullbooth_cli.errors import ModelError
 from nullbooth_cli.evaluation.encoders import batches
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.latents import encode_images, scale_latents
