@@ -178,7 +178,7 @@ class TestFromPython:
     def test_a_base_that_was_not_collected_from(self, run: Any, models: Path) -> None:
         config = run[0].model_copy(update={"model": str(models / "free")})
         with pytest.raises(ConfigError, match="belong to another model than the one at hand"):
-            evaluate(nb.OpenStore(run[1]), "x", config=config, prompts=["a"])
+            evaluate(nb.OpenStore(run[1]), str(models / "free"), config=config, prompts=["a"])
 
 
 class TestSpaces:

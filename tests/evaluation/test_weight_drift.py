@@ -1,6 +1,5 @@
 """The drift of weights, held against the recorded vectors themselves; and which models it refuses."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,4 +78,6 @@ def test_another_architecture_is_refused() -> None:
         weight_drift.weights_of(toy(), ["nowhere"])
     base = weight_drift.Weights({}, {"w": np.zeros((2, 3))})
     with pytest.raises(ConfigError, match=r"w of there has the shape \[2, 4\], in the base \[2, 3\]"):
-        weight_drift.require_same_architecture(base, replace(base, protected={"w": np.zeros((2, 4))}), "there")
+        weight_drift.require_same_architecture(base, {"w": (2, 4)}, "there")
+    with pytest.raises(ConfigError, match="there lacks 1 protected weights of the base, such as w"):
+        weight_drift.require_same_architecture(base, {"v": (2, 3)}, "there")
