@@ -40,6 +40,10 @@ class Backing(ABC):
     def is_foreign(self) -> bool:
         """Whether something is there that a new store must not be mixed with."""
 
+    def begins_with(self, start: bytes) -> bool:
+        """Whether the place is itself a file that begins with these bytes; False where that is not known."""
+        return False
+
     @abstractmethod
     def get(self, key: str) -> NDArray[np.uint8] | None:
         """All bytes of an object, `[bytes]`, or None if there is none. A folder in its place has no bytes."""

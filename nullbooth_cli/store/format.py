@@ -96,7 +96,19 @@ def _no_root(backing: Backing) -> NullboothError:
         return no_store(backing)
     if _has_groups(backing):
         return _damaged(place, "it is missing")
-    return StoreError(f"{place} is not a Zarr v3 group", "name the folder or URL that collect made")
+    return _foreign(backing) or StoreError(f"{place} is not a Zarr v3 group", "name the folder or URL that collect made")
+
+
+def _foreign(backing: Backing) -> StoreError | None:
+    """The error for a place in a format that people may take for a store."""
+    place = backing.url
+    if backing.begins_with(b"PK\x03\x04"):
+        return StoreError(
+            f"{place} is a zip file, and a store is a folder or a URL", "unpack it, and name the folder that it makes"
+        )
+    if any(backing.get(name) is not None for name in (".zgroup", ".zarray", ".zmetadata")):
+        return StoreError(f"{place} has Zarr format 2; this nullbooth reads format 3", "name the folder or URL that collect made")
+    return None
 
 
 def _has_groups(backing: Backing) -> bool:
@@ -119,4 +131,6 @@ def require_empty(backing: Backing) -> None:
     if backing.is_foreign():
         if _has_groups(backing):
             raise _no_root(backing)
+        if foreign := _foreign(backing):
+            raise foreign
         raise StoreError(f"{backing.url} exists and is not a nullbooth store", _ANOTHER_PLACE)

@@ -53,6 +53,14 @@ class LocalBacking(Backing):
         with self.reading():
             return mode is not None and (not stat.S_ISDIR(mode) or any(self.path.iterdir()))
 
+    def begins_with(self, start: bytes) -> bool:
+        """Whether a file of the folder's name begins with these bytes."""
+        mode = self._mode()
+        if mode is None or not stat.S_ISREG(mode):
+            return False
+        with self.reading(), self.path.open("rb") as file:
+            return file.read(len(start)) == start
+
     def _mode(self) -> int | None:
         # Path.exists() takes errors for absence, in some versions of Python all of them.
         with self.reading():

@@ -91,3 +91,17 @@ def test_metadata_or_held_out_prompts_of_another_store_are_refused(store: Store,
 def test_a_new_store_names_the_packages_that_made_it(store: Store) -> None:
     assert set(store.packages) == set(PACKAGES)
     assert store.packages["zarr"] == zarr.__version__
+
+
+def test_a_zip_file_is_said_to_be_one(store: Store, tmp_path: Path) -> None:
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", store.path)
+    for refused in (lambda: Store.open(packed), lambda: Store.create(packed, {}), lambda: Store.open_if_there(packed)):
+        with pytest.raises(StoreError, match=r"packed\.zip is a zip file, and a store is a folder or a URL"):
+            refused()
+
+
+def test_zarr_of_format_2_is_said_to_be_that(tmp_path: Path) -> None:
+    zarr.create_group(tmp_path / "old.zarr", zarr_format=2)
+    for refused in (lambda: Store.open(tmp_path / "old.zarr"), lambda: Store.create(tmp_path / "old.zarr", {})):
+        with pytest.raises(StoreError, match=r"old\.zarr has Zarr format 2; this nullbooth reads format 3"):
+            refused()
