@@ -82,13 +82,9 @@ def _shipped_scheduler() -> Iterator[None]:
 @pytest.fixture
 def fast(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process use the model that is loaded already, each with the scheduler that it ships with."""
-    shipped = pipe.scheduler
+    from tests.support.loading import use_loaded  # not before it is registered for rewriting
 
-    def load_again(*_: Any, **__: Any) -> Any:
-        pipe.scheduler = shipped
-        return pipe
-
-    monkeypatch.setattr(load, "load_pipeline", load_again)
+    use_loaded(pipe, monkeypatch)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Any
 
 import typer
@@ -72,7 +73,8 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
     ):
         session.terminal.follow(events)
     if not session.terminal.silent:
-        states = run.states().stages
+        # Damage of a later stage is not the concern of this one.
+        states = replace(run, stage=wanted[-1], force=False, repair=False).states().stages
         document, draw = _answer(wanted[-1], session, run.store, states)
         session.terminal.answer(document, draw)
         if isinstance(document, InspectReport):

@@ -41,7 +41,7 @@ def status(
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.errors import ConfigError, StoreError
     from nullbooth_cli.pipeline.differences import model_renamed
-    from nullbooth_cli.pipeline.state import require, stage_states
+    from nullbooth_cli.pipeline.state import read_states, require
     from nullbooth_cli.report.status import status_report, verify_store
     from nullbooth_cli.settings.config import STAGES
 
@@ -56,7 +56,9 @@ def status(
         return watch_status(common, check, interval)
     session = start(common)
     opened = session.open_if_there()
-    states = stage_states(session.config, session.prompts, opened)
+    # All damage is listed below.
+    tolerate = STAGES if verify else ()
+    states = read_states(session.config, session.prompts, opened, tolerate=tolerate).stages
     verified = verify_store(opened, lambda error: hint_of(error, shlex.split(session.arguments))) if verify and opened else None
     renamed = model_renamed(session.config, opened)
     session.terminal.answer(status_report(session.url, opened, states, renamed=renamed, verify=verified), _draw)

@@ -87,7 +87,7 @@ def _prepare_project(run: Run) -> Prepared:
     found = run.states().own["project"]
     if found.state == "missing" or run.force:
         basis = decomposition_basis(run.config, store)
-        if found.state != "stale" or store.records.get("decomposition") != basis:
+        if found.state != "stale" or store.records.get("decomposition") != basis or _is_damaged(store):
             space.ensure_room(store, space.decompositions_nbytes(units) - store.nbytes("projectors"))
             store.write_record("decomposition", None)
             store.write_record("project", None)
@@ -99,3 +99,11 @@ def _prepare_project(run: Run) -> Prepared:
     prepared = units_to_do(run, "project", bool, notes)
     prepared.todo.sort(key=lambda unit: units[unit][0].dim)  # those of one size are decomposed together
     return prepared
+
+
+def _is_damaged(store: Store) -> bool:
+    """Whether a stored decomposition cannot be read. Cost: one read of all of them."""
+    from nullbooth_cli.store.pieces import Damage
+    from nullbooth_cli.store.verify import run_checks
+
+    return any(isinstance(found, Damage) for found in run_checks(store, "project"))

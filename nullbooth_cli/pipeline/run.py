@@ -45,11 +45,15 @@ class StateCache:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The request. `store` is open for writing, and locked; `limit` is the number of units to do, None for all."""
+    """The request. `store` is open for writing, and locked; `limit` is the number of units to do, None for all.
+
+    `stage` is the one at work: damage of a later one, or of one that is replaced or repaired, does not stop it.
+    """
 
     config: Config
     prompts: tuple[Prompt, ...]
     store: Store
+    stage: str | None = None
     device: str | None = None
     force: bool = False
     limit: int | None = None
@@ -60,10 +64,12 @@ class Run:
     cache: StateCache = field(default_factory=StateCache, repr=False)
 
     def states(self) -> States:
-        """The states of all stages. Cost: one read of every progress cell, unless they are cached."""
-        if self.cache.states is None:
-            self.cache.states = read_states(self.config, self.prompts, self.store)
-        return self.cache.states
+        """The states of all stages. Cost: see `pipeline/state.py`, unless they are cached."""
+        first = len(STAGES) if self.stage is None else STAGES.index(self.stage) + (not (self.force or self.repair))
+        cached, strict = self.cache.states, STAGES[:first]
+        if cached is None or any(stage in cached.damaged for stage in strict):
+            self.cache.states = cached = read_states(self.config, self.prompts, self.store, tolerate=STAGES[first:])
+        return cached
 
 
 @dataclass(kw_only=True)

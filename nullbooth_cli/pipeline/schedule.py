@@ -29,4 +29,7 @@ def _write_schedule(run: Run) -> Prepared:
     noise = noise_digest(run.config.schedule.sampler_strategy, scheduler)
     size = {"size": size_settings(run.config)} if is_flow_matching(scheduler) else {}
     start_stage(run, "schedule", {"scheduler": type(scheduler).__name__, "noise": noise, "values": values, **size})
+    heldout = run.store.heldout(write=True)
+    if heldout and heldout.records.get("schedule") == run.store.records["schedule"]:
+        heldout.write_schedule(steps)  # the same, whatever has happened to its files
     return Prepared()

@@ -26,6 +26,8 @@ from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.config import STAGES, Config, public_settings
 from nullbooth_cli.settings.knowledge import attention_prompts, heldout_config, heldout_prompts, require_disjoint
 from nullbooth_cli.store import Store
+from nullbooth_cli.store.pieces import Damage
+from nullbooth_cli.store.verify import run_checks
 
 REPAIRABLE = ("collect", "covariance")
 BeforeReplacing = Callable[[str, int], None]
@@ -42,7 +44,7 @@ def run_stages(stages: Sequence[str], run: Run, before_replacing: BeforeReplacin
     for stage in stages:
         force = False
         if run.force:
-            stale, units_done = decide(run, partial(_to_replace, run, stage))
+            stale, units_done = decide(run, partial(_to_replace, replace(run, stage=stage), stage))
             force = bool(stale) or len(stages) == 1
             if force and units_done:
                 before_replacing(stage, units_done)
@@ -92,6 +94,7 @@ def execute(stage: str, run: Run) -> Iterator[Event]:
 
     Collect writes the schedule first if there is none. Where collect folds moments, covariance follows it.
     """
+    run = replace(run, stage=stage)
     if stage == "collect" and decide(run, lambda: "schedule" not in run.store.records):
         yield from execute("schedule", run)
     wants_maps = stage == "collect" and run.config.collect.visual_attention_map
@@ -113,14 +116,14 @@ def execute(stage: str, run: Run) -> Iterator[Event]:
         yield from run_attention(run)
     folded = stage == "collect" and run.store.layout.keeps_moments and not run.workers.shard
     if folded and decide(run, lambda: _sums_are_left(run, worked=not complete)):
-        yield from run_covariance(replace(run, limit=None, repair=False))
+        yield from run_covariance(replace(run, stage="covariance", limit=None, repair=False))
 
 
 def _execute_heldout(stage: str, run: Run) -> Iterator[Event]:
-    """The same stage for the held-out prompts, into their own store: with force only where they are stale."""
-    found = decide(run, lambda: _prepare_heldout(run))
-    stale, repair = found["collect"] == "stale", run.repair and found[stage] != "missing"
-    if found["covariance"] in DONE and not repair:
+    """The same stage for the held-out prompts, into their own store: with force only where they are stale or damaged."""
+    found = decide(run, lambda: _prepare_heldout(run, stage))
+    force, repair = run.force and "stale" in (found["collect"], found["damage"]), run.repair and found[stage] != "missing"
+    if found["covariance"] in DONE and not (repair or force):
         return
     store = run.store.heldout(write=True)
     assert store is not None
@@ -129,7 +132,7 @@ def _execute_heldout(stage: str, run: Run) -> Iterator[Event]:
         config=heldout_config(run.config, batch_size=run.store.layout.batch_size),
         prompts=heldout_prompts(run.config),
         store=store,
-        force=run.force and stale,
+        force=force,
         repair=repair,
         auto_batch=False,
         cache=StateCache(),
@@ -142,8 +145,11 @@ def _execute_heldout(stage: str, run: Run) -> Iterator[Event]:
     run.cache.forget()
 
 
-def _prepare_heldout(run: Run) -> dict[str, str]:
-    """Make the store of the held-out prompts, and give it this one's schedule; returns the states of its stages."""
+def _prepare_heldout(run: Run, stage: str) -> dict[str, str]:
+    """Make the store of the held-out prompts, and give it this one's schedule; returns the states of its stages.
+
+    `damage` is "stale" if a forced stage is damaged there. Cost: one read of what it wrote.
+    """
     require_disjoint(heldout_prompts(run.config), run.prompts)
     store = run.store.heldout_or_create(public_settings(heldout_config(run.config, batch_size=run.store.layout.batch_size)))
     schedule = run.store.records["schedule"]
@@ -152,7 +158,8 @@ def _prepare_heldout(run: Run) -> dict[str, str]:
         store.write_schedule(run.store.schedule())
         store.write_record("schedule", schedule)
         run.cache.forget()
-    return {stage: found.state for stage, found in run.states().heldout.items()}
+    damaged = run.force and any(isinstance(found, Damage) for found in run_checks(store, stage))
+    return {name: found.state for name, found in run.states().heldout.items()} | {"damage": "stale" if damaged else ""}
 
 
 def _maps_are_left(run: Run) -> bool:
@@ -181,6 +188,8 @@ def _refuse_or_report(stage: str, run: Run) -> str | None:
             return f"{stage} is complete; only its held-out prompts are done again"
         found = together
     if run.repair and found.state in ("missing", "stale"):
+        if stage in states.damaged:
+            raise states.damaged[stage]
         raise StageError(f"{stage} in {run.store.url} is {found.state}: there is nothing to repair", Rerun(stage))
     if run.force or run.repair:
         return None

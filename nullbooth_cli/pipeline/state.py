@@ -9,15 +9,20 @@ A stage leaves a record in the store: its settings, the fingerprints of the stag
 - complete  otherwise.
 
 The held-out prompts have a store of their own inside the store. Collect and covariance are done when those of both are.
-Reading the states costs one read of every progress cell: read them once and hand them on.
+Reading the states costs one read of every progress cell, and one listing of the objects that the cells mark as done: a store that
+was copied without part of its files is damaged. Read the states once and hand them on.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nullbooth_cli.datatypes import HELDOUT, Prompt
-from nullbooth_cli.errors import Rerun, StageError
+from nullbooth_cli.errors import NullboothError, Rerun, StageError
 from nullbooth_cli.formatting import listed
 from nullbooth_cli.pipeline.differences import (
     Difference,
@@ -33,6 +38,7 @@ from nullbooth_cli.settings.fingerprints import size_settings
 from nullbooth_cli.settings.knowledge import HELDOUT_FIELD, PROMPTS_FIELD, heldout_config, heldout_prompts
 from nullbooth_cli.settings.texts import quoted
 from nullbooth_cli.store import RELEASED, Layout, Store
+from nullbooth_cli.store.pieces import DAMAGE, require_whole
 
 HELDOUT_STAGES = ("collect", "covariance")
 # The groups of the store that each stage writes.
@@ -43,6 +49,7 @@ FOLDERS = {
     "project": ("projectors",),
 }
 DONE = ("complete", "released")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,36 +83,67 @@ class States:
     """The states of all stages, in order.
 
     `own` are those of the preserved prompts, `heldout` those of the held-out prompts (empty without any). `stages` combines both,
-    for users.
+    for users. `damaged` has the error of each damaged stage that was tolerated: it counts as missing if its state cannot be read.
     """
 
     own: Mapping[str, StageState]
     heldout: Mapping[str, StageState]
     stages: dict[str, StageState]
+    damaged: Mapping[str, NullboothError] = field(default_factory=dict)
 
 
 def stage_states(config: Config, prompts: tuple[Prompt, ...], store: Store | None) -> dict[str, StageState]:
-    """The state of every stage under a config, in order. Cost: one read of every progress cell."""
+    """The state of every stage under a config, in order. Raises StoreError for damage. Cost: see above."""
     return read_states(config, prompts, store).stages
 
 
-def read_states(config: Config, prompts: tuple[Prompt, ...], store: Store | None) -> States:
-    """The states of all stages under a config. Cost: one read of every progress cell, those of the held-out prompts included."""
-    own = _own_states(config, prompts, store)
+def read_states(config: Config, prompts: tuple[Prompt, ...], store: Store | None, *, tolerate: Collection[str] = ()) -> States:
+    """The states of all stages under a config, those of the held-out prompts included. Cost: see above.
+
+    Raises StoreError for damage, except of the stages to `tolerate`.
+    """
+    damaged: dict[str, NullboothError] = {}
+    guard = _Guard(tolerate, damaged)
+    own = _own_states(config, prompts, store, guard)
     heldout: dict[str, StageState] = {}
     stages = dict(own)
     if config.heldout_prompts is not None:
-        heldout = _own_states(heldout_config(config), heldout_prompts(config), store and store.heldout())
+        inner = guard.tolerating("collect", store.heldout) if store else None
+        heldout = _own_states(heldout_config(config), heldout_prompts(config), inner, guard)
         stages |= {stage: _with_heldout(own[stage], heldout[stage]) for stage in HELDOUT_STAGES}
     if config.collect.visual_attention_map and stages["collect"].is_done:
-        stages["collect"] = replace(stages["collect"], attention=_attention_state(config, store))
-    return States(own=own, heldout=heldout, stages=stages)
+        attention = guard.tolerating("collect", lambda: _attention_state(config, store, guard))
+        stages["collect"] = replace(stages["collect"], attention=attention or _missing("attention"))
+    return States(own=own, heldout=heldout, stages=stages, damaged=damaged)
 
 
-def _attention_state(config: Config, store: Store | None) -> StageState:
+@dataclass(frozen=True)
+class _Guard:
+    """Notes the damage of stages that may be damaged."""
+
+    tolerate: Collection[str]
+    damaged: dict[str, NullboothError]
+
+    def tolerating(self, stage: str, read: Callable[[], Answer]) -> Answer | None:
+        """The result of `read`, or None for damage of a stage that may be damaged."""
+        try:
+            return read()
+        except DAMAGE as error:
+            if stage not in self.tolerate:
+                raise
+            self.damaged.setdefault(stage, error)
+            return None
+
+
+def _missing(stage: str, units_total: int | None = None) -> StageState:
+    return StageState(stage=stage, state="missing", units_done=0, units_total=units_total)
+
+
+def _attention_state(config: Config, store: Store | None, guard: _Guard) -> StageState:
     if store is None or "attention" not in store.records:
-        return StageState(stage="attention", state="missing", units_done=0, units_total=None)
+        return _missing("attention")
     cells = store.progress.cells("attention")
+    guard.tolerating("collect", lambda: require_whole(store, "attention", {"attention": cells}))
     done, total = int((cells > 0).sum()), len(cells)
     stale = store.records["attention"]["settings"] != attention_settings(config, store)
     state = "stale" if stale else "complete" if done == total else "partial"
@@ -123,16 +161,17 @@ def _with_heldout(own: StageState, heldout: StageState) -> StageState:
     return replace(own, state="stale" if because else "partial", stale_because=because, heldout=heldout)
 
 
-def _own_states(config: Config, prompts: tuple[Prompt, ...], store: Store | None) -> dict[str, StageState]:
+def _own_states(config: Config, prompts: tuple[Prompt, ...], store: Store | None, guard: _Guard) -> dict[str, StageState]:
     """The states of one store, without those of the held-out prompts inside it."""
     found: dict[str, StageState] = {}
     records = store.records if store else {}
     for stage in STAGES:
         if store is None or stage not in records:
             total = {"schedule": 1, "collect": _units_of(config, prompts)}.get(stage)
-            found[stage] = StageState(stage=stage, state="missing", units_done=0, units_total=total)
+            found[stage] = _missing(stage, total)
         else:
-            found[stage] = _started_state(stage, config, prompts, store, records, found)
+            state = guard.tolerating(stage, partial(_started_state, stage, config, prompts, store, found, guard))
+            found[stage] = state or _missing(stage)
     return found
 
 
@@ -146,9 +185,10 @@ def _started_state(
     config: Config,
     prompts: tuple[Prompt, ...],
     store: Store,
-    records: dict[str, dict[str, Any]],
     before: dict[str, StageState],
+    guard: _Guard,
 ) -> StageState:
+    records = store.records
     record = records[stage]
     keep = record["layout"]["keep"] if stage == "collect" else None
     differences = list(differing(record["settings"], wanted_settings(config, prompts, stage, keep)))
@@ -163,6 +203,7 @@ def _started_state(
         elif now != built_on:
             differences.append(Difference(upstream, built_on, now or "missing"))
     units = _UNITS[stage](prompts, store, before)
+    guard.tolerating(stage, lambda: require_whole(store, stage, units.cells))
     differences += units.differences
     state = "stale" if differences else "partial" if units.done < units.total else "released" if units.released else "complete"
     return StageState(stage=stage, state=state, units_done=units.done, units_total=units.total, stale_because=tuple(differences))
@@ -174,6 +215,7 @@ class _Units:
 
     done: int
     total: int
+    cells: Mapping[str, NDArray[np.uint32]] = field(default_factory=dict)
     released: bool = False
     differences: tuple[Difference, ...] = ()
 
@@ -191,6 +233,7 @@ def _collect_units(prompts: tuple[Prompt, ...], store: Store, _: dict[str, Stage
     return _Units(
         done=int((cells > 0).sum()),
         total=len(cells) + layout.num_units(len(added_prompts(prompts, store))),
+        cells={"collect": cells},
         released=bool((cells == RELEASED).any()),
         differences=differences,
     )
@@ -199,20 +242,22 @@ def _collect_units(prompts: tuple[Prompt, ...], store: Store, _: dict[str, Stage
 def _covariance_units(_: tuple[Prompt, ...], store: Store, before: dict[str, StageState]) -> _Units:
     recorded, cells = store.records["covariance"]["rows"], store.progress.cells("covariance")
     if before["collect"].state == "missing":
-        return _Units(done=0, total=len(cells))
+        return _Units(done=0, total=len(cells), cells={"covariance": cells})
     count, digest = recorded["count"], covered_rows(store, recorded["count"])["digest"]
     differs = digest != recorded["digest"]
     because = (Difference(PROMPTS_FIELD, f"{count} rows, {recorded['digest']}", digest),) if differs else ()
     # A cell holds the number of collect's units that its sums were made from.
     done = int((cells == before["collect"].units_total).sum())
-    return _Units(done=done, total=len(cells), differences=because)
+    return _Units(done=done, total=len(cells), cells={"covariance": cells}, differences=because)
 
 
 def _project_units(_: tuple[Prompt, ...], store: Store, __: dict[str, StageState]) -> _Units:
-    done, records = store.progress.done("project"), store.records
+    cells, records = store.progress.cells("project"), store.records
     old, new = records.get("decomposition", {}).get("rows"), records.get("covariance", {}).get("rows", {}).get("digest")
     because = (Difference(PROMPTS_FIELD, f"rows {old}", f"rows {new}"),) if old and new and old != new else ()
-    return _Units(done=int(done.sum()), total=len(done), differences=because)
+    # A unit is cut after it was decomposed.
+    known = {"project": cells, "decomposition": cells}
+    return _Units(done=int((cells > 0).sum()), total=len(cells), cells=known, differences=because)
 
 
 _UNITS: dict[str, Callable[[tuple[Prompt, ...], Store, dict[str, StageState]], _Units]] = {

@@ -9,7 +9,8 @@ from nullbooth_cli.pipeline.state import StageState, bytes_of
 from nullbooth_cli.report.json_document import OPTIONAL, Document
 from nullbooth_cli.settings.config import STAGES
 from nullbooth_cli.store import Store
-from nullbooth_cli.store.verify import Damage, run_checks
+from nullbooth_cli.store.pieces import DAMAGE, Damage
+from nullbooth_cli.store.verify import run_checks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,15 +116,29 @@ def _units(state: StageState | None) -> Units | None:
 
 
 def verify_store(store: Store, hint_of: Callable[[NullboothError], str] = lambda error: error.hint) -> Verification:
-    """Read every piece of a store and of its held-out prompts, and check its checksum. Cost: one read of everything.
+    """Read every piece of a store and of its held-out prompts, and check that it is whole. Cost: one read of everything.
 
     `hint_of` phrases the hint of an error; by default it is a Python call.
     """
-    checked, damaged = 0, []
-    for each in filter(None, (store, store.heldout())):
+    checked, found = 0, list[tuple[str, NullboothError]]()
+
+    def check(each: Store) -> None:
+        nonlocal checked
         for stage in (*STAGES, "attention"):
-            for found in run_checks(each, stage):
+            for piece in run_checks(each, stage):
                 checked += 1
-                if isinstance(found, Damage):
-                    damaged.append(DamagedPiece(stage=stage, error=found.error.message, hint=hint_of(found.error)))
-    return Verification(checked=checked, damaged=tuple(damaged))
+                if isinstance(piece, Damage):
+                    found.append((stage, piece.error))
+
+    check(store)
+    try:
+        heldout = store.heldout()
+    except DAMAGE as error:
+        checked += 1
+        found.append(("collect", error))
+    else:
+        if heldout:
+            check(heldout)
+    # The same metadata may be behind many pieces.
+    errors = {error.message: DamagedPiece(stage=stage, error=error.message, hint=hint_of(error)) for stage, error in found}
+    return Verification(checked=checked, damaged=tuple(errors.values()))

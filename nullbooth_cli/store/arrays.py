@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
+from nullbooth_cli.datatypes import HELDOUT
 from nullbooth_cli.errors import Rerun, StoreError
 from nullbooth_cli.store.backing import Backing, Bytes
 from nullbooth_cli.store.chunks import decode, encode
@@ -50,6 +51,11 @@ class ArrayGroup:
         self.backing = backing
         self._root = root
         self._arrays: dict[str, StoredArray] = {}
+
+    @property
+    def place(self) -> str:
+        """The place that a command names: held-out prompts belong to the store that they are in."""
+        return self.url.removesuffix(f"/{HELDOUT}")
 
     @property
     def id(self) -> str:
@@ -141,7 +147,7 @@ class ArrayGroup:
         """An array: its shape, chunks, dtype and attributes. Raises StoreError if there is none."""
         found = self.find(name)
         if found is None:
-            raise StoreError(f"{self.url} has no array {name}", self._rerun(name))
+            raise StoreError(f"{self.url} has no array {name}", self._rebuild(name))
         return found
 
     def write_chunk(self, name: str, index: tuple[int, ...], values: NDArray[Any]) -> None:
@@ -174,10 +180,16 @@ class ArrayGroup:
         return StoreError(f"{self.url}: {name} chunk {chunk_key('', index)[1:]} is damaged: {why}", self._rerun(name))
 
     def _rerun(self, name: str) -> Rerun:
-        """The stage that writes an array again."""
+        """The stage that writes a chunk again."""
         group, _, rest = name.partition("/")
         stage = _REWRITES.get(rest if group == "progress" else group, _REWRITES["schedule"])
-        return replace(stage, store=self.url)
+        return replace(stage, store=self.place)
+
+    def _rebuild(self, name: str) -> Rerun:
+        """The stage that makes an array again, with its metadata. A repair makes only arrays that belong to single units."""
+        if name.startswith(("parts/", "attention/")) and name.count("/") == 2:
+            return self._rerun(name)
+        return replace(self._rerun(name), force=True, repair=False)
 
     def write_vector(self, name: str, values: Sequence[float] | NDArray[np.float64]) -> None:
         """Make a float64 array `[N]` of one chunk, in the place of an earlier one."""
@@ -265,8 +277,7 @@ class ArrayGroup:
         try:
             return unsealed(parsed(data.tobytes()), name, self.id)
         except ValueError as error:
-            rewrite = replace(self._rerun(name), force=True, repair=False)  # a repair keeps the metadata that are there
-            raise StoreError(f"{self.url}: {_document_key(name)} is damaged: {error}", rewrite) from error
+            raise StoreError(f"{self.url}: {_document_key(name)} is damaged: {error}", self._rebuild(name)) from error
 
 
 def _document_key(name: str) -> str:

@@ -110,5 +110,5 @@ class MomentArrays:
             raise StoreError(
                 f"{self._arrays.url}: unit {missing[0]} of the collection is missing in the partial sums "
                 f"({counted(len(missing), 'unit')} in all)",
-                Rerun("collect", repair=True, store=self._arrays.url),
+                Rerun("collect", repair=True, store=self._arrays.place),
             )

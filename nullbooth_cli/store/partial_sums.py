@@ -48,7 +48,7 @@ class PartialSums:
         attributes = self.arrays.group_attributes(self._path)
         if attributes is None:
             raise StoreError(
-                f"{self.arrays.url} has no partial sums {self.name}", Rerun("collect", repair=True, store=self.arrays.url)
+                f"{self.arrays.url} has no partial sums {self.name}", Rerun("collect", repair=True, store=self.arrays.place)
             )
         return int(attributes["slot"])
 
@@ -101,6 +101,6 @@ def check_disjoint(parts: Iterable[PartialSums]) -> None:
             if unit in owner:
                 raise StoreError(
                     f"{part.arrays.url}: unit {unit} is in the partial sums {owner[unit]} and {part.name}",
-                    Rerun("collect", force=True, store=part.arrays.url),
+                    Rerun("collect", force=True, store=part.arrays.place),
                 )
             owner[unit] = part.name

@@ -1,6 +1,8 @@
 """Progress: one cell per unit of a stage, 0 until the unit is done, each in a chunk of its own that is written last."""
 
+import contextlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,9 +76,14 @@ class ProgressCells:
     def note_pace(self, stage: str, seconds_per_unit: float) -> None:
         """Write down how long a unit takes, for a later plan."""
         # On the group: an array's attributes share a file with its shape, which another process may have changed since.
-        self._arrays.update_group_attributes("progress", **{f"{stage}_seconds_per_unit": seconds_per_unit})
+        self._arrays.create_group("progress", {**self._paces(), f"{stage}_seconds_per_unit": seconds_per_unit})
 
     def pace(self, stage: str) -> float | None:
-        """Seconds that a unit of a stage took when it last ran here; None if it never ran."""
-        found = (self._arrays.group_attributes("progress") or {}).get(f"{stage}_seconds_per_unit")
+        """Seconds that a unit of a stage took when it last ran here; None if that is not known."""
+        found = self._paces().get(f"{stage}_seconds_per_unit")
         return float(found) if isinstance(found, int | float) else None
+
+    def _paces(self) -> dict[str, Any]:
+        with contextlib.suppress(StoreError):  # damaged: no number depends on it, and the next stage writes it again
+            return self._arrays.group_attributes("progress") or {}
+        return {}

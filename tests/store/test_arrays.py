@@ -54,10 +54,11 @@ class TestDamage:
     [
         ("schedule/sigmas", Rerun("schedule", force=True)),
         ("prompts/text", Rerun("collect", force=True)),
+        ("parts/0", Rerun("collect", force=True)),
         ("parts/0/site", Rerun("collect", repair=True)),
-        ("moments/site/count", Rerun("covariance", repair=True)),
+        ("moments/site/count", Rerun("covariance", force=True)),
         ("projectors/site/null_dim", Rerun("project", force=True)),
-        ("progress/covariance", Rerun("covariance", repair=True)),
+        ("progress/covariance", Rerun("covariance", force=True)),
         ("progress/decomposition", Rerun("project", force=True)),
     ],
 )
@@ -67,6 +68,13 @@ def test_a_missing_array_names_the_stage_that_writes_it(arrays: ArrayGroup, name
     assert caught.value.rerun is not None
     assert caught.value.rerun.store == arrays.url
     assert {**vars(caught.value.rerun), "store": None} == vars(rerun)
+
+
+def test_what_rebuilds_heldout_prompts_names_the_store_that_they_are_in(store: Store) -> None:
+    with pytest.raises(StoreError, match=r"run\.zarr/heldout has no array moments/a") as caught:
+        store.heldout_or_create({}).arrays.array("moments/a")
+    assert caught.value.rerun is not None
+    assert caught.value.rerun.store == store.url
 
 
 def test_a_chunk_of_another_shape_is_refused(arrays: ArrayGroup) -> None:

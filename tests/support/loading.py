@@ -24,3 +24,14 @@ def refused(name: Any, *words: str, kind: type[Exception] = ConfigError, **setti
     assert caught.value.hint
     for word in words:
         assert word in said, said
+
+
+def use_loaded(pipe: Any, patched: pytest.MonkeyPatch) -> None:
+    """Let runs in this process use a model that is loaded already, each with the scheduler that it ships with."""
+    shipped = pipe.scheduler
+
+    def load_again(*_: Any, **__: Any) -> Any:
+        pipe.scheduler = shipped
+        return pipe
+
+    patched.setattr(load_module, "load_pipeline", load_again)
