@@ -251,6 +251,7 @@ class TestRepairing:
         assert caught.value.rerun == Rerun("collect", repair=True, store=store.url)
         assert "2 damaged units" in notes(config, "collect", repair=True)
         execute(config, "covariance", force=True)
+        store.reload()  # its arrays were made anew
         for site, (sum_xxt, _, count) in zip(store.sites, expected, strict=True):
             found = store.moments.read_one(site, 0)
             assert found[2] == count
