@@ -196,6 +196,7 @@ class LocalBacking(Backing):
         """Raise StoreError for a mount point: those who have the same folder elsewhere would look for its lock there."""
         folder = str(self._locked_folder())
         if any(mounted.mountpoint == folder for mounted in psutil.disk_partitions(all=True)):
+            self.check_writable()  # of a mount for reading only, that is what the user must know
             raise StoreError(
                 f"{folder} is a mount point, so a process that knows the folder by another name would not see its lock",
                 "mount the folder around the store instead of the store itself",

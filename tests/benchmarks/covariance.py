@@ -12,6 +12,7 @@ import torch
 from nullbooth_cli.nullspace.covariance import CovarianceUnit, covariance
 from nullbooth_cli.nullspace.moments import sums_nbytes
 from nullbooth_cli.store import Store
+from nullbooth_cli.store.chunks import TAIL_BYTES
 from nullbooth_cli.store.layout import covariance_units
 from tests.benchmarks.common import (
     Stopwatch,
@@ -28,7 +29,6 @@ from tests.benchmarks.common import (
 from tests.benchmarks.subjects import Subject, multiply_operations, random_subject, store_features, subject, toy_pipeline
 
 SD15_SITES = [(64, 320), (64, 640), (64, 1280), (4096, 320)]
-CHECKSUM_BYTES = 4
 TARGET = 0.6
 
 
@@ -39,7 +39,7 @@ def bare(watch: Stopwatch, store: Store, of: Subject) -> None:
                 totals = torch.zeros(len(block), site.dim, site.dim, dtype=torch.float64)
                 for unit in range(of.num_units):
                     file = store.path / f"features/{site.name}/c.{number}.{unit}.0.0"
-                    values = np.fromfile(file, np.uint8)[:-CHECKSUM_BYTES].view(np.float16)
+                    values = np.fromfile(file, np.uint8)[:-TAIL_BYTES].view(np.float16)
                     chunk = torch.from_numpy(values.reshape(len(store.blocks(site)[0]), -1, site.dim)[: len(block)])
                     for total, of_step in zip(totals, chunk, strict=True):
                         x = of_step.double()

@@ -93,7 +93,8 @@ class Subject:
             for s in self.found.sites
         }
         owners = {projection: few[site] for projection, site in self.found.site_of.items()}
-        return replace(self, found=FoundSites(tuple(few.values()), owners, frozenset(few[site] for site in self.found.arguments)))
+        arguments = frozenset(few[site] for site in self.found.arguments)
+        return replace(self, found=FoundSites(tuple(few.values()), owners, arguments, tokens or None))
 
     def new_store(self, place: Path, keep: str) -> Store:
         """A store in which collection has begun, as stage collect leaves it before the first unit."""

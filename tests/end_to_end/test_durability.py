@@ -272,11 +272,9 @@ class TestReadOnly:
                     stack.callback(path.chmod, path.stat().st_mode | 0o200)
             before = contents(Path(partial.store))
             assert "collect" in nullbooth("status", *arguments).stdout
-            refused(nullbooth("collect", *arguments), 5, "cannot write to", "check the path and its permissions")
-            refused(
-                nullbooth("covariance", *arguments, "--force"), *(3, "collect") if what == "store" else (5, "cannot write to")
-            )
-            refused(nullbooth("schedule", *arguments, "--force"), 5, "cannot write to")
+            refused(nullbooth("collect", *arguments), 5, "cannot write to", "mount the file system for writing")
+            for stage in ("covariance", "schedule"):
+                refused(nullbooth(stage, *arguments, "--force"), 5, "cannot write to")
             assert contents(Path(partial.store)) == before
 
     def test_inspect(self, tmp_path: Path, fast: None) -> None:

@@ -219,7 +219,7 @@ class TestErrors:
         ],
     )
     def test_urls_that_are_none(self, place: Place, url: str, words: str) -> None:
-        for command in (["schedule", "-c", place.config(store=url), "-v"], ["status", "-s", url]):
+        for command in (["schedule", "-c", place.config(), "--set", f"store={url}", "-v"], ["status", "-s", url]):
             result = nullbooth(*command)
             refused(result, 2, words)
             assert "hidden" not in result.output
