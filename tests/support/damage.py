@@ -252,7 +252,10 @@ class Damager:
         path.write_bytes(self._kept[other_path])
         other_path.write_bytes(self._kept[path])
         # Two that nothing relies on may be exchanged, and of one that something relies on only that one can be named.
-        files = tuple(file for file in (name, other) if file in self.in_force)
+        # What the metadata of a group should say of an array inside it is not known either.
+        pairs = ((name, other), (other, name))
+        above = {file for file, inner in pairs if file.endswith("zarr.json") and inner.startswith(file.removesuffix("zarr.json"))}
+        files = tuple(file for file in above or (name, other) if file in self.in_force)
         return Happened("exchange", files, f"{name} and {other} were exchanged")
 
     def _folder(self) -> Happened:
