@@ -27,7 +27,9 @@ def run_covariance(run: Run) -> Iterator[Event]:
     device = pick_device(run.device or run.workers.device)
     units = covariance(run.store, device, run.config.covariance.accumulate, mine)
     yield from report_units(run, "covariance", prepared, (f"{unit.site.name} {_keys(steps, unit.timesteps)}" for unit in units))
-    if run.workers.rank == 0:
+    # A unit that is not done may have nothing but its staged moments, which a kill or another process left.
+    target = len(run.store.progress.cells("collect"))
+    if run.workers.rank == 0 and (run.store.progress.cells("covariance") == target).all():
         run.store.delete("staged")
 
 

@@ -119,7 +119,8 @@ class TestAdding:
         with pytest.raises(StoreError, match="stopped here"):
             execute(more, "covariance")
         monkeypatch.setattr(MomentArrays, "write", real)
-        assert (Store.open(more.store).progress.cells("covariance") & STAGED).any()
+        assert ((Store.open(more.store).progress.cells("covariance") & STAGED) > 0).sum() > 1
+        execute(more, "covariance", limit=1)  # which leaves the staged moments of the other units
         store = execute(more, "covariance")
         assert_moments_are_numpys(store, set(PROMPTS[:6]))
         assert not (store.path / "staged").exists()
