@@ -3,6 +3,7 @@
 import difflib
 import sys
 from collections.abc import Sequence
+from signal import SIGINT
 from typing import Annotated, Any
 
 import typer
@@ -23,11 +24,10 @@ from nullbooth_cli.commands.merge import merge
 from nullbooth_cli.commands.project import project
 from nullbooth_cli.commands.run import run
 from nullbooth_cli.commands.schedule import schedule
+from nullbooth_cli.commands.signals import EXIT_CODES
 from nullbooth_cli.commands.status import status
 from nullbooth_cli.commands.train import train
 from nullbooth_cli.errors import ConfigError, NullboothError
-
-INTERRUPTED = (130, 143)  # by Ctrl-C, by SIGTERM
 
 
 class Boundary(TyperGroup):
@@ -52,10 +52,10 @@ class Boundary(TyperGroup):
             if isinstance(error.__cause__, EOFError):  # typer takes every one for the end of an input: this is of some file
                 raise error.__cause__ from None
             terminal.note("stopped: nothing was replaced")
-            sys.exit(INTERRUPTED[0])
+            sys.exit(EXIT_CODES[SIGINT])
         except KeyboardInterrupt:
-            code = INTERRUPTED[0]
-        if code in INTERRUPTED:
+            code = EXIT_CODES[SIGINT]
+        if code in EXIT_CODES.values():
             terminal.note("interrupted: finished units are kept, run the same command again to resume")
         sys.exit(code if isinstance(code, int) else 0)
 

@@ -149,7 +149,7 @@ def choose_sites(sites: Sequence[Site], layer: str | None, feature: str | None, 
             where = f"a layer {layer}" if layer else "any layer"
             raise ConfigError(f"no site feeds the feature {feature} of {where}", f"choose one of {', '.join(there)}")
         layers = "\n  ".join(dict.fromkeys(site.layer for site in sites))
-        raise ConfigError(f"no site of a layer {layer}", f"choose one of these layers, or a glob pattern:\n  {layers}")
+        raise ConfigError(f"no layer matches {layer}", f"choose one of these layers, or a glob pattern:\n  {layers}")
     return found
 
 

@@ -94,7 +94,7 @@ class TestSites:
         assert caught.value.hint == "choose one of k, v, q"
 
     def test_the_hint_is_about_the_filter_that_is_wrong(self) -> None:
-        with pytest.raises(ConfigError, match="no site of a layer down") as caught:
+        with pytest.raises(ConfigError, match="no layer matches down") as caught:
             choose_sites([self.text, self.queries], "down", "k")
         assert caught.value.hint.endswith("\n  mid.attn2")
         with pytest.raises(ConfigError, match="kv is not a feature") as caught:

@@ -24,7 +24,7 @@ from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.denoise import DenoisingPath, begin_denoising
 from nullbooth_cli.model.load import denoiser_of
-from nullbooth_cli.model.pipeline_folder import read_folder
+from nullbooth_cli.model.pipeline_folder import read_pipeline_folder
 from nullbooth_cli.model.projections import Projection
 from nullbooth_cli.model.protocols import Pipeline, Scheduler, config_of
 from nullbooth_cli.model.quiet import quiet_libraries
@@ -93,7 +93,7 @@ TEXT_SHAPES: dict[str, Callable[[Pipeline, TokenizerConfig], tuple[torch.Tensor,
 
 def pipeline_class(folder: str) -> str:
     """The name of a model's pipeline class; `build_pipeline` can make those in `TEXT_SHAPES`. Reads small JSON files."""
-    return read_folder(folder, weights=False).class_name
+    return read_pipeline_folder(folder, weights=False).class_name
 
 
 def build_pipeline(folder: str, scheduler: Scheduler) -> Pipeline:

@@ -107,7 +107,7 @@ def _hint(error: "OtherSettings") -> str:
     if not set(error.changed) <= set(CHANGEABLE):
         return error.hint
     options = " ".join(f"--resume-with {key}={new}" for key, (_, new) in error.changed.items())
-    return f"{error.hint}; to go on with the new values: {options}"
+    return f"{error.hint}; to resume with the new values: {options}"
 
 
 def _summary(result: "TrainingResult") -> str:

@@ -1,4 +1,4 @@
-"""The edited models of an evaluation, named by their places, and the faults in them that show before anything is drawn.
+"""The edited models of an evaluation, named by their places, and what is wrong with them before anything is drawn.
 
     trained                             a pipeline folder, or the hub id of one
     lora.safetensors                    a LoRA of diffusers or kohya, or the folder that has it
@@ -53,7 +53,9 @@ def read_place(config: Config, place: str) -> EditedModel:
         return EditedModel(place, adapters)
     name, scale, _ = next(each for each in found if each[2] is None)
     if len(found) > 1 or scale != 1:
-        raise ConfigError(f"{name} is no LoRA, and only LoRAs have a scale or are added up", "name the pipeline alone")
+        raise ConfigError(
+            f"{name} is not a LoRA, and only LoRAs can have a scale or be added up", "name the pipeline alone, without @ and +"
+        )
     config_folder(Source(place, local_files_only=config.local_files_only))
     return EditedModel(place)
 

@@ -41,7 +41,7 @@ from nullbooth_cli.evaluation.weight_drift import weight_drifts
 from nullbooth_cli.model.device import pick_device
 from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.config import Config, build_config
-from nullbooth_cli.settings.images import read_folder
+from nullbooth_cli.settings.images import read_image_folder
 from nullbooth_cli.settings.knowledge import heldout_prompts
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.store import Store
@@ -138,7 +138,7 @@ def evaluation_events(config: Config, store: Store, request: EvaluationRequest) 
     for place in request.edited:
         read_place(config, place)
     if request.instances is not None:
-        read_folder(request.instances, "instances")
+        read_image_folder(request.instances, "instances")
     models = DrawnModels(config=config, store=store, request=request, device=device)
     base = yield from models.draw_base(spaces)
     for place in request.edited:

@@ -23,7 +23,7 @@ from nullbooth_cli.evaluation.encoders import batches
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.latents import encode_images, scale_latents
 from nullbooth_cli.model.protocols import Autoencoder, LatentPipeline, Pipeline
-from nullbooth_cli.settings.images import read_folder, read_image
+from nullbooth_cli.settings.images import read_image, read_image_folder
 
 POOLED = 4
 
@@ -101,10 +101,10 @@ def _decoded(vae: Autoencoder, receive: Callable[[torch.Tensor], None]) -> Itera
 
 
 def read_images(folder: Path, height: int, width: int) -> NDArray[np.uint8]:
-    """The pictures of a folder, cut to the middle and resized, `[N, height, width, 3]`; raises as `read_folder` does."""
+    """The pictures of a folder, cut to the middle and resized, `[N, height, width, 3]`; raises as `read_image_folder` does."""
     from PIL import ImageOps
 
-    files = read_folder(folder, "instances").images
+    files = read_image_folder(folder, "instances").images
     return np.stack([np.asarray(ImageOps.fit(read_image(file), (width, height))) for file in files])
 
 

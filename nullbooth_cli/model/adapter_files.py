@@ -145,7 +145,7 @@ def _require_lora(file: Path, names: Iterable[str]) -> None:
         )
     if others:
         raise ConfigError(
-            f"{file} is no plain LoRA: {counted(len(others), 'tensor')} would be left out, such as {others[0]}"
+            f"{file} is not a plain LoRA: {counted(len(others), 'tensor')} would be left out, such as {others[0]}"
             + (f" ({kind})" if kind else ""),
             "fuse it into its base with the program that made it, and name that pipeline folder",
         )

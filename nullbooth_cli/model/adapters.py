@@ -1,4 +1,4 @@
-"""Adapters in a pipeline: loaded, and held against the file, so that nothing of it is lost on the way.
+"""Adapters in a pipeline: loaded, and compared with their file, so that nothing of it is lost on the way.
 
     with attached(pipe, adapter):      # raises ConfigError unless the pipeline has all of it
         ...
@@ -25,7 +25,12 @@ from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.model.sources import SAFE
 
 # PEFT's starts of a LoRA that change the weight of the layer as well, by the beginning of their names.
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def changes_base(start: object) -> bool:
+    """Whether a LoRA with this `init_lora_weights` changed the weights of the layers that it was added to."""
+    return str(start).lower().startswith(_CHANGES_BASE)
 
 
 @contextmanager
@@ -91,20 +96,20 @@ def _require_all(adapter: AdapterFile, tensors: Mapping[str, torch.Tensor], laye
     ]
     dtypes = [layer.lora_A[name].weight.dtype for layer in layers for name in layer.lora_A]
     tolerance = max((4 * torch.finfo(dtype).eps for dtype in dtypes), default=0.0) + 2e-3  # files are in 16 bits as a rule
-    held = [layer for layer, norm in of_file.items() if norm > 0]
-    lost = [layer for layer in held if not any(abs(of_file[layer] - norm) <= tolerance * of_file[layer] for norm in loaded)]
+    not_zero = [layer for layer, norm in of_file.items() if norm > 0]
+    lost = [layer for layer in not_zero if not any(abs(of_file[layer] - norm) <= tolerance * of_file[layer] for norm in loaded)]
     total = sum(of_file.values())
-    if not layers or len([norm for norm in loaded if norm > 0]) < len(held) or abs(sum(loaded) - total) > tolerance * total:
+    if not layers or len([norm for norm in loaded if norm > 0]) < len(not_zero) or abs(sum(loaded) - total) > tolerance * total:
         lost = lost if layers and lost else [*of_file]
         raise ConfigError(
             f"{adapter.path} does not fit the {type(pipe).__name__} of this base: {len(lost)} of its "
             f"{counted(len(of_file), 'layer')} cannot be loaded, such as {lost[0]}",
-            "name a LoRA that was made for this base; a folder of PEFT is named as a whole",
+            "name a LoRA that was made for this base; if PEFT saved it, name the whole folder",
         )
     magnitudes = sum("lora_magnitude_vector" in name for name in tensors)
     if magnitudes != sum(len(layer.lora_magnitude_vector) for layer in layers):
         raise ConfigError(
-            f"{adapter.path} is a DoRA, and {counted(magnitudes, 'magnitude')} cannot be loaded: without, it is another model",
+            f"{adapter.path} is a DoRA, and {counted(magnitudes, 'magnitude')} are left out: without them it is another model",
             "fuse it into its base with the program that made it, and name that pipeline folder",
         )
 
@@ -118,7 +123,7 @@ def _norms_of_file(adapter: AdapterFile, tensors: Mapping[str, torch.Tensor]) ->
         if found := pair_name(name):
             (downs if found.down else ups)[found.layer] = tensor
     if alone := sorted(downs.keys() ^ ups.keys()):
-        raise ConfigError(f"{adapter.path} has half a pair: {alone[0]}", "write it again")
+        raise ConfigError(f"{adapter.path} has half a pair: {alone[0]}", "save the LoRA again")
     return {
         layer: (alphas.get(layer, float(len(down))) / len(down)) ** 2 * _squared_norm(down, ups[layer])
         for layer, down in downs.items()
@@ -137,8 +142,8 @@ def _load_peft(pipe: Any, adapter: AdapterFile, undoing: ExitStack) -> None:
 
     config = PeftConfig.from_pretrained(str(adapter.peft))
     config.inference_mode = True
-    start = str(getattr(config, "init_lora_weights", True))
-    if start.lower().startswith(CHANGES_BASE):
+    start = getattr(config, "init_lora_weights", True)
+    if changes_base(start):
         raise ConfigError(
             f"{adapter.peft} began with init_lora_weights={start!r}, which changes the weights of the base as well",
             "save it with path_initial_model_for_weight_conversion, which makes it a plain LoRA",

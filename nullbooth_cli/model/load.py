@@ -15,7 +15,7 @@ from torch import nn
 
 from nullbooth_cli.errors import ConfigError, ModelError, ResourceError
 from nullbooth_cli.model.load_errors import explained
-from nullbooth_cli.model.pipeline_folder import read_folder, require_latents_alone
+from nullbooth_cli.model.pipeline_folder import read_pipeline_folder, require_latents_alone
 from nullbooth_cli.model.protocols import Pipeline, Scheduler, Tokenizer, config_of
 from nullbooth_cli.model.quiet import collected_warnings, quiet_libraries, without_future_warnings
 from nullbooth_cli.model.sources import Source, completing, fetch
@@ -34,7 +34,7 @@ def config_folder(source: Source) -> str:
     else:
         with quiet_libraries(), explained(source):
             folder = fetch(source, weights=False)
-    read_folder(folder, weights=False)
+    read_pipeline_folder(folder, weights=False)
     return folder
 
 
@@ -109,7 +109,7 @@ def _from_folder(source: Source, dtype: torch.dtype) -> Pipeline:
 
     with explained(source):
         folder = fetch(source)
-    found = read_folder(folder, weights=True)
+    found = read_pipeline_folder(folder, weights=True)
     with explained(source, folder), without_future_warnings():
         pipe: Pipeline = getattr(diffusers, found.class_name).from_pretrained(
             folder,
@@ -128,7 +128,7 @@ def _from_file(source: Source, dtype: torch.dtype) -> Pipeline:
 
     folder, file = _completing_folder(source), source.located()
     with explained(source, file):
-        pipeline_class = getattr(diffusers, read_folder(folder, weights=False).class_name)
+        pipeline_class = getattr(diffusers, read_pipeline_folder(folder, weights=False).class_name)
         pipe: Pipeline = pipeline_class.from_single_file(file, config=folder, dtype=dtype, local_files_only=True)
     if hasattr(pipe, "unet") and hasattr(pipe, "vae"):
         unet, vae = config_of(pipe.unet), config_of(pipe.vae)

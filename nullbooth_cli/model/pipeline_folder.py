@@ -3,8 +3,8 @@
     model_index.json               the class, and the class of each part
     <part>/config.json             of the denoiser, the autoencoder and text encoders; scheduler/scheduler_config.json
 
-`read_folder()` refuses what can be known from these files: JSON of another shape, parts that are not there, and models that need
-more than a text.
+`read_pipeline_folder()` refuses what can be known from these files: JSON of another shape, parts that are not there, and models
+that need more than a text.
 """
 
 import json
@@ -35,7 +35,7 @@ class PipelineFolder:
     left_out: tuple[str, ...]
 
 
-def read_folder(folder: str | Path, *, weights: bool) -> PipelineFolder:
+def read_pipeline_folder(folder: str | Path, *, weights: bool) -> PipelineFolder:
     """Read the configs of a pipeline folder. With `weights`, every part that the pipeline uses must be there.
 
     Raises ConfigError for a file that is not what diffusers writes, and for a part without files; ModelError for a pipeline that
@@ -71,7 +71,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {file}: {error}", _AGAIN) from error
     if not isinstance(found, dict):
-        raise ConfigError(f"{file} has no mapping, but {type(found).__name__}", _AGAIN)
+        raise ConfigError(f"{file} has a {type(found).__name__} in place of a mapping", _AGAIN)
     return found
 
 

@@ -28,7 +28,7 @@ from nullbooth_cli.datatypes import Step, step_key
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import listed
 from nullbooth_cli.model.corrected_solver import CorrectedDPMSolver
-from nullbooth_cli.model.pipeline_folder import read_folder, read_json
+from nullbooth_cli.model.pipeline_folder import read_json, read_pipeline_folder
 from nullbooth_cli.model.protocols import BetaScheduler, Scheduler
 from nullbooth_cli.settings.fingerprints import fingerprint
 
@@ -97,7 +97,7 @@ def model_scheduler(folder: str) -> Scheduler:
     import diffusers
     from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 
-    found = read_folder(folder, weights=False)
+    found = read_pipeline_folder(folder, weights=False)
     if "scheduler" not in found.parts:
         raise ModelError(f"{folder} has no scheduler", "set model to a text-to-image pipeline of diffusers")
     read_json(Path(folder) / "scheduler" / "scheduler_config.json")  # raises, naming it

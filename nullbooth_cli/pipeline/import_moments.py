@@ -97,8 +97,10 @@ def import_covariances(run_folder: Path, out: Store, config: Config) -> Iterator
     """Make the covariances of a folder the moments of a new store.
 
     The files name neither the model nor the prompts, so no model can be compared with the projectors. They have no mean either:
-    the store refuses `covariance.centred: true`. Raises ConfigError for a file that cannot be read or is no second moment, and if
-    a site lacks a timestep or changes its size; StoreError if the store has a collection already. Cost: one decomposition a file.
+    the store refuses `covariance.centred: true`. Raises ConfigError for a file that cannot be read or is not a second moment, and
+    if a site lacks a timestep or changes its size; StoreError if the store has a collection already.
+
+    Cost: one decomposition a file.
     """
     require_new(out)
     found = find_covariances(run_folder)

@@ -120,7 +120,7 @@ def watch_report(url: str, states: Mapping[str, StageState], notes: list[WorkerN
 
 
 def _is_over(states: Mapping[str, StageState], part: str, stage: str) -> bool:
-    """Whether the work that a note is about is done, or is no work of this version."""
+    """Whether the work that a note is about is done, or is not work of this version."""
     known = states.get("collect" if stage == "attention" else stage)
     if known is None:
         return True

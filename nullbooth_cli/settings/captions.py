@@ -30,7 +30,7 @@ from pathlib import Path
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import listed
-from nullbooth_cli.settings.images import ImageFolder, digest, read_folder
+from nullbooth_cli.settings.images import ImageFolder, digest, read_image_folder
 from nullbooth_cli.settings.prompts import COLUMNS
 from nullbooth_cli.settings.strict_json import parse_json
 from nullbooth_cli.settings.texts import cut, flaw, lines_of, paired, read_text
@@ -60,11 +60,11 @@ def load_captions(source: str) -> tuple[Prompt, ...]:
 def captioned_images(source: str, key: str = "collect.images", caption: str | None = None) -> tuple[CaptionedImage, ...]:
     """The images of a folder, sorted by file name, with their captions, or with one `caption` for all; `key` names the folder.
 
-    Raises ConfigError as `read_folder` does, for an image without a caption or with two, a caption without an image, and an image
-    that appears twice with one caption. Cost: one read of every file.
+    Raises ConfigError as `read_image_folder` does, for an image without a caption or with two, a caption without an image, and an
+    image that appears twice with one caption. Cost: one read of every file.
     """
     folder = Path(source)
-    found = read_folder(folder, key)
+    found = read_image_folder(folder, key)
     captions = _captions(folder, found, key) if caption is None else dict.fromkeys(found.images, caption)
     seen: dict[Prompt, Path] = {}
     images = []

@@ -42,7 +42,7 @@ class ImageFolder:
 
 def image_files(source: str) -> dict[str, Path]:
     """The image files of a folder by their digests. Cost: one read of every file."""
-    return {digest(path): path for path in read_folder(Path(source)).images}
+    return {digest(path): path for path in read_image_folder(Path(source)).images}
 
 
 def file_of(files: Mapping[str, Path], prompt: Prompt) -> Path:
@@ -55,7 +55,7 @@ def file_of(files: Mapping[str, Path], prompt: Prompt) -> Path:
     return files[prompt.image]
 
 
-def read_folder(folder: Path, key: str = "collect.images") -> ImageFolder:
+def read_image_folder(folder: Path, key: str = "collect.images") -> ImageFolder:
     """The files of a folder; `key` is the setting that names it. Links are followed.
 
     Raises ConfigError if there is no folder or no image, for a folder that cannot be listed or is met twice, and for files that

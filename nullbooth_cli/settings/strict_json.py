@@ -14,7 +14,7 @@ def parse_json(text: str, place: str, hint: str) -> Any:
     except ValueError as error:
         raise ConfigError(f"{place} is not JSON: {error}", hint) from error
     except RecursionError:
-        raise ConfigError(f"{place} is not JSON that can be read: it is nested too deep", hint) from None
+        raise ConfigError(f"{place} is JSON that is nested too deep to be read", hint) from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def flaw(text: str) -> str | None:
     """What makes a text impossible to store or to pass on: a NUL, or half a surrogate pair. None for any other."""
     if "\0" in text:
         return "has a NUL character"
-    return "has half a surrogate pair, which is no character" if _SURROGATE.search(text) else None
+    return "has half a surrogate pair, which is not a character" if _SURROGATE.search(text) else None
 
 
 def cut(text: str, most: int = 200) -> str:

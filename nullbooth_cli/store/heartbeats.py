@@ -3,7 +3,8 @@
     activity/<worker>      a group without arrays; its attributes are the note, in one object
 
 Each process writes only its own note, whole and in one put, and removes it when its work on a stage ends. A note that stays was
-left by a process that was killed. What is no note of this version is left out: a run must not fail because of it.
+left by a process that was killed. Anything that is not a note of this version is left out: a run must not
+fail because of it.
 """
 
 import json

@@ -24,6 +24,6 @@ def stores_beside(url: str) -> list[str]:
     folder, name = os.path.split(url.rstrip("/"))
     try:
         names = [each for each in os.listdir(folder or ".") if os.path.isfile(os.path.join(folder, each, "zarr.json"))]
-    except OSError:  # no such folder, and that of a URL is none
+    except OSError:  # no such folder, or a URL
         return []
     return [os.path.join(folder, each) for each in difflib.get_close_matches(name, names, n=SHOWN, cutoff=0.0)]

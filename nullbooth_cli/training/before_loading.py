@@ -81,15 +81,14 @@ def _inputs(recipe: Recipe, pictures: tuple[CaptionedImage, ...]) -> Inputs:
 def _without_weights(source: Source) -> StableDiffusion:
     """The pipeline without weights. Raises ModelError for one whose forward needs more than a caption."""
     folder = load.config_folder(source)
-    name, needs = pipeline_class(folder), ""
+    name = pipeline_class(folder)
     if name == TRAINABLE:
         pipe = cast(StableDiffusion, build_pipeline(folder, load.load_scheduler(source)))
-        config, channels = config_of(pipe.unet), pipe.vae.config["latent_channels"]
-        if config["in_channels"] == channels and not config.get("addition_embed_type") and not config.get("time_cond_proj_dim"):
+        config = config_of(pipe.unet)
+        if not config.get("addition_embed_type") and not config.get("time_cond_proj_dim"):
             return pipe
-        needs = f" (its U-Net takes {config['in_channels']} channels, and latents have {channels})"
     raise ModelError(
-        f"{name} needs more than a caption for a forward{needs}: only Stable Diffusion 1 and 2 can be trained here",
+        f"{name} needs more than a caption for a forward: only Stable Diffusion 1 and 2 can be trained here",
         "put nb.constrain into a training script for this model: docs/how-to/constrain-training.md",
     )
 

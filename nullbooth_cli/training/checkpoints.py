@@ -42,7 +42,7 @@ def save(run: TrainingRun) -> None:
 
 
 def load(run: TrainingRun, optimizer: torch.optim.Optimizer, rates: Any) -> None:
-    """Load the run's checkpoint. Optimizer and scheduler keep the settings that they have here.
+    """Load the run's checkpoint. Learning rates and weight decay stay those of this run's recipe.
 
     Every process calls this.
     """

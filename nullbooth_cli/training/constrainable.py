@@ -7,7 +7,7 @@ from torch import nn
 
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import counted
-from nullbooth_cli.model.adapters import CHANGES_BASE
+from nullbooth_cli.model.adapters import changes_base
 from nullbooth_cli.tensors import plain_name
 
 FORWARD = "the forward of the layer was replaced"
@@ -20,7 +20,7 @@ UNDO = {
 
 
 def require_constrainable(model: Any, weights: Sequence[str]) -> None:
-    """Raise ConfigError for something else than a denoiser; ModelError for one that is wrapped, compiled, quantized or fused.
+    """Raise ConfigError for anything but a denoiser; ModelError for one that is wrapped, compiled, quantized or fused.
 
     `weights` are the names of the protected weights in the plain model. A weight that is missing is not looked for here.
     """
@@ -56,7 +56,7 @@ def require_constrainable(model: Any, weights: Sequence[str]) -> None:
 
 
 def has_other_forward(module: nn.Module) -> bool:
-    """Whether the forward of a module was replaced on the object, as LoRAs in the manner of kohya's scripts do."""
+    """Whether the forward of a module was replaced on the object, as the LoRAs of kohya's scripts do."""
     return "forward" in vars(module)
 
 
@@ -75,5 +75,5 @@ def base_changed_by_lora(model: nn.Module) -> Iterable[str]:
     """The LoRA adapters of a model, with their start, that changed the weights of the layers they were added to."""
     for adapter, config in getattr(model, "peft_config", {}).items():
         start = getattr(config, "init_lora_weights", True)
-        if str(start).lower().startswith(CHANGES_BASE):
+        if changes_base(start):
             yield f"'{adapter}' (init_lora_weights={start!r})"

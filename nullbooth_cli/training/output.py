@@ -79,8 +79,8 @@ def locked(output: str) -> Iterator[None]:
 def finished(recipe: Recipe, changes: Sequence[str] = ()) -> TrainingResult | None:
     """The result in the recipe's output if the run there has done all its steps; None if there is something to do.
 
-    Raises ConfigError if it has done more steps than `max_train_steps`, if it has no checkpoint to go on from, and if it was made
-    with other settings or inputs than those in `changes`. Cost: that of `RunRecord.of`; no model is loaded.
+    Raises ConfigError if it has done more steps than `max_train_steps`, if it has no checkpoint to resume from, and if it was
+    made with other settings or inputs than those in `changes`. Cost: that of `RunRecord.of`; no model is loaded.
     """
     path = Path(recipe.output) / RESULT
     checkpoint = checkpoint_files.find(recipe.output)
@@ -92,7 +92,7 @@ def finished(recipe: Recipe, changes: Sequence[str] = ()) -> TrainingResult | No
     require_steps_left(recipe, steps)
     if steps < recipe.max_train_steps and checkpoint is None:
         raise ConfigError(
-            f"the run in {recipe.output} has done {steps} steps, and has no checkpoint to go on from",
+            f"the run in {recipe.output} has done {steps} steps, and has no checkpoint to resume from",
             f"set max_train_steps to {steps}, or set another output",
         )
     if steps < recipe.max_train_steps:

@@ -76,7 +76,7 @@ class ProtectedWeight:
         return [trained_parameter(module) for module in self._modules()]
 
     def constrained(self) -> list[nn.Parameter]:
-        """Those that do."""
+        """The parameters that act within the null space now."""
         return [trained_parameter(module) for module in self._modules() if holds_constraint(module)]
 
     def _modules(self) -> list[nn.Module]:

@@ -21,19 +21,29 @@ from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
 
 FREE = (
-    *("output", "local_files_only", "allow_pickle", "checkpointing_steps", "validation_prompts", "tensorboard"),
+    "output",
+    "local_files_only",
+    "allow_pickle",
+    "checkpointing_steps",
+    "validation_prompts",
+    "tensorboard",
     "gradient_checkpointing",
 )
 STEPS = "max_train_steps"  # more steps continue the same run; the history has the change
-BY_CONTENT = (
-    *("model", "revision", "variant", "pipeline_config", "store", "instance_images", "instance_prompt", "class_prompts"),
-)
+BY_CONTENT = ("model", "revision", "variant", "pipeline_config", "store", "instance_images", "instance_prompt", "class_prompts")
 WITH_LORA = ("rank",)
 WITH_WORD = ("word_learning_rate",)
 WITH_CLASS = ("class_images", "prior", "prior_weight", "validation_inference_steps", "guidance_scale")
 CHANGEABLE = (
-    *("learning_rate", "word_learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_weight_decay", "max_grad_norm"),
-    *("prior_weight", "train_batch_size", "gradient_accumulation_steps"),
+    "learning_rate",
+    "word_learning_rate",
+    "lr_scheduler",
+    "lr_warmup_steps",
+    "adam_weight_decay",
+    "max_grad_norm",
+    "prior_weight",
+    "train_batch_size",
+    "gradient_accumulation_steps",
 )
 
 

@@ -55,7 +55,7 @@ class TrainingRun:
 
     `trained`: the names of the denoiser's parameters that train. `constraint` is None without a store, `prior` without prior
     preservation, `teacher` without distillation, `word` if no embedding trains. `record` is what decides the weights,
-    `checkpoint` where the run resumes (None: it begins). `notes` are for the user.
+    `checkpoint` where the run resumes (None: it starts). `notes` are for the user.
     """
 
     recipe: Recipe
@@ -140,14 +140,14 @@ def set_up(
 
 
 def _require_resumable(recipe: Recipe, record: RunRecord, checkpoint: Checkpoint | None, changes: Sequence[str]) -> None:
-    """Raise ConfigError unless a run with this record may go on from the checkpoint in its output, or begin if there is none."""
+    """Raise ConfigError unless a run with this record may resume from the checkpoint in its output, or start without one."""
     if checkpoint is not None:
         require_steps_left(recipe, checkpoint.step)
         record.resumed(recipe.output, checkpoint.record, checkpoint.step, changes)
     elif changes:
         raise ConfigError(
             f"there is no run in {recipe.output} that could resume with another {', '.join(changes)}",
-            "a new run takes them from its recipe",
+            "set them in the recipe of the new run",
         )
 
 

@@ -34,7 +34,7 @@ def token_of(tokenizer: Tokenizer, word: str, *, captions: Sequence[str], preser
         raise ConfigError(f"no caption has the word '{word}'", f"name a word of the captions, such as '{captions[0]}'")
     if found := with_word(preserved):
         raise ConfigError(
-            f"{counted(len(found), 'preserved prompt')} with the word '{word}', such as '{found[0]}'",
+            f"the word '{word}' is in {counted(len(found), 'preserved prompt')}, such as '{found[0]}'",
             "choose another word: training its embedding would change those prompts",
         )
     return int(tokens[0])

@@ -165,5 +165,5 @@ def _pipe() -> Any:
 
 def test_two_answers(done: str) -> None:
     assert "two answers" in json.loads(nullbooth("inspect", "-s", done, "--json", "--csv").stderr)["error"]
-    refused(nullbooth("inspect", "-s", done, "--layer", "nothing"), 2, "no site of a layer nothing", "mid_block")
+    refused(nullbooth("inspect", "-s", done, "--layer", "nothing"), 2, "no layer matches nothing", "mid_block")
     refused(nullbooth("inspect", "-s", done, "--feature", "kv"), 2, "kv is not a feature", "choose one of q, k, v, out")

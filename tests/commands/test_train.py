@@ -77,7 +77,7 @@ class TestTheCommand:
         """An accident is refused, with the option to say that it is none; the answer lasts."""
         assert self.train("-c", file, "--set", "max_train_steps=2").exit_code == 0
         accident = self.train("-c", file, "--set", "learning_rate=0.02")
-        refused(accident, 2, "learning_rate: 0.01 -> 0.02", "to go on with the new values: --resume-with learning_rate=0.02")
+        refused(accident, 2, "learning_rate: 0.01 -> 0.02", "to resume with the new values: --resume-with learning_rate=0.02")
         other = self.train("-c", file, "--set", "seed=1")
         refused(other, 2, "seed: 0 -> 1", "hint: put them back, or set another output\n")
         on_purpose = self.train("-c", file, "--resume-with", "learning_rate=0.02", "--set", "max_train_steps=3")

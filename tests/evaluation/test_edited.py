@@ -124,7 +124,7 @@ def with_other(tensors: dict[str, torch.Tensor], *names: str) -> dict[str, torch
 NAME = f"lora_unet_{LAYER.replace('.', '_')}"
 OTHER_LAYER = "mid_block.attentions.7.transformer_blocks.0.attn2.to_k"
 REFUSED: dict[str, tuple[dict[str, torch.Tensor], str]] = {
-    "LoHa": ({f"{NAME}.hada_w1_a": torch.ones(2, 2)}, r"no plain LoRA: 1 tensor would be left out, .*hada_w1_a \(LoHa\)"),
+    "LoHa": ({f"{NAME}.hada_w1_a": torch.ones(2, 2)}, r"not a plain LoRA: 1 tensor would be left out, .*hada_w1_a \(LoHa\)"),
     "LoKr": ({f"{NAME}.lokr_w1": torch.ones(2, 2)}, r"lokr_w1 \(LoKr\)"),
     "DoRA of kohya": (with_other(kohya_tensors(), f"{NAME}.dora_scale"), r"dora_scale \(DoRA of kohya"),
     "a full difference": (with_other(kohya_tensors(), "lora_unet_conv_in.diff"), "whole differences of weights"),
@@ -215,10 +215,10 @@ class TestRefused:
             ("nowhere", "no model folder at nowhere"),
             ("{models}", "neither a pipeline folder"),
             ("{models}/free/unet/diffusion_pytorch_model.safetensors", "nor a LoRA"),
-            ("{models}/free@0.5", "free is no LoRA, and only LoRAs have a scale"),
-            ("{models}/lora+{models}/free", "free is no LoRA"),
+            ("{models}/free@0.5", "free is not a LoRA, and only LoRAs can have a scale"),
+            ("{models}/lora+{models}/free", "free is not a LoRA"),
             ("{models}/lora@nan", "the scale of .*lora is nan"),
-            ("{models}/lora@", "no model folder|is not a model|is no LoRA"),
+            ("{models}/lora@", "no model folder|is not a model|is not a LoRA"),
         ],
     )
     def test_a_place_without_a_model(self, models: Path, place: str, words: str) -> None:

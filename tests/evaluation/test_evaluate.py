@@ -206,7 +206,7 @@ class TestRefused:
         [
             (("nowhere",), "no model folder at nowhere"),
             (("{models}/free", "--against", "{models}"), "neither a pipeline folder"),
-            (("{models}/free@2",), "is no LoRA"),
+            (("{models}/free@2",), "is not a LoRA"),
             (("{models}/free", "--subject", "s", "--instances", "{models}"), "instances|neither images"),
             (("{models}/free", "--features", "clip={models}"), "no CLIP model at"),
         ],

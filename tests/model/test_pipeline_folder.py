@@ -10,7 +10,7 @@ import torch
 
 from nullbooth_cli.errors import ConfigError, ModelError, NullboothError
 from nullbooth_cli.model import load
-from nullbooth_cli.model.pipeline_folder import read_folder
+from nullbooth_cli.model.pipeline_folder import read_pipeline_folder
 from nullbooth_cli.model.sources import Source
 from tests.support.builders import execute, small_config
 from tests.support.model_files import copy_folder
@@ -89,7 +89,7 @@ def test_parts_that_nothing_here_uses_are_not_needed(folder: Path, pipe: Any) ->
     )
     (folder / "safety_checker").mkdir()
     (folder / "safety_checker" / "config.json").write_text("{}")
-    assert set(read_folder(folder, weights=True).left_out) == {"safety_checker", "feature_extractor", "image_encoder"}
+    assert set(read_pipeline_folder(folder, weights=True).left_out) == {"safety_checker", "feature_extractor", "image_encoder"}
     loaded = load_whole(folder)
     assert loaded.safety_checker is None
     assert load.weights_digest(loaded) == load.weights_digest(pipe)

@@ -77,7 +77,7 @@ class TestAlphaEdit:
     def test_sites_of_several_sizes(self, done: str) -> None:
         sizes = sorted({site.dim for site in nb.open_store(done).sites()})
         refused(nullbooth("export", "p.pt", "-s", done), 2, "have", ", ".join(map(str, sizes)))
-        refused(nullbooth("export", "p.pt", "-s", done, "--layer", "none"), 2, "no site of a layer none")
+        refused(nullbooth("export", "p.pt", "-s", done, "--layer", "none"), 2, "no layer matches none")
         assert not Path("p.pt").exists()
 
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.settings.images import read_folder, read_image, require_readable
+from nullbooth_cli.settings.images import read_image, read_image_folder, require_readable
 from tests.support.pictures import picture
 
 
 def names(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in read_folder(folder).images]
+    return [path.relative_to(folder).as_posix() for path in read_image_folder(folder).images]
 
 
 class TestFolder:
@@ -29,7 +29,7 @@ class TestFolder:
         for name, kind in kinds.items():
             picture(0).save(tmp_path / name, format=kind)
         assert names(tmp_path) == list(kinds)
-        assert {read_image(path).size for path in read_folder(tmp_path).images} == {(32, 32)}
+        assert {read_image(path).size for path in read_image_folder(tmp_path).images} == {(32, 32)}
 
     def test_what_is_no_image_is_named(self, tmp_path: Path) -> None:
         picture(0).save(tmp_path / "a.png")
@@ -38,7 +38,7 @@ class TestFolder:
         for name, content in wrong.items():
             (tmp_path / name).write_bytes(content)
         with pytest.raises(ConfigError, match=r"b\.heic, .*c\.png, .*d\.mp4, .*e\.JPG, .*f\.json and 1 more in .*") as caught:
-            read_folder(tmp_path)
+            read_image_folder(tmp_path)
         assert "neither images that can be read nor captions" in caught.value.message
         assert "save images as .png" in caught.value.hint
 
@@ -59,11 +59,11 @@ class TestFolder:
         assert names(folder) == ["b.png", "more/deep/a.png"]
         (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
         with pytest.raises(ConfigError, match=r"cannot read the image .*gone\.png"):
-            read_folder(folder)
+            read_image_folder(folder)
         (folder / "gone.png").unlink()
         (elsewhere / "back").symlink_to(folder)
         with pytest.raises(ConfigError, match=r"more/back and .*photos are one folder") as caught:
-            read_folder(folder)
+            read_image_folder(folder)
         assert caught.value.hint == "remove the link"
 
     def test_a_folder_that_cannot_be_listed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,16 +72,16 @@ class TestFolder:
 
         monkeypatch.setattr("os.scandir", refuse)
         with pytest.raises(ConfigError, match=f"cannot list {tmp_path}: Permission denied"):
-            read_folder(tmp_path)
+            read_image_folder(tmp_path)
 
     @pytest.mark.parametrize("key", ["collect.images", "instance_images"])
     def test_no_folder_and_no_image(self, tmp_path: Path, key: str) -> None:
         """The hint names the setting of the file at hand."""
         with pytest.raises(ConfigError, match=r"no folder of images at .*gone") as caught:
-            read_folder(tmp_path / "gone", key)
+            read_image_folder(tmp_path / "gone", key)
         assert caught.value.hint.startswith(f"set {key} to a folder")
         with pytest.raises(ConfigError, match="has no image") as caught:
-            read_folder(tmp_path, key)
+            read_image_folder(tmp_path, key)
         assert key in caught.value.hint
 
 

@@ -112,7 +112,7 @@ def test_a_column_can_be_named(tmp_path: Path, name: str, content: str) -> None:
         ("p.json", '["a dog", ["a cat"]]', "entry 2 is neither an object nor a string"),
         ("p.json", '["a dog", {"caption": "a dog"}]', "entry 2 repeats entry 1: 'a dog'"),
         ("p.json", '{"annotations": [], "annotations": []}', "is not JSON: the key 'annotations' appears twice"),
-        ("p.json", "[" * 100_000, "it is nested too deep"),
+        ("p.json", "[" * 100_000, "that is nested too deep"),
         ("p.json", '["\\ud800"]', "the prompt of entry 1 has half a surrogate pair"),
         ("p.jsonl", '"a\\u0000dog"', "the prompt of line 1 has a NUL character"),
         ("p.txt", "a dog\0", "it has NUL bytes"),

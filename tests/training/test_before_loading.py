@@ -73,7 +73,7 @@ def test_models(tmp_path: Path) -> None:
     )
     assert "nb.constrain" in error.hint
     inpainting = altered(tmp_path / "inpainting", "unet", in_channels=17)
-    refused(ModelError, "inpainting takes 17 channels, and latents have 8", tmp_path, model=inpainting)
+    refused(ModelError, r"the U-Net of .* takes 17 channels, and latents have 8", tmp_path, model=inpainting)
     refused(ConfigError, "no model folder at nowhere", tmp_path, model="nowhere")
 
 
@@ -91,7 +91,7 @@ def test_class_prompts(tmp_path: Path) -> None:
         ({"word": "qfj"}, "no caption has the word 'qfj'"),
         ({"word": ""}, "'' is 0 tokens to this model"),
         ({"word": "sks circle"}, "'sks circle' is 2 tokens to this model"),
-        ({"word": "circle", "class_prompts": CLASS_PROMPTS}, "2 preserved prompts with the word"),
+        ({"word": "circle", "class_prompts": CLASS_PROMPTS}, "the word 'circle' is in 2 preserved prompts"),
     ],
 )
 def test_a_word_that_cannot_train(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -99,7 +99,7 @@ def test_a_word_that_cannot_train(tmp_path: Path, changes: dict[str, Any], messa
 
 
 def test_a_word_of_the_preserved_prompts(tmp_path: Path, finished: tuple[Config, Store]) -> None:
-    message = "preserved prompts with the word 'circle', such as '.*circle"
+    message = "the word 'circle' is in .* preserved prompts, such as '.*circle"
     refused(ConfigError, message, tmp_path, word="circle", store=str(finished[1].path))
 
 

@@ -83,7 +83,7 @@ class TestFinished:
         more = made.model_copy(update={"max_train_steps": 5})
         assert output.finished(more) is None
         shutil.rmtree(f"{made.output}/checkpoint-000004")
-        with pytest.raises(ConfigError, match="has done 4 steps, and has no checkpoint to go on from"):
+        with pytest.raises(ConfigError, match="has done 4 steps, and has no checkpoint to resume from"):
             output.finished(more)
         assert output.finished(made) is not None
         with pytest.raises(ConfigError, match="has done 4 steps, more than max_train_steps: 3"):

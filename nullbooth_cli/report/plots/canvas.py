@@ -120,7 +120,7 @@ def short(layers: Sequence[str]) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """A text of the user's or the store's for a picture: `$` begins no formula, and nothing in it is no part of an SVG file."""
+    """A text from a user or a store for a picture: `$` starts no formula, and every character can stand in an SVG file."""
     return visible(text).replace("$", r"\$")
 
 
