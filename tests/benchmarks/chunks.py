@@ -1,13 +1,15 @@
-"""What Zarr's own array API would add to collect and to covariance, in the place of our chunk encoder (store/chunks.py).
+"""What Zarr's array API would add to collect and covariance in place of our chunk encoder (store/chunks.py), and what tags cost.
 
 One run of each stage is recorded: every chunk that it writes and reads. The same chunks are then written and read again, by our
 encoder and by `array[...]`, both through our storage, which flushes every file. The share is the difference over
 the stage's time. CPU time is what counts on a shared machine; `--threads 1` makes it steady. Reads come from the system's cache.
+
+Tags are timed in memory: the same chunk is encoded and decoded with its tag, and without one as in store format 4.
 """
 
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,13 +20,16 @@ import numpy as np
 import zarr
 
 from nullbooth_cli.store import Store
+from nullbooth_cli.store import chunks as encoder
 from nullbooth_cli.store.arrays import ArrayGroup, chunk_key
+from nullbooth_cli.store.metadata import ID, TAG_BYTES, StoredArray, array_document, new_id
 from tests.benchmarks.collect import collected
 from tests.benchmarks.common import Figure, Stopwatch, disk_rates, figure, in_turns, median_wall, parse, parser, show, workplace
 from tests.benchmarks.covariance import reduced
 from tests.benchmarks.subjects import Subject, random_subject, store_features, subject, toy_pipeline
 
 SHAPES = {"70 kB": (96, 364), "10 MB": (4096, 1280)}  # tokens, dim of one prompt in float16
+TAGGED = {"4 bytes": 1, "70 kB": 17_500, "4 MB": 1_000_000}  # float32 values of a chunk
 
 
 @dataclass
@@ -145,9 +150,44 @@ def sizes(folder: Path, megabytes: int, repeats: int) -> Iterator[Figure]:
             yield figure(f"Zarr over ours, {what} {size}", times["zarr"], times["ours"], rest=rest)
 
 
+def tags(most: int, repeats: int) -> Iterator[Figure]:
+    """Encoding and decoding a chunk with a tag, over the same without one. `most` chunks are coded, or fewer of large ones."""
+    untagged = {"TAG_BYTES": 0, "TAIL_BYTES": encoder.TAIL_BYTES - TAG_BYTES}
+    for size, length in TAGGED.items():
+        values = np.random.default_rng(0).random(length, np.float32)
+        count = max(10, most // (1 + values.nbytes // 100_000))
+        runs = {
+            "with": lambda watch, v=values, n=count: coded(watch, v, n, one_chunk(len(v)).tag),
+            "without": lambda watch, v=values, n=count: coded(watch, v, n, lambda _: b"", **untagged),
+        }
+        times = in_turns(runs, repeats)
+        tagged, plain = (1e6 * min(watch.cpu for watch in times[run]) / count for run in runs)
+        rest = f"microseconds of CPU a chunk, the least: with a tag {tagged:.1f}, without {plain:.1f}, {count} chunks"
+        yield figure(f"a tag over none, {size}", times["with"], times["without"], rest=rest)
+
+
+def one_chunk(length: int) -> StoredArray:
+    """An array of one chunk of float32."""
+    shape, attributes = (length,), {ID: new_id()}
+    document = array_document(shape=shape, chunks=shape, dtype="float32", fill="NaN", attributes=attributes, compressed=False)
+    return StoredArray.described(document, "features/site", new_id())
+
+
+def coded(watch: Stopwatch, values: Any, count: int, tag: Callable[[tuple[int, ...]], bytes], **layout: int) -> None:
+    """Encode and decode a chunk `count` times; `layout` replaces constants of the encoder."""
+    with mock.patch.multiple(encoder, **layout) if layout else nullcontext():
+        parts = encoder.encode(values, values.dtype, tag((0,)), compressed=False)
+        data = np.frombuffer(b"".join(parts), np.uint8)
+        with watch:
+            for _ in range(count):
+                encoder.encode(values, values.dtype, tag((0,)), compressed=False)
+                encoder.decode(data, values.dtype, values.shape, tag((0,)), compressed=False)
+
+
 def main() -> None:
     made = parser(__doc__, repeats=7)
     made.add_argument("--megabytes", type=int, default=100, help="bytes a run, of each size of chunk; 0 for none")
+    made.add_argument("--tags", type=int, default=20_000, help="chunks to code with a tag and without; 0 for none")
     made.add_argument("--steps", type=int, default=30, help="denoising steps of the toy")
     made.add_argument("--batch", type=int, default=24, help="prompts a batch of the toy")
     made.add_argument("--units", type=int, default=4, help="batches of the toy")
@@ -161,6 +201,8 @@ def main() -> None:
             added[name] = share
         if arguments.megabytes:
             figures.extend(sizes(folder, arguments.megabytes, arguments.repeats))
+    if arguments.tags:
+        figures.extend(tags(arguments.tags, arguments.repeats))
     show("chunks", figures, arguments, share_of_cpu_time_that_zarr_would_add=added)
 
 

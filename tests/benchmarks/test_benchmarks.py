@@ -11,7 +11,7 @@ SMALLEST = {
     "collect": "--steps 2 --batch 1 --keep moments features --tokens 0 64",
     "covariance": "--features toy --steps 2 --batch 1 --units 1",
     "archives": "--features toy --steps 2 --batch 1",
-    "chunks": "--megabytes 1 --steps 2 --batch 1 --units 1",
+    "chunks": "--megabytes 1 --steps 2 --batch 1 --units 1 --tags 10",
     "decompositions": "--small --steps 2 --sign",
     "gpu": "--device cpu --tiny --dtypes float32 --minutes 0",
 }
