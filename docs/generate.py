@@ -83,9 +83,8 @@ A config is one YAML file. `nullbooth` reads the first of `-c FILE`, `$NULLBOOTH
 key, and the store records it. Unknown keys are refused. Files are YAML 1.2: `1e-5` is a number, and `no` is a word.
 [The glossary](glossary.md) defines the words.
 
-Exactly one threshold rule of `project` is in force. `--set` of one takes the place of those in the file or the store.
-If both `nullspace_threshold` and `threshold_percent` are set, the
-percentile is used, and the run reports it.
+Exactly one threshold rule of `project` is in force. `--set` of one replaces those in the file or the store. If both
+`nullspace_threshold` and `threshold_percent` are set, the percentile is used, and the run reports it.
 
 In paths, `~` and `$NAME` or `${{NAME}}` are expanded as in a shell, and a variable that is not set is an error; URLs stay as they
 are. Relative paths start at the current folder.
@@ -166,18 +165,18 @@ recipe and the drift of every weight. [The glossary](glossary.md) defines the wo
 
 ## Running again
 
-The same command resumes from the last checkpoint; where all steps are done it says so and exits with 0. A larger
-`max_train_steps` goes on with a finished run, a smaller one is refused. A learning rate that depends on the number of
-steps (`lr_scheduler: linear`, `cosine`) follows the new number from there on.
+The same command resumes from the last checkpoint. If all steps are done it says so and exits with 0. A larger
+`max_train_steps` continues a finished run, a smaller one is refused. A learning rate that depends on the number of
+steps (`lr_scheduler: linear`, `cosine`) follows the new number from there.
 
 - **Ctrl-C and SIGTERM** finish the step and write a checkpoint, on all processes of a launch at the same step; the
   exit code is 130 or 143. A second one stops at once, and loses the steps since the last checkpoint.
 - **What decides the weights is compared**: settings, pictures and captions, class prompts, the projectors of the
   store, the weights of the model, the number of processes. If one has changed, the run is refused (exit 2) with the
   field, the old and the new value. Inputs are compared by their content, so model, store, pictures and output may be
-  moved. These leave the weights as they are, and may change: {free}.
-- **A change on purpose**: `--resume-with learning_rate=1e-4` resumes with another value, and train.json keeps the
-  history of such changes. It takes {changeable}.
+  moved. These keys do not change the weights, and may differ: {free}.
+- **A change on purpose**: `--resume-with learning_rate=1e-4` resumes with another value, and train.json lists every
+  such change. It takes {changeable}.
 - **A checkpoint is on disk before it replaces the one before**, with a digest of each file. A damaged one is refused
   with exit 4, which names the file. When the disk is full, the run ends with exit 5, and the checkpoint before stays.
 - **One run writes an output**: its lock is the file train.lock in it. Other files and folders in it are left alone.

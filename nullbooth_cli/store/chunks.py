@@ -9,7 +9,7 @@ say, so that the tag is in a gap between the inner chunk and its index: eight by
 nullbooth writes and reads whole chunks only, so the bytes need not pass through Zarr's event loop. Zarr reads what `encode`
 wrote (tests/store/test_chunks.py).
 
-Zarr's own array API would add 17 % to the CPU time of covariance, and 0.6 to 1.6 % to that of collect (shapes of the toy, 4 units
+Zarr's own array API would add 29 % to the CPU time of covariance, and 1.2 to 7.3 % to that of collect (shapes of the toy, 4 units
 of 24 prompts, one thread): `python -m tests.benchmarks.chunks --threads 1 --repeats 5 --megabytes 20`. This module could go if
 both were under 3 %, and Zarr left a place for a tag.
 """
