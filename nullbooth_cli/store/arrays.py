@@ -5,8 +5,7 @@ named by its place in the grid of chunks, such as `c.0.3`. Metadata and chunks t
 (`store/metadata.py`).
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -79,7 +78,7 @@ class ArrayGroup:
         """Remove an array, or a group and all below it, if it is there."""
         self._arrays = {path: array for path, array in self._arrays.items() if not path.startswith(name)}
         # No check first: a kill can leave an array whose group is not there yet.
-        with self.writing():
+        with self.backing.writing():
             sync(self.backing.zarr.delete_dir(name))
 
     def has(self, name: str) -> bool:
@@ -225,14 +224,6 @@ class ArrayGroup:
 
     # Attributes
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Turn errors of the operating system into ResourceError."""
-        try:
-            yield
-        except OSError as error:
-            raise self.backing.failure(error) from error
-
     def attribute(self, name: str) -> Any:
         """An attribute of the group itself, as JSON gives it; do not change it. Raises KeyError if there is none."""
         return self._root.attributes[name]
@@ -263,7 +254,7 @@ class ArrayGroup:
         parts = name.split("/")[:-1]
         for path in ("/".join(parts[: i + 1]) for i in range(len(parts))):
             data = default_buffer_prototype().buffer.from_bytes(sealed(group_document({}), path, self.id))
-            with self.writing():
+            with self.backing.writing():
                 sync(self.backing.zarr.set_if_not_exists(_document_key(path), data))
 
     def _put_document(self, name: str, document: Mapping[str, Any]) -> None:

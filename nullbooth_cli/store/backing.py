@@ -1,8 +1,9 @@
 """Where the bytes of a store are: a local folder (`local`) or an object store behind a URL (`remote`)."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,3 +109,11 @@ class Backing(ABC):
     @abstractmethod
     def failure(self, error: OSError) -> ResourceError:
         """The nullbooth error for an error of the operating system."""
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn errors of the operating system into their `failure`."""
+        try:
+            yield
+        except OSError as error:
+            raise self.failure(error) from error

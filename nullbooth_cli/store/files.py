@@ -71,10 +71,10 @@ def size_of(path: str) -> int:
         return 0
 
 
-def flush_folder(folder: Path) -> None:
-    """Make the names in a folder durable, if it is still there."""
+def flush(path: Path) -> None:
+    """Make a file, or the names in a folder, durable, if it is still there."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return
     try:
@@ -84,7 +84,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder and all that is in it, if it is there."""
+    """Remove a file, a link (not what it names) or a folder and all that is in it, if it is there."""
     try:
         path.unlink(missing_ok=True)
     except NotADirectoryError:

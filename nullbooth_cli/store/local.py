@@ -129,7 +129,7 @@ class LocalBacking(Backing):
             folders, self._folders = self._folders, set()
         try:
             for folder in sorted(folders):
-                files.flush_folder(folder)
+                files.flush(folder)
         except OSError as error:
             with self._guard:
                 self._folders |= folders
@@ -229,14 +229,6 @@ class LocalBacking(Backing):
             if self._lock_file(name).exists():
                 with self.lock(name, PROBE_SECONDS):
                     pass
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Turn errors of the operating system into ResourceError."""
-        try:
-            yield
-        except OSError as error:
-            raise self.failure(error) from error
 
     def failure(self, error: OSError) -> ResourceError:
         """ResourceError: no room left, no permission, or whatever else the system refuses."""

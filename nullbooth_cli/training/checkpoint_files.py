@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nullbooth_cli.errors import StoreError
+from nullbooth_cli.store.files import remove
 from nullbooth_cli.training import durable
 from nullbooth_cli.training.record import RunRecord
 
@@ -99,4 +100,4 @@ def remove_before(output: str, step: int) -> None:
     """Remove the checkpoints of fewer steps."""
     for earlier, folder in _folders(Path(output)).items():
         if earlier < step:
-            durable.remove(folder)
+            remove(folder)

@@ -24,8 +24,9 @@ from nullbooth_cli.errors import DataError, ModelError
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.progress import Event, Interrupts, Note, Progress
 from nullbooth_cli.settings.weighting import weighting_note
+from nullbooth_cli.store.files import remove
 from nullbooth_cli.training import checkpoints, output
-from nullbooth_cli.training.durable import remove, replacing, writing
+from nullbooth_cli.training.durable import replacing, writing
 from nullbooth_cli.training.examples import TextEncoding, encode_texts
 from nullbooth_cli.training.output import TrainingResult
 from nullbooth_cli.training.setup import TrainingRun

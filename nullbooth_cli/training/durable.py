@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 
 from nullbooth_cli.errors import ResourceError, StoreError
 from nullbooth_cli.settings.fingerprints import fingerprint
+from nullbooth_cli.store.files import flush, nearest, remove
 
 TORCH_WRITER = "inline_container"  # torch.save raises RuntimeError when a file cannot be written; only its text tells
 CHECKSUM = "checksum"
@@ -27,7 +27,7 @@ def writing(folder: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):
             raise
         reason = "a file was cut short" if isinstance(error, RuntimeError) else str(error)
-        free = shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
+        free = shutil.disk_usage(nearest(folder)).free
         raise ResourceError(
             f"cannot write to {folder}: {reason} ({free:,} bytes are free without it)",
             "free some space, or check the permissions, and run this again: it resumes from the last checkpoint",
@@ -53,7 +53,7 @@ def replacing(path: Path) -> Iterator[Path]:
                 remove(before)
                 path.rename(before)
             partial.rename(path)
-            _flush(path.parent)
+            flush(path.parent)
             remove(before)
         finally:
             with contextlib.suppress(OSError):  # it must not hide what went wrong before
@@ -65,26 +65,10 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial")
 
 
-def remove(path: Path) -> None:
-    """Remove a file, a link (not what it names) or a folder with all in it, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _sync(path: Path) -> None:
     """Wait until a file, or a folder and all in it, is on disk."""
     for inner in [*path.rglob("*"), path]:
-        _flush(inner)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush(inner)
 
 
 def digest(path: Path) -> str:

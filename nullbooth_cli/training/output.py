@@ -18,6 +18,7 @@ from nullbooth_cli.api import open_store
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.store import is_url, open_backing
+from nullbooth_cli.store.files import remove
 from nullbooth_cli.training import checkpoint_files, durable
 from nullbooth_cli.training.record import RunRecord
 
@@ -72,7 +73,7 @@ def locked(output: str) -> Iterator[None]:
     with open_backing(Path(output) / LOCK).lock():
         with durable.writing(Path(output)):
             for leftover in Path(output).glob("checkpoint-*.partial"):
-                durable.remove(leftover)
+                remove(leftover)
         yield
 
 

@@ -111,13 +111,6 @@ class TestReplacing:
             os.system(f"umount {disk}")
 
 
-def test_removing_a_link_leaves_what_it_names(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "folder")
-    durable.remove(tmp_path / "link")
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
-
-
 class TestRecord:
     def test_round_trip(self, tmp_path: Path) -> None:
         (tmp_path / "r.json").write_text(durable.record_text(DOCUMENT))
