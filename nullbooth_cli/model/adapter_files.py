@@ -8,7 +8,7 @@
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -134,11 +134,11 @@ def _only_file(place: Path) -> Path:
     )
 
 
-def _require_lora(file: Path, names: Iterable[str]) -> None:
-    """Raise ConfigError unless every tensor is part of a LoRA."""
+def _require_lora(file: Path, names: Sequence[str]) -> None:
+    """Raise ConfigError unless every tensor is part of a LoRA, and every pair is whole."""
     others = [name for name in names if pair_name(name) is None and not _BESIDE.fullmatch(name)]
     kind = next((kind for part, kind in KINDS.items() for name in others if part in name), None)
-    if kind is None and len(others) == len(list(names)):
+    if kind is None and len(others) == len(names):
         raise ConfigError(
             f"{file} is neither a pipeline folder nor a LoRA: none of its {counted(len(others), 'tensor')} is a lora weight",
             "name a pipeline folder (with a model_index.json), or the file of save_lora_weights",
@@ -149,3 +149,7 @@ def _require_lora(file: Path, names: Iterable[str]) -> None:
             + (f" ({kind})" if kind else ""),
             "fuse it into its base with the program that made it, and name that pipeline folder",
         )
+    pairs = [pair for name in names if (pair := pair_name(name)) is not None]
+    downs, ups = ({pair.layer for pair in pairs if pair.down is down} for down in (True, False))
+    if alone := sorted(downs ^ ups):
+        raise ConfigError(f"{file} has half a pair: {alone[0]}", "save the LoRA again")

@@ -63,8 +63,10 @@ def _explained(pipe: Pipeline, adapter: AdapterFile) -> Iterator[None]:
     try:
         yield
     except (AttributeError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        first, *more = str(error).splitlines() or [type(error).__name__]
+        reason = f"{first} {more[0].strip()}" if more and first.endswith(":") else first
         raise ConfigError(
-            f"cannot load {adapter.path} into a {type(pipe).__name__}: {(str(error) or type(error).__name__).splitlines()[0]}",
+            f"cannot load {adapter.path} into a {type(pipe).__name__}: {reason}",
             "name a LoRA that was made for this base, and install peft (pip install peft)",
         ) from error
 
@@ -115,15 +117,13 @@ def _require_all(adapter: AdapterFile, tensors: Mapping[str, torch.Tensor], laye
 
 
 def _norms_of_file(adapter: AdapterFile, tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """The squared norm of alpha / rank B A of each pair, by its layer. Raises ConfigError for half a pair."""
+    """The squared norm of alpha / rank B A of each pair, by its layer."""
     downs: dict[str, torch.Tensor] = {}
     ups: dict[str, torch.Tensor] = {}
     alphas = {name.removesuffix(".alpha"): float(tensor) for name, tensor in tensors.items() if name.endswith(".alpha")}
     for name, tensor in tensors.items():
         if found := pair_name(name):
             (downs if found.down else ups)[found.layer] = tensor
-    if alone := sorted(downs.keys() ^ ups.keys()):
-        raise ConfigError(f"{adapter.path} has half a pair: {alone[0]}", "save the LoRA again")
     return {
         layer: (alphas.get(layer, float(len(down))) / len(down)) ** 2 * _squared_norm(down, ups[layer])
         for layer, down in downs.items()
