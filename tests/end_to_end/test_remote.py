@@ -256,7 +256,8 @@ class TestErrors:
         reasons = {0: "its checksum is wrong", 1: "it is empty", 3: "it is missing"}
         named = [f"{place.url}: features/{site} chunk c.0.{unit}.0.0 is damaged: {why}" for unit, why in reasons.items()]
         assert sorted(damage["error"] for damage in json.loads(shown.stdout)["verify"]["damaged"]) == sorted(named)
-        refused(nullbooth("covariance", "-c", config), 4, named[0], f"nullbooth collect --repair -c {config} -s {place.url}")
+        repair = f"nullbooth collect --repair -c {config} -s {place.url}"
+        refused(nullbooth("covariance", "-c", config), 4, named[2], repair)  # what is missing is seen before anything is read
         answered(nullbooth("collect", "-c", config, "--repair"))
         answered(nullbooth("covariance", "-c", config))
 
