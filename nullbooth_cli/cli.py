@@ -29,6 +29,8 @@ from nullbooth_cli.commands.status import status
 from nullbooth_cli.commands.train import train
 from nullbooth_cli.errors import ConfigError, NullboothError
 
+RESUMING = (run, collect, covariance, project, merge, train)  # what they have finished stays
+
 
 class Boundary(TyperGroup):
     """Turns the errors of a command into an exit code and two lines, for every caller: a shell, CliRunner, `python -m`."""
@@ -56,7 +58,8 @@ class Boundary(TyperGroup):
         except KeyboardInterrupt:
             code = EXIT_CODES[SIGINT]
         if code in EXIT_CODES.values():
-            terminal.note("interrupted: finished units are kept, run the same command again to resume")
+            resumes = next((word for word in arguments if not word.startswith("-")), "") in {each.__name__ for each in RESUMING}
+            terminal.note("interrupted: run the same command again to resume" if resumes else "interrupted")
         sys.exit(code if isinstance(code, int) else 0)
 
     def _usage(self, error: typer.TyperException, arguments: list[str]) -> ConfigError:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from nullbooth_cli.cli import Boundary, app
@@ -99,3 +100,18 @@ def test_the_end_of_a_file_is_a_bug_and_no_interrupt() -> None:
     without_an_answer = CliRunner().invoke(asking, ["ask"], input="")
     assert without_an_answer.exit_code == 130
     assert without_an_answer.stderr.endswith("stopped: nothing was replaced\n")
+
+
+@pytest.mark.parametrize(("command", "resumes"), [("train", True), ("collect", True), ("evaluate", False), ("status", False)])
+def test_an_interrupt_says_only_where_there_is_something_to_resume(
+    monkeypatch: pytest.MonkeyPatch, command: str, resumes: bool
+) -> None:
+    """`evaluate` starts again, and a second Ctrl-C in `train` loses steps: neither has finished units."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TyperGroup, "invoke", interrupted)
+    result = nullbooth(command)
+    assert result.exit_code == 130
+    assert result.stderr == ("interrupted: run the same command again to resume\n" if resumes else "interrupted\n")

@@ -39,7 +39,7 @@ class OtherProcessFailed(StageError):
     def __init__(self, rank: int) -> None:
         super().__init__(
             f"process {rank} of this launch failed or was stopped: its units are not done",
-            "read that process's own message, then run the same command again: finished units are kept",
+            "read that process's own message, then run the same command again: finished units stay",
         )
 
 

@@ -235,8 +235,8 @@ class LocalBacking(Backing):
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             room = "" if error.errno == errno.EDQUOT else f" ({self.free_nbytes():,} bytes free)"
             what = "the quota is used up" if error.errno == errno.EDQUOT else "no room left"
-            return ResourceError(f"{what} for {self.url}{room}", "free some space and run this again; finished units are kept")
-        return ResourceError(f"cannot write to {self.url}: {error}", f"{files.hint(error)}; finished units are kept")
+            return ResourceError(f"{what} for {self.url}{room}", "free some space and run this again; finished units stay")
+        return ResourceError(f"cannot write to {self.url}: {error}", f"{files.hint(error)}; finished units stay")
 
 
 class DurableLocalStore(LocalStore):

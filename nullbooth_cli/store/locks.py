@@ -19,7 +19,7 @@ def holder_text() -> str:
 
 def in_use(url: str, holder: str) -> StoreError:
     """The error of a lock that another process holds."""
-    return StoreError(f"{url} is in use by {holder or 'another process'}", "wait for it, or stop it; its finished units are kept")
+    return StoreError(f"{url} is in use by {holder or 'another process'}", "wait for it, or stop it: what it has finished stays")
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ class LeasedObjectStore(WrapperStore[ObjectStore[Any]]):
             if lease.lost:
                 raise StoreError(
                     f"another process took over {self._url}, because this one gave no sign for {LEASE_SECONDS:.0f} s",
-                    "wait until it has ended, and run this again; finished units are kept",
+                    "wait until it has ended, and run this again; finished units stay",
                 )
 
     async def read_lease(self, key: str) -> tuple[Sign | None, Version]:

@@ -172,7 +172,7 @@ class RemoteBacking(Backing):
     def _failure(self, error: Exception) -> ResourceError:
         return ResourceError(
             f"cannot reach {self.url}: {self._without_secrets(error)}",
-            "check the URL, storage_options and the network; finished units are kept",
+            "check the URL, storage_options and the network; finished units stay",
         )
 
     def _without_secrets(self, error: Exception) -> str:

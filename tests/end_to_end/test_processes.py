@@ -204,7 +204,7 @@ def test_a_launch_is_interrupted_and_resumed(
                 os.kill(worker.pid, number)
         assert [worker.finish() for worker in processes] == [128 + number] * 2, "".join(worker.err for worker in processes)
     assert processes[0].out == ""
-    assert "interrupted: finished units are kept" in processes[0].err
+    assert "interrupted: run the same command again to resume" in processes[0].err
     done = set(np.flatnonzero(Store.open(config.store).progress.done("collect")).tolist())
     started = {unit for worker in processes for unit in worker.begun}
     if keep == "moments":

@@ -96,7 +96,7 @@ class TestKilled:
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
         assert process.wait() == 130
-        assert "interrupted: finished units are kept" in rest
+        assert "interrupted: run the same command again to resume" in rest
         assert "Traceback" not in rest
         process.stderr.close()
         assert Store.open(config.store).progress.done("collect")[0]
