@@ -61,6 +61,7 @@ def evaluate_models(common: Common, options: EvaluateOptions) -> None:
         device=options.device,
         batch_size=session.config.collect.batch_size,
     )
+    _require_writable(options)
     reports: list[EvaluationReport] = []
 
     def events() -> Iterator[Event]:
@@ -73,6 +74,16 @@ def evaluate_models(common: Common, options: EvaluateOptions) -> None:
 
     session.terminal.follow(events())
     session.terminal.answer(reports[0], draw_table)
+
+
+def _require_writable(options: EvaluateOptions) -> None:
+    """Raise an error for a place that cannot be written: drawing takes minutes."""
+    from nullbooth_cli.report import gallery
+
+    if options.html and Path(options.html).is_dir():
+        raise ConfigError(f"--html {options.html} is a folder", "name a file")
+    for folder in (*([options.images] if options.images else ()), *([Path(options.html).parent] if options.html else ())):
+        gallery.require_writable(Path(folder))
 
 
 def _written(found: Evaluation, options: EvaluateOptions) -> Iterator[Path]:

@@ -56,13 +56,26 @@ def read_place(config: Config, place: str) -> EditedModel:
         raise ConfigError(
             f"{name} is not a LoRA, and only LoRAs can have a scale or be added up", "name the pipeline alone, without @ and +"
         )
+    if name.startswith((".", "/", "~")) and not _exists(name):
+        raise ConfigError(f"no model at {name}", "name a pipeline folder, the file or folder of a LoRA, or a hub id (owner/name)")
     config_folder(Source(place, local_files_only=config.local_files_only))
     return EditedModel(place)
 
 
 def _parts(place: str) -> list[tuple[str, float]]:
-    """The names and scales in a place; a place that exists is one name, whatever its letters."""
-    return [_scaled(part) for part in ([place] if _exists(place) else place.split("+"))]
+    """The names and scales in a place; a name that exists may have the signs in it."""
+    words, parts = place.split("+"), []
+    while words:
+        # The longest beginning that exists, else the first word.
+        joined = {count: "+".join(words[:count]) for count in range(len(words), 0, -1)}
+        count = next((count for count, name in joined.items() if _exists(_scaled(name)[0])), 1)
+        parts.append(_scaled(joined[count]))
+        words = words[count:]
+    if not all(name for name, _ in parts):
+        raise ConfigError(
+            f"'{place}' has a '+' or a scale without a name", "write it as lora.safetensors@0.8+style.safetensors@0.5"
+        )
+    return parts
 
 
 def _scaled(part: str) -> tuple[str, float]:
@@ -76,7 +89,7 @@ def _scaled(part: str) -> tuple[str, float]:
 
 
 def _exists(place: str) -> bool:
-    return Path(place).expanduser().exists()
+    return place != "" and Path(place).expanduser().exists()
 
 
 def _adapter(config: Config, name: str) -> AdapterFile | None:

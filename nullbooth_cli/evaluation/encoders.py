@@ -4,8 +4,9 @@ Nothing is downloaded. A space without its weights is not measured; `FeatureSpac
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.nn.functional import normalize
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.load import ONE_LOAD
+from nullbooth_cli.model.prompt_length import cut_off_note_of
 from nullbooth_cli.model.quiet import quiet_libraries
 
 Images = NDArray[np.uint8]
@@ -25,17 +27,18 @@ ALEXNET = "alexnet-owt-7be5be79.pth"  # the file of torchvision's weights in tor
 BATCH = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FeatureSpaces:
     """Functions of images `[N, H, W, 3]`; None or absent for a space whose weights are missing.
 
     `encoders` give vectors `[N, D]` float32. `alignment` takes the vectors of CLIP and the prompts, and gives the cosine of each
-    image with its prompt (CLIP-T), `[N]`. `lpips` gives the distance between two sets of images, `[N]`. `missing` has the reason
-    for each space that cannot be measured.
+    image with its prompt (CLIP-T), `[N]`; `cut_off_note` names the prompts that are too long for that, None if all fit. `lpips`
+    gives the distance between two sets of images, `[N]`. `missing` has the reason for each space that cannot be measured.
     """
 
     encoders: Mapping[str, Callable[[Images], NDArray[np.float32]]] = field(default_factory=dict)
     alignment: Callable[[NDArray[np.float32], list[str]], NDArray[np.float32]] | None = None
+    cut_off_note: Callable[[Iterable[str]], str | None] = lambda _: None
     lpips: Callable[[Images, Images], NDArray[np.float32]] | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
 
@@ -48,7 +51,7 @@ def load_feature_spaces(given: Mapping[str, str], device: torch.device) -> Featu
     for name in given:
         if name not in ENCODERS:
             raise ConfigError(f"no feature space {name}", f"name one of {', '.join(ENCODERS)}")
-    encoders, missing, alignment = {}, {}, None
+    encoders, missing, texts = {}, {}, _Texts()
     for name, hub_id in ENCODERS.items():
         folder = Path(given[name]) if name in given else _cached(hub_id)
         if folder is None:
@@ -57,7 +60,7 @@ def load_feature_spaces(given: Mapping[str, str], device: torch.device) -> Featu
         model, processor = _load(name, folder, device)
         encoders[name] = _encoder(name, model, processor)
         if name == "clip":
-            alignment = _alignment(model, folder)
+            texts = _texts(model, folder)
     lpips = None
     checkpoint = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
     if find_spec("lpips") is None:
@@ -66,7 +69,9 @@ def load_feature_spaces(given: Mapping[str, str], device: torch.device) -> Featu
         missing["lpips"] = f"no AlexNet weights at {checkpoint}"
     else:
         lpips = _lpips(device)
-    return FeatureSpaces(encoders, alignment, lpips, missing)
+    return FeatureSpaces(
+        encoders=encoders, alignment=texts.alignment, cut_off_note=texts.cut_off_note, lpips=lpips, missing=missing
+    )
 
 
 def _cached(hub_id: str) -> Path | None:
@@ -116,21 +121,30 @@ def _encoder(name: str, model: Any, processor: Any) -> Callable[[Images], NDArra
     return encode
 
 
-def _alignment(model: Any, folder: Path) -> Callable[[NDArray[np.float32], list[str]], NDArray[np.float32]] | None:
+@dataclass(frozen=True)
+class _Texts:
+    """What CLIP does with texts, as in `FeatureSpaces`; nothing without a tokenizer."""
+
+    alignment: Callable[[NDArray[np.float32], list[str]], NDArray[np.float32]] | None = None
+    cut_off_note: Callable[[Iterable[str]], str | None] = lambda _: None
+
+
+def _texts(model: Any, folder: Path) -> _Texts:
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        return None
+        return _Texts()
     with quiet_libraries():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    longest = model.config.text_config.max_position_embeddings
 
     @torch.no_grad()
     def align(vectors: NDArray[np.float32], texts: list[str]) -> NDArray[np.float32]:
-        tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(model.device)
+        tokens = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(model.device)
         embedded = normalize(model.get_text_features(**tokens).pooler_output.float().cpu(), dim=-1)
         return np.asarray((normalize(torch.from_numpy(vectors), dim=-1) * embedded).sum(-1).numpy())
 
-    return align
+    return _Texts(align, partial(cut_off_note_of, tokenizer, longest))
 
 
 def _lpips(device: torch.device) -> Callable[[Images, Images], NDArray[np.float32]]:

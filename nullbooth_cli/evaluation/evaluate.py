@@ -139,6 +139,8 @@ def evaluation_events(config: Config, store: Store, request: EvaluationRequest) 
         read_place(config, place)
     if request.instances is not None:
         read_image_folder(request.instances, "instances")
+    if note := spaces.cut_off_note(spec.prompt.text for spec in request.specs):
+        yield Note(f"for CLIP {note}")
     models = DrawnModels(config=config, store=store, request=request, device=device)
     base = yield from models.draw_base(spaces)
     for place in request.edited:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, DataError
 from nullbooth_cli.evaluation.answer import Drift, WeightDrift
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.protocols import Pipeline
@@ -32,7 +32,11 @@ class Weights:
 
 
 def weights_of(pipe: Pipeline, protected: Sequence[str]) -> Weights:
-    """Digests and protected weights of a pipeline. Raises ConfigError if it lacks a protected weight. Cost: one read of all."""
+    """Digests and protected weights of a pipeline. Cost: one read of all.
+
+    Raises ConfigError if it lacks a protected weight, DataError if one is not finite.
+    """
+    _require_finite(pipe)
     dtype = str(denoiser_of(pipe).dtype).removeprefix("torch.")
     digests = {
         f"{component}.{name}": tensor_digest(tensor, dtype)
@@ -48,6 +52,12 @@ def weights_of(pipe: Pipeline, protected: Sequence[str]) -> Weights:
             "name a model of the architecture of the base; fuse a LoRA, or name its own file",
         )
     return Weights(digests, {name: tensors[name].float().cpu().numpy() for name in protected})
+
+
+def _require_finite(pipe: Pipeline) -> None:
+    for name, parameter in denoiser_of(pipe).named_parameters():
+        if not parameter.isfinite().all():
+            raise DataError(f"{name} of the {type(pipe).__name__} is not finite", "train it again, with a lower learning rate")
 
 
 def require_same_architecture(base: Weights, shapes: Mapping[str, tuple[int, ...]], place: str) -> None:

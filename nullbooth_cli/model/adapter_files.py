@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.formatting import counted
+from nullbooth_cli.formatting import counted, listed
 from nullbooth_cli.model.sources import ALLOW_PICKLE, PICKLED, SAFE
 
 PEFT_CONFIG = "adapter_config.json"
@@ -91,7 +91,18 @@ class AdapterFile:
         return tuple(shapes_in(self.path))
 
     def tensors(self) -> Mapping[str, Any]:
-        """All of its tensors, on the CPU. A pickle is read without running code."""
+        """All of its tensors, on the CPU. A pickle is read without running code.
+
+        Raises ConfigError for a file that cannot be read, and for values that are not finite.
+        """
+        found = self._read()
+        if wrong := [
+            name for name, tensor in found.items() if tensor.is_floating_point() and not tensor.float().isfinite().all()
+        ]:
+            raise ConfigError(f"{self.path}: {listed(wrong)} not finite", "train it again, or name another")
+        return found
+
+    def _read(self) -> Mapping[str, Any]:
         import pickle
 
         import torch

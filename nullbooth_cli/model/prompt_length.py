@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.model.load import tokenizers_of
 from nullbooth_cli.model.protocols import Pipeline, Tokenizer
+from nullbooth_cli.settings.texts import cut
 
 SHOWN = 3
 
@@ -62,12 +63,21 @@ def cut_off_note(pipe: Pipeline, texts: Sequence[str], what: str = "prompt") -> 
 
     `what` is the noun for one text. Cost as `cut_texts`.
     """
-    cut = cut_texts(pipe, texts)
-    if not cut:
+    return _note(cut_texts(pipe, texts), what)
+
+
+def cut_off_note_of(tokenizer: Tokenizer, limit: int, texts: Iterable[str], what: str = "prompt") -> str | None:
+    """As `cut_off_note`, for a tokenizer alone, that takes `limit` tokens."""
+    lost = ((text, _lost(tokenizer, limit, text)) for text in dict.fromkeys(texts))
+    return _note([CutText(text, end) for text, end in lost if end], what)
+
+
+def _note(found: Sequence[CutText], what: str) -> str | None:
+    if not found:
         return None
-    verb = "is" if len(cut) == 1 else "are"
-    lines = [f"{counted(len(cut), what)} {verb} too long for the tokenizer, which cuts off"]
-    lines += [f"  '{each.lost}' of '{each.text}'" for each in cut[:SHOWN]]
-    if len(cut) > SHOWN:
-        lines.append(f"  and the ends of {len(cut) - SHOWN} more")
+    verb = "is" if len(found) == 1 else "are"
+    lines = [f"{counted(len(found), what)} {verb} too long for the tokenizer, which cuts off"]
+    lines += [f"  '{cut(each.lost)}' of '{cut(each.text)}'" for each in found[:SHOWN]]
+    if len(found) > SHOWN:
+        lines.append(f"  and the ends of {len(found) - SHOWN} more")
     return "\n".join(lines)

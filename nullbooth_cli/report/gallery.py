@@ -6,6 +6,7 @@ small and shows both extremes.
 
 import base64
 import io
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,16 @@ class GalleryData:
     by_picture: Mapping[str, tuple[tuple[PictureChange, ...], ...]]
     amplified: int
     rows: tuple[GalleryRow, ...]
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder. Raises ResourceError if it cannot take a file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ResourceError(f"cannot write into {folder}: {error}", "check the folder and its permissions") from error
 
 
 def write_gallery(path: Path, found: Evaluation) -> Path:

@@ -1,5 +1,6 @@
 """`nullbooth evaluate`: the options that it refuses."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,3 +22,14 @@ from tests.support.cli import nullbooth, refused
 def test_what_cannot_be_meant(finished: Any, arguments: list[str], words: list[str]) -> None:
     shown = nullbooth("evaluate", *arguments, "-s", str(finished[1].path), "--num-prompts", "1", "-q")
     refused(shown, 2, *words)
+
+
+@pytest.mark.parametrize("option", ["--html", "--images"])
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_drawn(finished: Any, tmp_path: Path, option: str) -> None:
+    (tmp_path / "file").write_text("")
+    shown = nullbooth("evaluate", "x", "-s", str(finished[1].path), "-q", option, str(tmp_path / "file/place/x"))
+    refused(shown, 5, f"cannot write into {tmp_path}/file/place", "check the folder")
+
+
+def test_a_page_is_a_file(finished: Any, tmp_path: Path) -> None:
+    refused(nullbooth("evaluate", "x", "-s", str(finished[1].path), "--html", str(tmp_path)), 2, "is a folder", "name a file")

@@ -10,7 +10,7 @@ from peft import LoHaConfig, LoraConfig
 from safetensors.torch import load_file, save_file
 
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.evaluation.edited import load_edited, require_fits, stored_shapes
+from nullbooth_cli.evaluation.edited import load_edited, read_place, require_fits, stored_shapes
 from nullbooth_cli.settings.config import Config
 from tests.support.edited_models import save_lora, toy
 from tests.support.lora_files import LAYER, change, diffusers_file, kohya_file, kohya_tensors, peft_folder
@@ -218,7 +218,7 @@ class TestRefused:
             ("{models}/free@0.5", "free is not a LoRA, and only LoRAs can have a scale"),
             ("{models}/lora+{models}/free", "free is not a LoRA"),
             ("{models}/lora@nan", "the scale of .*lora is nan"),
-            ("{models}/lora@", "no model folder at .*lora@"),
+            ("{models}/lora@", "no model at .*lora@"),
         ],
     )
     def test_a_place_without_a_model(self, models: Path, place: str, words: str) -> None:
@@ -242,3 +242,37 @@ def test_stored_shapes_are_those_of_the_pipeline(models: Path) -> None:
     shapes = stored_shapes(str(models / "free"))
     assert shapes == {name: tuple(tensor.shape) for name, tensor in toy().unet.state_dict().items()}
     assert stored_shapes(str(models / "lora")) is None
+
+
+class TestNames:
+    def test_with_a_plus_or_an_at(self, tmp_path: Path) -> None:
+        (tmp_path / "c++@2").mkdir()
+        first, second = (diffusers_file(tmp_path / "c++@2" / name) for name in ("a.safetensors", "b+c.safetensors"))
+        parts = [(each.adapter.path, each.scale) for each in read_place(Config(), f"{first}@0.5+{second}+{first}@-2").adapters]
+        assert parts == [(first, 0.5), (second, 1.0), (first, -2.0)]
+
+    @pytest.mark.parametrize("place", ["{}+", "+{}", "@0.5", ""])
+    def test_that_are_missing(self, tmp_path: Path, place: str) -> None:
+        file = diffusers_file(tmp_path / "a.safetensors")
+        with pytest.raises(ConfigError, match="has a '\\+' or a scale without a name"):
+            read_place(Config(), place.format(file))
+
+    def test_that_do_not_exist(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=f"no model at {tmp_path}/nowhere") as caught:
+            read_place(Config(), f"{tmp_path}/nowhere")
+        assert caught.value.hint == "name a pipeline folder, the file or folder of a LoRA, or a hub id (owner/name)"
+
+
+def test_values_that_are_not_finite(tmp_path: Path, pipe: Any) -> None:
+    """They fit, and were found after the base had drawn."""
+    file = diffusers_file(tmp_path / "a.safetensors")
+    save_file({name: tensor / 0 for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(ConfigError, match=r"a\.safetensors: .*lora_A\.weight.* not finite"):
+        require_fits(Config(), pipe, str(file))
+
+
+def test_the_reason_of_torch_is_shown(tmp_path: Path, pipe: Any) -> None:
+    file = diffusers_file(tmp_path / "a.safetensors")
+    save_file({name: tensor[:2].clone() if "lora_A" in name else tensor for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(ConfigError, match="size mismatch for mid_block"):
+        require_fits(Config(), pipe, str(file))

@@ -55,3 +55,12 @@ def test_what_is_not_an_encoder_is_refused(given: dict[str, str], words: str) ->
 def test_batches_cover_everything_once() -> None:
     assert [list(range(7))[batch] for batch in batches(7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
     assert list(batches(0)) == []
+
+
+def test_prompts_that_are_too_long_for_clip(weights: Path) -> None:
+    spaces = load_feature_spaces({"clip": str(weights / "clip")}, torch.device("cpu"))
+    note = spaces.cut_off_note(["a dog", " ".join(["a dog and a cat"] * 40)])
+    assert note is not None
+    assert note.startswith("1 prompt is too long for the tokenizer, which cuts off\n")
+    assert spaces.cut_off_note(["a dog"]) is None
+    assert load_feature_spaces({}, torch.device("cpu")).cut_off_note(["a dog " * 100]) is None
