@@ -108,6 +108,8 @@ They keep a damaged or hostile file from exhausting memory.
 | a side of an image | {limits.PIXELS:,} pixels |
 | a batch | {limits.BATCH:,} |
 | the rank of a LoRA | {limits.RANK:,} |
+| a learning rate, a weight decay | {limits.RATE:,.0f} |
+| the weight of a loss, a scale of guidance | {limits.FACTOR:,.0f} |
 | other numbers of steps, prompts or tokens | {limits.COUNT:,} |
 
 Refused too: NUL characters, a key that appears twice, and every YAML tag but `!!str`, `!!int`, `!!float`, `!!bool`, `!!null`,

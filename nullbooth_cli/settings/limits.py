@@ -15,5 +15,7 @@ STEPS = 100_000  # of denoising
 PIXELS = 65_536  # a side of an image
 BATCH = 4096  # images or prompts of a forward
 RANK = 8192  # of a LoRA
+RATE = 1e3  # a learning rate, or a decay
+FACTOR = 1e6  # the weight of a loss, a scale of guidance
 COUNT = 1_000_000_000  # prompts, tokens, training steps
 SEED = 2**32 - 1  # torch's generators take 32 bits

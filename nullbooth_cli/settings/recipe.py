@@ -49,15 +49,19 @@ class Recipe(Section):
         "pictures",
         description="the target on those pictures: pictures: their noise; distill: the prediction of the untrained model",
     )
-    prior_weight: float = Field(1.0, ge=0.0, description="prior preservation: its weight in the loss")
-    learning_rate: float = Field(1e-3, gt=0.0, description="of AdamW; with a constraint, 3 to 10 times higher than without")
+    prior_weight: float = Field(1.0, ge=0.0, le=limits.FACTOR, description="prior preservation: its weight in the loss")
+    learning_rate: float = Field(
+        1e-3, gt=0.0, le=limits.RATE, description="of AdamW; with a constraint, 3 to 10 times higher than without"
+    )
     word: str | None = Field(
         None, description="also train the embedding of this word of the captions: one token that is in no preserved prompt"
     )
-    word_learning_rate: float = Field(1e-2, gt=0.0, description="of that embedding; no weight decay")
+    word_learning_rate: float = Field(1e-2, gt=0.0, le=limits.RATE, description="of that embedding; no weight decay")
     lr_scheduler: LearningRates = Field("constant", description="how the learning rate changes: a name of diffusers' schedulers")
     lr_warmup_steps: int = Field(0, ge=0, le=limits.COUNT, description="optimizer steps until the full learning rate")
-    adam_weight_decay: float = Field(1e-2, ge=0.0, description="decoupled; with a constraint it pulls towards the old weights")
+    adam_weight_decay: float = Field(
+        1e-2, ge=0.0, le=limits.RATE, description="decoupled; with a constraint it pulls towards the old weights"
+    )
     max_grad_norm: float = Field(1.0, gt=0.0, description="gradients are clipped to this norm")
     max_train_steps: int = Field(200, ge=1, le=limits.COUNT, description="optimizer steps")
     train_batch_size: int = Field(4, ge=1, le=limits.BATCH, description="pictures per forward")
@@ -69,7 +73,7 @@ class Recipe(Section):
     )
     validation_prompts: list[str] = Field([], description="prompts to draw at every checkpoint")
     validation_inference_steps: int = Field(25, ge=1, le=limits.STEPS, description="denoising steps of those pictures")
-    guidance_scale: float = Field(7.5, ge=0.0, description="of those pictures, and of the class pictures")
+    guidance_scale: float = Field(7.5, ge=0.0, le=limits.FACTOR, description="of those pictures, and of the class pictures")
     tensorboard: bool = Field(False, description="also write loss and learning rate for TensorBoard")
     seed: int = Field(0, ge=0, le=limits.SEED, description="of noise, order and timesteps")
 

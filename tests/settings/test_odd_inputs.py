@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nullbooth_cli.commands.console import Terminal
-from nullbooth_cli.errors import NullboothError
+from nullbooth_cli.errors import ConfigError, NullboothError
 from nullbooth_cli.settings.captions import load_captions
 from nullbooth_cli.settings.config import Config, load_config, public_settings
 from nullbooth_cli.settings.fingerprints import fingerprint, stage_settings
@@ -122,3 +122,11 @@ def test_an_alias_bomb_takes_little_memory(depth: int) -> None:
 def test_the_defaults_are_within_their_limits() -> None:
     assert Config.model_validate(Config().model_dump()) == Config()
     assert Recipe.model_validate(Recipe().model_dump()) == Recipe()
+
+
+@pytest.mark.parametrize("key", ["learning_rate", "word_learning_rate", "adam_weight_decay", "prior_weight", "guidance_scale"])
+def test_numbers_that_overflow_in_training(tmp_path: Path, key: str) -> None:
+    """torch raised RuntimeError for a learning rate of 1e38."""
+    (tmp_path / "recipe.yaml").write_text(f"{key}: 1.0e+38")
+    with pytest.raises(ConfigError, match=f"{key}: input should be less than or equal to 1000"):
+        load_settings(Recipe, tmp_path / "recipe.yaml")
