@@ -3,13 +3,15 @@
 Loading takes many seconds, and drawing pictures of the class minutes: what can be wrong before is found before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from nullbooth_cli.collect.without_weights import build_pipeline, pipeline_class
 from nullbooth_cli.errors import ConfigError, ModelError
+from nullbooth_cli.formatting import counted, listed
 from nullbooth_cli.model import load
+from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.protocols import StableDiffusion, config_of
 from nullbooth_cli.model.sources import Source
 from nullbooth_cli.settings.captions import CaptionedImage, captioned_images
@@ -47,18 +49,20 @@ def source_of(recipe: Recipe) -> Source:
     )
 
 
-def read_inputs(recipe: Recipe, preserved: Sequence[str]) -> Inputs:
+def read_inputs(recipe: Recipe, preserved: Sequence[str], protected: Collection[str] | None = None) -> Inputs:
     """Read everything that a recipe names beside weights; `preserved` are the prompts of its store.
 
-    Raises ConfigError for pictures, captions, prompts and a word that cannot be trained on, ModelError for a model whose denoiser
-    needs more than noisy latents, a timestep and a text. Cost: decodes every picture; of a hub id, downloads the config files;
-    some seconds.
+    `protected` are the weights that the store has projectors for; None without a store. Raises ConfigError for pictures,
+    captions, prompts, features and a word that cannot be trained on, ModelError for a model whose denoiser needs more than noisy
+    latents, a timestep and a text. Cost: decodes every picture; of a hub id, downloads the config files; some seconds.
     """
     pictures = captioned_images(recipe.instance_images, "instance_images", recipe.instance_prompt)
     paths = [picture.path for picture in pictures]
     size = require_readable(paths)
     inputs = _inputs(recipe, pictures)
     pipe = _without_weights(source_of(recipe))
+    if protected is not None:
+        _require_protected(recipe, pipe, protected)
     if size != (drawn := _picture_size(pipe)):
         raise ConfigError(
             f"{paths[0]} is {size[0]} x {size[1]} pixels, the model draws {drawn[0]} x {drawn[1]}", "crop and resize the pictures"
@@ -80,7 +84,7 @@ def _inputs(recipe: Recipe, pictures: tuple[CaptionedImage, ...]) -> Inputs:
 
 def _without_weights(source: Source) -> StableDiffusion:
     """The pipeline without weights. Raises ModelError for one whose forward needs more than a caption."""
-    folder = load.config_folder(source)
+    folder = load.config_folder(source)  # it refuses a U-Net with more channels than latents have
     name = pipeline_class(folder)
     if name == TRAINABLE:
         pipe = cast(StableDiffusion, build_pipeline(folder, load.load_scheduler(source)))
@@ -91,6 +95,18 @@ def _without_weights(source: Source) -> StableDiffusion:
         f"{name} needs more than a caption for a forward: only Stable Diffusion 1 and 2 can be trained here",
         "put nb.constrain into a training script for this model: docs/how-to/constrain-training.md",
     )
+
+
+def _require_protected(recipe: Recipe, pipe: StableDiffusion, protected: Collection[str]) -> None:
+    """Raise ConfigError for a feature that would train and that the store has no projector for."""
+    found = find_projections(pipe.unet, tuple(recipe.features), "all")
+    if without := [projection for projection in found if projection.weight not in protected]:
+        features = ", ".join(feature for feature in recipe.features if any(each.feature == feature for each in without))
+        raise ConfigError(
+            f"{counted(len(without), 'weight')} would train without a constraint: {recipe.store} has no projector for "
+            f"{listed([each.weight for each in without], 1)}",
+            f"collect them too (collect.collect_features, collect.cross_attention_layers), or leave {features} out of features",
+        )
 
 
 def _picture_size(pipe: StableDiffusion) -> tuple[int, int]:

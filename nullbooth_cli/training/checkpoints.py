@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from nullbooth_cli.errors import DataError
+from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.tensors import generators
 from nullbooth_cli.training import checkpoint_files, durable
 from nullbooth_cli.training.setup import TrainingRun
@@ -23,9 +25,10 @@ from nullbooth_cli.training.setup import TrainingRun
 def save(run: TrainingRun) -> None:
     """Save the state after `run.steps_done` steps; every process calls this.
 
-    Raises ResourceError if it cannot be written; the checkpoint before is then still there. Cost: the bytes of the denoiser, and
-    twice those of the weights that train; they are written, and read once for their digests.
+    Raises DataError if a weight is not finite, ResourceError if it cannot be written; the checkpoint before is then still there.
+    Cost: the bytes of the denoiser, and twice those of the weights that train; they are written, and read once for their digests.
     """
+    _require_finite(run)
     accelerator, output = run.accelerator, run.recipe.output
     folder = checkpoint_files.folder_of(output, run.steps_done)
     first = accelerator.is_main_process
@@ -39,6 +42,16 @@ def save(run: TrainingRun) -> None:
     if first:
         with durable.writing(folder.parent):
             checkpoint_files.remove_before(output, run.steps_done)
+
+
+def _require_finite(run: TrainingRun) -> None:
+    """Raise DataError for a weight that is not finite: the loss is that of the step before, and does not show it yet."""
+    trained = {**dict(run.denoiser.named_parameters()), **({"the embedding of the word": run.word.row} if run.word else {})}
+    for name, parameter in trained.items():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            raise DataError(
+                f"{name} is not finite after step {run.steps_done}", "lower learning_rate, or set mixed_precision to no"
+            )
 
 
 def load(run: TrainingRun, optimizer: torch.optim.Optimizer, rates: Any) -> None:
@@ -60,7 +73,7 @@ def load(run: TrainingRun, optimizer: torch.optim.Optimizer, rates: Any) -> None
 def draw_validation(run: TrainingRun) -> None:
     """Draw the validation prompts into the folder `validation`, each from the same noise at every checkpoint.
 
-    Only the main process draws. Raises ResourceError if a picture cannot be written.
+    Only the main process draws. Raises DataError for a picture that is not finite, ResourceError for one that cannot be written.
     """
     from PIL import Image
 
@@ -68,14 +81,17 @@ def draw_validation(run: TrainingRun) -> None:
     if not recipe.validation_prompts or not run.accelerator.is_main_process:
         return
     run.denoiser.eval()
-    drawn = run.pipe(
-        recipe.validation_prompts,
-        num_inference_steps=recipe.validation_inference_steps,
-        guidance_scale=recipe.guidance_scale,
-        generator=generators(range(recipe.seed, recipe.seed + len(recipe.validation_prompts))),
-        output_type="np",
-    ).images
+    with quiet_libraries():
+        drawn = run.pipe(
+            recipe.validation_prompts,
+            num_inference_steps=recipe.validation_inference_steps,
+            guidance_scale=recipe.guidance_scale,
+            generator=generators(range(recipe.seed, recipe.seed + len(recipe.validation_prompts))),
+            output_type="np",
+        ).images
     run.denoiser.train()
+    if not np.isfinite(drawn).all():
+        raise DataError(f"a validation picture is not finite at step {run.steps_done}", "lower guidance_scale or learning_rate")
     for i, picture in enumerate(drawn):
         encoded = io.BytesIO()
         Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8)).save(encoded, "png")

@@ -8,6 +8,7 @@ import torch
 
 from nullbooth_cli.model.latents import encode_images
 from nullbooth_cli.model.protocols import StableDiffusion
+from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.settings import images
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.tensors import generators
@@ -48,7 +49,8 @@ def encode_pictures(pipe: StableDiffusion, paths: Sequence[Path]) -> torch.Tenso
 
 def encode_texts(pipe: StableDiffusion, captions: Sequence[str]) -> torch.Tensor:
     """Captions as the denoiser takes them, `[N, L, D]`. Differentiable if the text encoder has parameters that train."""
-    return pipe.encode_prompt(list(captions), pipe.device, 1, False)[0]
+    with quiet_libraries():  # it warns of a text that is too long at each call
+        return pipe.encode_prompt(list(captions), pipe.device, 1, False)[0]
 
 
 def draw_class(recipe: Recipe, pipe: StableDiffusion, captions: Sequence[str]) -> Examples:
@@ -56,12 +58,13 @@ def draw_class(recipe: Recipe, pipe: StableDiffusion, captions: Sequence[str]) -
     latents = []
     for start in range(0, len(captions), recipe.train_batch_size):
         batch = list(captions[start : start + recipe.train_batch_size])
-        drawn = pipe(
-            batch,
-            num_inference_steps=recipe.validation_inference_steps,
-            guidance_scale=recipe.guidance_scale,
-            generator=generators(range(recipe.seed + start, recipe.seed + start + len(batch))),
-            output_type="latent",
-        )
+        with quiet_libraries():
+            drawn = pipe(
+                batch,
+                num_inference_steps=recipe.validation_inference_steps,
+                guidance_scale=recipe.guidance_scale,
+                generator=generators(range(recipe.seed + start, recipe.seed + start + len(batch))),
+                output_type="latent",
+            )
         latents.append(drawn.images)
     return Examples(latents=torch.cat(latents), captions=captions, texts=encode_texts(pipe, captions))

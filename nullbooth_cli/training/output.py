@@ -14,15 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nullbooth_cli.api import open_store
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.store import is_url, open_backing
 from nullbooth_cli.store.files import remove
 from nullbooth_cli.training import checkpoint_files, durable
-from nullbooth_cli.training.record import RunRecord
+from nullbooth_cli.training.record import OtherSettings, RunRecord
 
 RESULT = "train.json"
+MODEL = ("model", "revision", "variant", "pipeline_config")
 LOCK = "train"  # a lock is beside the place that it guards, with an ending of its own
 
 
@@ -38,8 +41,8 @@ class TrainingResult:
 
     @property
     def largest_drift(self) -> float | None:
-        """The largest drift of all weights."""
-        return max(self.drift.values()) if self.drift else None
+        """The largest drift of all weights; NaN if one is NaN."""
+        return float(np.max(list(self.drift.values()))) if self.drift else None
 
     def document(self) -> dict[str, Any]:
         """The result as JSON."""
@@ -81,7 +84,8 @@ def finished(recipe: Recipe, changes: Sequence[str] = ()) -> TrainingResult | No
     """The result in the recipe's output if the run there has done all its steps; None if there is something to do.
 
     Raises ConfigError if it has done more steps than `max_train_steps`, if it has no checkpoint to resume from, and if it was
-    made with other settings or inputs than those in `changes`. Cost: that of `RunRecord.of`; no model is loaded.
+    made with other settings or inputs than those in `changes`. A model of another name is something to do: only its weights tell
+    whether it is the same. Cost: that of `RunRecord.of`; no model is loaded.
     """
     path = Path(recipe.output) / RESULT
     checkpoint = checkpoint_files.find(recipe.output)
@@ -102,6 +106,12 @@ def finished(recipe: Recipe, changes: Sequence[str] = ()) -> TrainingResult | No
     store = None if recipe.store is None else open_store(recipe.store)
     now = RunRecord.of(recipe, store, before.decides["processes"])
     now.resumed(recipe.output, before, steps, changes)
+    if other := {
+        key: (written["recipe"][key], getattr(recipe, key)) for key in MODEL if written["recipe"][key] != getattr(recipe, key)
+    }:
+        if checkpoint is None:
+            raise OtherSettings(recipe.output, other)
+        return None  # the caller loads the model, and compares its weights with those that the run began with
     place = place_of(recipe)
     if not place.is_dir():
         return None

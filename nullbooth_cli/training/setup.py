@@ -95,7 +95,7 @@ def set_up(
     record = RunRecord.of(recipe, store, accelerator.num_processes)  # raises before the projectors are complete
     checkpoint = checkpoint_files.find(recipe.output)
     _require_resumable(recipe, record, checkpoint, changes)
-    inputs = read_inputs(recipe, store.prompts() if store else ())
+    inputs = read_inputs(recipe, store.prompts() if store else (), store.projectors().keys() if store else None)
     first = accelerator.is_main_process  # it writes and compares; the others load the same files
     if first and checkpoint is not None:
         checkpoint.require_whole()

@@ -13,12 +13,14 @@ from torch.utils.hooks import RemovableHandle
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.model.protocols import StableDiffusion, Tokenizer
+from nullbooth_cli.settings.texts import cut
 
 
 def token_of(tokenizer: Tokenizer, word: str, *, captions: Sequence[str], preserved: Sequence[str]) -> int:
     """The token of a word that can be trained.
 
-    Raises ConfigError for a word that is not one token, that no caption has, or that a preserved prompt has.
+    Raises ConfigError for a word that is not one token, that no caption has, or that a preserved prompt has. The end of a text
+    that is longer than the tokenizer takes does not count: the model never sees it.
     """
     tokens = tokenizer(word, add_special_tokens=False).input_ids
     if len(tokens) != 1 or tokens[0] == tokenizer.unk_token_id:
@@ -28,13 +30,16 @@ def token_of(tokenizer: Tokenizer, word: str, *, captions: Sequence[str], preser
         )
 
     def with_word(texts: Sequence[str]) -> list[str]:
-        return [text for text in dict.fromkeys(texts) if tokens[0] in tokenizer(text).input_ids]
+        return [text for text in dict.fromkeys(texts) if tokens[0] in tokenizer(text, truncation=True).input_ids]
 
     if not with_word(captions):
-        raise ConfigError(f"no caption has the word '{word}'", f"name a word of the captions, such as '{captions[0]}'")
+        raise ConfigError(
+            f"no caption has the word '{word}'",
+            f"name a word that a caption has in the part that the model reads, such as one of '{cut(captions[0])}'",
+        )
     if found := with_word(preserved):
         raise ConfigError(
-            f"the word '{word}' is in {counted(len(found), 'preserved prompt')}, such as '{found[0]}'",
+            f"the word '{word}' is in {counted(len(found), 'preserved prompt')}, such as '{cut(found[0])}'",
             "choose another word: training its embedding would change those prompts",
         )
     return int(tokens[0])

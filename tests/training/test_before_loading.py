@@ -108,3 +108,19 @@ def test_stores(tmp_path: Path) -> None:
     config = small_config(tmp_path / "begun.zarr", **MID)
     execute(config, "schedule", "collect")
     refused(StageError, "project", tmp_path, store=config.store)
+
+
+def test_features_without_a_projector(tmp_path: Path) -> None:
+    config = small_config(tmp_path / "run.zarr", collect__collect_features={"q_features": False, "out_features": False})
+    execute(config, "schedule", "collect", "covariance", "project")
+    message = r"10 weights would train without a constraint: .* has no projector for down_blocks.*to_q\.weight and 9 more"
+    error = refused(ConfigError, message, tmp_path, store=config.store, features=["k", "q"])
+    assert error.hint.endswith("or leave q out of features")
+
+
+def test_a_word_in_the_part_that_is_cut_off(tmp_path: Path) -> None:
+    """The tokenizer takes 16 tokens: the model never sees a word behind them."""
+    long = " ".join(["red circle"] * 20)
+    refused(ConfigError, "no caption has the word 'sks'", tmp_path, word="sks", instance_prompt=f"{long} sks")
+    seen = recipe(tmp_path, word="sks", instance_prompt="a sks circle", class_prompts=[f"{long} sks"])
+    assert read_inputs(seen, [f"{long} sks"]).captions == ["a sks circle"] * 4

@@ -223,6 +223,8 @@ def fake_run(folder: Path, steps_done: int) -> Any:
 
     return SimpleNamespace(
         accelerator=SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None, save_state=save_state),
+        denoiser=torch.nn.Module(),
+        word=None,
         recipe=recipe(folder),
         record=RunRecord(decides={}, steps=6),
         steps_done=steps_done,

@@ -177,10 +177,24 @@ def test_it_changes_what_is_learned(tmp_path: Path, free_run: dict[str, Any]) ->
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="the loss is nan at step") as caught:
-        run(recipe(tmp_path, learning_rate=1e30))
+def test_a_loss_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dreambooth, "denoising_loss", lambda *_, **__: torch.tensor(float("nan"), requires_grad=True))
+    with pytest.raises(DataError, match="the loss is nan at step 1") as caught:
+        run(recipe(tmp_path))
     assert "learning_rate" in caught.value.hint
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of the step that broke them is finite, and the last step has no other after it."""
+
+    def loss(denoiser: torch.nn.Module, *_: Any, **__: Any) -> torch.Tensor:
+        total = torch.stack([parameter.sum() for parameter in denoiser.parameters() if parameter.requires_grad]).sum()
+        return (0 * total).sqrt()  # 0, with the gradient 0 / 0
+
+    monkeypatch.setattr(dreambooth, "denoising_loss", loss)
+    with pytest.raises(DataError, match=r"attn2.to_k.weight is not finite after step 1"):
+        run(recipe(tmp_path, max_train_steps=1))
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupt_finishes_the_step_and_loses_nothing(tmp_path: Path) -> None:

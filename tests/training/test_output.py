@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from nullbooth_cli import toy
 from nullbooth_cli.errors import ConfigError, ResourceError, StoreError
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.training import output
 from nullbooth_cli.training.record import OtherSettings
-from tests.support.tiny_dreambooth import recipe
+from tests.support.tiny_dreambooth import recipe, run, weights
 
 
 class TestLock:
@@ -73,6 +76,22 @@ class TestFinished:
         result = output.finished(made)
         assert result is not None
         assert result.document() == {**free_run, "output": f"{made.output}/pipeline"}
+
+    def test_another_model_is_compared_by_its_weights(self, made: Recipe, tmp_path: Path) -> None:
+        """It was called complete, whatever the model was."""
+        shutil.copytree(toy.FOLDER, tmp_path / "model", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+        moved = made.model_copy(update={"model": str(tmp_path / "model")})
+        assert output.finished(moved) is None
+        before = weights(tmp_path / "out/pipeline")
+        assert run(moved)["steps"] == 4
+        assert all(torch.equal(tensor, before[name]) for name, tensor in weights(tmp_path / "out/pipeline").items())
+        file = tmp_path / "model/unet/diffusion_pytorch_model.safetensors"
+        save_file({name: tensor + 1 if name == "conv_out.bias" else tensor for name, tensor in load_file(file).items()}, file)
+        with pytest.raises(OtherSettings, match="weights of the model"):
+            run(made.model_copy(update={"model": str(tmp_path / "model/") + "/"}))
+        shutil.rmtree(tmp_path / "out/checkpoint-000004")
+        with pytest.raises(OtherSettings, match="model: "):
+            output.finished(made.model_copy(update={"model": "another/model"}))
 
     def test_fewer_steps(self, made: Recipe) -> None:
         with pytest.raises(ConfigError, match="has done 4 steps, more than max_train_steps: 3") as caught:

@@ -22,7 +22,7 @@ def test_a_precision_that_the_device_has_not(tmp_path: Path) -> None:
 
 
 def test_captions_that_are_cut_off_are_named_once(tmp_path: Path) -> None:
-    long = "a red circle on a white background " * 12 + "at dawn"
+    long = "a red circle on a white background " * 4 + "at dawn"
     assert setup.set_up(recipe(tmp_path), "cpu").notes == ()
     [note] = setup.set_up(recipe(tmp_path, validation_prompts=[long], class_prompts=[long], class_images=1), "cpu").notes
     assert "1 caption is too long for the tokenizer" in note
