@@ -34,15 +34,21 @@ class Pooling:
             return [[t] for t in recorded]
         if self.timesteps is None or site.timestep_free:
             return [recorded]
+        return [self.in_range(steps)]
+
+    def in_range(self, steps: Sequence[Step]) -> list[int]:
+        """The steps whose timestep lies in the range, all without one. Raises ConfigError if none does."""
+        if self.timesteps is None:
+            return list(range(len(steps)))
         low, high = self.timesteps
-        chosen = [t for t in recorded if low <= steps[t].timestep <= high]
+        chosen = [t for t, step in enumerate(steps) if low <= step.timestep <= high]
         if not chosen:
             present = listed([f"{step.timestep:g}" for step in steps], most=10)
             raise ConfigError(
                 f"no timestep lies in project.timesteps [{low:g}, {high:g}]",
                 f"set a range with timesteps of the schedule: {present}",
             )
-        return [chosen]
+        return chosen
 
     def units(self, sites: Sequence[Site], steps: Sequence[Step]) -> list[tuple[Site, int]]:
         """The units of stage project, in order: (site, number of its group)."""

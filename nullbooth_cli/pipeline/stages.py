@@ -17,7 +17,7 @@ from nullbooth_cli.errors import ConfigError, Rerun, StageError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.pipeline.collect import run_collect
 from nullbooth_cli.pipeline.covariance import run_covariance
-from nullbooth_cli.pipeline.project import require_inputs, run_project
+from nullbooth_cli.pipeline.project import pooling_of, require_inputs, run_project
 from nullbooth_cli.pipeline.run import Run, StateCache, decide
 from nullbooth_cli.pipeline.same_model import recognise_model
 from nullbooth_cli.pipeline.schedule import run_schedule
@@ -107,6 +107,8 @@ def execute(stage: str, run: Run) -> Iterator[Event]:
         if stage == "collect":
             yield from map(Note, decide(run, lambda: recognise_model(run)))
     else:
+        if stage == "collect":
+            pooling_of(run.config).in_range(run.store.schedule())  # raises before the model is loaded
         yield from _RUNNERS[stage](run)
     if run.config.heldout_prompts is not None and stage in HELDOUT_STAGES and not (run.limit and not complete):
         yield from _execute_heldout(stage, run)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from nullbooth_cli.errors import Rerun, ResourceError, StageError
+from nullbooth_cli.errors import ConfigError, Rerun, ResourceError, StageError
+from nullbooth_cli.pipeline import stages
 from nullbooth_cli.progress import Note, Progress
 from nullbooth_cli.settings.config import STAGES, Config
 from nullbooth_cli.store import Store
@@ -25,6 +26,13 @@ def test_collect_writes_the_schedule_first(tmp_path: Path) -> None:
     config = small_config(tmp_path / "run.zarr", **TINY)
     execute(config, "collect")
     assert states_of(config) == {"schedule": "complete", "collect": "complete", "covariance": "missing", "project": "missing"}
+
+
+def test_a_range_without_timesteps_is_refused_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(tmp_path / "x.zarr", project__timesteps=[5000, 6000])
+    monkeypatch.setitem(stages._RUNNERS, "collect", lambda run: pytest.fail("collect has begun"))
+    with pytest.raises(ConfigError, match=r"no timestep lies in project.timesteps \[5000, 6000\]"):
+        execute(config, "schedule", "collect")
 
 
 @pytest.mark.parametrize("stage", STAGES)

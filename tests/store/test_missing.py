@@ -1,4 +1,4 @@
-"""A place without a store: the hint makes one there, and names the stores that the user may have meant."""
+"""A place without a store: the hint names the stores that the user may have meant, or makes one there."""
 
 from pathlib import Path
 
@@ -17,9 +17,16 @@ def test_the_stores_beside_it_those_with_a_similar_name_first(tmp_path: Path) ->
     assert len(found) == 3
     error = no_store(open_backing(tmp_path / "wrods.zarr"))
     assert isinstance(error, StageError)
+    assert error.rerun is None  # a command that collects there would begin a run under the mistyped name
+    assert error.hint.startswith(f"set store to one beside it: {tmp_path / 'words.zarr'}, ")
+
+
+def test_a_place_unlike_the_stores_beside_it_is_a_new_one(tmp_path: Path) -> None:
+    Store.create(tmp_path / "toy.zarr", {})
+    error = no_store(open_backing(tmp_path / "sdxl-held-out"))
     assert error.rerun is not None
-    assert (error.rerun.stage, error.rerun.store) == ("collect", str(tmp_path / "wrods.zarr"))
-    assert f"beside it are {tmp_path / 'words.zarr'}, " in error.hint
+    assert (error.rerun.stage, error.rerun.store) == ("collect", str(tmp_path / "sdxl-held-out"))
+    assert f"beside it is {tmp_path / 'toy.zarr'}" in error.hint
 
 
 @pytest.mark.parametrize("place", ["gone/run.zarr", "s3://bucket/runs/a.zarr"])
