@@ -10,12 +10,15 @@ prepare_collect(run, loaded, weights, batch_size)     one of:
 from typing import TYPE_CHECKING
 
 from nullbooth_cli.datatypes import Prompt
+from nullbooth_cli.formatting import counted
 from nullbooth_cli.pipeline.differences import added_prompts, removed_prompts
 from nullbooth_cli.pipeline.run import Prepared, Run, layout_of, start_stage, units_to_do
 from nullbooth_cli.pipeline.same_model import note_names, require_same_model, require_same_noise
 from nullbooth_cli.pipeline.state import bytes_of
 from nullbooth_cli.settings.fingerprints import model_names
 from nullbooth_cli.store import RELEASED, Store, create_collection, extend_collection
+
+NOTED_BYTES = 100 << 20  # room that no prompt fills: more of it is reported
 
 if TYPE_CHECKING:
     from nullbooth_cli.collect.find_sites import RecordableModel
@@ -38,14 +41,14 @@ def prepare_collect(run: Run, loaded: "RecordableModel", weights: str, batch_siz
     if not afresh and not run.workers.shard and found.units_done == 0 and run.store.layout.batch_size != batch_size:
         afresh = True  # the size of a unit is the size of a chunk: it may change as long as nothing has been collected
     if afresh:
-        _start_afresh(run, loaded, weights, batch_size)
+        notes += _start_afresh(run, loaded, weights, batch_size)
     else:
         notes += _resume(run, loaded, weights, batch_size)
     return units_to_do(run, "collect", bool, notes)
 
 
-def _start_afresh(run: Run, loaded: "RecordableModel", weights: str, batch_size: int) -> None:
-    """Empty the collection, and make room for every prompt."""
+def _start_afresh(run: Run, loaded: "RecordableModel", weights: str, batch_size: int) -> list[str]:
+    """Empty the collection, and make room for every prompt. Returns notes for the user."""
     from nullbooth_cli.collect.sinks import features_nbytes
     from nullbooth_cli.nullspace.moments import sums_nbytes
     from nullbooth_cli.pipeline import space
@@ -53,14 +56,22 @@ def _start_afresh(run: Run, loaded: "RecordableModel", weights: str, batch_size:
 
     store, num_steps = run.store, run.store.num_steps
     layout = layout_of(run.config.collect, batch_size)
-    needed = features_nbytes(loaded.sites, num_steps, len(run.prompts), layout.dtype) if layout.keeps_features else 0
-    needed += 2 * sums_nbytes(loaded.sites, num_steps) * run.workers.size if layout.keeps_moments else 0
+    rows = layout.num_units(len(run.prompts)) * batch_size  # chunks are whole: those of the last unit have room for a whole batch
+    features = features_nbytes(loaded.sites, num_steps, rows, layout.dtype) if layout.keeps_features else 0
+    needed = features + (2 * sums_nbytes(loaded.sites, num_steps) * run.workers.size if layout.keeps_moments else 0)
     space.ensure_room(store, needed - bytes_of(store, "collect"))
     store.write_record("collect", None)
     create_collection(store, sites=loaded.sites, num_steps=num_steps, num_rows=len(run.prompts), layout=layout)
     store.write_rows(0, run.prompts)
     tensors = {p.weight: tensor_digest(p.module.weight, run.config.dtype) for p in loaded.found.projections}
     start_stage(run, "collect", {"weights": weights}, layout=vars(layout), tensors=tensors, model=model_names(run.config))
+    empty = features - features * len(run.prompts) // rows
+    if empty < NOTED_BYTES:
+        return []
+    return [
+        f"batch_size is {batch_size} for {counted(len(run.prompts), 'prompt')}: chunks have room for whole batches, "
+        f"so {empty / 1e6:,.1f} of up to {features / 1e6:,.1f} MB stay empty"
+    ]
 
 
 def _resume(run: Run, loaded: "RecordableModel", weights: str, batch_size: int) -> list[str]:
@@ -80,7 +91,8 @@ def _resume(run: Run, loaded: "RecordableModel", weights: str, batch_size: int) 
         notes.append(forget_damaged(store, "collect"))
     added = added_prompts(run.prompts, store)
     if layout.keeps_features:
-        missing = int((store.progress.cells("collect") == 0).sum()) * layout.batch_size + len(added)
+        units = int((store.progress.cells("collect") == 0).sum()) + layout.num_units(len(added))
+        missing = units * layout.batch_size
         space.ensure_room(store, features_nbytes(loaded.sites, store.num_steps, missing, layout.dtype))
     if added:
         notes.append(_add_prompts(store, added))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.pipeline import run, stages
+from nullbooth_cli.pipeline import prepare_collect, run, stages
 from nullbooth_cli.progress import Note
 from nullbooth_cli.store import Store
 from tests.support.builders import PROMPTS, execute, features_at, prompts_of, small_config
@@ -26,6 +26,28 @@ def test_outputs_can_be_collected_but_not_projected(tmp_path: Path, pipe: Any) -
     np.testing.assert_allclose(features_at(store, site, 0, 0)[:, 16:], expected, atol=1e-4)
     with pytest.raises(ConfigError, match=r"features are outputs"):
         execute(config, "project")
+
+
+@pytest.mark.parametrize(("batch_size", "keep"), [(2, "features"), (40, "features"), (40, "moments")])
+def test_a_batch_far_larger_than_the_prompts_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, keep: str
+) -> None:
+    monkeypatch.setattr(prepare_collect, "NOTED_BYTES", 1)
+    config = small_config(
+        tmp_path / "run.zarr",
+        original_knowledge_prompts=["a red circle", "a blue square"],
+        collect={"batch_size": batch_size, "keep": keep, "cross_attention_layers": [0]},
+    )
+    store = Store.create(config.store, config.model_dump())
+    events = list(stages.execute("collect", run.Run(config=config, prompts=prompts_of(config), store=store, device="cpu")))
+    told = [event.text for event in events if isinstance(event, Note) and "whole batches" in event.text]
+    if batch_size == 2 or keep == "moments":
+        assert told == []
+        return
+    (note,) = told
+    assert note.startswith("batch_size is 40 for 2 prompts: ")
+    promised = float(note.rpartition("up to ")[2].split()[0])
+    assert store.nbytes("features") / 1e6 == pytest.approx(promised, rel=0.05)
 
 
 def test_prompts_that_lose_words_or_have_weights_are_reported_once(tmp_path: Path) -> None:
