@@ -180,7 +180,8 @@ def _accelerator(recipe: Recipe, device: str | None) -> "Accelerator":
             mixed_precision=recipe.mixed_precision,
             log_with="tensorboard" if recipe.tensorboard else None,
             project_config=ProjectConfiguration(project_dir=recipe.output, logging_dir=f"{recipe.output}/logs"),
-            cpu=wanted is not None and wanted.type == "cpu",
+            # Without it, the processes of a launch on CPUs would each train alone, into one output.
+            cpu=(wanted or pick_device(None)).type == "cpu",
         )
     except ValueError as error:
         raise ConfigError(

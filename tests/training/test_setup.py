@@ -1,8 +1,11 @@
 """The device and precision of a run, and what it says of long captions."""
 
 from pathlib import Path
+from typing import Any
 
+import accelerate
 import pytest
+import torch
 
 from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.training import setup
@@ -27,3 +30,18 @@ def test_captions_that_are_cut_off_are_named_once(tmp_path: Path) -> None:
     [note] = setup.set_up(recipe(tmp_path, validation_prompts=[long], class_prompts=[long], class_images=1), "cpu").notes
     assert "1 caption is too long for the tokenizer" in note
     assert "at dawn" in note
+
+
+def test_without_a_gpu_the_processes_of_a_launch_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate joins them on CPUs only if it is told; each wrote its own checkpoints into one output."""
+    given: dict[str, Any] = {}
+
+    class Spy(accelerate.Accelerator):
+        def __init__(self, **options: Any) -> None:
+            given.update(options)
+            super().__init__(**options)
+
+    monkeypatch.setattr(accelerate, "Accelerator", Spy)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    setup._accelerator(recipe(tmp_path), None)
+    assert given["cpu"]
