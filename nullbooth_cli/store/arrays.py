@@ -5,7 +5,7 @@ named by its place in the grid of chunks, such as `c.0.3`. Metadata and chunks t
 (`store/metadata.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -238,6 +238,16 @@ class ArrayGroup:
         self._make_groups_above(name)
         self._put_document(name, group_document(attributes))
 
+    def require_group(self, name: str) -> None:
+        """Raise StoreError if the metadata of a group are missing or damaged. Cost: one small object."""
+        if self._document(name) is None:
+            raise self._damaged_document(name, "it is missing")
+
+    def make_groups(self, names: Iterable[str]) -> None:
+        """Make groups without attributes, in the place of those that are there; what is in them stays."""
+        for name in names:
+            self._put_document(name, group_document({}))
+
     def group_attributes(self, name: str) -> dict[str, Any] | None:
         """The attributes of a group inside this one, read anew; None if it is not there. Cost: one small object."""
         document = self._document(name)
@@ -268,7 +278,10 @@ class ArrayGroup:
         try:
             return unsealed(parsed(data.tobytes()), name, self.id)
         except ValueError as error:
-            raise StoreError(f"{self.url}: {_document_key(name)} is damaged: {error}", self._rebuild(name)) from error
+            raise self._damaged_document(name, str(error)) from error
+
+    def _damaged_document(self, name: str, why: str) -> StoreError:
+        return StoreError(f"{self.url}: {_document_key(name)} is damaged: {why}", self._rebuild(name))
 
 
 def _document_key(name: str) -> str:

@@ -51,11 +51,15 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """What cannot be read: the error names the array, the chunk, and the stage that writes it again."""
+    """What cannot be read: the error names the array, the chunk, and the stage that writes it again.
+
+    `group` is a group whose metadata say nothing that is not known, so that a repair writes them again.
+    """
 
     error: NullboothError
     units: tuple[int, ...] = ()
     partial_sums: PartialSums | None = None
+    group: str | None = None
 
 
 Found = Iterator[Piece | Damage]

@@ -2,18 +2,21 @@
 
 from collections.abc import Iterator
 
-from nullbooth_cli.errors import StoreError
+from nullbooth_cli.errors import Rerun, StoreError
 from nullbooth_cli.formatting import listed
+from nullbooth_cli.store.backing import UnreadableError
 from nullbooth_cli.store.pieces import DAMAGE, Damage, Piece, pieces
 from nullbooth_cli.store.store import Store
 
 
 def run_checks(store: Store, stage: str) -> Iterator[Piece | Damage]:
     """Read every piece of a stage; yields the piece if it is whole, else the damage. Cost: one read of everything."""
+    groups: set[str] = set()
     for piece in pieces(store, stage):
         if isinstance(piece, Damage):
             yield piece
             continue
+        groups |= set(_groups_above(piece.key)) if piece.key else set()
         if not piece.is_certain and piece.key and store.arrays.backing.get(piece.key) is None:
             continue
         try:
@@ -22,6 +25,27 @@ def run_checks(store: Store, stage: str) -> Iterator[Piece | Damage]:
             yield Damage(error=error, units=piece.units, partial_sums=piece.partial_sums)
         else:
             yield piece
+    yield from _damaged_groups(store, stage, groups)
+
+
+def _groups_above(key: str) -> Iterator[str]:
+    """The groups that the array of a chunk is in; those of `parts` have values, and are pieces themselves."""
+    names = key.split("/")[:-2]
+    return ("/".join(names[: i + 1]) for i in range(1 if names[0] == "parts" else len(names)))
+
+
+def _damaged_groups(store: Store, stage: str, groups: set[str]) -> Iterator[Damage]:
+    """The groups without sound metadata: to other programs, what is below them is not there."""
+    for name in sorted(groups | ({"progress"} if stage == "collect" else set())):
+        try:
+            store.arrays.require_group(name)
+        except StoreError as error:
+            hint: Rerun | str = error.rerun or error.hint
+            if stage in ("collect", "covariance"):  # which a repair mends, without doing any unit again
+                hint = Rerun(stage, repair=True, store=store.arrays.place)
+            yield Damage(error=StoreError(error.message, hint), group=name)
+        except UnreadableError as error:
+            yield Damage(error=error)
 
 
 def forget_damaged(store: Store, stage: str) -> str:
@@ -31,11 +55,15 @@ def forget_damaged(store: Store, stage: str) -> str:
     files that only cannot be read. Cost: one read of everything.
     """
     found = [damage for damage in run_checks(store, stage) if isinstance(damage, Damage)]
+    groups = [damage.group for damage in found if damage.group]
     for damage in found:
+        if damage.group:
+            continue
         rerun = damage.error.rerun
         if not damage.units or not isinstance(damage.error, StoreError) or (rerun and rerun.force):
             raise damage.error
     units = sorted({unit for damage in found for unit in damage.units})
+    store.arrays.make_groups(groups)
     store.progress.mark(stage, units, 0)
     for name in sorted({damage.partial_sums.name for damage in found if damage.partial_sums}):
         store.delete(f"parts/{name}")

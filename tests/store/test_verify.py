@@ -151,6 +151,31 @@ def test_one_damaged_file_does_not_hide_the_others(full: Store) -> None:
     assert len(found.damaged) == len({damage.error for damage in found.damaged})
 
 
+GROUPS = {
+    "schedule": ["schedule"],
+    "collect": ["progress", "prompts", "features", "parts"],
+    "covariance": ["moments", f"moments/{TIMED.name}"],
+    "project": ["projectors", f"projectors/{FREE.name}"],
+}
+
+
+@pytest.mark.parametrize("stage", GROUPS)
+def test_groups_without_values_are_named_and_made_again(full: Store, stage: str) -> None:
+    for name in GROUPS[stage]:
+        file = full.path / name / "zarr.json"
+        for spoil in (file.unlink, lambda file=file: file.write_bytes(b"")):
+            spoil()
+            assert damaged(full, stage) == [((), f"{name}/zarr.json")]
+            full.arrays.make_groups([name])
+            assert damaged(full, stage) == []
+            spoil()
+            if stage in ("collect", "covariance"):
+                assert f"0 damaged units of {stage} are done again" in forget_damaged(full, stage)
+                assert damaged(full, stage) == []
+            full.arrays.make_groups([name])
+    assert full.progress.done("collect").all()
+
+
 def test_a_file_that_cannot_be_read_is_listed_but_no_unit_is_done_again(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"moments/{TIMED.name}/sum_xxT/c.2.0.0"
     real = files.read
