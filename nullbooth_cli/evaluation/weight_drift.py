@@ -92,9 +92,10 @@ def weight_drifts(store: Store, heldout: Store | None, base: Weights, edited: Se
 def _drift(base: Weights, edited: Weights, weights: Sequence[WeightDrift]) -> Drift:
     changed = [name for name in {**base.digests, **edited.digests} if base.digests.get(name) != edited.digests.get(name)]
     unprotected = tuple(name for name in changed if name.partition(".")[2] not in base.protected)
+    heldout = [each.heldout_drift for each in weights if each.heldout_drift is not None]
     return Drift(
-        largest=max(each.drift for each in weights),
-        largest_heldout=max((each.heldout_drift for each in weights if each.heldout_drift is not None), default=None),
+        largest=float(np.max([each.drift for each in weights])),  # of NaN, too
+        largest_heldout=float(np.max(heldout)) if heldout else None,
         protected_changed=len(changed) - len(unprotected),
         unprotected_changed=unprotected,
         weights=tuple(weights),

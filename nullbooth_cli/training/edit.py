@@ -86,12 +86,12 @@ class EditReport:
     @property
     def missing(self) -> float:
         """The largest `missing` of all weights."""
-        return max(weight.missing for weight in self.weights.values())
+        return float(np.max([weight.missing for weight in self.weights.values()]))
 
     @property
     def drift(self) -> float:
         """The largest `drift` of all weights."""
-        return max(weight.drift for weight in self.weights.values())
+        return float(np.max([weight.drift for weight in self.weights.values()]))
 
     def __str__(self) -> str:
         return (

@@ -1,5 +1,6 @@
 """The drift of weights, held against the recorded vectors themselves; and which models it refuses."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import nullbooth_cli as nb
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation import weight_drift
-from nullbooth_cli.evaluation.answer import Drift
+from nullbooth_cli.evaluation.answer import Drift, WeightDrift
 from nullbooth_cli.evaluation.edited import load_edited
 from nullbooth_cli.nullspace.projector import relative_drift
 from nullbooth_cli.settings.config import Config
@@ -71,6 +72,15 @@ def test_a_lora_drifts_by_its_product(drifts: dict[str, Drift], run: Any, tmp_pa
     assert entries[f"{layer}.weight"] == pytest.approx(relative_drift(delta.numpy(), weight, moment), rel=1e-4)
     assert entries[f"{layer.removesuffix('to_v')}to_q.weight"] == 0.0
     assert found.protected_changed == 2
+
+
+@pytest.mark.parametrize("unknown", [0, 1])
+def test_a_drift_that_is_not_known_is_not_hidden_by_the_largest(unknown: int) -> None:
+    entries = [WeightDrift("w", math.nan if i == unknown else 0.5, math.nan if i == unknown else 0.5) for i in range(2)]
+    found = weight_drift._drift(weight_drift.Weights({}, {}), weight_drift.Weights({}, {}), entries)
+    assert math.isnan(found.largest)
+    assert found.largest_heldout is not None
+    assert math.isnan(found.largest_heldout)
 
 
 def test_another_architecture_is_refused() -> None:
