@@ -136,6 +136,8 @@ def parse_yaml(text: str, name: str) -> object:
         where = _place(mark) if mark else name
         # Without names, and not `from error`: both repeat parts of the line, where a secret may begin with "*" or "!".
         problem = re.sub(r" '(?!<)[^']{2,}'", "", getattr(error, "problem", None) or str(error))
+        if problem == "second occurrence":
+            problem = "an anchor is defined a second time"
         raise ConfigError(f"{where}: {problem}", "correct the YAML there, or put quotes around the value") from None
     finally:
         loader.dispose()

@@ -64,6 +64,7 @@ BOMB = "- &a [x, x]\n" + "".join(f"- &{b} [{f'*{a}, ' * 9}]\n" for a, b in itert
         ("a: !!python/name:os.system", "its tag does not fit this value"),
         ("a: &a [*a]", "line 1: an alias is inside what it stands for"),
         ("a: *b", "found undefined alias"),
+        ("a: &x [1]\nb: &x [2]", "line 2: an anchor is defined a second time"),
         ("[a]: b", "a list or a mapping is used as a key"),
         ("1: a\n'1': b", "line 2: the key '1' appears twice"),
         ("[" * 51 + "]" * 51, "nested more than 50 levels deep"),
