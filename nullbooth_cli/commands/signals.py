@@ -40,8 +40,10 @@ def interruptible(interrupts: Interrupts, say: Callable[[str], None], what_is_fi
         yield
         return
     handled = [number for number in EXIT_CODES if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, receive) for number in handled}
-    try:
+    before: dict[int, Any] = {}
+    try:  # around the first handler too: a signal may come before the second is there
+        for each in handled:
+            before[each] = signal.signal(each, receive)
         yield
     except KeyboardInterrupt as error:
         raise typer.Exit(code) from error
