@@ -349,7 +349,7 @@ class TestSignals:
             os.kill(worker.pid or 0, number)
             assert worker.finish() == 128 + number
         assert "finishing and writing the unit that runs" in worker.err
-        assert "finished units stay" in worker.err
+        assert "run the same command again to resume" in worker.err
         assert "Traceback" not in worker.err
         store = Store.open(config.store)
         assert store.progress.done("collect").tolist() == [True] * 4 + [False] * 4
