@@ -28,9 +28,10 @@ def run_covariance(run: Run) -> Iterator[Event]:
     units = covariance(run.store, device, run.config.covariance.accumulate, mine)
     yield from report_units(run, "covariance", prepared, (f"{unit.site.name} {_keys(steps, unit.timesteps)}" for unit in units))
     # A unit that is not done may have nothing but its staged moments, which a kill or another process left.
-    target = len(run.store.progress.cells("collect"))
-    if run.workers.rank == 0 and (run.store.progress.cells("covariance") == target).all():
-        run.store.delete("staged")
+    if run.workers.rank == 0 and run.store.arrays.has("staged"):  # else it is not worth reading every cell
+        target = len(run.store.progress.cells("collect"))
+        if (run.store.progress.cells("covariance") == target).all():
+            run.store.delete("staged")
 
 
 def _keys(steps: Sequence[Step], block: range) -> str:
