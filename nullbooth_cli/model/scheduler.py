@@ -147,7 +147,7 @@ def _require_a_first_step(strategy: str | None, scheduler: Scheduler) -> None:
             if torch.isfinite(stepped).all()
             else "its first step divides by zero, because nothing of the image is left there"
         )
-    except (NotImplementedError, ValueError) as error:
+    except (NotImplementedError, ValueError) as error:  # of a scheduler that cannot step from this prediction
         reason = str(error)
     if reason is not None:
         predicts = scheduler.config.get("prediction_type")

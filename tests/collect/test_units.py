@@ -22,7 +22,7 @@ from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.scheduler import write_steps
 from nullbooth_cli.nullspace.usable import usable_projectors
 from nullbooth_cli.pipeline import collect
-from tests.support.builders import PROMPTS, execute, features_at, small_config
+from tests.support.builders import PROMPTS, execute, features_at, small_config, vectors_at
 from tests.support.by_hand import by_hand
 from tests.support.loading import load, refused
 from tests.support.model_files import copy_folder
@@ -214,10 +214,7 @@ def test_features_do_not_depend_on_the_batch(finished: Any, tmp_path: Path, batc
     other = execute(small_config(tmp_path / "other.zarr", collect__batch_size=batch_size), "collect")
     for site in store.sites:
         for t in range(1 if site.timestep_free else 4):
-            mine, theirs = (
-                np.concatenate([features_at(s, site, t, u) for u in range(len(s.progress.done("collect")))])
-                for s in (store, other)
-            )
+            mine, theirs = (vectors_at(each, site, t) for each in (store, other))
             assert np.abs(mine - theirs).max() <= 1e-4 * np.abs(mine).max()
 
 
@@ -235,10 +232,7 @@ def test_every_sampler_can_be_walked_and_repeated(tmp_path: Path, strategy: str 
     )
     for site in first.sites:
         for t in range(1 if site.timestep_free else 4):
-            one, two = (
-                np.concatenate([features_at(s, site, t, u) for u in range(len(s.progress.done("collect")))])
-                for s in (first, second)
-            )
+            one, two = (vectors_at(each, site, t) for each in (first, second))
             assert np.abs(one - two).max() <= 2e-4 * np.abs(one).max()
 
 

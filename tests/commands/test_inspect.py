@@ -1,7 +1,6 @@
 """`nullbooth inspect`: its document and its filters, the files it draws as a user gets them, and what it refuses."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from nullbooth_cli.model import load
 from nullbooth_cli.report.inspection import inspect_store, most_leaking
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
-from tests.support.builders import execute
+from tests.support.builders import per_timestep
 from tests.support.cli import nullbooth, refused
 
 
@@ -57,11 +56,7 @@ class TestPlots:
 
     def test_per_timestep_the_leakiest_of_each_site_is_drawn(self, finished: Any, tmp_path: Path) -> None:
         config, store = finished
-        shutil.copytree(store.path, tmp_path / "run.zarr")
-        stepwise = config.model_copy(
-            update={"store": str(tmp_path / "run.zarr"), "project": config.project.model_copy(update={"scope": "timestep"})}
-        )
-        execute(stepwise, "project", force=True)
+        stepwise, _ = per_timestep(config, store, tmp_path)
         shown = inspect(str(tmp_path / "run.zarr"), "--layer", "mid_block", "--plots", str(tmp_path / "p"), "--json")
         assert shown.exit_code == 0, shown.stderr
         document = json.loads(shown.stdout)

@@ -1,26 +1,20 @@
 """`nullbooth inspect` of two stores."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nullbooth_cli.store import Store
-from tests.support.builders import PROMPTS, execute, small_config
+from tests.support.builders import first_half, per_timestep
 from tests.support.cli import nullbooth
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """The other half of the prompts, another threshold."""
-    config = small_config(
-        tmp_path_factory.mktemp("other") / "run.zarr",
-        original_knowledge_prompts=PROMPTS[:4],
-        project__relative_threshold=0.02,
-    )
-    return execute(config, "collect", "covariance", "project")
+    return first_half(tmp_path_factory.mktemp("other"))[1]
 
 
 class TestCompare:
@@ -35,11 +29,7 @@ class TestCompare:
 
     def test_scopes_that_differ_are_refused(self, finished: Any, tmp_path: Path) -> None:
         config, store = finished
-        shutil.copytree(store.path, tmp_path / "run.zarr")
-        stepwise = config.model_copy(
-            update={"store": str(tmp_path / "run.zarr"), "project": config.project.model_copy(update={"scope": "timestep"})}
-        )
-        execute(stepwise, "project", force=True)
+        per_timestep(config, store, tmp_path)
         shown = nullbooth("inspect", str(store.path), str(tmp_path / "run.zarr"))
         assert shown.exit_code == 2
         assert "scope pooled" in shown.stderr

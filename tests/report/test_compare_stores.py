@@ -11,7 +11,7 @@ from nullbooth_cli.nullspace.usable import load_projector
 from nullbooth_cli.report.compare_stores import compare_stores
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
-from tests.support.builders import PROMPTS, execute, small_config
+from tests.support.builders import PROMPTS, execute, first_half, small_config
 
 Run = tuple[Config, Store]
 
@@ -19,12 +19,7 @@ Run = tuple[Config, Store]
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The first half of the prompts, another threshold."""
-    config = small_config(
-        tmp_path_factory.mktemp("other") / "run.zarr",
-        original_knowledge_prompts=PROMPTS[:4],
-        project__relative_threshold=0.02,
-    )
-    return config, execute(config, "collect", "covariance", "project")
+    return first_half(tmp_path_factory.mktemp("other"))
 
 
 def test_numbers_are_those_of_the_arrays(finished: Run, other: Run) -> None:

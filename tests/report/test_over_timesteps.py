@@ -1,6 +1,5 @@
 """Spectra over timesteps and overlaps between layers, against plain numpy."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from nullbooth_cli.nullspace.usable import load_projector
 from nullbooth_cli.report import over_timesteps
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
-from tests.support.builders import execute
+from tests.support.builders import per_timestep
 
 CPU = pick_device("cpu")
 
@@ -43,11 +42,7 @@ def test_each_timestep_is_cut_alone(finished: tuple[Config, Store]) -> None:
 
 def test_stored_decompositions_give_the_same(finished: tuple[Config, Store], tmp_path: Path) -> None:
     config, store = finished
-    shutil.copytree(store.path, tmp_path / "run.zarr")
-    per_step = config.model_copy(
-        update={"store": str(tmp_path / "run.zarr"), "project": config.project.model_copy(update={"scope": "timestep"})}
-    )
-    stepwise = execute(per_step, "project", force=True)
+    per_step, stepwise = per_timestep(config, store, tmp_path)
     pooled_scope = list(over_timesteps.over_timesteps(store, CPU, config, store.sites))
     for one, other in zip(pooled_scope, over_timesteps.over_timesteps(stepwise, CPU, per_step, store.sites), strict=True):
         np.testing.assert_array_equal(one.null_dim, other.null_dim)

@@ -3,9 +3,11 @@
 Eight prompts and four steps are enough: every property tested with them holds or fails at any size.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from nullbooth_cli.datatypes import Prompt, Site, Sums
@@ -64,6 +66,20 @@ def execute(config: Config, *wanted: str, store: Store | None = None, **control:
     return store
 
 
+def first_half(folder: Path) -> tuple[Config, Store]:
+    """A finished store of the first half of the prompts, with another threshold, and its config."""
+    config = small_config(folder / "run.zarr", original_knowledge_prompts=PROMPTS[:4], project__relative_threshold=0.02)
+    return config, execute(config, "collect", "covariance", "project")
+
+
+def per_timestep(config: Config, store: Store, folder: Path) -> tuple[Config, Store]:
+    """A copy of a finished store that is projected for each timestep, and its config."""
+    shutil.copytree(store.path, folder / "run.zarr")
+    project = config.project.model_copy(update={"scope": "timestep"})
+    stepwise = config.model_copy(update={"store": str(folder / "run.zarr"), "project": project})
+    return stepwise, execute(stepwise, "project", force=True)
+
+
 def project_again(config: Config, store: Store, **project: Any) -> None:
     """Project again under other settings of `project`; a rule takes the place of the one in force."""
     data = config.model_dump()
@@ -77,6 +93,11 @@ def features_at(store: Store, site: Site, timestep: int, unit: int) -> NDArray[A
     block = next(block for block in store.blocks(site) if timestep in block)
     values: NDArray[Any] = store.features.read(site, block, unit)[timestep - block.start]
     return values
+
+
+def vectors_at(store: Store, site: Site, timestep: int) -> NDArray[Any]:
+    """The vectors of one recorded timestep of all units, `[N, L, D]` as stored."""
+    return np.concatenate([features_at(store, site, timestep, unit) for unit in range(len(store.progress.done("collect")))])
 
 
 def set_moment(store: Store, site: Site, timestep: int, sums: Sums) -> None:

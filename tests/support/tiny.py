@@ -24,6 +24,15 @@ from transformers import (
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 WIDTH, TEXT = 32, 24
+FLUX_SHAPE = {
+    "in_channels": 16,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": TEXT,
+    "axes_dims_rope": (4, 4, 8),
+}
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -198,15 +207,9 @@ def flux() -> Any:
         tokenizer_2=t5_tokenizer(),
         transformer=diffusers.FluxTransformer2DModel(
             patch_size=1,
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=TEXT,
+            **FLUX_SHAPE,
             pooled_projection_dim=TEXT,
             guidance_embeds=True,
-            axes_dims_rope=(4, 4, 8),
         ),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
     )
@@ -219,13 +222,7 @@ def chroma() -> Any:
         text_encoder=t5(TEXT),
         tokenizer=t5_tokenizer(),
         transformer=diffusers.ChromaTransformer2DModel(
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=TEXT,
-            axes_dims_rope=(4, 4, 8),
+            **FLUX_SHAPE,
             approximator_num_channels=8,
             approximator_hidden_dim=16,
             approximator_layers=1,
