@@ -1,6 +1,8 @@
 """Every chunk that progress marks as done is read; damaged units are marked as not done, and no others."""
 
 import errno
+import itertools
+import random
 import re
 import shutil
 from pathlib import Path
@@ -15,7 +17,7 @@ from nullbooth_cli.report.status import verify_store
 from nullbooth_cli.settings.config import STAGES
 from nullbooth_cli.store import Cut, Decomposition, Store, files, pack_sums
 from nullbooth_cli.store.backing import UnreadableError
-from nullbooth_cli.store.pieces import Damage, pieces, require_whole
+from nullbooth_cli.store.pieces import Damage, Piece, pieces, require_whole
 from nullbooth_cli.store.verify import forget_damaged, run_checks
 from tests.support.stores import FREE, TIMED
 
@@ -149,6 +151,23 @@ def test_one_damaged_file_does_not_hide_the_others(full: Store) -> None:
         array, _, chunk = name.rpartition("/")
         assert name in said or f"{array} chunk {chunk}" in said, said
     assert len(found.damaged) == len({damage.error for damage in found.damaged})
+
+
+def test_both_of_two_exchanged_chunks_are_named(full: Store) -> None:
+    """27 pairs of equal length, among all chunks that are read: of sites, units, timesteps, arrays and stages."""
+    checks = [check for stage in STAGES for check in run_checks(full, stage)]
+    size_of = {check.key: (full.path / check.key).stat().st_size for check in checks if isinstance(check, Piece) and check.key}
+    pairs = [pair for pair in itertools.combinations(size_of, 2) if size_of[pair[0]] == size_of[pair[1]]]
+    for pair in random.Random(0).sample(pairs, 27):
+        one, other = (full.path / key for key in pair)
+        before = one.read_bytes(), other.read_bytes()
+        one.write_bytes(before[1])
+        other.write_bytes(before[0])
+        said = [f"{array} chunk {chunk}" for array, _, chunk in (key.rpartition("/") for key in pair)]
+        assert sorted(name for stage in STAGES for _, name in damaged(full, stage)) == sorted(said)
+        one.write_bytes(before[0])
+        other.write_bytes(before[1])
+    assert not [name for stage in STAGES for _, name in damaged(full, stage)]
 
 
 GROUPS = {
