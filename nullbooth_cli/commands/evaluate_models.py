@@ -14,14 +14,13 @@ from nullbooth_cli.evaluation.draw_models import ANOTHER
 from nullbooth_cli.evaluation.evaluate import Evaluation, evaluation_events
 from nullbooth_cli.evaluation.request import EvaluationRequest, PictureSets, picture_sets
 from nullbooth_cli.evaluation.summary import summary
+from nullbooth_cli.evaluation.verdict import SET_NAMES
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.pipeline.state import require, stage_states
 from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.knowledge import heldout_prompts
 from nullbooth_cli.settings.prompts import load_prompts
 
-# The names of sets of prompts in the document that are others in the table.
-SETS = {"heldout": "held-out"}
 # The options that let a missing quantity be measured.
 MISSING_OPTIONS = {
     SUBJECT: "name one with --subject or --subject-prompts",
@@ -125,7 +124,7 @@ def draw_table(report: EvaluationReport) -> list[Any]:
     columns = ["prompts", "quantity", ANOTHER, *report.model_names]
     rows: list[list[str]] = []
     for row in summary(report):
-        prompts = SETS.get(row.prompts, row.prompts)
+        prompts = SET_NAMES.get(row.prompts, row.prompts)
         if rows and prompts != rows[-1][0]:
             rows.append([""] * len(columns))
         rows.append([prompts, row.quantity, *("" if value is None else f"{value:.3g}" for value in row.values)])
@@ -136,7 +135,7 @@ def draw_table(report: EvaluationReport) -> list[Any]:
 
 def _in_words(name: str) -> str:
     start, _, prompts = name.rpartition(" ")
-    return f"{start} {SETS[prompts]}" if start and prompts in SETS else name
+    return f"{start} {SET_NAMES[prompts]}" if start and prompts in SET_NAMES else name
 
 
 def _with_option(name: str, why: str) -> str:

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-SCHEMA_VERSION = 2
+from nullbooth_cli.evaluation.verdict import Verdict
+
+SCHEMA_VERSION = 3
 SUBJECT = "subject"  # the set of pictures of the learned subject; every other set is of preserved prompts
 
 
@@ -95,9 +97,10 @@ class Drift:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelAnswer:
-    """One edited model: its preservation by set of prompts, and its subject (None without prompts of one)."""
+    """One edited model: the verdicts on it, its preservation by set of prompts, and its subject (None without prompts of one)."""
 
     edited: str
+    verdicts: tuple[Verdict, ...]
     preservation: Mapping[str, PictureComparison]
     subject: SubjectComparison | None
     drift: Drift
@@ -121,6 +124,7 @@ class EvaluationReport:
     store: str
     base: str
     edited: str
+    verdicts: tuple[Verdict, ...]
     dtype: str
     num_steps: int
     guidance_scale: float
@@ -135,7 +139,13 @@ class EvaluationReport:
     @property
     def models(self) -> tuple[ModelAnswer, ...]:
         """Every edited model, the first one first."""
-        first = ModelAnswer(edited=self.edited, preservation=self.preservation, subject=self.subject, drift=self.drift)
+        first = ModelAnswer(
+            edited=self.edited,
+            verdicts=self.verdicts,
+            preservation=self.preservation,
+            subject=self.subject,
+            drift=self.drift,
+        )
         return (first, *self.against)
 
     @property

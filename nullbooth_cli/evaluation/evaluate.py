@@ -37,6 +37,7 @@ from nullbooth_cli.evaluation.request import (
     picture_sets,
     slices_of,
 )
+from nullbooth_cli.evaluation.verdict import forgotten
 from nullbooth_cli.evaluation.weight_drift import weight_drifts
 from nullbooth_cli.model.device import pick_device
 from nullbooth_cli.progress import Event, Note
@@ -169,12 +170,15 @@ def _report(
         compared = _compare(request, features, place, spaces, instances)
         subject = compared.pop(SUBJECT, None)
         assert subject is None or isinstance(subject, SubjectComparison)
-        answers.append(ModelAnswer(edited=place, preservation=compared, subject=subject, drift=drift))
+        relative = {name: each.latent_mse_relative for name, each in compared.items()}
+        verdicts = (forgotten(relative),) if relative else ()
+        answers.append(ModelAnswer(edited=place, verdicts=verdicts, preservation=compared, subject=subject, drift=drift))
     first = answers[0]
     return EvaluationReport(
         store=store.url,
         base=config.model,
         edited=first.edited,
+        verdicts=first.verdicts,
         dtype=config.dtype,
         num_steps=store.num_steps,
         guidance_scale=config.collect.guidance_scale,

@@ -249,6 +249,7 @@ COMPARISON = (
 )
 SETS = f"preserved{{{COMPARISON}}} heldout{{{COMPARISON}}}"
 OF_SUBJECT = f"subject{{{COMPARISON} instances{{latents{{base edited}}}}}}"
+VERDICTS = "verdicts[{question value base word is_good measured_by advice}]"
 DRIFT = "drift{largest largest_heldout protected_changed unprotected_changed[] weights[{weight drift heldout_drift}]}"
 
 
@@ -260,9 +261,10 @@ def test_the_keys_of_the_document(answer: Any) -> None:
     assert f"subject{found['subject']}" == OF_SUBJECT
     assert found["baseline"] == f"{{{SETS} {OF_SUBJECT}}}"
     # The first of `against` changed one unprotected parameter.
-    assert keys_of(document["against"][:1]) == f"[{{edited preservation{{{SETS}}} {OF_SUBJECT} {DRIFT}}}]"
+    assert keys_of(document["against"][:1]) == f"[{{edited {VERDICTS} preservation{{{SETS}}} {OF_SUBJECT} {DRIFT}}}]"
     assert f"drift{found['drift']}" == DRIFT
+    assert f"verdicts{found['verdicts']}" == VERDICTS
     assert " ".join(document) == (
-        "schema_version store base edited dtype num_steps guidance_scale preservation subject baseline against not_measured "
-        "drift files"
+        "schema_version store base edited verdicts dtype num_steps guidance_scale preservation subject baseline against "
+        "not_measured drift files"
     )

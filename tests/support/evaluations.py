@@ -20,6 +20,7 @@ from nullbooth_cli.evaluation.draw_models import ANOTHER, BASE
 from nullbooth_cli.evaluation.evaluate import Evaluation
 from nullbooth_cli.evaluation.pictures import Pictures, PictureSpec
 from nullbooth_cli.evaluation.summary import QUANTITIES
+from nullbooth_cli.evaluation.verdict import forgotten, learned
 
 WEIGHT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_{}.weight"
 
@@ -57,6 +58,7 @@ def report(texts: Sequence[str], places: Sequence[str], changes: Sequence[float]
     first, *others = (
         ModelAnswer(
             edited=place,
+            verdicts=(learned(change, 0.0, "exact scorer"), forgotten({"preserved": change / 2})),
             preservation={"preserved": comparison(texts, change)},
             subject=of_subject(comparison(subject, change)),
             drift=drift(i + 1),
@@ -67,6 +69,7 @@ def report(texts: Sequence[str], places: Sequence[str], changes: Sequence[float]
         store="run.zarr",
         base="toy",
         edited=first.edited,
+        verdicts=first.verdicts,
         dtype="float32",
         num_steps=4,
         guidance_scale=4.0,

@@ -1,0 +1,74 @@
+"""The two answers about an edited model, learned and forgotten: a number on a scale, a word, and what to do if it is not good."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Question = Literal["learned", "forgotten"]
+
+LEARNED_WELL, LEARNED_PARTLY = 0.75, 0.5  # the least of each, of 1
+FORGOT_HARDLY, FORGOT_A_LITTLE = 0.05, 0.25  # the most of each; 1 is another seed
+EXACT = "exact scorer"
+SET_NAMES = {"heldout": "held-out"}  # of sets of prompts, where the reader's name is another than the document's
+LEARNED_MORE = "train for more steps, train the embedding of the word too, or cut the projectors at a larger threshold"
+FORGOT_LESS = "take an earlier checkpoint, train at a lower rate, or constrain by projectors that are cut at a smaller threshold"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The answer to one question about an edited model.
+
+    `learned` is on a scale from 0 to 1, with the figure of the base on the same scale; `forgotten` is 0 for an unchanged model,
+    and 1 for pictures as different as those of another seed. `word` names the part of the scale that `value` lies in,
+    `measured_by` the quantity, `advice` what to do (None if it `is_good`).
+    """
+
+    question: Question
+    value: float
+    base: float | None
+    word: str
+    is_good: bool
+    measured_by: str
+    advice: str | None
+
+    @property
+    def text(self) -> str:
+        """One line: `learned 0.92 of 1: well (exact scorer; base 0.00)`."""
+        if self.question == "forgotten":
+            return f"forgotten {self.value:.2g}: {self.word} ({self.measured_by}; 1 is another seed)"
+        beside = "" if self.base is None else f"; base {self.base:.2f}"
+        return f"learned {self.value:.2f} of 1: {self.word} ({self.measured_by}{beside})"
+
+
+def learned(value: float, base: float, measured_by: str) -> Verdict:
+    """The verdict on a share of 1 that was learned; what lies outside of the scale counts as its end."""
+    value, base = min(max(value, 0.0), 1.0), min(max(base, 0.0), 1.0)
+    word = "well" if value >= LEARNED_WELL else "partly" if value >= LEARNED_PARTLY else "hardly"
+    is_good = word == "well"
+    return Verdict(
+        question="learned",
+        value=value,
+        base=base,
+        word=word,
+        is_good=is_good,
+        measured_by=measured_by,
+        advice=None if is_good else LEARNED_MORE,
+    )
+
+
+def forgotten(relative: Mapping[str, float]) -> Verdict:
+    """The verdict on the latent MSE relative to another seed's, by the name of each set of prompts: the worst counts."""
+    # A NaN, the model that draws nothing at all, is the worst of all.
+    name, value = max(relative.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
+    word = "hardly anything" if value <= FORGOT_HARDLY else "a little" if value <= FORGOT_A_LITTLE else "much"
+    is_good = word == "hardly anything"
+    return Verdict(
+        question="forgotten",
+        value=value,
+        base=None,
+        word=word,
+        is_good=is_good,
+        measured_by=f"latent MSE on {SET_NAMES.get(name, name)} prompts",
+        advice=None if is_good else FORGOT_LESS,
+    )

@@ -1,0 +1,48 @@
+"""The scales of the verdicts, at their borders, and what they say."""
+
+import math
+
+import pytest
+
+from nullbooth_cli.evaluation import verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "word"), [(1.0, "well"), (0.75, "well"), (0.7499, "partly"), (0.5, "partly"), (0.4999, "hardly"), (0.0, "hardly")]
+)
+def test_the_scale_of_learned(value: float, word: str) -> None:
+    found = verdict.learned(value, 0.25, verdict.EXACT)
+    assert (found.question, found.value, found.base, found.word) == ("learned", value, 0.25, word)
+    assert found.is_good == (found.advice is None) == (word == "well")
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [(0.0, "hardly anything"), (0.05, "hardly anything"), (0.0501, "a little"), (0.25, "a little"), (0.2501, "much")],
+)
+def test_the_scale_of_forgotten(value: float, word: str) -> None:
+    found = verdict.forgotten({"preserved": value})
+    assert (found.question, found.value, found.base, found.word) == ("forgotten", value, None, word)
+    assert found.is_good == (found.advice is None) == (word == "hardly anything")
+
+
+def test_the_worst_set_of_prompts_decides() -> None:
+    found = verdict.forgotten({"preserved": 0.01, "heldout": 0.2, "given": 0.1})
+    assert (found.value, found.measured_by) == (0.2, "latent MSE on held-out prompts")
+
+
+def test_pictures_that_are_not_finite_are_the_worst() -> None:
+    found = verdict.forgotten({"preserved": math.nan, "heldout": 3.0})
+    assert math.isnan(found.value)
+    assert (found.word, found.is_good) == ("much", False)
+
+
+def test_learned_stays_on_its_scale() -> None:
+    assert [(v.value, v.base) for v in (verdict.learned(1.2, -0.1, "DINO"), verdict.learned(-0.1, 0, "DINO"))] == [(1, 0), (0, 0)]
+
+
+def test_what_they_say() -> None:
+    assert verdict.learned(0.917, 0.0, "exact scorer").text == "learned 0.92 of 1: well (exact scorer; base 0.00)"
+    assert verdict.forgotten({"heldout": 0.00321}).text == (
+        "forgotten 0.0032: hardly anything (latent MSE on held-out prompts; 1 is another seed)"
+    )
