@@ -25,7 +25,7 @@ YAML_HEADER = """\
 
 """
 # The embedded model is so small that larger batches are faster on any machine; prompts to measure leakage on ship with it.
-TOY = ["collect.batch_size=24", "heldout_prompts=dataset/prompts/toy_heldout.txt"]
+TOY = ["collect.batch_size=24", "heldout_prompts=nullbooth:toy_heldout.txt"]
 
 
 def scalar(value: Any) -> str:

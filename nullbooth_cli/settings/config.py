@@ -231,8 +231,9 @@ class Config(Section):
         {}, repr=False, description="for a URL: options of its client (endpoint, region, credentials); never written anywhere"
     )
     original_knowledge_prompts: str | list[str] = Field(
-        "dataset/prompts/toy.txt",
-        description="prompts to preserve: a file (.txt, .csv, .tsv, .jsonl, .json; file.csv#column), or a list",
+        "nullbooth:toy.txt",
+        description="prompts to preserve: a file (.txt, .csv, .tsv, .jsonl, .json; file.csv#column), one that nullbooth ships "
+        "(nullbooth:NAME), or a list",
     )
     heldout_prompts: str | list[str] | None = Field(
         None,

@@ -6,7 +6,8 @@
                     where captions that many images share are taken once
     other           text, a prompt a line; blank lines do not count
 
-`captions.csv#title` reads the column, or the key, `title`. All files are UTF-8. `captions` reads prompts that belong to images.
+`captions.csv#title` reads the column, or the key, `title`. `nullbooth:toy.txt` is the prompt file of that name that nullbooth
+ships. All files are UTF-8. `captions` reads prompts that belong to images.
 """
 
 import csv
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.settings.shipped import prompt_file
 from nullbooth_cli.settings.strict_json import parse_json
 from nullbooth_cli.settings.texts import cut, flaw, lines_of, paired, quoted, read_text
 
@@ -34,7 +36,7 @@ def load_prompts(source: str | list[str], key: str = "original_knowledge_prompts
     if isinstance(source, list):
         return _check([(f"prompt {i + 1}", text) for i, text in enumerate(source)], "the list of prompts in the config")
     named = re.fullmatch(r"(.+\.(?:csv|tsv|jsonl|ndjson|json))#(.+)", source, re.IGNORECASE | re.DOTALL)
-    path, column = (Path(named[1]), named[2]) if named else (Path(source), None)
+    path, column = (Path(named[1]), named[2]) if named else (prompt_file(source, key), None)
     ending = path.suffix.lower()
     if ending in NOT_TEXT:
         hint = "write .txt (a prompt a line), .csv, .tsv, .jsonl or .json"

@@ -118,6 +118,7 @@ def test_the_commands_of_a_page_run_in_order(page: str, tmp_path: Path, monkeypa
         prompts = (ROOT / "dataset/prompts" / name).read_text().splitlines()[:count]
         (tmp_path / "dataset/prompts" / name).write_text("\n".join(prompts))
     config = (ROOT / "configs/nullbooth.yaml").read_text().replace("num_denoising_steps: 30", "num_denoising_steps: 3 ")
+    config = config.replace("nullbooth:toy", "dataset/prompts/toy")
     for name in ("nullbooth.yaml", "sd15.yaml"):
         (tmp_path / "configs" / name).write_text(config)
     shutil.copytree(FOLDER, tmp_path / "runs/trained")

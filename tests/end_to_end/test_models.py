@@ -47,7 +47,7 @@ def test_a_config_is_valid_and_names_the_model_whose_shapes_are_kept(name: str) 
     config = load_config(ROOT / f"configs/{name}.yaml")
     assert f"| {name} | {config.model} |" in (ROOT / "tests/architectures/README.md").read_text()
     assert config.store == f"runs/{name}.zarr"
-    assert config.original_knowledge_prompts == "dataset/prompts/knowledge_1000.txt"
+    assert config.original_knowledge_prompts == "nullbooth:knowledge_1000.txt"
     assert config.collect.keep == "moments"  # what is stored does not grow with the prompts
 
 

@@ -110,8 +110,6 @@ def make_odd_places(folder: Path) -> None:
     os.mkfifo(folder / "FIFO")
     (folder / "prompts.txt").write_text(PROMPT_FILES["p.txt"])
     (folder / "heldout.csv").write_text("name\na fox\n")
-    (folder / "dataset/prompts").mkdir(parents=True)
-    (folder / "dataset/prompts/toy.txt").write_text("a cow\n")
 
 
 def _as_it_is(_: random.Random, lines: list[str]) -> str:
