@@ -24,7 +24,7 @@ def test_every_file_has_a_name() -> None:
     found = {shipped(name) for name in (*configs(), *recipes(), *prompt_files())}
     kept = {*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "dataset/prompts").glob("*.txt")}
     assert found == kept - {ROOT / "dataset/prompts" / module.CLASS_TEMPLATES}
-    assert [load_config(shipped(name)).model for name in configs()][0] == "toy"
+    assert [load_config(shipped(name)).store for name in configs()] == [f"runs/{name}.zarr" for name in configs()]
     assert {load_settings(Recipe, shipped(name)).word for name in recipes()} == {"sks"}
 
 
