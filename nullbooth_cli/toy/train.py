@@ -8,7 +8,9 @@ Two processes of one thread each work side by side, which is faster here than tw
    each picture, until it draws them right, then varied captions: parts left out, prefixes, other orders, unknown words. Varied
    captions from the start learn far slower; plain ones alone fail at the first unknown word.
 
-`OUT` is then a StableDiffusionPipeline folder in float16. The seed decides data, order and noise.
+`OUT` is then a StableDiffusionPipeline folder. Its text encoder is stored in float32, because transformers loads weights in the
+dtype in which they are stored; the other weights are in float16, which diffusers loads in float32. The seed decides data, order
+and noise.
 """
 
 import multiprocessing
@@ -182,7 +184,7 @@ def train_denoiser(out: Path, seed: int, plain: int, varied: int) -> float:
     with torch.no_grad():
         words[~seen] = random_directions(words[seen], int((~seen).sum()))
     unet.half().save_pretrained(out / "unet")
-    text_encoder.half().save_pretrained(out / "text_encoder")
+    text_encoder.save_pretrained(out / "text_encoder")
     save_tokenizer(tokenizer, out / "tokenizer")
     return time.monotonic() - started
 
@@ -231,7 +233,7 @@ def assemble(parts: Path, out: Path) -> None:
     """Put the trained parts into one pipeline folder."""
     pipe = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(parts / "vae", dtype=torch.float16),
-        text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float16),
+        text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float32),
         tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer"),
         unet=UNet2DConditionModel.from_pretrained(parts / "unet", dtype=torch.float16),
         scheduler=DPMSolverMultistepScheduler(**NOISE, use_karras_sigmas=True, steps_offset=1),

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from nullbooth_cli.toy import FOLDER, train, world
@@ -34,23 +36,28 @@ def test_the_training_script_trains_and_saves_a_pipeline(tmp_path: Path, monkeyp
     assert made("a red circle", num_inference_steps=2, output_type="np").images.shape == (1, 32, 32, 3)
 
 
-def test_the_folder_is_a_pipeline_for_anyone() -> None:
-    from diffusers import StableDiffusionPipeline
-
-    pipe = StableDiffusionPipeline.from_pretrained(FOLDER)
-    assert type(pipe).__name__ == "StableDiffusionPipeline"
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16], ids=["plain", "float16", "bfloat16"])
+def test_the_folder_is_a_pipeline_for_anyone(dtype: torch.dtype | None) -> None:
+    """Without a dtype all parts load in float32: diffusers always does that, transformers takes the dtype of the file."""
+    pipe = StableDiffusionPipeline.from_pretrained(FOLDER, **({} if dtype is None else {"dtype": dtype}))
+    expected = dtype or torch.float32
+    assert {part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)} == {expected}
     assert pipe.unet.config.addition_embed_type is None, "all text enters through cross-attention"
+    seed = torch.manual_seed(0)
+    drawn = pipe("a red circle on a blue background", num_inference_steps=8, generator=seed, output_type="np").images
+    read = world.read(drawn[0])
+    assert (read.colour, read.shape, read.background) == ("red", "circle", "blue")
 
 
-def test_it_is_small_and_in_float16() -> None:
-    from safetensors import safe_open
-
+def test_it_is_small() -> None:
+    """The text encoder is in float32, the rest in float16."""
     files = [path for part in PARTS for path in (FOLDER / part).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 8_000_000
     for path in files:
         if path.suffix == ".safetensors":
+            dtype = "F32" if path.parent.name == "text_encoder" else "F16"
             with safe_open(path, "np") as weights:
-                assert {weights.get_slice(key).get_dtype() for key in weights.keys()} <= {"F16", "I64"}  # noqa: SIM118
+                assert {weights.get_slice(key).get_dtype() for key in weights.keys()} <= {dtype, "I64"}  # noqa: SIM118
 
 
 def test_prompt_files() -> None:
