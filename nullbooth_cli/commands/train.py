@@ -113,4 +113,5 @@ def _hint(error: "OtherSettings") -> str:
 def _summary(result: "TrainingResult") -> str:
     drift = result.largest_drift
     moved = "without a constraint" if drift is None else f"outputs on the preserved prompts moved by {drift:.1e} at most"
-    return f"{result.output}: {result.trained} weights after {result.steps} steps; {moved}"
+    written = f"; write {result.token} in prompts" if result.token else ""
+    return f"{result.output}: {result.trained} weights after {result.steps} steps; {moved}{written}"

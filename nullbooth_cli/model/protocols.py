@@ -71,6 +71,15 @@ class Tokenizer(Protocol):
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
         """The entries of the vocabulary that have these ids."""
 
+    def convert_tokens_to_ids(self, token: str) -> int:
+        """The id of an entry of the vocabulary."""
+
+    def get_vocab(self) -> Mapping[str, int]:
+        """The vocabulary: ids by token, added ones too."""
+
+    def add_tokens(self, token: str) -> int:
+        """Add a token to the vocabulary; returns how many were new."""
+
     @property
     def all_special_ids(self) -> list[int]:
         """Ids of begin, end, padding and other marks."""
@@ -179,6 +188,9 @@ class TextEncoder(Protocol):
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The table of token embeddings `[V, D]`."""
+
+    def resize_token_embeddings(self, num_tokens: int, *, mean_resizing: bool) -> nn.Embedding:
+        """Give the table this many rows: another module, which has the rows of the one before."""
 
 
 class StableDiffusion(LatentPipeline, Protocol):

@@ -54,7 +54,9 @@ class Recipe(Section):
         1e-3, gt=0.0, le=limits.RATE, description="of AdamW; with a constraint, 3 to 10 times higher than without"
     )
     word: str | None = Field(
-        None, description="also train the embedding of this word of the captions: one token that is in no preserved prompt"
+        None,
+        description="also train the embedding of this word of the captions, which no preserved prompt has; a word of several "
+        "tokens becomes one of its own, and with method lora a word of one token is trained as <word>",
     )
     word_learning_rate: float = Field(1e-2, gt=0.0, le=limits.RATE, description="of that embedding; no weight decay")
     lr_scheduler: LearningRates = Field("constant", description="how the learning rate changes: a name of diffusers' schedulers")
@@ -81,8 +83,6 @@ class Recipe(Section):
     def _combinations(self) -> "Recipe":
         if not self.features or len(set(self.features)) < len(self.features):
             raise refusal(f"features is {self.features}", "name each projection once, and at least one")
-        if self.word is not None and self.method == "lora":
-            raise refusal("a LoRA file cannot store the embedding of a word", "set method to full, or word to null")
         if self.lr_scheduler == "constant" and self.lr_warmup_steps:
             raise refusal("lr_scheduler: constant has no warmup", "set it to constant_with_warmup, or lr_warmup_steps to 0")
         if self.instance_prompt is not None and not self.instance_prompt.strip():

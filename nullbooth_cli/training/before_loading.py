@@ -3,8 +3,8 @@
 Loading takes many seconds, and drawing pictures of the class minutes: what can be wrong before is found before.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 from nullbooth_cli.collect.without_weights import build_pipeline, pipeline_class
@@ -18,23 +18,31 @@ from nullbooth_cli.settings.captions import CaptionedImage, captioned_images
 from nullbooth_cli.settings.images import require_readable
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
-from nullbooth_cli.training.word_embedding import token_of
+from nullbooth_cli.training.word_embedding import WordToken
 
 TRAINABLE = "StableDiffusionPipeline"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """The pictures of the subject, and the prompts of its class (none without prior preservation); `notes` are for the user."""
+    """The pictures of the subject, and the prompts of its class (none without prior preservation); `notes` are for the user.
+
+    `word` is the token that trains, None if none does.
+    """
 
     pictures: tuple[CaptionedImage, ...]
     class_captions: tuple[str, ...]  # one for each picture that is drawn
+    word: WordToken | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def captions(self) -> list[str]:
-        """The captions of the pictures of the subject."""
-        return [picture.prompt.text for picture in self.pictures]
+        """The captions of the pictures of the subject, with the token that trains."""
+        return self.written(picture.prompt.text for picture in self.pictures)
+
+    def written(self, texts: Iterable[str]) -> list[str]:
+        """Texts with the token that trains in place of its word."""
+        return [self.word.written(text) if self.word else text for text in texts]
 
 
 def source_of(recipe: Recipe) -> Source:
@@ -68,8 +76,19 @@ def read_inputs(recipe: Recipe, preserved: Sequence[str], protected: Collection[
             f"{paths[0]} is {size[0]} x {size[1]} pixels, the model draws {drawn[0]} x {drawn[1]}", "crop and resize the pictures"
         )
     if recipe.word is not None:
-        tokenizer = load.load_tokenizer(source_of(recipe))
-        token_of(tokenizer, recipe.word, captions=inputs.captions, preserved=[*inputs.class_captions, *preserved])
+        return _with_word(recipe, inputs, preserved)
+    return inputs
+
+
+def _with_word(recipe: Recipe, inputs: Inputs, preserved: Sequence[str]) -> Inputs:
+    """Inputs with the token of the recipe's word. A LoRA leaves the rows of the base as they are: its word is a new token."""
+    assert recipe.word is not None
+    tokenizer = load.load_tokenizer(source_of(recipe))
+    word = WordToken.of(tokenizer, recipe.word, beside=recipe.method == "lora")
+    inputs = replace(inputs, word=word)
+    word.require_trainable(tokenizer, captions=inputs.captions, preserved=[*inputs.class_captions, *preserved])
+    if word.name != word.word:
+        inputs = replace(inputs, notes=(*inputs.notes, f"the word trains as a new token: write {word.name} in prompts"))
     return inputs
 
 

@@ -78,15 +78,15 @@ def draw_validation(run: TrainingRun) -> None:
     from PIL import Image
 
     recipe = run.recipe
-    if not recipe.validation_prompts or not run.accelerator.is_main_process:
+    if not run.validation_prompts or not run.accelerator.is_main_process:
         return
     run.denoiser.eval()
     with quiet_libraries():
         drawn = run.pipe(
-            recipe.validation_prompts,
+            list(run.validation_prompts),
             num_inference_steps=recipe.validation_inference_steps,
             guidance_scale=recipe.guidance_scale,
-            generator=generators(range(recipe.seed, recipe.seed + len(recipe.validation_prompts))),
+            generator=generators(range(recipe.seed, recipe.seed + len(run.validation_prompts))),
             output_type="np",
         ).images
     run.denoiser.train()

@@ -48,9 +48,7 @@ def train(run: TrainingRun, interrupts: Interrupts | None = None) -> Iterator[Ev
         checkpoints.load(run, loop.optimizer, loop.rates)
         yield Note(f"resumes from step {run.steps_done}")
         yield from map(Note, run.record.changed_at(run.steps_done))
-    if note := weighting_note(
-        [*run.subject.captions, *(run.prior.captions if run.prior else ()), *run.recipe.validation_prompts]
-    ):
+    if note := weighting_note([*run.subject.captions, *(run.prior.captions if run.prior else ()), *run.validation_prompts]):
         yield Note(note)
     loop.denoiser.train()
     try:
@@ -226,6 +224,7 @@ def finish(run: TrainingRun) -> TrainingResult | None:
         trained=len(run.trained),
         constrained_by=recipe.store,
         drift=drift,
+        token=None if run.word is None else run.word.name,
     )
     output.write_result(recipe, run.record, result)
     return result
@@ -239,6 +238,8 @@ def _write_weights(run: TrainingRun, folder: Path) -> None:
         layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(run.denoiser))
         with quiet_libraries():
             run.pipe.save_lora_weights(folder, unet_lora_layers=layers)
+        if run.word is not None:
+            run.word.save(folder)
         return
     if run.constraint:
         run.constraint.merge()

@@ -31,13 +31,17 @@ LOCK = "train"  # a lock is beside the place that it guards, with an ending of i
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """A finished run: the folder that was written, and norm(dW K0) / norm(W0 K0) of each weight (None without a constraint)."""
+    """A finished run: the folder that was written, and norm(dW K0) / norm(W0 K0) of each weight (None without a constraint).
+
+    `token` is how prompts write the word that trained; None if none did.
+    """
 
     output: str
     steps: int
     trained: int
     constrained_by: str | None
     drift: dict[str, float] | None
+    token: str | None = None
 
     @property
     def largest_drift(self) -> float | None:
@@ -52,6 +56,7 @@ class TrainingResult:
             "steps": self.steps,
             "trained": self.trained,
             "constrained_by": self.constrained_by,
+            "token": self.token,
             "largest_drift": self.largest_drift,
             "drift": self.drift,
         }
@@ -121,6 +126,7 @@ def finished(recipe: Recipe, changes: Sequence[str] = ()) -> TrainingResult | No
         trained=written["trained"],
         constrained_by=written["constrained_by"],
         drift=written["drift"],
+        token=written.get("token"),  # earlier runs had none
     )
 
 

@@ -55,7 +55,8 @@ class TrainingRun:
 
     `trained`: the names of the denoiser's parameters that train. `constraint` is None without a store, `prior` without prior
     preservation, `teacher` without distillation, `word` if no embedding trains. `record` is what decides the weights,
-    `checkpoint` where the run resumes (None: it starts). `notes` are for the user.
+    `checkpoint` where the run resumes (None: it starts). `validation_prompts` are the recipe's, with the token of the word.
+    `notes` are for the user.
     """
 
     recipe: Recipe
@@ -71,6 +72,7 @@ class TrainingRun:
     record: RunRecord
     checkpoint: Checkpoint | None
     steps_done: int = 0
+    validation_prompts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -104,6 +106,7 @@ def set_up(
         record = record.with_model(load.weights_digest(pipe, encodes=True))
         if checkpoint is not None:
             record = record.resumed(recipe.output, checkpoint.record, checkpoint.step, changes)
+    word = None if inputs.word is None else WordEmbedding(pipe, inputs.word)  # before texts are encoded: it may add a token
     denoiser, captions = pipe.unet, inputs.captions
     subject = Examples(
         latents=encode_pictures(pipe, [picture.path for picture in inputs.pictures]),
@@ -115,11 +118,8 @@ def set_up(
     teacher = copy.deepcopy(denoiser) if prior is not None and recipe.prior == "distill" else None
     make_trainable(denoiser, find_projections(denoiser, tuple(recipe.features), "all"), recipe)
     constraint = None if store is None else constrain(denoiser, store, unprotected="refuse")
-    word = None
-    if recipe.word is not None:
-        preserved = [*(prior.captions if prior else ()), *(store.prompts() if store else ())]
-        word = WordEmbedding(pipe, recipe.word, captions=captions, preserved=preserved)
-    cut_off = cut_off_note(pipe, [*captions, *inputs.class_captions, *recipe.validation_prompts], "caption")
+    validation_prompts = inputs.written(recipe.validation_prompts)
+    cut_off = cut_off_note(pipe, [*captions, *inputs.class_captions, *validation_prompts], "caption")
     if recipe.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()  # type: ignore[operator]  # torch has no type for what a module adds
     return TrainingRun(
@@ -135,6 +135,7 @@ def set_up(
         word=word,
         record=record,
         checkpoint=checkpoint,
+        validation_prompts=tuple(validation_prompts),
         notes=inputs.notes if cut_off is None else (*inputs.notes, cut_off),
     )
 

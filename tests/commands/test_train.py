@@ -34,7 +34,9 @@ class TestTheCommand:
         done = self.train("-c", file, "--json", "--set", "tensorboard=true")
         assert done.exit_code == 0, done.stderr
         document = json.loads(done.stdout)
-        assert {"schema_version", "output", "steps", "trained", "constrained_by", "largest_drift", "drift"} == set(document)
+        assert {"schema_version", "output", "steps", "trained", "constrained_by", "token", "largest_drift", "drift"} == set(
+            document
+        )
         assert document["steps"] == 4
         out = tmp_path / "out"
         assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-000004"]

@@ -17,11 +17,6 @@ def test_a_feature_named_twice() -> None:
         Recipe(features=["k", "k"])
 
 
-def test_a_lora_has_no_place_for_a_word() -> None:
-    with pytest.raises(ValueError, match="a LoRA file cannot store the embedding of a word"):
-        Recipe(method="lora", word="sks")
-
-
 def test_names_are_chosen_from_a_list_that_the_error_gives() -> None:
     from diffusers.optimization import SchedulerType
 

@@ -89,8 +89,9 @@ def test_class_prompts(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"word": "qfj"}, "no caption has the word 'qfj'"),
-        ({"word": ""}, "'' is 0 tokens to this model"),
-        ({"word": "sks circle"}, "'sks circle' is 2 tokens to this model"),
+        ({"word": ""}, "word is '', which is not one word"),
+        ({"word": "sks circle"}, "word is 'sks circle', which is not one word"),
+        ({"word": "qfj", "method": "lora"}, "no caption has the word 'qfj'"),
         ({"word": "circle", "class_prompts": CLASS_PROMPTS}, "the word 'circle' is in 2 preserved prompts"),
     ],
 )

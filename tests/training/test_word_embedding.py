@@ -1,17 +1,45 @@
-"""The embedding of one word trains, and no other row of the text encoder's table."""
+"""The embedding of one word trains, and no other row of the text encoder's table; files of it are read by plain diffusers."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from nullbooth_cli import toy
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.model.load import load_tokenizer
+from nullbooth_cli.model.protocols import Tokenizer
+from nullbooth_cli.model.sources import Source
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
+from nullbooth_cli.tensors import generators
+from nullbooth_cli.training import dreambooth, setup
+from nullbooth_cli.training.word_embedding import WordToken
 from tests.support.tiny_dreambooth import EMBEDDING, TEXT_ENCODER, recipe, run, weights
+
+FILE = "learned_embeds.safetensors"
+LORA = "pytorch_lora_weights.safetensors"
+
+
+def opened(folder: Path | str) -> Any:
+    pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def drawn(pipe: Any, prompt: str) -> Any:
+    return pipe([prompt] * 2, num_inference_steps=3, generator=generators([0, 1]), output_type="np").images
+
+
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(Source("toy"))
 
 
 def test_its_embedding_is_trained_and_nothing_else_of_the_text_encoder(
@@ -19,7 +47,7 @@ def test_its_embedding_is_trained_and_nothing_else_of_the_text_encoder(
 ) -> None:
     document = run(recipe(tmp_path, store=str(finished[1].path), word="sks"))
     before, after = (load_file(folder / TEXT_ENCODER) for folder in (toy.FOLDER, Path(document["output"])))
-    pipe = StableDiffusionPipeline.from_pretrained(document["output"], dtype=torch.float32)
+    pipe = opened(document["output"])
     [token] = pipe.tokenizer("sks", add_special_tokens=False).input_ids
     rows = (before.pop(EMBEDDING).float() != after.pop(EMBEDDING).float()).any(1).nonzero().flatten().tolist()
     assert rows == [token]
@@ -27,6 +55,7 @@ def test_its_embedding_is_trained_and_nothing_else_of_the_text_encoder(
     assert any(
         not torch.equal(tensor, weights(constrained_run["output"])[name]) for name, tensor in weights(document["output"]).items()
     )
+    assert document["token"] == "sks"
 
 
 def test_its_learning_rate_is_its_own(tmp_path: Path) -> None:
@@ -37,3 +66,159 @@ def test_its_learning_rate_is_its_own(tmp_path: Path) -> None:
         moved.append(float((after.float() - before.float()).abs().max()))
     # The first step of Adam has the size of the learning rate.
     assert moved == pytest.approx([1e-3, 1e-2], rel=1e-2)
+
+
+class TestTheToken:
+    @pytest.mark.parametrize(
+        ("word", "beside", "name", "is_new"),
+        [
+            ("sks", False, "sks", False),
+            ("sks", True, "<sks>", True),
+            ("wuffel", False, "wuffel", True),
+            ("wuffel", True, "wuffel", True),
+            ("<dog>", True, "<dog>", True),
+            ("shap", False, "<shap>", True),  # the vocabulary has it as the beginning of another word
+        ],
+    )
+    def test_its_name(self, word: str, beside: bool, name: str, is_new: bool) -> None:
+        found = WordToken.of(tokenizer(), word, beside=beside)
+        assert (found.name, found.is_new) == (name, is_new)
+        unknown = tokenizer().unk_token_id  # it stands for < and >
+        assert found.pieces == tuple(id for id in tokenizer()(word, add_special_tokens=False).input_ids if id != unknown)
+
+    @pytest.mark.parametrize(
+        ("word", "message"),
+        [
+            ("", "word is '', which is not one word"),
+            ("sks circle", "word is 'sks circle', which is not one word"),
+            ("Ü", "'Ü' has no character that this model knows"),
+        ],
+    )
+    def test_what_is_no_word(self, word: str, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            WordToken.of(tokenizer(), word, beside=False)
+
+    def test_a_name_that_is_taken(self) -> None:
+        taken = tokenizer()
+        taken.add_tokens("<sks>")
+        with pytest.raises(ConfigError, match="the vocabulary of this model has '<sks>' already"):
+            WordToken.of(taken, "sks", beside=True)
+
+    @pytest.mark.parametrize(
+        ("caption", "written"),
+        [
+            ("a sks circle", "a <sks> circle"),
+            ("SKS, and sks.", "<sks>, and <sks>."),
+            ("a sksy <sks> circle", "a sksy <sks> circle"),
+            ("nothing", "nothing"),
+        ],
+    )
+    def test_captions_are_written_with_it(self, caption: str, written: str) -> None:
+        assert WordToken.of(tokenizer(), "sks", beside=True).written(caption) == written
+        assert WordToken.of(tokenizer(), "sks", beside=False).written(caption) == caption
+
+    @given(words=st.lists(st.sampled_from(["sks", "a", "circle", "<sks>", "wuffel", "sksy"]), max_size=8))
+    @settings(max_examples=30, deadline=None)
+    def test_only_the_word_itself_is_replaced_and_once(self, words: list[str]) -> None:
+        token = WordToken(word="sks", name="<sks>", pieces=(1,), is_new=True)
+        written = token.written(" ".join(words))
+        assert written.split() == ["<sks>" if word == "sks" else word for word in words]
+        assert token.written(written) == written
+
+    def test_a_preserved_prompt_has_a_new_token_inside_a_word(self) -> None:
+        token = WordToken.of(tokenizer(), "wuf", beside=False)
+        token.require_trainable(tokenizer(), captions=["a wuf circle"], preserved=["a waffle", "a sks circle"])
+        with pytest.raises(ConfigError, match="the word 'wuf' is in 1 preserved prompt, such as 'a Wuffel'"):
+            token.require_trainable(tokenizer(), captions=["a wuf circle"], preserved=["a circle", "a Wuffel"])
+        with pytest.raises(ConfigError, match="no caption has the word 'wuf'"):
+            token.require_trainable(tokenizer(), captions=["a wf circle"], preserved=[])
+
+    def test_a_new_token_leaves_prompts_with_the_old_word_alone(self) -> None:
+        token = WordToken.of(tokenizer(), "circle", beside=True)
+        token.require_trainable(tokenizer(), captions=["a <circle>"], preserved=["a red circle"])
+        with pytest.raises(ConfigError, match="the word '<circle>' is in 1 preserved prompt"):
+            token.require_trainable(tokenizer(), captions=["a <circle>"], preserved=["a red <circle>"])
+
+
+def trained(output: Path, **changes: Any) -> tuple[Any, dict[str, Any], list[str]]:
+    """A finished run, as it is in memory, its result and its notes."""
+    ready = setup.set_up(recipe(output, **changes), "cpu")
+    list(dreambooth.train(ready))
+    result = dreambooth.finish(ready)
+    assert result is not None
+    return ready, result.document(), list(ready.notes)
+
+
+def draw_trained(ready: Any, prompt: str) -> Any:
+    """The pictures of a run that has just trained; the method full has merged its word already."""
+    ready.pipe.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        return drawn(ready.pipe, prompt)
+
+
+def test_a_word_of_several_tokens_becomes_one(tmp_path: Path) -> None:
+    prompt = "a wuffel circle on a red background"
+    ready, document, notes = trained(tmp_path, word="wuffel", instance_prompt="a wuffel circle")
+    assert (document["token"], notes) == ("wuffel", [])
+    pipe, base = opened(document["output"]), opened(toy.FOLDER)
+    [token] = pipe.tokenizer("Wuffel", add_special_tokens=False).input_ids
+    before, after = (each.text_encoder.get_input_embeddings().weight for each in (base, pipe))
+    assert (token, after.shape) == (len(before), (len(before) + 1, before.shape[1]))
+    assert torch.equal(after[:-1], before)
+    start = before[base.tokenizer("wuffel", add_special_tokens=False).input_ids].mean(0)
+    assert 0 < (after[-1] - start).abs().max() < 4 * 1.1e-2  # four steps of Adam
+    np.testing.assert_allclose(drawn(pipe, prompt), draw_trained(ready, prompt), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("word", "token", "says"),
+    [("sks", "<sks>", ["the word trains as a new token: write <sks> in prompts"]), ("wuffel", "wuffel", [])],
+)
+def test_plain_diffusers_reads_a_lora_and_its_word(tmp_path: Path, word: str, token: str, says: list[str]) -> None:
+    changes = {"method": "lora", "word": word, "instance_prompt": f"a {word} circle", "word_learning_rate": 0.1}
+    ready, document, notes = trained(tmp_path, **changes)
+    assert (document["token"], notes) == (token, says)
+    folder = document["output"]
+    assert sorted(path.name for path in Path(folder).iterdir() if path.suffix == ".safetensors") == [FILE, LORA]
+    prompt = f"a {token} circle on a red background"
+    pipe = opened(toy.FOLDER)
+    before = drawn(pipe, prompt)
+    pipe.load_lora_weights(folder)
+    pipe.load_textual_inversion(f"{folder}/{FILE}")
+    after = drawn(pipe, prompt)
+    np.testing.assert_allclose(after, draw_trained(ready, prompt), atol=1e-5)
+    assert np.abs(after - before).max() > 0.01
+    [row] = load_file(f"{folder}/{FILE}").values()
+    assert row.shape == (1, 96)
+
+
+def test_a_resumed_lora_has_the_word_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    changes = {"method": "lora", "word": "sks", "validation_prompts": ["a sks circle"]}
+    whole = run(recipe(tmp_path / "whole", **changes))
+    run(recipe(tmp_path / "stopped", **changes), stop_after=3)
+    resumed = run(recipe(tmp_path / "stopped", **changes))
+    one, other = (Path(document["output"]) for document in (whole, resumed))
+    for name in (FILE, LORA):
+        expected, found = load_file(one / name), load_file(other / name)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+    pictures = [path.read_bytes() for path in sorted((tmp_path / "stopped/validation").iterdir())]
+    assert pictures == [path.read_bytes() for path in sorted((tmp_path / "whole/validation").iterdir())]
+    assert len(set(pictures)) == len(pictures) == 2
+
+
+def test_validation_prompts_are_written_with_the_token(tmp_path: Path) -> None:
+    prompts = ["a sks circle", "a red circle"]
+    ready = setup.set_up(recipe(tmp_path, method="lora", word="sks", validation_prompts=prompts), "cpu")
+    assert ready.validation_prompts == ("a <sks> circle", "a red circle")
+    assert all("<sks>" in caption for caption in ready.subject.captions)
+
+
+def test_finding_the_token_loads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr("nullbooth_cli.model.load.load_pipeline", never)
+    read: Callable[..., Any] = setup.read_inputs
+    found = read(recipe(tmp_path, method="lora", word="sks", instance_prompt="a SKS circle"), ["a red sks"])
+    assert set(found.captions) == {"a <sks> circle"}
