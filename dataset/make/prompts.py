@@ -1,8 +1,9 @@
-"""Write dataset/prompts/knowledge_1000.txt and dog_prompts_1000.txt from dataset/lists/: `python dataset/make/prompts.py`.
+"""Write the files of dataset/prompts/ that are for real models from dataset/lists/: `python dataset/make/prompts.py`.
 
 A file of lists has topics, a topic has groups, and a group has lists of phrases, one a line: any of its phrases can be combined
 with any other. A phrase may name lists, `{place}` or, with its article, `{a breed}`; a prompt is a phrase of the list `patterns`.
-Every group also has the lists under `shared`, unless it has its own of that name.
+Every group also has the lists under `shared`, unless it has its own of that name. Prompts under `plain` come first, as they are.
+`{}` and `{}s` stay: they are the places of a noun and of its plural.
 """
 
 import random
@@ -14,7 +15,7 @@ from pathlib import Path
 import yaml
 
 FOLDER = Path(__file__).parent.parent
-COUNT = 1000
+COUNTS = {"knowledge_1000.txt": 1000, "dog_prompts_1000.txt": 1000, "class_templates.txt": 151}  # prompts of each file
 SIMILAR = 0.5  # two prompts that share this much of their words say nearly the same
 SMALL = "a an the of in on at to and with by from for its into over under through that as it is"
 TRIES = 200
@@ -61,19 +62,22 @@ def new_prompt(group: Group, known: list[frozenset[str]]) -> str:
     raise ValueError(f"{TRIES} tries gave no new prompt, the last was '{prompt}': the lists of its group are too short")
 
 
-def make(lists: Path, count: int = COUNT) -> Iterator[tuple[str, str]]:
+def make(lists: Path, count: int) -> Iterator[tuple[str, str]]:
     """`count` pairs of topic and prompt. Topics take turns, and so do the groups of a topic: any first part is balanced too."""
     topics = yaml.safe_load(lists.read_text(encoding="utf-8"))
-    shared, rng, known = topics.pop("shared"), random.Random(0), []
+    shared, plain, rng = topics.pop("shared"), topics.pop("plain", "").splitlines(), random.Random(0)
+    known = [words(prompt) for prompt in plain]
+    yield from (("plain", prompt) for prompt in plain)
     groups = {topic: cycle([Group(shared | lists, rng) for lists in of.values()]) for topic, of in topics.items()}
-    for topic, _ in zip(cycle(groups), range(count), strict=False):
+    for topic, _ in zip(cycle(groups), range(len(plain), count), strict=False):
         yield topic, new_prompt(next(groups[topic]), known)
 
 
 def main() -> None:
-    """Write both files."""
-    for lists, name in (("knowledge.yaml", "knowledge_1000.txt"), ("dog.yaml", "dog_prompts_1000.txt")):
-        text = "".join(f"{prompt}\n" for _, prompt in make(FOLDER / "lists" / lists))
+    """Write all of them."""
+    for name, count in COUNTS.items():
+        lists = FOLDER / "lists" / f"{name.partition('_')[0]}.yaml"
+        text = "".join(f"{prompt}\n" for _, prompt in make(lists, count))
         (FOLDER / "prompts" / name).write_text(text, encoding="utf-8")
 
 
