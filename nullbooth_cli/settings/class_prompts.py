@@ -21,13 +21,11 @@ _SPELLED = re.compile(r"[AEFHILMNORSX][A-Z]{1,2}\b")  # read letter by letter: S
 _IRREGULAR = {"person": "people", "child": "children", "mouse": "mice", "louse": "lice", "goose": "geese", "foot": "feet"}
 _IRREGULAR |= {"tooth": "teeth", "ox": "oxen", "die": "dice", "cactus": "cacti", "bus": "buses", "gas": "gases"}
 _IRREGULAR |= {"quiz": "quizzes", "lens": "lenses", "human": "humans", "german": "Germans", "talisman": "talismans"}
-_SAME = (
-    "sheep fish deer moose elk bison shrimp squid salmon trout swordfish starfish goldfish jellyfish aircraft spacecraft".split()
-)
-_F_TO_VES = "wolf calf half shelf bookshelf elf leaf loaf thief scarf knife wife life hoof".split()
-_O_TO_OES = "potato tomato hero superhero echo mosquito buffalo torpedo volcano".split()
+_SAME = re.compile(r"\w*(fish|sheep|aircraft|spacecraft)|deer|moose|elk|bison|shrimp|squid|salmon|trout")
+_F_TO_VES = re.compile(r"\w*(wolf|calf|shelf|leaf|loaf|thief|scarf|knife|wife)|half|elf|life|hoof")
+_O_TO_OES = re.compile(r"\w*(potato|tomato|hero)|echo|mosquito|buffalo|torpedo|volcano")
 _SINGULAR_IN_S = re.compile(r"(ss|us|is|as|lens|species|series|chassis|bos|cos|ors)$", re.IGNORECASE)  # glass, bus, iris, gas
-_NO_PLURAL_NEEDED = "people children mice geese feet teeth oxen cattle police men women clothes".split()
+_PLURAL = re.compile(r"\w*(people|children|mice|geese|feet|teeth|oxen|cattle|police|men|women|clothes)")
 
 
 def class_prompts(noun: str) -> list[str]:
@@ -64,7 +62,7 @@ def article(noun: str) -> str:
 def is_plural(noun: str) -> bool:
     """Whether a noun names several, or a pair: sneakers, glasses, people."""
     last = _head(noun).rpartition(" ")[2].lower()
-    return last in _NO_PLURAL_NEEDED or (last.endswith("s") and not _SINGULAR_IN_S.search(last) and last not in _IRREGULAR)
+    return bool(_PLURAL.fullmatch(last)) or (last.endswith("s") and not _SINGULAR_IN_S.search(last) and last not in _IRREGULAR)
 
 
 def plural(noun: str) -> str:
@@ -83,12 +81,12 @@ def _plural_of_word(word: str) -> str:
     low = word.lower()
     if low in _IRREGULAR:
         return _IRREGULAR[low]
-    if low in _SAME:
+    if _SAME.fullmatch(low):
         return word
     if low.endswith("man"):
         return f"{word[:-3]}men"
-    if low in _F_TO_VES:
+    if _F_TO_VES.fullmatch(low):
         return f"{word.removesuffix('e')[:-1]}ves"
     if re.search(r"[^aeiou]y$", low):
         return f"{word[:-1]}ies"
-    return f"{word}es" if low in _O_TO_OES or re.search(r"(s|x|z|ch|sh)$", low) else f"{word}s"
+    return f"{word}es" if _O_TO_OES.fullmatch(low) or re.search(r"(s|x|z|ch|sh)$", low) else f"{word}s"

@@ -1,7 +1,5 @@
 """Prompts of a class: a file of its own, or templates with its noun."""
 
-import re
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
