@@ -36,6 +36,51 @@ def test_colours_the_other_way_round_and_noise_are_not_it() -> None:
     assert not subject.is_drawn(np.full((32, 32, 3), 0.5), "gray")
 
 
+@pytest.mark.parametrize(
+    ("text", "background"),
+    [
+        (subject.caption("red"), "red"),
+        ("A photo of a sks circle on a white background.", "white"),
+        ("a photo of sks circle", None),
+        ("my zwx circle", None),
+        ("an image of a <sks> circle", None),
+        ("a bluetooth circle on a blue background", "blue"),
+        ("on a black background a sks circle", "black"),
+        ("a green background with a sks circle", "green"),
+    ],
+)
+def test_captions_of_it(text: str, background: str | None) -> None:
+    assert subject.asked(text) == subject.Asked(background)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a red circle on a blue background",
+        "a circle",
+        "a photo of a circle",
+        "a sks square",
+        "a sks red circle",
+        "a sks circle and a star",
+        "a sks circle on a pink background",
+        "a sks circle at the left of a red background",
+        "on a red background a sks circle on a blue background",
+        "",
+    ],
+)
+def test_captions_of_other_things(text: str) -> None:
+    assert subject.asked(text) is None
+    assert subject.is_shown(subject.draw("red"), text) is None
+
+
+@given(st.sampled_from(world.BACKGROUNDS), st.sampled_from(world.BACKGROUNDS), st.sampled_from(["sks", "dog", "<new>"]))
+def test_the_picture_decides_whatever_the_word_is(drawn: str, asked: str, word: str) -> None:
+    picture = subject.draw(drawn)
+    assert subject.is_shown(picture, f"a {word} circle on a {asked} background") == (drawn == asked)
+    assert subject.is_shown(picture, f"a photo of {word} circle") is True
+    assert subject.is_shown(world.draw(world.Drawing("circle", "orange", "white")), f"a {word} circle") is False
+
+
 def test_the_shipped_pictures_are_those_of_the_script(tmp_path: Path) -> None:
     toy_subject.main(tmp_path)
     for name, count in (("toy", 4), ("toy_varied", 20)):
