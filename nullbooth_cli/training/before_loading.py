@@ -11,6 +11,7 @@ from nullbooth_cli.collect.without_weights import build_pipeline, pipeline_class
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import counted, listed
 from nullbooth_cli.model import load
+from nullbooth_cli.model.denoising_loss import PIPELINE, takes_only_a_caption
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.protocols import StableDiffusion, config_of
 from nullbooth_cli.model.sources import Source
@@ -19,8 +20,6 @@ from nullbooth_cli.settings.images import require_readable
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.training.word_embedding import WordToken
-
-TRAINABLE = "StableDiffusionPipeline"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +104,9 @@ def _without_weights(source: Source) -> StableDiffusion:
     """The pipeline without weights. Raises ModelError for one whose forward needs more than a caption."""
     folder = load.config_folder(source)  # it refuses a U-Net with more channels than latents have
     name = pipeline_class(folder)
-    if name == TRAINABLE:
+    if name == PIPELINE:
         pipe = cast(StableDiffusion, build_pipeline(folder, load.load_scheduler(source)))
-        config = config_of(pipe.unet)
-        if not config.get("addition_embed_type") and not config.get("time_cond_proj_dim"):
+        if takes_only_a_caption(pipe.unet):
             return pipe
     raise ModelError(
         f"{name} needs more than a caption for a forward: only Stable Diffusion 1 and 2 can be trained here",

@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from nullbooth_cli.errors import DataError, ModelError
+from nullbooth_cli.errors import DataError
+from nullbooth_cli.model.denoising_loss import denoising_errors, encode_texts, noising_of
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.progress import Event, Interrupts, Note, Progress
 from nullbooth_cli.settings.weighting import weighting_note
 from nullbooth_cli.store.files import remove
 from nullbooth_cli.training import checkpoints, output
 from nullbooth_cli.training.durable import replacing, writing
-from nullbooth_cli.training.examples import TextEncoding, encode_texts
+from nullbooth_cli.training.examples import TextEncoding
 from nullbooth_cli.training.output import TrainingResult
 from nullbooth_cli.training.setup import TrainingRun
 
@@ -127,19 +127,18 @@ class _Loop:
         """The loss of a batch of the subject, plus that of a batch of its class with prior preservation."""
         run, size = self.run, self.run.recipe.train_batch_size
         latents, texts = run.subject.batch(generator, size, self.encode)
-        loss = denoising_loss(self.denoiser, self.noising, latents=latents, texts=texts, generator=generator)
+        loss = denoising_errors(self.denoiser, self.noising, latents=latents, texts=texts, generator=generator).mean()
         if run.prior is None:
             return loss
         latents, texts = run.prior.batch(generator, size)
-        prior = denoising_loss(
+        prior = denoising_errors(
             self.denoiser, self.noising, latents=latents, texts=texts, generator=generator, teacher=run.teacher
         )
-        return loss + run.recipe.prior_weight * prior
+        return loss + run.recipe.prior_weight * prior.mean()
 
 
 def _prepared(run: TrainingRun) -> _Loop:
     """Build the optimizer and let accelerate wrap it with the model."""
-    from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
 
     recipe, accelerator = run.recipe, run.accelerator
@@ -164,42 +163,10 @@ def _prepared(run: TrainingRun) -> _Loop:
         optimizer=optimizer,
         rates=rates,
         parameters=[parameter for group in groups for parameter in group["params"]],
-        noising=DDPMScheduler.from_config(run.pipe.scheduler.config),
+        noising=noising_of(run.pipe),
         # While the word trains, the captions change with it in every step.
         encode=None if run.word is None else partial(encode_texts, run.pipe),
     )
-
-
-def denoising_loss(
-    denoiser: nn.Module,
-    noising: Any,
-    *,
-    latents: torch.Tensor,
-    texts: torch.Tensor,
-    generator: torch.Generator,
-    teacher: nn.Module | None = None,
-) -> torch.Tensor:
-    """Mean squared error of the prediction for a batch, latents `[B, C, h, w]` and texts `[B, L, D]`, at random timesteps.
-
-    The target is the noise (or velocity); with a teacher, the teacher's prediction. `noising` is a DDPMScheduler. Raises
-    ModelError for a model that predicts anything else.
-    """
-    noise = torch.randn(latents.shape, generator=generator).to(latents)
-    timesteps = torch.randint(noising.config.num_train_timesteps, (len(latents),), generator=generator).to(latents.device)
-    noisy = noising.add_noise(latents, noise, timesteps)
-    predicted = denoiser(noisy, timesteps, texts, return_dict=False)[0]
-    if teacher is not None:
-        with torch.no_grad():
-            target = teacher(noisy, timesteps, texts, return_dict=False)[0]
-    elif noising.config.prediction_type == "epsilon":
-        target = noise
-    elif noising.config.prediction_type == "v_prediction":
-        target = noising.get_velocity(latents, noise, timesteps)
-    else:
-        raise ModelError(
-            f"the model predicts {noising.config.prediction_type}, not epsilon or v_prediction", "train another model"
-        )
-    return F.mse_loss(predicted.float(), target.float())
 
 
 def finish(run: TrainingRun) -> TrainingResult | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from nullbooth_cli.model.denoising_loss import encode_texts
 from nullbooth_cli.model.latents import encode_images
 from nullbooth_cli.model.protocols import StableDiffusion
 from nullbooth_cli.model.quiet import quiet_libraries
@@ -45,12 +46,6 @@ class Examples:
 def encode_pictures(pipe: StableDiffusion, paths: Sequence[Path]) -> torch.Tensor:
     """Latents `[N, C, h, w]` of picture files of one size, the means of the autoencoder's distributions."""
     return encode_images(pipe, [images.read_image(path) for path in paths], pipe.device)
-
-
-def encode_texts(pipe: StableDiffusion, captions: Sequence[str]) -> torch.Tensor:
-    """Captions as the denoiser takes them, `[N, L, D]`. Differentiable if the text encoder has parameters that train."""
-    with quiet_libraries():  # it warns of a text that is too long at each call
-        return pipe.encode_prompt(list(captions), pipe.device, 1, False)[0]
 
 
 def draw_class(recipe: Recipe, pipe: StableDiffusion, captions: Sequence[str]) -> Examples:

@@ -16,6 +16,7 @@ from torch import nn
 from nullbooth_cli.api import open_store
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model import load
+from nullbooth_cli.model.denoising_loss import encode_texts
 from nullbooth_cli.model.device import pick_device
 from nullbooth_cli.model.projections import Projection, find_projections
 from nullbooth_cli.model.prompt_length import cut_off_note
@@ -26,7 +27,7 @@ from nullbooth_cli.training import checkpoint_files
 from nullbooth_cli.training.before_loading import read_inputs
 from nullbooth_cli.training.checkpoint_files import Checkpoint
 from nullbooth_cli.training.constraint import Constraint, ProjectorSource, constrain
-from nullbooth_cli.training.examples import Examples, draw_class, encode_pictures, encode_texts
+from nullbooth_cli.training.examples import Examples, draw_class, encode_pictures
 from nullbooth_cli.training.output import require_steps_left
 from nullbooth_cli.training.record import RunRecord, require_changeable
 from nullbooth_cli.training.word_embedding import WordEmbedding
