@@ -99,10 +99,10 @@ class Terminal:
         for warning in warnings if not self.as_json else ():
             self.note(f"warning: {warning}")
 
-    def next(self, command: str) -> None:
-        """Suggest the command to type next."""
-        if not self.as_json:
-            self.note(f"next: {command}")
+    def next(self, *commands: str) -> None:
+        """Suggest what to type next: one of the commands."""
+        for start, command in zip(("next:", *["or:  "] * len(commands)), commands, strict=False) if not self.as_json else ():
+            self.note(f"{start} {command}")
 
     def error(self, error: NullboothError, options: Sequence[str] = ()) -> None:
         """Print an error and its hint, in the words of the command line; `options` go into a command that the hint names."""

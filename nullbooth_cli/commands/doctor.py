@@ -1,6 +1,5 @@
 """The command `nullbooth doctor`."""
 
-import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -31,6 +30,7 @@ def doctor(
 
     Example: nullbooth doctor -c configs/nullbooth.yaml && nullbooth run -c configs/nullbooth.yaml
     """
+    from nullbooth_cli.commands import next_command
     from nullbooth_cli.commands.console import Terminal
     from nullbooth_cli.commands.hints import hint_of
     from nullbooth_cli.pipeline.doctor.checks import CHECKS
@@ -40,20 +40,21 @@ def doctor(
 
     common = Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose)
     terminal = Terminal(as_json=as_json, quiet=quiet)
-    arguments = ""  # name the config on a command line, once it is found
+    options: tuple[str, ...] = ()  # name the config on a command line, once it is found
 
     def find() -> "tuple[Config, str, tuple[Prompt, ...] | None]":
-        nonlocal arguments
+        nonlocal options
         from nullbooth_cli.commands.find_config import configure
 
         found = configure(common)
-        arguments = found.arguments
+        options = found.options
         return found.config, found.source, found.prompts
 
     findings = []
-    for finding in examine(Examination(find, device)):
+    exam = Examination(find, device)
+    for finding in examine(exam):
         if finding.error is not None:
-            finding = replace(finding, hint=hint_of(finding.error, shlex.split(arguments)))
+            finding = replace(finding, hint=hint_of(finding.error, options))
         findings.append(finding)
         if not as_json:
             terminal.verdict(finding.verdict, finding.check, finding.text, hint=finding.hint, width=max(map(len, CHECKS)))
@@ -61,7 +62,7 @@ def doctor(
     terminal.answer(report, _summary)
     if report.verdict == "error":
         raise typer.Exit(2)
-    terminal.next(f"nullbooth run{arguments}")
+    terminal.next(*next_command.after_doctor(exam.states, options, exam.backing.url))
 
 
 def _summary(report: "DoctorReport") -> str:

@@ -1,17 +1,14 @@
 """Reports of the stages as lines and tables."""
 
 import math
-import re
 from typing import Any
 
 from nullbooth_cli.commands.tables import table
-from nullbooth_cli.formatting import aligned, counted, duration, operations, size
-from nullbooth_cli.report.inspection import InspectReport, SiteReport, warnings_of
+from nullbooth_cli.formatting import aligned, duration, operations, size
+from nullbooth_cli.report.inspection import InspectReport
 from nullbooth_cli.report.plan import PlanReport
 from nullbooth_cli.report.schedule import ScheduleReport
 from nullbooth_cli.report.status import StageAnswer
-
-_NUMBER = re.compile(r"\d[\d.,]*(?:e[+-]?\d+)?")  # in a warning
 
 
 def draw_schedule(report: ScheduleReport) -> Any:
@@ -22,23 +19,6 @@ def draw_schedule(report: ScheduleReport) -> Any:
         for step, timestep in zip(report.steps, timesteps, strict=True)
     ]
     return table(["step", "key", "timestep", "sigma"], rows, right=frozenset({0, 2, 3}))
-
-
-def warning_lines(report: InspectReport) -> list[str]:
-    """Each kind of warning once, of the site that leaks most, with the number of sites that have one of that kind."""
-    kinds: dict[str, list[tuple[str, list[str]]]] = {}
-    for warning, names in warnings_of(sorted(report.sites, key=_leaks, reverse=True)).items():
-        kinds.setdefault(_NUMBER.sub("#", warning), []).append((warning, names))
-    lines = []
-    for alike in kinds.values():
-        warning, names = alike[0]
-        others = sum(len(named) for _, named in alike) - 1
-        lines.append(f"{warning}: {names[0]}" + (f" and {counted(others, 'more site')} (--json names them)" if others else ""))
-    return lines
-
-
-def _leaks(site: SiteReport) -> float:
-    return max(site.leakage, site.heldout_leakage or 0.0)
 
 
 def summary_line(report: InspectReport) -> str:

@@ -42,6 +42,7 @@ def edit(
     """
     from nullbooth_cli.api import OpenStore
     from nullbooth_cli.collect.open_model import load_model
+    from nullbooth_cli.commands import next_command
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.errors import ConfigError
     from nullbooth_cli.model.quiet import quiet_libraries
@@ -73,3 +74,4 @@ def edit(
         drift=report.drift,
     )
     session.terminal.answer(answer, lambda _: [str(report), output])
+    session.terminal.next(next_command.measure(output, session.options, next(iter(pairs))))

@@ -35,6 +35,7 @@ def export(
 
     Example: nullbooth export projectors.safetensors -s runs/toy.zarr
     """
+    from nullbooth_cli.commands import next_command
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.errors import ConfigError
     from nullbooth_cli.nullspace.export import export_alphaedit, export_folder, export_safetensors, is_taken
@@ -73,3 +74,4 @@ def export(
         made = export_folder(opened, settings, path, rule=rule, value=value, only_covariance=only_covariance)
         answer = replace(answer, path=str(made))
     session.terminal.answer(answer, lambda found: f"{found.store} -> {found.path} ({found.format})")
+    session.terminal.next(next_command.read_export(form, answer.path))

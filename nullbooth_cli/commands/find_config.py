@@ -1,18 +1,17 @@
 """Finds the config that the options mean: a named file, that of the store, or a file in its usual place."""
 
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nullbooth_cli.commands.hints import options_of
 from nullbooth_cli.commands.options import Common
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.settings.config import Config, build_config, load_config
 from nullbooth_cli.settings.places import expanded
-from nullbooth_cli.settings.secrets import without_secrets
 
 if TYPE_CHECKING:
     from nullbooth_cli.store import Store
@@ -20,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Configured:
-    """A config and its `source`; `arguments` are the options that name both on a command line.
+    """A config and its `source`; `options` are the words that name both on a command line.
 
     `prompts` are those of the store that the config came from, so a moved store needs no prompt file; None for other configs.
     """
 
     config: Config
     source: str
-    arguments: str
+    options: tuple[str, ...]
     prompts: tuple[Prompt, ...] | None = None
 
 
@@ -37,11 +36,12 @@ def configure(common: Common) -> Configured:
     named_store = named_store and expanded(named_store)
     named_config = common.config or os.environ.get("NULLBOOTH_CONFIG")
     prompts: tuple[Prompt, ...] | None = None
+    named: tuple[tuple[str, str | None], ...]
     if named_store and not named_config and (store := _existing_store(named_store, common.overrides)):
         config, source = build_config(store.config, common.overrides), f"in {named_store}"
         if not _names_prompts(common.overrides):
             prompts = store.prompts() or None  # without a collection a store has none
-        arguments = f" -s {shlex.quote(named_store)}"
+        named = (("-s", named_store),)
     else:
         file = find_config(named_config)
         if file is None:
@@ -55,12 +55,11 @@ def configure(common: Common) -> Configured:
                 f"no store at {named_store}, and {lacking}", f"give a config with -c, or an existing store with -s{beside}"
             )
         config, source = load_config(file, common.overrides), str(file)
-        given = (("-c", common.config), ("-s", common.store))
-        arguments = "".join(f" {flag} {shlex.quote(value)}" for flag, value in given if value)
+        named = (("-c", common.config), ("-s", common.store))
     if named_store:
         config = config.model_copy(update={"store": named_store})
-    arguments += "".join(f" --set {shlex.quote(override)}" for override in without_secrets(common.overrides))
-    return Configured(config, source, arguments, prompts)
+    options = options_of([*named, *(("--set", override) for override in common.overrides)])
+    return Configured(config, source, tuple(options), prompts)
 
 
 def find_config(given: str | None) -> Path | None:
@@ -82,7 +81,7 @@ def _names_prompts(overrides: Sequence[str]) -> bool:
     return bool(keys & {"original_knowledge_prompts", "collect", "collect.images"})
 
 
-def options_of(overrides: Sequence[str]) -> dict[str, Any]:
+def storage_options_of(overrides: Sequence[str]) -> dict[str, Any]:
     """The storage options among the overrides."""
     return build_config({}, [text for text in overrides if text.strip().startswith("storage_options")]).storage_options
 
@@ -91,5 +90,5 @@ def _existing_store(place: str, overrides: Sequence[str]) -> "Store | None":
     """The store at a place, if there is one. Its own config has no credentials: they come from `--set storage_options.`."""
     from nullbooth_cli.store import Store
 
-    options = options_of(overrides)
+    options = storage_options_of(overrides)
     return Store.open(place, options=options) if Store.exists(place, options) else None

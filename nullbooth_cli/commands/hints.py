@@ -1,7 +1,7 @@
 """Hints of the library in the words of the command line."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from nullbooth_cli.errors import NullboothError
 from nullbooth_cli.settings.secrets import is_secret
@@ -17,15 +17,18 @@ def carried_options(arguments: Sequence[str]) -> list[str]:
     """
     if "train" in arguments[:1]:
         return []
-    found: list[str] = []
+    found: list[tuple[str, str]] = []
     words = iter(arguments)
     for word in words:
         name, equals, value = word.partition("=") if word.startswith("--") else (word[:2], word[2:] and "=", word[2:])
         if name in CARRIED:
-            value = value if equals else next(words, "")
-            if not (name == "--set" and is_secret(value)):
-                found += [CARRIED[name], value]
-    return found
+            found.append((CARRIED[name], value if equals else next(words, "")))
+    return options_of(found)
+
+
+def options_of(given: Iterable[tuple[str, str | None]]) -> list[str]:
+    """The words of options on a command line; those that are not given are left out, and overrides with credentials."""
+    return [word for flag, value in given if value and not (flag == "--set" and is_secret(value)) for word in (flag, value)]
 
 
 def hint_of(error: NullboothError, options: Sequence[str] = ()) -> str:

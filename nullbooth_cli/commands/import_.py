@@ -23,9 +23,10 @@ def import_(
 
     Example: nullbooth import exported/run_20260101_120000 -s runs/imported.zarr && nullbooth project -s runs/imported.zarr
     """
+    from nullbooth_cli.commands import next_command
     from nullbooth_cli.commands.console import Terminal
     from nullbooth_cli.commands.draw import draw_stage
-    from nullbooth_cli.commands.find_config import find_config, options_of
+    from nullbooth_cli.commands.find_config import find_config, storage_options_of
     from nullbooth_cli.pipeline import import_moments
     from nullbooth_cli.pipeline.state import stage_states
     from nullbooth_cli.report.status import stage_answer
@@ -35,11 +36,11 @@ def import_(
     terminal = Terminal(as_json=as_json, quiet=quiet)
     file = find_config(config)
     given = load_config(file, overrides or ()) if file else build_config({}, overrides or ())
-    options = options_of(overrides or ())
+    options = storage_options_of(overrides or ())
     import_moments.find_covariances(Path(folder))  # refuses a wrong folder before a store is made
     with locked(open_backing(out, options)):
         store = Store.open_or_create(out, public_settings(given), options)
         terminal.follow(import_moments.import_covariances(Path(folder), store, given))
     states = stage_states(build_config(store.config), store.prompts(), store)
     terminal.answer(stage_answer("covariance", states["covariance"], store), draw_stage)
-    terminal.next(f"nullbooth project -s {out}")
+    terminal.next(next_command.of_the_new_store(out, overrides or ()))

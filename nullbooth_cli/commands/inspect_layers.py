@@ -3,6 +3,7 @@
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from nullbooth_cli.commands import next_command
 from nullbooth_cli.commands.console import Terminal
 from nullbooth_cli.commands.find_config import configure
 from nullbooth_cli.commands.options import Common
@@ -25,7 +26,8 @@ def list_layers(common: Common, layer: str | None, feature: str | None, device: 
     if feature is not None:
         require_feature(feature)
     terminal = Terminal(as_json=common.as_json, quiet=common.quiet)
-    config = configure(common).config
+    given = configure(common)
+    config = given.config
 
     def passes(name: str, of: str) -> bool:
         return (layer is None or fnmatchcase(name, f"*{layer}*")) and (feature is None or of == feature)
@@ -36,6 +38,7 @@ def list_layers(common: Common, layer: str | None, feature: str | None, device: 
     if not report.layers:
         raise ConfigError("no layer passes the filters", "leave --layer and --feature out to list all of them")
     terminal.answer(layers_document(report), _draw)
+    terminal.next(next_command.check(given.options))
 
 
 def _draw(document: "LayersDocument") -> list[Any]:

@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nullbooth_cli.commands.draw import summary_line, warning_lines
+from nullbooth_cli.commands import next_command
+from nullbooth_cli.commands.draw import summary_line
 from nullbooth_cli.commands.session import Session
 from nullbooth_cli.commands.tables import shortened, table
 from nullbooth_cli.progress import Event
-from nullbooth_cli.report.inspection import InspectReport, SiteReport, inspect_store, sparklines
+from nullbooth_cli.report.inspection import InspectReport, SiteReport, inspect_store, sparklines, warning_lines
 from nullbooth_cli.report.json_document import to_json
 from nullbooth_cli.report.picture_source import PictureSource
 from nullbooth_cli.report.pictures import PictureRequest, draw_inspection
@@ -51,7 +52,8 @@ def answer_store(session: Session, options: InspectOptions) -> None:
         # Only on a terminal: the answer in a pipe does not depend on it.
         sparks = sparklines(store, report) if session.terminal.draws_on_screen else None
         session.terminal.answer(report, partial(draw_report, sparks=sparks))
-    session.terminal.warn(warning_lines(report))
+    session.terminal.warn(warning_lines(report.sites))
+    session.terminal.next(*next_command.after_inspect(session.options, session.url))
 
 
 def _with_pictures(session: Session, store: Store, report: InspectReport, options: InspectOptions) -> InspectReport:

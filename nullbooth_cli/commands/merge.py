@@ -21,9 +21,10 @@ def merge(
 
     Example: nullbooth merge runs/a.zarr runs/b.zarr -s runs/all.zarr && nullbooth project -s runs/all.zarr
     """
+    from nullbooth_cli.commands import next_command
     from nullbooth_cli.commands.console import Terminal
     from nullbooth_cli.commands.draw import draw_stage
-    from nullbooth_cli.commands.find_config import options_of
+    from nullbooth_cli.commands.find_config import storage_options_of
     from nullbooth_cli.errors import ConfigError
     from nullbooth_cli.pipeline.merge import check_mergeable
     from nullbooth_cli.pipeline.merge import merge as merge_stores
@@ -37,7 +38,7 @@ def merge(
             f"merge takes two or more different stores, got {' '.join(stores)}", "name at least two stores, each once"
         )
     terminal = Terminal(as_json=as_json, quiet=quiet)
-    options = options_of(overrides or ())
+    options = storage_options_of(overrides or ())
     sources = [Store.open(place, options=options) for place in stores]
     check_mergeable(sources)
     with locked(open_backing(out, options)):
@@ -45,4 +46,4 @@ def merge(
         terminal.follow(merge_stores(sources, store))
     states = stage_states(build_config(store.config), store.prompts(), store)
     terminal.answer(stage_answer("covariance", states["covariance"], store), draw_stage)
-    terminal.next(f"nullbooth project -s {out}")
+    terminal.next(next_command.of_the_new_store(out, overrides or ()))

@@ -48,6 +48,7 @@ Release = Annotated[bool, typer.Option("--release", help="Afterwards, remove the
 Explore = Annotated[
     bool, typer.Option("--explore", help="Write nothing; show the null spaces that a ladder of thresholds would give.")
 ]
+Sites = Annotated[bool, typer.Option("--sites", help="With --explore: also show every site at every threshold.")]
 Plot = Annotated[
     str | None, typer.Option("--plot", metavar="FILE", help="With --explore: draw leakage against null_dim (.png, .svg, .pdf).")
 ]
@@ -79,4 +80,5 @@ class Control:
     shard: str | None = None
     release: bool = False
     explore: bool = False
+    sites: bool = False
     plot: str | None = None

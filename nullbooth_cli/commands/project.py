@@ -13,6 +13,7 @@ from nullbooth_cli.commands.options import (
     Overrides,
     Plot,
     Quiet,
+    Sites,
     StorePath,
     Verbose,
     Yes,
@@ -26,6 +27,7 @@ def project(
     device: Device = None,
     limit: Limit = None,
     explore: Explore = False,
+    sites: Sites = False,
     plot: Plot = None,
     dry_run: DryRun = False,
     force: Force = False,
@@ -38,10 +40,12 @@ def project(
 
     The threshold is a rule of the config's project section. Another threshold reuses the stored decomposition.
 
+    Example: nullbooth project -s runs/toy.zarr --explore
+
     Example: nullbooth project -s runs/toy.zarr --set project.relative_threshold=1e-2 --force
     """
     from nullbooth_cli.commands.run_stages import run_stages
 
     common = Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose)
-    control = Control(device=device, dry_run=dry_run, force=force, yes=yes, limit=limit, explore=explore, plot=plot)
+    control = Control(device=device, dry_run=dry_run, force=force, yes=yes, limit=limit, explore=explore, sites=sites, plot=plot)
     run_stages(("project",), common, control)

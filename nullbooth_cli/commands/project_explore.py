@@ -1,8 +1,10 @@
 """`nullbooth project --explore`: a ladder of thresholds. Nothing is written."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nullbooth_cli.commands import next_command
 from nullbooth_cli.commands.session import Session
 from nullbooth_cli.commands.tables import shortened, table
 from nullbooth_cli.formatting import aligned
@@ -10,8 +12,8 @@ from nullbooth_cli.pipeline.state import require, stage_states
 from nullbooth_cli.report.ladder import Ladder, explore_thresholds
 
 
-def explore(session: Session, device: str | None, plot: str | None) -> None:
-    """Answer with the ladder under the rule in force; `plot` is the file of a picture of it."""
+def explore(session: Session, device: str | None, *, sites: bool, plot: str | None) -> None:
+    """Answer with the ladder under the rule in force, of all `sites` too; `plot` is the file of a picture of it."""
     from nullbooth_cli.model.device import pick_device
     from nullbooth_cli.report.plots import canvas
     from nullbooth_cli.report.plots.ladder import draw_ladder
@@ -24,20 +26,22 @@ def explore(session: Session, device: str | None, plot: str | None) -> None:
     if plot:
         draw_ladder(ladder, Path(plot))
         session.terminal.note(f"drawn: {plot}")
-    session.terminal.answer(ladder, draw_tables)
+    session.terminal.answer(ladder, partial(draw_tables, sites=sites))
+    session.terminal.next(next_command.another_threshold(session.options, ladder.rule.name))
 
 
-def draw_tables(ladder: Ladder) -> list[Any]:
-    """Every site at every rung, then all sites together; a star marks the rung in force."""
-    layers, ending = shortened([site.layer for site in ladder.ladder[0].sites])
+def draw_tables(ladder: Ladder, *, sites: bool = False) -> list[Any]:
+    """All sites together at every rung, a star at the rung in force; then, with `sites`, each site at every rung."""
     values = aligned([rung.value for rung in ladder.ladder])
-    notes = [f"layers end in {ending}"] if ending else []
+    drawn = [f"{ladder.store}, all sites (* is in force):", _table_of_totals(ladder, values)]
     if not ladder.heldout:
-        notes.append(
+        drawn.append(
             "no held-out prompts: set heldout_prompts and collect again to measure leakage on prompts that were not collected"
         )
-    by_site, totals = _table_by_site(ladder, layers, values), _table_of_totals(ladder, values)
-    return [by_site, *notes, "", f"{ladder.store}, all sites (* is in force):", totals]
+    if sites:
+        layers, ending = shortened([site.layer for site in ladder.ladder[0].sites])
+        drawn += ["", _table_by_site(ladder, layers, values), *([f"layers end in {ending}"] if ending else [])]
+    return drawn
 
 
 def _table_by_site(ladder: Ladder, layers: list[str], values: list[str]) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 
 import typer
 
-from nullbooth_cli.commands.draw import draw_plans, draw_schedule, draw_stage, summary_line, warning_lines
+from nullbooth_cli.commands import next_command
+from nullbooth_cli.commands.draw import draw_plans, draw_schedule, draw_stage, summary_line
 from nullbooth_cli.commands.options import Common, Control
 from nullbooth_cli.commands.session import Session, start
 from nullbooth_cli.commands.signals import interruptible
@@ -19,7 +20,7 @@ from nullbooth_cli.pipeline.run import Run
 from nullbooth_cli.pipeline.state import StageState
 from nullbooth_cli.pipeline.workers import Shard
 from nullbooth_cli.progress import Event, Interrupts, Note
-from nullbooth_cli.report.inspection import InspectReport, inspect_store
+from nullbooth_cli.report.inspection import InspectReport, inspect_store, warning_lines
 from nullbooth_cli.report.json_document import Document
 from nullbooth_cli.report.plan import plan_report
 from nullbooth_cli.report.schedule import schedule_report
@@ -30,12 +31,13 @@ from nullbooth_cli.store import Store
 def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> None:
     """Run stages in order, and give the answer of the last one."""
     session = start(common)
-    if control.plot and not control.explore:
-        raise ConfigError("--plot draws what --explore shows", "add --explore")
+    for flag, given in (("--plot", control.plot), ("--sites", control.sites)):
+        if given and not control.explore:
+            raise ConfigError(f"{flag} is of what --explore shows", "add --explore")
     if control.explore:
         from nullbooth_cli.commands.project_explore import explore
 
-        explore(session, control.device, control.plot)
+        explore(session, control.device, sites=control.sites, plot=control.plot)
         return
     if control.dry_run:
         _plan(wanted, session, control)
@@ -78,8 +80,8 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
         document, draw = _answer(wanted[-1], session, run.store, states)
         session.terminal.answer(document, draw)
         if isinstance(document, InspectReport):
-            session.terminal.warn(warning_lines(document))
-        session.next(states)
+            session.terminal.warn(warning_lines(document.sites))
+        session.terminal.next(*next_command.after_a_stage(states, session.options, session.url))
 
 
 def _plan(wanted: tuple[str, ...], session: Session, control: Control) -> None:
@@ -94,6 +96,7 @@ def _plan(wanted: tuple[str, ...], session: Session, control: Control) -> None:
         on_note=session.terminal.note,
     )
     session.terminal.answer(plan_report(planned), draw_plans)
+    session.terminal.next(next_command.run_them(wanted, session.options, control.force))
 
 
 def _events(wanted: tuple[str, ...], run: Run, control: Control) -> Generator[Event, None, None]:

@@ -8,7 +8,7 @@ from nullbooth_cli.commands.console import Terminal
 from nullbooth_cli.commands.find_config import configure
 from nullbooth_cli.commands.options import Common
 from nullbooth_cli.datatypes import Prompt
-from nullbooth_cli.pipeline.state import StageState, require, stage_states
+from nullbooth_cli.pipeline.state import require, stage_states
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.knowledge import knowledge_prompts, with_heldout_texts
 from nullbooth_cli.store import Backing, Store, is_url, open_backing
@@ -16,13 +16,13 @@ from nullbooth_cli.store import Backing, Store, is_url, open_backing
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """A command's config, prompts and store; `url` is the store's folder or URL."""
+    """A command's config, prompts and store; `url` is the store's folder or URL, `options` name config and store in a command."""
 
     config: Config
     url: str
     prompts: tuple[Prompt, ...]
     terminal: Terminal
-    arguments: str
+    options: tuple[str, ...]
     common: Common
 
     def open(self, *, write: bool = False) -> Store:
@@ -46,14 +46,6 @@ class Session:
     def _exists(self) -> bool:
         return self.backing(read_only=True).exists()
 
-    def next(self, states: dict[str, StageState]) -> None:
-        """Point to the first stage that is not complete."""
-        for stage, found in states.items():
-            if not found.is_done:
-                force = " --force" if found.state == "stale" else ""
-                return self.terminal.next(f"nullbooth {stage}{self.arguments}{force}")
-        self.terminal.next(f"nullbooth inspect{self.arguments}")
-
 
 def start(common: Common) -> Session:
     """Find and read the config and the prompts, and find the place of the store."""
@@ -66,4 +58,4 @@ def start(common: Common) -> Session:
     if common.verbose:
         terminal.note(f"config {given.source}; store {url}")
     prompts = knowledge_prompts(config) if given.prompts is None else given.prompts
-    return Session(config=config, url=url, prompts=prompts, terminal=terminal, arguments=given.arguments, common=common)
+    return Session(config=config, url=url, prompts=prompts, terminal=terminal, options=given.options, common=common)

@@ -1,6 +1,5 @@
 """The command `nullbooth status`."""
 
-import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,6 +36,7 @@ def status(
 
     Example: nullbooth status -s runs/toy.zarr --watch
     """
+    from nullbooth_cli.commands import next_command
     from nullbooth_cli.commands.hints import hint_of
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.errors import ConfigError, StoreError
@@ -59,7 +59,7 @@ def status(
     # All damage is listed below.
     tolerate = STAGES if verify else ()
     states = read_states(session.config, session.prompts, opened, tolerate=tolerate).stages
-    verified = verify_store(opened, lambda error: hint_of(error, shlex.split(session.arguments))) if verify and opened else None
+    verified = verify_store(opened, lambda error: hint_of(error, session.options)) if verify and opened else None
     renamed = model_renamed(session.config, opened)
     session.terminal.answer(status_report(session.url, opened, states, renamed=renamed, verify=verified), _draw)
     if verified and verified.damaged:
@@ -67,7 +67,7 @@ def status(
         raise StoreError(f"{count} of {verified.checked} pieces are damaged; {first.error}", first.hint)
     if check is not None:
         require(states, check, session.url)
-    session.next(states)
+    session.terminal.next(*next_command.after_status(states, session.options, session.url))
 
 
 def _draw(report: "StatusReport") -> list[Any]:

@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from nullbooth_cli.commands import next_command
 from nullbooth_cli.commands.options import Common
 from nullbooth_cli.commands.session import start
 from nullbooth_cli.commands.tables import table
@@ -35,6 +36,9 @@ def watch_status(common: Common, until: str | None, interval: float) -> None:
         session.terminal.note("stopped watching; the run continues")
         return
     session.terminal.note(f"{until or 'every stage'} is complete")
+    session = start(again)
+    states = stage_states(session.config, session.prompts, session.open())
+    session.terminal.next(*next_command.after_a_stage(states, session.options, session.url))
 
 
 def draw_watch(report: WatchReport) -> "list[RenderableType]":

@@ -13,8 +13,6 @@ from nullbooth_cli.model.load import tokenizers_of
 from nullbooth_cli.model.protocols import Pipeline, Tokenizer
 from nullbooth_cli.settings.texts import cut
 
-SHOWN = 3
-
 
 @dataclass(frozen=True)
 class CutText:
@@ -59,7 +57,7 @@ def _lost(tokenizer: Tokenizer, limit: int, text: str) -> str:
 
 
 def cut_off_note(pipe: Pipeline, texts: Sequence[str], what: str = "prompt") -> str | None:
-    """A sentence that counts the texts that are too long, and shows the first few with their lost ends; None if all fit.
+    """A sentence that counts the texts that are too long, and shows one with its lost end; None if all fit.
 
     `what` is the noun for one text. Cost as `cut_texts`.
     """
@@ -75,9 +73,6 @@ def cut_off_note_of(tokenizer: Tokenizer, limit: int, texts: Iterable[str], what
 def _note(found: Sequence[CutText], what: str) -> str | None:
     if not found:
         return None
-    verb = "is" if len(found) == 1 else "are"
-    lines = [f"{counted(len(found), what)} {verb} too long for the tokenizer, which cuts off"]
-    lines += [f"  '{cut(each.lost)}' of '{cut(each.text)}'" for each in found[:SHOWN]]
-    if len(found) > SHOWN:
-        lines.append(f"  and the ends of {len(found) - SHOWN} more")
-    return "\n".join(lines)
+    are, ends = ("is", "its end,") if len(found) == 1 else ("are", "their ends, such as")
+    example = f"'{cut(found[0].lost)}' of '{cut(found[0].text)}'"
+    return f"{counted(len(found), what)} {are} too long for the tokenizer, which cuts off {ends} {example}"

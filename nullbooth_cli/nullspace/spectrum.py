@@ -6,6 +6,9 @@ returns a number.
 """
 
 import itertools
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,7 +119,16 @@ def largest_rounding(trace: float, *, dim: int, count: int, accumulate: str, at_
     return float(rounding * trace)
 
 
-def spectrum_warnings(
+@dataclass(frozen=True)
+class Doubt:
+    """A reason to doubt a null space, a sentence with its values. Among those of one `kind` the largest `weight` is the worst."""
+
+    kind: str
+    weight: float
+    text: str
+
+
+def doubts_of(
     *,
     dim: int,
     count: int,
@@ -125,28 +137,50 @@ def spectrum_warnings(
     noise_floor: float,
     leakage: float = 0.0,
     heldout_leakage: float | None = None,
-) -> list[str]:
-    """The reasons to doubt a null space of a moment of `count` vectors, a sentence each; empty if there are none."""
+) -> list[Doubt]:
+    """The reasons to doubt a null space of a moment of `count` vectors; empty if there are none."""
     found = []
     if count < dim:
-        found.append(f"{count:,} vectors cannot fill {dim} dimensions: null_dim is at least {dim - count}, which may be chance")
+        text = f"{count:,} vectors cannot fill {dim} dimensions: null_dim is at least {dim - count}, which may be chance"
+        found.append(Doubt("too few vectors", dim / count, text))
     elif count < ADVISED_VECTORS * dim:
-        found.append(f"{count:,} vectors for {dim} dimensions; {ADVISED_VECTORS * dim:,} or more are advised")
-    if threshold is not None and null_dim and threshold < noise_floor:
-        found.append(
-            f"cut at {threshold:.2g}, below the noise floor of {noise_floor:.2g}: which directions are null is round-off"
-        )
-    elif threshold is not None and null_dim and threshold < ADVISED_CLEARANCE * noise_floor:
-        found.append(f"cut at {threshold:.2g}, close to the noise floor of {noise_floor:.2g}: another run may cut elsewhere")
+        text = f"{count:,} vectors for {dim} dimensions; {ADVISED_VECTORS * dim:,} or more are advised"
+        found.append(Doubt("few vectors", dim / count, text))
+    if threshold is not None and null_dim and threshold < ADVISED_CLEARANCE * noise_floor:
+        depth = noise_floor / max(threshold, sys.float_info.min)
+        if threshold < noise_floor:
+            text = f"cut at {threshold:.2g}, below the noise floor of {noise_floor:.2g}: which directions are null is round-off"
+            found.append(Doubt("below the noise floor", depth, text))
+        else:
+            text = f"cut at {threshold:.2g}, close to the noise floor of {noise_floor:.2g}: another run may cut elsewhere"
+            found.append(Doubt("near the noise floor", depth, text))
     if leakage > ADVISED_LEAKAGE:
-        found.append(f"leakage {leakage:.2g} on the collected prompts, more than {ADVISED_LEAKAGE:g}")
+        text = f"leakage {leakage:.2g} on the collected prompts, more than {ADVISED_LEAKAGE:g}"
+        found.append(Doubt("leakage", leakage, text))
     if heldout_leakage is not None and heldout_leakage > ADVISED_LEAKAGE:
-        found.append(f"leakage {heldout_leakage:.2g} on the held-out prompts, more than {ADVISED_LEAKAGE:g}")
+        text = f"leakage {heldout_leakage:.2g} on the held-out prompts, more than {ADVISED_LEAKAGE:g}"
+        found.append(Doubt("held-out leakage", heldout_leakage, text))
     if heldout_leakage is not None and heldout_leakage > ADVISED_HELDOUT * leakage:
-        found.append(
-            f"held-out prompts leak {heldout_leakage:.2g}, collected ones {leakage:.2g}: the prompts do not represent others"
-        )
+        text = f"held-out prompts leak {heldout_leakage:.2g}, collected ones {leakage:.2g}: the prompts do not represent others"
+        found.append(Doubt("unlike held-out prompts", heldout_leakage, text))
     return found
+
+
+def worst_doubts(doubts: Iterable[tuple[str, str, Doubt]]) -> list[str]:
+    """A line for each kind of doubt: the worst one, where it is, and how many sites have one.
+
+    Each doubt comes with the name of its site and the key of its step, "" for all steps.
+    """
+    kinds: dict[str, list[tuple[str, str, Doubt]]] = {}
+    for found in doubts:
+        kinds.setdefault(found[2].kind, []).append(found)
+    lines = []
+    for alike in kinds.values():
+        site, key, worst = max(alike, key=lambda found: found[2].weight)
+        sites = len({name for name, _, _ in alike})
+        where = f"{site} at {key}" if key else site
+        lines.append(f"{worst.text}: {where}" + (f", the worst of {sites} sites" if sites > 1 else ""))
+    return lines
 
 
 def effective_rank(eigenvalues: Eigenvalues) -> float:

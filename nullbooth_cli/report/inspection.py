@@ -57,8 +57,24 @@ class SiteReport:
     noise_floor: float
     leakage: float
     heldout_leakage: float | None
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = field(init=False)
     arrays: ArrayPaths
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "warnings", tuple(doubt.text for doubt in self.doubts))
+
+    @property
+    def doubts(self) -> list[spectrum.Doubt]:
+        """The reasons to doubt it, whose texts are the warnings."""
+        return spectrum.doubts_of(
+            dim=self.dim,
+            count=self.count,
+            null_dim=self.null_dim,
+            threshold=self.threshold,
+            noise_floor=self.noise_floor,
+            leakage=self.leakage,
+            heldout_leakage=self.heldout_leakage,
+        )
 
     @property
     def site_name(self) -> str:
@@ -167,17 +183,6 @@ def _entries(settings: DecompositionSettings, store: Store, site: Site, rule: Ru
             noise_floor=noise_floor,
             leakage=cut.leakage,
             heldout_leakage=cut.heldout_leakage,
-            warnings=tuple(
-                spectrum.spectrum_warnings(
-                    dim=site.dim,
-                    count=count,
-                    null_dim=cut.null_dim,
-                    threshold=threshold,
-                    noise_floor=noise_floor,
-                    leakage=cut.leakage,
-                    heldout_leakage=cut.heldout_leakage,
-                )
-            ),
             arrays=ArrayPaths(
                 features=f"features/{site.name}", moments=f"moments/{site.name}", projector=f"projectors/{site.name}"
             ),
@@ -205,10 +210,8 @@ def most_leaking(entries: Iterable[SiteReport]) -> list[SiteReport]:
     return list(found.values())
 
 
-def warnings_of(entries: Iterable[SiteReport]) -> dict[str, list[str]]:
-    """Every warning of a report, with the names of the sites (and keys of the steps) that it is about."""
-    found: dict[str, list[str]] = {}
-    for entry in entries:
-        for warning in entry.warnings:
-            found.setdefault(warning, []).append(entry.site_name + ("" if entry.timestep is None else f" {entry.key}"))
-    return found
+def warning_lines(entries: Iterable[SiteReport]) -> list[str]:
+    """A line for each kind of warning: the worst one, where it is, and how many sites have one."""
+    return spectrum.worst_doubts(
+        (entry.site_name, "" if entry.timestep is None else entry.key, doubt) for entry in entries for doubt in entry.doubts
+    )

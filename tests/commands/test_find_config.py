@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nullbooth_cli.commands.find_config import configure, find_config, options_of
+from nullbooth_cli.commands.find_config import configure, find_config, storage_options_of
 from nullbooth_cli.commands.options import Common
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError, StageError
@@ -41,7 +41,7 @@ def test_a_store_contains_its_config_and_prompts(finished: tuple[Config, Store],
     assert found.prompts == store.prompts()
     assert found.config.project.null_dim == 4
     assert found.config.schedule == config.schedule
-    assert found.arguments == f" -s {store.url} --set project.null_dim=4 --set project.relative_threshold=null"
+    assert found.options == ("-s", store.url, "--set", "project.null_dim=4", "--set", "project.relative_threshold=null")
     other = configure(Common(store=store.url, overrides=["original_knowledge_prompts=[a dog]"]))
     assert other.prompts is None, "the config's own are to be read"
 
@@ -58,14 +58,14 @@ def test_a_named_config_wins_over_that_of_the_store(finished: tuple[Config, Stor
     (anywhere / "my config.yaml").write_text("model: toy\nschedule:\n  num_denoising_steps: 7\n")
     found = configure(Common(config="my config.yaml", store=finished[1].url))
     assert (found.config.schedule.num_denoising_steps, found.config.store) == (7, finished[1].url)
-    assert found.arguments == f" -c 'my config.yaml' -s {finished[1].url}"
+    assert found.options == ("-c", "my config.yaml", "-s", finished[1].url)
 
 
 def test_credentials_are_not_repeated_on_the_command_line(anywhere: Path) -> None:
     (anywhere / "nullbooth.yaml").write_text("model: toy\n")
     secret = ["storage_options.secret=abc", "collect.seed=3"]
-    assert configure(Common(overrides=secret)).arguments == " --set collect.seed=3"
-    assert options_of(secret) == {"secret": "abc"}
+    assert configure(Common(overrides=secret)).options == ("--set", "collect.seed=3")
+    assert storage_options_of(secret) == {"secret": "abc"}
 
 
 def test_neither_config_nor_store(anywhere: Path) -> None:

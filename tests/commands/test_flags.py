@@ -13,7 +13,7 @@ FLAGS = {
     "schedule": (SHARED, STAGE),
     "collect": (SHARED, STAGE, "--limit --auto-batch --shard --repair"),
     "covariance": (SHARED, STAGE, "--limit --repair --release"),
-    "project": (SHARED, STAGE, "--limit --explore --plot"),
+    "project": (SHARED, STAGE, "--limit --explore --sites --plot"),
     "inspect": (
         SHARED,
         "STORE --device --layer --feature --timestep --site --layers --csv --plots --format --attention --html",

@@ -21,7 +21,10 @@ OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
         {"limit": 3, "repair": True, "auto_batch": True, "shard": "1/2"},
     ),
     "covariance": (["--limit", "4", "--repair", "--release"], {"limit": 4, "repair": True, "release": True}),
-    "project": (["--limit", "5", "--explore", "--plot", "x.png"], {"limit": 5, "explore": True, "plot": "x.png"}),
+    "project": (
+        ["--limit", "5", "--explore", "--sites", "--plot", "x.png"],
+        {"limit": 5, "explore": True, "sites": True, "plot": "x.png"},
+    ),
 }
 
 

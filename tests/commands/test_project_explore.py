@@ -64,3 +64,13 @@ class TestExplore:
     def test_what_cannot_be_drawn(self, done: str) -> None:
         refused(nullbooth("project", "-s", done, "--explore", "--plot", "x.gif"), 2, "cannot draw x.gif", ".png")
         refused(nullbooth("project", "-s", done, "--plot", "x.png"), 2, "--explore")
+        refused(nullbooth("project", "-s", done, "--sites"), 2, "--sites is of what --explore shows", "add --explore")
+
+    def test_sites_are_shown_below_the_ladder_on_demand(self, done: str) -> None:
+        short, long = (nullbooth("project", "-s", done, "--explore", *flag) for flag in ((), ("--sites",)))
+        assert "mid_block" not in short.stdout
+        assert long.stdout.startswith(short.stdout), "the ladder comes first"
+        store = Store.open(done)
+        by_site = long.stdout[len(short.stdout) :]
+        assert all(by_site.count(f"{site.layer} ") > 1 for site in store.sites)
+        assert short.stderr == f"next: nullbooth project -s {done} --set project.relative_threshold=VALUE --force\n"

@@ -76,7 +76,7 @@ def test_a_model_that_is_the_base_draws_its_pictures(drawn: tuple[DrawnModels, l
 
 def test_prompts_that_are_cut_off_are_named_once(drawn: tuple[DrawnModels, list[Event], str]) -> None:
     told = [event.text for event in drawn[1] if isinstance(event, Note) and "tokenizer" in event.text]
-    assert told == [f"1 prompt is too long for the tokenizer, which cuts off\n  'a green star' of '{LONG}'"]
+    assert told == [f"1 prompt is too long for the tokenizer, which cuts off its end, 'a green star' of '{LONG}'"]
 
 
 def test_pictures_of_all_models_are_counted_together(drawn: tuple[DrawnModels, list[Event], str]) -> None:

@@ -61,6 +61,6 @@ def test_prompts_that_are_too_long_for_clip(weights: Path) -> None:
     spaces = load_feature_spaces({"clip": str(weights / "clip")}, torch.device("cpu"))
     note = spaces.cut_off_note(["a dog", " ".join(["a dog and a cat"] * 40)])
     assert note is not None
-    assert note.startswith("1 prompt is too long for the tokenizer, which cuts off\n")
+    assert note.startswith("1 prompt is too long for the tokenizer, which cuts off its end, ")
     assert spaces.cut_off_note(["a dog"]) is None
     assert load_feature_spaces({}, torch.device("cpu")).cut_off_note(["a dog " * 100]) is None

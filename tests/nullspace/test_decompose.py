@@ -101,10 +101,10 @@ class TestNoiseFloor:
         assert cut(spectrum_of(values, floor), rule=rule, value=1e-10).null_dim == 2
 
     def test_a_count_that_ends_inside_it_is_doubted(self) -> None:
-        assert spectrum.spectrum_warnings(dim=4, count=40, null_dim=1, threshold=1e-17, noise_floor=4e-16) == [
+        assert [doubt.text for doubt in spectrum.doubts_of(dim=4, count=40, null_dim=1, threshold=1e-17, noise_floor=4e-16)] == [
             "cut at 1e-17, below the noise floor of 4e-16: which directions are null is round-off"
         ]
-        assert spectrum.spectrum_warnings(dim=4, count=40, null_dim=2, threshold=1e-3, noise_floor=4e-16) == []
+        assert [doubt.text for doubt in spectrum.doubts_of(dim=4, count=40, null_dim=2, threshold=1e-3, noise_floor=4e-16)] == []
 
     def test_a_centred_spectrum_has_that_of_the_moment_about_zero(self, tiny: Any) -> None:
         config, store = tiny
@@ -135,14 +135,14 @@ class TestTokens:
         floor = spectrum.noise_floor(float(eigenvalues[-1]), dim, "float64")
         null_dim = cut(spectrum_of(eigenvalues, floor), rule="relative_threshold", value=1e-9).null_dim
         assert null_dim >= dim - count
-        [said] = spectrum.spectrum_warnings(dim=dim, count=count, null_dim=null_dim, threshold=1.0, noise_floor=floor)
-        assert f"null_dim is at least {dim - count}, which may be chance" in said
+        [doubt] = spectrum.doubts_of(dim=dim, count=count, null_dim=null_dim, threshold=1.0, noise_floor=floor)
+        assert f"null_dim is at least {dim - count}, which may be chance" in doubt.text
 
     def test_ten_for_each_dimension_are_advised(self) -> None:
-        assert spectrum.spectrum_warnings(dim=8, count=79, null_dim=1, threshold=1.0, noise_floor=0.0) == [
+        assert [doubt.text for doubt in spectrum.doubts_of(dim=8, count=79, null_dim=1, threshold=1.0, noise_floor=0.0)] == [
             "79 vectors for 8 dimensions; 80 or more are advised"
         ]
-        assert spectrum.spectrum_warnings(dim=8, count=80, null_dim=1, threshold=1.0, noise_floor=0.0) == []
+        assert [doubt.text for doubt in spectrum.doubts_of(dim=8, count=80, null_dim=1, threshold=1.0, noise_floor=0.0)] == []
 
 
 class TestBadMoments:

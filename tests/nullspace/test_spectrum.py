@@ -103,7 +103,7 @@ def test_the_threshold_separates_null_from_known(rule: str) -> None:
 def warnings_of(*facts: float) -> list[str]:
     """Facts in the order of the signature, for tables of cases."""
     names = ("dim", "count", "null_dim", "threshold", "noise_floor", "leakage", "heldout_leakage")
-    return spectrum.spectrum_warnings(**dict(zip(names, facts, strict=False)))  # type: ignore[arg-type]
+    return [doubt.text for doubt in spectrum.doubts_of(**dict(zip(names, facts, strict=False)))]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,36 @@ def test_each_doubt_is_said_alone(facts: tuple, words: str) -> None:
 def test_a_well_founded_null_space_has_none(more: tuple) -> None:
     assert warnings_of(100, 5000, 60, 1e-3, 1e-12, *more) == []
     assert warnings_of(100, 5000, 0, 1e-13, 1e-12) == []
+
+
+def test_doubts_of_a_kind_are_one_line() -> None:
+    """Of the site with the worst value; a site counts once, however many of its steps are in doubt."""
+    leaking = {name: {"dim": 8, "count": 100, "null_dim": 3, "threshold": 0.1, "noise_floor": 1e-12} for name in "abc"}
+    found = [
+        (name, "", doubt)
+        for (name, facts), leakage in zip(leaking.items(), (0.16, 0.21, 0.12), strict=True)
+        for doubt in spectrum.doubts_of(**facts, leakage=leakage)
+    ]
+    few = [
+        (name, key, doubt)
+        for name, key, count in (("a", "timestep_0999", 70), ("a", "timestep_0001", 30), ("b", "timestep_0001", 40))
+        for doubt in spectrum.doubts_of(dim=8, count=count, null_dim=1, threshold=None, noise_floor=0.0)
+    ]
+    assert spectrum.worst_doubts([*found, *few]) == [
+        "leakage 0.21 on the collected prompts, more than 0.1: b, the worst of 3 sites",
+        "30 vectors for 8 dimensions; 80 or more are advised: a at timestep_0001, the worst of 2 sites",
+    ]
+    assert spectrum.worst_doubts(few[:1]) == ["70 vectors for 8 dimensions; 80 or more are advised: a at timestep_0999"]
+    assert spectrum.worst_doubts([]) == []
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1e-14])
+def test_the_deepest_cut_below_the_noise_floor_is_the_worst(threshold: float) -> None:
+    facts = {"dim": 8, "count": 100, "null_dim": 3, "noise_floor": 1e-12}
+    cuts = [(name, "", *spectrum.doubts_of(**facts, threshold=cut)) for name, cut in (("a", 5e-13), ("b", threshold))]  # type: ignore[arg-type]
+    assert spectrum.worst_doubts(cuts) == [
+        f"cut at {threshold:.2g}, below the noise floor of 1e-12: which directions are null is round-off: b, the worst of 2 sites"
+    ]
 
 
 class TestSparkline:

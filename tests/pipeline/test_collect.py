@@ -59,7 +59,7 @@ def test_prompts_that_lose_words_or_have_weights_are_reported_once(tmp_path: Pat
     events = list(stages.execute("collect", run.Run(config=config, prompts=prompts_of(config), store=store, device="cpu")))
     told = [event.text for event in events if isinstance(event, Note) and ("tokenizer" in event.text or "weights" in event.text)]
     assert told == [
-        f"1 prompt is too long for the tokenizer, which cuts off\n  'with a green star' of '{long}'",
+        f"1 prompt is too long for the tokenizer, which cuts off its end, 'with a green star' of '{long}'",
         "warning: 1 prompt has syntax for weights, which diffusers does not read: it takes '((red))' as text, such as in "
         "'a ((red)) star'",
     ]

@@ -1,6 +1,5 @@
 """The report of a store's projectors: what it is made of, and what is chosen of it."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.nullspace import spectrum
-from nullbooth_cli.report.inspection import inspect_store, most_leaking, sparklines, spectra_of, warnings_of
+from nullbooth_cli.report.inspection import inspect_store, most_leaking, sparklines, spectra_of, warning_lines
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from tests.support.builders import execute, small_config
@@ -87,10 +86,15 @@ def test_the_most_leaking_of_each_site() -> None:
     assert most_leaking([two, one]) == [two]
 
 
-def test_each_warning_once_with_its_sites() -> None:
-    entry = site_report(warnings=("few vectors", "leaks"))
-    later = replace(entry, timestep=5.0, key="timestep_0005", warnings=("leaks",))
-    assert warnings_of([entry, later]) == {
-        "few vectors": [entry.site_name],
-        "leaks": [entry.site_name, f"{entry.site_name} timestep_0005"],
-    }
+def test_the_worst_of_each_kind_of_warning() -> None:
+    few = site_report(leakage=0.2, count=60)
+    later = site_report(leakage=0.3, timestep=5.0, key="timestep_0005")
+    assert few.warnings == (
+        "60 vectors for 8 dimensions; 80 or more are advised",
+        "leakage 0.2 on the collected prompts, more than 0.1",
+    )
+    assert warning_lines([few, later, site_report(feature="k", leakage=0.25)]) == [
+        f"60 vectors for 8 dimensions; 80 or more are advised: {few.site_name}",
+        f"leakage 0.3 on the collected prompts, more than 0.1: {few.site_name} at timestep_0005, the worst of 2 sites",
+    ]
+    assert warning_lines([site_report()]) == []

@@ -32,7 +32,6 @@ def site_report(layer: str = LAYER, feature: str = "q", **changes: Any) -> SiteR
         "noise_floor": 1e-12,
         "leakage": 0.02,
         "heldout_leakage": None,
-        "warnings": (),
         "arrays": ArrayPaths(features="f", moments="m", projector="p"),
     }
     return SiteReport(**{**values, **changes})

@@ -116,7 +116,7 @@ def probe(exam: Examination) -> str:
 def projectors(exam: Examination) -> str | Caution:
     """Whether the threshold rule is possible, and the prompts give enough vectors for every site."""
     from nullbooth_cli.nullspace.decompose import require_possible
-    from nullbooth_cli.nullspace.spectrum import spectrum_warnings
+    from nullbooth_cli.nullspace.spectrum import doubts_of, worst_doubts
     from nullbooth_cli.pipeline.project import pooling_of, require_inputs
 
     config, sites, pooling = exam.config, exam.recordable.sites, pooling_of(exam.config)
@@ -124,16 +124,15 @@ def projectors(exam: Examination) -> str | Caution:
     groups = [(site, group) for site in sites for group in pooling.groups(site, exam.steps)]
     rule, value = config.project.rule()
     require_possible(rule, value, sites, config.covariance.accumulate)
-    few = [
-        f"{site.name}: {doubt}"
+    few = worst_doubts(
+        (site.name, "", doubt)
         for site, group in groups
-        for doubt in spectrum_warnings(
+        for doubt in doubts_of(
             dim=site.dim, count=len(exam.prompts) * site.num_tokens * len(group), null_dim=0, threshold=None, noise_floor=0.0
         )
-    ]
+    )
     if few:
-        more = f" (and {len(few) - 1} more)" if len(few) > 1 else ""
-        return Caution(f"{few[0]}{more}", "collect more prompts")
+        return Caution("\n".join(few), "collect more prompts")
     return f"{rule} {value:g}; there will be enough vectors for every site"
 
 
