@@ -3,15 +3,17 @@
     trained                             a pipeline folder, or the hub id of one
     lora.safetensors                    a LoRA of diffusers or kohya, or the folder that has it
     adapter                             a folder that PEFT's `save_pretrained` wrote
+    runs/toy-sks                        the output of a training run, or one of its checkpoints
     lora.safetensors@0.8                at another strength
     lora.safetensors@0.8+style@0.5      several, each added to the base
 
 `read_place()` finds what a place names, from the headers of files; `require_fits()` tries it on the base; `load_edited()` loads
-the model.
+the model. `base_of()` finds the base that a training run names.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 
@@ -21,45 +23,98 @@ from nullbooth_cli.model.adapter_files import AdapterFile, shapes_in
 from nullbooth_cli.model.adapters import attached, fuse
 from nullbooth_cli.model.load import config_folder
 from nullbooth_cli.model.protocols import Pipeline
-from nullbooth_cli.model.sources import SAFE, Source
+from nullbooth_cli.model.sources import PIPELINE_INDEX, SAFE, Source
+from nullbooth_cli.model.trained_files import Base, Located, TrainedFiles, locate
 from nullbooth_cli.settings.config import Config
 
 
 @dataclass(frozen=True)
-class ScaledAdapter:
-    """An adapter, and the factor of its change."""
+class Addition:
+    """What is added to the base: an adapter times `scale`, or the files that a training run wrote."""
 
-    adapter: AdapterFile
+    files: AdapterFile | TrainedFiles
     scale: float
 
+    @property
+    def is_lora(self) -> bool:
+        """Whether it can have a scale, and others beside it."""
+        return not isinstance(self.files, TrainedFiles) or self.files.adapter is not None
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class EditedModel:
-    """What a place names: adapters to add to the base, or a pipeline of its own if there are none."""
+    """What a place names: additions to the base, or, if there are none, the folder or hub id of a `pipeline`.
 
-    place: str
-    adapters: tuple[ScaledAdapter, ...] = ()
+    `tokens` are the words that training runs taught, as prompts write them. `notes` are for the user.
+    """
+
+    pipeline: str | None = None
+    additions: tuple[Addition, ...] = ()
+    tokens: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def word_note(self, prompts: Sequence[str]) -> str | None:
+        """A sentence for the user if the model was taught a word that no prompt has; None otherwise."""
+        lacking = [token for token in self.tokens if not any(token.lower() in prompt.lower() for prompt in prompts)]
+        return f"no prompt has the word that was taught: write {' or '.join(lacking)}" if lacking else None
 
 
 def read_place(config: Config, place: str) -> EditedModel:
     """What a place names.
 
-    Raises ConfigError if there is no model, for adapters that cannot be loaded whole, and for a scale of a pipeline. Cost:
-    headers of files; for a hub id, its config files.
+    Raises ConfigError if there is no model, for adapters that cannot be loaded whole, for a scale of a pipeline, for a training
+    run on another base than the config's, and for two that taught the same word. Cost: headers of files; for a hub id, its
+    config files.
     """
-    found = [(name, scale, _adapter(config, name)) for name, scale in _parts(place)]
-    adapters = tuple(ScaledAdapter(adapter, scale) for _, scale, adapter in found if adapter is not None)
-    if adapters and len(adapters) == len(found):
-        return EditedModel(place, adapters)
-    name, scale, _ = next(each for each in found if each[2] is None)
-    if len(found) > 1 or scale != 1:
-        raise ConfigError(
-            f"{name} is not a LoRA, and only LoRAs can have a scale or be added up", "name the pipeline alone, without @ and +"
-        )
-    if name.startswith((".", "/", "~")) and not _exists(name):
+    parts = _parts(place)
+    located = [locate(Path(name).expanduser()) if _exists(name) else None for name, _ in parts]
+    additions = [_addition(config, scale, at) for (_, scale), at in zip(parts, located, strict=True)]
+    for (name, scale), addition in zip(parts, additions, strict=True):
+        if (len(parts) > 1 or scale != 1) and not (addition and addition.is_lora):
+            raise ConfigError(
+                f"{name} is not a LoRA, and only LoRAs can have a scale or be added up",
+                "name the model alone, without @ and +",
+            )
+    found = [at for at in located if at is not None]
+    tokens = [at.token for at in found if at.token is not None]
+    if len(set(tokens)) < len(tokens):
+        raise ConfigError(f"two of {place} taught the same word, {tokens[0]}", "name one of them")
+    edited = EditedModel(
+        additions=tuple(addition for addition in additions if addition is not None),
+        tokens=tuple(tokens),
+        notes=tuple(at.note for at in found if at.note is not None),
+    )
+    return edited if edited.additions else replace(edited, pipeline=_pipeline(config, place, located[0]))
+
+
+def _addition(config: Config, scale: float, at: Located | None) -> Addition | None:
+    """What is at a place that exists; None for a pipeline."""
+    if at is None:
+        return None
+    if (trained := TrainedFiles.find(at.path)) is not None:
+        trained.require_base(_base(config))
+        return Addition(trained, scale)
+    adapter = AdapterFile.find(at.path, allow_pickle=config.allow_pickle)
+    return None if adapter is None else Addition(adapter, scale)
+
+
+def _base(config: Config) -> Base:
+    return Base(model=config.model, revision=config.revision, variant=config.variant, pipeline_config=config.pipeline_config)
+
+
+def _pipeline(config: Config, name: str, at: Located | None) -> str:
+    """The folder or hub id of a pipeline."""
+    if at is None and name.startswith((".", "/", "~")):
         raise ConfigError(f"no model at {name}", "name a pipeline folder, the file or folder of a LoRA, or a hub id (owner/name)")
-    config_folder(Source(place, local_files_only=config.local_files_only))
-    return EditedModel(place)
+    pipeline = name if at is None else str(at.path)
+    config_folder(Source(pipeline, local_files_only=config.local_files_only))
+    return pipeline
+
+
+def base_of(place: str) -> Base | None:
+    """The base that a training run names in what it wrote at a place; None for anything else."""
+    located = [locate(Path(name).expanduser()) for name, _ in _parts(place) if _exists(name)]
+    return next((at.base for at in located if at.base is not None), None)
 
 
 def _parts(place: str) -> list[tuple[str, float]]:
@@ -92,34 +147,39 @@ def _exists(place: str) -> bool:
     return place != "" and Path(place).expanduser().exists()
 
 
-def _adapter(config: Config, name: str) -> AdapterFile | None:
-    path = Path(name).expanduser()
-    return AdapterFile.find(path, allow_pickle=config.allow_pickle) if path.exists() else None
-
-
 def require_fits(config: Config, pipe: Pipeline, place: str) -> None:
-    """Raise ConfigError for an adapter that does not fit the base `pipe`, which stays as it was. Cost: one read of each file."""
-    for each in read_place(config, place).adapters:
-        with attached(pipe, each.adapter):
-            pass
+    """Raise ConfigError for additions that do not fit the base `pipe`, which stays as it was. Cost: one read of each file."""
+    for each in read_place(config, place).additions:
+        if isinstance(each.files, TrainedFiles):
+            each.files.require_fits(pipe)
+        else:
+            with attached(pipe, each.files):
+                pass
 
 
 def stored_shapes(place: str) -> dict[str, tuple[int, ...]] | None:
     """The shapes of the denoiser's weights in a pipeline folder, by name, from the headers of its files; None elsewhere."""
+    path = Path(place).expanduser()
+    folder = locate(path).path if path.exists() else path
+    if not (folder / PIPELINE_INDEX).is_file():
+        return None
     for part in ("unet", "transformer"):
-        files = sorted((Path(place).expanduser() / part).glob(f"*{SAFE}"))
+        files = sorted((folder / part).glob(f"*{SAFE}"))
         if files:
             return {name: shape for file in files for name, shape in shapes_in(file).items()}
     return None
 
 
 def load_edited(config: Config, place: str, device: str | None) -> Pipeline:
-    """The pipeline of an edited model, its adapters fused into the base. Raises ConfigError unless all of it can be loaded."""
+    """The pipeline of an edited model, its additions put onto the base. Raises ConfigError unless all of it can be loaded."""
     edited = read_place(config, place)
-    if not edited.adapters:
-        other = {"model": place, "revision": None, "variant": None, "pipeline_config": None}
+    if edited.pipeline is not None:
+        other = {"model": edited.pipeline, "revision": None, "variant": None, "pipeline_config": None}
         return load_model(config.model_copy(update=other), device)
     pipe = load_model(config, device)
-    for each in edited.adapters:
-        fuse(pipe, each.adapter, each.scale)
+    for each in edited.additions:
+        if isinstance(each.files, TrainedFiles):
+            each.files.load_into(pipe, each.scale)
+        else:
+            fuse(pipe, each.files, each.scale)
     return pipe

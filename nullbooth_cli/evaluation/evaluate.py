@@ -137,7 +137,10 @@ def evaluation_events(config: Config, store: Store, request: EvaluationRequest) 
     device = pick_device(request.device)
     spaces = load_feature_spaces(request.encoders, device)
     for place in request.edited:
-        read_place(config, place)
+        edited = read_place(config, place)
+        yield from map(Note, edited.notes)
+        if SUBJECT in request.sets and (note := edited.word_note([spec.prompt.text for spec in request.sets[SUBJECT]])):
+            yield Note(f"{place}: {note}")
     if request.instances is not None:
         read_image_folder(request.instances, "instances")
     if note := spaces.cut_off_note(spec.prompt.text for spec in request.specs):

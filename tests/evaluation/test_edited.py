@@ -10,10 +10,13 @@ from peft import LoHaConfig, LoraConfig
 from safetensors.torch import load_file, save_file
 
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.evaluation.edited import load_edited, read_place, require_fits, stored_shapes
+from nullbooth_cli.evaluation.edited import base_of, load_edited, read_place, require_fits, stored_shapes
+from nullbooth_cli.model.trained_files import Base
 from nullbooth_cli.settings.config import Config
 from tests.support.edited_models import save_lora, toy
 from tests.support.lora_files import LAYER, change, diffusers_file, kohya_file, kohya_tensors, peft_folder
+from tests.support.trained_folders import LAYER as TRAINED
+from tests.support.trained_folders import changed_weight, full_files, lora_files, training_output
 
 WEIGHT = f"{LAYER}.weight"
 
@@ -248,7 +251,7 @@ class TestNames:
     def test_with_a_plus_or_an_at(self, tmp_path: Path) -> None:
         (tmp_path / "c++@2").mkdir()
         first, second = (diffusers_file(tmp_path / "c++@2" / name) for name in ("a.safetensors", "b+c.safetensors"))
-        parts = [(each.adapter.path, each.scale) for each in read_place(Config(), f"{first}@0.5+{second}+{first}@-2").adapters]
+        parts = [(each.files.path, each.scale) for each in read_place(Config(), f"{first}@0.5+{second}+{first}@-2").additions]
         assert parts == [(first, 0.5), (second, 1.0), (first, -2.0)]
 
     @pytest.mark.parametrize("place", ["{}+", "+{}", "@0.5", ""])
@@ -276,3 +279,43 @@ def test_the_reason_of_torch_is_shown(tmp_path: Path, pipe: Any) -> None:
     save_file({name: tensor[:2].clone() if "lora_A" in name else tensor for name, tensor in load_file(file).items()}, file)
     with pytest.raises(ConfigError, match="size mismatch for mid_block"):
         require_fits(Config(), pipe, str(file))
+
+
+class TestWhatATrainingRunWrote:
+    def test_any_name_of_it_is_the_same_model(self, tmp_path: Path) -> None:
+        output = training_output(tmp_path / "run", "full", 200)
+        for place in (output, output / "pipeline", output / "checkpoint-000200", output / "checkpoint-000200/trained"):
+            assert torch.equal(loaded(place).unet.get_parameter(f"{TRAINED}.to_k.weight").data, changed_weight()), place
+        assert stored_shapes(str(output)) == stored_shapes(str(output / "pipeline"))
+        assert stored_shapes(str(output / "checkpoint-000200")) is None
+
+    def test_a_lora_with_a_scale_and_others(self, tmp_path: Path) -> None:
+        output = training_output(tmp_path / "run", "lora", token="<sks>")
+        other = diffusers_file(tmp_path / "other.safetensors")
+        pipe = loaded(f"{output}@0.5+{other}@2")
+        torch.testing.assert_close(difference(pipe), 0.5 * difference(loaded(output)) + 2 * change(), rtol=1e-3, atol=1e-6)
+        assert "<sks>" in pipe.tokenizer.get_vocab()
+
+    def test_trained_weights_have_no_scale(self, tmp_path: Path) -> None:
+        folder = full_files(tmp_path / "trained")
+        with pytest.raises(ConfigError, match="trained is not a LoRA, and only LoRAs can have a scale"):
+            read_place(Config(), f"{folder}@0.5")
+
+    def test_two_that_taught_the_same_word(self, tmp_path: Path) -> None:
+        one, other = (lora_files(tmp_path / name) for name in ("one", "other"))
+        with pytest.raises(ConfigError, match="taught the same word, <sks>"):
+            read_place(Config(), f"{one}+{other}")
+
+    def test_another_base(self, tmp_path: Path) -> None:
+        folder = lora_files(tmp_path / "lora", model="owner/name")
+        with pytest.raises(ConfigError, match="was trained on owner/name, and the base here is toy"):
+            read_place(Config(), str(folder))
+        assert base_of(f"{folder}@0.5") == Base(model="owner/name")
+        assert base_of(str(diffusers_file(tmp_path / "other.safetensors"))) is None
+        assert base_of("owner/name") is None
+
+    def test_notes(self, tmp_path: Path) -> None:
+        found = read_place(Config(), str(training_output(tmp_path, "full", 100, result=False)))
+        assert found.notes == (f"{tmp_path} has no result yet: this is its newest checkpoint, after 100 steps",)
+        assert found.word_note(["a red circle"]) == "no prompt has the word that was taught: write sks"
+        assert found.word_note(["a red circle", "a Sks circle"]) is None
