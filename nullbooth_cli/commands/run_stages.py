@@ -31,6 +31,8 @@ from nullbooth_cli.store import Store
 def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> None:
     """Run stages in order, and give the answer of the last one."""
     session = start(common)
+    if session.is_default and wanted[0] in ("schedule", "collect"):
+        session.terminal.note(f"no config file: every key that is not set has its default; the model is {session.config.model}")
     for flag, given in (("--plot", control.plot), ("--sites", control.sites)):
         if given and not control.explore:
             raise ConfigError(f"{flag} is of what --explore shows", "add --explore")

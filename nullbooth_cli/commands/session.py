@@ -16,7 +16,10 @@ from nullbooth_cli.store import Backing, Store, is_url, open_backing
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """A command's config, prompts and store; `url` is the store's folder or URL, `options` name config and store in a command."""
+    """A command's config, prompts and store; `url` is the store's folder or URL, `options` name config and store in a command.
+
+    `is_default` is that of `Configured`.
+    """
 
     config: Config
     url: str
@@ -24,6 +27,7 @@ class Session:
     terminal: Terminal
     options: tuple[str, ...]
     common: Common
+    is_default: bool = False
 
     def open(self, *, write: bool = False) -> Store:
         """The store. Raises StageError if nothing was collected into it yet."""
@@ -58,4 +62,12 @@ def start(common: Common) -> Session:
     if common.verbose:
         terminal.note(f"config {given.source}; store {url}")
     prompts = knowledge_prompts(config) if given.prompts is None else given.prompts
-    return Session(config=config, url=url, prompts=prompts, terminal=terminal, options=given.options, common=common)
+    return Session(
+        config=config,
+        url=url,
+        prompts=prompts,
+        terminal=terminal,
+        options=given.options,
+        common=common,
+        is_default=given.is_default,
+    )

@@ -55,7 +55,8 @@ def status(
             raise ConfigError("--verify reads everything once, --watch reads the state repeatedly", "ask for one")
         return watch_status(common, check, interval)
     session = start(common)
-    opened = session.open_if_there()
+    # Of a run that no config describes, there is nothing to report before it has a store.
+    opened = session.open() if session.is_default else session.open_if_there()
     # All damage is listed below.
     tolerate = STAGES if verify else ()
     states = read_states(session.config, session.prompts, opened, tolerate=tolerate).stages

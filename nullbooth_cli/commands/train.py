@@ -62,7 +62,7 @@ def train(
     from nullbooth_cli.settings.schema import load_settings
 
     if not os.path.exists(config):  # unlike Path.exists, False also for a name that is too long
-        raise ConfigError(f"no file at {config}", "give a recipe with -c; configs/train/toy.yaml is an example")
+        raise ConfigError(f"no file at {config}", "give a recipe with -c; nullbooth init writes one")
     recipe = load_settings(Recipe, Path(config), [*(overrides or ()), *(resume_with or ())])
     recipe = recipe.model_copy(update={"store": expanded(store)}) if store else recipe
     from nullbooth_cli.training import output  # takes seconds, which a mistake in the recipe should not

@@ -7,7 +7,7 @@ import pytest
 from nullbooth_cli.commands.find_config import configure, find_config, storage_options_of
 from nullbooth_cli.commands.options import Common
 from nullbooth_cli.datatypes import Prompt
-from nullbooth_cli.errors import ConfigError, StageError
+from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.settings.config import Config, build_config
 from nullbooth_cli.store import Store
 
@@ -69,10 +69,19 @@ def test_credentials_are_not_repeated_on_the_command_line(anywhere: Path) -> Non
 
 
 def test_neither_config_nor_store(anywhere: Path) -> None:
-    with pytest.raises(ConfigError, match="no config") as wanting:
+    with pytest.raises(ConfigError, match="no config: there is neither") as wanting:
         configure(Common())
-    assert wanting.value.hint == "give one with -c, or an existing store with -s"
-    Store.create("toy.zarr", {})
-    with pytest.raises(StageError, match=r"no store at gone\.zarr, and no config") as caught:
-        configure(Common(store="gone.zarr"))
-    assert caught.value.hint == "give a config with -c, or an existing store with -s\nbeside it is toy.zarr"
+    assert wanting.value.hint == "write one with nullbooth init, give one with -c, or an existing store with -s"
+
+
+def test_a_store_or_an_override_says_enough(anywhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = configure(Common(store="new.zarr", overrides=["collect.seed=3"]))
+    assert found.config == build_config({"store": "new.zarr", "collect": {"seed": 3}})
+    assert (found.is_default, found.options) == (True, ("-s", "new.zarr", "--set", "collect.seed=3"))
+    found = configure(Common(overrides=["collect.seed=3"]))
+    assert (found.config.store, found.is_default, found.options) == (Config().store, True, ("--set", "collect.seed=3"))
+    monkeypatch.setenv("NULLBOOTH_STORE", "env.zarr")
+    assert configure(Common()).config == build_config({"store": "env.zarr"})
+    (anywhere / "nullbooth.yaml").write_text("model: other\n")
+    found = configure(Common(overrides=["collect.seed=3"]))
+    assert (found.config.model, found.is_default) == ("other", False), "a file in its usual place comes first"

@@ -42,4 +42,22 @@ def test_credentials_in_the_url_of_a_store(small: Path) -> None:
 
 def test_no_config_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    refused(nullbooth("status"), 2, "no config", "-c")
+    monkeypatch.delenv("NULLBOOTH_STORE", raising=False)
+    refused(nullbooth("status"), 2, "no config", "write one with nullbooth init", "-c")
+
+
+def test_without_a_config_a_store_is_made_by_stages_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every key has a default; a command that only reads does not take a mistyped store for a new one."""
+    monkeypatch.chdir(tmp_path)
+    for arguments in (("status",), ("inspect",), ("project",), ("status", "--check", "project"), ("export", "x.pt")):
+        refused(nullbooth(*arguments, "-s", "run.zarr"), 3, "no store at run.zarr", "nullbooth collect -s run.zarr")
+    refused(nullbooth("status", "--set", "collect.seed=1"), 3, "no store at runs/toy.zarr")
+    refused(nullbooth("run", "--set", "collect.sed=1"), 2, "unknown key 'collect.sed'")
+    made = nullbooth("schedule", "-s", "run.zarr", "--set", "schedule.num_denoising_steps=3")
+    assert made.exit_code == 0, made.stderr
+    assert made.stderr.startswith("no config file: every key that is not set has its default; the model is toy\n")
+    assert made.stderr.endswith("next: nullbooth collect -s run.zarr --set schedule.num_denoising_steps=3\n")
+    again = nullbooth("schedule", "-s", "run.zarr")
+    assert (again.exit_code, again.stdout) == (0, made.stdout)
+    assert "no config file" not in again.stderr, "the store has it"
+    refused(nullbooth("status", "-s", "runn.zarr"), 3, "set store to one beside it: run.zarr")

@@ -29,7 +29,7 @@ class TestDocuments:
         assert result.stdout == ""
         assert json.loads(result.stderr) == {
             "error": "no config file at gone.yaml",
-            "hint": "give one with -c; configs/nullbooth.yaml is an example",
+            "hint": "give one with -c; nullbooth init writes one",
             "exit_code": 2,
         }
 
