@@ -24,6 +24,7 @@ from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.latents import encode_images, scale_latents
 from nullbooth_cli.model.protocols import Autoencoder, LatentPipeline, Pipeline
 from nullbooth_cli.settings.images import read_image, read_image_folder
+from nullbooth_cli.settings.resizing import crop
 
 POOLED = 4
 
@@ -102,10 +103,8 @@ def _decoded(vae: Autoencoder, receive: Callable[[torch.Tensor], None]) -> Itera
 
 def read_images(folder: Path, height: int, width: int) -> NDArray[np.uint8]:
     """The pictures of a folder, cut to the middle and resized, `[N, height, width, 3]`; raises as `read_image_folder` does."""
-    from PIL import ImageOps
-
     files = read_image_folder(folder, "instances").images
-    return np.stack([np.asarray(ImageOps.fit(read_image(file), (width, height))) for file in files])
+    return np.stack([np.asarray(crop(read_image(file), (width, height))) for file in files])
 
 
 def pooled_latents(pipe: LatentPipeline, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -67,14 +67,17 @@ def captioned_images(source: str, key: str = "collect.images", caption: str | No
     found = read_image_folder(folder, key)
     captions = _captions(folder, found, key) if caption is None else dict.fromkeys(found.images, caption)
     seen: dict[Prompt, Path] = {}
-    images = []
+    images, twice = [], []
     for path, text in captions.items():
         prompt = Prompt(text, digest(path))
         if prompt in seen:
-            raise ConfigError(f"{path} is the same image as {seen[prompt]}, with the same caption", "remove one of them")
+            twice.append(f"{path} is the same image as {seen[prompt]}")
+            continue
         seen[prompt] = path
         numbered = _numbered(path, folder)
         images.append(CaptionedImage(path=path, prompt=prompt, repeats=numbered[1] if numbered else 1))
+    if twice:
+        raise ConfigError(f"{listed(twice)}, with the same caption", "remove one of them" if len(twice) == 1 else "remove copies")
     return tuple(images)
 
 
@@ -106,7 +109,9 @@ def _read_beside(found: Captions, files: ImageFolder) -> None:
     for path in files.images:
         by_name[path.with_suffix("")].append(path)
     if alone := [file for file in files.beside if file.with_suffix("") not in by_name]:
-        raise ConfigError(f"no image for the caption {listed(alone)}", "put an image of the same name beside it, or remove it")
+        raise ConfigError(
+            f"no image for the caption {listed(alone)}", "put an image of the same name beside it, or move a note elsewhere"
+        )
     for file in files.beside:
         caption = lines_of(read_text(file, "captions").strip())[0].rstrip()
         if not caption:

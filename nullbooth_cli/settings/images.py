@@ -4,7 +4,7 @@ Every file of a folder is accounted for. It is an image if Pillow can open it, w
 .caption, metadata.csv, metadata.jsonl); or it is known to be neither (`OTHERS`). Anything else is an error, which names it.
 
 An image is read as RGB with 8 bits a channel, as it is seen: turned upright by its EXIF data, transparency over white. Palettes,
-grays, CMYK, and colours of 16 bits are converted as Pillow does (the upper 8 bits remain); colour profiles are not applied.
+grays and CMYK are converted as Pillow does. Of 16 bits a channel the upper 8 remain. Colour profiles are not applied.
 """
 
 import hashlib
@@ -26,9 +26,13 @@ if TYPE_CHECKING:
 
 BESIDE = (".txt", ".caption")
 TABLES = ("metadata.csv", "metadata.jsonl")
-# What systems, trainers and authors leave beside images: hidden files, lists of previews, cached latents, descriptions.
-OTHERS = re.compile(r"\..*|thumbs\.db|desktop\.ini|__macosx|.*\.npz|(readme|license)(\.(md|txt))?", re.IGNORECASE)
+# What systems, trainers, photo programs and authors leave beside images: hidden files, lists of previews, cached latents, edits
+# of a picture, descriptions.
+OTHERS = re.compile(r"\..*|thumbs\.db|desktop\.ini|__macosx|.*\.(npz|aae|xmp)|(readme|license)(\.(md|txt))?", re.IGNORECASE)
 WHOLE_FIRST_FRAME = ("MPO", "PSD")  # formats whose other frames are previews or layers of the first
+HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")  # its brands: HEIC and AVIF
+SIXTEEN_BITS_IN_I = ("PNG", "PPM")  # formats whose grays of 16 bits Pillow may give as 32-bit integers
+REDUCED, DNG_VERSION, BITS_PER_SAMPLE = 254, 50706, 258  # tags of TIFF
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,13 @@ def read_image_folder(folder: Path, key: str = "collect.images") -> ImageFolder:
         else:
             unknown.append(path)
     if unknown:
+        heif = [path for path in unknown if _is_heif(path)]
+        export = (
+            f"export {listed([path.name for path in heif])} as JPEG, which every photo program and phone can; " if heif else ""
+        )
         raise ConfigError(
             f"{listed(unknown)} in {folder}: neither images that can be read nor captions",
-            "save images as .png or .jpg again, and move other files elsewhere",
+            f"{export}save damaged images as .png or .jpg again, and move films and other files elsewhere",
         )
     if not images:
         raise ConfigError(f"{folder} has no image", f"put images there, or set {key} to the folder that has them")
@@ -113,6 +121,12 @@ def _is_image(path: Path) -> bool:
         raise
 
 
+def _is_heif(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:] in HEIF
+
+
 @contextmanager
 def _decoding(path: Path) -> Iterator[None]:
     """Raise whatever a decoder raises as ConfigError: for damaged files it is any exception, of a dozen types."""
@@ -124,45 +138,76 @@ def _decoding(path: Path) -> Iterator[None]:
             yield
     except ConfigError:
         raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ConfigError(f"cannot read the image {path}: {error}", "put a smaller copy in its place") from error
     except Exception as error:
         raise ConfigError(f"cannot read the image {path}: {error}", "save it again as .png, or remove it") from error
 
 
 def read_image(path: Path) -> "Image.Image":
-    """An image in RGB. Raises ConfigError for a file that is not a whole image, an animation, and more than 8 bits of gray."""
+    """An image in RGB.
+
+    Raises ConfigError for a file that is not a whole image, an animation, a raw photo (of which Pillow reads a preview), and
+    values that have no known range: 32-bit integers and floats.
+    """
     from PIL import Image, ImageOps
 
     with _decoding(path), Image.open(path) as opened:
         frames = getattr(opened, "n_frames", 1)
         if frames > 1 and opened.format not in WHOLE_FIRST_FRAME:
             raise ConfigError(f"{path} has {frames} frames, not one", "save the frame that you mean as .png")
+        tags = getattr(opened, "tag_v2", {})
+        if DNG_VERSION in tags or tags.get(REDUCED, 0) & 1:
+            raise ConfigError(f"{path} is a raw photo, of which only a preview can be read", "export it as JPEG")
         image = ImageOps.exif_transpose(opened)
         image.load()
-        if image.mode[0] in "IF":
+        if image.mode.startswith("I;16") or (image.mode == "I" and opened.format in SIXTEEN_BITS_IN_I):
+            (bits,) = tags.get(BITS_PER_SAMPLE, (16,))
+            image = _upper_8_bits(image, bits)
+        elif image.mode[0] in "IF":
             raise ConfigError(
-                f"{path} has more than 8 bits a channel (PIL calls it {image.mode})", "save it with 8 bits a channel"
+                f"{path} has 32 bits a channel (PIL calls it {image.mode}), and their range is not known",
+                "save it with 8 or 16 bits a channel",
             )
         if image.has_transparency_data:
             return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
         return image.convert("RGB")
 
 
+def _upper_8_bits(image: "Image.Image", bits: int) -> "Image.Image":
+    """Gray of `bits` bits as gray of 8, or with the transparency of one of its values."""
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(image)
+    gray = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+    if "transparency" not in image.info:
+        return gray
+    seen = Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
+    return Image.merge("LA", (gray, seen))
+
+
 def require_readable(paths: Sequence[Path]) -> tuple[int, int]:
     """The (width, height) of images. Raises ConfigError for one that cannot be read, or whose size differs from the first.
 
-    Cost: decodes every image; 50 ms for a PNG of 1024 x 1024 pixels, 20 ms for a JPEG.
+    Cost: that of `sizes_of`.
     """
-    size = None
-    for path in paths:
-        found = read_image(path).size
-        size = size or found
-        if found != size:
+    sizes = sizes_of(paths)
+    for path, found in zip(paths, sizes, strict=True):
+        if found != sizes[0]:
             raise ConfigError(
-                f"{path} is {found[0]} x {found[1]} pixels, {paths[0]} is {size[0]} x {size[1]}",
+                f"{path} is {found[0]} x {found[1]} pixels, {paths[0]} is {sizes[0][0]} x {sizes[0][1]}",
                 "crop or resize the images to one size, for example with PIL's ImageOps.fit",
             )
-    assert size is not None
-    return size
+    return sizes[0]
+
+
+def sizes_of(paths: Sequence[Path]) -> list[tuple[int, int]]:
+    """The (width, height) of images as they are seen. Raises ConfigError for one that cannot be read.
+
+    Cost: decodes every image; 50 ms for a PNG of 1024 x 1024 pixels, 20 ms for a JPEG.
+    """
+    return [read_image(path).size for path in paths]
 
 
 def digest(path: Path) -> str:

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from nullbooth_cli.settings import limits
+from nullbooth_cli.settings.resizing import Resize
 from nullbooth_cli.settings.schema import CONFIG, RECIPE, Kind, Section, refusal
 
 Feature = Literal["q", "k", "v", "out"]
@@ -36,6 +37,14 @@ class Recipe(Section):
         description="folder of pictures of the subject, with captions in metadata.jsonl, beside each, or as the name of a folder",
     )
     instance_prompt: str | None = Field(None, description="one caption for all pictures instead of their own")
+    resize: Resize = Field(
+        "crop",
+        description="how pictures get the model's size: crop: their middle; letterbox: whole, margins have their sides' colour; "
+        "buckets: of several sizes the one with the nearest aspect; none: another size is an error",
+    )
+    resolution: int | None = Field(
+        None, ge=1, le=limits.PIXELS, description="pixels of the shorter side of a picture; null for the model's own size"
+    )
     method: Literal["full", "lora"] = Field("full", description="full: the weights themselves; lora: adapters, made by PEFT")
     features: list[Feature] = Field(["k", "v"], description="which projections of the cross-attention layers are trained")
     rank: int = Field(8, ge=1, le=limits.RANK, description="lora: its rank; alpha is the same")

@@ -5,6 +5,7 @@ Loading takes many seconds, and drawing pictures of the class minutes: what can 
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import cast
 
 from nullbooth_cli.collect.without_weights import build_pipeline, pipeline_class
@@ -16,9 +17,10 @@ from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.protocols import StableDiffusion, config_of
 from nullbooth_cli.model.sources import Source
 from nullbooth_cli.settings.captions import CaptionedImage, captioned_images
-from nullbooth_cli.settings.images import require_readable
+from nullbooth_cli.settings.images import read_image_folder, sizes_of
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
+from nullbooth_cli.settings.resizing import Resizing
 from nullbooth_cli.training.word_embedding import WordToken
 
 
@@ -30,6 +32,7 @@ class Inputs:
     """
 
     pictures: tuple[CaptionedImage, ...]
+    resizing: Resizing
     class_captions: tuple[str, ...]  # one for each picture that is drawn
     word: WordToken | None = None
     notes: tuple[str, ...] = ()
@@ -65,15 +68,19 @@ def read_inputs(recipe: Recipe, preserved: Sequence[str], protected: Collection[
     """
     pictures = captioned_images(recipe.instance_images, "instance_images", recipe.instance_prompt)
     paths = [picture.path for picture in pictures]
-    size = require_readable(paths)
-    inputs = _inputs(recipe, pictures)
+    sizes = sizes_of(paths)
+    class_captions, notes = _class_captions(recipe)
     pipe = _without_weights(source_of(recipe))
     if protected is not None:
         _require_protected(recipe, pipe, protected)
-    if size != (drawn := _picture_size(pipe)):
-        raise ConfigError(
-            f"{paths[0]} is {size[0]} x {size[1]} pixels, the model draws {drawn[0]} x {drawn[1]}", "crop and resize the pictures"
-        )
+    resizing = _resizing(recipe, pipe)
+    for path, size in zip(paths, sizes, strict=True):
+        resizing.require_taken(path, size)
+    if small := [path.name for path, size in zip(paths, sizes, strict=True) if resizing.is_far_too_small(size)]:
+        notes += (f"enlarged more than twice, which blurs what is learned: {listed(small)}",)
+    inputs = Inputs(
+        pictures=pictures, resizing=resizing, class_captions=class_captions, notes=(*_unread_captions(recipe), *notes)
+    )
     if recipe.word is not None:
         return _with_word(recipe, inputs, preserved)
     return inputs
@@ -91,13 +98,22 @@ def _with_word(recipe: Recipe, inputs: Inputs, preserved: Sequence[str]) -> Inpu
     return inputs
 
 
-def _inputs(recipe: Recipe, pictures: tuple[CaptionedImage, ...]) -> Inputs:
+def _unread_captions(recipe: Recipe) -> tuple[str, ...]:
+    """A note if one caption for all replaces others."""
+    if recipe.instance_prompt is None:
+        return ()
+    found = read_image_folder(Path(recipe.instance_images), "instance_images")
+    names = [path.name for path in (*found.beside, *found.tables)]
+    return (f"every picture has the caption of instance_prompt; not read: {listed(names)}",) if names else ()
+
+
+def _class_captions(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The captions of the class pictures, and notes on them."""
     if recipe.class_prompts is None:
-        return Inputs(pictures=pictures, class_captions=())
+        return (), ()
     prompts, count = load_prompts(recipe.class_prompts, "class_prompts"), recipe.class_images
-    captions = tuple(prompts[i % len(prompts)].text for i in range(count))
     note = f"class_images is {count}: only the first {count} of {len(prompts)} class_prompts get a picture"
-    return Inputs(pictures=pictures, class_captions=captions, notes=(note,) if len(prompts) > count else ())
+    return tuple(prompts[i % len(prompts)].text for i in range(count)), (note,) if len(prompts) > count else ()
 
 
 def _without_weights(source: Source) -> StableDiffusion:
@@ -126,8 +142,19 @@ def _require_protected(recipe: Recipe, pipe: StableDiffusion, protected: Collect
         )
 
 
-def _picture_size(pipe: StableDiffusion) -> tuple[int, int]:
-    """(width, height) in pixels of the pictures that a pipeline draws."""
-    size = config_of(pipe.unet)["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return width * pipe.vae_scale_factor, height * pipe.vae_scale_factor
+def _resizing(recipe: Recipe, pipe: StableDiffusion) -> Resizing:
+    """How the recipe's pictures become those that a model trains on. Raises ConfigError for a resolution that it cannot halve."""
+    config, factor = config_of(pipe.unet), pipe.vae_scale_factor
+    sample = config["sample_size"]
+    height, width = (side * factor for side in ((sample, sample) if isinstance(sample, int) else sample))
+    step = factor * 2 ** (len(config["block_out_channels"]) - 1)  # each block of the U-Net but the last halves the latents
+    if recipe.resolution is not None:
+        scale = recipe.resolution / min(width, height)
+        width, height = (round(side * scale / step) * step for side in (width, height))
+        if min(width, height) != recipe.resolution:
+            below = recipe.resolution // step * step
+            raise ConfigError(
+                f"resolution is {recipe.resolution}, and the model takes multiples of {step}",
+                f"set it to {below or step}{f' or {below + step}' if below else ''}, or to null",
+            )
+    return Resizing(how=recipe.resize, size=(width, height), step=step)

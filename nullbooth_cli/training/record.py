@@ -45,6 +45,7 @@ CHANGEABLE = (
     "train_batch_size",
     "gradient_accumulation_steps",
 )
+_DEFAULTS = {key: field.default for key, field in Recipe.model_fields.items()}
 
 
 class OtherSettings(ConfigError):
@@ -110,9 +111,11 @@ class RunRecord:
     def resumed(self, output: str, before: "RunRecord", step: int, changes: Sequence[str]) -> "RunRecord":
         """This record with the history of the one that it resumes at `step`; fields in `changes` may differ.
 
-        Raises OtherSettings if another field of this record differs.
+        A setting that the former record has not, because it is newer, had its default. Raises OtherSettings if another field of
+        this record differs.
         """
-        changed = {key: (before.decides.get(key), new) for key, new in self.decides.items() if before.decides.get(key) != new}
+        former = {**_DEFAULTS, **before.decides}
+        changed = {key: (former.get(key), new) for key, new in self.decides.items() if former.get(key) != new}
         if refused := {key: values for key, values in changed.items() if key not in changes}:
             raise OtherSettings(output, refused)
         if before.steps != self.steps:

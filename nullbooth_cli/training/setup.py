@@ -110,7 +110,7 @@ def set_up(
     word = None if inputs.word is None else WordEmbedding(pipe, inputs.word)  # before texts are encoded: it may add a token
     denoiser, captions = pipe.unet, inputs.captions
     subject = Examples(
-        latents=encode_pictures(pipe, [picture.path for picture in inputs.pictures]),
+        latents=encode_pictures(pipe, [picture.path for picture in inputs.pictures], inputs.resizing),
         captions=captions,
         texts=encode_texts(pipe, captions),
         repeats=[picture.repeats for picture in inputs.pictures],

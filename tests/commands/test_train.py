@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from nullbooth_cli.training import checkpoint_files, output, setup
 from tests.support.cli import refused, start_nullbooth
+from tests.support.phone_pictures import write_phone_pictures
 from tests.support.tiny_dreambooth import recipe
 
 
@@ -52,6 +54,34 @@ class TestTheCommand:
         assert f"recipe {file}, into" in done.stderr
         assert f"trains 20 weights, constrained by {finished[1].path}" in done.stderr
         assert "outputs on the preserved prompts moved by" in done.stdout
+
+    def test_bare_pictures_of_a_phone_and_one_caption(self, file: str, tmp_path: Path) -> None:
+        """With what a phone leaves beside them. A second run finds nothing to do, another resize is another run."""
+        folder = tmp_path / "phone"
+        write_phone_pictures(folder)
+        for name in (".DS_Store", "Thumbs.db", "IMG_0412.AAE", "ideas.txt"):
+            (folder / name).write_bytes(b"?")
+        arguments = ("-c", file, "--set", f"instance_images={folder}", "--set", "instance_prompt=a photo of sks circle")
+        done = self.train(*arguments, "--set", "max_train_steps=2")
+        assert done.exit_code == 0, done.stderr
+        assert "every picture has the caption of instance_prompt; not read: ideas.txt" in done.stderr
+        assert "enlarged" not in done.stderr
+        assert "is complete" in self.train(*arguments, "--set", "max_train_steps=2").stderr
+        refused(self.train(*arguments, "--set", "resize=none"), 2, "resize: crop -> none")
+
+    def test_what_a_phone_leaves_that_is_refused(self, file: str, tmp_path: Path) -> None:
+        folder = tmp_path / "phone"
+        write_phone_pictures(folder)
+        arguments = ("-c", file, "--set", f"instance_images={folder}")
+        refused(self.train(*arguments), 2, "no caption for", "or set instance_prompt")
+        arguments = (*arguments, "--set", "instance_prompt=a sks circle")
+        (folder / "IMG_0413.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+        (folder / "IMG_0414.MOV").write_bytes(b"\0\0\0\x14ftypqt  " + bytes(100))
+        refused(self.train(*arguments), 2, "IMG_0413.HEIC", "IMG_0414.MOV", "export IMG_0413.HEIC as JPEG", "move films")
+        for name in ("IMG_0413.HEIC", "IMG_0414.MOV"):
+            (folder / name).unlink()
+        shutil.copy(folder / "IMG_0412.JPG", folder / "IMG_0412 (1).JPG")
+        refused(self.train(*arguments), 2, "IMG_0412.JPG is the same image as", "remove one of them")
 
     def test_running_again(self, file: str, tmp_path: Path) -> None:
         """Complete is success; more steps go on; fewer are refused; another output of the same name is none of its business."""

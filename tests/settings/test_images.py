@@ -4,8 +4,10 @@ import contextlib
 import io
 import random
 import re
+import struct
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,11 +42,17 @@ class TestFolder:
         with pytest.raises(ConfigError, match=r"b\.heic, .*c\.png, .*d\.mp4, .*e\.JPG, .*f\.json and 1 more in .*") as caught:
             read_image_folder(tmp_path)
         assert "neither images that can be read nor captions" in caught.value.message
-        assert "save images as .png" in caught.value.hint
+        assert caught.value.hint.startswith("export b.heic as JPEG")
+        assert "save damaged images as .png" in caught.value.hint
+        (tmp_path / "b.heic").unlink()
+        with pytest.raises(ConfigError, match=r"c\.png, .*d\.mp4") as caught:
+            read_image_folder(tmp_path)
+        assert "export" not in caught.value.hint
 
     def test_what_systems_and_trainers_leave_is_passed_over(self, tmp_path: Path) -> None:
         (tmp_path / ".cache").mkdir()
-        for name in (".DS_Store", "._a.png", ".cache/x", "Thumbs.db", "desktop.ini", "a_sd.npz", "README.md", "license.txt"):
+        left = (".DS_Store", "._a.png", ".cache/x", "Thumbs.db", "desktop.ini", "a_sd.npz", "a.AAE", "a.xmp", "README.md")
+        for name in (*left, "license.txt"):
             (tmp_path / name).write_bytes(b"?")
         picture(0).save(tmp_path / "a.png")
         assert names(tmp_path) == ["a.png"]
@@ -154,8 +162,11 @@ class TestPictures:
         picture(0).save(tmp_path / "x.png")
         for limit in (1000, 100):  # Pillow warns of the first, and refuses the second
             monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-            with pytest.raises(ConfigError, match=r"cannot read the image .*x\.png: Image size \(1024 pixels\) exceeds"):
+            with pytest.raises(
+                ConfigError, match=r"cannot read the image .*x\.png: Image size \(1024 pixels\) exceeds"
+            ) as caught:
                 read_image(tmp_path / "x.png")
+            assert caught.value.hint == "put a smaller copy in its place"
 
     @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK"])
     def test_every_mode_becomes_rgb(self, tmp_path: Path, mode: str) -> None:
@@ -163,10 +174,49 @@ class TestPictures:
         picture(0).convert(mode).save(path)
         assert read_image(path).mode == "RGB"
 
-    def test_sixteen_bits_are_not_cut_to_eight(self, tmp_path: Path) -> None:
-        Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32) * 60).save(tmp_path / "x.png")
-        with pytest.raises(ConfigError, match=r"x\.png has more than 8 bits a channel"):
-            read_image(tmp_path / "x.png")
+    @pytest.mark.parametrize("kind", ["png", "tiff", "ppm", "jpeg2000"])
+    def test_the_upper_8_of_16_bits_of_gray_remain(self, tmp_path: Path, kind: str) -> None:
+        """Not the lower ones, and not 255 for all that is above: Pillow's own conversions do that."""
+        values = np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64
+        Image.fromarray(values).save(tmp_path / "x", format=kind)
+        found = read_image(tmp_path / "x")
+        assert found.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(found), np.repeat((values // 256)[..., None], 3, axis=-1))
+
+    def test_gray_of_12_bits_fills_the_range_as_well(self, tmp_path: Path) -> None:
+        """Two values in three bytes, as scanners write TIFF: 0xFFF and 0x800."""
+        entries = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 3}
+        strip = b"\xff\xf8\x00" + b"\0"
+        tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+        (tmp_path / "x.tif").write_bytes(
+            b"II*\0" + struct.pack("<I", 12) + strip + struct.pack("<H", len(entries)) + tags + bytes(4)
+        )
+        assert np.asarray(read_image(tmp_path / "x.tif"))[0, :, 0].tolist() == [255, 128]
+
+    def test_gray_of_16_bits_is_transparent_and_upright_like_the_rest(self, tmp_path: Path) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        values = np.full((24, 40), 600, dtype=np.uint16)
+        values[:, :20] = 601
+        Image.fromarray(values).save(tmp_path / "x.png", exif=exif, transparency=600)
+        found = np.asarray(read_image(tmp_path / "x.png"))
+        assert found.shape == (40, 24, 3)
+        assert (found[:20] == 2).all()
+        assert (found[20:] == 255).all()
+
+    @pytest.mark.parametrize("dtype", ["int32", "float32"])
+    def test_values_without_a_range_are_refused(self, tmp_path: Path, dtype: str) -> None:
+        Image.fromarray(np.ones((32, 32), dtype)).save(tmp_path / "x.tiff")
+        with pytest.raises(ConfigError, match=r"x\.tiff has 32 bits a channel .*range is not known") as caught:
+            read_image(tmp_path / "x.tiff")
+        assert caught.value.hint == "save it with 8 or 16 bits a channel"
+
+    @pytest.mark.parametrize("tags", [{50706: b"\1\4\0\0"}, {254: 1}], ids=["DNG", "a preview"])
+    def test_the_preview_of_a_raw_photo_is_not_the_photo(self, tmp_path: Path, tags: dict[int, Any]) -> None:
+        picture(0).save(tmp_path / "x.dng", format="tiff", tiffinfo=tags)
+        with pytest.raises(ConfigError, match=r"x\.dng is a raw photo") as caught:
+            read_image(tmp_path / "x.dng")
+        assert caught.value.hint == "export it as JPEG"
 
     def test_a_camera_that_was_held_upright(self, tmp_path: Path) -> None:
         """Orientation 6: what is stored is to be turned a quarter clockwise."""

@@ -12,6 +12,7 @@ from nullbooth_cli import toy
 from nullbooth_cli.errors import ConfigError, ModelError, NullboothError, StageError
 from nullbooth_cli.model import load
 from nullbooth_cli.settings.config import Config
+from nullbooth_cli.settings.resizing import Resizing
 from nullbooth_cli.store import Store
 from nullbooth_cli.training import setup
 from nullbooth_cli.training.before_loading import read_inputs
@@ -55,16 +56,46 @@ def test_pictures(tmp_path: Path) -> None:
     (folder / "1.png").write_bytes((folder / "0.png").read_bytes()[:200])
     refused(ConfigError, r"cannot read the image .*1\.png", tmp_path, instance_images=str(folder))
     Image.new("RGB", (48, 32)).save(folder / "1.png")
-    refused(ConfigError, r"1\.png is 48 x 32 pixels, .*0\.png is 32 x 32", tmp_path, instance_images=str(folder))
-    Image.new("RGB", (48, 32)).save(folder / "0.png")
-    (folder / "1.png").unlink()
-    (folder / "1.txt").unlink()
-    refused(ConfigError, r"0\.png is 48 x 32 pixels, the model draws 32 x 32", tmp_path, instance_images=str(folder))
+    message = r"1\.png is 48 x 32 pixels, the model trains at 32 x 32"
+    refused(ConfigError, message, tmp_path, instance_images=str(folder), resize="none")
 
 
 def test_the_size_of_a_model_that_draws_no_squares(tmp_path: Path) -> None:
     model = altered(tmp_path / "model", "unet", sample_size=[16, 8])
-    refused(ConfigError, "is 32 x 32 pixels, the model draws 32 x 64", tmp_path, model=model)
+    refused(ConfigError, "is 32 x 32 pixels, the model trains at 32 x 64", tmp_path, model=model, resize="none")
+    assert read_inputs(recipe(tmp_path, model=model, resolution=64), ()).resizing.size == (64, 128)
+
+
+@pytest.mark.parametrize(("resolution", "hint"), [(10, "16, or"), (40, "32 or 48, or"), (63, "48 or 64, or")])
+def test_a_resolution_that_the_model_cannot_halve(tmp_path: Path, resolution: int, hint: str) -> None:
+    error = refused(ConfigError, f"resolution is {resolution}, .* multiples of 16", tmp_path, resolution=resolution)
+    assert error.hint == f"set it to {hint} to null"
+
+
+def test_the_size_that_pictures_get(tmp_path: Path) -> None:
+    """Of the embedded model: 32 x 32 pixels, whose latents, 8 x 8, are halved twice."""
+    folder = photos(tmp_path / "photos", ["a sks circle"] * 2, width=60, height=15)
+    found = read_inputs(recipe(tmp_path, instance_images=str(folder), resize="buckets"), ())
+    assert found.resizing == Resizing(how="buckets", size=(32, 32), step=16)
+    assert found.resizing.target((60, 15)) == (64, 16)
+    assert found.notes == ()
+    found = read_inputs(recipe(tmp_path, instance_images=str(folder), resolution=48), ())
+    assert found.resizing == Resizing(how="crop", size=(48, 48), step=16)
+    assert found.notes == ("enlarged more than twice, which blurs what is learned: 0.png, 1.png",)
+
+
+def test_one_caption_for_all(tmp_path: Path) -> None:
+    """It replaces captions that are there, and says so; notes beside the pictures do not stop it."""
+    folder = photos(tmp_path / "photos", ["a sks circle", "a sks star"])
+    (folder / "1.txt").unlink()
+    refused(ConfigError, r"no caption for .*1\.png", tmp_path, instance_images=str(folder))
+    (folder / "ideas.txt").write_text("on the beach?\n\nin the snow?")
+    found = read_inputs(recipe(tmp_path, instance_images=str(folder), instance_prompt="a sks thing"), ())
+    assert found.captions == ["a sks thing"] * 2
+    assert found.notes == ("every picture has the caption of instance_prompt; not read: 0.txt, ideas.txt",)
+    (folder / "1.txt").write_text("a sks star")
+    error = refused(ConfigError, r"no image for the caption .*ideas\.txt", tmp_path, instance_images=str(folder))
+    assert "move a note elsewhere" in error.hint
 
 
 def test_models(tmp_path: Path) -> None:

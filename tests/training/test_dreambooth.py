@@ -30,6 +30,7 @@ from nullbooth_cli.training import checkpoint_files, dreambooth, setup
 from nullbooth_cli.training.record import OtherSettings
 from tests.support.builders import ROOT, execute, small_config
 from tests.support.cli import start_nullbooth
+from tests.support.phone_pictures import write_phone_pictures
 from tests.support.tiny import saved
 from tests.support.tiny_dreambooth import CLASS_PROMPTS, EMBEDDING, TEXT_ENCODER, changed, recipe, run, weights
 
@@ -89,9 +90,12 @@ def test_a_lora_is_an_ordinary_lora(tmp_path: Path, finished: tuple[Config, Stor
 
 
 def test_two_processes_train_together(tmp_path: Path, finished: tuple[Config, Store]) -> None:
-    """Every step is a checkpoint: one process must not remove files that the other is writing."""
+    """Every step is a checkpoint: one process must not remove files that the other is writing. Pictures are in two buckets."""
     made = recipe(tmp_path / "out", store=str(finished[1].path), word="sks", max_train_steps=6, checkpointing_steps=1)
     made = made.model_copy(update={"class_prompts": CLASS_PROMPTS, "class_images": 2, "prior": "distill"})
+    write_phone_pictures(tmp_path / "phone")
+    pictures = {"instance_images": str(tmp_path / "phone"), "instance_prompt": "a sks circle", "resize": "buckets"}
+    made = made.model_copy(update={**pictures, "gradient_accumulation_steps": 2})
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(made.model_dump()))
     command = "torch.distributed.run --standalone --nproc_per_node 2 -m nullbooth_cli train --device cpu --json -c"
     done = subprocess.run(

@@ -31,6 +31,8 @@ OTHER_VALUES = {
     "mixed_precision": "bf16",
     "validation_prompts": ["a star"],
     "instance_prompt": "a sks star",
+    "resize": "buckets",
+    "resolution": 64,
 }
 SAME = {*record.FREE, *record.BY_CONTENT, "max_train_steps", "method", "rank"} - {"class_prompts", "instance_prompt"}
 
@@ -125,6 +127,14 @@ def test_a_change_on_purpose_is_history() -> None:
     assert replace(resumed, history=()) == other
     assert other.resumed("out", resumed, 60, ()).history == (change,), "resumed once more, without another word"
     assert RunRecord.from_document(resumed.document()) == resumed
+
+
+def test_a_setting_that_is_newer_than_the_run() -> None:
+    """It had its default: a run that was begun before there was such a key resumes, and not with another value."""
+    one = made(Recipe(instance_images=str(INSTANCES)))
+    older = replace(one, decides={key: value for key, value in one.decides.items() if key not in ("resize", "resolution")})
+    assert changed(older, one) == set()
+    assert changed(older, made(Recipe(instance_images=str(INSTANCES), resize="buckets"))) == {"resize"}
 
 
 def test_what_cannot_change() -> None:
