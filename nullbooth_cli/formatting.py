@@ -39,6 +39,15 @@ def listed(things: Sequence[object], most: int = 5, *, lines: bool = False) -> s
     return " ".join(filter(None, [", ".join(map(str, things[:most])), more]))
 
 
+def without_shared_ending(names: Sequence[str]) -> tuple[list[str], str]:
+    """Dotted names without the parts that all of them end in, and that ending: `.attn2`. The first part of a name stays."""
+    parts = [name.split(".") for name in names]
+    shared = 0
+    while all(len(p) > shared + 1 for p in parts) and len({p[-1 - shared] for p in parts}) == 1:
+        shared += 1
+    return [".".join(p[: len(p) - shared]) for p in parts], ".".join(["", *parts[0][len(parts[0]) - shared :]])
+
+
 def size(num_bytes: int) -> str:
     """Bytes with a decimal prefix: 1.2 MB."""
     return _scaled(num_bytes, ("B", "kB", "MB", "GB", "TB"))

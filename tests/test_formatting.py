@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullbooth_cli.formatting import aligned, counted, duration, listed, operations, rate, size, visible
+from nullbooth_cli.formatting import aligned, counted, duration, listed, operations, rate, size, visible, without_shared_ending
 
 
 @given(st.lists(st.floats(1e-9, 1e9) | st.just(0.0), min_size=1, max_size=20))
@@ -29,6 +29,15 @@ def test_aligned_numbers_have_equal_decimals_and_their_values(values: list[float
 )
 def test_aligned(values: list[float | None], shown: list[str]) -> None:
     assert aligned(values) == shown
+
+
+@given(st.lists(st.from_regex(r"\A[ab](\.[ab]){0,3}\Z"), min_size=1, max_size=5))
+def test_a_shared_ending_is_said_once(names: list[str]) -> None:
+    shorter, ending = without_shared_ending(names)
+    assert [name + ending for name in shorter] == names
+    assert all(shorter)
+    last = {name.rpartition(".")[2] for name in shorter}
+    assert len(last) > 1 or any("." not in name for name in shorter), "nothing shared is left but a first part"
 
 
 def test_rates_are_for_people() -> None:

@@ -5,7 +5,7 @@ import textwrap
 from typing import TYPE_CHECKING, Literal
 
 from nullbooth_cli.commands.screen import rich_console
-from nullbooth_cli.formatting import visible
+from nullbooth_cli.formatting import visible, without_shared_ending
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -51,13 +51,7 @@ def _without(left_out: list[str], columns: list[str], rows: list[list[str]], rig
 
 def shortened(names: list[str]) -> tuple[list[str], str]:
     """On a terminal, dotted names without the ending that all of them share, and that ending; elsewhere as they are."""
-    if not sys.stdout.isatty():
-        return names, ""
-    parts = [name.split(".") for name in names]
-    shared = 0
-    while all(len(p) > shared + 1 for p in parts) and len({p[-1 - shared] for p in parts}) == 1:
-        shared += 1
-    return [".".join(p[: len(p) - shared]) for p in parts], ".".join(["", *parts[0][len(parts[0]) - shared :]])
+    return without_shared_ending(names) if sys.stdout.isatty() else (names, "")
 
 
 def folded(text: str, width: int | None, indent: int = 0) -> list[str]:

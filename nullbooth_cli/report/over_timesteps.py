@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.nullspace import spectrum
 from nullbooth_cli.nullspace.pooling import Pooling
-from nullbooth_cli.nullspace.projector import Projector, overlap
+from nullbooth_cli.nullspace.projector import Projector, expected_overlap, overlap
 from nullbooth_cli.nullspace.usable import load_projector
 from nullbooth_cli.pipeline.project import decomposition_of
 from nullbooth_cli.settings.config import Config
@@ -28,7 +28,8 @@ class SiteOverTimesteps:
     """The spectrum of one site at each timestep alone, cut by the rule in force.
 
     `eigenvalues` are `[T, D]`, ascending; the other arrays have one value per timestep, `[T]`, and `heldout_leakage` is NaN
-    without held-out prompts. `overlap` `[T, T]` compares the null spaces of every two timesteps, NaN where one is empty.
+    without held-out prompts. `overlap` `[T, T]` compares the null spaces of every two timesteps, NaN where one is empty; `chance`
+    is the mean overlap of random ones.
     """
 
     site: Site
@@ -39,16 +40,21 @@ class SiteOverTimesteps:
     leakage: Floats
     heldout_leakage: Floats
     overlap: Floats
+    chance: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerOverlap:
-    """The overlap `[n, n]` of the null spaces of every two of the `layers` `[n]` that have this feature and width."""
+    """The overlap `[n, n]` of the null spaces of every two of the `layers` `[n]` that have this feature and width.
+
+    `chance` is the mean overlap of two random null spaces of these sizes.
+    """
 
     feature: str
     dim: int
     layers: tuple[str, ...]
     overlap: Floats
+    chance: float
 
 
 def over_timesteps(store: Store, device: "torch.device", config: Config, sites: Iterable[Site]) -> Iterator[SiteOverTimesteps]:
@@ -95,6 +101,7 @@ def _over_timesteps(
         leakage=leakages,
         heldout_leakage=heldout_leakages,
         overlap=overlaps(projectors),
+        chance=by_chance(projectors),
     )
 
 
@@ -106,6 +113,11 @@ def overlaps(projectors: list[Projector]) -> Floats:
     return found
 
 
+def by_chance(projectors: list[Projector]) -> float:
+    """The mean over every two null spaces of the overlap of random ones of their sizes."""
+    return float(np.mean([expected_overlap(one, other) for one, other in combinations(projectors, 2)] or [1.0]))
+
+
 def between_layers(store: Store, sites: Iterable[Site]) -> Iterator[LayerOverlap]:
     """The overlaps of each feature and width that two or more layers have; the scope must be pooled. Cost: reads eigenvectors."""
 
@@ -115,5 +127,11 @@ def between_layers(store: Store, sites: Iterable[Site]) -> Iterator[LayerOverlap
     for (feature, dim), group in groupby(sorted(sites, key=kind), key=kind):
         several = list(group)
         if len(several) > 1:
-            found = overlaps([load_projector(store, site) for site in several])
-            yield LayerOverlap(feature=feature, dim=dim, layers=tuple(site.layer for site in several), overlap=found)
+            projectors = [load_projector(store, site) for site in several]
+            yield LayerOverlap(
+                feature=feature,
+                dim=dim,
+                layers=tuple(site.layer for site in several),
+                overlap=overlaps(projectors),
+                chance=by_chance(projectors),
+            )

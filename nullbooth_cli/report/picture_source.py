@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from nullbooth_cli.datatypes import Prompt, Site
 from nullbooth_cli.report.inspection import InspectReport
+from nullbooth_cli.report.names import Called, layer_names
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 
@@ -22,3 +23,8 @@ class PictureSource:
         """The sites that the entries of the report are about."""
         names = {entry.site_name for entry in self.report.sites}
         return [site for site in self.store.sites if site.name in names]
+
+    @property
+    def called(self) -> Called:
+        """What the layers of these sites are called."""
+        return layer_names(layer for site in self.sites for layer, _ in site.projections)

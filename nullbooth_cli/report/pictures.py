@@ -9,6 +9,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.nullspace.pooling import pooled, second_moment
 from nullbooth_cli.progress import Event, Note, Progress
 from nullbooth_cli.report.inspection import most_leaking, spectra_of
+from nullbooth_cli.report.names import site_name
 from nullbooth_cli.report.over_timesteps import SiteOverTimesteps, between_layers, over_timesteps
 from nullbooth_cli.report.picture_source import PictureSource
 from nullbooth_cli.report.plots.canvas import check_picture
@@ -79,21 +80,22 @@ def _drawn(path: Path) -> Note:
 def _plots(source: PictureSource, request: PictureRequest, evolutions: Sequence[SiteOverTimesteps]) -> Iterator[Path]:
     from nullbooth_cli.report.plots import layers, sites, timesteps
 
-    entries = source.report.sites
+    entries, called = source.report.sites, source.called
     shown = most_leaking(entries)  # one per timestep would be too many pictures
-    yield from sites.draw_spectra(shown, spectra_of(source.store, shown), request.path)
-    yield sites.draw_leakage(shown, request.path("leakage"))
+    yield from sites.draw_spectra(shown, spectra_of(source.store, shown), called, request.path)
+    yield sites.draw_leakage(shown, called, request.path("leakage"))
     if evolutions:
-        yield from timesteps.draw_maps(evolutions, request.path)
-        yield timesteps.draw_evolution(evolutions, request.path("evolution"))
-        yield from timesteps.draw_similarity(evolutions, request.path)
+        yield from timesteps.draw_maps(evolutions, called, request.path)
+        yield timesteps.draw_evolution(evolutions, called, request.path("evolution"))
+        yield from timesteps.draw_similarity(evolutions, called, request.path)
     yield timesteps.draw_distribution(evolutions, entries, request.path("distribution"))
     if source.report.scope == "pooled":
-        yield from layers.draw_layers(list(between_layers(source.store, source.sites)), request.path)
+        yield from layers.draw_layers(list(between_layers(source.store, source.sites)), called, request.path)
     for site in source.sites if request.moments else ():
         sums = pooled(source.store, site)
         path = request.path(f"moment-{site.name}")
-        yield sites.draw_moment(site.name, second_moment(sums), mean=sums.mean, count=sums.count, path=path)
+        name = site_name(called, site.layer, site.feature)
+        yield sites.draw_moment(name, second_moment(sums), mean=sums.mean, count=sums.count, path=path)
 
 
 def _draw_attention(source: PictureSource, request: PictureRequest, wanted: str) -> Path:

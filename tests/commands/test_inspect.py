@@ -40,6 +40,7 @@ class TestPlots:
             "spectra",
             "leakage",
             "timesteps-q",
+            "effective-rank-q",
             "timesteps-out",
             "evolution",
             "distribution",

@@ -59,3 +59,6 @@ def test_between_layers_of_one_width(finished: tuple[Config, Store]) -> None:
         projectors = [load_projector(store, site).dense() for site in sites]
         expected = np.trace(projectors[0] @ projectors[1]) / min(np.trace(projectors[0]), np.trace(projectors[1]))
         assert of.overlap[0, 1] == pytest.approx(expected, abs=1e-9)
+        sizes = [np.trace(projector) / of.dim for projector in projectors]
+        pairs = [max(one, other) for i, one in enumerate(sizes) for other in sizes[:i]]
+        assert of.chance == pytest.approx(np.mean(pairs), abs=1e-9)

@@ -42,6 +42,7 @@ def test_one_site_gets_its_plots_its_moment_and_a_page(finished: Run, tmp_path: 
         "spectra.svg",
         "leakage.svg",
         "timesteps-q.svg",
+        "effective-rank-q.svg",
         "evolution.svg",
         "similarity-timesteps.svg",
         "distribution.svg",

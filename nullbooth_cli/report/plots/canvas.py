@@ -64,11 +64,12 @@ def panels(
     *,
     title: str,
     size: tuple[float, float],
+    columns: int = COLUMNS,
     x: str = "",
     y: str = "",
 ) -> "Figure":
     """A figure with one panel for each item, `size` inches each; only the outer panels name the axes `x` and `y`."""
-    columns = min(COLUMNS, len(items))
+    columns = min(columns, len(items))
     rows = -(-len(items) // columns)
     made = figure(max(size[0] * columns, 6.0), size[1] * rows + 0.6, title)
     grid = made.add_gridspec(rows, columns)
@@ -78,20 +79,12 @@ def panels(
     return made
 
 
-def heat_map(
-    drawn: "Axes",
-    values: Floats,
-    label: str,
-    *,
-    colours: str = "viridis",
-    lowest: float | None = None,
-    highest: float | None = None,
-) -> None:
-    """A matrix with its colour bar; NaN is grey. By default the colours span its own smallest and largest values."""
+def heat_map(drawn: "Axes", values: Floats, *, lowest: float, highest: float, colours: str = "viridis") -> None:
+    """A matrix; NaN is grey. Its colours, from `lowest` to `highest`, are those of `colour_bar`."""
     from matplotlib import colormaps
 
     drawn.grid(False)
-    image = drawn.imshow(
+    drawn.imshow(
         values,
         aspect="auto",
         interpolation="nearest",
@@ -99,24 +92,18 @@ def heat_map(
         vmin=lowest,
         vmax=highest,
     )
-    drawn.figure.colorbar(image, ax=drawn, label=label, shrink=0.9)
+
+
+def colour_bar(maps: Sequence["Axes"], label: str) -> None:
+    """The one colour bar of heat maps of the same scale."""
+    first, *_ = maps
+    first.figure.colorbar(first.images[0], ax=list(maps), label=label, shrink=0.9 if len(maps) < 2 * COLUMNS else 0.5)
 
 
 def ticks(axis: "Axis", labels: Sequence[str], at_most: int = 12) -> None:
     """Label every n-th position, so that labels never overlap."""
     every = -(-len(labels) // at_most)
     axis.set_ticks(range(0, len(labels), every), labels=labels[::every])
-
-
-def short(layers: Sequence[str]) -> list[str]:
-    """Layer names without the words that all of them share: `down 0.1`, `mid`, `up 3.2`. Names that would collide stay whole."""
-    names = []
-    for layer in layers:
-        parts = layer.removesuffix(".attn2").split(".")
-        block = parts[0].removesuffix("_blocks").removesuffix("_block")
-        numbers = [part for part in parts if part.isdigit()]
-        names.append(f"{block} {'.'.join(numbers)}" if numbers else block)
-    return [plain(name) for name in (names if len(set(names)) == len(set(layers)) else layers)]
 
 
 def plain(text: str) -> str:

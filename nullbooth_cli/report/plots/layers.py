@@ -4,23 +4,29 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nullbooth_cli.report.names import Called
 from nullbooth_cli.report.over_timesteps import LayerOverlap
-from nullbooth_cli.report.plots.canvas import PathOf, heat_map, pages, panels, save, short
+from nullbooth_cli.report.plots.canvas import PathOf, colour_bar, heat_map, pages, panels, plain, save, ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MOST_NAMES = 24  # beside one heat map
 
-def draw_layers(overlaps: Sequence[LayerOverlap], path: PathOf) -> Iterator[Path]:
+
+def draw_layers(overlaps: Sequence[LayerOverlap], called: Called, path: PathOf) -> Iterator[Path]:
     """Overlap of the null spaces of every two layers of one width: a panel for each feature and width."""
     title = "Mean squared cosine of the principal angles between the null spaces of two layers"
+
+    def panel(drawn: "Axes", found: LayerOverlap) -> None:
+        heat_map(drawn, found.overlap, lowest=0, highest=1)
+        names = [f"{plain(called[layer])}  {i + 1}" for i, layer in enumerate(found.layers)]
+        ticks(drawn.yaxis, names, MOST_NAMES)
+        ticks(drawn.xaxis, [str(i + 1) for i in range(len(names))], MOST_NAMES)
+        drawn.tick_params(labelsize=7)
+        drawn.set_title(f"feature {found.feature}, {found.dim} dimensions (chance {found.chance:.2f})", fontsize=9)
+
     for page, items in pages(overlaps):
-        yield save(panels(items, _draw_overlap, title=title, size=(4.2, 3.6)), path(f"similarity-layers{page}"))
-
-
-def _draw_overlap(drawn: "Axes", found: LayerOverlap) -> None:
-    heat_map(drawn, found.overlap, "overlap", lowest=0, highest=1)
-    names = short(found.layers)
-    drawn.set_xticks(range(len(names)), labels=names, rotation=60, ha="right", fontsize=8)
-    drawn.set_yticks(range(len(names)), labels=names, fontsize=8)
-    drawn.set_title(f"feature {found.feature}, {found.dim} dimensions", fontsize=9)
+        made = panels(items, panel, title=title, size=(5.6, 3.8), columns=2)
+        colour_bar(made.axes, "overlap")
+        yield save(made, path(f"similarity-layers{page}"))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from nullbooth_cli.report.inspection import SiteReport
+from nullbooth_cli.report.names import Called, site_name
 from nullbooth_cli.report.over_timesteps import SiteOverTimesteps
 from nullbooth_cli.report.plots.canvas import (
     COLOURS,
@@ -14,12 +15,13 @@ from nullbooth_cli.report.plots.canvas import (
     Floats,
     PathOf,
     axes,
+    colour_bar,
     figure,
     heat_map,
     pages,
     panels,
+    plain,
     save,
-    short,
     ticks,
 )
 
@@ -42,28 +44,32 @@ def _percent(found: SiteOverTimesteps, quantity: Quantity) -> Floats:
     return values
 
 
-def draw_maps(evolutions: Sequence[SiteOverTimesteps], path: PathOf) -> Iterator[Path]:
-    """null_dim and effective rank, as shares of D, layer by timestep: one picture for each feature."""
-    quantities: tuple[tuple[str, Quantity], ...] = (("null_dim", "null_dim"), ("effective rank", "effective_rank"))
+def draw_maps(evolutions: Sequence[SiteOverTimesteps], called: Called, path: PathOf) -> Iterator[Path]:
+    """null_dim and effective rank, as shares of D, layer by timestep: a picture of each for each feature."""
+    pictures: tuple[tuple[str, str, Quantity], ...] = (
+        ("timesteps", "null dimensions", "null_dim"),
+        ("effective-rank", "effective rank", "effective_rank"),
+    )
     for feature, of_feature in _by_feature(evolutions).items():
-        made = figure(11, max(3.0, 0.3 * len(of_feature) + 1.8), f"Feature {feature}, each timestep alone")
-        layers = short([evolution.site.layer for evolution in of_feature])
-        for i, (title, quantity) in enumerate(quantities):
-            drawn = axes(made, "timestep", "layer" if i == 0 else "", (1, 2, i + 1))
-            heat_map(drawn, np.array([_percent(each, quantity) for each in of_feature]), f"{title}, % of the dimensions")
-            drawn.set_title(title, fontsize=10)
+        layers = [plain(called[evolution.site.layer]) for evolution in of_feature]
+        for name, title, quantity in pictures:
+            made = figure(8, max(3.0, 0.3 * len(of_feature) + 1.4), f"Feature {feature}: {title}, each timestep alone")
+            values = np.array([_percent(each, quantity) for each in of_feature])
+            drawn = axes(made, "timestep", "")
+            heat_map(drawn, values, lowest=float(values.min()), highest=float(values.max()))
             ticks(drawn.xaxis, [f"{t:.0f}" for t in of_feature[0].timesteps], 8)
-            drawn.set_yticks(range(len(layers)), labels=layers if i == 0 else [""] * len(layers), fontsize=8)
-        yield save(made, path(f"timesteps-{feature}"))
+            drawn.set_yticks(range(len(layers)), labels=layers, fontsize=8)
+            colour_bar([drawn], f"{title}, % of the dimensions")
+            yield save(made, path(f"{name}-{feature}"))
 
 
-def draw_evolution(evolutions: Sequence[SiteOverTimesteps], path: Path) -> Path:
+def draw_evolution(evolutions: Sequence[SiteOverTimesteps], called: Called, path: Path) -> Path:
     """null_dim, effective rank and leakage over the timesteps: a column for each feature, a line for each layer."""
     found = _by_feature(evolutions)
     made = figure(max(4.2 * len(found), 6.0), 8.5, "How the spectra evolve while an image is denoised")
     grid = made.add_gridspec(3, len(found))
     for column, (feature, of_feature) in enumerate(found.items()):
-        names = short([evolution.site.layer for evolution in of_feature])
+        names = [plain(called[evolution.site.layer]) for evolution in of_feature]
         for row, label in enumerate(("null dimensions, %", "effective rank, % of D", "leakage")):
             drawn = axes(made, "timestep" if row == 2 else "", label if column == 0 else "", grid[row, column])
             for i, (each, name) in enumerate(zip(of_feature, names, strict=True)):
@@ -74,7 +80,8 @@ def draw_evolution(evolutions: Sequence[SiteOverTimesteps], path: Path) -> Path:
             if row == 0:
                 drawn.set_title(f"feature {feature}", fontsize=10)
     handles, labels = made.axes[0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False, fontsize=8)
+    columns = max(1, int(made.get_figwidth() / (0.07 * max(map(len, labels)) + 0.5)))
+    made.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return save(made, path)
 
 
@@ -104,20 +111,20 @@ def draw_distribution(evolutions: Sequence[SiteOverTimesteps], entries: Sequence
     return save(made, path)
 
 
-def draw_similarity(evolutions: Sequence[SiteOverTimesteps], path: PathOf) -> Iterator[Path]:
+def draw_similarity(evolutions: Sequence[SiteOverTimesteps], called: Called, path: PathOf) -> Iterator[Path]:
     """Overlap of the null spaces of every two timesteps: a panel for each site."""
     lowest = np.floor(10 * min((float(np.nanmin(each.overlap)) for each in evolutions), default=0.0)) / 10
     title = "Mean squared cosine of the principal angles between the null spaces of two timesteps"
 
     def panel(drawn: "Axes", found: SiteOverTimesteps) -> None:
-        heat_map(drawn, found.overlap, "overlap", lowest=lowest, highest=1)
+        heat_map(drawn, found.overlap, lowest=lowest, highest=1)
         labels = [f"{t:.0f}" for t in found.timesteps]
         ticks(drawn.xaxis, labels, 6)
         ticks(drawn.yaxis, labels, 6)
-        (name,) = short([found.site.layer])
-        by_chance = found.null_dim.mean() / found.site.dim
-        drawn.set_title(f"{name} {found.site.feature} (chance {by_chance:.2f})", fontsize=9)
+        name = plain(site_name(called, found.site.layer, found.site.feature))
+        drawn.set_title(f"{name}\n(chance {found.chance:.2f})", fontsize=8)
 
     for page, items in pages(evolutions):
         made = panels(items, panel, title=title, size=(3.6, 3.0), x="timestep", y="timestep")
+        colour_bar(made.axes, "overlap")
         yield save(made, path(f"similarity-timesteps{page}"))

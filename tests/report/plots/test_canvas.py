@@ -8,14 +8,6 @@ from hypothesis import strategies as st
 
 from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.report.plots import canvas
-from nullbooth_cli.report.plots.canvas import short
-
-
-def test_short_names_stay_apart() -> None:
-    names = ["down_blocks.0.attentions.1.transformer_blocks.0.attn2", "mid_block.attentions.0.transformer_blocks.0.attn2"]
-    assert short(names) == ["down 0.1.0", "mid 0.0"]
-    alike = ["a.b.attn2", "a.c.attn2"]
-    assert short(alike) == alike
 
 
 @given(st.lists(st.integers()), st.integers(1, 5))

@@ -1,5 +1,6 @@
 """The picture of a ladder: its lines are the numbers of its rungs."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,5 +59,17 @@ def test_lines_are_the_leakage_of_the_rungs(figures: dict[str, Any], heldout: bo
     assert ("held-out prompts: largest" in lines) == heldout
     if heldout:
         np.testing.assert_allclose(lines["held-out prompts: largest"].get_ydata(), [0.02, 0.2])
+    notes = {note.get_text(): (note.xy, note.get_weight()) for note in drawn.texts}
+    scale = 2 if heldout else 1  # the labels stand at the upper line
+    assert notes == {"0.2": ((30, 0.01 * scale), "bold"), "0.3": ((60, 0.1 * scale), "normal")}
     of_sites = [line for line in drawn.get_lines() if line.get_linewidth() == 0.6 and len(line.get_xdata())]
     assert len(of_sites) == (4 if heldout else 2)
+
+
+def test_labels_leave_room_for_each_other(figures: dict[str, Any]) -> None:
+    """Of ten points in one place, the one in force has a label."""
+    found = ladder(heldout=False)
+    near = [replace(found.ladder[1], value=0.2 + i / 1000) for i in range(-5, 5)]
+    draw_ladder(replace(found, ladder=(*near, found.ladder[2])), Path("ladder.png"))
+    (drawn,) = figures["ladder.png"].axes
+    assert [note.get_text() for note in drawn.texts] == ["0.2", "0.3"]

@@ -8,34 +8,46 @@ import numpy as np
 import pytest
 
 from nullbooth_cli.report.plots import sites
-from tests.support.reports import site_report
+from tests.support.reports import CALLED, site_report
 
 
 def test_a_spectrum_and_its_cut(figures: dict[str, Any]) -> None:
     eigenvalues = np.geomspace(1e-3, 10, 8)
-    list(sites.draw_spectra([site_report()], [eigenvalues], lambda name: Path(f"{name}.png")))
+    list(sites.draw_spectra([site_report()], [eigenvalues], CALLED, lambda name: Path(f"{name}.png")))
     (drawn,) = figures["spectra.png"].axes
     lines = {line.get_label(): line for line in drawn.get_lines()}
     np.testing.assert_allclose(lines["eigenvalues"].get_ydata(), eigenvalues[::-1])
     np.testing.assert_allclose(lines["threshold"].get_ydata(), 0.1)
     shaded = {patch.get_label(): patch for patch in drawn.patches}
     assert shaded["null space"].get_x() == 5.5, "the last three of eight"
-    assert drawn.get_title() == "mid 0.0 q: 3 of 8 null"
+    assert drawn.get_title() == "mid_block.attentions.0 q\n3 of 8 null"
+    assert drawn.get_ylim() == pytest.approx((1e-3 / 3, 30)), "no room for the noise floor, far below"
+
+
+def test_what_lies_below_the_noise_floor_is_drawn_on_it(figures: dict[str, Any]) -> None:
+    entry = site_report(noise_floor=1e-6)
+    list(sites.draw_spectra([entry], [np.geomspace(1e-12, 10, 8)], CALLED, lambda name: Path(f"{name}.png")))
+    (drawn,) = figures["spectra.png"].axes
+    lines = {line.get_label(): line for line in drawn.get_lines()}
+    assert min(lines["eigenvalues"].get_ydata()) == 1e-6
+    assert drawn.get_ylim()[0] == pytest.approx(1e-6 / 3)
+    (legend,) = figures["spectra.png"].legends
+    assert "below the noise floor" in [text.get_text() for text in legend.get_texts()]
 
 
 def test_twelve_spectra_a_page(figures: dict[str, Any]) -> None:
     entries = [site_report(threshold=None, timestep=float(i)) for i in range(13)]
-    list(sites.draw_spectra(entries, [np.ones(8)] * 13, lambda name: Path(f"{name}.png")))
+    list(sites.draw_spectra(entries, [np.ones(8)] * 13, CALLED, lambda name: Path(f"{name}.png")))
     assert {name: len(made.axes) for name, made in figures.items()} == {"spectra-1.png": 12, "spectra-2.png": 1}
 
 
 @pytest.mark.parametrize("heldout", [None, 0.4])
 def test_the_largest_leakage_is_on_top(figures: dict[str, Any], heldout: float | None) -> None:
     small, large = site_report(leakage=0.01), site_report(feature="out", leakage=0.3)
-    sites.draw_leakage([large, replace(small, heldout_leakage=heldout)], Path("leakage.png"))
+    sites.draw_leakage([large, replace(small, heldout_leakage=heldout)], CALLED, Path("leakage.png"))
     (drawn,) = figures["leakage.png"].axes
     labels = [label.get_text() for label in drawn.get_yticklabels()]
-    assert labels == (["mid 0.0 q", "mid 0.0 out"] if heldout is None else ["mid 0.0 out", "mid 0.0 q"])
+    assert labels == [f"mid_block.attentions.0 {of}" for of in (("q", "out") if heldout is None else ("out", "q"))]
     lines = {line.get_label(): list(line.get_xdata()) for line in drawn.get_lines()}
     assert sorted(lines["collected prompts"]) == [0.01, 0.3]
     assert ("held-out prompts" in lines) == (heldout is not None)

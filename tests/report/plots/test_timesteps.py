@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from nullbooth_cli.report.plots import timesteps
-from tests.support.reports import LAYER, site_over_timesteps, site_report
+from tests.support.reports import CALLED, LAYER, UP, site_over_timesteps, site_report
 
-UP = "up_blocks.0.attentions.0.transformer_blocks.0.attn2"
 EVOLUTIONS = [site_over_timesteps(), site_over_timesteps(UP, null_dim=(1, 2, 3)), site_over_timesteps(UP, "out")]
 
 
@@ -17,17 +16,21 @@ def path(name: str) -> Path:
 
 
 def test_a_map_for_each_feature(figures: dict[str, Any]) -> None:
-    assert [made.name for made in timesteps.draw_maps(EVOLUTIONS, path)] == ["timesteps-q.png", "timesteps-out.png"]
-    null_dim, rank = (axes for axes in figures["timesteps-q.png"].axes if axes.images)
+    names = [made.name for made in timesteps.draw_maps(EVOLUTIONS, CALLED, path)]
+    assert names == ["timesteps-q.png", "effective-rank-q.png", "timesteps-out.png", "effective-rank-out.png"]
+    null_dim, bar = figures["timesteps-q.png"].axes
+    rank, _ = figures["effective-rank-q.png"].axes
     np.testing.assert_allclose(null_dim.images[0].get_array(), [[37.5, 50, 62.5], [12.5, 25, 37.5]])
+    assert null_dim.images[0].get_clim() == (12.5, 62.5)
+    assert bar.get_ylabel() == "null dimensions, % of the dimensions"
     np.testing.assert_allclose(rank.images[0].get_array(), np.full((2, 3), 25.0))
-    assert [label.get_text() for label in null_dim.get_yticklabels()] == ["mid 0.0", "up 0.0.0"]
+    assert [label.get_text() for label in null_dim.get_yticklabels()] == list(CALLED.values())
 
 
 def test_lines_over_the_timesteps(figures: dict[str, Any]) -> None:
-    timesteps.draw_evolution(EVOLUTIONS, path("evolution"))
+    timesteps.draw_evolution(EVOLUTIONS, CALLED, path("evolution"))
     first = figures["evolution.png"].axes[0]
-    assert [line.get_label() for line in first.get_lines()] == ["mid 0.0", "up 0.0.0"]
+    assert [line.get_label() for line in first.get_lines()] == list(CALLED.values())
     np.testing.assert_allclose(first.get_lines()[0].get_ydata(), [37.5, 50, 62.5])
     assert first.xaxis_inverted(), "denoising goes from the large timesteps to the small"
     assert len(figures["evolution.png"].axes) == 6, "three quantities of two features"
@@ -43,7 +46,10 @@ def test_pooled_entries_are_diamonds(figures: dict[str, Any]) -> None:
 
 
 def test_overlap_of_timesteps(figures: dict[str, Any]) -> None:
-    list(timesteps.draw_similarity(EVOLUTIONS, path))
-    panels = [axes for axes in figures["similarity-timesteps.png"].axes if axes.images]
-    assert [panel.get_title() for panel in panels][:2] == ["mid 0.0 q (chance 0.50)", "up 0.0.0 q (chance 0.25)"]
+    list(timesteps.draw_similarity(EVOLUTIONS, CALLED, path))
+    *panels, bar = figures["similarity-timesteps.png"].axes
+    titles = [panel.get_title().split("\n") for panel in panels]
+    assert titles[:2] == [["mid_block.attentions.0 q", "(chance 0.62)"], ["up_blocks.0.attentions.0 q", "(chance 0.38)"]]
+    assert {panel.images[0].get_clim() for panel in panels} == {(0.6, 1)}, "one colour bar is right for all"
+    assert bar.get_ylabel() == "overlap"
     np.testing.assert_array_equal(panels[0].images[0].get_array(), EVOLUTIONS[0].overlap)
