@@ -150,7 +150,7 @@ class EvaluationReport:
 
     @property
     def model_names(self) -> list[str]:
-        """The edited models by the last part of their places, or by the whole places where names would repeat."""
-        places = [model.edited for model in self.models]
-        names = [Path(place).name for place in places]
-        return names if len(set(names)) == len(names) else places
+        """The edited models by the last part of their places, or as many parts as tell them apart: `a/pipeline`."""
+        parts = [Path(model.edited).parts for model in self.models]
+        tried = ([str(Path(*of[-count:])) for of in parts] for count in range(1, max(map(len, parts)) + 1))
+        return next((names for names in tried if len(set(names)) == len(names)), [model.edited for model in self.models])
