@@ -34,11 +34,11 @@ def main() -> None:
         nullbooth("inspect", STORE, "--plots", str(folder / "site"), "--site", SITE)
         shutil.copy(folder / "site" / "spectra.png", IMAGES / "spectrum.png")
         shutil.copy(folder / "site" / f"moment-{SITE}.png", IMAGES / "moment.png")
-        photograph(folder / "report.html", IMAGES / "report.png", "#leakage .plot-container")
+        photograph(folder / "report.html", IMAGES / "report.png")
         constrained, free = teach()
         arguments = ("--num-prompts", "32", "--subject", "a sks circle on a red background", "-s", WORDS)
         nullbooth("evaluate", constrained, "--against", free, *arguments, "--html", str(folder / "evaluation.html"))
-        photograph(folder / "evaluation.html", IMAGES / "evaluation.png", "#drift .plot-container")
+        photograph(folder / "evaluation.html", IMAGES / "evaluation.png")
         draw_taught(constrained, free, IMAGES / "taught.png")
 
 
@@ -72,7 +72,7 @@ def draw_taught(constrained: str, free: str, picture: Path) -> None:
     score.grid(np.concatenate(rows), len(captions)).save(picture)
 
 
-def photograph(page: Path, picture: Path, until: str) -> None:
+def photograph(page: Path, picture: Path) -> None:
     from selenium import webdriver
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
@@ -83,7 +83,7 @@ def photograph(page: Path, picture: Path, until: str) -> None:
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
     try:
         browser.get(page.as_uri())
-        WebDriverWait(browser, 30).until(lambda b: b.find_elements(By.CSS_SELECTOR, until))
+        WebDriverWait(browser, 30).until(lambda b: b.find_elements(By.CSS_SELECTOR, "body[data-drawn]"))
         browser.save_screenshot(str(picture))
     finally:
         browser.quit()

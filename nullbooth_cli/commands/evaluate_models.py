@@ -18,6 +18,7 @@ from nullbooth_cli.evaluation.verdict import SET_NAMES
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.pipeline.state import require, stage_states
 from nullbooth_cli.progress import Event, Note
+from nullbooth_cli.report.inspection import InspectReport, inspect_store
 from nullbooth_cli.settings.knowledge import heldout_prompts
 from nullbooth_cli.settings.prompts import load_prompts
 
@@ -51,7 +52,8 @@ def evaluate_models(common: Common, options: EvaluateOptions) -> None:
     """Evaluate, write the requested files, and answer."""
     session = start(common)
     store = session.open()
-    require(stage_states(session.config, session.prompts, store), "covariance", session.url)
+    states = stage_states(session.config, session.prompts, store)
+    require(states, "covariance", session.url)
     request = EvaluationRequest(
         edited=options.models,
         sets=_sets(session, options),
@@ -66,7 +68,8 @@ def evaluate_models(common: Common, options: EvaluateOptions) -> None:
     def events() -> Iterator[Event]:
         found = yield from evaluation_events(session.config, store, request)
         files = []
-        for path in _written(found, options):
+        projectors = inspect_store(session.config, store) if states["project"].state == "complete" else None
+        for path in _written(found, options, projectors):
             files.append(str(path))
             yield Note(f"written: {path}")
         reports.append(replace(found.report, files=tuple(files)))
@@ -85,13 +88,13 @@ def _require_writable(options: EvaluateOptions) -> None:
         gallery.require_writable(Path(folder))
 
 
-def _written(found: Evaluation, options: EvaluateOptions) -> Iterator[Path]:
+def _written(found: Evaluation, options: EvaluateOptions, projectors: InspectReport | None) -> Iterator[Path]:
     from nullbooth_cli.report import gallery
 
     if options.images:
         yield gallery.write_images(Path(options.images), found)
     if options.html:
-        yield gallery.write_gallery(Path(options.html), found)
+        yield gallery.write_gallery(Path(options.html), found, projectors)
 
 
 def _sets(session: Session, options: EvaluateOptions) -> PictureSets:

@@ -16,12 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nullbooth_cli import __version__
+from nullbooth_cli.datatypes import split_weight
 from nullbooth_cli.errors import ResourceError
-from nullbooth_cli.evaluation.answer import Drift, PictureChange
+from nullbooth_cli.evaluation.answer import SUBJECT, Drift, PictureChange
 from nullbooth_cli.evaluation.draw_models import ANOTHER, BASE
 from nullbooth_cli.evaluation.evaluate import Evaluation
 from nullbooth_cli.evaluation.request import slices_of
 from nullbooth_cli.evaluation.summary import SummaryRow, summary
+from nullbooth_cli.report.headline import Answer, model_answers, threshold_answers
+from nullbooth_cli.report.inspection import InspectReport
+from nullbooth_cli.report.names import layer_names, site_name
 from nullbooth_cli.report.page import fill_page
 
 ROWS = 12  # of each set
@@ -45,9 +49,11 @@ class GalleryRow:
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryData:
-    """The document that the page draws. `models`, `places` and `drift` have one entry for each edited model.
+    """The document that the page draws. `models`, `places`, `answers` and `drift` have one entry for each edited model.
 
-    `baseline` is the latent MSE of another seed and `by_picture` that of every picture for each edited model, both by set.
+    `threshold` are the answers about the projectors, none where they are not known, and `weights` what the protected weights are
+    called. `baseline` is the latent MSE of another seed and `by_picture` that of every picture for each edited model, both by
+    set; the set of the subject is the first.
     """
 
     store: str
@@ -59,6 +65,9 @@ class GalleryData:
     version: str
     models: tuple[str, ...]
     places: tuple[str, ...]
+    answers: tuple[tuple[Answer, ...], ...]
+    threshold: tuple[Answer, ...]
+    weights: tuple[str, ...]
     another: str
     summary: tuple[SummaryRow, ...]
     drift: tuple[Drift, ...]
@@ -78,17 +87,22 @@ def require_writable(folder: Path) -> None:
         raise ResourceError(f"cannot write into {folder}: {error}", "check the folder and its permissions") from error
 
 
-def write_gallery(path: Path, found: Evaluation) -> Path:
+def write_gallery(path: Path, found: Evaluation, projectors: InspectReport | None = None) -> Path:
     """Write the page of an evaluation. Raises ResourceError if it cannot be written.
 
-    Cost: 5 MB for plotly's script, and up to 130 kB a picture: 12 rows a set, 2 + 2 for each edited model.
+    `projectors` are those of the store, so that the page says which threshold is in force.
+
+    Cost: 1.2 MB for plotly's script, and up to 130 kB a picture: 12 rows a set, 2 + 2 for each edited model.
     """
-    return fill_page(path, "gallery.html", gallery_data(found))
+    return fill_page(path, "gallery.html", gallery_data(found, projectors))
 
 
-def gallery_data(found: Evaluation) -> GalleryData:
+def gallery_data(found: Evaluation, projectors: InspectReport | None = None) -> GalleryData:
     """The document of the page of an evaluation."""
     report = found.report
+    weights = [split_weight(each.weight) for each in report.drift.weights]
+    sets = sorted(found.sets, key=lambda name: name != SUBJECT)
+    called = layer_names(layer for layer, _ in weights)
     return GalleryData(
         store=report.store,
         base=report.base,
@@ -100,10 +114,13 @@ def gallery_data(found: Evaluation) -> GalleryData:
         models=tuple(report.model_names),
         places=tuple(model.edited for model in report.models),
         another=ANOTHER,
-        summary=tuple(summary(report)),
+        answers=tuple(map(model_answers, report.models)),
+        threshold=() if projectors is None else threshold_answers(projectors),
+        weights=tuple(site_name(called, layer, feature) for layer, feature in weights),
+        summary=tuple(sorted(summary(report), key=lambda row: row.prompts != SUBJECT)),
         drift=tuple(model.drift for model in report.models),
         baseline={name: compared.latent_mse for name, compared in report.baseline.items()},
-        by_picture={name: tuple(model.on(name).by_picture for model in report.models) for name in found.sets},
+        by_picture={name: tuple(model.on(name).by_picture for model in report.models) for name in sets},
         amplified=AMPLIFIED,
         rows=tuple(_rows(found)),
     )

@@ -10,6 +10,7 @@ from nullbooth_cli.nullspace.pooling import DecompositionSettings
 from nullbooth_cli.nullspace.spectrum import Eigenvalues
 from nullbooth_cli.pipeline.project import decomposition_of
 from nullbooth_cli.report.json_document import OPTIONAL, Document
+from nullbooth_cli.report.names import Called, site_name
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 
@@ -201,6 +202,11 @@ def sparklines(store: Store, report: InspectReport) -> list[str]:
     return [spectrum.sparkline(values, entry.null_dim) for values, entry in zip(spectra, report.sites, strict=True)]
 
 
+def worst_first(entries: Iterable[SiteReport]) -> list[SiteReport]:
+    """The entries by their leakage, the largest first: on held-out prompts where it was measured."""
+    return sorted(entries, key=lambda entry: -(entry.leakage if entry.heldout_leakage is None else entry.heldout_leakage))
+
+
 def most_leaking(entries: Iterable[SiteReport]) -> list[SiteReport]:
     """The entry of each site that leaks most, of all its timesteps."""
     found: dict[str, SiteReport] = {}
@@ -210,8 +216,15 @@ def most_leaking(entries: Iterable[SiteReport]) -> list[SiteReport]:
     return list(found.values())
 
 
-def warning_lines(entries: Iterable[SiteReport]) -> list[str]:
-    """A line for each kind of warning: the worst one, where it is, and how many sites have one."""
+def warning_lines(entries: Iterable[SiteReport], called: Called | None = None) -> list[str]:
+    """A line for each kind of warning: the worst one, where it is, and how many sites have one.
+
+    With `called`, the names of layers, sites are named as in pictures; without, as in the store.
+    """
+
+    def name(entry: SiteReport) -> str:
+        return entry.site_name if called is None else site_name(called, entry.layer, entry.feature)
+
     return spectrum.worst_doubts(
-        (entry.site_name, "" if entry.timestep is None else entry.key, doubt) for entry in entries for doubt in entry.doubts
+        (name(entry), "" if entry.timestep is None else entry.key, doubt) for entry in entries for doubt in entry.doubts
     )

@@ -1,8 +1,9 @@
 """One page with everything about a store. It needs no network and no other file.
 
 `web/page.html` is the page. It draws from one JSON document with plotly, whose script is part of the file, and uses
-`web/page.css` and `web/page.js`, which all pages share. Nothing of the document becomes markup: a prompt with a tag in it is
-shown, not run.
+`web/page.css` and `web/page.js`, which all pages share. `web/plotly-basic.min.js` is plotly.js with scatter, bar and pie alone,
+as the package plotly.js-basic-dist-min of npm has it. Nothing of the document becomes markup: a prompt with a tag in it is shown,
+not run.
 """
 
 import json
@@ -17,9 +18,14 @@ from numpy.typing import NDArray
 
 from nullbooth_cli import __version__
 from nullbooth_cli.errors import ResourceError
+from nullbooth_cli.formatting import without_shared_ending
+from nullbooth_cli.nullspace.spectrum import ADVISED_LEAKAGE
 from nullbooth_cli.pipeline.state import StageState, stage_states
-from nullbooth_cli.report.inspection import InspectTotals, Rule, SiteReport, spectra_of
+from nullbooth_cli.report.headline import Answer, threshold_answers
+from nullbooth_cli.report.inspection import InspectTotals, Rule, SiteReport, spectra_of, warning_lines, worst_first
 from nullbooth_cli.report.json_document import to_json
+from nullbooth_cli.report.ladder import Ladder
+from nullbooth_cli.report.names import Called, site_name
 from nullbooth_cli.report.over_timesteps import SiteOverTimesteps
 from nullbooth_cli.report.picture_source import PictureSource
 from nullbooth_cli.report.status import StageReport, stage_report
@@ -51,20 +57,38 @@ class PageStage(StageReport):
 
 @dataclass(frozen=True, kw_only=True)
 class PageSite(SiteReport):
-    """An entry of the inspect report with its spectrum."""
+    """An entry of the inspect report with its name and its spectrum."""
 
+    name: str
     spectrum: ThinSpectrum
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageEvolution:
-    """A site over the timesteps; each tuple has one value per timestep, None where there is none."""
+class PageRung:
+    """A threshold of the ladder, without its sites."""
 
+    value: float
+    null_dim: int
+    dim: int
+    largest_leakage: float
+    largest_heldout_leakage: float | None
+    empty: int
+    below_noise: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageEvolution:
+    """A site over the timesteps; each tuple has one value per timestep, None where there is none.
+
+    `spectra` are eigenvalues at the places of the site's own spectrum.
+    """
+
+    name: str
     layer: str
     feature: str
     dim: int
     timesteps: tuple[float, ...]
-    spectra: tuple[ThinSpectrum, ...]
+    spectra: tuple[tuple[float, ...], ...]
     null_dim: tuple[float | None, ...]
     effective_rank: tuple[float | None, ...]
     leakage: tuple[float | None, ...]
@@ -73,13 +97,21 @@ class PageEvolution:
 
 @dataclass(frozen=True, kw_only=True)
 class PageData:
-    """The document that the page draws: the inspect report with its spectra, settings, stages and prompts."""
+    """The document that the page draws: its answers, the inspect report with its spectra, the ladder, settings, stages, prompts.
+
+    The sites are in the order of their leakage, the worst first. `ending` is what the names of their layers are without.
+    """
 
     version: str
     store: str
     scope: str
     rule: Rule
     totals: InspectTotals
+    answers: tuple[Answer, ...]
+    warnings: tuple[str, ...]
+    advised_leakage: float
+    ladder: tuple[PageRung, ...]
+    ending: str
     settings: Mapping[str, str]
     packages: Mapping[str, str]
     stages: Mapping[str, PageStage]
@@ -88,9 +120,10 @@ class PageData:
     evolutions: tuple[PageEvolution, ...]
 
 
-def page_data(source: PictureSource, evolutions: Sequence[SiteOverTimesteps]) -> PageData:
-    """The document of the page of a store. Cost: about 1 kB per site and timestep."""
-    report, store = source.report, source.store
+def page_data(source: PictureSource, evolutions: Sequence[SiteOverTimesteps], ladder: Ladder) -> PageData:
+    """The document of the page of a store; the ladder is of all of its sites. Cost: about 1 kB per site and timestep."""
+    report, store, called = source.report, source.store, source.called
+    entries = worst_first(report.sites)
     states, records = stage_states(source.config, source.prompts, store), store.records
     settings = {name: value for stage in STAGES for name, value in records[stage]["settings"].items()}
     return PageData(
@@ -99,26 +132,34 @@ def page_data(source: PictureSource, evolutions: Sequence[SiteOverTimesteps]) ->
         scope=report.scope,
         rule=report.rule,
         totals=report.totals,
+        answers=threshold_answers(report, ladder),
+        warnings=tuple(warning_lines(report.sites, called)),
+        advised_leakage=ADVISED_LEAKAGE,
+        ladder=tuple(PageRung(**{each.name: getattr(rung, each.name) for each in fields(PageRung)}) for rung in ladder.ladder),
+        ending=without_shared_ending(list(called))[1],
         settings={name: str(value) for name, value in settings.items()},
         packages=store.packages,
         stages={stage: _stage(store, stage, state) for stage, state in states.items()},
         prompts=tuple(prompt.text for prompt in source.prompts),
         sites=tuple(
-            PageSite(**_values(entry), spectrum=thin_spectrum(eigenvalues))
-            for entry, eigenvalues in zip(report.sites, spectra_of(store, report.sites), strict=True)
+            PageSite(
+                **_values(entry),
+                name=site_name(called, entry.layer, entry.feature, entry.timestep),
+                spectrum=thin_spectrum(eigenvalues),
+            )
+            for entry, eigenvalues in zip(entries, spectra_of(store, entries), strict=True)
         ),
-        evolutions=tuple(map(_evolution, evolutions)),
+        evolutions=tuple(_evolution(evolution, called) for evolution in evolutions),
     )
 
 
 def write_page(path: Path, data: PageData) -> Path:
-    """Write the page of a store. Raises ResourceError if it cannot be written. Cost: 5 MB for plotly's script."""
+    """Write the page of a store. Raises ResourceError if it cannot be written. Cost: 1.2 MB for plotly's script."""
     return fill_page(path, "page.html", data)
 
 
 def fill_page(path: Path, template: str, data: object) -> Path:
     """Write a page of the folder web/ with the dataclass that it draws. Raises ResourceError if it cannot be written."""
-    from plotly.offline import get_plotlyjs
 
     def source(name: str) -> str:
         return files("nullbooth_cli.report").joinpath("web", name).read_text(encoding="utf-8")
@@ -126,7 +167,7 @@ def fill_page(path: Path, template: str, data: object) -> Path:
     # The only markup that ends a script element begins with "<", so no "<" may be part of the data.
     text = json.dumps(to_json(data), allow_nan=False).replace("<", "\\u003c")
     page = source(template)
-    parts = ((STYLE, source("page.css")), (DATA, text), (PLOTLY, get_plotlyjs()), (COMMON, source("page.js")))
+    parts = ((STYLE, source("page.css")), (DATA, text), (PLOTLY, source("plotly-basic.min.js")), (COMMON, source("page.js")))
     for empty, content in parts:
         page = page.replace(empty, empty.replace("></", f">{content}</"), 1)
     try:
@@ -151,17 +192,18 @@ def _stage(store: Store, stage: str, state: StageState) -> PageStage:
 
 
 def _values(report: SiteReport | StageReport) -> dict[str, Any]:
-    """The fields of a dataclass as keywords, its values as they are."""
-    return {each.name: getattr(report, each.name) for each in fields(report)}
+    """The fields that make a dataclass as keywords, its values as they are."""
+    return {each.name: getattr(report, each.name) for each in fields(report) if each.init}
 
 
-def _evolution(found: SiteOverTimesteps) -> PageEvolution:
+def _evolution(found: SiteOverTimesteps, called: Called) -> PageEvolution:
     return PageEvolution(
+        name=site_name(called, found.site.layer, found.site.feature),
         layer=found.site.layer,
         feature=found.site.feature,
         dim=found.site.dim,
         timesteps=tuple(found.timesteps.tolist()),
-        spectra=tuple(map(thin_spectrum, found.eigenvalues)),
+        spectra=tuple(thin_spectrum(values).value for values in found.eigenvalues),
         null_dim=_numbers(found.null_dim),
         effective_rank=_numbers(found.effective_rank),
         leakage=_numbers(found.leakage),

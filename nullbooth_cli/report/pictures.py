@@ -9,6 +9,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.nullspace.pooling import pooled, second_moment
 from nullbooth_cli.progress import Event, Note, Progress
 from nullbooth_cli.report.inspection import most_leaking, spectra_of
+from nullbooth_cli.report.ladder import explore_thresholds
 from nullbooth_cli.report.names import site_name
 from nullbooth_cli.report.over_timesteps import SiteOverTimesteps, between_layers, over_timesteps
 from nullbooth_cli.report.picture_source import PictureSource
@@ -68,7 +69,8 @@ def draw_inspection(
         if request.html:
             from nullbooth_cli.report.page import page_data, write_page
 
-            drawn.append(write_page(request.html, page_data(source, evolutions)))
+            ladder = explore_thresholds(source.config, source.store, device)
+            drawn.append(write_page(request.html, page_data(source, evolutions, ladder)))
             yield _drawn(drawn[-1])
     return tuple(drawn)
 

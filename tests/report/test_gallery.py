@@ -17,8 +17,17 @@ from selenium.webdriver.support.ui import Select
 from nullbooth_cli.evaluation.draw_models import ANOTHER, BASE
 from nullbooth_cli.evaluation.evaluate import Evaluation
 from nullbooth_cli.report.gallery import AMPLIFIED, ROWS, SIDE, picture_uri, write_gallery
-from tests.support.browser import HOSTILE, assert_quiet_and_alone, needs_browser, open_browser
+from tests.support.browser import (
+    HOSTILE,
+    assert_quiet_and_alone,
+    assert_readable,
+    each_look,
+    look_at,
+    needs_browser,
+    open_browser,
+)
 from tests.support.evaluations import evaluation
+from tests.support.reports import inspect_report
 
 TEXTS = [*(f"prompt {i}" for i in range(19)), HOSTILE]
 MODELS = ["models/<b>one", "two"]  # places
@@ -33,12 +42,12 @@ def found() -> Evaluation:
 
 @pytest.fixture(scope="module")
 def page(found: Evaluation, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_gallery(tmp_path_factory.mktemp("gallery") / "out/report.html", found)
+    return write_gallery(tmp_path_factory.mktemp("gallery") / "out/report.html", found, inspect_report())
 
 
 @pytest.fixture(scope="module")
 def browser(page: Path) -> Iterator[webdriver.Chrome]:
-    with open_browser(page, "#drift .plot-container") as opened:
+    with open_browser(page) as opened:
         yield opened
 
 
@@ -46,6 +55,10 @@ def shown(browser: webdriver.Chrome, table: str) -> list[list[str]]:
     return browser.execute_script(
         f"return [...document.querySelectorAll('#{table} tr')].map(r => [...r.cells].map(c => c.textContent))"
     )
+
+
+def prompts_shown(browser: webdriver.Chrome) -> list[str]:
+    return browser.execute_script("return [...document.querySelectorAll('.row > figcaption')].map(each => each.textContent)")
 
 
 def pixels(uri: str) -> Any:
@@ -64,22 +77,46 @@ def test_large_pictures_are_shown_smaller() -> None:
 
 @needs_browser
 class TestBrowser:
+    def test_each_model_has_its_answers(self, browser: webdriver.Chrome) -> None:
+        heads = [head.text for head in browser.find_elements(By.CSS_SELECTOR, "#answers h3")]
+        assert heads == [*NAMES, "Projectors of run.zarr"]
+        parts = browser.find_elements(By.CSS_SELECTOR, "#answers .answers")
+        questions = [[each.text for each in part.find_elements(By.CSS_SELECTOR, "span")] for part in parts]
+        assert questions[0] == questions[1] == ["Learned?", "Forgotten?", "How far do weights drift?"]
+        assert questions[2] == ["Threshold in force", "Does it preserve?", "What does it cost?"]
+        first = [each.get_attribute("class") for each in parts[0].find_elements(By.CSS_SELECTOR, ".answer")]
+        assert first == ["answer poor", "answer good", "answer"]
+        assert "0.02 of 1\nhardly" in parts[0].text
+        assert "hardly anything" in parts[1].text
+
     def test_numbers_stand_side_by_side(self, browser: webdriver.Chrome) -> None:
         assert browser.find_element(By.TAG_NAME, "h1").text == ", ".join(NAMES)
         rows = shown(browser, "summary")
-        assert rows[0] == ["prompts", "quantity", ANOTHER, *NAMES]
-        assert ["preserved prompts", "latent MSE, of another seed's", "1", "0.01", "0"] in rows
-        assert ["the subject", "captions drawn right (base 1)", "0.25", "0.25", "0.25"] in rows
-        assert not [row for row in rows if row[1] in ("LPIPS", "PSNR, dB")]
+        assert rows[0] == ["quantity", ANOTHER, *NAMES]
+        parts = [i for i, row in enumerate(rows) if row[0] in ("the subject", "preserved prompts")]
+        assert [rows[i][0] for i in parts] == ["the subject", "preserved prompts"], "the subject first"
+        assert ["captions drawn right (base 1)", "0.25", "0.25", "0.25"] in rows[parts[0] : parts[1]]
+        assert ["latent MSE, of another seed's", "1", "0.01", "0"] in rows[parts[1] :]
+        assert not [row for row in rows if row[0] in ("LPIPS", "PSNR, dB")]
         assert shown(browser, "not-measured")[1:] == [["clip", "no CLIP weights at <here>"]]
 
     def test_a_few_pictures_from_most_to_least_changed(self, browser: webdriver.Chrome, found: Evaluation) -> None:
-        rows = shown(browser, "pictures")
-        assert len(rows) - 1 == ROWS
-        assert rows[1][0].startswith(HOSTILE)
-        assert rows[-1][0].startswith("prompt 0")
+        assert Select(browser.find_element(By.ID, "set")).first_selected_option.text == "the subject"
+        assert len(prompts_shown(browser)) == 2
+        Select(browser.find_element(By.ID, "set")).select_by_visible_text("preserved prompts")
+        prompts = prompts_shown(browser)
+        assert len(prompts) == ROWS
+        assert prompts[0].startswith(HOSTILE)
+        assert prompts[-1].startswith("prompt 0")
+        assert prompts[-1].endswith("latent MSE of <b>one: 0.02")
         assert browser.title == "nullbooth evaluation"
-        sources = browser.execute_script("return [...document.querySelectorAll('#pictures tr:last-child img')].map(i => i.src)")
+        last = "[...document.querySelectorAll('#pictures .row:last-child img')]"
+        assert browser.execute_script(f"return {last}.map(i => i.alt)") == [
+            "base",
+            "base, another seed",
+            *(text for name in NAMES for text in (name, f"{name}, difference × {AMPLIFIED}")),  # noqa: RUF001
+        ]
+        sources = browser.execute_script(f"return {last}.map(i => i.src)")
         base, another, one, one_less, two, two_less = map(pixels, sources)
         images = {name: drawn.images[0] for name, drawn in found.drawn.items()}
         for seen, name in ((base, BASE), (another, ANOTHER), (one, MODELS[0]), (two, MODELS[1])):
@@ -87,17 +124,17 @@ class TestBrowser:
         changed = AMPLIFIED * np.abs(images[BASE].astype(int) - images[MODELS[0]])
         np.testing.assert_array_equal(one_less, changed.clip(0, 255))
         assert not two_less.any()
-        Select(browser.find_element(By.ID, "set")).select_by_visible_text("the subject")
-        assert len(shown(browser, "pictures")) - 1 == 2
 
     def test_charts(self, browser: webdriver.Chrome) -> None:
         Select(browser.find_element(By.ID, "set")).select_by_visible_text("preserved prompts")
         values = browser.execute_script("return document.getElementById('changes').data.map(t => Array.from(t.y))")
         np.testing.assert_allclose(values[0], [0.01 * (i + 1) for i in range(19, -1, -1)])
         assert values[1] == [None] * 20
-        drifts = browser.execute_script("return document.getElementById('drift').data.map(t => [t.name, Array.from(t.y)])")
+        drifts = browser.execute_script("return document.getElementById('drift').data.map(t => [t.name, Array.from(t.x)])")
         assert drifts[0] == ["&lt;b&gt;one, preserved inputs", [0.1, 0.1]]
         assert drifts[3] == ["two, held-out inputs", [0.3, 0.3]]
+        labels = browser.execute_script("return document.getElementById('drift').layout.yaxis.ticktext")
+        assert labels == ["mid_block q", "mid_block k"], "one layer alone is called by its first part"
         listed = browser.execute_script("return [...document.querySelectorAll('#unprotected li')].map(l => l.textContent)")
         assert listed == ["unet.<i>bias"] * 2
         said = browser.execute_script("return [...document.querySelectorAll('#unprotected summary')].map(l => l.textContent)")
@@ -110,6 +147,12 @@ class TestBrowser:
             brightness[theme] = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
             browser.execute_script("document.getElementById('theme').click()")
         assert brightness == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}
+
+    @each_look
+    def test_readable_in_every_window(self, browser: webdriver.Chrome, page: Path, width: int, scheme: str) -> None:
+        look_at(browser, page, width, scheme)
+        browser.execute_script("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+        assert_readable(browser)
 
     def test_no_console_error_and_no_request(self, browser: webdriver.Chrome, page: Path) -> None:
         """Last: over all that was clicked before."""

@@ -7,11 +7,11 @@ import pytest
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.nullspace import spectrum
-from nullbooth_cli.report.inspection import inspect_store, most_leaking, sparklines, spectra_of, warning_lines
+from nullbooth_cli.report.inspection import inspect_store, most_leaking, sparklines, spectra_of, warning_lines, worst_first
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from tests.support.builders import execute, small_config
-from tests.support.reports import site_report
+from tests.support.reports import CALLED, site_report
 
 Run = tuple[Config, Store]
 
@@ -97,4 +97,13 @@ def test_the_worst_of_each_kind_of_warning() -> None:
         f"60 vectors for 8 dimensions; 80 or more are advised: {few.site_name}",
         f"leakage 0.3 on the collected prompts, more than 0.1: {few.site_name} at timestep_0005, the worst of 2 sites",
     ]
+    assert warning_lines([few], CALLED)[0] == "60 vectors for 8 dimensions; 80 or more are advised: mid_block.attentions.0 q"
     assert warning_lines([site_report()]) == []
+
+
+def test_the_worst_first() -> None:
+    """By the held-out prompts where they were measured."""
+    one, two, three = (site_report(leakage=leakage) for leakage in (0.1, 0.3, 0.2))
+    assert worst_first([one, two, three]) == [two, three, one]
+    measured = site_report(leakage=0.1, heldout_leakage=0.25)
+    assert worst_first([measured, two, three]) == [two, measured, three]

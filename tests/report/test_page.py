@@ -1,8 +1,9 @@
 """The report page in a real browser: it stands alone, nothing of the data runs, and what one clicks does what it says."""
 
+import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,23 @@ import pytest
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import Select, WebDriverWait
+from selenium.webdriver.support.ui import Select
 from typer.testing import CliRunner
 
 from nullbooth_cli.cli import app
 from nullbooth_cli.report.page import MOST_POINTS, ThinSpectrum, thin_spectrum
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
-from tests.support.browser import HOSTILE, assert_quiet_and_alone, needs_browser, open_browser
-from tests.support.builders import PROMPTS, execute, small_config
+from tests.support.browser import (
+    HOSTILE,
+    assert_quiet_and_alone,
+    assert_readable,
+    each_look,
+    look_at,
+    needs_browser,
+    open_browser,
+)
+from tests.support.builders import PROMPTS, ROOT, execute, small_config
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +57,7 @@ def page(run: Any) -> tuple[Path, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def browser(page: Any) -> Iterator[webdriver.Chrome]:
-    with open_browser(page[0], "#leakage .plot-container") as opened:
+    with open_browser(page[0]) as opened:
         yield opened
 
 
@@ -83,6 +92,20 @@ def test_a_spectrum_is_thinned_to_what_can_be_seen() -> None:
     assert thin_spectrum(np.array([1.0, 3.0])) == ThinSpectrum((1, 2), (3.0, 1.0))
 
 
+def test_the_script_of_plotly_is_the_one_that_was_published() -> None:
+    """The file of plotly.js-basic-dist-min 4.1.1, whose licence lies beside it."""
+    web = ROOT / "nullbooth_cli" / "report" / "web"
+    script = (web / "plotly-basic.min.js").read_bytes()
+    assert script.startswith(b"/**\n* plotly.js (basic - minified) v4.1.1\n")
+    assert hashlib.sha256(script).hexdigest() == "99784e3abfb07b142a15e521a439e6d9addceadb3f79553fd24c72774f0649ba"
+    assert (web / "plotly-basic.LICENSE.txt").read_text().startswith("MIT License\n\nCopyright (c) 2016-2024 Plotly")
+    assert "nullbooth_cli/report/web/plotly-basic.LICENSE.txt" in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_page_is_small(page: Any) -> None:
+    assert page[0].stat().st_size < 2_000_000
+
+
 def test_the_file_names_nothing_outside(page: Any) -> None:
     ours = re.sub(r'(?s)<script id="plotly">.*?</script>', "", page[0].read_text(encoding="utf-8"))
     assert not re.search(r"""(src|href)\s*=\s*["'][^"']""", ours.replace("src=x onerror", ""))
@@ -98,13 +121,37 @@ def test_a_page_that_cannot_be_written(run: Any, tmp_path: Path) -> None:
 
 @needs_browser
 class TestBrowser:
-    def test_summary_and_warnings(self, browser: webdriver.Chrome, page: Any) -> None:
+    def test_the_headline_answers(self, browser: webdriver.Chrome, page: Any) -> None:
         totals = page[1]["totals"]
-        cards = browser.find_element(By.ID, "cards").text
-        assert f"{totals['null_dim']} of {totals['dim']}" in cards
+        threshold, leakage, cost = browser.find_elements(By.CSS_SELECTOR, "#answers .answer")
+        assert "relative_threshold 0.001" in threshold.text
+        assert f"leaks {totals['largest_heldout_leakage']:.2g}" in leakage.text
+        assert leakage.get_attribute("class") == ("answer good" if totals["largest_heldout_leakage"] <= 0.1 else "answer poor")
+        assert f"{totals['null_dim']} of {totals['dim']} dimensions" in cost.text
+
+    def test_warnings(self, browser: webdriver.Chrome, page: Any) -> None:
         warnings = browser.find_element(By.ID, "warnings")
         assert warnings.is_displayed()
-        assert "vectors" in warnings.text
+        listed = browser.execute_script("return [...document.querySelectorAll('#warnings li')].map(item => item.textContent)")
+        texts = {text for site in page[1]["sites"] for text in site["warnings"]}
+        assert 0 < len(listed) < len(texts), "a line for each kind, with the worst of it"
+        assert all(line.partition(": ")[0] in {text.partition(": ")[0] for text in texts} for line in listed)
+        assert not any(".attn2" in line for line in listed), "sites have the names of the table"
+
+    def test_the_ladder_has_labels_and_the_rung_in_force(self, browser: webdriver.Chrome, page: Any) -> None:
+        totals = page[1]["totals"]
+        traces = browser.execute_script(
+            "return document.getElementById('ladder').data.map(t => [t.name, Array.from(t.x), Array.from(t.y), t.text, t.mode])"
+        )
+        assert [name for name, *_ in traces] == ["collected", "held-out"]
+        (_, shares, leakages, texts, mode) = traces[1]
+        place = texts.index("<b>0.001</b>")
+        assert shares[place] == pytest.approx(100 * totals["null_dim"] / totals["dim"])
+        assert leakages[place] == pytest.approx(totals["largest_heldout_leakage"])
+        assert sum(map(bool, texts)) > 3
+        assert "text" in mode
+        in_force = browser.find_element(By.CSS_SELECTOR, "#rungs tr.now")
+        assert in_force.get_attribute("textContent").startswith("0.001, in force")
 
     def test_prompts_and_names_are_shown_not_run(self, browser: webdriver.Chrome, run: Any) -> None:
         assert browser.title == "nullbooth report"
@@ -118,10 +165,10 @@ class TestBrowser:
         assert len(rows(browser)) == everything
         field = browser.find_element(By.ID, "filter")
         field.send_keys("MID")
-        assert set(column(browser, "layer")) == {"mid_block.attentions.0.transformer_blocks.0.attn2"}
+        assert {name.split()[0] for name in column(browser, "site")} == {"mid_block.attentions.0"}
         assert browser.find_element(By.ID, "shown").text == f"{len(rows(browser))} of {everything}"
         Select(browser.find_element(By.ID, "filter-feature")).select_by_visible_text("q")
-        assert column(browser, "feature") == ["q"]
+        assert column(browser, "site") == ["mid_block.attentions.0 q"]
         Select(browser.find_element(By.ID, "filter-feature")).select_by_visible_text("all features")
         field.clear()
         field.send_keys(" ", "\b")
@@ -129,6 +176,15 @@ class TestBrowser:
         assert len(rows(browser)) == sum(bool(site["warnings"]) for site in page[1]["sites"]) < everything
         browser.find_element(By.ID, "filter-warned").click()
         assert len(rows(browser)) == everything
+
+    def test_the_worst_site_is_the_first(self, browser: webdriver.Chrome, page: Any) -> None:
+        worst = max(page[1]["sites"], key=lambda site: site["heldout_leakage"])
+        layer = worst["layer"].removesuffix(".transformer_blocks.0.attn2")
+        assert column(browser, "site")[0] == f"{layer} {worst['feature']}"
+        assert browser.find_element(By.CSS_SELECTOR, "#sites th[aria-sort='descending']").text == "held-out ▼"
+        chosen = Select(browser.find_element(By.ID, "spectrum-site")).first_selected_option
+        assert chosen.text == column(browser, "site")[0]
+        assert browser.find_element(By.ID, "ending").text == "layers end in .transformer_blocks.0.attn2"
 
     def test_sort(self, browser: webdriver.Chrome, page: Any) -> None:
         expected = sorted(site["null_dim"] for site in page[1]["sites"])
@@ -142,7 +198,8 @@ class TestBrowser:
     def test_a_row_chooses_the_spectrum_and_a_timestep_its_own(self, browser: webdriver.Chrome, run: Any) -> None:
         store = run[1]
         site = next(site for site in store.sites if site.feature == "out")
-        row = next(i for i, cells in enumerate(rows(browser)) if cells[:2] == [site.layer, "out"])
+        name = f"{site.layer.removesuffix('.transformer_blocks.0.attn2')} out"
+        row = column(browser, "site").index(name)
         browser.execute_script("document.querySelectorAll('#sites tbody tr')[arguments[0]].click()", row)
         np.testing.assert_allclose(
             shown_trace(browser, "spectrum", "y"), store.projectors.read_eigenvalues(site, 0)[::-1], rtol=1e-3
@@ -156,10 +213,22 @@ class TestBrowser:
         layers = [site.layer for site in run[1].sites if site.feature == "out"]
         Select(browser.find_element(By.ID, "map-feature")).select_by_value("out")
         Select(browser.find_element(By.ID, "map-quantity")).select_by_value("heldout_leakage")
-        values = shown_trace(browser, "map", "z")
-        assert len(values) == len(layers)
-        assert all(0 <= value <= 1 for line in values for value in line)
-        assert len(browser.execute_script("return document.getElementById('evolution').data")) == len(layers)
+        cells = browser.execute_script(
+            "return [...document.querySelectorAll('#map tbody tr')].map(row => [...row.cells].slice(1).map(cell => cell.title))"
+        )
+        assert [len(line) for line in cells] == [4] * len(layers)
+        values = [float(cell.rpartition(": ")[2]) for line in cells for cell in line]
+        assert all(0 <= value <= 1 for value in values)
+        lowest, highest = (browser.find_element(By.ID, end).text.rpartition(" ")[2] for end in ("lowest", "highest"))
+        assert (float(lowest), float(highest)) == (min(values), max(values))
+
+    def test_a_row_of_the_map_chooses_its_line(self, browser: webdriver.Chrome) -> None:
+        names = browser.execute_script("return [...document.querySelectorAll('#map tbody th')].map(cell => cell.textContent)")
+        browser.execute_script("document.querySelectorAll('#map tbody tr')[arguments[0]].click()", len(names) - 1)
+        lines = browser.execute_script("return document.getElementById('evolution').data.map(t => [t.name, t.showlegend])")
+        assert sorted(name for name, _ in lines) == sorted(names)
+        assert [name for name, chosen in lines if chosen] == [names[-1]]
+        assert browser.find_element(By.CSS_SELECTOR, "#map tr.chosen th").text == names[-1]
 
     def test_dark_and_light(self, browser: webdriver.Chrome, tmp_path: Path) -> None:
         brightness = {}
@@ -173,12 +242,11 @@ class TestBrowser:
             browser.execute_script("arguments[0].click()", button)
         assert brightness["dark"] < 100 < 200 < brightness["light"]
 
-    def test_a_narrow_window_has_no_sideways_scroll(self, browser: webdriver.Chrome) -> None:
-        browser.set_window_size(500, 1200)
-        wait: Callable[[Any], bool] = lambda d: d.execute_script(  # noqa: E731
-            "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
-        )
-        assert WebDriverWait(browser, 120).until(wait)
+    @each_look
+    def test_readable_in_every_window(self, browser: webdriver.Chrome, page: Any, width: int, scheme: str) -> None:
+        look_at(browser, page[0], width, scheme)
+        browser.execute_script("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+        assert_readable(browser)
 
     def test_no_console_error_and_no_request(self, browser: webdriver.Chrome, page: Any) -> None:
         """Last: over all that was clicked before."""

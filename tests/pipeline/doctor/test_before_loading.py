@@ -37,15 +37,13 @@ class TestPackages:
         installed = metadata.version
 
         def version(name: str) -> str:
-            if name == "plotly":
+            if name == "pillow":
                 raise metadata.PackageNotFoundError(name)
             return "1.13.0" if name == "torch" else installed(name)
 
         monkeypatch.setattr(metadata, "version", version)
         every = findings(little(tmp_path / "run.zarr"))
-        refused(
-            every["packages"], "plotly is not installed; nullbooth needs >=6", "torch 1.13.0 is installed; nullbooth needs >="
-        )
+        refused(every["packages"], "pillow is not installed; nullbooth needs >=", "torch 1.13.0 is installed; nullbooth needs >=")
         assert {finding.verdict for name, finding in every.items() if name != "packages"} == {"ok"}
 
     def test_nullbooth_itself_is_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
