@@ -1,6 +1,6 @@
 """Reads the options of `nullbooth evaluate`, and draws its answer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,13 @@ from typing import Any
 from nullbooth_cli.commands.options import Common
 from nullbooth_cli.commands.session import Session, start
 from nullbooth_cli.commands.tables import table
+from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.answer import SUBJECT, EvaluationReport, ModelAnswer
 from nullbooth_cli.evaluation.draw_models import ANOTHER
 from nullbooth_cli.evaluation.evaluate import Evaluation, evaluation_events
 from nullbooth_cli.evaluation.request import EvaluationRequest, PictureSets, picture_sets
+from nullbooth_cli.evaluation.subject import NoSubject, Subject, find_subject
 from nullbooth_cli.evaluation.summary import summary
 from nullbooth_cli.evaluation.verdict import SET_NAMES
 from nullbooth_cli.formatting import counted
@@ -24,6 +26,7 @@ from nullbooth_cli.settings.prompts import load_prompts
 
 # The options that let a missing quantity be measured.
 MISSING_OPTIONS = {
+    "learned": "name the subject with --subject, and its pictures with --instances",
     SUBJECT: "name one with --subject or --subject-prompts",
     "instances": "give them with --instances",
     "clip": "give it with --features clip=FOLDER",
@@ -54,11 +57,13 @@ def evaluate_models(common: Common, options: EvaluateOptions) -> None:
     store = session.open()
     states = stage_states(session.config, session.prompts, store)
     require(states, "covariance", session.url)
+    subject = _subject(options)
     request = EvaluationRequest(
         edited=options.models,
-        sets=_sets(session, options),
+        sets=_sets(session, options, subject.prompts),
         encoders=_features(options.features),
-        instances=Path(options.instances) if options.instances else None,
+        instances=subject.instances,
+        no_instances=subject.missing,
         device=options.device,
         batch_size=session.config.collect.batch_size,
     )
@@ -97,19 +102,29 @@ def _written(found: Evaluation, options: EvaluateOptions, projectors: InspectRep
         yield gallery.write_gallery(Path(options.html), found, projectors)
 
 
-def _sets(session: Session, options: EvaluateOptions) -> PictureSets:
-    """The pictures to draw, by the name that the answer gives their set."""
+def _subject(options: EvaluateOptions) -> Subject:
+    """The subject that the options name, or that a training run taught."""
     if options.subject and options.subject_prompts:
         raise ConfigError("--subject and --subject-prompts name the same", "put all of them into the file")
-    subject = options.subject_prompts or list(options.subject)
-    if options.instances and not subject:
-        raise ConfigError("--instances are pictures of a subject, but no subject is named", "add --subject or --subject-prompts")
+    if "" in (text.strip() for text in options.subject):
+        raise ConfigError("--subject is an empty text", "write a prompt of the subject, such as 'a photo of sks dog'")
+    named = options.subject_prompts or list(options.subject)
+    prompts = load_prompts(named, "--subject-prompts") if named else ()
+    try:
+        return find_subject(options.models, prompts, Path(options.instances) if options.instances else None)
+    except NoSubject as error:
+        raise ConfigError(
+            "--instances are pictures of a subject, but no subject is named", "add --subject or --subject-prompts"
+        ) from error
+
+
+def _sets(session: Session, options: EvaluateOptions, subject: Sequence[Prompt]) -> PictureSets:
+    """The pictures to draw, by the name that the answer gives their set."""
     if options.prompts:
         preserved = {"given": load_prompts(options.prompts, "--prompts")}
     else:
         preserved = {"preserved": session.prompts, "heldout": heldout_prompts(session.config)}
-    of_subject = load_prompts(subject, "--subject-prompts") if subject else ()
-    return picture_sets(preserved, of_subject, num_prompts=options.num_prompts, subject_images=options.subject_images)
+    return picture_sets(preserved, subject, num_prompts=options.num_prompts, subject_images=options.subject_images)
 
 
 def _features(given: tuple[str, ...]) -> dict[str, str]:
@@ -133,7 +148,18 @@ def draw_table(report: EvaluationReport) -> list[Any]:
         rows.append([prompts, row.quantity, *("" if value is None else f"{value:.3g}" for value in row.values)])
     drawn = table(columns, rows, right=frozenset(range(2, len(columns))))
     missing = (f"not measured: {_in_words(name)}: {_with_option(name, why)}" for name, why in report.not_measured.items())
-    return [drawn, *(_drift_line(model) for model in report.models), *missing]
+    return [*verdict_lines(report), drawn, *(_drift_line(model) for model in report.models), *missing]
+
+
+def verdict_lines(report: EvaluationReport) -> list[str]:
+    """The verdicts on each model with their advice; the name of the model before them if there are several."""
+    lines = []
+    for name, model in zip(report.model_names, report.models, strict=True):
+        before = f"{name}: " if report.against else ""
+        for verdict in model.verdicts:
+            lines.append(f"{before}{verdict.text}")
+            lines += [f"  {verdict.advice}"] if verdict.advice else []
+    return [*lines, ""] if lines else []
 
 
 def _in_words(name: str) -> str:

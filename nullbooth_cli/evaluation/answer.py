@@ -18,6 +18,28 @@ class BaseAndEdited:
     edited: float
 
 
+@dataclass(frozen=True)
+class InstanceSimilarity(BaseAndEdited):
+    """Mean cosine of pictures of the subject with those it was learned from; `among` is that of two of these, None for one."""
+
+    among: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceLoss:
+    """The denoising loss of the velocity on the pictures that the subject was learned from, with their captions.
+
+    `fall` is the share of the base's loss that the edited model lacks, with its `standard_error` over `draws` of noise and
+    timestep.
+    """
+
+    base: float
+    edited: float
+    fall: float
+    standard_error: float
+    draws: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeatureDistances:
     """Two sets of pictures in one feature space of `dim` dimensions, by the metrics of `metrics`.
@@ -70,9 +92,15 @@ class PictureComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectComparison(PictureComparison):
-    """On prompts of the subject; `instances` is the cosine with the pictures it was learned from, by feature space."""
+    """On prompts of the subject.
 
-    instances: Mapping[str, BaseAndEdited] | None
+    `shown` is the share of the pictures in which the embedded model's exact scorer finds it. `instances` is the likeness to the
+    pictures it was learned from, by feature space, and `instance_loss` the loss on these.
+    """
+
+    shown: BaseAndEdited | None
+    instances: Mapping[str, InstanceSimilarity] | None
+    instance_loss: InstanceLoss | None
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nullbooth_cli.evaluation import metrics
-from nullbooth_cli.evaluation.answer import BaseAndEdited, FeatureDistances, PictureChange, PictureComparison
+from nullbooth_cli.evaluation.answer import (
+    BaseAndEdited,
+    FeatureDistances,
+    InstanceLoss,
+    InstanceSimilarity,
+    PictureChange,
+    PictureComparison,
+    SubjectComparison,
+)
 from nullbooth_cli.evaluation.encoders import FeatureSpaces
 from nullbooth_cli.evaluation.pictures import Pictures, PictureSpec
-from nullbooth_cli.toy import world
+from nullbooth_cli.toy import subject, world
 
 FEWEST = 2 * metrics.NEIGHBOURS  # pictures that a comparison of whole sets takes
 Floats = NDArray[np.floating]
@@ -21,13 +29,15 @@ Floats = NDArray[np.floating]
 class PictureFeatures:
     """The pictures of one model, encoded in every feature space: `vectors` `[N, D]` by space.
 
-    `right` `[N]` is 1 for a picture that shows everything its caption names, NaN for a caption that names nothing, and None for
+    `right` `[N]` is 1 for a picture that shows everything its caption names, NaN for a caption that names nothing. `shown` is 1
+    for one that shows the embedded model's subject as its caption asks, NaN for a caption of anything else. Both are None for
     models other than the embedded one. `alignment` `[N]` is the cosine with the prompt, None without CLIP.
     """
 
     drawn: Pictures
     vectors: Mapping[str, Floats]
     right: Floats | None
+    shown: Floats | None
     alignment: Floats | None
 
     def take(self, places: slice) -> "PictureFeatures":
@@ -36,6 +46,7 @@ class PictureFeatures:
             drawn=Pictures(self.drawn.images[places], self.drawn.latents[places]),
             vectors={name: found[places] for name, found in self.vectors.items()},
             right=None if self.right is None else self.right[places],
+            shown=None if self.shown is None else self.shown[places],
             alignment=None if self.alignment is None else self.alignment[places],
         )
 
@@ -58,9 +69,11 @@ def extract_features(drawn: Pictures, texts: Sequence[str], spaces: FeatureSpace
     """
     vectors: dict[str, Floats] = {"latents": drawn.pooled()}
     vectors |= {name: encode(drawn.images) for name, encode in spaces.encoders.items()}
-    right = np.array([_shows(image, text) for image, text in zip(drawn.images, texts, strict=True)]) if is_toy else None
+    pairs = list(zip(drawn.images, texts, strict=True))
+    right = np.array([_shows(image, text) for image, text in pairs]) if is_toy else None
+    shown = np.array([_shows_subject(image, text) for image, text in pairs]) if is_toy else None
     alignment = spaces.alignment(vectors["clip"], list(texts)) if spaces.alignment else None
-    return PictureFeatures(drawn=drawn, vectors=vectors, right=right, alignment=alignment)
+    return PictureFeatures(drawn=drawn, vectors=vectors, right=right, shown=shown, alignment=alignment)
 
 
 def _shows(image: NDArray[np.uint8], text: str) -> float:
@@ -69,6 +82,11 @@ def _shows(image: NDArray[np.uint8], text: str) -> float:
         return float("nan")
     reading = world.read(image / 255)
     return float(all(getattr(reading, part) == value for part, value in asked.items()))
+
+
+def _shows_subject(image: NDArray[np.uint8], text: str) -> float:
+    shown = subject.is_shown(image / 255, text)
+    return float("nan") if shown is None else float(shown)
 
 
 def compare_pictures(compared: ComparedPictures, spaces: FeatureSpaces) -> PictureComparison:
@@ -95,13 +113,31 @@ def compare_pictures(compared: ComparedPictures, spaces: FeatureSpaces) -> Pictu
     )
 
 
+def compare_subject(
+    compared: ComparedPictures,
+    spaces: FeatureSpaces,
+    instances: Mapping[str, Floats] | None,
+    loss: InstanceLoss | None,
+) -> SubjectComparison:
+    """A model beside the base on prompts of the subject; `instances` are vectors `[M, D]` of its pictures, by feature space."""
+    base, edited = compared.base, compared.edited
+    return SubjectComparison(
+        **vars(compare_pictures(compared, spaces)),
+        shown=_means(base.shown, edited.shown),
+        instances=None if instances is None else similarity_to_instances(base, edited, instances),
+        instance_loss=loss,
+    )
+
+
 def similarity_to_instances(
     base: PictureFeatures, edited: PictureFeatures, instances: Mapping[str, Floats]
-) -> dict[str, BaseAndEdited]:
+) -> dict[str, InstanceSimilarity]:
     """Mean cosine between pictures of the subject and those it was learned from (vectors `[M, D]`), by feature space."""
     return {
-        name: BaseAndEdited(
-            metrics.cross_cosine(base.vectors[name], vectors), metrics.cross_cosine(edited.vectors[name], vectors)
+        name: InstanceSimilarity(
+            metrics.cross_cosine(base.vectors[name], vectors),
+            metrics.cross_cosine(edited.vectors[name], vectors),
+            metrics.inner_cosine(vectors) if len(vectors) > 1 else None,
         )
         for name, vectors in instances.items()
     }

@@ -7,7 +7,7 @@
 """
 
 import gc
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,18 +16,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nullbooth_cli.evaluation.answer import SUBJECT, EvaluationReport, ModelAnswer, PictureComparison, SubjectComparison
+from nullbooth_cli.evaluation.answer import (
+    SUBJECT,
+    EvaluationReport,
+    InstanceLoss,
+    ModelAnswer,
+    PictureComparison,
+    SubjectComparison,
+)
 from nullbooth_cli.evaluation.compare import (
     FEWEST,
     ComparedPictures,
     PictureFeatures,
     compare_pictures,
+    compare_subject,
     extract_features,
-    similarity_to_instances,
 )
-from nullbooth_cli.evaluation.draw_models import ANOTHER, BASE, DrawnModels
+from nullbooth_cli.evaluation.draw_models import ANOTHER, BASE, DrawnBase, DrawnModels
 from nullbooth_cli.evaluation.edited import read_place
 from nullbooth_cli.evaluation.encoders import FeatureSpaces, load_feature_spaces
+from nullbooth_cli.evaluation.instance_loss import NO_LOSS, instance_loss
+from nullbooth_cli.evaluation.learned import learned_verdict
 from nullbooth_cli.evaluation.pictures import Pictures
 from nullbooth_cli.evaluation.request import (
     NUM_PROMPTS,
@@ -37,12 +46,12 @@ from nullbooth_cli.evaluation.request import (
     picture_sets,
     slices_of,
 )
-from nullbooth_cli.evaluation.verdict import forgotten
+from nullbooth_cli.evaluation.subject import NO_PICTURES, NO_PROMPT, find_subject
+from nullbooth_cli.evaluation.verdict import Verdict, forgotten
 from nullbooth_cli.evaluation.weight_drift import weight_drifts
 from nullbooth_cli.model.device import pick_device
 from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.config import Config, build_config
-from nullbooth_cli.settings.images import read_image_folder
 from nullbooth_cli.settings.knowledge import heldout_prompts
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.store import Store
@@ -92,9 +101,10 @@ def evaluate(
 
     `edited` and `against` are pipeline folders, hub ids or LoRAs: a file of diffusers or kohya, a folder of PEFT, with a scale as
     `lora@0.8`, several as `one@0.8+other`. `prompts` replaces the preserved and held-out prompts of the
-    store, `subject` are prompts of the learned subject, and `instances` is a folder of the pictures it was learned from. `config`
-    is the store's own by default; `encoders` gives folders of CLIP or DINO by name, else they come from the hub's cache.
-    `batch_size` pictures are drawn together, by default as many as the config collects together.
+    store. `subject` are prompts of the learned subject, and `instances` is a folder of the pictures it was learned from; by
+    default both are those of the training run that made a model. `config` is the store's own by default; `encoders` gives folders
+    of CLIP or DINO by name, else they come from the hub's cache. `batch_size` pictures are drawn together, by default as many as
+    the config collects together.
 
     Raises StageError unless the stage covariance is complete, ConfigError if the base is not the model that was collected from or
     a model cannot be loaded whole, before anything is drawn. Cost: as `evaluation_events`.
@@ -106,12 +116,15 @@ def evaluate(
         preserved = {"preserved": opened.prompts(), "heldout": heldout_prompts(found)}
     else:
         preserved = {"given": load_prompts(_source(prompts), "prompts")}
-    of_subject = load_prompts(_source(subject), "subject") if subject else ()
+    named = load_prompts(_source(subject), "subject") if subject else ()
+    places = tuple(map(str, (edited, *against)))
+    found_subject = find_subject(places, named, None if instances is None else Path(instances))
     request = EvaluationRequest(
-        edited=tuple(map(str, (edited, *against))),
-        sets=picture_sets(preserved, of_subject, num_prompts=num_prompts, subject_images=subject_images),
+        edited=places,
+        sets=picture_sets(preserved, found_subject.prompts, num_prompts=num_prompts, subject_images=subject_images),
         encoders={name: str(folder) for name, folder in (encoders or {}).items()},
-        instances=None if instances is None else Path(instances),
+        instances=found_subject.instances,
+        no_instances=found_subject.missing,
         device=device,
         batch_size=found.collect.batch_size if batch_size is None else batch_size,
     )
@@ -141,8 +154,6 @@ def evaluation_events(config: Config, store: Store, request: EvaluationRequest) 
         yield from map(Note, edited.notes)
         if SUBJECT in request.sets and (note := edited.word_note([spec.prompt.text for spec in request.sets[SUBJECT]])):
             yield Note(f"{place}: {note}")
-    if request.instances is not None:
-        read_image_folder(request.instances, "instances")
     if note := spaces.cut_off_note(spec.prompt.text for spec in request.specs):
         yield Note(f"for CLIP {note}")
     models = DrawnModels(config=config, store=store, request=request, device=device)
@@ -153,7 +164,7 @@ def evaluation_events(config: Config, store: Store, request: EvaluationRequest) 
             torch.cuda.empty_cache()
         yield from models.draw_edited(place, base)
     yield Note("comparing")
-    return Evaluation(_report(config, store, request, spaces, models, base.instances), request.sets, models.drawn)
+    return Evaluation(_report(config, store, request, spaces, models, base), request.sets, models.drawn)
 
 
 def _report(
@@ -162,7 +173,7 @@ def _report(
     request: EvaluationRequest,
     spaces: FeatureSpaces,
     models: DrawnModels,
-    instances: Mapping[str, Floats] | None,
+    base: DrawnBase,
 ) -> EvaluationReport:
     is_toy, texts = config.model == "toy", [spec.prompt.text for spec in request.specs]
     features = {name: extract_features(drawn, texts, spaces, is_toy=is_toy) for name, drawn in models.drawn.items()}
@@ -170,12 +181,19 @@ def _report(
     drifts = weight_drifts(store, heldout, models.weights[BASE], [models.weights[place] for place in request.edited])
     answers = []
     for place, drift in zip(request.edited, drifts, strict=True):
-        compared = _compare(request, features, place, spaces, instances)
+        loss = instance_loss(models.errors[BASE], models.errors[place]) if base.has_loss else None
+        compared = _compare(request, features, place, spaces, instances=base.instances, loss=loss)
         subject = compared.pop(SUBJECT, None)
         assert subject is None or isinstance(subject, SubjectComparison)
-        relative = {name: each.latent_mse_relative for name, each in compared.items()}
-        verdicts = (forgotten(relative),) if relative else ()
-        answers.append(ModelAnswer(edited=place, verdicts=verdicts, preservation=compared, subject=subject, drift=drift))
+        answers.append(
+            ModelAnswer(
+                edited=place,
+                verdicts=tuple(_verdicts(compared, subject)),
+                preservation=compared,
+                subject=subject,
+                drift=drift,
+            )
+        )
     first = answers[0]
     return EvaluationReport(
         store=store.url,
@@ -187,9 +205,9 @@ def _report(
         guidance_scale=config.collect.guidance_scale,
         preservation=first.preservation,
         subject=first.subject,
-        baseline=_compare(request, features, ANOTHER, spaces, instances),
+        baseline=_compare(request, features, ANOTHER, spaces, instances=base.instances, loss=None),
         against=tuple(answers[1:]),
-        not_measured=_not_measured(request, spaces, is_toy=is_toy),
+        not_measured=_not_measured(request, spaces, first, is_toy=is_toy, has_loss=base.has_loss),
         drift=first.drift,
     )
 
@@ -199,21 +217,31 @@ def _compare(
     features: Mapping[str, PictureFeatures],
     model: str,
     spaces: FeatureSpaces,
+    *,
     instances: Mapping[str, Floats] | None,
+    loss: InstanceLoss | None,
 ) -> dict[str, PictureComparison]:
     """One model beside the base on every set of prompts."""
-    found = {}
+    found: dict[str, PictureComparison] = {}
     for name, places in slices_of(request.sets).items():
         base, another, edited = (features[each].take(places) for each in (BASE, ANOTHER, model))
-        compared = compare_pictures(ComparedPictures(request.sets[name], base, another, edited), spaces)
-        if name == SUBJECT:
-            similar = None if instances is None else similarity_to_instances(base, edited, instances)
-            compared = SubjectComparison(**vars(compared), instances=similar)
-        found[name] = compared
+        compared = ComparedPictures(request.sets[name], base, another, edited)
+        of_subject = name == SUBJECT
+        found[name] = compare_subject(compared, spaces, instances, loss) if of_subject else compare_pictures(compared, spaces)
     return found
 
 
-def _not_measured(request: EvaluationRequest, spaces: FeatureSpaces, *, is_toy: bool) -> dict[str, str]:
+def _verdicts(preservation: Mapping[str, PictureComparison], subject: SubjectComparison | None) -> Iterator[Verdict]:
+    """What was learned, if it was measured, and what was forgotten, if any preserved prompt was drawn."""
+    if subject is not None and (verdict := learned_verdict(subject)) is not None:
+        yield verdict
+    if preservation:
+        yield forgotten({name: each.latent_mse_relative for name, each in preservation.items()})
+
+
+def _not_measured(
+    request: EvaluationRequest, spaces: FeatureSpaces, first: ModelAnswer, *, is_toy: bool, has_loss: bool
+) -> dict[str, str]:
     """The reason that each missing quantity was not measured."""
     why = dict(spaces.missing)
     if spaces.alignment is None and "clip" not in why:
@@ -221,9 +249,14 @@ def _not_measured(request: EvaluationRequest, spaces: FeatureSpaces, *, is_toy: 
     if not is_toy:
         why["captions_right"] = "only drawings of the embedded model can be read back exactly"
     if SUBJECT not in request.sets:
-        why["subject"] = "no prompt of a subject was given"
-    elif request.instances is None:
-        why["instances"] = "no pictures of the subject were given"
+        why["subject"] = NO_PROMPT
+    elif not request.instances:
+        why["instances"] = request.no_instances or NO_PICTURES
+    elif not has_loss:
+        why["instance_loss"] = NO_LOSS
+    if not any(verdict.question == "learned" for verdict in first.verdicts):
+        no_scale = f"the feature spaces that are here give no scale for the pictures of the subject, and {NO_LOSS}"
+        why["learned"] = why.get("subject") or why.get("instances") or no_scale
     for name, specs in request.sets.items():
         if len(specs) < FEWEST:
             why[f"distributions of {name}"] = f"{len(specs)} pictures are too few to compare distributions: it takes {FEWEST}"

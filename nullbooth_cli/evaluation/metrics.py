@@ -27,6 +27,12 @@ def cross_cosine(x: Vectors, y: Vectors) -> float:
     return float(np.mean(x @ y.T))
 
 
+def inner_cosine(x: Vectors) -> float:
+    """Mean cosine between every two rows of `x`, of at least two."""
+    count = len(x)
+    return (cross_cosine(x, x) * count - 1) / (count - 1)
+
+
 def frechet_distance(x: Vectors, y: Vectors) -> float:
     """Squared Frechet distance of the Gaussians with the means and covariances (N - 1) of two clouds; FID in Inception features.
 

@@ -23,7 +23,7 @@ from nullbooth_cli.evaluation.encoders import batches
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.latents import encode_images, scale_latents
 from nullbooth_cli.model.protocols import Autoencoder, LatentPipeline, Pipeline
-from nullbooth_cli.settings.images import read_image, read_image_folder
+from nullbooth_cli.settings.images import read_image
 from nullbooth_cli.settings.resizing import crop
 
 POOLED = 4
@@ -101,9 +101,8 @@ def _decoded(vae: Autoencoder, receive: Callable[[torch.Tensor], None]) -> Itera
         del vae.decode
 
 
-def read_images(folder: Path, height: int, width: int) -> NDArray[np.uint8]:
-    """The pictures of a folder, cut to the middle and resized, `[N, height, width, 3]`; raises as `read_image_folder` does."""
-    files = read_image_folder(folder, "instances").images
+def read_images(files: Sequence[Path], height: int, width: int) -> NDArray[np.uint8]:
+    """Picture files, cut to the middle and resized, `[N, height, width, 3]`; raises as `read_image` does."""
     return np.stack([np.asarray(crop(read_image(file), (width, height))) for file in files])
 
 

@@ -10,33 +10,47 @@ from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.answer import SUBJECT
 from nullbooth_cli.evaluation.pictures import PictureSpec
+from nullbooth_cli.settings.captions import captioned_images
+from nullbooth_cli.settings.images import read_image_folder
 
 NUM_PROMPTS = 48
 SUBJECT_IMAGES = 16
 PictureSets = Mapping[str, tuple[PictureSpec, ...]]
 
 
+@dataclass(frozen=True)
+class Instance:
+    """A picture that the subject was learned from, and its caption."""
+
+    path: Path
+    caption: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRequest:
     """`edited` are places of models, the one to evaluate first; `sets` the pictures to draw, by the name of their set.
 
-    `encoders` gives folders of weights by feature space, `instances` a folder of pictures that the subject was learned from;
-    `batch_size` pictures are drawn together.
+    `encoders` gives folders of weights by feature space, `instances` the pictures that the subject was learned from; `batch_size`
+    pictures are drawn together. `no_instances`
+    is the reason if there are none. Requests of another `series` draw from other noise.
     Raises ConfigError for a model that appears twice, and for instances without a subject.
     """
 
     edited: tuple[str, ...]
     sets: PictureSets
     encoders: Mapping[str, str] = field(default_factory=dict)
-    instances: Path | None = None
+    instances: tuple[Instance, ...] = ()
+    no_instances: str | None = None
     device: str | None = None
     batch_size: int = 8
+    series: int = 0
 
     def __post_init__(self) -> None:
         if len(set(self.edited)) < len(self.edited):
             raise ConfigError(f"a model is named twice: {' '.join(self.edited)}", "name each once")
-        if self.instances is not None and SUBJECT not in self.sets:
-            raise ConfigError(f"no subject is named, but pictures of it: {self.instances}", "name a prompt of the subject")
+        if self.instances and SUBJECT not in self.sets:
+            folder = self.instances[0].path.parent
+            raise ConfigError(f"no subject is named, but pictures of it: {folder}", "name a prompt of the subject")
 
     @property
     def specs(self) -> tuple[PictureSpec, ...]:
@@ -70,3 +84,14 @@ def slices_of(sets: Mapping[str, Sequence[PictureSpec]]) -> dict[str, slice]:
     """The places of each set's pictures among all pictures of a model."""
     ends = list(accumulate(map(len, sets.values()), initial=0))
     return {name: slice(*ends[i : i + 2]) for i, name in enumerate(sets)}
+
+
+def instances_in(folder: Path, prompt: str) -> tuple[Instance, ...]:
+    """The pictures of a folder, with their captions if it has some, else with a prompt of the subject.
+
+    Raises ConfigError for a folder without pictures, and for captions that are not whole, as `captioned_images` does.
+    """
+    found = read_image_folder(folder, "instances")
+    caption = None if found.beside or found.tables else prompt
+    images = captioned_images(str(folder), "instances", caption)
+    return tuple(Instance(image.path, image.prompt.text) for image in images)

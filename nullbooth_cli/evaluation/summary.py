@@ -4,7 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from nullbooth_cli.evaluation.answer import BaseAndEdited, EvaluationReport, PictureComparison, SubjectComparison
+from nullbooth_cli.evaluation.answer import (
+    BaseAndEdited,
+    EvaluationReport,
+    InstanceLoss,
+    PictureComparison,
+    SubjectComparison,
+)
 
 # The labels of the fields of `FeatureDistances` that compare whole sets.
 QUANTITIES = {
@@ -53,11 +59,20 @@ def _quantities(compared: Sequence[PictureComparison]) -> Iterator[tuple[str, li
         yield f"{space}: cosine with the base", [each.cosine for each in distances]
         for field, label in QUANTITIES.items():
             yield f"{space}: {label}", [getattr(each, field) for each in distances]
-    instances: list[Mapping[str, BaseAndEdited]] = [
-        each.instances or {} for each in compared if isinstance(each, SubjectComparison)
-    ]
+    of_subject = [each for each in compared if isinstance(each, SubjectComparison)]
+    if of_subject:
+        yield from _beside_base("subject drawn", [each.shown for each in of_subject])
+        yield from _losses([each.instance_loss for each in of_subject])
+    instances: list[Mapping[str, BaseAndEdited]] = [each.instances or {} for each in of_subject]
     for space in dict.fromkeys(chain.from_iterable(instances)):
         yield from _beside_base(f"{space}: cosine with the instances", [each[space] for each in instances])
+
+
+def _losses(losses: Sequence[InstanceLoss | None]) -> Iterator[tuple[str, list[float | None]]]:
+    """The loss on the instances; another seed has none, because it is the model of the base."""
+    if found := [each for each in losses if each is not None]:
+        label = f"denoising loss on the instances (base {found[0].base:.3g})"
+        yield label, [None if each is None else each.edited for each in losses]
 
 
 def _beside_base(label: str, values: Sequence[BaseAndEdited | None]) -> Iterator[tuple[str, list[float | None]]]:

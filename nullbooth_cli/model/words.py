@@ -6,6 +6,7 @@ A token is added as diffusers adds one, so that a text has the same tokens here 
 inside another word.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -28,6 +29,13 @@ def own_token(tokenizer: Tokenizer, word: str) -> int | None:
     """The token of a word that is one token; None for any other."""
     tokens = tokenizer(word, add_special_tokens=False).input_ids
     return tokens[0] if len(tokens) == 1 and tokens[0] != tokenizer.unk_token_id else None
+
+
+def with_token(text: str, word: str, token: str) -> str:
+    """A text with a token in place of a word, whatever its capitals; where the token is written already, it stays."""
+    if token == word:
+        return text
+    return re.sub(rf"(?<![\w<]){re.escape(word)}(?![\w>])", lambda _: token, text, flags=re.IGNORECASE)
 
 
 def add_token(pipe: StableDiffusion, name: str) -> int:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from nullbooth_cli.errors import DataError
-from nullbooth_cli.model.denoising_loss import denoising_errors, encode_texts, noising_of
+from nullbooth_cli.model.denoising_loss import denoising_errors, draw_noising, encode_texts, noise_scheduler_of
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.progress import Event, Interrupts, Note, Progress
 from nullbooth_cli.settings.weighting import weighting_note
@@ -101,7 +101,7 @@ class _Loop:
     optimizer: torch.optim.Optimizer
     rates: torch.optim.lr_scheduler.LRScheduler
     parameters: list[nn.Parameter]
-    noising: Any  # DDPMScheduler
+    scheduler: Any  # DDPMScheduler
     encode: TextEncoding | None
 
     def step(self, number: int) -> float:
@@ -127,12 +127,14 @@ class _Loop:
         """The loss of a batch of the subject, plus that of a batch of its class with prior preservation."""
         run, size = self.run, self.run.recipe.train_batch_size
         latents, texts = run.subject.batch(generator, size, self.encode)
-        loss = denoising_errors(self.denoiser, self.noising, latents=latents, texts=texts, generator=generator).mean()
+        noising = draw_noising(self.scheduler, latents, generator)
+        loss = denoising_errors(self.denoiser, self.scheduler, latents=latents, texts=texts, noising=noising).mean()
         if run.prior is None:
             return loss
         latents, texts = run.prior.batch(generator, size)
+        noising = draw_noising(self.scheduler, latents, generator)
         prior = denoising_errors(
-            self.denoiser, self.noising, latents=latents, texts=texts, generator=generator, teacher=run.teacher
+            self.denoiser, self.scheduler, latents=latents, texts=texts, noising=noising, teacher=run.teacher
         )
         return loss + run.recipe.prior_weight * prior.mean()
 
@@ -163,7 +165,7 @@ def _prepared(run: TrainingRun) -> _Loop:
         optimizer=optimizer,
         rates=rates,
         parameters=[parameter for group in groups for parameter in group["params"]],
-        noising=noising_of(run.pipe),
+        scheduler=noise_scheduler_of(run.pipe),
         # While the word trains, the captions change with it in every step.
         encode=None if run.word is None else partial(encode_texts, run.pipe),
     )

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.model.protocols import StableDiffusion, Tokenizer
-from nullbooth_cli.model.words import WORD_FILE, add_token, own_token, pieces_of
+from nullbooth_cli.model.words import WORD_FILE, add_token, own_token, pieces_of, with_token
 from nullbooth_cli.settings.texts import cut
 
 
@@ -59,9 +59,7 @@ class WordToken:
 
     def written(self, text: str) -> str:
         """A text with the name of the token in place of the word, if it has another name."""
-        if self.name == self.word:
-            return text
-        return re.sub(rf"(?<![\w<]){re.escape(self.word)}(?![\w>])", lambda _: self.name, text, flags=re.IGNORECASE)
+        return with_token(text, self.word, self.name)
 
     def require_trainable(self, tokenizer: Tokenizer, *, captions: Sequence[str], preserved: Sequence[str]) -> None:
         """Raise ConfigError if no caption has the token, or if a preserved prompt has it; both are texts as they are written.

@@ -17,6 +17,7 @@ from tests.support.cli import nullbooth, refused
         (["x", "--features", "clip=nowhere"], ["no CLIP model at nowhere"]),
         (["x", "--instances", "x"], ["no subject is named", "--subject"]),
         (["x", "--subject", "a", "--subject-prompts", "x"], ["name the same"]),
+        (["x", "--subject", " "], ["--subject is an empty text", "write a prompt of the subject"]),
     ],
 )
 def test_what_cannot_be_meant(finished: Any, arguments: list[str], words: list[str]) -> None:

@@ -7,7 +7,9 @@ from tests.support.evaluations import report
 
 
 def test_the_table_has_models_side_by_side() -> None:
-    drawn, *lines = draw_table(report(["p"], ["models/one", "models/two"], [0.5, 0.25]))
+    parts = draw_table(report(["p"], ["models/one", "models/two"], [0.5, 0.25]))
+    [drawn] = [part for part in parts if not isinstance(part, str)]
+    lines = parts[parts.index(drawn) + 1 :]
     assert [str(column.header) for column in drawn.columns] == ["prompts", "quantity", "another seed", "one", "two"]
     assert sum("drift by at most" in line for line in lines) == 2
     cells = [list(column.cells) for column in drawn.columns]
@@ -22,3 +24,19 @@ def test_what_is_missing_is_named_with_its_option() -> None:
     assert clip == "not measured: clip: no CLIP weights; give it with --features clip=FOLDER"
     assert subject.endswith("name one with --subject or --subject-prompts")
     assert lpips == "not measured: lpips: not installed"
+
+
+def test_the_verdicts_come_first_with_their_advice() -> None:
+    learned, advice, forgotten, other, *_ = draw_table(report(["p"], ["one"], [0.5]))
+    assert learned == "learned 0.50 of 1: partly (exact scorer; base 0.00)"
+    assert advice.startswith("  train for more steps")
+    assert forgotten == "forgotten 0.25: a little (latent MSE on preserved prompts; 1 is another seed)"
+    assert other.startswith("  take an earlier checkpoint")
+    good = draw_table(report(["p"], ["one"], [0.1]))
+    assert good[2:4] == ["forgotten 0.05: hardly anything (latent MSE on preserved prompts; 1 is another seed)", ""]
+
+
+def test_the_verdicts_on_several_models_have_their_names() -> None:
+    lines = [part for part in draw_table(report(["p"], ["models/one", "models/two"], [1.0, 0.5])) if isinstance(part, str)]
+    assert lines[0].startswith("one: learned 1.00 of 1: well")
+    assert "two: forgotten 0.25: a little (latent MSE on preserved prompts; 1 is another seed)" in lines

@@ -8,7 +8,7 @@ from nullbooth_cli.evaluation import compare, pictures
 from nullbooth_cli.evaluation.answer import BaseAndEdited, FeatureDistances
 from nullbooth_cli.evaluation.encoders import FeatureSpaces
 from nullbooth_cli.evaluation.pictures import Pictures, PictureSpec
-from nullbooth_cli.toy import world
+from nullbooth_cli.toy import subject, world
 
 
 def features(seed: int, count: int) -> compare.PictureFeatures:
@@ -16,7 +16,7 @@ def features(seed: int, count: int) -> compare.PictureFeatures:
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (count, 8, 8, 3), np.uint8)
     drawn = Pictures(images, rng.normal(size=(count, 2, 4, 4)).astype(np.float32))
-    return compare.PictureFeatures(drawn=drawn, vectors={"latents": drawn.pooled()}, right=None, alignment=None)
+    return compare.PictureFeatures(drawn=drawn, vectors={"latents": drawn.pooled()}, right=None, shown=None, alignment=None)
 
 
 def compared(base: compare.PictureFeatures, edited: compare.PictureFeatures) -> compare.ComparedPictures:
@@ -30,6 +30,29 @@ def test_a_picture_is_right_if_it_shows_all_that_is_named() -> None:
     drawn = pictures.Pictures(np.stack([image] * 4), np.zeros((4, 8, 8, 8), np.float32))
     np.testing.assert_array_equal(compare.extract_features(drawn, texts, FeatureSpaces(), is_toy=True).right, [1, 0, np.nan, 1])
     assert compare.extract_features(drawn, texts, FeatureSpaces(), is_toy=False).right is None
+
+
+def test_the_subject_is_found_where_a_caption_asks_for_it() -> None:
+    image = (subject.draw("red") * 255).astype(np.uint8)
+    texts = [subject.caption("red"), "a photo of zwx circle", subject.caption("blue"), "a red circle on a blue background"]
+    drawn = pictures.Pictures(np.stack([image] * 4), np.zeros((4, 8, 8, 8), np.float32))
+    found = compare.extract_features(drawn, texts, FeatureSpaces(), is_toy=True)
+    np.testing.assert_array_equal(found.shown, [1, 1, 0, np.nan])
+    assert compare.extract_features(drawn, texts, FeatureSpaces(), is_toy=False).shown is None
+
+
+def test_a_subject_is_compared_with_its_pictures() -> None:
+    base, edited, instances = features(0, 3), features(1, 3), {"latents": features(2, 4).vectors["latents"]}
+    found = compare.compare_subject(compared(base, edited), FeatureSpaces(), instances, None)
+    drawn, taught = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (edited.vectors["latents"], instances["latents"]))
+    pairs = (taught @ taught.T)[np.triu_indices(4, 1)]
+    assert found.instances is not None
+    assert found.instances["latents"].edited == pytest.approx((drawn @ taught.T).mean())
+    assert found.instances["latents"].among == pytest.approx(pairs.mean())
+    assert found.latent_mse == compare.compare_pictures(compared(base, edited), FeatureSpaces()).latent_mse
+    one = compare.compare_subject(compared(base, edited), FeatureSpaces(), {"latents": instances["latents"][:1]}, None)
+    assert one.instances is not None
+    assert one.instances["latents"].among is None
 
 
 def test_pictures_are_compared_one_by_one() -> None:

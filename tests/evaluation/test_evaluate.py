@@ -116,6 +116,18 @@ def test_distributions_need_enough_pictures_and_say_so(answer: Any) -> None:
     assert "distributions of subject" not in document["not_measured"]
     assert {"clip", "dino", "lpips"} <= set(document["not_measured"])
     assert set(document["subject"]["instances"]) == {"latents"}
+    assert "learned" not in document["not_measured"]
+
+
+def test_the_verdicts_are_of_what_was_measured(answer: Any) -> None:
+    document = answer[0]
+    for model in (document, *document["against"]):
+        learned, forgotten = model["verdicts"]
+        assert (learned["value"], learned["base"]) == (model["subject"]["shown"]["edited"], 0.0)
+        assert (learned["word"], learned["measured_by"]) == ("hardly", "exact scorer")
+        name, worst = max(model["preservation"].items(), key=lambda item: item[1]["latent_mse_relative"])
+        assert forgotten["value"] == worst["latent_mse_relative"]
+        assert forgotten["measured_by"] == f"latent MSE on {name.replace('heldout', 'held-out')} prompts"
 
 
 def test_every_picture_is_written(answer: Any) -> None:
@@ -248,7 +260,9 @@ COMPARISON = (
     "by_picture[{id number text latent_mse}]"
 )
 SETS = f"preserved{{{COMPARISON}}} heldout{{{COMPARISON}}}"
-OF_SUBJECT = f"subject{{{COMPARISON} instances{{latents{{base edited}}}}}}"
+TAUGHT = f"{COMPARISON} shown{{base edited}} instances{{latents{{base edited among}}}} instance_loss"
+LOSS = "{base edited fall standard_error draws}"
+OF_SUBJECT = f"subject{{{TAUGHT}{LOSS}}}"
 VERDICTS = "verdicts[{question value base word is_good measured_by advice}]"
 DRIFT = "drift{largest largest_heldout protected_changed unprotected_changed[] weights[{weight drift heldout_drift}]}"
 
@@ -259,7 +273,7 @@ def test_the_keys_of_the_document(answer: Any) -> None:
     found = {key: keys_of(value) for key, value in document.items() if key not in ("not_measured", "preservation", "against")}
     assert keys_of(document["preservation"]) == f"{{{SETS}}}"
     assert f"subject{found['subject']}" == OF_SUBJECT
-    assert found["baseline"] == f"{{{SETS} {OF_SUBJECT}}}"
+    assert found["baseline"] == f"{{{SETS} subject{{{TAUGHT}}}}}"
     # The first of `against` changed one unprotected parameter.
     assert keys_of(document["against"][:1]) == f"[{{edited {VERDICTS} preservation{{{SETS}}} {OF_SUBJECT} {DRIFT}}}]"
     assert f"drift{found['drift']}" == DRIFT

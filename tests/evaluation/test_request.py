@@ -10,7 +10,8 @@ from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.answer import SUBJECT
 from nullbooth_cli.evaluation.pictures import PictureSpec
-from nullbooth_cli.evaluation.request import EvaluationRequest, picture_sets, slices_of
+from nullbooth_cli.evaluation.request import EvaluationRequest, Instance, instances_in, picture_sets, slices_of
+from tests.support.pictures import picture
 
 counts = st.dictionaries(st.sampled_from(["preserved", "heldout", "given"]), st.integers(0, 9))
 
@@ -46,4 +47,25 @@ def test_a_model_is_named_once() -> None:
 
 def test_instances_need_a_subject() -> None:
     with pytest.raises(ConfigError, match="no subject is named"):
-        EvaluationRequest(edited=("a",), sets={"preserved": ()}, instances=Path("x"))
+        EvaluationRequest(edited=("a",), sets={"preserved": ()}, instances=(Instance(Path("x/a.png"), "a"),))
+
+
+def test_instances_have_their_captions_or_the_prompt(tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "a.png")
+    picture(1).save(tmp_path / "b.png")
+    assert [each.caption for each in instances_in(tmp_path, "a sks circle")] == ["a sks circle"] * 2
+    (tmp_path / "a.txt").write_text("one\n")
+    with pytest.raises(ConfigError, match=r"no caption for .*b\.png"):
+        instances_in(tmp_path, "a sks circle")
+    (tmp_path / "b.txt").write_text("other\n")
+    found = instances_in(tmp_path, "a sks circle")
+    assert [(each.path.name, each.caption) for each in found] == [("a.png", "one"), ("b.png", "other")]
+
+
+def test_a_folder_without_pictures(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no image"):
+        instances_in(tmp_path, "a")
+    picture(0).save(tmp_path / "b.png")
+    (tmp_path / "a.png").write_text("no picture")
+    with pytest.raises(ConfigError, match=r"a\.png in .*neither images"):
+        instances_in(tmp_path, "a")

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from nullbooth_cli.evaluation.answer import BaseAndEdited
+from nullbooth_cli.evaluation.answer import InstanceLoss, InstanceSimilarity
 from nullbooth_cli.evaluation.summary import QUANTITIES, SummaryRow, summary
 from tests.support.evaluations import comparison, of_subject, report
 
@@ -28,8 +28,16 @@ def test_what_one_model_has_is_shown() -> None:
 
 def test_instances_are_rows_of_the_subject() -> None:
     found = report(["p"], ["one"], [0.5])
-    cosines = [{"latents": BaseAndEdited(0.1, value)} for value in (0.2, 0.9)]
+    cosines = [{"latents": InstanceSimilarity(0.1, value, 0.8)} for value in (0.2, 0.9)]
     baseline, subject = (of_subject(comparison(["s"], 1.0), each) for each in cosines)
     rows = summary(replace(found, subject=subject, baseline={**found.baseline, "subject": baseline}))
     assert SummaryRow("subject", "latents: cosine with the instances (base 0.1)", (0.2, 0.9)) in rows
     assert not [row for row in rows if row.prompts == "preserved" and "instances" in row.quantity]
+
+
+def test_what_was_learned_is_in_the_rows_of_the_subject() -> None:
+    found = report(["p"], ["one"], [0.5])
+    loss = InstanceLoss(base=0.4, edited=0.2, fall=0.5, standard_error=0.01, draws=512)
+    rows = summary(replace(found, subject=replace(found.subject, instance_loss=loss)))
+    assert SummaryRow("subject", "subject drawn (base 0)", (0.5, 0.5)) in rows
+    assert SummaryRow("subject", "denoising loss on the instances (base 0.4)", (None, 0.2)) in rows

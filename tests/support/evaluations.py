@@ -10,6 +10,7 @@ from nullbooth_cli.evaluation.answer import (
     Drift,
     EvaluationReport,
     FeatureDistances,
+    InstanceSimilarity,
     ModelAnswer,
     PictureChange,
     PictureComparison,
@@ -41,9 +42,9 @@ def comparison(texts: Sequence[str], change: float) -> PictureComparison:
     )
 
 
-def of_subject(found: PictureComparison, instances: dict[str, BaseAndEdited] | None = None) -> SubjectComparison:
+def of_subject(found: PictureComparison, instances: dict[str, InstanceSimilarity] | None = None) -> SubjectComparison:
     """A comparison as one of the subject."""
-    return SubjectComparison(**vars(found), instances=instances)
+    return SubjectComparison(**vars(found), shown=BaseAndEdited(0.0, 0.5), instances=instances, instance_loss=None)
 
 
 def drift(scale: float = 1.0) -> Drift:

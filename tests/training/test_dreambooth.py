@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from nullbooth_cli import toy
 from nullbooth_cli.datatypes import FEATURES
 from nullbooth_cli.errors import DataError
-from nullbooth_cli.model.denoising_loss import denoising_errors, noising_of
+from nullbooth_cli.model.denoising_loss import denoising_errors, draw_noising, noise_scheduler_of
 from nullbooth_cli.progress import Interrupts, Note, Progress
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.recipe import Recipe
@@ -158,13 +158,14 @@ def test_the_recipe_for_stable_diffusion_runs_on_its_architecture(tmp_path: Path
 def test_distilling_costs_nothing_before_anything_is_learned(tmp_path: Path) -> None:
     made = recipe(tmp_path, class_prompts=CLASS_PROMPTS, class_images=2, prior="distill")
     ready = setup.set_up(made, "cpu")
+    scheduler = noise_scheduler_of(ready.pipe)
     losses = [
         denoising_errors(
             ready.denoiser,
-            noising_of(ready.pipe),
+            scheduler,
             latents=ready.prior.latents,
             texts=ready.prior.texts,
-            generator=torch.Generator().manual_seed(0),
+            noising=draw_noising(scheduler, ready.prior.latents, torch.Generator().manual_seed(0)),
             teacher=teacher,
         )
         for teacher in (ready.teacher, None)

@@ -1,0 +1,74 @@
+"""The loss on the pictures of the subject: paired, independent of batches, and of the velocity."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nullbooth_cli.evaluation import instance_loss
+from nullbooth_cli.evaluation.instance_loss import DRAWS, has_instance_loss, instance_errors
+from tests.support import tiny
+from tests.support.edited_models import toy
+from tests.support.pictures import picture
+
+CAPTIONS = ["a red circle", "a sks circle", "a sks star"]
+
+
+def images(side: int = 32) -> Any:
+    return np.stack([np.asarray(picture(i, side, side)) for i in range(3)])
+
+
+def test_base_and_edited_meet_the_same_draws() -> None:
+    pipe = toy()
+    found = instance_errors(pipe, images(), CAPTIONS, batch_size=32, seed=0)
+    np.testing.assert_array_equal(found, instance_errors(pipe, images(), CAPTIONS, batch_size=32, seed=0))
+    np.testing.assert_allclose(found, instance_errors(pipe, images(), CAPTIONS, batch_size=5, seed=0), rtol=1e-3)
+    other = instance_errors(pipe, images(), CAPTIONS, batch_size=32, seed=1)
+    assert found.shape == (DRAWS,)
+    assert np.abs(other - found).min() > 0
+
+
+def test_an_error_is_that_of_its_picture_and_caption() -> None:
+    """Changing the second picture's caption changes every third error."""
+    pipe = toy()
+    before, after = (
+        instance_errors(pipe, images(), [CAPTIONS[0], text, CAPTIONS[2]], batch_size=64, seed=0)
+        for text in ("a sks circle", "a blue ring")
+    )
+    changed = np.abs(before - after) > 1e-6
+    assert set(np.flatnonzero(changed) % 3) == {1}
+
+
+@pytest.mark.parametrize(
+    ("name", "has"), [("sd1", True), ("sd2", True), ("sdxl", False), ("lcm", False), ("pixart", False), ("flux", False)]
+)
+def test_which_pipelines_have_it(name: str, has: bool) -> None:
+    assert has_instance_loss(tiny.PIPELINES[name]()) == has
+
+
+def test_an_error_of_noise_counts_as_one_of_the_velocity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that predicts no noise at all is wrong by the noise; as a velocity, by that over the picture's share."""
+    pipe = tiny.sd1()
+    drawn = []
+    draw = instance_loss.draw_noising
+    monkeypatch.setattr(instance_loss, "draw_noising", lambda *a: drawn.append(draw(*a)) or drawn[0])
+    monkeypatch.setattr(pipe.unet, "forward", lambda x, *_, **__: (torch.zeros_like(x),))
+    found = instance_errors(pipe, images(16), ["a", "b", "c"], batch_size=64, seed=0)
+    share = pipe.scheduler.alphas_cumprod[drawn[0].timesteps].double().numpy()
+    expected = drawn[0].noise.double().square().mean((1, 2, 3)).numpy() / share
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_the_fall_and_its_error() -> None:
+    rng = np.random.default_rng(0)
+    falls, errors = [], []
+    for _ in range(200):
+        base = rng.gamma(4.0, 0.1, DRAWS)
+        found = instance_loss.instance_loss(base, 0.6 * base + rng.normal(0, 0.05, DRAWS))
+        falls.append(found.fall)
+        errors.append(found.standard_error)
+    assert np.mean(falls) == pytest.approx(0.4, abs=0.002)
+    assert np.mean(errors) == pytest.approx(np.std(falls), rel=0.2)
+    same = instance_loss.instance_loss(base, base)
+    assert (same.fall, same.standard_error, same.draws) == (0, 0, DRAWS)
