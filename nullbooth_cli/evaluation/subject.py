@@ -4,7 +4,7 @@ The caller names them, or they are those of the training run that made the model
 
     OUT/train.json                     the recipe of the run, and the token of its word
     OUT/pipeline, OUT/lora             the result
-    OUT/checkpoint-000200/trained      what had been trained after 200 steps
+    OUT/checkpoint-000200/trained      what had been trained after 200 steps; base.json has a prompt, before train.json is there
 """
 
 import re
@@ -16,12 +16,11 @@ from typing import Any
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.request import Instance, instances_in
+from nullbooth_cli.model.pipeline_folder import read_json
+from nullbooth_cli.model.trained_files import BASE_FILE, RESULT, locate
 from nullbooth_cli.model.words import with_token
 from nullbooth_cli.settings.captions import captioned_images
-from nullbooth_cli.settings.strict_json import parse_json
-from nullbooth_cli.settings.texts import read_text
 
-RESULT = "train.json"
 INSIDE = re.compile(r"pipeline|lora|checkpoint-\d{6,}(/trained)?")
 MOST_PROMPTS = 4
 NO_PROMPT, NO_PICTURES = "no prompt of a subject was given", "no pictures of the subject were given"
@@ -74,13 +73,22 @@ def taught_subject(places: Sequence[str]) -> Subject:
     """
     folder = next((found for place in places if (found := output_of(place)) is not None), None)
     if folder is None:
-        return Subject()
-    path, hint = folder / RESULT, "train again, or name a prompt and the pictures of the subject"
-    document = parse_json(read_text(path, "result"), str(path), hint)
-    recipe = document.get("recipe") if isinstance(document, dict) else None
+        return _unfinished(places)
+    document = read_json(folder / RESULT)
+    recipe = document.get("recipe")
     if not isinstance(recipe, dict):
-        raise ConfigError(f"{path} has no recipe", hint)
+        raise ConfigError(f"{folder / RESULT} has no recipe", "train again, or name a prompt and the pictures of the subject")
     return _subject(recipe, document.get("token"))
+
+
+def _unfinished(places: Sequence[str]) -> Subject:
+    """The subject of a run that has no result yet: a prompt with its word, and no pictures."""
+    found = (locate(Path(place).expanduser()) for place in places if Path(place).expanduser().exists())
+    files = (each.path / BASE_FILE for each in found)
+    prompts = (read_json(file).get("instance_prompt") for file in files if file.is_file())
+    prompt = next((prompt for prompt in prompts if isinstance(prompt, str)), None)
+    missing = "the training run has no result yet, and only that names its pictures"
+    return Subject() if prompt is None else Subject(prompts=(Prompt(prompt),), missing=missing)
 
 
 def _subject(recipe: Mapping[str, Any], token: str | None) -> Subject:

@@ -98,7 +98,17 @@ def test_pictures_that_are_gone_are_a_reason(tmp_path: Path) -> None:
     assert find_subject([trained(tmp_path / "two", tmp_path / "gone")]).prompts == ()
 
 
-@pytest.mark.parametrize(("text", "words"), [("{", "is not JSON"), ("[]", "has no recipe"), ('{"steps": 1}', "has no recipe")])
+def test_an_unfinished_run_has_a_prompt(tmp_path: Path) -> None:
+    folder = tmp_path / "out/checkpoint-000200/trained"
+    folder.mkdir(parents=True)
+    (folder / "base.json").write_text(json.dumps({"model": "toy", "token": "<sks>", "instance_prompt": "a <sks> circle"}))
+    for place in (tmp_path / "out", folder.parent, folder):
+        found = find_subject(["owner/name", str(place)])
+        assert (found.prompts, found.instances) == ((Prompt("a <sks> circle"),), ())
+        assert "no result yet" in found.missing
+
+
+@pytest.mark.parametrize(("text", "words"), [("{", "train.json"), ("[]", "has a list"), ('{"steps": 1}', "has no recipe")])
 def test_a_result_that_cannot_be_read(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "train.json").write_text(text)
     with pytest.raises(ConfigError, match=words):
