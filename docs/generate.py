@@ -4,20 +4,16 @@ configs/nullbooth.yaml and docs/reference/config.md come from the fields of the 
 docs/reference/models.md and the first lines of the other configs from the config files of their models (architectures.py).
 """
 
-import json
 import os
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import architectures
 from pydantic import BaseModel
 
 ROOT = Path(__file__).parent.parent
-COMMENT_COLUMN, WIDTH = 56, 130
 YAML_HEADER = """\
 # The embedded model, end to end: about two minutes on two cores, 0.7 GB on disk.
 # Every key is here with its default, except collect.batch_size (8) and heldout_prompts (null).
@@ -28,40 +24,10 @@ YAML_HEADER = """\
 TOY = ["collect.batch_size=24", "heldout_prompts=nullbooth:toy_heldout.txt"]
 
 
-def scalar(value: Any) -> str:
-    """A value as YAML writes it."""
-    if isinstance(value, float):
-        return f"{value:.1e}" if 0 < abs(value) < 0.01 else str(value)
-    if isinstance(value, str):
-        return f'"{value}"' if set(value) & set("+ ") else value
-    return json.dumps(value)
-
-
-def fields(model: BaseModel) -> Iterator[tuple[str, Any, str]]:
-    """(name, value, description) of every field."""
-    for name, field in type(model).model_fields.items():
-        yield name, getattr(model, name), field.description or ""
-
-
-def yaml_lines(model: BaseModel, indent: int = 0) -> Iterator[str]:
-    """A key a line, its description beside it, or above it if the line would be too long."""
-    for name, value, description in fields(model):
-        if isinstance(value, BaseModel):
-            if indent == 0:
-                yield ""
-            yield f"{' ' * indent}{name}:".ljust(COMMENT_COLUMN) + f"# {description}"
-            yield from yaml_lines(value, indent + 2)
-        else:
-            line = f"{' ' * indent}{name}: {scalar(value)}"
-            if COMMENT_COLUMN + len(f"# {description}") > WIDTH:
-                yield from (f"{' ' * indent}# {part}" for part in textwrap.wrap(description, WIDTH - indent - 2))
-                yield line
-            else:
-                yield line.ljust(COMMENT_COLUMN) + f"# {description}"
-
-
 def config_rows(model: BaseModel, prefix: str = "") -> Iterator[str]:
     """A row of a table for every key, those of sections with their section's name."""
+    from nullbooth_cli.settings.commented import fields, scalar
+
     for name, value, description in fields(model):
         if isinstance(value, BaseModel):
             yield from config_rows(value, f"{prefix}{name}.")
@@ -142,9 +108,10 @@ def cli_page() -> str:
 
 def yaml_file() -> str:
     """configs/nullbooth.yaml."""
+    from nullbooth_cli.settings.commented import commented_yaml
     from nullbooth_cli.settings.config import build_config
 
-    return YAML_HEADER + "\n".join(yaml_lines(build_config({}, TOY))) + "\n"
+    return YAML_HEADER + commented_yaml(build_config({}, TOY))
 
 
 def recipe_page() -> str:

@@ -19,6 +19,7 @@ from nullbooth_cli.commands.evaluate import evaluate
 from nullbooth_cli.commands.export import export
 from nullbooth_cli.commands.hints import carried_options
 from nullbooth_cli.commands.import_ import import_
+from nullbooth_cli.commands.init import init
 from nullbooth_cli.commands.inspect import inspect
 from nullbooth_cli.commands.merge import merge
 from nullbooth_cli.commands.project import project
@@ -82,7 +83,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _COMMANDS = (
-    *(run, schedule, collect, covariance, project, inspect, status, doctor),
+    *(init, run, schedule, collect, covariance, project, inspect, status, doctor),
     *(merge, export, import_, edit, train, evaluate),
 )
 for _command in _COMMANDS:

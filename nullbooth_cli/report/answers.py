@@ -1,4 +1,4 @@
-"""The answers of export and edit."""
+"""The answers of init, export and edit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +8,16 @@ from nullbooth_cli.report.json_document import OPTIONAL, Document
 
 if TYPE_CHECKING:
     from nullbooth_cli.training.edit import EditedWeight
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitAnswer(Document):
+    """The files that were written, for a model; `config` names the shipped config that they are from."""
+
+    folder: str
+    model: str
+    config: str
+    files: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)

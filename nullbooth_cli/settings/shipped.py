@@ -1,8 +1,9 @@
-"""The files that nullbooth ships beside its code: configs, recipes and prompt files.
+"""The files that nullbooth ships beside its code: configs, recipes, prompt files, and pictures to try them on.
 
-    shipped("sdxl")         a config: configs/sdxl.yaml; "toy" is configs/nullbooth.yaml, and so is "nullbooth"
-    shipped("train/sd15")   a recipe: configs/train/sd15.yaml
-    shipped("toy.txt")      a prompt file: dataset/prompts/toy.txt, which a setting names nullbooth:toy.txt
+    shipped("sdxl")           a config: configs/sdxl.yaml; "toy" is configs/nullbooth.yaml, and so is "nullbooth"
+    shipped("train/sd15")     a recipe: configs/train/sd15.yaml
+    shipped("toy.txt")        a prompt file: dataset/prompts/toy.txt, which a setting names nullbooth:toy.txt
+    shipped("instances/toy")  a folder of pictures: dataset/instances/toy
 
 In the repository, which an editable installation uses too, they are where their names say. A wheel has the same folders in
 nullbooth_cli/shipped (pyproject.toml copies them).
@@ -42,8 +43,18 @@ def prompt_files() -> list[str]:
     return [name for each in _names("dataset/prompts", ".txt") if (name := f"{each}.txt") != CLASS_TEMPLATES]
 
 
+def instances() -> list[str]:
+    """The names of the shipped folders of pictures: instances/toy, instances/toy_varied."""
+    return [f"instances/{name}" for name in _names("dataset/instances", "")]
+
+
 def shipped(name: str) -> Path:
-    """The file of a shipped config, recipe or prompt file. Raises ConfigError, which lists what there is, for another name."""
+    """The file or folder of a shipped config, recipe, prompt file or set of pictures.
+
+    Raises ConfigError, which lists what there is, for another name.
+    """
+    if name in instances():
+        return _root() / "dataset" / name
     if name in (CLASS_TEMPLATES, *prompt_files()):
         return _root() / "dataset/prompts" / name
     if name == TOY:
@@ -51,7 +62,8 @@ def shipped(name: str) -> Path:
     if name in ("nullbooth", *configs(), *recipes()):
         return _root() / f"configs/{name}.yaml"
     raise ConfigError(
-        f"nullbooth ships no {quoted(name)}", f"choose one of {', '.join([*configs(), *recipes(), *prompt_files()])}"
+        f"nullbooth ships no {quoted(name)}",
+        f"choose one of {', '.join([*configs(), *recipes(), *prompt_files(), *instances()])}",
     )
 
 

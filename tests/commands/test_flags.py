@@ -9,6 +9,7 @@ SHARED = "-c/--config -s/--store --set --json -q/--quiet -v/--verbose"
 STAGE = "--device --dry-run --force --yes"
 # Commands in the order of the help, with their arguments in capitals and the options beside the shared ones.
 FLAGS = {
+    "init": ("DIR --model --force --json -q/--quiet",),
     "run": (SHARED, STAGE),
     "schedule": (SHARED, STAGE),
     "collect": (SHARED, STAGE, "--limit --auto-batch --shard --repair"),

@@ -1,6 +1,7 @@
 """The keys of every JSON document that a command prints, in their order: programs read them, so they stay.
 
-The document of `evaluate` is held in tests/evaluation/test_evaluate.py, where there is one.
+The document of `evaluate` is held in tests/evaluation/test_evaluate.py, where there is one, that of `init` in
+tests/commands/test_init.py.
 """
 
 import json

@@ -12,7 +12,7 @@ from nullbooth_cli.settings.knowledge import heldout_prompts, knowledge_prompts
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.schema import load_settings
-from nullbooth_cli.settings.shipped import configs, prompt_files, recipes, shipped
+from nullbooth_cli.settings.shipped import configs, instances, prompt_files, recipes, shipped
 from tests.support.builders import ROOT
 
 
@@ -20,6 +20,7 @@ def test_every_file_has_a_name() -> None:
     assert configs() == ["toy", "flux", "lcm", "pixart", "sd14", "sd15", "sd21", "sd3", "sdxl"]
     assert recipes() == ["train/sd15", "train/toy"]
     assert prompt_files() == ["dog_prompts_1000.txt", "knowledge_1000.txt", "toy.txt", "toy_heldout.txt"]
+    assert [shipped(name) for name in instances()] == [ROOT / "dataset/instances/toy", ROOT / "dataset/instances/toy_varied"]
     assert shipped("toy") == shipped("nullbooth") == ROOT / "configs/nullbooth.yaml"
     found = {shipped(name) for name in (*configs(), *recipes(), *prompt_files())}
     kept = {*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "dataset/prompts").glob("*.txt")}
@@ -30,7 +31,7 @@ def test_every_file_has_a_name() -> None:
 
 def test_an_installed_package_has_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As pyproject.toml copies them into a wheel."""
-    for folder in ("configs", "dataset/prompts"):
+    for folder in ("configs", "dataset/prompts", "dataset/instances"):
         shutil.copytree(ROOT / folder, tmp_path / "shipped" / folder)
     monkeypatch.setattr(module, "_PACKAGE", tmp_path)
     module._root.cache_clear()
@@ -47,7 +48,9 @@ def test_another_name_is_refused_with_the_list(name: str) -> None:
     with pytest.raises(ConfigError, match="nullbooth ships no ") as caught:
         shipped(name)
     assert caught.value.hint.startswith("choose one of toy, flux, ")
-    assert caught.value.hint.endswith("train/toy, dog_prompts_1000.txt, knowledge_1000.txt, toy.txt, toy_heldout.txt")
+    assert caught.value.hint.endswith(
+        "train/toy, dog_prompts_1000.txt, knowledge_1000.txt, toy.txt, toy_heldout.txt, instances/toy, instances/toy_varied"
+    )
 
 
 def test_a_setting_names_a_shipped_prompt_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
