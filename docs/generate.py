@@ -133,6 +133,25 @@ recipe and the drift of every weight. [The glossary](glossary.md) defines the wo
 | --- | --- | --- |
 {rows}
 
+## Will it work?
+
+With a store whose text sites constrain what trains, a run first reports how much of the subject can be learned, and
+train.json has it as `estimate`:
+
+```text
+the null space has 44 of 96 dimensions and 0.4 % of the energy of the subject's captions, 6.45 times as much as 0.061 %
+of held-out prompts
+```
+
+The energy of vectors K in the null space is norm(P K)^2 / norm(K)^2. K are all tokens of the pictures' captions, as the
+text encoder gives them before the first step, and all vectors in the moments of the held-out prompts (of the collected
+ones in a store without), so with the empty prompt of guidance. Padding counts in both, as Stable Diffusion does not mask
+it. On five subjects of the embedded model:
+
+- **Without `word`**, subjects were learned at a ratio of 3 and more, and one was not at 1.1. Under 1.5 there is a warning.
+- **With `word`** no ratio predicts anything, because the word moves into the null space. It needs dimensions: 16 of 96
+  were enough for one subject, 1 was not. Under 16 there is a warning.
+
 ## Running again
 
 The same command resumes from the last checkpoint. If all steps are done it says so and exits with 0. A larger

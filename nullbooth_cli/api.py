@@ -137,8 +137,16 @@ class OpenStore:
         self.require("covariance")
         found = self._site(site)
         chosen = None if step is None else [self._recorded(found, step)]
-        sums = pooled(self._store, found, chosen)
-        return Moment(second_moment(sums), sums.mean, sums.count)
+        return _moment(self._store, found, chosen)
+
+    def heldout_moment(self, site: Site | str) -> Moment | None:
+        """The second moment of a site over all steps, of the held-out prompts; None without any.
+
+        Raises StageError before `covariance` is complete. Cost: as of `moment`.
+        """
+        self.require("covariance")
+        heldout = self._store.heldout() if self.config.heldout_prompts is not None else None
+        return None if heldout is None else _moment(heldout, self._site(site), None)
 
     def projector(self, site: Site | str, step: int | None = None) -> Projector:
         """The projector of a site; with `project.scope: timestep` the one of that step, which is for analysis only.
@@ -200,3 +208,8 @@ class OpenStore:
         if not 0 <= step < self._store.num_steps:
             raise ConfigError(f"no step {step} in {self.url}", f"use a step from 0 to {self._store.num_steps - 1}")
         return 0 if site.timestep_free else step
+
+
+def _moment(store: Store, site: Site, steps: Sequence[int] | None) -> Moment:
+    sums = pooled(store, site, steps)
+    return Moment(second_moment(sums), sums.mean, sums.count)

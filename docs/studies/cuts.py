@@ -68,6 +68,10 @@ class CutProjectors:
         """As in the store."""
         return self._open.moment(site)
 
+    def heldout_moment(self, site: Site) -> Moment | None:
+        """As in the store."""
+        return self._open.heldout_moment(site)
+
     def projectors(self, model: Mapping[str, Any] | None = None) -> dict[str, Projector]:
         """The projector of each weight, cut anew. Raises ConfigError for another model, as the store does."""
         self._open.projectors(model)

@@ -195,7 +195,7 @@ def finish(run: TrainingRun) -> TrainingResult | None:
         drift=drift,
         token=None if run.word is None else run.word.name,
     )
-    output.write_result(recipe, run.record, result)
+    output.write_result(recipe, run.record, result, run.estimate)
     return result
 
 

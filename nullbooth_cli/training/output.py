@@ -2,7 +2,7 @@
 
     <output>/train.lock        held while a run trains
     <output>/pipeline/         the result; with method: lora, lora/
-    <output>/train.json        written last: the result as JSON, the recipe and the run's record
+    <output>/train.json        written last: the result as JSON, the estimate, the recipe and the run's record
 
 The lock is inside, so that no other name of the output leads past it, also where the output is mounted.
 """
@@ -22,6 +22,7 @@ from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.store import is_url, open_backing
 from nullbooth_cli.store.files import remove
 from nullbooth_cli.training import checkpoint_files, durable
+from nullbooth_cli.training.estimate import Estimate
 from nullbooth_cli.training.record import OtherSettings, RunRecord
 
 RESULT = "train.json"
@@ -144,8 +145,9 @@ def place_of(recipe: Recipe) -> Path:
     return Path(recipe.output) / ("lora" if recipe.method == "lora" else "pipeline")
 
 
-def write_result(recipe: Recipe, record: RunRecord, result: TrainingResult) -> None:
+def write_result(recipe: Recipe, record: RunRecord, result: TrainingResult, estimate: Estimate | None) -> None:
     """Write train.json; the folder of the result is there already. Raises ResourceError if that fails."""
-    document = {**result.document(), "recipe": recipe.model_dump(mode="json"), "run": record.document()}
+    estimated = {"estimate": estimate.document() if estimate else None}
+    document = {**result.document(), **estimated, "recipe": recipe.model_dump(mode="json"), "run": record.document()}
     with durable.replacing(Path(recipe.output) / RESULT) as partial:
         partial.write_text(durable.record_text(document))

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import nn
 
-from nullbooth_cli.api import open_store
+from nullbooth_cli.api import Moment, open_store
+from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model import load
 from nullbooth_cli.model.denoising_loss import encode_texts
@@ -27,6 +28,7 @@ from nullbooth_cli.training import checkpoint_files
 from nullbooth_cli.training.before_loading import read_inputs
 from nullbooth_cli.training.checkpoint_files import Checkpoint
 from nullbooth_cli.training.constraint import Constraint, ProjectorSource, constrain
+from nullbooth_cli.training.estimate import Estimate, estimate_learning
 from nullbooth_cli.training.examples import Examples, draw_class, encode_pictures
 from nullbooth_cli.training.output import require_steps_left
 from nullbooth_cli.training.record import RunRecord, require_changeable
@@ -46,6 +48,9 @@ class TrainingStore(ProjectorSource, Protocol):
     def prompts(self) -> Sequence[str]:
         """The texts of the preserved prompts."""
 
+    def heldout_moment(self, site: Site) -> Moment | None:
+        """The second moment of the held-out prompts at a site; None without any."""
+
     def projectors(self, model: Mapping[str, torch.Tensor] | None = None) -> Mapping[str, Projector]:
         """As in ProjectorSource; without a model they are compared with none."""
 
@@ -57,7 +62,7 @@ class TrainingRun:
     `trained`: the names of the denoiser's parameters that train. `constraint` is None without a store, `prior` without prior
     preservation, `teacher` without distillation, `word` if no embedding trains. `record` is what decides the weights,
     `checkpoint` where the run resumes (None: it starts). `validation_prompts` are the recipe's, with the token of the word.
-    `notes` are for the user.
+    `estimate` is None if no constrained weight that trains reads the text. `notes` are for the user.
     """
 
     recipe: Recipe
@@ -74,6 +79,7 @@ class TrainingRun:
     checkpoint: Checkpoint | None
     steps_done: int = 0
     validation_prompts: tuple[str, ...] = ()
+    estimate: Estimate | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -98,7 +104,8 @@ def set_up(
     record = RunRecord.of(recipe, store, accelerator.num_processes)  # raises before the projectors are complete
     checkpoint = checkpoint_files.find(recipe.output)
     _require_resumable(recipe, record, checkpoint, changes)
-    inputs = read_inputs(recipe, store.prompts() if store else (), store.projectors().keys() if store else None)
+    projectors = store.projectors() if store else {}
+    inputs = read_inputs(recipe, store.prompts() if store else (), projectors.keys() if store else None)
     first = accelerator.is_main_process  # it writes and compares; the others load the same files
     if first and checkpoint is not None:
         checkpoint.require_whole()
@@ -117,7 +124,12 @@ def set_up(
     )
     prior = draw_class(recipe, pipe, inputs.class_captions) if inputs.class_captions else None
     teacher = copy.deepcopy(denoiser) if prior is not None and recipe.prior == "distill" else None
-    make_trainable(denoiser, find_projections(denoiser, tuple(recipe.features), "all"), recipe)
+    projections = find_projections(denoiser, tuple(recipe.features), "all")
+    estimate = None
+    if store is not None:
+        of_text = {each.weight: projectors[each.weight] for each in projections if each.from_text}
+        estimate = estimate_learning(store, of_text, subject.texts, trains_word=word is not None)
+    make_trainable(denoiser, projections, recipe)
     constraint = None if store is None else constrain(denoiser, store, unprotected="refuse")
     validation_prompts = inputs.written(recipe.validation_prompts)
     cut_off = cut_off_note(pipe, [*captions, *inputs.class_captions, *validation_prompts], "caption")
@@ -137,7 +149,8 @@ def set_up(
         record=record,
         checkpoint=checkpoint,
         validation_prompts=tuple(validation_prompts),
-        notes=inputs.notes if cut_off is None else (*inputs.notes, cut_off),
+        estimate=estimate,
+        notes=(*inputs.notes, *filter(None, [cut_off]), *(estimate.lines if estimate else ())),
     )
 
 

@@ -47,13 +47,19 @@ class TestTheCommand:
             assert picture.size == (32, 32)
         assert list((out / "logs").rglob("events*"))
         assert json.loads((out / "train.json").read_text())["recipe"]["learning_rate"] == 1e-2
+        assert json.loads((out / "train.json").read_text())["estimate"] is None
 
-    def test_its_messages(self, file: str, finished: tuple[Config, Store]) -> None:
+    def test_its_messages(self, file: str, tmp_path: Path, finished: tuple[Config, Store]) -> None:
         done = self.train("-c", file, "-s", str(finished[1].path), "--set", "max_train_steps=2", "-v")
         assert done.exit_code == 0, done.stderr
         assert f"recipe {file}, into" in done.stderr
         assert f"trains 20 weights, constrained by {finished[1].path}" in done.stderr
         assert "outputs on the preserved prompts moved by" in done.stdout
+        written = json.loads((tmp_path / "out/train.json").read_text())["estimate"]
+        assert f"the null space has {written['null_dim']} of 96 dimensions and" in done.stderr
+        assert set(written) == {
+            *("subject", "preserved", "measured_on", "null_dim", "dim", "trains_word", "ratio", "warning"),
+        }
 
     def test_bare_pictures_of_a_phone_and_one_caption(self, file: str, tmp_path: Path) -> None:
         """With what a phone leaves beside them. A second run finds nothing to do, another resize is another run."""
