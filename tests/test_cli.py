@@ -1,5 +1,6 @@
 """The app itself: its help, what it imports, its entry points."""
 
+import os
 import re
 import subprocess
 import sys
@@ -46,6 +47,34 @@ def test_help_imports_few_modules_and_none_that_is_heavy() -> None:
     ours, bare = (set(answer_of(f"{run}{HELP}print(*sys.modules)").split()) for run in (OURS, BARE))
     assert not ours & {*HEAVY, "zarr", "numpy", "pydantic", "rich"}
     assert len(ours - bare) < 60, sorted(ours - bare)
+
+
+def test_the_help_fits_a_screen() -> None:
+    assert len(nullbooth("--help").stdout.splitlines()) <= 35
+
+
+def completed(shell: str, **variables: str) -> tuple[str, set[str]]:
+    """What the completion of a shell answers, and the modules that it imports."""
+    code = f"{OURS}; import atexit; atexit.register(lambda: print('\\n' + ' '.join(sys.modules))); app(prog_name='nullbooth')"
+    environment = {**os.environ, "_NULLBOOTH_COMPLETE": shell, **variables}
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert answer.stderr == ""
+    text, _, modules = answer.stdout.rstrip("\n").rpartition("\n")
+    return text.strip(), set(modules.split())
+
+
+def test_shells_complete_commands_options_and_files() -> None:
+    for shell, line in (("bash", "complete -o default -F _nullbooth_completion nullbooth"), ("zsh", "#compdef nullbooth")):
+        script = completed(f"source_{shell}")[0].splitlines()
+        assert line in script
+        assert any(f"_NULLBOOTH_COMPLETE=complete_{shell}" in each for each in script)
+    found, modules = completed("complete_bash", COMP_WORDS="nullbooth in", COMP_CWORD="1")
+    assert found.split() == ["init", "inspect"]
+    assert not modules & {*HEAVY, "zarr", "numpy", "rich"}  # Typer itself reads the line with pydantic
+    assert completed("complete_bash", COMP_WORDS="nullbooth run --d", COMP_CWORD="2")[0].split() == ["--device", "--dry-run"]
+    # Without an answer bash completes the names of files, and zsh is told to.
+    assert completed("complete_bash", COMP_WORDS="nullbooth run -c nu", COMP_CWORD="3")[0] == ""
+    assert completed("complete_zsh", _TYPER_COMPLETE_ARGS="nullbooth run -c nu")[0] == "_files"
 
 
 @pytest.mark.parametrize("command", ["status", "inspect"])
