@@ -32,6 +32,9 @@ Features = Annotated[
     list[str] | None,
     typer.Option("--features", metavar="NAME=FOLDER", help="Weights of clip or dino; else those in the hub's cache."),
 ]
+Checkpoints = Annotated[
+    bool, typer.Option("--checkpoints", help="Measure every checkpoint of EDITED, a training output, and name the best.")
+]
 Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write one page with tables and pictures.")]
 Images = Annotated[str | None, typer.Option("--images", metavar="DIR", help="Write every picture into a folder.")]
 
@@ -49,6 +52,7 @@ def evaluate(
     num_prompts: NumPrompts = 48,
     subject_images: SubjectImages = 16,
     features: Features = None,
+    checkpoints: Checkpoints = False,
     html: Html = None,
     images: Images = None,
     device: Device = None,
@@ -61,7 +65,14 @@ def evaluate(
     The edited model and its base draw the same prompts from the same noise; a distance of 1 is that between two seeds of the
     base.
 
-    Example: nullbooth evaluate trained -s runs/toy.zarr --subject "a sks circle on a red background" --html report.html
+    Of a model that `nullbooth train` made, the subject and its pictures are known; of another, name them to learn whether it was
+    learned.
+
+    Example: nullbooth evaluate runs/toy-sks -s runs/words.zarr --html report.html
+
+    Example: nullbooth evaluate trained -s runs/toy.zarr --subject "a sks circle on a red background" --instances pictures
+
+    Example: nullbooth evaluate runs/toy-sks -s runs/words.zarr --checkpoints
     """
     from nullbooth_cli.commands.evaluate_models import EvaluateOptions, evaluate_models
 
@@ -74,6 +85,7 @@ def evaluate(
         num_prompts=num_prompts,
         subject_images=subject_images,
         features=tuple(features or ()),
+        checkpoints=checkpoints,
         html=html,
         images=images,
         device=device,

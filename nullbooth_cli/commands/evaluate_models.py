@@ -5,12 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nullbooth_cli.commands import next_command
+from nullbooth_cli.commands.evaluate_checkpoints import draw_checkpoints
 from nullbooth_cli.commands.options import Common
 from nullbooth_cli.commands.session import Session, start
+from nullbooth_cli.commands.signals import interruptible
 from nullbooth_cli.commands.tables import table
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.answer import SUBJECT, EvaluationReport, ModelAnswer
+from nullbooth_cli.evaluation.checkpoints import CheckpointsReport, checkpoint_events
 from nullbooth_cli.evaluation.draw_models import ANOTHER
 from nullbooth_cli.evaluation.evaluate import Evaluation, evaluation_events
 from nullbooth_cli.evaluation.request import EvaluationRequest, PictureSets, picture_sets
@@ -19,10 +23,11 @@ from nullbooth_cli.evaluation.summary import summary
 from nullbooth_cli.evaluation.verdict import SET_NAMES
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.pipeline.state import require, stage_states
-from nullbooth_cli.progress import Event, Note
+from nullbooth_cli.progress import Event, Interrupts, Note
 from nullbooth_cli.report.inspection import InspectReport, inspect_store
 from nullbooth_cli.settings.knowledge import heldout_prompts
 from nullbooth_cli.settings.prompts import load_prompts
+from nullbooth_cli.store import Store
 
 # The options that let a missing quantity be measured.
 MISSING_OPTIONS = {
@@ -46,6 +51,7 @@ class EvaluateOptions:
     num_prompts: int
     subject_images: int
     features: tuple[str, ...]
+    checkpoints: bool
     html: str | None
     images: str | None
     device: str | None
@@ -55,8 +61,7 @@ def evaluate_models(common: Common, options: EvaluateOptions) -> None:
     """Evaluate, write the requested files, and answer."""
     session = start(common)
     store = session.open()
-    states = stage_states(session.config, session.prompts, store)
-    require(states, "covariance", session.url)
+    require(stage_states(session.config, session.prompts, store), "covariance", session.url)
     subject = _subject(options)
     request = EvaluationRequest(
         edited=options.models,
@@ -67,8 +72,17 @@ def evaluate_models(common: Common, options: EvaluateOptions) -> None:
         device=options.device,
         batch_size=session.config.collect.batch_size,
     )
+    with interruptible(Interrupts(), session.terminal.note, "the pictures"):
+        if options.checkpoints:
+            _answer_checkpoints(session, store, request, options)
+        else:
+            _answer_models(session, store, request, options)
+
+
+def _answer_models(session: Session, store: Store, request: EvaluationRequest, options: EvaluateOptions) -> None:
     _require_writable(options)
     reports: list[EvaluationReport] = []
+    states = stage_states(session.config, session.prompts, store)
 
     def events() -> Iterator[Event]:
         found = yield from evaluation_events(session.config, store, request)
@@ -81,6 +95,23 @@ def evaluate_models(common: Common, options: EvaluateOptions) -> None:
 
     session.terminal.follow(events())
     session.terminal.answer(reports[0], draw_table)
+
+
+def _answer_checkpoints(session: Session, store: Store, request: EvaluationRequest, options: EvaluateOptions) -> None:
+    if options.html or options.images or len(options.models) > 1:
+        raise ConfigError(
+            "--checkpoints gives a table, or --json, of one training run",
+            "leave out --html, --images and --against, and evaluate the best checkpoint with them",
+        )
+    reports: list[CheckpointsReport] = []
+
+    def events() -> Iterator[Event]:
+        reports.append((yield from checkpoint_events(session.config, store, request, options.models[0])))
+
+    session.terminal.follow(events())
+    session.terminal.answer(reports[0], draw_checkpoints)
+    if reports[0].best is not None:
+        session.terminal.next(next_command.finish(options.models[0], reports[0].best.step))
 
 
 def _require_writable(options: EvaluateOptions) -> None:

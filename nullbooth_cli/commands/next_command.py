@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from nullbooth_cli.commands.hints import options_of
 from nullbooth_cli.pipeline.state import StageState
@@ -63,6 +64,12 @@ def of_the_new_store(place: str, overrides: Sequence[str]) -> str:
 def measure(edited: str, options: Sequence[str], subject: str) -> str:
     """What an edited model forgot and learned."""
     return _command("evaluate", edited, *options, "--subject", subject)
+
+
+def finish(output: str, step: int) -> str:
+    """What makes the checkpoint of a step the result of its run: of one whose output has its recipe, or RECIPE."""
+    recipe = Path(output, "train.yaml")
+    return _command("train", "-c", str(recipe) if recipe.is_file() else "RECIPE", "--finish", str(step))
 
 
 def read_export(form: str, path: str) -> str:

@@ -210,17 +210,25 @@ def locate(place: Path) -> Located:
     return _newest_checkpoint(place)
 
 
-def _newest_checkpoint(output: Path) -> Located:
+def _checkpoints(output: Path) -> dict[int, Path]:
     named = [(_CHECKPOINT.fullmatch(path.name), path) for path in (output.iterdir() if output.is_dir() else ())]
-    steps = {int(match[1]): path for match, path in named if match and path.is_dir()}
-    if not steps:
+    return {int(match[1]): path for match, path in named if match and path.is_dir()}
+
+
+def trained_checkpoints(output: Path) -> dict[int, Path]:
+    """The checkpoints of a training output that have trained files, by their steps."""
+    return {step: path for step, path in _checkpoints(output).items() if (path / TRAINED / BASE_FILE).is_file()}
+
+
+def _newest_checkpoint(output: Path) -> Located:
+    if not _checkpoints(output):
         return Located(path=output)
-    usable = {step: path / TRAINED for step, path in steps.items() if (path / TRAINED / BASE_FILE).is_file()}
+    usable = trained_checkpoints(output)
     if not usable:
         raise ConfigError(f"{output} has no result, and its checkpoints have no {TRAINED}/{BASE_FILE}", _EARLIER)
     step = max(usable)
     note = f"{output} has no result yet: this is its newest checkpoint, after {step} steps"
-    return _trained(usable[step], note)
+    return _trained(usable[step] / TRAINED, note)
 
 
 def _trained(folder: Path, note: str | None = None) -> Located:

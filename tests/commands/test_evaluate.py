@@ -1,11 +1,14 @@
 """`nullbooth evaluate`: the options that it refuses."""
 
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.cli import nullbooth, refused
+from nullbooth_cli.toy import FOLDER
+from tests.support.cli import nullbooth, refused, start_nullbooth
 
 
 @pytest.mark.parametrize(
@@ -34,3 +37,14 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_drawn(finish
 
 def test_a_page_is_a_file(finished: Any, tmp_path: Path) -> None:
     refused(nullbooth("evaluate", "x", "-s", str(finished[1].path), "--html", str(tmp_path)), 2, "is a folder", "name a file")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_with_its_code(finished: Any, number: int, code: int) -> None:
+    arguments = ("evaluate", str(FOLDER), "-s", str(finished[1].path), "--num-prompts", "5", "--device", "cpu")
+    with start_nullbooth(*arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stderr is not None
+        while not (line := running.stderr.readline()).startswith("evaluate "):
+            assert running.poll() is None, line
+        running.send_signal(number)
+        assert running.wait(60) == code

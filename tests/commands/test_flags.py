@@ -29,7 +29,7 @@ FLAGS = {
     "evaluate": (
         SHARED,
         "EDITED --device --against --prompts --subject --subject-prompts --subject-images --instances --num-prompts",
-        "--features --html --images",
+        "--features --html --images --checkpoints",
     ),
 }
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # it is a group

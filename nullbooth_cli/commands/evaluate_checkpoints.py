@@ -1,0 +1,36 @@
+"""The answer of `nullbooth evaluate RUN --checkpoints`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from nullbooth_cli.commands.tables import table
+from nullbooth_cli.evaluation.checkpoints import CheckpointScore, CheckpointsReport
+
+
+def draw_checkpoints(report: CheckpointsReport) -> list[Any]:
+    """A row for each checkpoint; below, the best, why it is, and its verdicts."""
+    columns = ["step", "learned", "", "forgotten", "", "drift", ""]
+    rows = [[str(score.step), *_cells(score), f"{score.drift:.2g}", _mark(report, score)] for score in report.checkpoints]
+    drawn = table(columns, rows, right=frozenset((0, 1, 3, 5)))
+    return [drawn, *_best_lines(report)]
+
+
+def _cells(score: CheckpointScore) -> list[str]:
+    """The values of learned and forgotten with their words; nothing for what was not measured."""
+    found = {verdict.question: (f"{verdict.value:.3g}", verdict.word) for verdict in score.verdicts}
+    return [cell for question in ("learned", "forgotten") for cell in found.get(question, ("", ""))]
+
+
+def _mark(report: CheckpointsReport, score: CheckpointScore) -> str:
+    return "best" if report.best is not None and report.best.step == score.step else ""
+
+
+def _best_lines(report: CheckpointsReport) -> Sequence[str]:
+    best = report.best
+    if best is None:
+        return [f"no best checkpoint: learned was not measured: {report.not_measured['learned']}"]
+    lines = [f"best: step {best.step}, {best.rule}; measured again from other noise:"]
+    for verdict in best.verdicts:
+        lines.append(f"  {verdict.text}")
+        lines += [f"    {verdict.advice}"] if verdict.advice else []
+    return lines
