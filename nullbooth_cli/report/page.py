@@ -33,6 +33,8 @@ from nullbooth_cli.settings.config import STAGES
 from nullbooth_cli.store import Store
 
 MOST_POINTS = 128  # of a spectrum: a chart shows no more
+FEWEST_POINTS = 16
+MOST_ALONE = 50_000  # points of the spectra of single timesteps together: half a megabyte
 DATA = '<script id="data" type="application/json"></script>'
 PLOTLY = '<script id="plotly"></script>'
 COMMON = '<script id="common"></script>'
@@ -42,7 +44,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ThinSpectrum:
-    """Up to `MOST_POINTS` eigenvalues, largest first, with their places, counted from 1; the first and the last are included."""
+    """Some eigenvalues, largest first, with their places, counted from 1; the first and the last are included."""
 
     place: tuple[int, ...]
     value: tuple[float, ...]
@@ -80,7 +82,7 @@ class PageRung:
 class PageEvolution:
     """A site over the timesteps; each tuple has one value per timestep, None where there is none.
 
-    `spectra` are eigenvalues at the places of the site's own spectrum.
+    `spectra` are eigenvalues at the places `place`, the same at every timestep.
     """
 
     name: str
@@ -88,6 +90,7 @@ class PageEvolution:
     feature: str
     dim: int
     timesteps: tuple[float, ...]
+    place: tuple[int, ...]
     spectra: tuple[tuple[float, ...], ...]
     null_dim: tuple[float | None, ...]
     effective_rank: tuple[float | None, ...]
@@ -124,6 +127,7 @@ def page_data(source: PictureSource, evolutions: Sequence[SiteOverTimesteps], la
     """The document of the page of a store; the ladder is of all of its sites. Cost: about 1 kB per site and timestep."""
     report, store, called = source.report, source.store, source.called
     entries = worst_first(report.sites)
+    points = points_alone(sum(len(each.eigenvalues) for each in evolutions))
     states, records = stage_states(source.config, source.prompts, store), store.records
     settings = {name: value for stage in STAGES for name, value in records[stage]["settings"].items()}
     return PageData(
@@ -149,7 +153,7 @@ def page_data(source: PictureSource, evolutions: Sequence[SiteOverTimesteps], la
             )
             for entry, eigenvalues in zip(entries, spectra_of(store, entries), strict=True)
         ),
-        evolutions=tuple(_evolution(evolution, called) for evolution in evolutions),
+        evolutions=tuple(_evolution(evolution, called, points) for evolution in evolutions),
     )
 
 
@@ -178,9 +182,14 @@ def fill_page(path: Path, template: str, data: object) -> Path:
     return path
 
 
-def thin_spectrum(eigenvalues: Floats) -> ThinSpectrum:
-    """At most `MOST_POINTS` of the eigenvalues `[D]`, ascending, with four digits."""
-    places = np.unique(np.linspace(1, len(eigenvalues), min(MOST_POINTS, len(eigenvalues))).round().astype(int))
+def points_alone(num_spectra: int) -> int:
+    """The number of points of each of so many spectra, so that the page of a large model stays small."""
+    return min(MOST_POINTS, max(FEWEST_POINTS, MOST_ALONE // max(num_spectra, 1)))
+
+
+def thin_spectrum(eigenvalues: Floats, most: int = MOST_POINTS) -> ThinSpectrum:
+    """At most `most` of the eigenvalues `[D]`, ascending, with four digits."""
+    places = np.unique(np.linspace(1, len(eigenvalues), min(most, len(eigenvalues))).round().astype(int))
     values = eigenvalues[::-1][places - 1]
     return ThinSpectrum(tuple(places.tolist()), tuple(float(f"{value:.4g}") for value in values))
 
@@ -196,14 +205,16 @@ def _values(report: SiteReport | StageReport) -> dict[str, Any]:
     return {each.name: getattr(report, each.name) for each in fields(report) if each.init}
 
 
-def _evolution(found: SiteOverTimesteps, called: Called) -> PageEvolution:
+def _evolution(found: SiteOverTimesteps, called: Called, points: int) -> PageEvolution:
+    spectra = [thin_spectrum(values, points) for values in found.eigenvalues]
     return PageEvolution(
         name=site_name(called, found.site.layer, found.site.feature),
         layer=found.site.layer,
         feature=found.site.feature,
         dim=found.site.dim,
         timesteps=tuple(found.timesteps.tolist()),
-        spectra=tuple(thin_spectrum(values).value for values in found.eigenvalues),
+        place=spectra[0].place,
+        spectra=tuple(each.value for each in spectra),
         null_dim=_numbers(found.null_dim),
         effective_rank=_numbers(found.effective_rank),
         leakage=_numbers(found.leakage),

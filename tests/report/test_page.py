@@ -16,7 +16,7 @@ from selenium.webdriver.support.ui import Select
 from typer.testing import CliRunner
 
 from nullbooth_cli.cli import app
-from nullbooth_cli.report.page import MOST_POINTS, ThinSpectrum, thin_spectrum
+from nullbooth_cli.report.page import MOST_POINTS, ThinSpectrum, points_alone, thin_spectrum
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from tests.support.browser import (
@@ -90,6 +90,15 @@ def test_a_spectrum_is_thinned_to_what_can_be_seen() -> None:
     assert (thin.place[0], thin.place[-1]) == (1, 1280)
     np.testing.assert_allclose(thin.value, values[::-1][np.array(thin.place) - 1], rtol=1e-3)
     assert thin_spectrum(np.array([1.0, 3.0])) == ThinSpectrum((1, 2), (3.0, 1.0))
+
+
+def test_spectra_of_many_timesteps_have_fewer_points() -> None:
+    """At the size of SDXL the spectra of single timesteps stay under a megabyte of about ten characters a point."""
+    assert points_alone(0) == points_alone(4) == MOST_POINTS
+    assert points_alone(140 * 30) == 16
+    assert points_alone(1000) == 50
+    thin = thin_spectrum(np.arange(1.0, 101.0), 3)
+    assert (thin.place, thin.value) == ((1, 50, 100), (100.0, 51.0, 1.0))
 
 
 def test_the_script_of_plotly_is_the_one_that_was_published() -> None:
