@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from selenium.webdriver.support.ui import Select
 from typer.testing import CliRunner
 
 from nullbooth_cli.cli import app
-from nullbooth_cli.report.page import MOST_POINTS, ThinSpectrum, points_alone, thin_spectrum
+from nullbooth_cli.model.device import pick_device
+from nullbooth_cli.report.inspection import inspect_store
+from nullbooth_cli.report.ladder import explore_thresholds
+from nullbooth_cli.report.page import MOST_POINTS, ThinSpectrum, page_data, points_alone, thin_spectrum, write_page
+from nullbooth_cli.report.picture_source import PictureSource
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from tests.support.browser import (
@@ -28,7 +33,7 @@ from tests.support.browser import (
     needs_browser,
     open_browser,
 )
-from tests.support.builders import PROMPTS, ROOT, execute, small_config
+from tests.support.builders import PROMPTS, ROOT, execute, prompts_of, small_config
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +261,23 @@ class TestBrowser:
         look_at(browser, page[0], width, scheme)
         browser.execute_script("document.querySelectorAll('details').forEach(each => { each.open = true; })")
         assert_readable(browser)
+
+    def test_long_names_fold(self, run: Any, tmp_path: Path) -> None:
+        """Names as those of SDXL, at the width of a phone."""
+        config, store = run
+        source = PictureSource(config, store, prompts_of(config), inspect_store(config, store))
+        made = page_data(source, [], explore_thresholds(config, store, pick_device("cpu")))
+        names = [f"down_blocks.{i}.attentions.0.transformer_blocks.{i} out" for i in range(len(made.sites))]
+        sites = tuple(replace(site, name=name) for site, name in zip(made.sites, names, strict=True))
+        path = write_page(tmp_path / "long.html", replace(made, sites=sites))
+        with open_browser(path) as browser:
+            look_at(browser, path, 420, "light")
+            assert_readable(browser)
+            lines = browser.execute_script(
+                "return [...document.querySelectorAll('#leakage .ytick text')].map(t => [...t.children].map(l => l.textContent))"
+            )
+        assert ["".join(of_name) for of_name in lines] == names
+        assert {len(of_name) for of_name in lines} == {2}
 
     def test_no_console_error_and_no_request(self, browser: webdriver.Chrome, page: Any) -> None:
         """Last: over all that was clicked before."""

@@ -40,10 +40,10 @@ const layout = (x, y, more = {}) => {
     legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom" }, ...more, xaxis: axis(x, more.xaxis), yaxis: axis(y, more.yaxis) };
 };
 const plot = (id, traces, made) => Plotly.react(id, traces, made, { responsive: true, displayModeBar: false, displaylogo: false });
-const folded = (name) => escaped(isNarrow() ? name.replace(/(.{16,}?)([. ])(?=.{6})/g, "$1$2<br>") : name);
+const folded = (name) => isNarrow() ? escaped(name).replace(/(.{16,}?[. ])(?=.{6})/g, "$1<br>") : escaped(name);
 // A row for each name, the first on top; each series has a value for each of them.
 const dots = (id, names, series, axis) => {
-  const place = names.map((_, i) => i), line = isNarrow() && names.some((name) => folded(name).includes("<br>")) ? 30 : 20;
+  const place = names.map((_, i) => i), line = 8 + 12 * Math.max(...names.map((name) => folded(name).split("<br>").length));
   at(id).style.height = `${130 + line * names.length}px`;
   plot(id, series.map(({ values, name, ...more }) => ({ x: values, y: place, text: names.map(escaped), name: escaped(name), mode: "markers", showlegend: true,
     hovertemplate: "%{text}<br>%{x:.3e}<extra></extra>", ...more })),
