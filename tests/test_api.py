@@ -23,6 +23,7 @@ from nullbooth_cli.store import Store, locked, open_backing
 from nullbooth_cli.tensors import tensor_digest
 from tests.support.builders import PROMPTS, ROOT, execute, features_at, small_config
 from tests.support.counting import counted
+from tests.support.pages import python_of
 
 NAME = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q.weight"
 
@@ -187,17 +188,13 @@ def test_provenance_names_everything(opened: nb.OpenStore, copied: tuple[Config,
     assert nb.open_store(store.path).provenance()["fingerprint"] != found["fingerprint"]
 
 
-def blocks_of(page: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-
-
 def test_the_page_runs(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, store = finished
     shutil.copytree(store.path, tmp_path / "runs/toy.zarr")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config.model_dump(), "store": "runs/toy.zarr"}))
     names: dict[str, Any] = {}
-    for block in blocks_of("docs/reference/python.md"):
+    for block in python_of("docs/reference/python.md"):
         exec(block, names)
     site = next(s for s in names["store"].sites() if NAME in s.weights)
     k = np.concatenate([features_at(store, site, t, u).reshape(-1, site.dim) for t in range(4) for u in range(3)]).astype(
@@ -210,11 +207,11 @@ def test_the_page_runs(finished: Any, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_page_has_an_example_of_every_name() -> None:
-    assert set(nb.__all__) <= set(re.findall(r"nb\.(\w+)", "".join(blocks_of("docs/reference/python.md"))))
+    assert set(nb.__all__) <= set(re.findall(r"nb\.(\w+)", "".join(python_of("docs/reference/python.md"))))
 
 
 def test_the_how_to_runs_in_forty_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    code = "\n".join(blocks_of("docs/how-to/from-python.md"))
+    code = "\n".join(python_of("docs/how-to/from-python.md"))
     assert len([line for line in code.splitlines() if line.strip()]) < 40
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

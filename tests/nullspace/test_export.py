@@ -15,8 +15,8 @@ from safetensors import safe_open
 import nullbooth_cli as nb
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
-from tests.support.builders import ROOT
 from tests.support.cli import exported, nullbooth, refused
+from tests.support.pages import python_of
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -57,8 +57,7 @@ class TestSafetensors:
 
     def test_the_five_lines_of_the_page_need_no_nullbooth(self, done: str) -> None:
         exported("projectors.safetensors", "-s", done)
-        page = (ROOT / "docs/how-to/use-the-projectors.md").read_text()
-        [block] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        [block] = python_of("docs/how-to/use-the-projectors.md")
         assert "nullbooth_cli" not in block
         names: dict[str, Any] = {}
         exec(block, names)

@@ -25,7 +25,8 @@ from nullbooth_cli.settings.config import build_config
 from nullbooth_cli.store import Store
 from nullbooth_cli.training.constraint import BIAS, NOT_IN_STORE, OTHER_ADAPTER
 from tests.support import tiny_training as training
-from tests.support.builders import PROMPTS, ROOT, execute
+from tests.support.builders import PROMPTS, execute
+from tests.support.pages import python_of
 from tests.support.tiny import saved
 from tests.support.tiny_training import (
     LAYER,
@@ -387,7 +388,7 @@ def test_other_architectures(tmp_path: Path, name: str) -> None:
 def test_the_page_runs(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(finished[1].path, tmp_path / "runs/toy.zarr")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/how-to/constrain-training.md").read_text(), re.DOTALL)
+    blocks = python_of("docs/how-to/constrain-training.md")
     names: dict[str, Any] = {}
     for block in blocks:
         exec(block, names)
