@@ -24,6 +24,7 @@ from nullbooth_cli.commands.inspect import inspect
 from nullbooth_cli.commands.merge import merge
 from nullbooth_cli.commands.project import project
 from nullbooth_cli.commands.run import run
+from nullbooth_cli.commands.sample import sample
 from nullbooth_cli.commands.schedule import schedule
 from nullbooth_cli.commands.signals import EXIT_CODES
 from nullbooth_cli.commands.status import status
@@ -84,7 +85,7 @@ app = typer.Typer(
 )
 _COMMANDS = (
     *(init, run, schedule, collect, covariance, project, inspect, status, doctor),
-    *(merge, export, import_, edit, train, evaluate),
+    *(merge, export, import_, edit, train, evaluate, sample),
 )
 for _command in _COMMANDS:
     app.command(_command.__name__.rstrip("_"))(_command)

@@ -31,6 +31,10 @@ FLAGS = {
         "EDITED --device --against --prompts --subject --subject-prompts --subject-images --instances --num-prompts",
         "--features --html --images --checkpoints",
     ),
+    "sample": (
+        "MODEL PROMPT -o/--output --base --with-base --compare --seed --seeds --steps --guidance --scheduler --images --device",
+        "--set --json -q/--quiet",
+    ),
 }
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # it is a group
 
