@@ -13,6 +13,7 @@ from nullbooth_cli.commands.draw import summary_line
 from nullbooth_cli.commands.session import Session
 from nullbooth_cli.commands.tables import shortened, table
 from nullbooth_cli.progress import Event
+from nullbooth_cli.report.headline import preservation_answer
 from nullbooth_cli.report.inspection import InspectReport, SiteReport, inspect_store, sparklines, warning_lines
 from nullbooth_cli.report.json_document import to_json
 from nullbooth_cli.report.picture_source import PictureSource
@@ -106,7 +107,13 @@ def draw_report(report: InspectReport, sparks: list[str] | None = None) -> list[
     right = frozenset(i for i, name in enumerate(columns) if name not in words)
     drawn = table(list(columns), [list(row) for row in zip(*columns.values(), strict=True)], right=right, drop=DROPPED)
     shared = [f"{called[layer]} {feature} protects {_protected(site, called)}" for (layer, feature), site in groups.items()]
-    return [drawn, *([f"layers end in {ending}"] if ending else []), *shared, summary_line(report)]
+    return [drawn, *([f"layers end in {ending}"] if ending else []), *shared, summary_line(report), *_verdict_lines(report)]
+
+
+def _verdict_lines(report: InspectReport) -> list[str]:
+    """Whether the threshold is good: a store knows only how much leaks."""
+    found = preservation_answer(report)
+    return [f"preserves: {found.value}: {found.word} ({found.detail})", *([f"  {found.advice}"] if found.advice else [])]
 
 
 def _columns(report: InspectReport, called: dict[str, str], sparks: list[str] | None) -> dict[str, list[str]]:

@@ -28,7 +28,7 @@ class Answer:
 
 def threshold_answers(report: InspectReport, ladder: Ladder | None = None) -> tuple[Answer, ...]:
     """The answers about the projectors of a store. The ladder, where it is given, names a threshold that would be better."""
-    return (_threshold(report), _leakage(report, ladder), _cost(report))
+    return (_threshold(report), preservation_answer(report, ladder), _cost(report))
 
 
 def _threshold(report: InspectReport) -> Answer:
@@ -44,7 +44,7 @@ def _threshold(report: InspectReport) -> Answer:
     )
 
 
-def _leakage(report: InspectReport, ladder: Ladder | None) -> Answer:
+def preservation_answer(report: InspectReport, ladder: Ladder | None = None) -> Answer:
     """Good is a largest leakage of at most `ADVISED_LEAKAGE`, on held-out prompts where there are any."""
     totals = report.totals
     heldout = totals.largest_heldout_leakage

@@ -3,22 +3,42 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from nullbooth_cli.commands.console import Terminal
+from nullbooth_cli.commands.inspect_store import draw_report
+from nullbooth_cli.report.inspection import inspect_store, sparklines
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from tests.support.cli import nullbooth
 from tests.support.screen import Screen
 
+LEAKS = [
+    (0.01, 0.03, ["preserves: leaks 0.03: good (of held-out prompts' inputs at most, in the worst site; up to 0.1 is good)"]),
+    (
+        0.01,
+        0.2,
+        [
+            "preserves: leaks 0.2: leaks too much (of held-out prompts' inputs at most, in the worst site; up to 0.1 is good)",
+            "  choose a smaller threshold",
+        ],
+    ),
+    (
+        0.01,
+        None,
+        [
+            "preserves: leaks 0.01: good (of the collected prompts' inputs at most, in the worst site; up to 0.1 is good)",
+            "  measure prompts that were not collected: set heldout_prompts",
+        ],
+    ),
+]
+
 
 class TestInspect:
     @pytest.mark.parametrize(("width", "spectrum"), [(60, False), (80, False), (130, True), (180, True)])
     def test_it_fits(self, screen: Callable[..., Screen], finished: tuple[Config, Store], width: int, spectrum: bool) -> None:
-        from nullbooth_cli.commands.inspect_store import draw_report
-        from nullbooth_cli.report.inspection import inspect_store, sparklines
-
         config, store = finished
         report = inspect_store(config, store)
         shown = screen(width)
@@ -39,3 +59,11 @@ class TestInspect:
         assert "noise floor" in piped.splitlines()[0]
         assert not set(piped) & set("▁▂▃▄▅▆▇█")
         assert "spectrum" not in json.dumps(json.loads(nullbooth("inspect", "-s", finished[1].url, "--json").stdout))
+
+    @pytest.mark.parametrize(("leakage", "heldout", "ends"), LEAKS)
+    def test_the_last_lines_say_whether_it_preserves(
+        self, finished: tuple[Config, Store], leakage: float, heldout: float | None, ends: list[str]
+    ) -> None:
+        report = inspect_store(*finished)
+        totals = replace(report.totals, largest_leakage=leakage, largest_heldout_leakage=heldout)
+        assert draw_report(replace(report, totals=totals))[-len(ends) :] == ends
