@@ -104,8 +104,14 @@ class TestBrowser:
         assert Select(browser.find_element(By.ID, "set")).first_selected_option.text == "the subject"
         assert len(prompts_shown(browser)) == 2
         Select(browser.find_element(By.ID, "set")).select_by_visible_text("preserved prompts")
+        some = prompts_shown(browser)
+        button = browser.find_element(By.ID, "all")
+        assert (len(some), button.text) == (4, f"Show {ROWS}")
+        button.click()
         prompts = prompts_shown(browser)
         assert len(prompts) == ROWS
+        assert not button.is_displayed()
+        assert some == [prompts[i] for i in (0, 4, 8, 11)]
         assert prompts[0].startswith(HOSTILE)
         assert prompts[-1].startswith("prompt 0")
         assert prompts[-1].endswith("latent MSE of <b>one: 0.02")

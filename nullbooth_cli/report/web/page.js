@@ -33,7 +33,7 @@ const log = (values) => {
   return { type: "log", exponentformat: "power", dtick: decades < 2 ? "D2" : 1 };
 };
 const layout = (x, y, more = {}) => {
-  const axis = (title, own = {}) => ({ title: { text: title }, gridcolor: style("--line"), zeroline: false, automargin: true, ...own });
+  const axis = (title, own = {}) => ({ title: { text: title, standoff: 12 }, gridcolor: style("--line"), zeroline: false, automargin: true, ...own });
   return { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: style("--text"), size: isNarrow() ? 10 : 12 },
     colorway: colours, margin: isNarrow() ? { l: 45, r: 8, t: 30, b: 40 } : { l: 70, r: 20, t: 40, b: 50 },
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", hoverlabel: { namelength: -1 },
