@@ -1,7 +1,7 @@
 """The only module that prints: answers to stdout, everything else to stderr.
 
 stdout carries one table or exactly one JSON document. stderr carries progress, notes, errors and `next:`. On a terminal
-progress is a bar, and a table leaves out columns that do not fit; elsewhere progress is plain lines, at most one a second, and
+progress is a bar, and a table leaves out columns that do not fit; elsewhere progress is a plain line every few seconds, and
 tables are as wide as they need to be. NO_COLOR is respected, and a dumb terminal gets lines too.
 
 Whatever comes from a file, a store or an argument is shown as text: all that is printed goes through `_write` or rich's console,

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import ProgressColumn, TaskID
 
-LINE_SECONDS = 1.0  # between two lines of a stage: 600 short units must not fill 600 lines of a log
+LINE_SECONDS = 5.0  # between two lines of a stage: the log of an hour must not be thousands of lines long
 NARROW, WIDE = 70, 80  # a terminal of this many columns also shows the time; of this many, bars too
 
 
 class ProgressLines:
-    """Turns events into lines: every note, and for each stage at most one line a second and its last unit."""
+    """Turns events into lines: every note, and for each stage its first unit, its last, and one in `LINE_SECONDS` between."""
 
     def __init__(self) -> None:
         self._paces: dict[str, Pace] = {}

@@ -62,9 +62,10 @@ def test_quick_units_share_a_line(clock: list[float], capsys: pytest.CaptureFixt
             yield Progress("covariance", done, 600, "a site")
 
     Terminal().follow(quick())
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 7
-    assert lines[-1].startswith("covariance 600/600")
+    first, *between, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("covariance 1/600 a site")
+    assert [re.match(r"covariance (\d)\d+/600", line)[1] for line in between] == ["5"], "one in five seconds"  # type: ignore[index]
+    assert last.startswith("covariance 600/600")
 
 
 @pytest.mark.parametrize("name", ["dumb", "unknown"])
