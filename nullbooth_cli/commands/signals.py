@@ -15,6 +15,14 @@ SAME_SECONDS = 1.0
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # as a shell reports a program that the signal ended
 
 
+class Interrupted(KeyboardInterrupt):
+    """Raised by a signal.
+
+    A class of its own, because `python -m` remembers a plain KeyboardInterrupt that leaves an `exec` (dataclasses use it while
+    modules are imported), and then ends itself with SIGINT whatever exit code it is given.
+    """
+
+
 @contextlib.contextmanager
 def interruptible(interrupts: Interrupts, say: Callable[[str], None], what_is_finished: str) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end the body at once, or after its unit if that saves unwritten work. A second one ends it at once.
@@ -32,7 +40,7 @@ def interruptible(interrupts: Interrupts, say: Callable[[str], None], what_is_fi
             return
         received, code = now, EXIT_CODES[signal.Signals(number)]
         if not interrupts.unwritten or interrupts.requested:
-            raise KeyboardInterrupt
+            raise Interrupted
         interrupts.requested = True
         say(f"interrupted: finishing and writing {what_is_finished}; Ctrl-C again stops at once and loses it")
 

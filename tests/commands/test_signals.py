@@ -2,13 +2,17 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer
 
 from nullbooth_cli.commands import signals
 from nullbooth_cli.progress import Interrupts
+from tests.support.builders import ROOT
+from tests.support.cli import start
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 
@@ -59,6 +63,24 @@ def test_a_second_one_ends_it(number: int, monkeypatch: pytest.MonkeyPatch) -> N
         body(Interrupts(unwritten=True), said, number, number)
     assert caught.value.exit_code == 128 + number
     assert "finished" not in said
+
+
+@BOTH
+def test_the_exit_code_is_ours_also_in_an_exec(number: int, tmp_path: Path) -> None:
+    """As dataclasses are made while modules are imported: SIGTERM at that moment ended `python -m` with 130."""
+    (tmp_path / "program.py").write_text(f"""
+import typer
+from nullbooth_cli.commands.signals import interruptible
+from nullbooth_cli.progress import Interrupts
+try:
+    with interruptible(Interrupts(), print, ""):
+        exec("import os, time; os.kill(os.getpid(), {int(number)}); time.sleep(9)")
+except typer.Exit as error:
+    raise SystemExit(error.exit_code)
+""")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    with start([sys.executable, "-m", "program"], env=environment) as process:
+        assert process.wait() == 128 + number
 
 
 def test_an_ignored_one_stays_ignored() -> None:
