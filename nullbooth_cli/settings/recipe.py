@@ -1,5 +1,6 @@
 """The recipe of a training run: one YAML file, such as configs/train/toy.yaml."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -12,6 +13,9 @@ Feature = Literal["q", "k", "v", "out"]
 # Those of diffusers.optimization.get_scheduler, without piecewise_constant, which needs rules.
 LearningRates = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
+# Those of accelerate.tracking.
+Tracker = Literal["tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"]
+
 
 class Recipe(Section):
     """All settings of a training run."""
@@ -21,6 +25,7 @@ class Recipe(Section):
     places: ClassVar[tuple[str, ...]] = ("model", "pipeline_config", "output", "store", "instance_images", "class_prompts")
     file_kind: ClassVar[Kind | None] = RECIPE
     other_kind: ClassVar[Kind | None] = CONFIG
+    former: ClassVar[Mapping[str, str]] = {"tensorboard": "write report_to: tensorboard"}
 
     model: str = Field("toy", description="the model to train: toy, a pipeline folder, or a hub id")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
@@ -82,11 +87,26 @@ class Recipe(Section):
     checkpointing_steps: int = Field(
         100, ge=1, le=limits.COUNT, description="steps between two checkpoints; a run resumes from the last"
     )
+    checkpoints_total_limit: int | None = Field(
+        None,
+        ge=1,
+        le=limits.COUNT,
+        description="how many checkpoints stay; null keeps all that have at most 100 MB each, and the last 5 of larger ones",
+    )
     validation_prompts: list[str] = Field([], description="prompts to draw at every checkpoint")
     validation_inference_steps: int = Field(25, ge=1, le=limits.STEPS, description="denoising steps of those pictures")
     guidance_scale: float = Field(7.5, ge=0.0, le=limits.FACTOR, description="of those pictures, and of the class pictures")
-    tensorboard: bool = Field(False, description="also write loss and learning rate for TensorBoard")
+    report_to: Tracker | list[Tracker] | None = Field(
+        None,
+        description="also send loss and learning rate to one tracker or several: tensorboard, wandb, comet_ml, aim, mlflow, "
+        "clearml, dvclive, swanlab, trackio",
+    )
     seed: int = Field(0, ge=0, le=limits.SEED, description="of noise, order and timesteps")
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names in `report_to`."""
+        return (self.report_to,) if isinstance(self.report_to, str) else tuple(self.report_to or ())
 
     @model_validator(mode="after")
     def _combinations(self) -> "Recipe":

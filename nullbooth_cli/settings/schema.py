@@ -50,7 +50,7 @@ class Section(BaseModel):
 
     `places` are the keys that name a path (or a URL, or a hub id): they are expanded as in a shell. `file_kind` is what a
     whole file of them is, and `other_kind` what is given in its place by mistake. Of the keys in `alternatives` one
-    is in force: an override of one takes the place of all others.
+    is in force: an override of one takes the place of all others. `former` are keys of earlier versions, with what to write now.
     """
 
     model_config = ConfigDict(
@@ -62,6 +62,7 @@ class Section(BaseModel):
     places: ClassVar[tuple[str, ...]] = ()
     file_kind: ClassVar[Kind | None] = None
     other_kind: ClassVar[Kind | None] = None
+    former: ClassVar[Mapping[str, str]] = {}
 
     @field_validator("*")
     @classmethod
@@ -179,6 +180,8 @@ def _explain_one(kind: type[Section], problem: ErrorDetails) -> tuple[str, str]:
     key = ".".join(path)
     if problem["type"] == "extra_forbidden":
         known, named = _known_keys(kind, path[:-1]), quoted(shown(key))
+        if key in kind.former:
+            return f"unknown key {named}", kind.former[key]
         near = difflib.get_close_matches(path[-1], known, n=1)
         hint = (
             f"did you mean '{'.'.join([*path[:-1], near[0]])}' for {named}?"

@@ -3,8 +3,8 @@
     <output>/checkpoint-000200/
     <output>/validation/000200_0.png
 
-Only the newest checkpoint stays. It gets its name when all of it is on disk, and only then the one before is removed. So a run
-that was killed at any moment, or met a full disk, finds a whole checkpoint.
+A checkpoint gets its name when all of it is on disk, and only then the oldest is removed, if there are more than may stay. So a
+run that was killed at any moment, or met a full disk, finds a whole checkpoint.
 """
 
 import contextlib
@@ -17,16 +17,19 @@ import torch
 
 from nullbooth_cli.errors import DataError
 from nullbooth_cli.model.quiet import quiet_libraries
+from nullbooth_cli.model.trained_files import TRAINED
 from nullbooth_cli.tensors import generators
 from nullbooth_cli.training import checkpoint_files, durable
 from nullbooth_cli.training.setup import TrainingRun
+from nullbooth_cli.training.write_trained import write_trained
 
 
 def save(run: TrainingRun) -> None:
     """Save the state after `run.steps_done` steps; every process calls this.
 
-    Raises DataError if a weight is not finite, ResourceError if it cannot be written; the checkpoint before is then still there.
-    Cost: the bytes of the denoiser, and twice those of the weights that train; they are written, and read once for their digests.
+    Raises DataError if a weight is not finite, ResourceError if it cannot be written; earlier checkpoints are then still there.
+    Cost: the bytes of the denoiser, and three times those of the weights that train (two for the optimizer, one in `trained/`).
+    They are written, and read once for their digests.
     """
     _require_finite(run)
     accelerator, output = run.accelerator, run.recipe.output
@@ -38,10 +41,12 @@ def save(run: TrainingRun) -> None:
             accelerator.save_state(str(partial))
         accelerator.wait_for_everyone()  # a checkpoint is complete when every process has written its files
         if first:
-            checkpoint_files.describe(partial, run.steps_done, run.record)
+            write_trained(run, partial / TRAINED)
+            num_bytes = checkpoint_files.describe(partial, run.steps_done, run.record)
     if first:
+        limit = checkpoint_files.limit_of(run.recipe.checkpoints_total_limit, num_bytes)
         with durable.writing(folder.parent):
-            checkpoint_files.remove_before(output, run.steps_done)
+            checkpoint_files.remove_old(output, run.steps_done, limit)
 
 
 def _require_finite(run: TrainingRun) -> None:

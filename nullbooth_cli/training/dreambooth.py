@@ -3,12 +3,14 @@
 1. `setup.set_up()` loads the model, encodes pictures and captions once, marks the parameters that train, and constrains them
    before the optimizer is built.
 2. `train()` is the loop. It yields an event for every optimizer step, saves checkpoints, and resumes from the last one.
+   `restore()` loads a checkpoint and does not train.
 3. `finish()` writes plain weights (a pipeline folder, or a LoRA file) and the drift of each weight.
 
 The loss is that of diffusers' train_dreambooth.py: the mean squared error of the predicted noise of a picture at a random
 timestep, plus, with a weight, the same on pictures of the class. (Ruiz et al., arXiv 2208.12242.)
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,11 +27,13 @@ from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.progress import Event, Interrupts, Note, Progress
 from nullbooth_cli.settings.weighting import weighting_note
 from nullbooth_cli.store.files import remove
-from nullbooth_cli.training import checkpoints, output
-from nullbooth_cli.training.durable import replacing, writing
+from nullbooth_cli.training import checkpoints, model_card, output, trackers
+from nullbooth_cli.training.durable import replacing
 from nullbooth_cli.training.examples import TextEncoding
 from nullbooth_cli.training.output import TrainingResult
 from nullbooth_cli.training.setup import TrainingRun
+from nullbooth_cli.training.step_log import StepLog
+from nullbooth_cli.training.write_trained import write_trained
 
 
 def train(run: TrainingRun, interrupts: Interrupts | None = None) -> Iterator[Event]:
@@ -41,9 +45,6 @@ def train(run: TrainingRun, interrupts: Interrupts | None = None) -> Iterator[Ev
     """
     interrupts = interrupts or Interrupts()
     loop = _prepared(run)
-    if run.recipe.tensorboard:
-        with writing(Path(run.recipe.output)):
-            run.accelerator.init_trackers("nullbooth")
     if run.checkpoint is not None:
         checkpoints.load(run, loop.optimizer, loop.rates)
         yield Note(f"resumes from step {run.steps_done}")
@@ -52,26 +53,36 @@ def train(run: TrainingRun, interrupts: Interrupts | None = None) -> Iterator[Ev
         yield Note(note)
     loop.denoiser.train()
     try:
-        yield from _steps(run, loop, interrupts)
+        with StepLog(run.recipe.output, run.steps_done, is_written=run.accelerator.is_main_process) as log, trackers.started(run):
+            yield from _steps(run, loop, log, interrupts)
     finally:
         interrupts.unwritten = False
     if interrupts.requested:
         raise KeyboardInterrupt
 
 
-def _steps(run: TrainingRun, loop: "_Loop", interrupts: Interrupts) -> Iterator[Event]:
+def restore(run: TrainingRun) -> None:
+    """Give the model the weights of the run's checkpoint, to finish from them. Every process calls this."""
+    loop = _prepared(run)
+    checkpoints.load(run, loop.optimizer, loop.rates)
+
+
+def _steps(run: TrainingRun, loop: "_Loop", log: StepLog, interrupts: Interrupts) -> Iterator[Event]:
     recipe, accelerator = run.recipe, run.accelerator
     while run.steps_done < recipe.max_train_steps:
         interrupts.unwritten = True
+        rate, began = loop.optimizer.param_groups[0]["lr"], time.monotonic()
         loss = loop.step(run.steps_done)
         run.steps_done += 1
         if not np.isfinite(loss):
             raise DataError(f"the loss is {loss} at step {run.steps_done}", "lower learning_rate, or set mixed_precision to no")
-        if recipe.tensorboard:
-            accelerator.log({"loss": loss, "lr": loop.rates.get_last_lr()[0]}, step=run.steps_done)
+        log.add(step=run.steps_done, loss=loss, learning_rate=rate, seconds=time.monotonic() - began)
+        if recipe.trackers:
+            accelerator.log({"loss": loss, "learning_rate": rate}, step=run.steps_done)
         stops = _all_stop(run, interrupts)
         is_due = run.steps_done % recipe.checkpointing_steps == 0 or run.steps_done == recipe.max_train_steps
         if is_due or stops:
+            log.flush()
             checkpoints.save(run)
         if is_due and not stops:
             # Everything is on disk: an interrupt may end the drawing at once, unless other processes wait for this one.
@@ -172,7 +183,7 @@ def _prepared(run: TrainingRun) -> _Loop:
 
 
 def finish(run: TrainingRun) -> TrainingResult | None:
-    """Write a pipeline folder, or a LoRA file that `load_lora_weights` reads, and train.json. Every process calls this.
+    """Write a pipeline folder, or a LoRA that `load_lora_weights` reads, a model card, and train.json. Every process calls this.
 
     Returns None in all but the main process. The drift is exact from the stored moments, in the precision that is saved. Raises
     ResourceError if the files cannot be written; the checkpoint stays.
@@ -190,25 +201,23 @@ def finish(run: TrainingRun) -> TrainingResult | None:
     result = TrainingResult(
         output=str(place),
         steps=run.steps_done,
+        method=recipe.method,
+        model=recipe.model,
         trained=len(run.trained),
-        constrained_by=recipe.store,
-        drift=drift,
         token=None if run.word is None else run.word.name,
+        instance_prompt=run.subject.captions[0],
+        constrained_by=recipe.store,
+        preserved=run.preserved,
+        drift=drift,
     )
+    model_card.write(recipe, result)
     output.write_result(recipe, run.record, result, run.estimate)
     return result
 
 
 def _write_weights(run: TrainingRun, folder: Path) -> None:
     if run.recipe.method == "lora":
-        from diffusers.utils import convert_state_dict_to_diffusers
-        from peft.utils import get_peft_model_state_dict
-
-        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(run.denoiser))
-        with quiet_libraries():
-            run.pipe.save_lora_weights(folder, unet_lora_layers=layers)
-        if run.word is not None:
-            run.word.save(folder)
+        write_trained(run, folder)
         return
     if run.constraint:
         run.constraint.merge()

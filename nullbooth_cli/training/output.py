@@ -2,6 +2,7 @@
 
     <output>/train.lock        held while a run trains
     <output>/pipeline/         the result; with method: lora, lora/
+    <output>/README.md         its model card
     <output>/train.json        written last: the result as JSON, the estimate, the recipe and the run's record
 
 The lock is inside, so that no other name of the output leads past it, also where the output is mounted.
@@ -9,15 +10,15 @@ The lock is inside, so that no other name of the output leads past it, also wher
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nullbooth_cli.api import open_store
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.store import is_url, open_backing
 from nullbooth_cli.store.files import remove
@@ -26,23 +27,37 @@ from nullbooth_cli.training.estimate import Estimate
 from nullbooth_cli.training.record import OtherSettings, RunRecord
 
 RESULT = "train.json"
+SCHEMA_VERSION = 2
 MODEL = ("model", "revision", "variant", "pipeline_config")
 LOCK = "train"  # a lock is beside the place that it guards, with an ending of its own
+
+
+@dataclass(frozen=True)
+class Preserved:
+    """What a constraint preserves: a number of prompts, under a threshold (`relative_threshold: 0.0001`, None if not known)."""
+
+    prompts: int
+    threshold: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
     """A finished run: the folder that was written, and norm(dW K0) / norm(W0 K0) of each weight (None without a constraint).
 
-    `token` is how prompts write the word that trained; None if none did.
+    `model` and `method` are the recipe's; `instance_prompt` is a prompt of the subject, and `token` how prompts write the word
+    that trained (None if none did). `preserved` is None without a constraint.
     """
 
     output: str
     steps: int
+    method: str
+    model: str
     trained: int
+    token: str | None
+    instance_prompt: str
     constrained_by: str | None
+    preserved: Preserved | None
     drift: dict[str, float] | None
-    token: str | None = None
 
     @property
     def largest_drift(self) -> float | None:
@@ -51,16 +66,16 @@ class TrainingResult:
 
     def document(self) -> dict[str, Any]:
         """The result as JSON."""
-        return {
-            "schema_version": 1,
-            "output": self.output,
-            "steps": self.steps,
-            "trained": self.trained,
-            "constrained_by": self.constrained_by,
-            "token": self.token,
-            "largest_drift": self.largest_drift,
-            "drift": self.drift,
-        }
+        rest = asdict(self)
+        drift = rest.pop("drift")
+        return {"schema_version": SCHEMA_VERSION, **rest, "largest_drift": self.largest_drift, "drift": drift}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any], output: str) -> "TrainingResult":
+        """The inverse of `document`, for a result that is in the folder `output` now."""
+        values = {field.name: document[field.name] for field in fields(cls)}
+        preserved = None if values["preserved"] is None else Preserved(**values["preserved"])
+        return cls(**{**values, "output": output, "preserved": preserved})
 
 
 def is_first_process() -> bool:
@@ -87,7 +102,9 @@ def locked(output: str) -> Iterator[None]:
 
 
 def finished(recipe: Recipe, changes: Sequence[str] = ()) -> TrainingResult | None:
-    """The result in the recipe's output if the run there has done all its steps; None if there is something to do.
+    """The result in the recipe's output if it has all steps of the recipe; None if there is something to do.
+
+    A result of fewer steps, of a run that was finished early, is something to do: the run resumes from its newest checkpoint.
 
     Raises ConfigError if it has done more steps than `max_train_steps`, if it has no checkpoint to resume from, and if it was
     made with other settings or inputs than those in `changes`. A model of another name is something to do: only its weights tell
@@ -98,7 +115,10 @@ def finished(recipe: Recipe, changes: Sequence[str] = ()) -> TrainingResult | No
     require_steps_left(recipe, checkpoint.step if checkpoint else 0)
     if not path.exists():
         return None
-    written = durable.read_record(path, f"move {path} away, and run this again: it is written again from the last checkpoint")
+    hint = f"move {path} away, and run this again: it is written again from the last checkpoint"
+    written = durable.read_record(path, hint)
+    if written["schema_version"] != SCHEMA_VERSION:
+        raise StoreError(f"{path} was made by another version of nullbooth", hint)
     steps = written["steps"]
     require_steps_left(recipe, steps)
     if steps < recipe.max_train_steps and checkpoint is None:
@@ -121,14 +141,7 @@ def finished(recipe: Recipe, changes: Sequence[str] = ()) -> TrainingResult | No
     place = place_of(recipe)
     if not place.is_dir():
         return None
-    return TrainingResult(
-        output=str(place),
-        steps=steps,
-        trained=written["trained"],
-        constrained_by=written["constrained_by"],
-        drift=written["drift"],
-        token=written.get("token"),  # earlier runs had none
-    )
+    return TrainingResult.from_document(written, str(place))
 
 
 def require_steps_left(recipe: Recipe, done: int) -> None:

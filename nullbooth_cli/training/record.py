@@ -25,8 +25,9 @@ FREE = (
     "local_files_only",
     "allow_pickle",
     "checkpointing_steps",
+    "checkpoints_total_limit",
     "validation_prompts",
-    "tensorboard",
+    "report_to",
     "gradient_checkpointing",
 )
 STEPS = "max_train_steps"  # more steps continue the same run; the history has the change

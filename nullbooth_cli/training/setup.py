@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import nn
 
-from nullbooth_cli.api import Moment, open_store
+from nullbooth_cli.api import Moment, OpenStore, open_store
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model import load
@@ -30,12 +30,14 @@ from nullbooth_cli.training.checkpoint_files import Checkpoint
 from nullbooth_cli.training.constraint import Constraint, ProjectorSource, constrain
 from nullbooth_cli.training.estimate import Estimate, estimate_learning
 from nullbooth_cli.training.examples import Examples, draw_class, encode_pictures
-from nullbooth_cli.training.output import require_steps_left
-from nullbooth_cli.training.record import RunRecord, require_changeable
+from nullbooth_cli.training.output import Preserved, require_steps_left
+from nullbooth_cli.training.record import CHANGEABLE, RunRecord, require_changeable
 from nullbooth_cli.training.word_embedding import WordEmbedding
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+FREE_AT_THE_END = (*CHANGEABLE, "processes")  # of a run that trains no more
 
 
 class TrainingStore(ProjectorSource, Protocol):
@@ -59,10 +61,10 @@ class TrainingStore(ProjectorSource, Protocol):
 class TrainingRun:
     """A run that is ready to start; `steps_done` counts the optimizer steps that its weights have had.
 
-    `trained`: the names of the denoiser's parameters that train. `constraint` is None without a store, `prior` without prior
-    preservation, `teacher` without distillation, `word` if no embedding trains. `record` is what decides the weights,
-    `checkpoint` where the run resumes (None: it starts). `validation_prompts` are the recipe's, with the token of the word.
-    `estimate` is None if no constrained weight that trains reads the text. `notes` are for the user.
+    `trained`: the names of the denoiser's parameters that train. `constraint` and `preserved` are None without a store, `prior`
+    without prior preservation, `teacher` without distillation, `word` if no embedding trains. `record` is what decides the
+    weights, `checkpoint` where the run resumes (None: it starts). `validation_prompts` are the recipe's, with the token of the
+    word. `estimate` is None if no constrained weight that trains reads the text. `notes` are for the user.
     """
 
     recipe: Recipe
@@ -75,6 +77,7 @@ class TrainingRun:
     teacher: nn.Module | None
     constraint: Constraint | None
     word: WordEmbedding | None
+    preserved: Preserved | None
     record: RunRecord
     checkpoint: Checkpoint | None
     steps_done: int = 0
@@ -84,13 +87,21 @@ class TrainingRun:
 
 
 def set_up(
-    recipe: Recipe, device: str | None = None, store: TrainingStore | None = None, changes: Sequence[str] = ()
+    recipe: Recipe,
+    device: str | None = None,
+    store: TrainingStore | None = None,
+    changes: Sequence[str] = (),
+    at: int | None = None,
 ) -> TrainingRun:
     """Load the model and prepare everything that the loop needs. `store` replaces the recipe's.
 
+    With `at`, prepare `dreambooth.restore` from the checkpoint of that step instead: no class pictures are drawn, and settings
+    that may change, the number of steps and of processes do not matter.
+
     Raises, before the model is loaded: ResourceError for a device that is not there, StageError for a store without projectors,
-    StoreError for a damaged checkpoint, what `read_inputs` raises, and ConfigError for a run that resumes with other settings or
-    inputs that decide its weights (`changes` names settings that have changed on purpose). Then: every error of `nb.constrain`.
+    StoreError for a damaged checkpoint, what `read_inputs` raises, and ConfigError for a step without a checkpoint and for a run
+    that resumes with other settings or inputs that decide its weights (`changes` names settings that have changed on purpose).
+    Then: every error of `nb.constrain`.
     Cost: one read of the model's weights and of the checkpoint for their digests; with class prompts, `class_images` pictures are
     drawn.
     """
@@ -102,8 +113,9 @@ def set_up(
     elif recipe.store is not None:
         store = open_store(recipe.store)
     record = RunRecord.of(recipe, store, accelerator.num_processes)  # raises before the projectors are complete
-    checkpoint = checkpoint_files.find(recipe.output)
-    _require_resumable(recipe, record, checkpoint, changes)
+    checkpoint = checkpoint_files.find(recipe.output, at)
+    changes = FREE_AT_THE_END if at is not None else changes
+    _require_resumable(recipe, record, checkpoint, changes, trains=at is None)
     projectors = store.projectors() if store else {}
     inputs = read_inputs(recipe, store.prompts() if store else (), projectors.keys() if store else None)
     first = accelerator.is_main_process  # it writes and compares; the others load the same files
@@ -113,7 +125,8 @@ def set_up(
     if first:
         record = record.with_model(load.weights_digest(pipe, encodes=True))
         if checkpoint is not None:
-            record = record.resumed(recipe.output, checkpoint.record, checkpoint.step, changes)
+            resumed = record.resumed(recipe.output, checkpoint.record, checkpoint.step, changes)
+            record = resumed if at is None else checkpoint.record
     word = None if inputs.word is None else WordEmbedding(pipe, inputs.word)  # before texts are encoded: it may add a token
     denoiser, captions = pipe.unet, inputs.captions
     subject = Examples(
@@ -122,7 +135,7 @@ def set_up(
         texts=encode_texts(pipe, captions),
         repeats=[picture.repeats for picture in inputs.pictures],
     )
-    prior = draw_class(recipe, pipe, inputs.class_captions) if inputs.class_captions else None
+    prior = draw_class(recipe, pipe, inputs.class_captions) if inputs.class_captions and at is None else None
     teacher = copy.deepcopy(denoiser) if prior is not None and recipe.prior == "distill" else None
     projections = find_projections(denoiser, tuple(recipe.features), "all")
     estimate = None
@@ -146,6 +159,7 @@ def set_up(
         teacher=teacher,
         constraint=constraint,
         word=word,
+        preserved=None if store is None else _preserved(store),
         record=record,
         checkpoint=checkpoint,
         validation_prompts=tuple(validation_prompts),
@@ -154,10 +168,19 @@ def set_up(
     )
 
 
-def _require_resumable(recipe: Recipe, record: RunRecord, checkpoint: Checkpoint | None, changes: Sequence[str]) -> None:
+def _preserved(store: TrainingStore) -> Preserved:
+    """What a store preserves; only a store of nullbooth itself tells its threshold."""
+    threshold = "{}: {}".format(*store.config.project.rule()) if isinstance(store, OpenStore) else None
+    return Preserved(len(store.prompts()), threshold)
+
+
+def _require_resumable(
+    recipe: Recipe, record: RunRecord, checkpoint: Checkpoint | None, changes: Sequence[str], *, trains: bool
+) -> None:
     """Raise ConfigError unless a run with this record may resume from the checkpoint in its output, or start without one."""
     if checkpoint is not None:
-        require_steps_left(recipe, checkpoint.step)
+        if trains:
+            require_steps_left(recipe, checkpoint.step)
         record.resumed(recipe.output, checkpoint.record, checkpoint.step, changes)
     elif changes:
         raise ConfigError(
@@ -168,18 +191,17 @@ def _require_resumable(recipe: Recipe, record: RunRecord, checkpoint: Checkpoint
 
 def _require_packages(recipe: Recipe) -> None:
     """Raise ConfigError if the recipe needs an optional package that is not installed."""
-    from accelerate.utils import is_tensorboard_available
+    from accelerate.tracking import get_available_trackers
 
-    lacking = [
-        f"{key} needs {package}"
-        for key, package, wanted, installed in (
-            ("method: lora", "peft", recipe.method == "lora", find_spec("peft") is not None),
-            ("tensorboard: true", "tensorboardX", recipe.tensorboard, is_tensorboard_available()),
+    if recipe.method == "lora" and find_spec("peft") is None:
+        raise ConfigError("method: lora needs peft", "pip install 'nullbooth[train]'")
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    if lacking := [name for name in recipe.trackers if name not in installed]:
+        packages = " ".join({"tensorboard": "tensorboardX"}.get(name, name) for name in lacking)
+        raise ConfigError(
+            f"report_to: {', '.join(lacking)} needs a package that is not installed, or an accelerate that knows it",
+            f"pip install -U {packages} accelerate",
         )
-        if wanted and not installed
-    ]
-    if lacking:
-        raise ConfigError(", ".join(lacking), "pip install 'nullbooth[train]'")
 
 
 def _accelerator(recipe: Recipe, device: str | None) -> "Accelerator":
@@ -193,7 +215,7 @@ def _accelerator(recipe: Recipe, device: str | None) -> "Accelerator":
         accelerator = Accelerator(
             gradient_accumulation_steps=recipe.gradient_accumulation_steps,
             mixed_precision=recipe.mixed_precision,
-            log_with="tensorboard" if recipe.tensorboard else None,
+            log_with=list(recipe.trackers) or None,
             project_config=ProjectConfiguration(project_dir=recipe.output, logging_dir=f"{recipe.output}/logs"),
             # Without it, the processes of a launch on CPUs would each train alone, into one output.
             cpu=(wanted or pick_device(None)).type == "cpu",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nullbooth_cli.errors import StoreError
+from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.training import checkpoint_files
 from nullbooth_cli.training.checkpoint_files import MANIFEST, folder_of
 from nullbooth_cli.training.record import RunRecord
@@ -52,7 +52,7 @@ def test_others_of_a_similar_name_are_left_alone(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "checkpoint-notes").write_text("mine")
     assert check(tmp_path).step == 4
-    checkpoint_files.remove_before(str(tmp_path), 4)
+    checkpoint_files.remove_old(str(tmp_path), 4, 1)
     assert len(list(tmp_path.iterdir())) == 7
     assert not (tmp_path / "checkpoint-000002").exists()
 
@@ -62,9 +62,78 @@ def test_an_older_one_that_is_a_link_or_a_file_is_removed_alone(tmp_path: Path) 
     (tmp_path / "checkpoint-000002").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "checkpoint-000003").write_text("")
     checkpoint(tmp_path, 4)
-    checkpoint_files.remove_before(str(tmp_path), 4)
+    checkpoint_files.remove_old(str(tmp_path), 4, 1)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-000004", "elsewhere"}
     assert len(list((tmp_path / "elsewhere").iterdir())) == len(FILES) + 1
+
+
+def test_as_many_stay_as_were_asked_for(tmp_path: Path) -> None:
+    for step in (999_999, 1_000_000, 1_000_001, 200):
+        checkpoint(tmp_path, step)
+    checkpoint_files.remove_old(str(tmp_path), 1_000_001, None)
+    assert checkpoint_files.steps(str(tmp_path)) == [200, 999_999, 1_000_000, 1_000_001]
+    checkpoint_files.remove_old(str(tmp_path), 1_000_001, 3)
+    assert checkpoint_files.steps(str(tmp_path)) == [999_999, 1_000_000, 1_000_001]
+    checkpoint_files.remove_old(str(tmp_path), 1_000_001, 3)
+    assert checkpoint_files.steps(str(tmp_path)) == [999_999, 1_000_000, 1_000_001]
+
+
+def test_a_removal_that_was_killed_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be found, and be damaged."""
+    for step in (2, 4):
+        checkpoint(tmp_path, step)
+    calls = []
+
+    def killed(path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint_files, "remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint_files.remove_old(str(tmp_path), 4, 1)
+    assert checkpoint_files.steps(str(tmp_path)) == [4]
+    assert (tmp_path / "checkpoint-000002.partial").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("asked", "num_bytes", "limit"), [(None, 100_000_000, None), (None, 100_000_001, 5), (3, 1, 3), (3, 10**9, 3)]
+)
+def test_how_many_stay(asked: int | None, num_bytes: int, limit: int | None) -> None:
+    assert checkpoint_files.limit_of(asked, num_bytes) == limit
+
+
+def test_one_by_its_step(tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        checkpoint(tmp_path, step)
+    found = checkpoint_files.find(str(tmp_path), 4)
+    assert found is not None
+    assert (found.step, found.folder) == (4, tmp_path / "checkpoint-000004")
+    with pytest.raises(ConfigError, match=r"has checkpoints of 2, 4, 6 steps, and none of 5"):
+        checkpoint_files.find(str(tmp_path), 5)
+    with pytest.raises(ConfigError, match=r"has no checkpoint, and none of 5"):
+        checkpoint_files.find(str(tmp_path / "new"), 5)
+
+
+def test_damage_to_one_that_is_not_the_newest(tmp_path: Path) -> None:
+    """A run does not resume from it, so no other takes its place by itself."""
+    for step in (2, 4, 6):
+        checkpoint(tmp_path, step)
+    flip(tmp_path / "checkpoint-000004/model.safetensors")
+    found = checkpoint_files.find(str(tmp_path), 4)
+    assert found is not None
+    with pytest.raises(StoreError, match="its digest is wrong") as caught:
+        found.require_whole()
+    assert caught.value.hint == f"move {found.folder} away, and name another checkpoint: there are those of 2, 6 steps"
+
+
+def test_the_one_before_by_its_number(tmp_path: Path) -> None:
+    for step in (999_998, 999_999, 1_000_000):
+        checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-1000000/manifest.json").unlink()
+    with pytest.raises(StoreError) as caught:
+        check(tmp_path)
+    assert "to resume from checkpoint-999999" in caught.value.hint
 
 
 def cut(path: Path) -> None:

@@ -132,7 +132,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ready.accelerator, "save_state", save)
     with pytest.raises(ResourceError, match="No space left on device"):
         list(dreambooth.train(ready))
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000002"]
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-000002", "train.jsonl"}
     ready = setup.set_up(recipe(tmp_path), "cpu")
     assert ready.checkpoint is not None
     ready.checkpoint.require_whole()
@@ -147,10 +147,18 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(ResourceError, match="No space left on device") as caught:
             dreambooth.finish(ready)
     assert "resumes from the last checkpoint" in caught.value.hint
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000004"]
+    there = {"checkpoint-000002", "checkpoint-000004", "train.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == there
     document = run(recipe(tmp_path))
     assert document["steps"] == 4
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-000004", "pipeline", "train.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {*there, "pipeline", "train.json", "README.md"}
+
+
+def test_all_of_a_small_model_stay_and_fewer_if_asked_for(tmp_path: Path) -> None:
+    run(recipe(tmp_path / "all", checkpointing_steps=1))
+    assert checkpoint_files.steps(str(tmp_path / "all")) == [1, 2, 3, 4]
+    run(recipe(tmp_path / "two", checkpointing_steps=1, checkpoints_total_limit=2))
+    assert checkpoint_files.steps(str(tmp_path / "two")) == [3, 4]
 
 
 def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
@@ -225,7 +233,9 @@ def fake_run(folder: Path, steps_done: int) -> Any:
         accelerator=SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None, save_state=save_state),
         denoiser=torch.nn.Module(),
         word=None,
-        recipe=recipe(folder),
+        trained=(),
+        subject=SimpleNamespace(captions=["a sks circle"]),
+        recipe=recipe(folder, checkpoints_total_limit=1),
         record=RunRecord(decides={}, steps=6),
         steps_done=steps_done,
     )

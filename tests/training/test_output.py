@@ -13,9 +13,14 @@ from safetensors.torch import load_file, save_file
 from nullbooth_cli import toy
 from nullbooth_cli.errors import ConfigError, ResourceError, StoreError
 from nullbooth_cli.settings.recipe import Recipe
-from nullbooth_cli.training import output
+from nullbooth_cli.training import checkpoint_files, durable, output
 from nullbooth_cli.training.record import OtherSettings
 from tests.support.tiny_dreambooth import recipe, run, weights
+
+
+def remove_checkpoints(made: Recipe) -> None:
+    for step in checkpoint_files.steps(made.output):
+        shutil.rmtree(checkpoint_files.folder_of(made.output, step))
 
 
 class TestLock:
@@ -89,7 +94,7 @@ class TestFinished:
         save_file({name: tensor + 1 if name == "conv_out.bias" else tensor for name, tensor in load_file(file).items()}, file)
         with pytest.raises(OtherSettings, match="weights of the model"):
             run(made.model_copy(update={"model": str(tmp_path / "model/") + "/"}))
-        shutil.rmtree(tmp_path / "out/checkpoint-000004")
+        remove_checkpoints(made)
         with pytest.raises(OtherSettings, match="model: "):
             output.finished(made.model_copy(update={"model": "another/model"}))
 
@@ -101,7 +106,7 @@ class TestFinished:
     def test_more_steps(self, made: Recipe) -> None:
         more = made.model_copy(update={"max_train_steps": 5})
         assert output.finished(more) is None
-        shutil.rmtree(f"{made.output}/checkpoint-000004")
+        remove_checkpoints(made)
         with pytest.raises(ConfigError, match="has done 4 steps, and has no checkpoint to resume from"):
             output.finished(more)
         assert output.finished(made) is not None
@@ -115,6 +120,15 @@ class TestFinished:
     def test_the_weights_are_gone(self, made: Recipe) -> None:
         shutil.rmtree(f"{made.output}/pipeline")
         assert output.finished(made) is None
+
+    def test_one_of_another_version(self, made: Recipe) -> None:
+        path = Path(made.output, "train.json")
+        written = json.loads(path.read_text())
+        del written["checksum"]
+        path.write_text(durable.record_text({**written, "schema_version": 1}))
+        with pytest.raises(StoreError, match=r"train\.json was made by another version of nullbooth") as caught:
+            output.finished(made)
+        assert "it is written again from the last checkpoint" in caught.value.hint
 
     def test_a_changed_result(self, made: Recipe) -> None:
         path = Path(made.output, "train.json")

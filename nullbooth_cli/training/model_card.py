@@ -1,0 +1,84 @@
+"""The model card of a training run: README.md in its output, and in the repository that it is pushed to.
+
+It has the base, the tags and the prompt as the hub reads them, code that loads the result, and what the result preserves.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from nullbooth_cli.evaluation.verdict import Verdict
+from nullbooth_cli.formatting import counted
+from nullbooth_cli.model.sources import SAFE
+from nullbooth_cli.model.words import WORD_FILE
+from nullbooth_cli.settings.recipe import Recipe
+from nullbooth_cli.training import durable
+from nullbooth_cli.training.output import TrainingResult
+
+CARD = "README.md"
+
+
+def write(recipe: Recipe, result: TrainingResult, verdicts: Sequence[Verdict] = ()) -> Path:
+    """Write the card into the output; one that is there is replaced. Raises ResourceError if that fails."""
+    path = Path(recipe.output) / CARD
+    with durable.replacing(path) as partial:
+        partial.write_text(model_card(recipe, result, verdicts), encoding="utf-8")
+    return path
+
+
+def model_card(recipe: Recipe, result: TrainingResult, verdicts: Sequence[Verdict] = (), place: str | None = None) -> str:
+    """The card, whose code loads the result from `place`: a hub id, or (None) the folder that it was written to."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    is_on_hub = "/" in recipe.model and not Path(recipe.model).expanduser().exists()
+    data = ModelCardData(
+        base_model=recipe.model if is_on_hub else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["text-to-image", "diffusers", *(["lora"] if result.method == "lora" else []), "dreambooth", "nullbooth"],
+        instance_prompt=result.instance_prompt,
+    )
+    kind = "a LoRA" if result.method == "lora" else "a pipeline"
+    parts = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {result.instance_prompt}",
+        f"This is {kind} of {recipe.model}, taught a subject with nullbooth in {counted(result.steps, 'step')}."
+        + (f" Write {result.token} in prompts." if result.token else ""),
+        f"## Load it\n\n```python\n{_code(recipe, result, place or result.output)}\n```",
+        f"## What it preserves\n\n{_preserved(result)}",
+    ]
+    if verdicts:
+        parts.append("## Learned and forgotten\n\n" + "\n".join(f"- {verdict.text}" for verdict in verdicts))
+    return str(ModelCard("\n\n".join(parts) + "\n"))
+
+
+def _code(recipe: Recipe, result: TrainingResult, place: str) -> str:
+    loads = [f"pipe = StableDiffusionPipeline.from_pretrained({json.dumps(place)}, dtype=torch.float32)"]
+    imports = ["import torch", "from diffusers import StableDiffusionPipeline"]
+    if result.method == "lora":
+        base, how = json.dumps(recipe.model), "from_pretrained"
+        if recipe.model == "toy":
+            imports.append("from nullbooth_cli import toy")
+            base = "toy.FOLDER"
+        elif recipe.model.endswith(SAFE):
+            how = "from_single_file"
+        named = {"revision": recipe.revision, "variant": recipe.variant, "config": recipe.pipeline_config}
+        options = "".join(f", {key}={json.dumps(value)}" for key, value in named.items() if value is not None)
+        loads = [
+            f"pipe = StableDiffusionPipeline.{how}({base}{options}, dtype=torch.float32)",
+            f"pipe.load_lora_weights({json.dumps(place)})",
+        ]
+        if result.token:
+            loads.append(f"pipe.load_textual_inversion({json.dumps(place)}, weight_name={json.dumps(WORD_FILE)})")
+    draws = [f"picture = pipe({json.dumps(result.instance_prompt)}).images[0]", 'picture.save("picture.png")']
+    return "\n".join([*imports, "", *loads, *draws])
+
+
+def _preserved(result: TrainingResult) -> str:
+    if result.preserved is None:
+        return "Nothing was preserved: it was trained without a constraint."
+    threshold = f", cut at {result.preserved.threshold}" if result.preserved.threshold else ""
+    return (
+        f"The outputs of the trained weights on {counted(result.preserved.prompts, 'prompt')}, by the projectors in "
+        f"{result.constrained_by}{threshold}. They moved by {result.largest_drift:.2g} of their size at most."
+    )

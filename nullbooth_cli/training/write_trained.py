@@ -1,0 +1,53 @@
+"""Writes what a run trained, without the base: the folder `lora`, and the folder `trained` of every checkpoint.
+
+`model/trained_files.py` describes the files and reads them.
+"""
+
+import json
+from pathlib import Path
+
+from nullbooth_cli.model.quiet import quiet_libraries
+from nullbooth_cli.model.trained_files import BASE_FILE, DENOISER_FILE
+from nullbooth_cli.training.parametrization import saved_name
+from nullbooth_cli.training.setup import TrainingRun
+
+
+def write_trained(run: TrainingRun, folder: Path) -> None:
+    """Write the folder from the weights that the run has now; it can train on.
+
+    Constraint and word stay attached: the state dict has plain weights already. Cost: four bytes for each parameter that trains.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if run.recipe.method == "lora":
+        _write_lora(run, folder)
+    else:
+        state = run.denoiser.state_dict()
+        names = [saved_name(name) for name in run.trained]
+        save_file({name: state[name].detach().float().cpu().contiguous() for name in names}, folder / DENOISER_FILE)
+    if run.word is not None:
+        run.word.save(folder)
+    (folder / BASE_FILE).write_text(json.dumps(_base(run), indent=2) + "\n")
+
+
+def _write_lora(run: TrainingRun, folder: Path) -> None:
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(run.denoiser))
+    with quiet_libraries():
+        run.pipe.save_lora_weights(folder, unet_lora_layers=layers)
+
+
+def _base(run: TrainingRun) -> dict[str, str | int | None]:
+    recipe = run.recipe
+    return {
+        "model": recipe.model,
+        "revision": recipe.revision,
+        "variant": recipe.variant,
+        "pipeline_config": recipe.pipeline_config,
+        "step": run.steps_done,
+        "token": run.word.name if run.word else None,
+        "instance_prompt": run.subject.captions[0],
+    }
