@@ -125,9 +125,8 @@ def recipe_page() -> str:
 # Training
 
 `nullbooth train -c FILE` reads a recipe: one YAML file, of which configs/train has two. `--set key=value` overrides one key;
-unknown keys are refused. Paths and [limits](config.md#limits) are those of a config. After a run, the folder `output` has the
-result (pipeline/ or lora/), the last checkpoint, the pictures of the validation prompts (validation/), and train.json with the
-recipe and the drift of every weight. [The glossary](glossary.md) defines the words.
+unknown keys are refused. Paths and [limits](config.md#limits) are those of a config. [The output](#the-output)
+is described below. [The glossary](glossary.md) defines the words.
 
 | key | default | meaning |
 | --- | --- | --- |
@@ -152,6 +151,35 @@ it. On five subjects of the embedded model:
 - **With `word`** no ratio predicts anything, because the word moves into the null space. It needs dimensions: 16 of 96
   were enough for one subject, 1 was not. Under 16 there is a warning.
 
+## The output
+
+| file or folder | what it is |
+| --- | --- |
+| pipeline/ | the result of `method: full`: a pipeline folder of diffusers, in float32 |
+| lora/ | the result of `method: lora`: the files of `trained/` below |
+| README.md | a model card for the hub: base, tags, prompt, code that loads the result, what it preserves and how far that moved |
+| train.json | the result, the recipe and the drift of every weight; written last |
+| train.jsonl | a line for each step: `{{"step", "loss", "learning_rate", "seconds"}}`, of the first process |
+| checkpoint-000200/ | the state to resume from, and a manifest with a digest of each file |
+| checkpoint-000200/trained/ | what has trained by then, without the base; `evaluate` and `sample` take it |
+| validation/ | the pictures of the validation prompts at each checkpoint |
+| logs/ | those of TensorBoard, if `report_to` names it |
+
+trained/ has the LoRA as diffusers saves it, or `denoiser.safetensors` with the trained weights in float32; the embedding of the
+word, which `load_textual_inversion` reads; and base.json, which names the base, the step, the token and a prompt. It costs
+four bytes for each trained parameter: 77 MB for k and v of Stable Diffusion 1.5, whose checkpoint is 3.6 GB without it.
+
+## The model of any checkpoint
+
+`nullbooth train -c FILE --finish 200` does not train. It writes the result of the checkpoint after 200 steps: pipeline/ or lora/,
+README.md and train.json. That works after Ctrl-C, which prints the command, and on any number of processes. Later the same
+recipe without `--finish` resumes from the newest checkpoint. If a checkpoint has at most 100 MB (that of the embedded model has
+11 MB), all stay, else the last 5: set `checkpoints_total_limit`.
+
+`--push-to-hub ID` uploads the result folder with its card, after a run or of one that is complete. A new repository is private.
+The token and the network are checked before anything is trained. If the upload fails (exit 2 or 5), the same command tries
+again and does not train.
+
 ## Running again
 
 The same command resumes from the last checkpoint. If all steps are done it says so and exits with 0. A larger
@@ -160,14 +188,16 @@ steps (`lr_scheduler: linear`, `cosine`) follows the new number from there.
 
 - **Ctrl-C and SIGTERM** finish the step and write a checkpoint, on all processes of a launch at the same step; the
   exit code is 130 or 143. A second one stops at once, and loses the steps since the last checkpoint.
+- **train.jsonl** loses the lines of steps after the checkpoint, because they are done again. But for `seconds` it is that of
+  a run that was not interrupted.
 - **What decides the weights is compared**: settings, pictures and captions, class prompts, the projectors of the
   store, the weights of the model, the number of processes. If one has changed, the run is refused (exit 2) with the
   field, the old and the new value. Inputs are compared by their content, so model, store, pictures and output may be
   moved. These keys do not change the weights, and may differ: {free}.
 - **A change on purpose**: `--resume-with learning_rate=1e-4` resumes with another value, and train.json lists every
   such change. It takes {changeable}.
-- **A checkpoint is on disk before it replaces the one before**, with a digest of each file. A damaged one is refused
-  with exit 4, which names the file. When the disk is full, the run ends with exit 5, and the checkpoint before stays.
+- **A checkpoint is on disk before an older one is removed**, with a digest of each file. A damaged one is refused with
+  exit 4, which names the file and what to resume from. When the disk is full, the run ends with exit 5, and earlier ones stay.
 - **One run writes an output**: its lock is the file train.lock in it. Other files and folders in it are left alone.
 - **Equal to the bit**: without a constraint, a resumed run on the same hardware gives the weights of an uninterrupted
   one. With a constraint they agree within rounding ([why](../how-to/constrain-training.md#resume)).

@@ -34,12 +34,23 @@ RecipeOverrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override one key, such as learning_rate=1e-4. Repeatable."),
 ]
 
+Finish = Annotated[
+    int | None,
+    typer.Option("--finish", min=1, metavar="STEP", help="Do not train: write the model of the checkpoint of this step."),
+]
+PushToHub = Annotated[
+    str | None,
+    typer.Option("--push-to-hub", metavar="ID", help="Upload the result with its model card; a new repository is private."),
+]
+
 
 def train(
     config: RecipeFile,
     store: ConstraintStore = None,
     overrides: RecipeOverrides = None,
     resume_with: Changes = None,
+    finish: Finish = None,
+    push_to_hub: PushToHub = None,
     device: Device = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -49,12 +60,14 @@ def train(
 
     Trains weights of the cross-attention, or LoRA adapters on them, on a few pictures, and preserves the outputs on the
     store's prompts. Without a store, training is not constrained. Stop it at any time: the step that runs is finished and a
-    checkpoint is written, and the same command resumes. A larger max_train_steps continues a finished run.
+    checkpoint is written, and the same command resumes, or --finish writes the model as it is then. A larger max_train_steps
+    continues a finished run.
 
     Example: nullbooth train -c configs/train/toy.yaml -s runs/words.zarr
     """
     from nullbooth_cli.commands.console import Terminal
     from nullbooth_cli.commands.signals import interruptible
+    from nullbooth_cli.commands.train_result import answer, offering_the_model
     from nullbooth_cli.errors import ConfigError
     from nullbooth_cli.progress import Interrupts
     from nullbooth_cli.settings.places import expanded
@@ -66,32 +79,53 @@ def train(
     recipe = load_settings(Recipe, Path(config), [*(overrides or ()), *(resume_with or ())])
     recipe = recipe.model_copy(update={"store": expanded(store)}) if store else recipe
     from nullbooth_cli.training import output  # takes seconds, which a mistake in the recipe should not
+    from nullbooth_cli.training.hub import push, require_account
 
     changes = tuple(change.partition("=")[0].strip() for change in resume_with or ())
     terminal = Terminal(as_json=as_json, quiet=quiet, silent=not output.is_first_process())
     if verbose:
         terminal.note(f"recipe {config}, into {recipe.output}")
+    if finish is not None and changes:
+        raise ConfigError("--finish does not train, so --resume-with has no effect", "leave one of them out")
+    options = ["-c", config, *(["-s", store] if store else []), *(word for each in overrides or () for word in ("--set", each))]
     interrupts = Interrupts()
-    with interruptible(interrupts, terminal.note, "the step that runs"), output.locked(recipe.output):
-        result = _train(recipe, device, changes, terminal, interrupts)
+    with (
+        interruptible(interrupts, terminal.note, "the step that runs"),
+        output.locked(recipe.output),
+        offering_the_model(terminal, recipe.output, options),
+    ):
+        if push_to_hub:
+            require_account(push_to_hub, recipe)
+        result = _train(recipe, device, terminal, interrupts, changes=changes, at=finish)
+        if result and push_to_hub:
+            terminal.note(f"pushed to {push(push_to_hub, recipe, result)}")
     if result:
-        terminal.answer(result.document(), lambda _: _summary(result))
+        answer(terminal, recipe, result)
 
 
 def _train(
-    recipe: "Recipe", device: str | None, changes: Sequence[str], terminal: "Terminal", interrupts: "Interrupts"
+    recipe: "Recipe",
+    device: str | None,
+    terminal: "Terminal",
+    interrupts: "Interrupts",
+    *,
+    changes: Sequence[str],
+    at: int | None,
 ) -> "TrainingResult | None":
     from nullbooth_cli.errors import ConfigError
     from nullbooth_cli.training import dreambooth, output, setup
     from nullbooth_cli.training.record import OtherSettings
 
     try:
-        if result := output.finished(recipe, changes):
+        if at is None and (result := output.finished(recipe, changes)):
             terminal.note(f"the run in {recipe.output} is complete: {result.steps} steps are done")
             return None if terminal.silent else result
-        ready = setup.set_up(recipe, device, changes=changes)
+        ready = setup.set_up(recipe, device, changes=changes, at=at)
     except OtherSettings as error:
         raise ConfigError(error.message, _hint(error)) from error
+    if at is not None:
+        dreambooth.restore(ready)
+        return dreambooth.finish(ready)
     by = f"constrained by {ready.recipe.store}" if ready.constraint else "without a constraint: no store is named"
     terminal.note(f"trains {len(ready.trained)} weights, {by}")
     for note in ready.notes:
@@ -108,10 +142,3 @@ def _hint(error: "OtherSettings") -> str:
         return error.hint
     options = " ".join(f"--resume-with {key}={new}" for key, (_, new) in error.changed.items())
     return f"{error.hint}; to resume with the new values: {options}"
-
-
-def _summary(result: "TrainingResult") -> str:
-    drift = result.largest_drift
-    moved = "without a constraint" if drift is None else f"outputs on the preserved prompts moved by {drift:.1e} at most"
-    written = f"; write {result.token} in prompts" if result.token else ""
-    return f"{result.output}: {result.trained} weights after {result.steps} steps; {moved}{written}"

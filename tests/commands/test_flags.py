@@ -25,7 +25,7 @@ FLAGS = {
     "export": (SHARED, "OUT --dense --dtype --layer --feature --only-covariance --force"),
     "import": ("FOLDER -c/--config -s/--store --set --json -q/--quiet",),
     "edit": (SHARED, "SOURCE_TARGET --device -o/--output --pairs --method --ridge --preserve"),
-    "train": (SHARED, "--device --resume-with"),
+    "train": (SHARED, "--device --resume-with --finish --push-to-hub"),
     "evaluate": (
         SHARED,
         "EDITED --device --against --prompts --subject --subject-prompts --subject-images --instances --num-prompts",

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,6 +20,7 @@ from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from nullbooth_cli.training import checkpoint_files, output, setup
 from tests.support.cli import refused, start_nullbooth
+from tests.support.hub import TOKEN, running
 from tests.support.phone_pictures import write_phone_pictures
 from tests.support.tiny_dreambooth import recipe
 
@@ -33,15 +36,16 @@ class TestTheCommand:
         return CliRunner().invoke(app, ["train", "--device", "cpu", *arguments])
 
     def test_from_a_file_to_a_pipeline(self, file: str, tmp_path: Path) -> None:
-        done = self.train("-c", file, "--json", "--set", "tensorboard=true")
+        done = self.train("-c", file, "--json", "--set", "report_to=tensorboard")
         assert done.exit_code == 0, done.stderr
         document = json.loads(done.stdout)
-        assert {"schema_version", "output", "steps", "trained", "constrained_by", "token", "largest_drift", "drift"} == set(
-            document
-        )
+        settings = {"method", "model", "token", "instance_prompt", "trained", "constrained_by", "preserved"}
+        assert set(document) == {"schema_version", "output", "steps", "largest_drift", "drift", *settings}
         assert document["steps"] == 4
         out = tmp_path / "out"
-        assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-000004"]
+        assert checkpoint_files.steps(str(out)) == [2, 4]
+        assert len((out / "train.jsonl").read_text().splitlines()) == 4
+        assert (out / "README.md").exists()
         assert {path.name for path in (out / "validation").iterdir()} == {"000002_0.png", "000004_0.png"}
         with Image.open(out / "validation/000004_0.png") as picture:
             assert picture.size == (32, 32)
@@ -54,12 +58,20 @@ class TestTheCommand:
         assert done.exit_code == 0, done.stderr
         assert f"recipe {file}, into" in done.stderr
         assert f"trains 20 weights, constrained by {finished[1].path}" in done.stderr
-        assert "outputs on the preserved prompts moved by" in done.stdout
         written = json.loads((tmp_path / "out/train.json").read_text())["estimate"]
         assert f"the null space has {written['null_dim']} of 96 dimensions and" in done.stderr
         assert set(written) == {
             *("subject", "preserved", "measured_on", "null_dim", "dim", "trains_word", "ratio", "warning"),
         }
+        place, prompts = f"{tmp_path}/out", len(finished[0].original_knowledge_prompts)
+        assert re.fullmatch(
+            rf"{place}/pipeline is the taught pipeline: 2 steps trained 20 weights\. On the {prompts} preserved prompts their "
+            r"outputs moved by [\d.]+ % of their size at most\n",
+            done.stdout,
+        )
+        sample, evaluate = done.stderr.splitlines()[-2:]
+        assert re.fullmatch(rf"next: nullbooth sample {place} '.*sks.*'", sample)
+        assert evaluate.startswith(f"next: nullbooth evaluate {place}/pipeline -s {finished[1].path} --subject '")
 
     def test_bare_pictures_of_a_phone_and_one_caption(self, file: str, tmp_path: Path) -> None:
         """With what a phone leaves beside them. A second run finds nothing to do, another resize is another run."""
@@ -104,12 +116,42 @@ class TestTheCommand:
         more = self.train("-c", file, "--set", "max_train_steps=5")
         assert more.exit_code == 0, more.stderr
         assert "resumes from step 4\nmax_train_steps: 4 -> 5\n" in more.stderr
-        assert "20 weights after 5 steps" in more.stdout
-        assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {
-            "checkpoint-000005",
-            "checkpoint-best",
-            "checkpoint-notes",
-        }
+        assert "5 steps trained 20 weights, without a constraint\n" in more.stdout
+        assert checkpoint_files.steps(str(tmp_path / "out")) == [2, 4, 5]
+        assert {"checkpoint-best", "checkpoint-notes"} < {path.name for path in (tmp_path / "out").iterdir()}
+
+    def test_the_model_of_an_earlier_checkpoint(self, file: str, tmp_path: Path) -> None:
+        """It does not train, and the run is then continued from its newest checkpoint."""
+        assert self.train("-c", file, "--set", "max_train_steps=2").exit_code == 0
+        assert self.train("-c", file).exit_code == 0
+        early = self.train("-c", file, "--finish", "2", "--json")
+        assert early.exit_code == 0, early.stderr
+        assert json.loads(early.stdout)["steps"] == 2
+        assert "train 3/4" not in early.stderr
+        assert checkpoint_files.steps(str(tmp_path / "out")) == [2, 4]
+        refused(self.train("-c", file, "--finish", "3"), 2, "has checkpoints of 2, 4 steps, and none of 3")
+        refused(self.train("-c", file, "--finish", "2", "--resume-with", "learning_rate=1"), 2, "--finish does not train")
+        again = self.train("-c", file, "--json")
+        assert again.exit_code == 0, again.stderr
+        assert json.loads(again.stdout)["steps"] == 4
+        assert "resumes from step 4\n" in again.stderr
+
+    def test_pushing(self, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What stands in the way is known before anything is trained; what cannot be pushed is pushed by the same command."""
+        with running() as hub:
+            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+            monkeypatch.setenv("HF_TOKEN", "hf_other")
+            refused(self.train("-c", file, "--push-to-hub", "me/sks"), 2, "the hub refuses the token", "hf auth login")
+            monkeypatch.setenv("HF_TOKEN", TOKEN)
+            hub.broken = True
+            failed = self.train("-c", file, "--push-to-hub", "me/sks")
+            assert failed.exit_code == 5
+            assert "nothing is trained again" in failed.stderr
+            hub.broken = False
+            done = self.train("-c", file, "--push-to-hub", "me/sks")
+            assert done.exit_code == 0, done.stderr
+            assert f"is complete: 4 steps are done\npushed to {hub.url}/me/sks\n" in done.stderr
+            assert 'from_pretrained("me/sks"' in hub.files["me/sks"]["README.md"].decode()
 
     def test_another_learning_rate(self, file: str, tmp_path: Path) -> None:
         """An accident is refused, with the option to say that it is none; the answer lasts."""
@@ -151,6 +193,11 @@ class TestTheCommand:
         found = checkpoint_files.find(str(tmp_path / "out"))
         assert found is not None
         found.require_whole()
+        offered = re.search(r"for the model as it is after \d+ steps?: nullbooth (train .*)\n", rest)
+        assert offered is not None, rest
+        finished = CliRunner().invoke(app, [*shlex.split(offered[1]), "--device", "cpu", "--json"])
+        assert finished.exit_code == 0, finished.stderr
+        assert json.loads(finished.stdout)["steps"] == found.step
         resumed = self.train(*arguments[:2], "--set", f"max_train_steps={found.step + 1}")
         assert resumed.exit_code == 0, resumed.stderr
         assert f"resumes from step {found.step}\n" in resumed.stderr

@@ -159,14 +159,14 @@ def test_the_recipe_for_stable_diffusion_runs_on_its_architecture(tmp_path: Path
 def test_distilling_costs_nothing_before_anything_is_learned(tmp_path: Path) -> None:
     made = recipe(tmp_path, class_prompts=CLASS_PROMPTS, class_images=2, prior="distill")
     ready = setup.set_up(made, "cpu")
-    scheduler = noise_scheduler_of(ready.pipe)
+    scheduler, latents = noise_scheduler_of(ready.pipe), torch.stack(list(ready.prior.latents))
     losses = [
         denoising_errors(
             ready.denoiser,
             scheduler,
-            latents=ready.prior.latents,
+            latents=latents,
             texts=ready.prior.texts,
-            noising=draw_noising(scheduler, ready.prior.latents, torch.Generator().manual_seed(0)),
+            noising=draw_noising(scheduler, latents, torch.Generator().manual_seed(0)),
             teacher=teacher,
         )
         for teacher in (ready.teacher, None)
