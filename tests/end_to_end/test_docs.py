@@ -13,7 +13,7 @@ from nullbooth_cli.cli import app
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.recipe import Recipe
 from tests.support.builders import ROOT
-from tests.support.pages import CALL, shell_lines
+from tests.support.pages import CALL, blocks, shell_lines
 
 PAGES = sorted([ROOT / "README.md", ROOT / "dataset/README.md", *(ROOT / "docs").rglob("*.md")])
 COMMANDS = [command.name for command in app.registered_commands if command.name]
@@ -84,6 +84,23 @@ def test_the_demo_is_what_readme_shows() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_an_entry(command: str) -> None:
     assert f"## nullbooth {command}\n" in (ROOT / "docs/reference/cli.md").read_text()
+
+
+def test_the_comparison_counts_the_commands_that_it_shows() -> None:
+    page = "docs/explanation/compared.md"
+    shown = [block.strip() for block in blocks(page, "text")]
+    text = (ROOT / page).read_text()
+    for row, counts in (
+        ("characters to type", [len(block) for block in shown]),
+        ("options", [len(re.findall(r"(?<= )--?[a-z]\w*", block)) for block in shown]),
+        ("commands, once installed", [1 + block.count("export ") + block.count("\nnullbooth ") for block in shown]),
+    ):
+        assert f"| {row} | {' | '.join(map(str, counts))} |" in text
+    terms = [
+        len(cells.split(", "))
+        for cells in re.findall(r"^\| [^|]+ \| (rare word, .+|config, recipe, store.+) \|$", text, re.MULTILINE)
+    ]
+    assert f"| terms to know | {' | '.join(map(str, terms))} |" in text
 
 
 DEFINED = ("second moment", "null space", "projector", "leakage", "preserved prompt", "held-out prompt", "site", "unit", "stale")
