@@ -71,7 +71,8 @@ def make_folder(folder: Path) -> None:
 
     Everything is of the size that `MODELS`, `COUNTS` and `QUICK` give it.
     """
-    (folder / "nullbooth_cli").symlink_to(ROOT / "nullbooth_cli")
+    (folder / "nullbooth_cli").mkdir()  # without __init__.py, so that `python -m` finds the package elsewhere
+    (folder / "nullbooth_cli/toy").symlink_to(FOLDER)
     for name, count in COUNTS.items():
         _write(folder / "dataset/prompts" / name, "\n".join((ROOT / "dataset/prompts" / name).read_text().splitlines()[:count]))
     for name in ("dataset/instances", "dataset/images/toy"):
