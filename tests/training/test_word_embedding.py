@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from nullbooth_cli import toy
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.evaluation.edited import load_edited, read_place
 from nullbooth_cli.model.load import load_tokenizer
 from nullbooth_cli.model.protocols import Tokenizer
 from nullbooth_cli.model.sources import Source
@@ -222,3 +223,19 @@ def test_finding_the_token_loads_no_weights(tmp_path: Path, monkeypatch: pytest.
     read: Callable[..., Any] = setup.read_inputs
     found = read(recipe(tmp_path, method="lora", word="sks", instance_prompt="a SKS circle"), ["a red sks"])
     assert set(found.captions) == {"a <sks> circle"}
+
+
+@pytest.mark.parametrize(
+    ("method", "word", "token"), [("lora", "sks", "<sks>"), ("full", "sks", "sks"), ("full", "wuffel", "wuffel")]
+)
+def test_what_a_run_wrote_is_the_model_that_it_trained(tmp_path: Path, method: str, word: str, token: str) -> None:
+    """By the name of the output, of its result and of its last checkpoint; an earlier checkpoint is an earlier model."""
+    changes = {"method": method, "word": word, "instance_prompt": f"a {word} circle", "word_learning_rate": 0.1}
+    ready, document, _ = trained(tmp_path, **changes)
+    prompt = f"a {token} circle on a red background"
+    expected = draw_trained(ready, prompt)
+    for place in (str(tmp_path), document["output"], str(tmp_path / "checkpoint-000004")):
+        np.testing.assert_allclose(drawn(load_edited(Config(), place, "cpu"), prompt), expected, atol=1e-4, err_msg=place)
+        assert read_place(Config(), place).tokens == (token,), place
+    earlier = drawn(load_edited(Config(), str(tmp_path / "checkpoint-000002"), "cpu"), prompt)
+    assert np.abs(earlier - expected).max() > 0.01
