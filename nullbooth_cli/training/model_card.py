@@ -41,9 +41,9 @@ def model_card(recipe: Recipe, result: TrainingResult, verdicts: Sequence[Verdic
     kind = "a LoRA" if result.method == "lora" else "a pipeline"
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {result.instance_prompt}",
+        f"# `{result.instance_prompt}`",  # as code: Markdown would take `<sks>` for a tag
         f"This is {kind} of {recipe.model}, taught a subject with nullbooth in {counted(result.steps, 'step')}."
-        + (f" Write {result.token} in prompts." if result.token else ""),
+        + (f" Write `{result.token}` in prompts." if result.token else ""),
         f"## Load it\n\n```python\n{_code(recipe, result, place or result.output)}\n```",
         f"## What it preserves\n\n{_preserved(result)}",
     ]

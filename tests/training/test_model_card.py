@@ -22,8 +22,8 @@ def result(**changes: Any) -> TrainingResult:
         "method": "full",
         "model": "toy",
         "trained": 20,
-        "token": "sks",
-        "instance_prompt": "a photo of sks dog",
+        "token": "<sks>",
+        "instance_prompt": "a photo of <sks> dog",
         "constrained_by": "runs/words.zarr",
         "preserved": Preserved(33, "relative_threshold: 0.0001"),
         "drift": {"a": 1e-5, "b": 2.34e-4},
@@ -39,7 +39,7 @@ def test_what_the_hub_reads(tmp_path: Path) -> None:
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
         "tags": ["text-to-image", "diffusers", "lora", "dreambooth", "nullbooth"],
-        "instance_prompt": "a photo of sks dog",
+        "instance_prompt": "a photo of <sks> dog",
     }
     (tmp_path / "owner/name").mkdir(parents=True)
     for local in ("toy", str(tmp_path / "owner/name")):
@@ -50,7 +50,8 @@ def test_what_the_hub_reads(tmp_path: Path) -> None:
 
 def test_what_people_read(tmp_path: Path) -> None:
     text = model_card.model_card(recipe(tmp_path), result(), [learned(0.9, 0.1, "exact scorer"), forgotten({"heldout": 0.01})])
-    assert "taught a subject with nullbooth in 400 steps. Write sks in prompts." in text
+    assert "taught a subject with nullbooth in 400 steps. Write `<sks>` in prompts." in text
+    assert "\n# `a photo of <sks> dog`\n" in text
     assert (
         "The outputs of the trained weights on 33 prompts, by the projectors in runs/words.zarr, cut at "
         "relative_threshold: 0.0001. They moved by 0.00023 of their size at most."
