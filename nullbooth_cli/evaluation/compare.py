@@ -1,7 +1,7 @@
 """Two models on one set of prompts: their pictures one by one, and as two sets in every feature space."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -121,9 +121,13 @@ def compare_subject(
 ) -> SubjectComparison:
     """A model beside the base on prompts of the subject; `instances` are vectors `[M, D]` of its pictures, by feature space."""
     base, edited = compared.base, compared.edited
+    shown, found = _means(base.shown, edited.shown), compare_pictures(compared, spaces)
+    if shown is not None:
+        # Captions are read as shapes of one colour, which the subject is not: the better it is learned, the fewer are right.
+        found = replace(found, captions_right=None)
     return SubjectComparison(
-        **vars(compare_pictures(compared, spaces)),
-        shown=_means(base.shown, edited.shown),
+        **vars(found),
+        shown=shown,
         instances=None if instances is None else similarity_to_instances(base, edited, instances),
         instance_loss=loss,
     )

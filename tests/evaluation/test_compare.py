@@ -1,5 +1,7 @@
 """Pictures are compared one by one, as sets, and with what their captions name."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,10 @@ def test_a_subject_is_compared_with_its_pictures() -> None:
     assert found.instances["latents"].edited == pytest.approx((drawn @ taught.T).mean())
     assert found.instances["latents"].among == pytest.approx(pairs.mean())
     assert found.latent_mse == compare.compare_pictures(compared(base, edited), FeatureSpaces()).latent_mse
+    right, asked = np.array([1.0, 0.0, 1.0]), np.array([0.0, np.nan, 1.0])
+    for shown, expected in ((asked, None), (np.full(3, np.nan), BaseAndEdited(2 / 3, 2 / 3))):
+        pair = compared(*(replace(of, right=right, shown=shown) for of in (base, edited)))
+        assert compare.compare_subject(pair, FeatureSpaces(), None, None).captions_right == expected
     one = compare.compare_subject(compared(base, edited), FeatureSpaces(), {"latents": instances["latents"][:1]}, None)
     assert one.instances is not None
     assert one.instances["latents"].among is None

@@ -260,7 +260,9 @@ COMPARISON = (
     "by_picture[{id number text latent_mse}]"
 )
 SETS = f"preserved{{{COMPARISON}}} heldout{{{COMPARISON}}}"
-TAUGHT = f"{COMPARISON} shown{{base edited}} instances{{latents{{base edited among}}}} instance_loss"
+# Of the subject, captions are not read.
+UNREAD = COMPARISON.replace("captions_right{base edited}", "captions_right")
+TAUGHT = f"{UNREAD} shown{{base edited}} instances{{latents{{base edited among}}}} instance_loss"
 LOSS = "{base edited fall standard_error draws}"
 OF_SUBJECT = f"subject{{{TAUGHT}{LOSS}}}"
 VERDICTS = "verdicts[{question value base word is_good measured_by advice}]"
