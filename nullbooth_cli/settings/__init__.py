@@ -1,1 +1,1 @@
-"""The files that a user writes: the config, a training recipe, prompts, images with captions."""
+"""The files that a user writes: the config, the recipe of a training run, prompts, images with captions."""

@@ -13,7 +13,7 @@ from nullbooth_cli.settings.texts import flaw, lines_of, quoted
 
 MOST = 60  # characters of a noun: the longest template is then still shorter than CLIP's 77 tokens
 
-# How words begin when spoken: a vowel, although the letter is none, or the other way round.
+# How words begin when spoken: with a vowel, although the letter is not one, or the other way round.
 _VOWEL = re.compile(r"[aeiou]|hour|honou?r|honest|heir", re.IGNORECASE)
 _CONSONANT = re.compile(r"uni(?!n)|use|usu|eu|ewe|one\b|once|uku|uti|ura|ufo\b", re.IGNORECASE)
 _SPELLED = re.compile(r"[AEFHILMNORSX][A-Z]{1,2}\b")  # read letter by letter: SUV

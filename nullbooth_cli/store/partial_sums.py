@@ -57,7 +57,7 @@ class PartialSums:
         return f"parts/{self.name}"
 
     def create(self, sites: Iterable[Site], num_steps: int) -> None:
-        """Make the arrays, in the place of earlier ones. They have no units before the first checkpoint."""
+        """Make the arrays, instead of earlier ones. They have no units before the first checkpoint."""
         self.arrays.delete(self._path)
         self.arrays.create_group(self._path, {"slot": 0, "units": []})
         for site in sites:
