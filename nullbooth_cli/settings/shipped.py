@@ -19,7 +19,7 @@ from nullbooth_cli.settings.texts import cut, quoted
 PREFIX = "nullbooth:"
 TOY = "toy"
 CLASS_TEMPLATES = "class_templates.txt"  # lines with a place for a noun, which are prompts once it is filled in
-_PACKAGE = Path(__file__).parent.parent
+_PACKAGE = Path(__file__).resolve().parent.parent
 
 
 @cache
