@@ -7,7 +7,8 @@ import typer
 from nullbooth_cli.commands.options import AsJson, Common, ConfigFile, Device, Overrides, Quiet, StorePath, Verbose
 
 Edited = Annotated[
-    str, typer.Argument(metavar="EDITED", help="A pipeline folder, a hub id, or LoRAs: file or folder, as LORA@0.8 or ONE+OTHER.")
+    str,
+    typer.Argument(metavar="EDITED", help="A pipeline folder, hub id, training run, checkpoint, or LoRAs (LORA@0.8, ONE+OTHER)."),
 ]
 Against = Annotated[
     list[str] | None, typer.Option("--against", metavar="OTHER", help="Another edited model beside it. Repeatable.")

@@ -99,12 +99,12 @@ def evaluate(
 ) -> Evaluation:
     """Measure what an edited model forgot and learned against the base that `store` was collected from.
 
-    `edited` and `against` are pipeline folders, hub ids or LoRAs: a file of diffusers or kohya, a folder of PEFT, with a scale as
-    `lora@0.8`, several as `one@0.8+other`. `prompts` replaces the preserved and held-out prompts of the
-    store. `subject` are prompts of the learned subject, and `instances` is a folder of the pictures it was learned from; by
-    default both are those of the training run that made a model. `config` is the store's own by default; `encoders` gives folders
-    of CLIP or DINO by name, else they come from the hub's cache. `batch_size` pictures are drawn together, by default as many as
-    the config collects together.
+    `edited` and `against` are pipeline folders, hub ids, what training runs wrote, or LoRAs: a file of diffusers or kohya, a
+    folder of PEFT, with a scale as `lora@0.8`, several as `one@0.8+other`. `prompts` replaces the preserved and held-out prompts
+    of the store. `subject` are prompts of the learned subject, and `instances` is a folder of the pictures it was learned from.
+    By default both are those of the training run that made a model. `config` is the store's own by default; `encoders` gives
+    folders of CLIP or DINO by name, else they come from the hub's cache. `batch_size` pictures are drawn together, by default as
+    many as the config collects together.
 
     Raises StageError unless the stage covariance is complete, ConfigError if the base is not the model that was collected from or
     a model cannot be loaded whole, before anything is drawn. Cost: as `evaluation_events`.
