@@ -31,6 +31,8 @@ NOT_RUN = {
 ELSEWHERE = {"docs/how-to/slurm-array.md": "tests/end_to_end/test_slurm.py"}
 # What a page refuses on purpose: the exit code of a line.
 REFUSED = {"docs/tutorial/first-run.md": (r"relative_threshold=1e-2$", 3)}
+# A page that continues another one, whose commands run before.
+AFTER = {"docs/how-to/measure-forgetting.md": "docs/tutorial/teach-a-subject.md"}
 # The tutorials begin without a store; the other pages follow `make demo`.
 FROM_NOTHING = ("README.md", "docs/tutorial/first-run.md")
 
@@ -71,6 +73,8 @@ def test_the_commands_of_a_page_run_in_order(page: str, made: Path, tmp_path: Pa
     monkeypatch.chdir(copied(made, tmp_path / "here"))
     if page in FROM_NOTHING:
         shutil.rmtree("runs/toy.zarr")
+    if page in AFTER:
+        run_page(AFTER[page])
     before = set(Path().iterdir()) | set(Path("configs").iterdir())
     run_page(page)
     written = (set(Path().iterdir()) | set(Path("configs").iterdir())) - before
