@@ -70,7 +70,7 @@ def read_inputs(recipe: Recipe, preserved: Sequence[str], protected: Collection[
     paths = [picture.path for picture in pictures]
     sizes = sizes_of(paths)
     class_captions, notes = _class_captions(recipe)
-    pipe = _without_weights(source_of(recipe))
+    pipe = without_weights(source_of(recipe))
     if protected is not None:
         _require_protected(recipe, pipe, protected)
     resizing = _resizing(recipe, pipe)
@@ -116,8 +116,8 @@ def _class_captions(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(prompts[i % len(prompts)].text for i in range(count)), (note,) if len(prompts) > count else ()
 
 
-def _without_weights(source: Source) -> StableDiffusion:
-    """The pipeline without weights. Raises ModelError for one whose forward needs more than a caption."""
+def without_weights(source: Source) -> StableDiffusion:
+    """A pipeline without weights. Raises ModelError for one whose forward needs more than a caption."""
     folder = load.config_folder(source)  # it refuses a U-Net with more channels than latents have
     name = pipeline_class(folder)
     if name == PIPELINE:

@@ -1,0 +1,106 @@
+"""What an optimizer step costs, before any weights are loaded: memory from shapes alone, and seconds from one timed step."""
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from nullbooth_cli.model.projections import find_projections
+from nullbooth_cli.model.protocols import StableDiffusion, config_of
+from nullbooth_cli.settings.recipe import Recipe
+from nullbooth_cli.training.setup import make_trainable
+
+FLOAT = 4  # bytes: weights, gradients and both moments of AdamW are float32
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCost:
+    """The cost of training with a recipe.
+
+    `seconds` are those of one optimizer step on this device. `device_bytes` are weights, gradients, the optimizer's moments and
+    what the backward pass needs; text encoder and autoencoder are not in it. `checkpoint_bytes` and `result_bytes` are on disk.
+    """
+
+    seconds: float
+    device_bytes: int
+    checkpoint_bytes: int
+    result_bytes: int
+
+
+def step_cost(recipe: Recipe, pipe: StableDiffusion, device: torch.device) -> StepCost:
+    """The cost of a step of `recipe`; `pipe` is its pipeline without weights.
+
+    Cost: the denoiser with random weights on the device, and one forward and backward of a batch.
+    """
+    denoiser = _empty(pipe.unet, device)
+    make_trainable(denoiser, find_projections(denoiser, tuple(recipe.features), "all"), recipe)
+    if recipe.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]  # torch has no type for what a module adds
+    denoiser.train()
+    weights = sum(parameter.numel() for parameter in denoiser.parameters())
+    trained = sum(parameter.numel() for parameter in denoiser.parameters() if parameter.requires_grad)
+    others = sum(parameter.numel() for parameter in pipe.vae.parameters())
+    saved, seconds = _forward_and_backward(denoiser, _inputs(recipe, pipe, device), recipe, device)
+    is_lora = recipe.method == "lora"
+    return StepCost(
+        seconds=seconds * recipe.gradient_accumulation_steps * (1 if recipe.class_prompts is None else 2),
+        device_bytes=FLOAT * (weights + 3 * trained) + saved,
+        checkpoint_bytes=FLOAT * (weights + 3 * trained),
+        result_bytes=FLOAT * (trained if is_lora else weights + others),
+    )
+
+
+def _empty(unet: nn.Module, device: torch.device) -> nn.Module:
+    """A denoiser like this one, with small random weights on a device."""
+    with torch.device("meta"):
+        made: nn.Module = type(unet).from_config(config_of(unet))  # type: ignore[attr-defined]  # diffusers' ConfigMixin
+    made = made.to_empty(device=device)
+    for tensor in [*made.parameters(), *made.buffers()]:
+        nn.init.normal_(tensor, std=0.02)
+    return made
+
+
+def _inputs(recipe: Recipe, pipe: StableDiffusion, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    config, size = config_of(pipe.unet), recipe.train_batch_size
+    side = config["sample_size"]
+    height, width = (side, side) if isinstance(side, int) else side
+    texts = pipe.encode_prompt([""], torch.device("meta"), 1, False)[0]
+    latents = torch.randn(size, config["in_channels"], height, width, device=device)
+    return latents, torch.full((size,), 500, device=device), torch.randn(size, *texts.shape[1:], device=device)
+
+
+def _forward_and_backward(
+    denoiser: nn.Module, inputs: Sequence[torch.Tensor], recipe: Recipe, device: torch.device
+) -> tuple[int, float]:
+    """The bytes that the backward pass keeps, and the seconds of a forward and backward."""
+    saved: dict[int, int] = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in denoiser.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    half = HALF.get(recipe.mixed_precision)
+
+    def step(hooks: AbstractContextManager[Any]) -> None:
+        with hooks, torch.autocast(device.type, half, enabled=half is not None):
+            loss = denoiser(*inputs, return_dict=False)[0].float().square().mean()
+        loss.backward()
+
+    step(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
+    began = _now(device)
+    step(nullcontext())
+    return sum(saved.values()), _now(device) - began
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
