@@ -14,6 +14,7 @@ SMALLEST = {
     "chunks": "--megabytes 1 --steps 2 --batch 1 --units 1 --tags 10",
     "decompositions": "--small --steps 2 --sign",
     "gpu": "--device cpu --tiny --dtypes float32 --minutes 0",
+    "training": "--device cpu --tiny --precision no",
 }
 
 
