@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nullbooth_cli.nullspace.projector import Projector
     from nullbooth_cli.progress import Begin, Event, Note, Progress
     from nullbooth_cli.settings.config import Config, load_config
+    from nullbooth_cli.teaching.teach import TeachReport, teach
     from nullbooth_cli.training.constraint import Constraint, ConstraintReport, constrain
     from nullbooth_cli.training.edit import EditReport, edit
 
@@ -58,12 +59,14 @@ __all__ = [
     "StageError",
     "Step",
     "StoreError",
+    "TeachReport",
     "constrain",
     "edit",
     "evaluate",
     "load_config",
     "open_store",
     "run",
+    "teach",
 ]
 _MODULES = {
     "api": ("Moment", "OpenStore", "open_store", "run"),
@@ -74,6 +77,7 @@ _MODULES = {
     "nullspace.projector": ("Projector",),
     "progress": ("Begin", "Event", "Note", "Progress"),
     "settings.config": ("Config", "load_config"),
+    "teaching.teach": ("TeachReport", "teach"),
     "training.constraint": ("Constraint", "ConstraintReport", "constrain"),
     "training.edit": ("EditReport", "edit"),
 }

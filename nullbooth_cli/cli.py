@@ -28,10 +28,11 @@ from nullbooth_cli.commands.sample import sample
 from nullbooth_cli.commands.schedule import schedule
 from nullbooth_cli.commands.signals import EXIT_CODES
 from nullbooth_cli.commands.status import status
+from nullbooth_cli.commands.teach import teach
 from nullbooth_cli.commands.train import train
 from nullbooth_cli.errors import ConfigError, NullboothError
 
-RESUMING = (run, collect, covariance, project, merge, train)  # what they have finished stays
+RESUMING = (run, collect, covariance, project, merge, train, teach)  # what they have finished stays
 
 
 class Boundary(TyperGroup):
@@ -84,7 +85,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _COMMANDS = (
-    *(init, run, schedule, collect, covariance, project, inspect, status, doctor),
+    *(init, teach, run, schedule, collect, covariance, project, inspect, status, doctor),
     *(merge, export, import_, edit, train, evaluate, sample),
 )
 for _command in _COMMANDS:

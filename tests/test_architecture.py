@@ -25,6 +25,7 @@ ROWS = (
     ("api",),
     ("training",),
     ("report",),
+    ("teaching",),
     ("commands",),
     ("cli",),
 )
@@ -37,7 +38,7 @@ MAY_IMPORT = {
     "diffusers": ("model", "collect/without_weights.py", "training", "toy"),
     "nullbooth_cli.settings.config.Config": (
         *("settings", "collect/open_model.py"),
-        *("pipeline", "evaluation", "api", "training", "report", "commands", "cli"),
+        *("pipeline", "evaluation", "api", "training", "report", "teaching", "commands", "cli"),
     ),
 }
 PRINTS = ("commands/console.py", "toy")

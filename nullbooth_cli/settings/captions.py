@@ -57,6 +57,12 @@ def load_captions(source: str) -> tuple[Prompt, ...]:
     return tuple(image.prompt for image in captioned_images(source))
 
 
+def has_captions(source: str, key: str = "instance_images") -> bool:
+    """Whether a folder has captions, of all of its images or of some. Raises ConfigError as `read_image_folder` does."""
+    found = read_image_folder(Path(source), key)
+    return bool(found.tables or found.beside) or any(_numbered(path, Path(source)) for path in found.images)
+
+
 def captioned_images(source: str, key: str = "collect.images", caption: str | None = None) -> tuple[CaptionedImage, ...]:
     """The images of a folder, sorted by file name, with their captions, or with one `caption` for all; `key` names the folder.
 

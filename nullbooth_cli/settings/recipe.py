@@ -10,6 +10,7 @@ from nullbooth_cli.settings.resizing import Resize
 from nullbooth_cli.settings.schema import CONFIG, RECIPE, Kind, Section, refusal
 
 Feature = Literal["q", "k", "v", "out"]
+Method = Literal["full", "lora"]
 # Those of diffusers.optimization.get_scheduler, without piecewise_constant, which needs rules.
 LearningRates = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
@@ -50,7 +51,7 @@ class Recipe(Section):
     resolution: int | None = Field(
         None, ge=1, le=limits.PIXELS, description="pixels of the shorter side of a picture; null for the model's own size"
     )
-    method: Literal["full", "lora"] = Field("full", description="full: the weights themselves; lora: adapters, made by PEFT")
+    method: Method = Field("full", description="full: the weights themselves; lora: adapters, made by PEFT")
     features: list[Feature] = Field(["k", "v"], description="which projections of the cross-attention layers are trained")
     rank: int = Field(8, ge=1, le=limits.RANK, description="lora: its rank; alpha is the same")
     class_prompts: str | list[str] | None = Field(

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.builders import ROOT
+from tests.support.phone_pictures import write_phone_pictures
+from tests.support.teaching import SETTINGS
 
 
 @pytest.fixture(scope="module")
@@ -77,4 +79,14 @@ def test_a_run_in_a_folder_of_ones_own(python: Path, tmp_path: Path) -> None:
     held = "heldout_prompts=nullbooth:toy_heldout.txt"
     planned = json.loads(call(tmp_path / "empty", nullbooth, "run", "-s", "new.zarr", "--set", held, "--dry-run", "--json"))
     assert planned["stages"]["collect"]["units_total"] == 240 / 8
-    # A taught model: the place of `nullbooth teach`, see the issue "From pictures to a taught model".
+
+
+def test_a_taught_model_in_a_folder_of_ones_own(python: Path, tmp_path: Path) -> None:
+    nullbooth = python.parent / "nullbooth"
+    write_phone_pictures(tmp_path / "pictures")
+    quick = [part for setting in SETTINGS for part in ("--set", setting)]
+    report = json.loads(call(tmp_path, nullbooth, "teach", "pictures", "--steps", "20", *quick, "--json"))
+    assert [verdict["question"] for verdict in report["verdicts"]] == ["learned", "forgotten"]
+    assert report["steps"] == 20
+    assert {path.name for path in (tmp_path / "taught").iterdir()} > {"report.html", "sheet.png", "pipeline", "store.zarr"}
+    call(tmp_path, nullbooth, "sample", "taught", "a photo of sks circle", "--seeds", "1", "--steps", "2")

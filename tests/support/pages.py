@@ -17,6 +17,8 @@ from nullbooth_cli.toy import FOLDER
 from tests.support import lora_files, tiny
 from tests.support.builders import ROOT
 from tests.support.cli import nullbooth
+from tests.support.phone_pictures import write_phone_pictures
+from tests.support.teaching import SETTINGS
 
 # A call of nullbooth in a line of a shell: the command, and its arguments up to a pipe, a redirection or a closing quote.
 CALL = re.compile(r"""(?:^|[/ '"])nullbooth (\w+)((?:'[^']*'|"[^"]*"|[^|;&>#'"])*)""")
@@ -56,6 +58,8 @@ def run_line(line: str) -> tuple[int, str]:
 
     Returns the exit code and what went to stderr.
     """
+    if "nullbooth teach" in line:
+        line = " ".join([line.replace("--model sd15", "--model toy"), *(f"--set {setting}" for setting in SETTINGS), "--steps 2"])
     if re.search(r"[|;&><$]|^cp ", line):
         line = re.sub(r"(?:\.venv/bin/|\b)nullbooth\b(?= )", f"{sys.executable} -m nullbooth_cli", line)
         ran = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=False)
@@ -110,6 +114,7 @@ def _user_files(folder: Path) -> None:
         shutil.copytree(FOLDER, folder / name)
     lora_files.diffusers_file(folder / "lora.safetensors")
     shutil.copytree(folder / "dataset/instances/toy", folder / "instances/dog")
+    write_phone_pictures(folder / "pictures")
     for name, part in (("preserved", slice(3)), ("heldout", slice(3, 6))):
         shutil.copytree(folder / "dataset/images/toy", folder / "photos" / name)
         _shorten(folder / "photos" / name, part)

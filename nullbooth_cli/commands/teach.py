@@ -1,0 +1,93 @@
+"""The command `nullbooth teach`."""
+
+from typing import Annotated
+
+import typer
+
+from nullbooth_cli.commands.options import AsJson, Device, Quiet, Verbose
+from nullbooth_cli.commands.train import PushToHub
+
+Pictures = Annotated[str | None, typer.Argument(metavar="PICTURES", help="Folder of pictures of the subject, of any size.")]
+Output = Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Folder for all that is decided and made.")]
+Word = Annotated[
+    str | None, typer.Option("--word", metavar="WORD", help="Name of the subject in prompts, a rare word (default: sks).")
+]
+Noun = Annotated[
+    str | None, typer.Option("--class", metavar="NOUN", help="What the subject is, such as dog (embedded model: circle).")
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="MODEL", help="Pipeline folder, hub id, sd15, sd21 or toy (default: the embedded model, toy)."
+    ),
+]
+Preserve = Annotated[
+    list[str] | None, typer.Option("--preserve", metavar="FILE", help="More prompts that must not change. Repeatable.")
+]
+Caption = Annotated[
+    str | None,
+    typer.Option(
+        "--caption", metavar="TEXT", help="One caption for all pictures (default: their own, else 'a photo of WORD NOUN')."
+    ),
+]
+NoCrop = Annotated[bool, typer.Option("--no-crop", help="Pad pictures to the model's shape instead of cropping them.")]
+Lora = Annotated[bool, typer.Option("--lora", help="Train a LoRA instead of the weights themselves.")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, metavar="N", help="Training steps.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the recipe, or of the config. Repeatable."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Report steps, time, disk and memory; write nothing.")]
+
+
+def teach(
+    pictures: Pictures = None,
+    output: Output = "taught",
+    word: Word = None,
+    noun: Noun = None,
+    model: Model = None,
+    preserve: Preserve = None,
+    caption: Caption = None,
+    no_crop: NoCrop = False,
+    lora: Lora = False,
+    steps: Steps = None,
+    settings: Settings = None,
+    push_to_hub: PushToHub = None,
+    device: Device = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Teach a model a subject from pictures, and measure what it learned and forgot.
+
+    Preserves what the model knows, trains on the pictures, and draws the base and the taught model side by side. Config,
+    recipe and store are ordinary files in the output, which every other command takes. The same command resumes.
+
+    Example: nullbooth teach photos/ --word sks --class dog --model sd15 -o taught
+    """
+    from nullbooth_cli.commands.teach_subject import TeachOptions, teach_subject
+
+    given = {
+        "pictures": pictures,
+        "word": word,
+        "noun": noun,
+        "model": model,
+        "preserve": preserve or None,
+        "caption": caption,
+        "resize": "letterbox" if no_crop else None,
+        "method": "lora" if lora else None,
+        "steps": steps,
+        "settings": settings or None,
+    }
+    options = TeachOptions(
+        given={key: value for key, value in given.items() if value is not None},
+        output=output,
+        push_to_hub=push_to_hub,
+        device=device,
+        dry_run=dry_run,
+        as_json=as_json,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    teach_subject(options)

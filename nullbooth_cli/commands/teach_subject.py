@@ -1,0 +1,82 @@
+"""Runs `nullbooth teach`, and draws its answer."""
+
+import contextlib
+import shlex
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nullbooth_cli.commands.console import Terminal
+from nullbooth_cli.commands.draw import draw_plans
+from nullbooth_cli.commands.signals import interruptible
+from nullbooth_cli.commands.train_result import offering_the_model
+from nullbooth_cli.formatting import duration, size
+from nullbooth_cli.progress import Event, Interrupts
+from nullbooth_cli.report.plan import plan_report
+from nullbooth_cli.settings.places import expanded
+from nullbooth_cli.teaching.decide import RECIPE
+from nullbooth_cli.teaching.plan import TeachPlan, plan_teaching
+from nullbooth_cli.teaching.teach import TeachReport, teach_events
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachOptions:
+    """The options of the command; `given` are those that are fields of the request and that the user named."""
+
+    given: Mapping[str, Any]
+    output: str
+    push_to_hub: str | None
+    device: str | None
+    dry_run: bool
+    as_json: bool
+    quiet: bool
+    verbose: bool
+
+
+def teach_subject(options: TeachOptions) -> None:
+    """Teach, and answer with the verdicts and the files."""
+    terminal = Terminal(as_json=options.as_json, quiet=options.quiet)
+    output = expanded(options.output)
+    if options.verbose:
+        terminal.note(f"into {output}")
+    if options.dry_run:
+        terminal.answer(plan_teaching(options.given, output, device=options.device), draw_plan)
+        return
+    interrupts, reports = Interrupts(), list[TeachReport]()
+
+    def events() -> Generator[Event, None, None]:
+        found = teach_events(options.given, output, device=options.device, push_to=options.push_to_hub, interrupts=interrupts)
+        reports.append((yield from found))
+
+    with (
+        interruptible(interrupts, terminal.note, "the unit or step that runs"),
+        offering_the_model(terminal, output, ["-c", str(Path(output) / RECIPE)]),
+        # Closed inside: after an interrupt while a bar is drawn, the stage must end before its files are unlocked.
+        contextlib.closing(events()) as running,
+    ):
+        terminal.follow(running)
+    report = reports[0]
+    terminal.answer(report, draw_report)
+    terminal.next(f'nullbooth sample {shlex.quote(report.output)} "{report.prompt}"')
+
+
+def draw_report(report: TeachReport) -> list[Any]:
+    """A line for each verdict, with what to do if it is not good, and the files."""
+    lines: list[Any] = []
+    for verdict in report.verdicts:
+        lines += [verdict.text, *([f"  to change that: {verdict.advice}"] if verdict.advice else [])]
+    return [*lines, f"pictures {report.sheet}", f"page     {report.page}", f"model    {report.result}"]
+
+
+def draw_plan(plan: TeachPlan) -> list[Any]:
+    """The decisions, the stages of the pipeline, and a line for each of training, evaluation, disk and memory."""
+    free = "" if plan.bytes_free is None else f", {size(plan.bytes_free)} are free"
+    return [
+        *plan.notes,
+        draw_plans(plan_report(plan.stages.values())),
+        f"train     {plan.steps} steps, about {duration(plan.train_seconds)} on {plan.device}",
+        f"evaluate  {plan.pictures} pictures, about {duration(plan.draw_seconds)}",
+        f"disk      {size(plan.bytes_needed)}{free}",
+        f"memory    {size(plan.device_bytes)} to train, {size(plan.device_bytes_free)} are free; text encoder and VAE on top",
+    ]

@@ -1,0 +1,206 @@
+"""What `teach` decides from a request, written as ordinary files, which every other command reads.
+
+    <output>/teach.json             the request
+    <output>/nullbooth.yaml         the config of the store
+    <output>/train.yaml             the recipe of the training run
+    <output>/prompts/               preserved.txt, heldout.txt, subject.txt
+
+Once they are there they count, not the defaults: a user may edit the config and the recipe. Another request is refused.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.formatting import counted
+from nullbooth_cli.settings.captions import has_captions
+from nullbooth_cli.settings.class_prompts import class_prompts
+from nullbooth_cli.settings.commented import commented_yaml
+from nullbooth_cli.settings.config import Config, build_config, load_config
+from nullbooth_cli.settings.prompts import load_prompts
+from nullbooth_cli.settings.recipe import Recipe
+from nullbooth_cli.settings.schema import load_settings, validate
+from nullbooth_cli.settings.shipped import configs, shipped
+from nullbooth_cli.settings.strict_yaml import parse_yaml
+from nullbooth_cli.teaching.request import HELDOUT_EVERY, TeachRequest
+from nullbooth_cli.training import durable
+
+REQUEST, CONFIG, RECIPE, STORE, PROMPTS = "teach.json", "nullbooth.yaml", "train.yaml", "store.zarr", "prompts"
+PRESERVED, HELDOUT, SUBJECT = "preserved.txt", "heldout.txt", "subject.txt"
+DEMO = "instances/toy_varied"  # pictures that the embedded model can be taught
+DECIDED = ("model", "store", "output")  # by the request, not by settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """The settings and prompts of a request; `is_new` unless they were read from their files. `notes` are for the user."""
+
+    output: str
+    request: TeachRequest
+    config: Config
+    recipe: Recipe
+    preserved: list[str]
+    heldout: list[str]
+    subject: list[str]
+    is_new: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def find(given: Mapping[str, Any], output: str, *, on_cpu: bool) -> Decision:
+    """The decision that an output has, else a new one. `given` are the fields of the request that the user names.
+
+    Raises ConfigError if they are not those that the output was made for, and as `decide` does.
+    """
+    found = read(output)
+    if found is None:
+        pictures = {"pictures": str(shipped(DEMO))} if given.get("model", "toy") == "toy" else {}
+        if not {**pictures, **given}.get("pictures"):
+            raise ConfigError("no pictures are named", "name a folder of pictures of the subject")
+        return decide(validate(TeachRequest, {**pictures, **given}, source="the request"), output, on_cpu=on_cpu)
+    before = found.request.model_dump()
+    wanted = validate(TeachRequest, {**before, **given}, source="the request").model_dump()
+    if changed := {key: (before[key], value) for key, value in wanted.items() if before[key] != value}:
+        lines = "".join(f"\n  {key}: {old} -> {new}" for key, (old, new) in changed.items())
+        raise ConfigError(f"{output} was made for another request{lines}", "name another output, or ask for the same again")
+    return found
+
+
+def decide(request: TeachRequest, output: str, *, on_cpu: bool) -> Decision:
+    """The decision for a new output; `on_cpu` trains without mixed precision. Writes nothing.
+
+    Raises ConfigError for prompts that cannot be read and for settings that do not exist.
+    """
+    kind, noun = request.kind, request.noun or request.kind.noun
+    given = [prompt.text for path in request.preserve for prompt in load_prompts(path, "preserve")]
+    of_class = class_prompts(noun) if noun and kind.noun is None else []
+    known = list(dict.fromkeys([*given, *_texts(kind.preserved), *of_class]))
+    heldout = _texts([kind.heldout]) if kind.heldout else known[HELDOUT_EVERY - 1 :: HELDOUT_EVERY]
+    preserved = [text for text in known if text not in set(heldout)]
+    of_recipe, of_config = _settings(request.settings)
+    notes = [f"preserves {counted(len(preserved), 'prompt')}, and holds out {len(heldout)} to measure what was forgotten"]
+    if noun is None:
+        notes.append(f"no class is named: only general prompts preserve what is like '{request.word}'")
+    return Decision(
+        output=output,
+        request=request,
+        config=_config(request, output, of_config),
+        recipe=_recipe(request, output, of_recipe, validation=[*request.subject_prompts[:2], preserved[0]], on_cpu=on_cpu),
+        preserved=preserved,
+        heldout=heldout,
+        subject=request.subject_prompts,
+        is_new=True,
+        notes=tuple(notes),
+    )
+
+
+def _texts(names: Iterable[str]) -> list[str]:
+    return [text for name in names for text in _texts_in(shipped(name))]
+
+
+def model_of(request: TeachRequest) -> str:
+    """The model of a request: a folder, a hub id, or the model of the shipped config of this name, such as sd15."""
+    if request.model != "toy" and request.model in configs():
+        return load_config(shipped(request.model)).model
+    return request.model
+
+
+def _settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides of the recipe's keys, and those of the config's."""
+    of_recipe: list[str] = []
+    of_config: list[str] = []
+    for setting in settings:
+        key = setting.partition("=")[0].strip().split(".")[0]
+        if key in DECIDED:
+            raise ConfigError(f"{key} cannot be set: it follows from the request", "name the model and the output themselves")
+        (of_recipe if key in Recipe.model_fields or key not in Config.model_fields else of_config).append(setting)
+    return of_recipe, of_config
+
+
+def _config(request: TeachRequest, output: str, settings: Sequence[str]) -> Config:
+    """The shipped config, reduced to the inputs of to_k and to_v: they are the text, and no denoiser runs."""
+    data, prompts = _shipped(request.kind.config), Path(output) / PROMPTS
+    data |= {
+        "model": model_of(request),
+        "dtype": "float32",  # a threshold this small lies below the noise of half precision
+        "store": str(Path(output) / STORE),
+        "original_knowledge_prompts": str(prompts / PRESERVED),
+        "heldout_prompts": str(prompts / HELDOUT),
+        "project": {"relative_threshold": request.threshold},
+    }
+    features = {f"{feature}_features": feature in ("k", "v") for feature in ("q", "k", "v", "out")}
+    drawn = {key: value for key, value in _shipped(request.kind.recipe).items() if key == "guidance_scale"}  # as in training
+    data["collect"] = {**data["collect"], **drawn, "collect_features": features, "keep": "moments"}
+    return build_config(data, settings, f"the config for {request.model}")
+
+
+def _recipe(request: TeachRequest, output: str, settings: Sequence[str], *, validation: list[str], on_cpu: bool) -> Recipe:
+    """The shipped recipe with the pictures, the word and the store of the request."""
+    data = _shipped(request.kind.recipe)
+    data |= {
+        **request.kind.settings,
+        "model": model_of(request),
+        "store": str(Path(output) / STORE),
+        "output": output,
+        "instance_images": request.pictures,
+        "instance_prompt": request.subject if request.caption or not has_captions(request.pictures) else None,
+        "resize": request.resize,
+        "word": request.word,
+        "method": request.method,
+        "validation_prompts": validation,
+    }
+    if on_cpu:
+        data["mixed_precision"] = "no"
+    if request.steps is not None:
+        data |= {"max_train_steps": request.steps, "checkpointing_steps": max(1, request.steps // 4)}
+    return validate(Recipe, data, settings, f"the recipe for {request.model}")
+
+
+def _shipped(name: str) -> dict[str, Any]:
+    """The keys of a shipped config or recipe."""
+    path = shipped(name)
+    data = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    assert isinstance(data, dict)
+    return data
+
+
+def write(decision: Decision) -> None:
+    """Write the files of a decision; teach.json last. Raises ResourceError if they cannot be written."""
+    output = Path(decision.output)
+    texts = ((PRESERVED, decision.preserved), (HELDOUT, decision.heldout), (SUBJECT, decision.subject))
+    for name, lines in texts:
+        _write(output / PROMPTS / name, "".join(f"{line}\n" for line in lines))
+    _write(output / CONFIG, commented_yaml(decision.config))
+    _write(output / RECIPE, commented_yaml(decision.recipe))
+    _write(output / REQUEST, durable.record_text(decision.request.model_dump(mode="json")))
+
+
+def _write(path: Path, text: str) -> None:
+    with durable.replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def read(output: str) -> Decision | None:
+    """The decision in an output, from its files as they are now; None if there is none.
+
+    Raises StoreError for a damaged teach.json, ConfigError for files that cannot be read.
+    """
+    folder = Path(output)
+    if not (folder / REQUEST).exists():
+        return None
+    written = durable.read_record(folder / REQUEST, "name another output")
+    preserved, heldout, subject = (_texts_in(folder / PROMPTS / name) for name in (PRESERVED, HELDOUT, SUBJECT))
+    return Decision(
+        output=output,
+        request=validate(TeachRequest, written, source=str(folder / REQUEST)),
+        config=load_config(folder / CONFIG),
+        recipe=load_settings(Recipe, folder / RECIPE),
+        preserved=preserved,
+        heldout=heldout,
+        subject=subject,
+    )
+
+
+def _texts_in(file: Path) -> list[str]:
+    return [prompt.text for prompt in load_prompts(str(file))]

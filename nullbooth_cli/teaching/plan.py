@@ -1,0 +1,75 @@
+"""What teaching would take: steps, time, disk and memory. Nothing is written."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nullbooth_cli.model.device import free_memory, pick_device
+from nullbooth_cli.pipeline.plan import Plan, plan
+from nullbooth_cli.report.json_document import Document
+from nullbooth_cli.settings.config import STAGES
+from nullbooth_cli.settings.knowledge import HELDOUT_FIELD, PROMPTS_FIELD, knowledge_prompts
+from nullbooth_cli.store import open_backing
+from nullbooth_cli.teaching import decide
+from nullbooth_cli.training.before_loading import read_inputs, source_of, without_weights
+from nullbooth_cli.training.step_cost import step_cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachPlan(Document):
+    """The plan: the stages, training (`steps`, `train_seconds`) and evaluation (`pictures`, `draw_seconds`).
+
+    Seconds of training are those of a step that was timed here; those of pictures follow from it by the work of a forward.
+    `device_bytes` are for training; text encoder and autoencoder come on top. `bytes_needed` are on disk.
+    """
+
+    dry_run: bool = True
+    output: str
+    model: str
+    device: str
+    notes: tuple[str, ...]
+    stages: Mapping[str, Plan]
+    steps: int
+    train_seconds: float
+    pictures: int
+    draw_seconds: float
+    bytes_needed: int
+    bytes_free: int | None
+    device_bytes: int
+    device_bytes_free: int
+
+
+def plan_teaching(given: Mapping[str, Any], output: str, *, device: str | None = None) -> TeachPlan:
+    """The plan of a request. Raises as `teach_events` does before it loads. Cost: one training step with random weights."""
+    chosen = pick_device(device)
+    decision = decide.find(given, output, on_cpu=chosen.type == "cpu")
+    recipe = decision.recipe
+    read_inputs(recipe, decision.preserved)
+    config = decision.config.model_copy(
+        update={PROMPTS_FIELD: list(decision.preserved), HELDOUT_FIELD: list(decision.heldout)}  # the files may not be there yet
+    )
+    free = open_backing(config.store, read_only=True).free_nbytes()
+    stages = {each.stage: each for each in plan(STAGES, config, knowledge_prompts(config), None, device=device, free=free)}
+    cost = step_cost(recipe, without_weights(source_of(recipe)), chosen)
+    kind, num_steps = decision.request.kind, config.schedule.num_denoising_steps
+    drawn = sum(min(kind.num_prompts, len(texts)) for texts in (decision.preserved, decision.heldout))
+    pictures = 3 * (drawn + kind.subject_images * len(decision.subject))  # of the base, of its other seed, of the taught model
+    checkpoints = math.ceil(recipe.max_train_steps / recipe.checkpointing_steps)
+    # A training step is a forward and a backward, which is twice the work; guidance takes two forwards.
+    forward = cost.seconds / (3 * recipe.train_batch_size * recipe.gradient_accumulation_steps)
+    return TeachPlan(
+        output=output,
+        model=recipe.model,
+        device=str(chosen),
+        notes=decision.notes,
+        stages=stages,
+        steps=recipe.max_train_steps,
+        train_seconds=recipe.max_train_steps * cost.seconds,
+        pictures=pictures,
+        draw_seconds=2 * num_steps * pictures * forward,
+        bytes_needed=sum(each.bytes_needed for each in stages.values()) + checkpoints * cost.checkpoint_bytes + cost.result_bytes,
+        bytes_free=free,
+        device_bytes=cost.device_bytes,
+        device_bytes_free=free_memory(chosen),
+    )

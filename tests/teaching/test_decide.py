@@ -1,0 +1,141 @@
+"""The files that a request becomes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.settings.class_prompts import class_prompts
+from nullbooth_cli.settings.config import load_config
+from nullbooth_cli.settings.prompts import load_prompts
+from nullbooth_cli.settings.recipe import Recipe
+from nullbooth_cli.settings.schema import load_settings
+from nullbooth_cli.settings.shipped import shipped
+from nullbooth_cli.teaching import decide
+from nullbooth_cli.teaching.decide import Decision
+from nullbooth_cli.teaching.request import HELDOUT_EVERY
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> str:
+    """Bare pictures."""
+    (tmp_path / "photos").mkdir()
+    for side in (40, 50):
+        Image.new("RGB", (side, side), "red").save(tmp_path / f"photos/{side}.png")
+    return str(tmp_path / "photos")
+
+
+def found(output: Path, *, on_cpu: bool = True, **given: Any) -> Decision:
+    return decide.find(given, str(output), on_cpu=on_cpu)
+
+
+def texts(name: str) -> list[str]:
+    return [prompt.text for prompt in load_prompts(str(shipped(name)))]
+
+
+def test_the_embedded_model_is_the_demo(tmp_path: Path) -> None:
+    decision = found(tmp_path / "out")
+    assert decision.is_new
+    assert decision.recipe.instance_images == str(shipped("instances/toy_varied"))
+    assert decision.recipe.instance_prompt is None  # the demo's pictures have captions
+    assert decision.preserved == texts("toy.txt")
+    assert decision.heldout == texts("toy_heldout.txt")
+    assert decision.config.collect.guidance_scale == decision.recipe.guidance_scale == 4.0
+
+
+def test_decisions_of_a_real_model(tmp_path: Path, photos: str) -> None:
+    decision = found(tmp_path / "out", pictures=photos, noun="dog", model="sd15", on_cpu=False)
+    config, recipe = decision.config, decision.recipe
+    assert config.model == recipe.model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert config.store == recipe.store == str(tmp_path / "out/store.zarr")
+    assert config.collect.collect_features.chosen() == ("k", "v")
+    assert config.project.relative_threshold == 1e-4
+    assert config.dtype == "float32"
+    assert recipe.instance_prompt == "a photo of sks dog"
+    assert recipe.word == "sks"
+    assert recipe.features == ["k", "v"]
+    assert recipe.mixed_precision == "fp16"
+    assert recipe.validation_prompts[:2] == decision.subject[:2]
+
+
+def test_prompts_hold_out_some_by_themselves(tmp_path: Path, photos: str) -> None:
+    (tmp_path / "mine.txt").write_text("my own prompt\nanother of mine\n")
+    mine = str(tmp_path / "mine.txt")
+    decision = found(tmp_path / "out", pictures=photos, noun="dog", model="sd15", preserve=[mine])
+    known = ["my own prompt", "another of mine", *texts("knowledge_1000.txt"), *class_prompts("dog")]
+    assert sorted(decision.preserved + decision.heldout) == sorted(known)
+    assert decision.heldout == known[HELDOUT_EVERY - 1 :: HELDOUT_EVERY]
+    assert "my own prompt" in decision.preserved
+
+
+def test_without_a_class_only_general_prompts_are_preserved(tmp_path: Path, photos: str) -> None:
+    decision = found(tmp_path / "out", pictures=photos, model="sd15")
+    assert len(decision.preserved) + len(decision.heldout) == 1000
+    assert "no class is named" in decision.notes[-1]
+
+
+def test_on_the_cpu_there_is_no_mixed_precision(tmp_path: Path, photos: str) -> None:
+    assert found(tmp_path / "out", pictures=photos, noun="dog", model="sd15").recipe.mixed_precision == "no"
+
+
+def test_steps_bring_their_checkpoints(tmp_path: Path) -> None:
+    recipe = found(tmp_path / "out", steps=20).recipe
+    assert (recipe.max_train_steps, recipe.checkpointing_steps) == (20, 5)
+
+
+def test_settings_go_where_their_key_is(tmp_path: Path) -> None:
+    decision = found(tmp_path / "out", settings=["rank=3", "schedule.num_denoising_steps=7", "seed=4"])
+    assert decision.recipe.rank == 3
+    assert decision.recipe.seed == 4
+    assert decision.config.schedule.num_denoising_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("store=x.zarr", "store cannot be set: it follows from the request"),
+        ("output=x", "output cannot be set"),
+        ("wrod=sks", "unknown key 'wrod'"),
+        ("schedule.steps=2", "unknown key 'schedule.steps'"),
+    ],
+)
+def test_settings_that_are_refused(tmp_path: Path, setting: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        found(tmp_path / "out", settings=[setting])
+
+
+def test_files_have_the_decision(tmp_path: Path) -> None:
+    made = found(tmp_path / "out", word="zwx", settings=["rank=3"])
+    decide.write(made)
+    again = found(tmp_path / "out")
+    assert not again.is_new
+    assert (again.request, again.config, again.recipe) == (made.request, made.config, made.recipe)
+    assert (again.preserved, again.heldout, again.subject) == (made.preserved, made.heldout, made.subject)
+    assert load_config(tmp_path / "out/nullbooth.yaml") == made.config
+    assert load_settings(Recipe, tmp_path / "out/train.yaml") == made.recipe
+
+
+def test_edited_files_count(tmp_path: Path) -> None:
+    decide.write(found(tmp_path / "out"))
+    path = tmp_path / "out/train.yaml"
+    path.write_text(path.read_text().replace("learning_rate: 3.0e-03 ", "learning_rate: 0.25 ", 1))
+    assert found(tmp_path / "out").recipe.learning_rate == 0.25
+
+
+def test_another_request_is_refused(tmp_path: Path) -> None:
+    decide.write(found(tmp_path / "out", word="zwx"))
+    assert found(tmp_path / "out", word="zwx").request.word == "zwx"
+    with pytest.raises(ConfigError, match=r"made for another request\n  word: zwx -> qfj"):
+        found(tmp_path / "out", word="qfj")
+
+
+def test_a_real_model_needs_pictures(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no pictures are named"):
+        found(tmp_path / "out", model="sd15")
+
+
+def test_nothing_is_written_by_a_decision(tmp_path: Path) -> None:
+    found(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

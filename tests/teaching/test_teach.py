@@ -1,0 +1,126 @@
+"""From pictures to a report: what is written, what resumes, what is refused."""
+
+import json
+import shutil
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import nullbooth_cli as nb
+from nullbooth_cli import toy
+from nullbooth_cli.errors import ConfigError, ModelError
+from nullbooth_cli.evaluation.draw_models import DrawnModels
+from nullbooth_cli.progress import Event, Note, Progress
+from nullbooth_cli.teaching.teach import teach_events
+from nullbooth_cli.training import dreambooth
+from tests.support.builders import ROOT
+from tests.support.teaching import FAST
+from tests.support.tiny_dreambooth import changed, weights
+
+Taught = tuple[nb.TeachReport, list[Event]]
+
+
+def notes(events: list[Event]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Note)]
+
+
+def test_both_questions_are_answered(taught: Taught) -> None:
+    report, _ = taught
+    assert [verdict.question for verdict in report.verdicts] == ["learned", "forgotten"]
+    learned, forgotten = report.verdicts
+    assert learned.measured_by == "exact scorer"
+    assert learned.value == 0.0  # two steps teach nothing
+    assert 0 < forgotten.value < 0.01
+    assert report.steps == 2
+    assert report.prompt == "a photo of sks circle on a red background"
+    assert report.verdicts[1].text in (Path(report.output) / "README.md").read_text()  # the model card
+    assert report.largest_drift is not None
+    assert 0 < report.largest_drift < 0.1
+
+
+def test_everything_is_an_ordinary_file(taught: Taught) -> None:
+    report, _ = taught
+    output = Path(report.output)
+    assert Path(report.result) == output / "pipeline"
+    store = nb.open_store(report.store)
+    assert store.prompts()[0] in (output / "prompts/preserved.txt").read_text().splitlines()
+    assert nb.load_config(output / "nullbooth.yaml").store == report.store
+    with Image.open(report.sheet) as sheet:
+        assert sheet.width > 100
+    assert "<html" in Path(report.page).read_text(encoding="utf-8")
+    document = json.loads((output / "evaluation.json").read_text())
+    assert [verdict["value"] for verdict in document["report"]["verdicts"]] == [each.value for each in report.verdicts]
+
+
+def test_steps_are_seen_in_order(taught: Taught) -> None:
+    stages = list(dict.fromkeys(event.stage for event in taught[1] if isinstance(event, Progress)))
+    assert [stage for stage in stages if stage in ("collect", "covariance", "project", "train", "evaluate")] == [
+        "collect",
+        "covariance",
+        "project",
+        "train",
+        "evaluate",
+    ]
+
+
+def test_again_loads_and_draws_nothing(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("work is done again")
+
+    monkeypatch.setattr(dreambooth, "train", never)
+    monkeypatch.setattr(DrawnModels, "draw_base", never)
+    events: list[Event] = []
+    assert nb.teach(output=taught[0].output, on_event=events.append) == taught[0]
+    assert "training is complete: 2 steps are done" in notes(events)
+    assert "evaluation is complete" in notes(events)
+
+
+@pytest.mark.parametrize("stage", ["collect", "train", "evaluate"])
+def test_stopped_anywhere_it_resumes_to_the_same(taught: Taught, photos: Path, tmp_path: Path, stage: str) -> None:
+    output, given = tmp_path / "out", {"pictures": str(photos), **FAST}
+    with closing(teach_events(given, str(output), device="cpu")) as events:
+        next(event for event in events if isinstance(event, Progress) and event.stage == stage)
+    report = nb.teach(photos, output=output, device="cpu", **FAST)
+    figures, expected = ([verdict.value for verdict in each.verdicts] for each in (report, taught[0]))
+    assert figures == pytest.approx(expected, rel=1e-2)  # two steps move the model by little more than rounding
+    resumed, whole, base = (weights(folder) for folder in (report.result, taught[0].result, toy.FOLDER))
+    for name in changed(report.result):  # with a constraint a resumed run agrees within rounding
+        assert torch.linalg.norm(resumed[name] - whole[name]) < 1e-2 * torch.linalg.norm(whole[name] - base[name]), name
+
+
+def test_a_page_that_is_gone_is_drawn_again(taught: Taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(taught[0].output).parent)
+    Path(taught[0].page).unlink()
+    assert nb.teach(output=taught[0].output, device="cpu") == taught[0]
+    assert Path(taught[0].page).exists()
+
+
+def test_another_request_is_refused(taught: Taught) -> None:
+    with pytest.raises(ConfigError, match="made for another request"):
+        nb.teach(output=taught[0].output, word="zwx")
+
+
+def test_a_mistake_leaves_nothing_behind(tmp_path: Path, photos: Path) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos/notes.pdf").write_bytes(b"no picture")
+    with pytest.raises(ConfigError, match=r"notes\.pdf"):
+        nb.teach(tmp_path / "photos", output=tmp_path / "out", device="cpu", **FAST)
+    assert not (tmp_path / "out/teach.json").exists()
+    (tmp_path / "photos/notes.pdf").unlink()
+    assert nb.teach(tmp_path / "photos", output=tmp_path / "out", device="cpu", **FAST).steps == 2
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux", "sd3", "pixart"])
+def test_models_that_cannot_be_trained_are_refused_by_name(tmp_path: Path, photos: Path, name: str) -> None:
+    with pytest.raises(ModelError, match="needs more than a caption"):
+        nb.teach(photos, output=tmp_path / "out", model=ROOT / "tests/architectures" / name, noun="dog")
+
+
+def test_one_process_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="one of several processes"):
+        nb.teach(output=tmp_path)
