@@ -1,4 +1,4 @@
-# `make demo` runs the main job on the embedded model, `make test` runs the tests. Both set up .venv by themselves.
+# `make demo` runs the pipeline on the embedded model and teaches it a subject, `make test` runs the tests. Both set up .venv by themselves.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,6 +8,7 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/nullbooth run -c configs/nullbooth.yaml
 	$(BIN)/nullbooth inspect -c configs/nullbooth.yaml
+	$(BIN)/nullbooth teach -o runs/taught
 
 # On all cores. A worker that is done takes tests from the one with the most left.
 test: .venv/ready
