@@ -32,7 +32,7 @@ ELSEWHERE = {"docs/how-to/slurm-array.md": "tests/end_to_end/test_slurm.py"}
 # What a page refuses on purpose: the exit code of a line.
 REFUSED = {"docs/tutorial/first-run.md": (r"relative_threshold=1e-2$", 3)}
 # A page that continues another one, whose commands run before.
-AFTER = {"docs/how-to/measure-forgetting.md": "docs/tutorial/teach-a-subject.md"}
+AFTER = dict.fromkeys(("docs/how-to/measure-forgetting.md", "docs/how-to/sample.md"), "docs/tutorial/teach-a-subject.md")
 # The tutorials begin without a store; the other pages follow `make demo`.
 FROM_NOTHING = ("README.md", "docs/tutorial/first-run.md")
 
