@@ -124,9 +124,9 @@ def recipe_page() -> str:
     return f"""\
 # Training
 
-`nullbooth train -c FILE` reads a recipe: one YAML file, of which configs/train has two. `--set key=value` overrides one key;
-unknown keys are refused. Paths and [limits](config.md#limits) are those of a config. [The output](#the-output)
-is described below. [The glossary](glossary.md) defines the words.
+`nullbooth train -c FILE` reads a recipe: one YAML file, of which configs/train has two. Without `-c` it is ./train.yaml, as
+`nullbooth init` writes it. `--set key=value` overrides one key; unknown keys are refused. Paths and [limits](config.md#limits)
+are those of a config. [The output](#the-output) is described below. [The glossary](glossary.md) defines the words.
 
 | key | default | meaning |
 | --- | --- | --- |

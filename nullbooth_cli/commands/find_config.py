@@ -80,6 +80,15 @@ def find_config(given: str | None) -> Path | None:
     return next((path for path in (Path("nullbooth.yaml"), Path("configs/nullbooth.yaml")) if path.is_file()), None)
 
 
+def find_recipe(given: str | None) -> Path | None:
+    """The recipe of -c, else ./train.yaml, or None. Raises ConfigError if the first does not exist."""
+    if given is not None:
+        if not os.path.exists(given):  # unlike Path.exists, False also for a name that is too long
+            raise ConfigError(f"no file at {given}", "give a recipe with -c; nullbooth init writes one")
+        return Path(given)
+    return path if (path := Path("train.yaml")).is_file() else None
+
+
 def _names_prompts(overrides: Sequence[str]) -> bool:
     """Whether overrides name a config's prompts, be it the same file again: it is then read, for it may have changed."""
     keys = {override.partition("=")[0].strip() for override in overrides}

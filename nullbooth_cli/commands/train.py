@@ -1,8 +1,6 @@
 """The command `nullbooth train`."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,7 +14,10 @@ if TYPE_CHECKING:
     from nullbooth_cli.training.output import TrainingResult
     from nullbooth_cli.training.record import OtherSettings
 
-RecipeFile = Annotated[str, typer.Option("-c", "--config", metavar="FILE", help="Recipe, such as configs/train/toy.yaml.")]
+RecipeFile = Annotated[
+    str | None,
+    typer.Option("-c", "--config", metavar="FILE", help="Recipe; else ./train.yaml, else defaults for what -s and --set leave."),
+]
 ConstraintStore = Annotated[
     str | None,
     typer.Option("-s", "--store", metavar="PATH", help="Store whose projectors constrain training (default: the recipe's)."),
@@ -45,7 +46,7 @@ PushToHub = Annotated[
 
 
 def train(
-    config: RecipeFile,
+    config: RecipeFile = None,
     store: ConstraintStore = None,
     overrides: RecipeOverrides = None,
     resume_with: Changes = None,
@@ -66,17 +67,20 @@ def train(
     Example: nullbooth train -c configs/train/toy.yaml -s runs/words.zarr
     """
     from nullbooth_cli.commands.console import Terminal
+    from nullbooth_cli.commands.find_config import find_recipe
+    from nullbooth_cli.commands.hints import options_of
     from nullbooth_cli.commands.signals import interruptible
     from nullbooth_cli.commands.train_result import answer, offering_the_model
     from nullbooth_cli.errors import ConfigError
     from nullbooth_cli.progress import Interrupts
     from nullbooth_cli.settings.places import expanded
     from nullbooth_cli.settings.recipe import Recipe
-    from nullbooth_cli.settings.schema import load_settings
+    from nullbooth_cli.settings.schema import load_settings, validate
 
-    if not os.path.exists(config):  # unlike Path.exists, False also for a name that is too long
-        raise ConfigError(f"no file at {config}", "give a recipe with -c; nullbooth init writes one")
-    recipe = load_settings(Recipe, Path(config), [*(overrides or ()), *(resume_with or ())])
+    file, changed = find_recipe(config), [*(overrides or ()), *(resume_with or ())]
+    if file is None and not (store or changed):
+        raise ConfigError("no recipe: there is no ./train.yaml", "write one with nullbooth init, or give one with -c")
+    recipe = validate(Recipe, {}, changed) if file is None else load_settings(Recipe, file, changed)
     recipe = recipe.model_copy(update={"store": expanded(store)}) if store else recipe
     from nullbooth_cli.training import output  # takes seconds, which a mistake in the recipe should not
     from nullbooth_cli.training.hub import push, require_account
@@ -84,10 +88,10 @@ def train(
     changes = tuple(change.partition("=")[0].strip() for change in resume_with or ())
     terminal = Terminal(as_json=as_json, quiet=quiet, silent=not output.is_first_process())
     if verbose:
-        terminal.note(f"recipe {config}, into {recipe.output}")
+        terminal.note(f"recipe {file or 'of defaults'}, into {recipe.output}")
     if finish is not None and changes:
         raise ConfigError("--finish does not train, so --resume-with has no effect", "leave one of them out")
-    options = ["-c", config, *(["-s", store] if store else []), *(word for each in overrides or () for word in ("--set", each))]
+    options = options_of([("-c", config), ("-s", store), *(("--set", override) for override in overrides or ())])
     interrupts = Interrupts()
     with (
         interruptible(interrupts, terminal.note, "the step that runs"),

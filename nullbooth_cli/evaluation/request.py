@@ -10,8 +10,7 @@ from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.answer import SUBJECT
 from nullbooth_cli.evaluation.pictures import PictureSpec
-from nullbooth_cli.settings.captions import captioned_images
-from nullbooth_cli.settings.images import read_image_folder
+from nullbooth_cli.settings.captions import captioned_images, has_captions
 
 NUM_PROMPTS = 48
 SUBJECT_IMAGES = 16
@@ -91,7 +90,6 @@ def instances_in(folder: Path, prompt: str) -> tuple[Instance, ...]:
 
     Raises ConfigError for a folder without pictures, and for captions that are not whole, as `captioned_images` does.
     """
-    found = read_image_folder(folder, "instances")
-    caption = None if found.beside or found.tables else prompt
+    caption = None if has_captions(str(folder), "instances") else prompt
     images = captioned_images(str(folder), "instances", caption)
     return tuple(Instance(image.path, image.prompt.text) for image in images)

@@ -32,6 +32,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import listed
 from nullbooth_cli.settings.images import ImageFolder, digest, read_image_folder
 from nullbooth_cli.settings.prompts import COLUMNS
+from nullbooth_cli.settings.shipped import picture_folder
 from nullbooth_cli.settings.strict_json import parse_json
 from nullbooth_cli.settings.texts import cut, flaw, lines_of, paired, read_text
 
@@ -59,8 +60,15 @@ def load_captions(source: str) -> tuple[Prompt, ...]:
 
 def has_captions(source: str, key: str = "instance_images") -> bool:
     """Whether a folder has captions, of all of its images or of some. Raises ConfigError as `read_image_folder` does."""
-    found = read_image_folder(Path(source), key)
-    return bool(found.tables or found.beside) or any(_numbered(path, Path(source)) for path in found.images)
+    return bool(caption_places(source, key))
+
+
+def caption_places(source: str, key: str = "instance_images") -> list[str]:
+    """The names of the files and numbered folders that captions come from. Raises ConfigError as `read_image_folder` does."""
+    folder = picture_folder(source, key)
+    found = read_image_folder(folder, key)
+    numbered = {numbered[0].name for path in found.images if (numbered := _numbered(path, folder))}
+    return [*sorted(numbered), *(path.name for path in (*found.beside, *found.tables))]
 
 
 def captioned_images(source: str, key: str = "collect.images", caption: str | None = None) -> tuple[CaptionedImage, ...]:
@@ -69,7 +77,7 @@ def captioned_images(source: str, key: str = "collect.images", caption: str | No
     Raises ConfigError as `read_image_folder` does, for an image without a caption or with two, a caption without an image, and an
     image that appears twice with one caption. Cost: one read of every file.
     """
-    folder = Path(source)
+    folder = picture_folder(source, key)
     found = read_image_folder(folder, key)
     captions = _captions(folder, found, key) if caption is None else dict.fromkeys(found.images, caption)
     seen: dict[Prompt, Path] = {}

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import listed
+from nullbooth_cli.settings.shipped import picture_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,7 +47,7 @@ class ImageFolder:
 
 def image_files(source: str) -> dict[str, Path]:
     """The image files of a folder by their digests. Cost: one read of every file."""
-    return {digest(path): path for path in read_image_folder(Path(source)).images}
+    return {digest(path): path for path in read_image_folder(picture_folder(source, "collect.images")).images}
 
 
 def file_of(files: Mapping[str, Path], prompt: Prompt) -> Path:

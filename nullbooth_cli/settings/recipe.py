@@ -21,8 +21,6 @@ Tracker = Literal["tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml"
 class Recipe(Section):
     """All settings of a training run."""
 
-    reference: ClassVar[str] = "docs/reference/train.md"
-    example: ClassVar[str] = "configs/train/toy.yaml"
     places: ClassVar[tuple[str, ...]] = ("model", "pipeline_config", "output", "store", "instance_images", "class_prompts")
     file_kind: ClassVar[Kind | None] = RECIPE
     other_kind: ClassVar[Kind | None] = CONFIG
@@ -39,8 +37,9 @@ class Recipe(Section):
     output: str = Field("runs/trained", description="folder for the result, its checkpoints, pictures and logs")
     store: str | None = Field(None, description="store with the projectors that constrain training; null for no constraint")
     instance_images: str = Field(
-        "dataset/instances/toy",
-        description="folder of pictures of the subject, with captions in metadata.jsonl, beside each, or as the name of a folder",
+        "nullbooth:instances/toy",
+        description="folder of pictures of the subject, with captions in metadata.jsonl, beside each, or as the name of a "
+        "folder; nullbooth:NAME is a shipped one",
     )
     instance_prompt: str | None = Field(None, description="one caption for all pictures instead of their own")
     resize: Resize = Field(

@@ -46,7 +46,7 @@ NOTHING = ("", "~", "null", "Null", "NULL")  # in YAML
 
 
 class Section(BaseModel):
-    """Keys that belong together; messages send the reader to `reference` and `example`.
+    """Keys that belong together; messages quote the description of a key.
 
     `places` are the keys that name a path (or a URL, or a hub id): they are expanded as in a shell. `file_kind` is what a
     whole file of them is, and `other_kind` what is given in its place by mistake. Of the keys in `alternatives` one
@@ -56,8 +56,6 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False, hide_input_in_errors=True
     )
-    reference: ClassVar[str] = "docs/reference/config.md"
-    example: ClassVar[str] = "configs/nullbooth.yaml"
     alternatives: ClassVar[tuple[str, ...]] = ()
     places: ClassVar[tuple[str, ...]] = ()
     file_kind: ClassVar[Kind | None] = None
@@ -87,7 +85,7 @@ def load_settings(kind: type[SectionT], path: Path, overrides: Iterable[str] = (
     """Read a file of settings and apply `KEY=VALUE` overrides. Raises ConfigError naming the key and the file."""
     data = parse_yaml(read_text(path, "file", most=limits.SETTINGS_BYTES), str(path))
     if data is not None and not isinstance(data, dict):
-        raise ConfigError(f"{path} has a {type(data).__name__} instead of keys and values", f"write it as {kind.example} is")
+        raise ConfigError(f"{path} has a {type(data).__name__} instead of keys and values", "write lines such as model: toy")
     return validate(kind, data or {}, overrides, str(path))
 
 
@@ -95,7 +93,7 @@ def validate(kind: type[SectionT], data: Mapping[str, Any], overrides: Iterable[
     """Validate a nested mapping, with `a.b=c` overrides on top; `source` begins the message if something is wrong."""
     own, other = kind.file_kind, kind.other_kind
     if own and other and len(other.keys & set(data)) > len(own.keys & set(data)):
-        raise ConfigError(f"{source} is {other.name}, not {own.name}", f"{other.use}; here give a file such as {kind.example}")
+        raise ConfigError(f"{source} is {other.name}, not {own.name}", f"{other.use}; here give {own.name}, such as init writes")
     merged: dict[str, Any] = _plain(data, source, "")
     overrides = list(overrides)
     for override in overrides:
@@ -197,8 +195,22 @@ def _explain_one(kind: type[Section], problem: ErrorDetails) -> tuple[str, str]:
     got = "another value (it is not shown)" if is_secret(key) else quoted(given)
     return (
         ": ".join(filter(None, (readable, f"{msg[0].lower()}{msg[1:]}, got {got}"))),
-        "write a number without quotes" if is_quoted_number else f"see {kind.reference} for what each key takes",
+        "write a number without quotes" if is_quoted_number else _described(kind, path),
     )
+
+
+def _described(kind: type[Section], path: list[str]) -> str:
+    """The hint that says what the innermost key of a path is."""
+    described = "give another value"
+    for name in path:
+        field = kind.model_fields.get(name)
+        if field is None:
+            break
+        described = f"{name}: {field.description}" if field.description else described
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            break
+        kind = field.annotation
+    return described
 
 
 def _readable(path: list[str]) -> str:

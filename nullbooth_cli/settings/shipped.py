@@ -3,7 +3,7 @@
     shipped("sdxl")           a config: configs/sdxl.yaml; "toy" is configs/nullbooth.yaml, and so is "nullbooth"
     shipped("train/sd15")     a recipe: configs/train/sd15.yaml
     shipped("toy.txt")        a prompt file: dataset/prompts/toy.txt, which a setting names nullbooth:toy.txt
-    shipped("instances/toy")  a folder of pictures: dataset/instances/toy
+    shipped("instances/toy")  a folder of pictures: dataset/instances/toy, which a setting names nullbooth:instances/toy
 
 In the repository, which an editable installation uses too, they are where their names say. A wheel has the same folders in
 nullbooth_cli/shipped (pyproject.toml copies them).
@@ -72,12 +72,24 @@ def prompt_file(source: str, key: str) -> Path:
 
     Raises ConfigError, which lists what there is, for another NAME.
     """
+    return _named(source, key, "prompt file", prompt_files())
+
+
+def picture_folder(source: str, key: str) -> Path:
+    """The folder of pictures that a setting `key` means by `nullbooth:NAME`, else the path as it is.
+
+    Raises ConfigError, which lists what there is, for another NAME.
+    """
+    return _named(source, key, "folder of pictures", instances())
+
+
+def _named(source: str, key: str, kind: str, names: list[str]) -> Path:
     if not source.startswith(PREFIX):
         return Path(source)
     name = source.removeprefix(PREFIX)
-    if name not in prompt_files():
-        known = ", ".join(f"{PREFIX}{each}" for each in prompt_files())
-        raise ConfigError(f"{key}: nullbooth ships no prompt file {cut(quoted(name))}", f"choose one of {known}")
+    if name not in names:
+        known = ", ".join(f"{PREFIX}{each}" for each in names)
+        raise ConfigError(f"{key}: nullbooth ships no {kind} {cut(quoted(name))}", f"choose one of {known}")
     return shipped(name)
 
 

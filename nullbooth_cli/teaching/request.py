@@ -69,8 +69,6 @@ HELDOUT_EVERY = 11  # prime to the ten topics of the shipped files, which take t
 class TeachRequest(Section):
     """What a user asks for. What is None is decided: see `subject`, and the shipped recipe."""
 
-    reference: ClassVar[str] = "docs/how-to/teach.md"
-    example: ClassVar[str] = "docs/how-to/teach.md"
     places: ClassVar[tuple[str, ...]] = ("pictures", "model")
 
     pictures: str = Field(description="folder of pictures of the subject")

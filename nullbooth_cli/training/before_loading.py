@@ -5,7 +5,6 @@ Loading takes many seconds, and drawing pictures of the class minutes: what can 
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import cast
 
 from nullbooth_cli.collect.without_weights import build_pipeline, pipeline_class
@@ -16,8 +15,8 @@ from nullbooth_cli.model.denoising_loss import PIPELINE, takes_only_a_caption
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.protocols import StableDiffusion, config_of
 from nullbooth_cli.model.sources import Source
-from nullbooth_cli.settings.captions import CaptionedImage, captioned_images
-from nullbooth_cli.settings.images import read_image_folder, sizes_of
+from nullbooth_cli.settings.captions import CaptionedImage, caption_places, captioned_images
+from nullbooth_cli.settings.images import sizes_of
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.resizing import Resizing
@@ -102,8 +101,7 @@ def _unread_captions(recipe: Recipe) -> tuple[str, ...]:
     """A note if one caption for all replaces others."""
     if recipe.instance_prompt is None:
         return ()
-    found = read_image_folder(Path(recipe.instance_images), "instance_images")
-    names = [path.name for path in (*found.beside, *found.tables)]
+    names = caption_places(recipe.instance_images)
     return (f"every picture has the caption of instance_prompt; not read: {listed(names)}",) if names else ()
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nullbooth_cli.commands.find_config import configure, find_config, storage_options_of
+from nullbooth_cli.commands.find_config import configure, find_config, find_recipe, storage_options_of
 from nullbooth_cli.commands.options import Common
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
@@ -24,6 +24,17 @@ def test_where_a_config_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
         assert str(find_config(name if name == "given.yaml" else None)) == name
     with pytest.raises(ConfigError, match=r"no config file at gone\.yaml"):
         find_config("gone.yaml")
+
+
+def test_where_a_recipe_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe(None) is None
+    for name in ("train.yaml", "given.yaml"):
+        (tmp_path / name).write_text("model: toy")
+    assert find_recipe(None) == Path("train.yaml")
+    assert find_recipe("given.yaml") == Path("given.yaml")
+    with pytest.raises(ConfigError, match=r"no file at gone\.yaml"):
+        find_recipe("gone.yaml")
 
 
 @pytest.fixture

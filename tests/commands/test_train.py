@@ -73,6 +73,18 @@ class TestTheCommand:
         assert re.fullmatch(rf"next: nullbooth sample {place} '.*sks.*'", sample)
         assert evaluate.startswith(f"next: nullbooth evaluate {place}/pipeline -s {finished[1].path} --subject '")
 
+    def test_without_a_recipe_that_is_named(self, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """./train.yaml, or defaults and the shipped pictures where -s or --set say something; nothing at all is an error."""
+        monkeypatch.chdir(tmp_path)
+        assert self.train("--set", "max_train_steps=2").exit_code == 0
+        assert checkpoint_files.steps("out") == [2]
+        Path(file).unlink()
+        refused(self.train(), 2, "no recipe: there is no ./train.yaml", "write one with nullbooth init, or give one with -c")
+        done = self.train("--set", "max_train_steps=1", "--json", "-v")
+        assert done.exit_code == 0, done.stderr
+        assert "recipe of defaults, into runs/trained" in done.stderr
+        assert json.loads(done.stdout)["output"] == "runs/trained/pipeline"
+
     def test_bare_pictures_of_a_phone_and_one_caption(self, file: str, tmp_path: Path) -> None:
         """With what a phone leaves beside them. A second run finds nothing to do, another resize is another run."""
         folder = tmp_path / "phone"

@@ -10,7 +10,7 @@ import pytest
 
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.settings.captions import captioned_images, load_captions
+from nullbooth_cli.settings.captions import caption_places, captioned_images, load_captions
 from nullbooth_cli.settings.images import image_files, read_image
 from nullbooth_cli.toy import world
 from tests.support.pictures import TOY, photos, picture
@@ -65,6 +65,7 @@ class TestFolder:
             ("a fox", 1),
         ]
         assert captioned_images(str(tmp_path / "10_sks dog")) == found[:1]
+        assert caption_places(str(tmp_path)) == ["10_sks dog", "3_sks cat", "0.txt", "1.txt", "0.txt"]
         (tmp_path / "3_sks cat/1.txt").unlink()
         with pytest.raises(ConfigError, match=r"no caption for .*3_sks cat/1\.png"):
             captioned_images(str(tmp_path))

@@ -32,6 +32,7 @@ def test_all_problems_are_reported_at_once() -> None:
         assert part in caught.value.message
     assert "did you mean 'model' for 'modle'?" in caught.value.hint
     assert "without quotes" in caught.value.hint
+    assert "side: input (for projectors) or output (for analysis only)" in caught.value.hint
 
 
 @pytest.mark.parametrize("value", ["'1e-5'", "abc", "[1]", "true"])
@@ -97,10 +98,10 @@ def test_a_recipe_and_a_config_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("model: toy\nstore: a\nschedule: {num_denoising_steps: 3}\n")
     with pytest.raises(ConfigError, match=r"recipe\.yaml is a recipe of a training run, not a config of the pipeline$") as caught:
         load_config(tmp_path / "recipe.yaml")
-    assert caught.value.hint == "give it to train; here give a file such as configs/nullbooth.yaml"
+    assert caught.value.hint == "give it to train; here give a config of the pipeline, such as init writes"
     with pytest.raises(ConfigError, match=r"config\.yaml is a config of the pipeline, not a recipe of a training run$") as caught:
         load_settings(Recipe, tmp_path / "config.yaml")
-    assert caught.value.hint == "give it to run, or to a stage; here give a file such as configs/train/toy.yaml"
+    assert caught.value.hint == "give it to run, or to a stage; here give a recipe of a training run, such as init writes"
     with pytest.raises(ConfigError, match="unknown key 'output'"):
         build_config({"output": "x", "schedule": {}, "collect": {}})
 

@@ -7,7 +7,9 @@ import pytest
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.settings import shipped as module
+from nullbooth_cli.settings.captions import captioned_images, has_captions
 from nullbooth_cli.settings.config import Config, build_config, load_config
+from nullbooth_cli.settings.images import image_files
 from nullbooth_cli.settings.knowledge import heldout_prompts, knowledge_prompts
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
@@ -63,6 +65,16 @@ def test_a_setting_names_a_shipped_prompt_file(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ConfigError, match=r"class_prompts: nullbooth ships no prompt file 'cats\.txt'") as caught:
         load_prompts("nullbooth:cats.txt", "class_prompts")
     assert caught.value.hint.startswith("choose one of nullbooth:dog_prompts_1000.txt, nullbooth:knowledge_1000.txt, ")
+
+
+def test_a_setting_names_a_shipped_folder_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(captioned_images(Recipe().instance_images, "instance_images")) == 4
+    assert has_captions("nullbooth:instances/toy_varied")
+    assert len(image_files("nullbooth:instances/toy_varied")) == 20
+    with pytest.raises(ConfigError, match=r"instance_images: nullbooth ships no folder of pictures 'instances/dog'") as caught:
+        has_captions("nullbooth:instances/dog")
+    assert caught.value.hint == "choose one of nullbooth:instances/toy, nullbooth:instances/toy_varied"
 
 
 def test_the_default_prompts_are_there_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

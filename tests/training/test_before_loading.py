@@ -93,6 +93,10 @@ def test_one_caption_for_all(tmp_path: Path) -> None:
     found = read_inputs(recipe(tmp_path, instance_images=str(folder), instance_prompt="a sks thing"), ())
     assert found.captions == ["a sks thing"] * 2
     assert found.notes == ("every picture has the caption of instance_prompt; not read: 0.txt, ideas.txt",)
+    folder.rename(numbered := tmp_path / "10_sks star")
+    found = read_inputs(recipe(tmp_path, instance_images=str(numbered), instance_prompt="a sks thing"), ())
+    assert found.notes == ("every picture has the caption of instance_prompt; not read: 10_sks star, 0.txt, ideas.txt",)
+    numbered.rename(folder)
     (folder / "1.txt").write_text("a sks star")
     error = refused(ConfigError, r"no image for the caption .*ideas\.txt", tmp_path, instance_images=str(folder))
     assert "move a note elsewhere" in error.hint

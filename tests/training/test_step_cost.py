@@ -47,6 +47,14 @@ def test_checkpointing_keeps_less(tmp_path: Path) -> None:
     assert saving < plain
 
 
+def test_short_steps_are_timed_several_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The median: one of them may have waited for something else."""
+    ticks = iter([0.0, 0.1, 0.2, 0.9, 1.0, 1.1, 1.2, 1.3])
+    monkeypatch.setattr("nullbooth_cli.training.step_cost._now", lambda _: next(ticks))
+    assert cost(recipe(tmp_path)).seconds == pytest.approx(0.1)
+    assert next(ticks, None) is None
+
+
 def test_seconds_grow_with_the_forwards_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(100))
     monkeypatch.setattr("nullbooth_cli.training.step_cost._now", lambda _: float(next(ticks)))
