@@ -4,8 +4,11 @@ Stages are generators of events; commands draw them. The library never prints.
 """
 
 from collections import deque
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import TypeVar
 
+Result = TypeVar("Result")
 WINDOW_SECONDS = 60.0
 FEWEST_MARKS = 5  # a pace covers at least this many, even if they took longer than the window
 BURST_SECONDS = 0.1  # units that were written together are reported together, and count as one mark
@@ -71,6 +74,17 @@ class Note:
 
 
 Event = Begin | Progress | Note
+
+
+def result_of(events: Generator[Event, None, Result], on_event: Callable[[Event], None]) -> Result:
+    """The result of work that yields events; `on_event` is called with each."""
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as ended:
+            result: Result = ended.value
+            return result
+        on_event(event)
 
 
 @dataclass

@@ -1,10 +1,12 @@
-"""The pace of a stage, from the times at which its units were finished."""
+"""The pace of a stage, from the times at which its units were finished, and the result of work that yields events."""
+
+from collections.abc import Generator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullbooth_cli.progress import FEWEST_MARKS, WINDOW_SECONDS, Pace
+from nullbooth_cli.progress import FEWEST_MARKS, WINDOW_SECONDS, Event, Note, Pace, result_of
 
 
 class TestPace:
@@ -36,3 +38,26 @@ class TestPace:
             for i in range(burst):
                 pace.mark(checkpoint * seconds + i * 1e-4, (checkpoint - 1) * burst + i + 1)
         assert pace.seconds_per_unit == pytest.approx(seconds / burst, rel=1e-3)
+
+
+def test_the_result_of_work_comes_after_its_events() -> None:
+    def work() -> Generator[Event, None, int]:
+        yield Note("one")
+        yield Note("two")
+        return 7
+
+    seen = list[Event]()
+    assert result_of(work(), seen.append) == 7
+    assert seen == [Note("one"), Note("two")]
+
+
+def test_an_error_of_the_listener_is_not_swallowed() -> None:
+    def work() -> Generator[Event, None, int]:
+        yield Note("one")
+        return 7
+
+    def listen(event: Event) -> None:
+        raise StopIteration(event)
+
+    with pytest.raises(StopIteration, match="one"):
+        result_of(work(), listen)

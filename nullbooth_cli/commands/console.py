@@ -8,9 +8,10 @@ Whatever comes from a file, a store or an argument is shown as text: all that is
 which make it `visible`. Rich's markup is never read.
 """
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from nullbooth_cli.commands.draw_progress import ProgressBars, ProgressLines
@@ -19,12 +20,13 @@ from nullbooth_cli.commands.screen import is_live, rich_console
 from nullbooth_cli.commands.tables import folded
 from nullbooth_cli.errors import NullboothError
 from nullbooth_cli.formatting import visible
-from nullbooth_cli.progress import Event, Note
+from nullbooth_cli.progress import Event, Note, result_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
@@ -129,22 +131,37 @@ class Terminal:
 
     def follow(self, events: Iterable[Event]) -> None:
         """Draw the events of running stages until they end."""
-        if not self.quiet and is_live(sys.stderr):
-            self._follow_with_bars(events)
-            return
-        lines = ProgressLines()
-        for event in events:
-            if (line := lines.line(event)) is not None:
-                self.note(line)
-
-    def _follow_with_bars(self, events: Iterable[Event]) -> None:
-        bars = ProgressBars(rich_console(stderr=True))
-        with bars.display:
+        with self._display() as show:
             for event in events:
-                if isinstance(event, Note):
-                    bars.display.console.print(event.text, markup=False, highlight=False)
-                else:
-                    bars.update(event)
+                show(event)
+
+    def result_of(self, events: Generator[Event, None, Result]) -> Result:
+        """The same for work that ends in a result, which is returned."""
+        with self._display() as show:
+            return result_of(events, show)
+
+    @contextlib.contextmanager
+    def _display(self) -> Iterator[Callable[[Event], None]]:
+        """What draws an event: as a bar on a terminal, else as a line."""
+        if self.quiet or not is_live(sys.stderr):
+            lines = ProgressLines()
+
+            def write(event: Event) -> None:
+                if (line := lines.line(event)) is not None:
+                    self.note(line)
+
+            yield write
+            return
+        bars = ProgressBars(rich_console(stderr=True))
+
+        def draw(event: Event) -> None:
+            if isinstance(event, Note):
+                bars.display.console.print(event.text, markup=False, highlight=False)
+            else:
+                bars.update(event)
+
+        with bars.display:
+            yield draw
 
 
 def _write(stream: TextIO, text: str) -> None:

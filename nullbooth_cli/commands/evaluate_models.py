@@ -1,6 +1,6 @@
 """Reads the options of `nullbooth evaluate`, and draws its answer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from nullbooth_cli.commands.tables import table
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.answer import SUBJECT, EvaluationReport, ModelAnswer
-from nullbooth_cli.evaluation.checkpoints import CheckpointsReport, checkpoint_events
+from nullbooth_cli.evaluation.checkpoints import checkpoint_events
 from nullbooth_cli.evaluation.draw_models import ANOTHER
 from nullbooth_cli.evaluation.evaluate import Evaluation, evaluation_events
 from nullbooth_cli.evaluation.request import EvaluationRequest, PictureSets, picture_sets
@@ -81,20 +81,18 @@ def evaluate_models(common: Common, options: EvaluateOptions) -> None:
 
 def _answer_models(session: Session, store: Store, request: EvaluationRequest, options: EvaluateOptions) -> None:
     _require_writable(options)
-    reports: list[EvaluationReport] = []
     states = stage_states(session.config, session.prompts, store)
 
-    def events() -> Iterator[Event]:
+    def events() -> Generator[Event, None, EvaluationReport]:
         found = yield from evaluation_events(session.config, store, request)
         files = []
         projectors = inspect_store(session.config, store) if states["project"].state == "complete" else None
         for path in _written(found, options, projectors):
             files.append(str(path))
             yield Note(f"written: {path}")
-        reports.append(replace(found.report, files=tuple(files)))
+        return replace(found.report, files=tuple(files))
 
-    session.terminal.follow(events())
-    session.terminal.answer(reports[0], draw_table)
+    session.terminal.answer(session.terminal.result_of(events()), draw_table)
 
 
 def _answer_checkpoints(session: Session, store: Store, request: EvaluationRequest, options: EvaluateOptions) -> None:
@@ -103,15 +101,11 @@ def _answer_checkpoints(session: Session, store: Store, request: EvaluationReque
             "--checkpoints gives a table, or --json, of one training run",
             "leave out --html, --images and --against, and evaluate the best checkpoint with them",
         )
-    reports: list[CheckpointsReport] = []
-
-    def events() -> Iterator[Event]:
-        reports.append((yield from checkpoint_events(session.config, store, request, options.models[0])))
-
-    session.terminal.follow(events())
-    session.terminal.answer(reports[0], draw_checkpoints)
-    if reports[0].best is not None:
-        session.terminal.next(next_command.finish(options.models[0], reports[0].best.step))
+    run = options.models[0]
+    report = session.terminal.result_of(checkpoint_events(session.config, store, request, run))
+    session.terminal.answer(report, draw_checkpoints)
+    if report.best is not None:
+        session.terminal.next(next_command.finish(run, report.best.step))
 
 
 def _require_writable(options: EvaluateOptions) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ from nullbooth_cli.commands import next_command
 from nullbooth_cli.commands.draw import summary_line
 from nullbooth_cli.commands.session import Session
 from nullbooth_cli.commands.tables import shortened, table
-from nullbooth_cli.progress import Event
 from nullbooth_cli.report.headline import preservation_answer
 from nullbooth_cli.report.inspection import InspectReport, SiteReport, inspect_store, sparklines, warning_lines
 from nullbooth_cli.report.json_document import to_json
@@ -69,15 +67,9 @@ def _with_pictures(session: Session, store: Store, report: InspectReport, option
         return report
     from nullbooth_cli.model.device import pick_device
 
-    files: list[str] = []
-
-    def events() -> Iterator[Event]:
-        source = PictureSource(session.config, store, session.prompts, report)
-        drawn = yield from draw_inspection(source, request, pick_device(options.device))
-        files.extend(map(str, drawn))
-
-    session.terminal.follow(events())
-    return replace(report, files=tuple(files))
+    source = PictureSource(session.config, store, session.prompts, report)
+    drawn = session.terminal.result_of(draw_inspection(source, request, pick_device(options.device)))
+    return replace(report, files=tuple(map(str, drawn)))
 
 
 def _csv(report: InspectReport) -> str:

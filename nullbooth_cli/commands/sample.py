@@ -57,12 +57,10 @@ def sample(
 
     Example: nullbooth sample runs/toy-sks "a sks circle on a red background" --with-base -o sheet.png
     """
-    from collections.abc import Iterator
     from pathlib import Path
 
     from nullbooth_cli.commands.console import Terminal
-    from nullbooth_cli.evaluation.samples import SampleRequest, Samples, draw_samples
-    from nullbooth_cli.progress import Event
+    from nullbooth_cli.evaluation.samples import SampleRequest, draw_samples
     from nullbooth_cli.report.gallery import require_writable
     from nullbooth_cli.report.sheet import SampleAnswer, Sheet, require_sheet, write_pictures, write_sheet
     from nullbooth_cli.settings.config import build_config
@@ -83,14 +81,8 @@ def sample(
     require_sheet(Path(output))
     if images is not None:
         require_writable(Path(images))
-    drawn: list[Samples] = []
-
-    def events() -> Iterator[Event]:
-        drawn.append((yield from draw_samples(request)))
-
-    terminal.follow(events())
-    sheet = Sheet.of(drawn[0])
-    answer = SampleAnswer.of(
-        drawn[0], write_sheet(Path(output), sheet), [] if images is None else write_pictures(Path(images), sheet)
-    )
+    samples = terminal.result_of(draw_samples(request))
+    sheet = Sheet.of(samples)
+    written = write_sheet(Path(output), sheet)
+    answer = SampleAnswer.of(samples, written, [] if images is None else write_pictures(Path(images), sheet))
     terminal.answer(answer, lambda _: [answer.sheet, *answer.images])

@@ -2,7 +2,7 @@
 
 import contextlib
 import shlex
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from nullbooth_cli.commands.draw import draw_plans
 from nullbooth_cli.commands.signals import interruptible
 from nullbooth_cli.commands.train_result import offering_the_model
 from nullbooth_cli.formatting import duration, size
-from nullbooth_cli.progress import Event, Interrupts
+from nullbooth_cli.progress import Interrupts
 from nullbooth_cli.report.plan import plan_report
 from nullbooth_cli.settings.places import expanded
 from nullbooth_cli.teaching.decide import RECIPE
@@ -43,20 +43,15 @@ def teach_subject(options: TeachOptions) -> None:
     if options.dry_run:
         terminal.answer(plan_teaching(options.given, output, device=options.device), draw_plan)
         return
-    interrupts, reports = Interrupts(), list[TeachReport]()
-
-    def events() -> Generator[Event, None, None]:
-        found = teach_events(options.given, output, device=options.device, push_to=options.push_to_hub, interrupts=interrupts)
-        reports.append((yield from found))
-
+    interrupts = Interrupts()
+    events = teach_events(options.given, output, device=options.device, push_to=options.push_to_hub, interrupts=interrupts)
     with (
         interruptible(interrupts, terminal.note, "the unit or step that runs"),
         offering_the_model(terminal, output, ["-c", str(Path(output) / RECIPE)]),
         # Closed inside: after an interrupt while a bar is drawn, the stage must end before its files are unlocked.
-        contextlib.closing(events()) as running,
+        contextlib.closing(events),
     ):
-        terminal.follow(running)
-    report = reports[0]
+        report = terminal.result_of(events)
     terminal.answer(report, draw_report)
     terminal.next(f'nullbooth sample {shlex.quote(report.output)} "{report.prompt}"')
 

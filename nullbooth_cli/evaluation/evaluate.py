@@ -50,7 +50,7 @@ from nullbooth_cli.evaluation.subject import NO_PICTURES, NO_PROMPT, find_subjec
 from nullbooth_cli.evaluation.verdict import Verdict, forgotten
 from nullbooth_cli.evaluation.weight_drift import weight_drifts
 from nullbooth_cli.model.device import pick_device
-from nullbooth_cli.progress import Event, Note
+from nullbooth_cli.progress import Event, Note, result_of
 from nullbooth_cli.settings.config import Config, build_config
 from nullbooth_cli.settings.knowledge import heldout_prompts
 from nullbooth_cli.settings.prompts import load_prompts
@@ -128,13 +128,7 @@ def evaluate(
         device=device,
         batch_size=found.collect.batch_size if batch_size is None else batch_size,
     )
-    events = evaluation_events(found, opened, request)
-    while True:
-        try:
-            on_event(next(events))
-        except StopIteration as ended:
-            evaluation: Evaluation = ended.value
-            return evaluation
+    return result_of(evaluation_events(found, opened, request), on_event)
 
 
 def _source(prompts: Prompts) -> str | list[str]:

@@ -22,7 +22,7 @@ from nullbooth_cli.evaluation.verdict import Verdict
 from nullbooth_cli.model.device import pick_device
 from nullbooth_cli.pipeline.open_run import open_run
 from nullbooth_cli.pipeline.stages import check_possible, run_stages
-from nullbooth_cli.progress import Event, Interrupts, Note
+from nullbooth_cli.progress import Event, Interrupts, Note, result_of
 from nullbooth_cli.report.gallery import write_gallery
 from nullbooth_cli.report.inspection import inspect_store
 from nullbooth_cli.report.json_document import Document, to_json
@@ -80,13 +80,7 @@ def teach(
     """
     request = {"pictures": None if pictures is None else str(pictures), **given}
     named = {key: value for key, value in request.items() if value is not None}
-    events = teach_events(named, str(output), device=device, push_to=push_to)
-    while True:
-        try:
-            on_event(next(events))
-        except StopIteration as ended:
-            report: TeachReport = ended.value
-            return report
+    return result_of(teach_events(named, str(output), device=device, push_to=push_to), on_event)
 
 
 def teach_events(
