@@ -110,12 +110,12 @@ def _answer_checkpoints(session: Session, store: Store, request: EvaluationReque
 
 def _require_writable(options: EvaluateOptions) -> None:
     """Raise an error for a place that cannot be written: drawing takes minutes."""
-    from nullbooth_cli.report import gallery
+    from nullbooth_cli.report.files import require_writable
 
     if options.html and Path(options.html).is_dir():
         raise ConfigError(f"--html {options.html} is a folder", "name a file")
     for folder in (*([options.images] if options.images else ()), *([Path(options.html).parent] if options.html else ())):
-        gallery.require_writable(Path(folder))
+        require_writable(Path(folder))
 
 
 def _written(found: Evaluation, options: EvaluateOptions, projectors: InspectReport | None) -> Iterator[Path]:

@@ -61,7 +61,7 @@ def sample(
 
     from nullbooth_cli.commands.console import Terminal
     from nullbooth_cli.evaluation.samples import SampleRequest, draw_samples
-    from nullbooth_cli.report.gallery import require_writable
+    from nullbooth_cli.report.files import require_writable
     from nullbooth_cli.report.sheet import SampleAnswer, Sheet, require_sheet, write_pictures, write_sheet
     from nullbooth_cli.settings.config import build_config
 

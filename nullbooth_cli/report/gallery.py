@@ -6,7 +6,6 @@ small and shows both extremes.
 
 import base64
 import io
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,12 @@ from PIL import Image
 
 from nullbooth_cli import __version__
 from nullbooth_cli.datatypes import split_weight
-from nullbooth_cli.errors import ResourceError
 from nullbooth_cli.evaluation.answer import SUBJECT, Drift, PictureChange
 from nullbooth_cli.evaluation.draw_models import ANOTHER, BASE
 from nullbooth_cli.evaluation.evaluate import Evaluation
 from nullbooth_cli.evaluation.request import slices_of
 from nullbooth_cli.evaluation.summary import SummaryRow, summary
+from nullbooth_cli.report.files import writing
 from nullbooth_cli.report.headline import Answer, model_answers, threshold_answers
 from nullbooth_cli.report.inspection import InspectReport
 from nullbooth_cli.report.names import layer_names, site_name
@@ -75,16 +74,6 @@ class GalleryData:
     by_picture: Mapping[str, tuple[tuple[PictureChange, ...], ...]]
     amplified: int
     rows: tuple[GalleryRow, ...]
-
-
-def require_writable(folder: Path) -> None:
-    """Make a folder. Raises ResourceError if it cannot take a file."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ResourceError(f"cannot write into {folder}: {error}", "check the folder and its permissions") from error
 
 
 def write_gallery(path: Path, found: Evaluation, projectors: InspectReport | None = None) -> Path:
@@ -163,12 +152,10 @@ def write_images(folder: Path, found: Evaluation) -> Path:
     Raises ResourceError if the folder cannot be written.
     """
     names = [BASE, ANOTHER.replace(" ", "-"), "edited", *(f"against-{i}" for i in range(1, len(found.drawn) - 2))]
-    try:
+    with writing(f"into {folder}"):
         for name, places in slices_of(found.sets).items():
             (folder / name).mkdir(parents=True, exist_ok=True)
             for model, drawn in zip(names, found.drawn.values(), strict=True):
                 for spec, image in zip(found.sets[name], drawn.images[places], strict=True):
                     Image.fromarray(image).save(folder / name / f"{spec.name}-{model}.png")
-    except OSError as error:
-        raise ResourceError(f"cannot write into {folder}: {error}", "check the folder and its permissions") from error
     return folder

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nullbooth_cli import __version__
-from nullbooth_cli.errors import ResourceError
 from nullbooth_cli.formatting import without_shared_ending
 from nullbooth_cli.nullspace.spectrum import ADVISED_LEAKAGE
 from nullbooth_cli.pipeline.state import StageState, stage_states
+from nullbooth_cli.report.files import writing
 from nullbooth_cli.report.headline import Answer, threshold_answers
 from nullbooth_cli.report.inspection import InspectTotals, Rule, SiteReport, spectra_of, warning_lines, worst_first
 from nullbooth_cli.report.json_document import to_json
@@ -174,11 +174,9 @@ def fill_page(path: Path, template: str, data: object) -> Path:
     parts = ((STYLE, source("page.css")), (DATA, text), (PLOTLY, source("plotly-basic.min.js")), (COMMON, source("page.js")))
     for empty, content in parts:
         page = page.replace(empty, empty.replace("></", f">{content}</"), 1)
-    try:
+    with writing(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ResourceError(f"cannot write {path}: {error}", "check the folder and its permissions") from error
     return path
 
 

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from nullbooth_cli.errors import ConfigError, ResourceError
+from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import visible
-from nullbooth_cli.report.gallery import require_writable
+from nullbooth_cli.report.files import require_writable, writing
 from nullbooth_cli.report.json_document import Document
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Sheet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelAnswer:
+class DrawnModelAnswer:
     """One model of a sheet; `base` and `tokens` as far as its files tell."""
 
     name: str
@@ -62,7 +62,7 @@ class SampleAnswer(Document):
     images: Sequence[str]
     prompts: Sequence[str]
     seeds: Sequence[int]
-    models: Sequence[ModelAnswer]
+    models: Sequence[DrawnModelAnswer]
 
     @classmethod
     def of(cls, samples: "Samples", sheet: Path, images: Sequence[Path]) -> "SampleAnswer":
@@ -73,7 +73,7 @@ class SampleAnswer(Document):
             prompts=samples.prompts,
             seeds=samples.seeds,
             models=[
-                ModelAnswer(
+                DrawnModelAnswer(
                     name=model.name,
                     base=model.base,
                     tokens=model.tokens,
@@ -98,10 +98,8 @@ def write_sheet(path: Path, sheet: Sheet) -> Path:
     """Write a sheet as a PNG. Raises as `require_sheet`."""
     require_sheet(path)
     drawn = draw_sheet(sheet)
-    try:
+    with writing(str(path)):
         drawn.save(path)
-    except OSError as error:
-        raise ResourceError(f"cannot write {path}: {error}", "check the folder and its permissions") from error
     return path
 
 
@@ -110,14 +108,12 @@ def write_pictures(folder: Path, sheet: Sheet) -> list[Path]:
     require_writable(folder)
     names = _file_names(tuple(sheet.models))
     written = []
-    try:
+    with writing(f"into {folder}"):
         for row in range(len(sheet.prompts)):
             for name, images in zip(names, sheet.models.values(), strict=True):
                 for column, seed in enumerate(sheet.seeds):
                     written.append(folder / f"{row + 1:02d}-{name}-seed{seed}.png")
                     Image.fromarray(images[row, column]).save(written[-1])
-    except OSError as error:
-        raise ResourceError(f"cannot write into {folder}: {error}", "check the folder and its permissions") from error
     return written
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nullbooth_cli.errors import ConfigError, ResourceError
+from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import visible
+from nullbooth_cli.report.files import writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,9 +114,7 @@ def plain(text: str) -> str:
 
 def save(made: "Figure", path: Path) -> Path:
     """Write a figure in the format of the file's ending. Raises ResourceError if it cannot be written."""
-    try:
+    with writing(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         made.savefig(path, dpi=DPI)
-    except OSError as error:
-        raise ResourceError(f"cannot write {path}: {error}", "check the folder and its permissions") from error
     return path
