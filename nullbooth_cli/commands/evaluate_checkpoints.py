@@ -29,8 +29,5 @@ def _best_lines(report: CheckpointsReport) -> Sequence[str]:
     best = report.best
     if best is None:
         return [f"no best checkpoint: learned was not measured: {report.not_measured['learned']}"]
-    lines = [f"best: step {best.step}, {best.rule}; measured again from other noise:"]
-    for verdict in best.verdicts:
-        lines.append(f"  {verdict.text}")
-        lines += [f"    {verdict.advice}"] if verdict.advice else []
-    return lines
+    first = f"best: step {best.step}, {best.rule}; measured again from other noise:"
+    return [first, *(f"  {line}" for verdict in best.verdicts for line in verdict.lines)]

@@ -182,8 +182,8 @@ def verdict_lines(report: EvaluationReport) -> list[str]:
     for name, model in zip(report.model_names, report.models, strict=True):
         before = f"{name}: " if report.against else ""
         for verdict in model.verdicts:
-            lines.append(f"{before}{verdict.text}")
-            lines += [f"  {verdict.advice}"] if verdict.advice else []
+            text, *advice = verdict.lines
+            lines += [f"{before}{text}", *advice]
     return [*lines, ""] if lines else []
 
 

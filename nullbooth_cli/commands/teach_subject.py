@@ -58,10 +58,8 @@ def teach_subject(options: TeachOptions) -> None:
 
 def draw_report(report: TeachReport) -> list[Any]:
     """A line for each verdict, with what to do if it is not good, and the files."""
-    lines: list[Any] = []
-    for verdict in report.verdicts:
-        lines += [verdict.text, *([f"  to change that: {verdict.advice}"] if verdict.advice else [])]
-    return [*lines, f"pictures {report.sheet}", f"page     {report.page}", f"model    {report.result}"]
+    answers = [line for verdict in report.verdicts for line in verdict.lines]
+    return [*answers, f"pictures {report.sheet}", f"page     {report.page}", f"model    {report.result}"]
 
 
 def draw_plan(plan: TeachPlan) -> list[Any]:

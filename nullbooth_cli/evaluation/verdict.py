@@ -40,6 +40,11 @@ class Verdict:
         beside = "" if self.base is None else f"; base {self.base:.2f}"
         return f"learned {self.value:.2f} of 1: {self.word} ({self.measured_by}{beside})"
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The text, and the advice, if there is any, in a line of its own."""
+        return (self.text, *([f"  {self.advice}"] if self.advice else []))
+
 
 def learned(value: float, base: float, measured_by: str) -> Verdict:
     """The verdict on a share of 1 that was learned; what lies outside of the scale counts as its end."""
