@@ -67,6 +67,13 @@ def _scaled(number: int, units: tuple[str, ...]) -> str:
     return f"{value:.1f} {units[-1]}"
 
 
+def percent(share: float) -> str:
+    """A share of 1 in percent, with two digits: 0.012 %, 100 %."""
+    if 0 < share < 1e-6:
+        return "less than 0.0001 %"
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+
+
 def rate(seconds_per_unit: float) -> str:
     """The pace of work: 84 units/min, or 12.3 s/unit below ten units a minute."""
     return f"{seconds_per_unit:.1f} s/unit" if seconds_per_unit > 6 else f"{60 / seconds_per_unit:,.0f} units/min"

@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullbooth_cli.formatting import aligned, counted, duration, listed, operations, rate, size, visible, without_shared_ending
+from nullbooth_cli.formatting import (
+    aligned,
+    counted,
+    duration,
+    listed,
+    operations,
+    percent,
+    rate,
+    size,
+    visible,
+    without_shared_ending,
+)
 
 
 @given(st.lists(st.floats(1e-9, 1e9) | st.just(0.0), min_size=1, max_size=20))
@@ -72,6 +83,23 @@ def test_durations(seconds: float, text: str) -> None:
 def test_sizes_and_operations_are_short(count: int) -> None:
     for text in (size(min(count, 10**14)), operations(min(count, 10**20))):
         assert re.fullmatch(r"\d{1,4}(\.\d)? [a-zA-Z]+", text), text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.0, "0 %"),
+        (9e-7, "less than 0.0001 %"),
+        (1e-6, "0.0001 %"),
+        (0.000123, "0.012 %"),
+        (0.0996, "10 %"),
+        (0.123, "12 %"),
+        (1.0, "100 %"),
+        (12.34, "1234 %"),
+    ],
+)
+def test_shares_are_in_percent(share: float, text: str) -> None:
+    assert percent(share) == text
 
 
 def test_counts_have_their_noun() -> None:

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from nullbooth_cli.formatting import counted
+from nullbooth_cli.formatting import counted, percent
 
 if TYPE_CHECKING:
     from nullbooth_cli.commands.console import Terminal
@@ -33,12 +33,8 @@ def summary(result: "TrainingResult") -> str:
         return f"{taught}, without a constraint"
     return (
         f"{taught}. On the {counted(result.preserved.prompts, 'preserved prompt')} their outputs moved by "
-        f"{_percent(result.largest_drift)} of their size at most"
+        f"{percent(result.largest_drift)} of their size at most"
     )
-
-
-def _percent(share: float) -> str:
-    return "less than 0.0001 %" if share < 1e-6 else f"{100 * share:.2g} %"
 
 
 @contextlib.contextmanager

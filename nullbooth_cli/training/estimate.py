@@ -20,6 +20,7 @@ import torch
 
 from nullbooth_cli.api import Moment
 from nullbooth_cli.datatypes import Site
+from nullbooth_cli.formatting import percent
 from nullbooth_cli.nullspace.projector import Projector, leakage_on
 
 SMALL_RATIO = 1.5
@@ -64,8 +65,8 @@ class Estimate:
         """One line with all numbers."""
         times = "" if self.ratio is None else f", {self.ratio:.3g} times as much as"
         return (
-            f"the null space has {self.null_dim} of {self.dim} dimensions and {_percent(self.subject)} of the energy of the "
-            f"subject's captions{times or ';'} {_percent(self.preserved)} of {self.measured_on}"
+            f"the null space has {self.null_dim} of {self.dim} dimensions and {percent(self.subject)} of the energy of the "
+            f"subject's captions{times or ';'} {percent(self.preserved)} of {self.measured_on}"
         )
 
     @property
@@ -113,7 +114,3 @@ def estimate_learning(
                 )
             )
     return min(found, key=lambda each: float("inf") if each.ratio is None else each.ratio, default=None)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nullbooth_cli.evaluation.verdict import Verdict
-from nullbooth_cli.formatting import counted
+from nullbooth_cli.formatting import counted, percent
 from nullbooth_cli.model.sources import SAFE
 from nullbooth_cli.model.words import WORD_FILE
 from nullbooth_cli.settings.recipe import Recipe
@@ -75,10 +75,10 @@ def _code(recipe: Recipe, result: TrainingResult, place: str) -> str:
 
 
 def _preserved(result: TrainingResult) -> str:
-    if result.preserved is None:
+    if result.preserved is None or result.largest_drift is None:
         return "Nothing was preserved: it was trained without a constraint."
     threshold = f", cut at {result.preserved.threshold}" if result.preserved.threshold else ""
     return (
         f"The outputs of the trained weights on {counted(result.preserved.prompts, 'prompt')}, by the projectors in "
-        f"{result.constrained_by}{threshold}. They moved by {result.largest_drift:.2g} of their size at most."
+        f"{result.constrained_by}{threshold}. They moved by {percent(result.largest_drift)} of their size at most."
     )

@@ -54,7 +54,7 @@ def test_what_people_read(tmp_path: Path) -> None:
     assert "\n# `a photo of <sks> dog`\n" in text
     assert (
         "The outputs of the trained weights on 33 prompts, by the projectors in runs/words.zarr, cut at "
-        "relative_threshold: 0.0001. They moved by 0.00023 of their size at most."
+        "relative_threshold: 0.0001. They moved by 0.023 % of their size at most."
     ) in text
     assert "- learned 0.90 of 1: well (exact scorer; base 0.10)\n- forgotten 0.01: hardly anything" in text
     free = model_card.model_card(recipe(tmp_path), result(preserved=None, drift=None, constrained_by=None))
