@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nullbooth_cli.commands.hints import options_of
 from nullbooth_cli.pipeline.state import StageState
+from nullbooth_cli.settings.starter import RECIPE
 
 # What reads an exported file, by its format.
 READERS = {
@@ -68,7 +69,7 @@ def measure(edited: str, options: Sequence[str], subject: str) -> str:
 
 def finish(output: str, step: int) -> str:
     """What makes the checkpoint of a step the result of its run: of one whose output has its recipe, or RECIPE."""
-    recipe = Path(output, "train.yaml")
+    recipe = Path(output, RECIPE)
     return _command("train", "-c", str(recipe) if recipe.is_file() else "RECIPE", "--finish", str(step))
 
 

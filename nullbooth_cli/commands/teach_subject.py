@@ -15,7 +15,7 @@ from nullbooth_cli.formatting import duration, size
 from nullbooth_cli.progress import Interrupts
 from nullbooth_cli.report.plan import plan_report
 from nullbooth_cli.settings.places import expanded
-from nullbooth_cli.teaching.decide import RECIPE
+from nullbooth_cli.settings.starter import RECIPE
 from nullbooth_cli.teaching.plan import TeachPlan, plan_teaching
 from nullbooth_cli.teaching.teach import TeachReport, teach_events
 

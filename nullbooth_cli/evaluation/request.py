@@ -29,9 +29,10 @@ class Instance:
 class EvaluationRequest:
     """`edited` are places of models, the one to evaluate first; `sets` the pictures to draw, by the name of their set.
 
-    `encoders` gives folders of weights by feature space, `instances` the pictures that the subject was learned from; `batch_size`
-    pictures are drawn together. `no_instances`
-    is the reason if there are none. Requests of another `series` draw from other noise.
+    `encoders` gives folders of weights by feature space. `instances` are the pictures that the subject was learned from;
+    `no_instances` is the reason if there are none. `batch_size` pictures are drawn together. Requests of another `series` draw
+    from other noise.
+
     Raises ConfigError for a model that appears twice, and for instances without a subject.
     """
 

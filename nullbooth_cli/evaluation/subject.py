@@ -17,11 +17,11 @@ from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.request import Instance, instances_in
 from nullbooth_cli.model.pipeline_folder import read_json
-from nullbooth_cli.model.trained_files import BASE_FILE, RESULT, locate
+from nullbooth_cli.model.trained_files import BASE_FILE, CHECKPOINT, RESULT, TRAINED, locate
 from nullbooth_cli.model.words import with_token
 from nullbooth_cli.settings.captions import captioned_images
 
-INSIDE = re.compile(r"pipeline|lora|checkpoint-\d{6,}(/trained)?")
+INSIDE = re.compile(rf"pipeline|lora|{CHECKPOINT.pattern}(/{TRAINED})?")
 MOST_PROMPTS = 4
 NO_PROMPT, NO_PICTURES = "no prompt of a subject was given", "no pictures of the subject were given"
 

@@ -35,7 +35,7 @@ from nullbooth_cli.model.words import WORD_FILE, WordFile
 
 LORA_FILE, DENOISER_FILE, BASE_FILE = "pytorch_lora_weights.safetensors", "denoiser.safetensors", "base.json"
 RESULT, TRAINED = "train.json", "trained"
-_CHECKPOINT = re.compile(r"checkpoint-(\d{6,})")
+CHECKPOINT = re.compile(r"checkpoint-(\d{6,})")
 _EARLIER = "finish the run, and name its output; or train again"
 
 
@@ -203,7 +203,7 @@ def locate(place: Path) -> Located:
         if not result.is_dir():
             raise ConfigError(f"{place} has a {RESULT}, and no {result.name}", "run its training again: it writes the result")
         return _result(result, place / RESULT)
-    if _CHECKPOINT.fullmatch(place.name) and place.is_dir():
+    if CHECKPOINT.fullmatch(place.name) and place.is_dir():
         if not (place / TRAINED / BASE_FILE).is_file():
             raise ConfigError(f"{place} has no {TRAINED}/{BASE_FILE}: an earlier nullbooth made it", _EARLIER)
         return _trained(place / TRAINED)
@@ -211,7 +211,7 @@ def locate(place: Path) -> Located:
 
 
 def _checkpoints(output: Path) -> dict[int, Path]:
-    named = [(_CHECKPOINT.fullmatch(path.name), path) for path in (output.iterdir() if output.is_dir() else ())]
+    named = [(CHECKPOINT.fullmatch(path.name), path) for path in (output.iterdir() if output.is_dir() else ())]
     return {int(match[1]): path for match, path in named if match and path.is_dir()}
 
 

@@ -45,8 +45,8 @@ class RungSite:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rung:
-    """One threshold: its totals, the number of sites without a null space and of those cut below their noise, and every site."""
+class RungTotals:
+    """One threshold: its totals, and the number of sites without a null space and of those cut below their noise."""
 
     value: float
     null_dim: int
@@ -55,6 +55,12 @@ class Rung:
     largest_heldout_leakage: float | None
     empty: int
     below_noise: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung(RungTotals):
+    """The same, with every site."""
+
     sites: tuple[RungSite, ...]
 
 

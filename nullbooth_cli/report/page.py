@@ -24,7 +24,7 @@ from nullbooth_cli.report.files import writing
 from nullbooth_cli.report.headline import Answer, threshold_answers
 from nullbooth_cli.report.inspection import InspectTotals, Rule, SiteReport, spectra_of, warning_lines, worst_first
 from nullbooth_cli.report.json_document import to_json
-from nullbooth_cli.report.ladder import Ladder
+from nullbooth_cli.report.ladder import Ladder, RungTotals
 from nullbooth_cli.report.names import Called, site_name
 from nullbooth_cli.report.over_timesteps import SiteOverTimesteps
 from nullbooth_cli.report.picture_source import PictureSource
@@ -66,19 +66,6 @@ class PageSite(SiteReport):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageRung:
-    """A threshold of the ladder, without its sites."""
-
-    value: float
-    null_dim: int
-    dim: int
-    largest_leakage: float
-    largest_heldout_leakage: float | None
-    empty: int
-    below_noise: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class PageEvolution:
     """A site over the timesteps; each tuple has one value per timestep, None where there is none.
 
@@ -113,7 +100,7 @@ class PageData:
     answers: tuple[Answer, ...]
     warnings: tuple[str, ...]
     advised_leakage: float
-    ladder: tuple[PageRung, ...]
+    ladder: tuple[RungTotals, ...]
     ending: str
     settings: Mapping[str, str]
     packages: Mapping[str, str]
@@ -139,7 +126,7 @@ def page_data(source: PictureSource, evolutions: Sequence[SiteOverTimesteps], la
         answers=threshold_answers(report, ladder),
         warnings=tuple(warning_lines(report.sites, called)),
         advised_leakage=ADVISED_LEAKAGE,
-        ladder=tuple(PageRung(**{each.name: getattr(rung, each.name) for each in fields(PageRung)}) for rung in ladder.ladder),
+        ladder=tuple(map(_totals, ladder.ladder)),
         ending=without_shared_ending(list(called))[1],
         settings={name: str(value) for name, value in settings.items()},
         packages=store.packages,
@@ -201,6 +188,11 @@ def _stage(store: Store, stage: str, state: StageState) -> PageStage:
 def _values(report: SiteReport | StageReport) -> dict[str, Any]:
     """The fields that make a dataclass as keywords, its values as they are."""
     return {each.name: getattr(report, each.name) for each in fields(report) if each.init}
+
+
+def _totals(rung: RungTotals) -> RungTotals:
+    """A rung without its sites."""
+    return RungTotals(**{each.name: getattr(rung, each.name) for each in fields(RungTotals)})
 
 
 def _evolution(found: SiteOverTimesteps, called: Called, points: int) -> PageEvolution:

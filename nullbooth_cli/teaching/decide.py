@@ -23,11 +23,12 @@ from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.schema import load_settings, validate
 from nullbooth_cli.settings.shipped import configs, shipped
+from nullbooth_cli.settings.starter import CONFIG, RECIPE
 from nullbooth_cli.settings.strict_yaml import parse_yaml
 from nullbooth_cli.teaching.request import HELDOUT_EVERY, TeachRequest
 from nullbooth_cli.training import durable
 
-REQUEST, CONFIG, RECIPE, STORE, PROMPTS = "teach.json", "nullbooth.yaml", "train.yaml", "store.zarr", "prompts"
+REQUEST, STORE, PROMPTS = "teach.json", "store.zarr", "prompts"
 PRESERVED, HELDOUT, SUBJECT = "preserved.txt", "heldout.txt", "subject.txt"
 DEMO = "instances/toy_varied"  # pictures that the embedded model can be taught
 DECIDED = ("model", "store", "output")  # by the request, not by settings

@@ -20,6 +20,7 @@ from nullbooth_cli.evaluation.request import EvaluationRequest, Instance, pictur
 from nullbooth_cli.evaluation.samples import SampleRequest, draw_samples
 from nullbooth_cli.evaluation.verdict import Verdict
 from nullbooth_cli.model.device import pick_device
+from nullbooth_cli.model.trained_files import RESULT
 from nullbooth_cli.pipeline.open_run import open_run
 from nullbooth_cli.pipeline.stages import check_possible, run_stages
 from nullbooth_cli.progress import Event, Interrupts, Note, result_of
@@ -155,7 +156,7 @@ def _measure(
 ) -> Generator[Event, None, tuple[Verdict, ...]]:
     """Draw base and taught model, and write the page and the sheet, unless they are there for these weights."""
     folder = Path(decision.output)
-    weights = durable.digest(folder / output.RESULT)
+    weights = durable.digest(folder / RESULT)
     written = folder / EVALUATION
     if written.exists() and all((folder / name).exists() for name in (PAGE, SHEET)):
         found = durable.read_record(written, f"move {written} away, and run this again: it is written again")

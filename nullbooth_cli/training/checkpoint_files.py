@@ -6,7 +6,6 @@
 Whatever else is in the output is left alone, also if its name begins in the same way.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import Any
 
 from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.formatting import listed
+from nullbooth_cli.model.trained_files import CHECKPOINT
 from nullbooth_cli.store.files import remove
 from nullbooth_cli.training import durable
 from nullbooth_cli.training.record import RunRecord
 
-NAME = re.compile(r"checkpoint-(\d{6,})")
 MANIFEST = "manifest.json"
 VERSION = 1
 SMALL_BYTES = 100 * 10**6  # of checkpoints of at most this size, all stay
@@ -83,7 +82,7 @@ def steps(output: str) -> list[int]:
 
 def _folders(output: Path) -> dict[int, Path]:
     """Everything that has the name of a checkpoint, by its step."""
-    named = ((NAME.fullmatch(path.name), path) for path in (output.iterdir() if output.is_dir() else ()))
+    named = ((CHECKPOINT.fullmatch(path.name), path) for path in (output.iterdir() if output.is_dir() else ()))
     return {int(match[1]): path for match, path in named if match}
 
 

@@ -24,6 +24,7 @@ from torch import nn
 from nullbooth_cli.errors import DataError
 from nullbooth_cli.model.denoising_loss import denoising_errors, draw_noising, encode_texts, noise_scheduler_of
 from nullbooth_cli.model.quiet import quiet_libraries
+from nullbooth_cli.model.trained_files import RESULT
 from nullbooth_cli.progress import Event, Interrupts, Note, Progress
 from nullbooth_cli.settings.weighting import weighting_note
 from nullbooth_cli.store.files import remove
@@ -197,7 +198,7 @@ def finish(run: TrainingRun) -> TrainingResult | None:
     with replacing(place) as partial:
         _write_weights(run, partial)
         # Weights and train.json change together: without it, the same command writes both again from the checkpoint.
-        remove(place.parent / output.RESULT)
+        remove(place.parent / RESULT)
     result = TrainingResult(
         output=str(place),
         steps=run.steps_done,

@@ -19,6 +19,7 @@ import numpy as np
 
 from nullbooth_cli.api import open_store
 from nullbooth_cli.errors import ConfigError, StoreError
+from nullbooth_cli.model.trained_files import RESULT
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.store import is_url, open_backing
 from nullbooth_cli.store.files import remove
@@ -26,7 +27,6 @@ from nullbooth_cli.training import checkpoint_files, durable
 from nullbooth_cli.training.estimate import Estimate
 from nullbooth_cli.training.record import OtherSettings, RunRecord
 
-RESULT = "train.json"
 SCHEMA_VERSION = 2
 MODEL = ("model", "revision", "variant", "pipeline_config")
 LOCK = "train"  # a lock is beside the place that it guards, with an ending of its own
