@@ -126,7 +126,7 @@ def recipe_page() -> str:
 
 `nullbooth train -c FILE` reads a recipe: one YAML file, of which configs/train has two. Without `-c` it is ./train.yaml, as
 `nullbooth init` writes it. `--set key=value` overrides one key; unknown keys are refused. Paths and [limits](config.md#limits)
-are those of a config. [The output](#the-output) is described below. [The glossary](glossary.md) defines the words.
+are those of a config. What a run writes is [below](#the-output). [The glossary](glossary.md) defines the words.
 
 | key | default | meaning |
 | --- | --- | --- |
@@ -134,18 +134,18 @@ are those of a config. [The output](#the-output) is described below. [The glossa
 
 ## Will it work?
 
-With a store whose text sites constrain what trains, a run first reports how much of the subject can be learned, and
-train.json has it as `estimate`:
+If a store constrains weights that read the text, a run first reports how much of the subject's input lies where these
+weights may change. train.json has the same as `estimate`:
 
 ```text
 the null space has 44 of 96 dimensions and 0.4 % of the energy of the subject's captions, 6.45 times as much as 0.061 %
 of held-out prompts
 ```
 
-The energy of vectors K in the null space is norm(P K)^2 / norm(K)^2. K are all tokens of the pictures' captions, as the
-text encoder gives them before the first step, and all vectors in the moments of the held-out prompts (of the collected
-ones in a store without), so with the empty prompt of guidance. Padding counts in both, as Stable Diffusion does not mask
-it. On five subjects of the embedded model:
+The share of energy of vectors K in the null space is norm(P K)^2 / norm(K)^2. It is compared for two sets of vectors: all
+tokens of the pictures' captions, as the text encoder gives them before the first step, and the moments of the held-out
+prompts (of the collected ones in a store without), which contain the empty prompt of guidance. Padding counts in both,
+because Stable Diffusion does not mask it. On five subjects of the embedded model:
 
 - **Without `word`**, subjects were learned at a ratio of 3 and more, and one was not at 1.1. Under 1.5 there is a warning.
 - **With `word`** no ratio predicts anything, because the word moves into the null space. It needs dimensions: 16 of 96
@@ -161,7 +161,7 @@ it. On five subjects of the embedded model:
 | train.json | the result, the recipe and the drift of every weight; written last |
 | train.jsonl | a line for each step: `{{"step", "loss", "learning_rate", "seconds"}}`, of the first process |
 | checkpoint-000200/ | the state to resume from, and a manifest with a digest of each file |
-| checkpoint-000200/trained/ | what has trained by then, without the base; `evaluate` and `sample` take it |
+| checkpoint-000200/trained/ | the [trained files](glossary.md#use) of that step; `evaluate` and `sample` take them |
 | validation/ | the pictures of the validation prompts at each checkpoint |
 | logs/ | those of TensorBoard, if `report_to` names it |
 
@@ -173,10 +173,11 @@ four bytes for each trained parameter: 77 MB for k and v of Stable Diffusion 1.5
 
 `nullbooth train -c FILE --finish 200` does not train. It writes the result of the checkpoint after 200 steps: pipeline/ or lora/,
 README.md and train.json. That works after Ctrl-C, which prints the command, and on any number of processes. Later the same
-recipe without `--finish` resumes from the newest checkpoint. If a checkpoint has at most 100 MB (that of the embedded model has
-11 MB), all stay, else the last 5: set `checkpoints_total_limit`.
+recipe without `--finish` resumes from the newest checkpoint. Checkpoints of at most 100 MB (those of the embedded model have
+11 MB) all stay; of larger ones the last 5 stay. `checkpoints_total_limit` sets another number.
 
-`--push-to-hub ID` uploads the result folder with its card, after a run or of one that is complete. A new repository is private.
+`--push-to-hub ID` uploads the result folder with its card, at the end of a run, or at once if the run is complete. A new
+repository is private.
 The token and the network are checked before anything is trained. If the upload fails (exit 2 or 5), the same command tries
 again and does not train.
 
@@ -188,8 +189,8 @@ steps (`lr_scheduler: linear`, `cosine`) follows the new number from there.
 
 - **Ctrl-C and SIGTERM** finish the step and write a checkpoint, on all processes of a launch at the same step; the
   exit code is 130 or 143. A second one stops at once, and loses the steps since the last checkpoint.
-- **train.jsonl** loses the lines of steps after the checkpoint, because they are done again. But for `seconds` it is that of
-  a run that was not interrupted.
+- **train.jsonl** loses the lines of steps after the checkpoint, because they are done again. Apart from `seconds`, it ends up
+  as in a run that was not interrupted.
 - **What decides the weights is compared**: settings, pictures and captions, class prompts, the projectors of the
   store, the weights of the model, the number of processes. If one has changed, the run is refused (exit 2) with the
   field, the old and the new value. Inputs are compared by their content, so model, store, pictures and output may be
