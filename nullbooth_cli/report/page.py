@@ -33,7 +33,8 @@ from nullbooth_cli.settings.config import STAGES
 from nullbooth_cli.store import Store
 
 MOST_POINTS = 128  # of a spectrum: a chart shows no more
-FEWEST_POINTS = 16
+FEWEST_POINTS = 10
+MOST_TOGETHER = 7_000  # points of the spectra of all sites: a tenth of a megabyte
 MOST_ALONE = 50_000  # points of the spectra of single timesteps together: half a megabyte
 DATA = '<script id="data" type="application/json"></script>'
 PLOTLY = '<script id="plotly"></script>'
@@ -114,7 +115,8 @@ def page_data(source: PictureSource, evolutions: Sequence[SiteOverTimesteps], la
     """The document of the page of a store; the ladder is of all of its sites. Cost: about 1 kB per site and timestep."""
     report, store, called = source.report, source.store, source.called
     entries = worst_first(report.sites)
-    points = points_alone(sum(len(each.eigenvalues) for each in evolutions))
+    points = points_of_each(sum(len(each.eigenvalues) for each in evolutions), MOST_ALONE)
+    points_pooled = points_of_each(len(entries), MOST_TOGETHER)
     states, records = stage_states(source.config, source.prompts, store), store.records
     settings = {name: value for stage in STAGES for name, value in records[stage]["settings"].items()}
     return PageData(
@@ -136,7 +138,7 @@ def page_data(source: PictureSource, evolutions: Sequence[SiteOverTimesteps], la
             PageSite(
                 **_values(entry),
                 name=site_name(called, entry.layer, entry.feature, entry.timestep),
-                spectrum=thin_spectrum(eigenvalues),
+                spectrum=thin_spectrum(eigenvalues, points_pooled),
             )
             for entry, eigenvalues in zip(entries, spectra_of(store, entries), strict=True)
         ),
@@ -156,7 +158,7 @@ def fill_page(path: Path, template: str, data: object) -> Path:
         return files("nullbooth_cli.report").joinpath("web", name).read_text(encoding="utf-8")
 
     # The only markup that ends a script element begins with "<", so no "<" may be part of the data.
-    text = json.dumps(to_json(data), allow_nan=False).replace("<", "\\u003c")
+    text = json.dumps(to_json(data), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     page = source(template)
     parts = ((STYLE, source("page.css")), (DATA, text), (PLOTLY, source("plotly-basic.min.js")), (COMMON, source("page.js")))
     for empty, content in parts:
@@ -167,16 +169,16 @@ def fill_page(path: Path, template: str, data: object) -> Path:
     return path
 
 
-def points_alone(num_spectra: int) -> int:
-    """The number of points of each of so many spectra, so that the page of a large model stays small."""
-    return min(MOST_POINTS, max(FEWEST_POINTS, MOST_ALONE // max(num_spectra, 1)))
+def points_of_each(num_spectra: int, most: int) -> int:
+    """The number of points of each of so many spectra, about `most` together, so that the page of a large model stays small."""
+    return min(MOST_POINTS, max(FEWEST_POINTS, most // max(num_spectra, 1)))
 
 
 def thin_spectrum(eigenvalues: Floats, most: int = MOST_POINTS) -> ThinSpectrum:
-    """At most `most` of the eigenvalues `[D]`, ascending, with four digits."""
+    """At most `most` of the eigenvalues `[D]`, ascending, with three digits: on a log scale no more are seen."""
     places = np.unique(np.linspace(1, len(eigenvalues), min(most, len(eigenvalues))).round().astype(int))
     values = eigenvalues[::-1][places - 1]
-    return ThinSpectrum(tuple(places.tolist()), tuple(float(f"{value:.4g}") for value in values))
+    return ThinSpectrum(tuple(places.tolist()), tuple(float(f"{value:.3g}") for value in values))
 
 
 def _stage(store: Store, stage: str, state: StageState) -> PageStage:
@@ -202,7 +204,7 @@ def _evolution(found: SiteOverTimesteps, called: Called, points: int) -> PageEvo
         layer=found.site.layer,
         feature=found.site.feature,
         dim=found.site.dim,
-        timesteps=tuple(found.timesteps.tolist()),
+        timesteps=tuple(float(f"{timestep:.5g}") for timestep in found.timesteps),
         place=spectra[0].place,
         spectra=tuple(each.value for each in spectra),
         null_dim=_numbers(found.null_dim),
@@ -213,4 +215,4 @@ def _evolution(found: SiteOverTimesteps, called: Called, points: int) -> PageEvo
 
 
 def _numbers(values: Floats) -> tuple[float | None, ...]:
-    return tuple(None if np.isnan(value) else float(f"{value:.5g}") for value in values)
+    return tuple(None if np.isnan(value) else float(f"{value:.4g}") for value in values)

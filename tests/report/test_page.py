@@ -18,9 +18,20 @@ from typer.testing import CliRunner
 
 from nullbooth_cli.cli import app
 from nullbooth_cli.model.device import pick_device
+from nullbooth_cli.report import page as page_module
 from nullbooth_cli.report.inspection import inspect_store
 from nullbooth_cli.report.ladder import explore_thresholds
-from nullbooth_cli.report.page import MOST_POINTS, ThinSpectrum, page_data, points_alone, thin_spectrum, write_page
+from nullbooth_cli.report.over_timesteps import SiteOverTimesteps
+from nullbooth_cli.report.page import (
+    FEWEST_POINTS,
+    MOST_ALONE,
+    MOST_POINTS,
+    ThinSpectrum,
+    page_data,
+    points_of_each,
+    thin_spectrum,
+    write_page,
+)
 from nullbooth_cli.report.picture_source import PictureSource
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
@@ -93,15 +104,16 @@ def test_a_spectrum_is_thinned_to_what_can_be_seen() -> None:
     thin = thin_spectrum(values)
     assert len(thin.place) == MOST_POINTS
     assert (thin.place[0], thin.place[-1]) == (1, 1280)
-    np.testing.assert_allclose(thin.value, values[::-1][np.array(thin.place) - 1], rtol=1e-3)
+    np.testing.assert_allclose(thin.value, values[::-1][np.array(thin.place) - 1], rtol=5e-3)
     assert thin_spectrum(np.array([1.0, 3.0])) == ThinSpectrum((1, 2), (3.0, 1.0))
 
 
 def test_spectra_of_many_timesteps_have_fewer_points() -> None:
     """At the size of SDXL the spectra of single timesteps stay under a megabyte of about ten characters a point."""
-    assert points_alone(0) == points_alone(4) == MOST_POINTS
-    assert points_alone(140 * 30) == 16
-    assert points_alone(1000) == 50
+    assert points_of_each(0, MOST_ALONE) == points_of_each(4, MOST_ALONE) == MOST_POINTS
+    assert points_of_each(140 * 30, MOST_ALONE) == 11
+    assert points_of_each(1000, MOST_ALONE) == 50
+    assert points_of_each(10**6, MOST_ALONE) == FEWEST_POINTS
     thin = thin_spectrum(np.arange(1.0, 101.0), 3)
     assert (thin.place, thin.value) == ((1, 50, 100), (100.0, 51.0, 1.0))
 
@@ -118,6 +130,35 @@ def test_the_script_of_plotly_is_the_one_that_was_published() -> None:
 
 def test_the_page_is_small(page: Any) -> None:
     assert page[0].stat().st_size < 2_000_000
+
+
+def test_the_page_of_a_model_as_large_as_sdxl_is_small(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """70 layers of q and out over 30 timesteps, with spectra of 1280."""
+    config, store = run
+    report, random = inspect_store(config, store), np.random.default_rng(0)
+    layers = [f"down_blocks.2.attentions.1.transformer_blocks.{i}.attn2" for i in range(70)]
+
+    def over_time(layer: str, feature: str) -> SiteOverTimesteps:
+        share = random.random((4, 30))
+        return SiteOverTimesteps(
+            site=replace(store.sites[-1], layer=layer, feature=feature, dim=1280),
+            timesteps=np.linspace(1, 999, 30),
+            eigenvalues=np.sort(random.random((30, 1280)) ** 8),
+            null_dim=np.round(1280 * share[0]),
+            effective_rank=100 * share[1],
+            leakage=share[2],
+            heldout_leakage=share[3],
+            overlap=random.random((30, 30)),
+            chance=0.5,
+        )
+
+    found = [over_time(layer, feature) for layer in layers for feature in ("q", "out")]
+    source = PictureSource(config, store, prompts_of(config), replace(report, sites=report.sites[:1] * len(found)))
+    monkeypatch.setattr(PictureSource, "called", {layer: layer for layer in [*source.called, *layers]})
+    monkeypatch.setattr(page_module, "spectra_of", lambda *_: [each.eigenvalues[0] for each in found])
+    made = page_data(source, found, explore_thresholds(config, store, pick_device("cpu")))
+    path = write_page(tmp_path / "large.html", made)
+    assert 1_700_000 < path.stat().st_size < 2_000_000
 
 
 def test_the_file_names_nothing_outside(page: Any) -> None:
@@ -216,12 +257,12 @@ class TestBrowser:
         row = column(browser, "site").index(name)
         browser.execute_script("document.querySelectorAll('#sites tbody tr')[arguments[0]].click()", row)
         np.testing.assert_allclose(
-            shown_trace(browser, "spectrum", "y"), store.projectors.read_eigenvalues(site, 0)[::-1], rtol=1e-3
+            shown_trace(browser, "spectrum", "y"), store.projectors.read_eigenvalues(site, 0)[::-1], rtol=5e-3
         )
         Select(browser.find_element(By.ID, "spectrum-step")).select_by_index(2)
         sum_xxt, _, count = store.moments.read_one(site, 1)
         alone = np.linalg.eigvalsh(sum_xxt / count)[::-1]
-        np.testing.assert_allclose(shown_trace(browser, "spectrum", "y")[:20], alone[:20], rtol=1e-3)
+        np.testing.assert_allclose(shown_trace(browser, "spectrum", "y")[:20], alone[:20], rtol=5e-3)
 
     def test_the_map_follows_feature_and_quantity(self, browser: webdriver.Chrome, run: Any) -> None:
         layers = [site.layer for site in run[1].sites if site.feature == "out"]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from nullbooth_cli import toy
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.evaluation.draw_models import DrawnModels
 from nullbooth_cli.progress import Event, Note, Progress
+from nullbooth_cli.teaching import request
 from nullbooth_cli.teaching.teach import teach_events
 from nullbooth_cli.training import dreambooth
 from tests.support.builders import ROOT
 from tests.support.teaching import FAST
+from tests.support.tiny import saved
 from tests.support.tiny_dreambooth import changed, weights
 
 Taught = tuple[nb.TeachReport, list[Event]]
@@ -112,6 +115,25 @@ def test_a_mistake_leaves_nothing_behind(tmp_path: Path, photos: Path) -> None:
     assert not (tmp_path / "out/teach.json").exists()
     (tmp_path / "photos/notes.pdf").unlink()
     assert nb.teach(tmp_path / "photos", output=tmp_path / "out", device="cpu", **FAST).steps == 2
+
+
+@pytest.mark.parametrize(("method", "result"), [("full", "pipeline"), ("lora", "lora")])
+def test_a_model_of_the_shape_of_stable_diffusion(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, method: str, result: str
+) -> None:
+    """With random weights and a word of several tokens: from pictures to two answers, a page and a sheet."""
+    small = replace(request.STABLE_DIFFUSION, preserved=("toy_heldout.txt",), num_prompts=2, subject_images=1)
+    monkeypatch.setattr(request, "STABLE_DIFFUSION", small)
+    given = {"model": str(saved("sd1", tmp_path)), "noun": "cat", "method": method, "threshold": 1e-2, **FAST}
+    report = nb.teach(photos, output=tmp_path / "out", device="cpu", **given)
+    learned, forgotten = report.verdicts
+    assert learned.measured_by.startswith("denoising loss on the pictures of the subject")
+    assert 0 < forgotten.value < 0.05  # two steps
+    assert report.largest_drift is not None
+    assert 0 < report.largest_drift < 0.1
+    assert Path(report.result) == tmp_path / "out" / result
+    assert report.prompt == "a photo of sks cat in a bucket"
+    assert {"sheet.png", "report.html", "README.md"} < {path.name for path in (tmp_path / "out").iterdir()}
 
 
 @pytest.mark.parametrize("name", ["sdxl", "flux", "sd3", "pixart"])

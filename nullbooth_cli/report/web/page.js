@@ -30,7 +30,7 @@ const style = (name) => getComputedStyle(document.documentElement).getPropertyVa
 const isNarrow = () => document.documentElement.clientWidth < 600;
 const log = (values) => {
   const shown = values.filter((value) => value > 0), decades = Math.log10(Math.max(...shown) / Math.min(...shown));
-  return { type: "log", exponentformat: "power", dtick: decades < 2 ? "D2" : 1 };
+  return { type: "log", exponentformat: "power", ...(decades < 2 ? { dtick: "D2", tickformat: "~g" } : { dtick: 1 }) };
 };
 const layout = (x, y, more = {}) => {
   const axis = (title, own = {}) => ({ title: { text: title, standoff: 12 }, gridcolor: style("--line"), zeroline: false, automargin: true, ...own });
