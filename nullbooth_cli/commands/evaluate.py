@@ -66,7 +66,7 @@ def evaluate(
     The edited model and its base draw the same prompts from the same noise; a distance of 1 is that between two seeds of the
     base.
 
-    Of a model that `nullbooth train` made, the subject and its pictures are known; of another, name them to learn whether it was
+    For a model that `nullbooth train` made, the subject and its pictures are known. For any other, name them to measure what was
     learned.
 
     Example: nullbooth evaluate runs/toy-sks -s runs/words.zarr --html report.html

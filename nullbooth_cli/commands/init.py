@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def init(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder for the files; it is made.")] = ".",
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder for the files, made if it is missing.")] = ".",
     model: Annotated[
         str,
-        typer.Option("--model", metavar="MODEL", help="A config's name, or a pipeline folder or hub id, which finds its own."),
+        typer.Option("--model", metavar="MODEL", help="The name of a config, a pipeline folder, or a hub id."),
     ] = "toy",
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     as_json: AsJson = False,
@@ -23,8 +23,8 @@ def init(
     """Write a config and a recipe to start from.
 
     Every key is there, with its comment, and the prompt files that the config names are copied. The configs are toy (the
-    embedded model), flux, lcm, pixart, sd14, sd15, sd21, sd3, sdxl. Of a model only config files are read. The recipe is for
-    nullbooth train, which trains Stable Diffusion 1 and 2.
+    embedded model), flux, lcm, pixart, sd14, sd15, sd21, sd3, sdxl. A pipeline folder or hub id gets the config that fits it;
+    only its config files are read. The recipe is for nullbooth train, which trains Stable Diffusion 1 and 2.
 
     Example: nullbooth init my-dog --model sd15 && cd my-dog && nullbooth doctor
     """

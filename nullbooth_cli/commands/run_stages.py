@@ -35,7 +35,7 @@ def run_stages(wanted: tuple[str, ...], common: Common, control: Control) -> Non
         session.terminal.note(f"no config file: every key that is not set has its default; the model is {session.config.model}")
     for flag, given in (("--plot", control.plot), ("--sites", control.sites)):
         if given and not control.explore:
-            raise ConfigError(f"{flag} is of what --explore shows", "add --explore")
+            raise ConfigError(f"{flag} needs --explore", "add --explore")
     if control.explore:
         from nullbooth_cli.commands.project_explore import explore
 

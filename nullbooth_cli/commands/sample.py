@@ -23,11 +23,12 @@ Guidance = Annotated[
     float | None, typer.Option("--guidance", min=0, metavar="X", help="Guidance scale (default: the pipeline's own).")
 ]
 Scheduler = Annotated[
-    str | None, typer.Option("--scheduler", metavar="NAME", help='Such as "DPM++ 2M" or DDIM (default: the pipeline\'s own).')
+    str | None,
+    typer.Option("--scheduler", metavar="NAME", help='Scheduler, such as "DPM++ 2M" or DDIM (default: the pipeline\'s own).'),
 ]
 Loading = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A key of a config on loading models, such as dtype=float16. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="How models are loaded, such as dtype=float16. Repeatable."),
 ]
 ImagesFolder = Annotated[str | None, typer.Option("--images", metavar="DIR", help="Also write every picture into a folder.")]
 
@@ -52,8 +53,8 @@ def sample(
 ) -> None:
     """Draw prompts with a model, on one sheet.
 
-    Each model draws each prompt from the same noise, once for every seed. The keys on loading models are dtype,
-    local_files_only, allow_pickle, model_cpu_offload and attention_slicing.
+    Each model draws each prompt from the same noise, once for every seed. --set takes the keys that decide how models are loaded:
+    dtype, local_files_only, allow_pickle, model_cpu_offload and attention_slicing.
 
     Example: nullbooth sample runs/toy-sks "a sks circle on a red background" --with-base -o sheet.png
     """

@@ -8,7 +8,9 @@ from nullbooth_cli.commands.options import AsJson, Device, Quiet, Verbose
 from nullbooth_cli.commands.train import PushToHub
 
 Pictures = Annotated[str | None, typer.Argument(metavar="PICTURES", help="Folder of pictures of the subject, of any size.")]
-Output = Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Folder for all that is decided and made.")]
+Output = Annotated[
+    str, typer.Option("-o", "--output", metavar="DIR", help="Folder for the settings, the store and the taught model.")
+]
 Word = Annotated[
     str | None, typer.Option("--word", metavar="WORD", help="Name of the subject in prompts, a rare word (default: sks).")
 ]

@@ -249,7 +249,7 @@ def _not_measured(
     elif not has_loss:
         why["instance_loss"] = NO_LOSS
     if not any(verdict.question == "learned" for verdict in first.verdicts):
-        no_scale = f"the feature spaces that are here give no scale for the pictures of the subject, and {NO_LOSS}"
+        no_scale = f"no feature space gives a scale for the pictures of the subject, and {NO_LOSS}"
         why["learned"] = why.get("subject") or why.get("instances") or no_scale
     for name, specs in request.sets.items():
         if len(specs) < FEWEST:

@@ -30,7 +30,7 @@ from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.protocols import Pipeline, StableDiffusion
 
 DRAWS = 512  # of noise and a timestep, spread over the pictures
-NO_LOSS = "the denoising loss is measured of Stable Diffusion 1 and 2 only"
+NO_LOSS = "the denoising loss is measured for Stable Diffusion 1 and 2 only"
 Floats = NDArray[np.floating]
 
 

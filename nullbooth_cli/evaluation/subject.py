@@ -87,7 +87,7 @@ def _unfinished(places: Sequence[str]) -> Subject:
     files = (each.path / BASE_FILE for each in found)
     prompts = (read_json(file).get("instance_prompt") for file in files if file.is_file())
     prompt = next((prompt for prompt in prompts if isinstance(prompt, str)), None)
-    missing = "the training run has no result yet, and only that names its pictures"
+    missing = "the training run has no result yet, and only the result names its pictures"
     return Subject() if prompt is None else Subject(prompts=(Prompt(prompt),), missing=missing)
 
 

@@ -74,7 +74,7 @@ class Estimate:
         """One line on what stands against learning; None if nothing is known to."""
         if not self.trains_word and (self.null_dim == 0 or (self.ratio is not None and self.ratio < SMALL_RATIO)):
             why = f"{self.ratio:.2g} times is less than {SMALL_RATIO}" if self.ratio is not None else "there is no null space"
-            return f"the subject will not be learned: {why}, and no word trains; set word, or loosen the threshold"
+            return f"the subject will probably not be learned: {why}, and no word trains; set word, or loosen the threshold"
         if self.null_dim < FEW_DIMENSIONS:
             few = f"{self.null_dim} of {self.dim} dimensions may be too few, even with a trained word"
             return f"{few}: on the embedded model 16 of 96 were enough for one subject, 1 was not; loosen the threshold"

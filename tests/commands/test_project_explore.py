@@ -64,7 +64,7 @@ class TestExplore:
     def test_what_cannot_be_drawn(self, done: str) -> None:
         refused(nullbooth("project", "-s", done, "--explore", "--plot", "x.gif"), 2, "cannot draw x.gif", ".png")
         refused(nullbooth("project", "-s", done, "--plot", "x.png"), 2, "--explore")
-        refused(nullbooth("project", "-s", done, "--sites"), 2, "--sites is of what --explore shows", "add --explore")
+        refused(nullbooth("project", "-s", done, "--sites"), 2, "--sites needs --explore", "add --explore")
 
     def test_sites_are_shown_below_the_ladder_on_demand(self, done: str) -> None:
         short, long = (nullbooth("project", "-s", done, "--explore", *flag) for flag in ((), ("--sites",)))

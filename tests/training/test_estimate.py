@@ -97,13 +97,13 @@ def test_its_line() -> None:
         ({"trains_word": True}, None),
         ({"preserved": 0.0}, None),
         ({"subject": 0.00091}, None),
-        ({"subject": 0.00089}, "will not be learned: 1.5 times is less than 1.5, and no word trains"),
-        ({"subject": 0.0007}, "will not be learned: 1.2 times is less than 1.5, and no word trains; set word"),
+        ({"subject": 0.00089}, "will probably not be learned: 1.5 times is less than 1.5, and no word trains"),
+        ({"subject": 0.0007}, "will probably not be learned: 1.2 times is less than 1.5, and no word trains; set word"),
         ({"subject": 0.0007, "trains_word": True}, None),
         ({"null_dim": 16, "trains_word": True}, None),
         ({"null_dim": 15, "trains_word": True}, "15 of 96 dimensions may be too few, even with a trained word"),
         ({"null_dim": 1}, "1 of 96 dimensions may be too few"),
-        ({"null_dim": 0, "subject": 0.0, "preserved": 0.0}, "will not be learned: there is no null space"),
+        ({"null_dim": 0, "subject": 0.0, "preserved": 0.0}, "will probably not be learned: there is no null space"),
     ],
 )
 def test_it_warns_where_the_evidence_does(changes: dict[str, Any], warned: str | None) -> None:
