@@ -45,13 +45,13 @@ def plan_teaching(given: Mapping[str, Any], output: str, *, device: str | None =
     chosen = pick_device(device)
     decision = decide.find(given, output, on_cpu=chosen.type == "cpu")
     recipe = decision.recipe
-    read_inputs(recipe, decision.preserved)
+    inputs = read_inputs(recipe, decision.preserved)
     config = decision.config.model_copy(
         update={PROMPTS_FIELD: list(decision.preserved), HELDOUT_FIELD: list(decision.heldout)}  # the files may not be there yet
     )
     free = open_backing(config.store, read_only=True).free_nbytes()
     stages = {each.stage: each for each in plan(STAGES, config, knowledge_prompts(config), None, device=device, free=free)}
-    cost = step_cost(recipe, without_weights(source_of(recipe)), chosen)
+    cost = step_cost(recipe, without_weights(source_of(recipe)), inputs.resizing.size, chosen)
     kind, num_steps = decision.request.kind, config.schedule.num_denoising_steps
     drawn = sum(min(kind.num_prompts, len(texts)) for texts in (decision.preserved, decision.heldout))
     pictures = 3 * (drawn + kind.subject_images * len(decision.subject))  # of the base, of its other seed, of the taught model

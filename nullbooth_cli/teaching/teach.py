@@ -163,7 +163,7 @@ def _measure(
         if found["of"] == weights:
             yield Note("evaluation is complete")
             return tuple(Verdict(**verdict) for verdict in found["report"]["verdicts"])
-    store, request = Store.open(decision.config.store), _pictures(decision, inputs, result, device)
+    store, request = Store.open(decision.config.store), _evaluation_request(decision, inputs, result, device)
     evaluation = yield from evaluation_events(decision.config, store, request)
     write_gallery(folder / PAGE, evaluation, inspect_store(decision.config, store))
     prompts = [*inputs.written(decision.subject), *decision.heldout[:HELDOUT_ROWS]]
@@ -185,7 +185,7 @@ def _measure(
     return evaluation.report.verdicts
 
 
-def _pictures(decision: Decision, inputs: Inputs, result: TrainingResult, device: str | None) -> EvaluationRequest:
+def _evaluation_request(decision: Decision, inputs: Inputs, result: TrainingResult, device: str | None) -> EvaluationRequest:
     """The request of an evaluation that answers both questions."""
     kind = decision.request.kind
     return EvaluationRequest(

@@ -13,6 +13,7 @@ from torch import nn
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.protocols import StableDiffusion, config_of
 from nullbooth_cli.settings.recipe import Recipe
+from nullbooth_cli.settings.resizing import Size
 from nullbooth_cli.training.setup import make_trainable
 
 FLOAT = 4  # bytes: weights, gradients and both moments of AdamW are float32
@@ -33,8 +34,8 @@ class StepCost:
     result_bytes: int
 
 
-def step_cost(recipe: Recipe, pipe: StableDiffusion, device: torch.device) -> StepCost:
-    """The cost of a step of `recipe`; `pipe` is its pipeline without weights.
+def step_cost(recipe: Recipe, pipe: StableDiffusion, size: Size, device: torch.device) -> StepCost:
+    """The cost of a step of `recipe` on pictures of a size; `pipe` is its pipeline without weights.
 
     Cost: the denoiser with random weights on the device, and two forwards and backwards of a batch, up to six of a second.
     """
@@ -46,7 +47,7 @@ def step_cost(recipe: Recipe, pipe: StableDiffusion, device: torch.device) -> St
     weights = sum(parameter.numel() for parameter in denoiser.parameters())
     trained = sum(parameter.numel() for parameter in denoiser.parameters() if parameter.requires_grad)
     others = sum(parameter.numel() for parameter in pipe.vae.parameters())
-    saved, seconds = _forward_and_backward(denoiser, _inputs(recipe, pipe, device), recipe, device)
+    saved, seconds = _forward_and_backward(denoiser, _inputs(recipe, pipe, size, device), recipe, device)
     is_lora = recipe.method == "lora"
     return StepCost(
         seconds=seconds * recipe.gradient_accumulation_steps * (1 if recipe.class_prompts is None else 2),
@@ -66,13 +67,12 @@ def _empty(unet: nn.Module, device: torch.device) -> nn.Module:
     return made
 
 
-def _inputs(recipe: Recipe, pipe: StableDiffusion, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    config, size = config_of(pipe.unet), recipe.train_batch_size
-    side = config["sample_size"]
-    height, width = (side, side) if isinstance(side, int) else side
+def _inputs(recipe: Recipe, pipe: StableDiffusion, size: Size, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Latents, timesteps and texts of a batch, as a forward takes them."""
+    batch, (width, height) = recipe.train_batch_size, (side // pipe.vae_scale_factor for side in size)
     texts = pipe.encode_prompt([""], torch.device("meta"), 1, False)[0]
-    latents = torch.randn(size, config["in_channels"], height, width, device=device)
-    return latents, torch.full((size,), 500, device=device), torch.randn(size, *texts.shape[1:], device=device)
+    latents = torch.randn(batch, config_of(pipe.unet)["in_channels"], height, width, device=device)
+    return latents, torch.full((batch,), 500, device=device), torch.randn(batch, *texts.shape[1:], device=device)
 
 
 def _forward_and_backward(

@@ -8,7 +8,7 @@ import torch
 
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.training import dreambooth, setup
-from nullbooth_cli.training.before_loading import source_of, without_weights
+from nullbooth_cli.training.before_loading import read_inputs, source_of, without_weights
 from nullbooth_cli.training.step_cost import StepCost, step_cost
 from tests.support.tiny_dreambooth import CLASS_PROMPTS, recipe
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def cost(made: Recipe) -> StepCost:
-    return step_cost(made, without_weights(source_of(made)), CPU)
+    return step_cost(made, without_weights(source_of(made)), read_inputs(made, ()).resizing.size, CPU)
 
 
 def file_bytes(folder: Path) -> int:
@@ -40,6 +40,12 @@ def test_more_pictures_keep_more_for_the_backward_pass(tmp_path: Path) -> None:
     one, four = (cost(recipe(tmp_path, train_batch_size=size)).device_bytes for size in (1, 4))
     weights = cost(recipe(tmp_path)).checkpoint_bytes
     assert four - weights == pytest.approx(4 * (one - weights), rel=0.05)
+
+
+def test_smaller_pictures_keep_less_for_the_backward_pass(tmp_path: Path) -> None:
+    own, half = (cost(recipe(tmp_path, resolution=pixels)).device_bytes for pixels in (32, 16))
+    weights = cost(recipe(tmp_path)).checkpoint_bytes
+    assert 3 < (own - weights) / (half - weights) < 5
 
 
 def test_checkpointing_keeps_less(tmp_path: Path) -> None:
