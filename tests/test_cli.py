@@ -31,9 +31,9 @@ def answer_of(code: str) -> str:
 def test_every_command_has_help_an_example_and_shared_options(command: str) -> None:
     shown = nullbooth(command, "--help").stdout
     assert f"Example: nullbooth {command}" in shown
-    # A merge takes its config from the stores, and a sample takes none; init writes what the others read.
-    of_config = () if command in ("merge", "import", "init", "sample") else ("--config", "--verbose")
-    of_store = {"init": (), "sample": ("--set",)}.get(command, ("--store", "--set"))
+    # A merge takes its config from the stores, and a sample takes none; init and teach write what the others read.
+    of_config = () if command in ("merge", "import", "init", "teach", "sample") else ("--config", "--verbose")
+    of_store = {"init": (), "teach": ("--set",), "sample": ("--set",)}.get(command, ("--store", "--set"))
     for option in (*of_store, "--json", "--quiet", *of_config):
         assert option in shown
 

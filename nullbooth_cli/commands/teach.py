@@ -61,10 +61,11 @@ def teach(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Teach a model a subject from pictures, and measure what it learned and forgot.
+    """Teach a model a subject from pictures, and measure the result.
 
-    Preserves what the model knows, trains on the pictures, and draws the base and the taught model side by side. Config,
-    recipe and store are ordinary files in the output, which every other command takes. The same command resumes.
+    Preserves what the model knows, trains on the pictures, measures what was learned and forgotten, and draws the base and the
+    taught model side by side. Config, recipe and store are ordinary files in the output, which every other command takes. The
+    same command resumes.
 
     Example: nullbooth teach photos/ --word sks --class dog --model sd15 -o taught
     """
