@@ -140,6 +140,7 @@ weights may change. train.json has the same as `estimate`:
 ```text
 the null space has 44 of 96 dimensions and 0.4 % of the energy of the subject's captions, 6.45 times as much as 0.061 %
 of held-out prompts
+the subject should be learned: a word trains, and 16 of 96 dimensions were enough on the embedded model
 ```
 
 The share of energy of vectors K in the null space is norm(P K)^2 / norm(K)^2. It is compared for two sets of vectors: all
@@ -147,9 +148,10 @@ tokens of the pictures' captions, as the text encoder gives them before the firs
 prompts (of the collected ones in a store without), which contain the empty prompt of guidance. Padding counts in both,
 because Stable Diffusion does not mask it. On five subjects of the embedded model:
 
-- **Without `word`**, subjects were learned at a ratio of 3 and more, and one was not at 1.1. Under 1.5 there is a warning.
+- **Without `word`**, subjects were learned at a ratio of 3 and more, and one was not at 1.1. Under 1.5 the answer
+  is that it will not be, under 3 that it may be.
 - **With `word`** no ratio predicts anything, because the word moves into the null space. It needs dimensions: 16 of 96
-  were enough for one subject, 1 was not. Under 16 there is a warning.
+  were enough for one subject, 1 was not. Under 16 the answer is that they may be too few.
 
 ## The output
 

@@ -79,7 +79,8 @@ def read_export(form: str, path: str) -> str:
 
 
 def _train(store: str) -> str:
-    return _command("train", "-c", "RECIPE", "-s", store)
+    """Training under a store: ./train.yaml is found without a name."""
+    return _command("train", *(() if Path(RECIPE).is_file() else ("-c", "RECIPE")), "-s", store)
 
 
 def _command(*words: str) -> str:

@@ -23,7 +23,7 @@ from nullbooth_cli.datatypes import Site
 from nullbooth_cli.formatting import percent
 from nullbooth_cli.nullspace.projector import Projector, leakage_on
 
-SMALL_RATIO = 1.5
+SMALL_RATIO, LEARNED_RATIO = 1.5, 3.0
 FEW_DIMENSIONS = 16
 
 
@@ -81,9 +81,20 @@ class Estimate:
         return None
 
     @property
+    def answer(self) -> str:
+        """One line on whether the subject will be learned: the warning, or what speaks for it."""
+        if self.warning is not None:
+            return self.warning
+        if self.trains_word:
+            return "the subject should be learned: a word trains, and 16 of 96 dimensions were enough on the embedded model"
+        is_known = self.ratio is None or self.ratio >= LEARNED_RATIO
+        others = "at 3 times and more" + ("" if is_known else ", and not at 1.1 times")
+        return f"the subject {'should' if is_known else 'may'} be learned: on the embedded model others were {others}"
+
+    @property
     def lines(self) -> tuple[str, ...]:
-        """The text and the warning."""
-        return (self.text, *filter(None, [self.warning]))
+        """The numbers, and the answer to which they lead."""
+        return (self.text, self.answer)
 
     def document(self) -> dict[str, Any]:
         """The estimate as JSON."""

@@ -92,6 +92,12 @@ def test_an_export_is_read_by_the_line_that_follows_it(done: str, tmp_path: Path
     assert shown in ran.stdout
 
 
+def test_a_recipe_beside_the_user_needs_no_name(done: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("train.yaml").touch()
+    assert "\nor:   nullbooth train -s " in nullbooth("inspect", "-s", done).stderr
+
+
 def test_what_follows_is_said_in_no_json_document_and_not_if_quiet(done: str) -> None:
     assert "\nor:   nullbooth train -c RECIPE -s " in nullbooth("inspect", "-s", done).stderr
     for flag in ("--json", "-q"):

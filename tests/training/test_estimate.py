@@ -86,7 +86,7 @@ def test_its_line() -> None:
     exact = replace(GOOD, preserved=0.0)
     assert exact.ratio is None
     assert exact.text.endswith("captions; 0 % of held-out prompts")
-    assert GOOD.lines == (GOOD.text,)
+    assert GOOD.lines == (GOOD.text, GOOD.answer)
     assert GOOD.document()["ratio"] == GOOD.ratio
 
 
@@ -110,7 +110,21 @@ def test_it_warns_where_the_evidence_does(changes: dict[str, Any], warned: str |
     found = replace(GOOD, **changes)
     assert (found.warning is None) == (warned is None)
     assert (warned or "") in (found.warning or "")
-    assert found.lines == (found.text, *([found.warning] if found.warning else []))
+    assert found.lines == (found.text, found.answer)
+    assert (found.answer == found.warning) == (warned is not None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "answer"),
+    [
+        ({}, "the subject should be learned: on the embedded model others were at 3 times and more"),
+        ({"preserved": 0.0}, "the subject should be learned: on the embedded model others were at 3 times and more"),
+        ({"subject": 0.0012}, "the subject may be learned: on the embedded model others were at 3 times and more, and not"),
+        ({"subject": 0.0007, "trains_word": True}, "the subject should be learned: a word trains, and 16 of 96 dimensions were"),
+    ],
+)
+def test_it_answers_where_nothing_warns(changes: dict[str, Any], answer: str) -> None:
+    assert replace(GOOD, **changes).answer.startswith(answer)
 
 
 def test_a_run_has_it_where_text_is_constrained(tmp_path: Path, finished: tuple[Config, Store]) -> None:
