@@ -1,29 +1,40 @@
 """Hints of the library in the words of the command line."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from nullbooth_cli.errors import NullboothError
 from nullbooth_cli.settings.secrets import is_secret
 
 # The options that name the config and the store, in the form that every command takes.
 CARRIED = {"-c": "-c", "--config": "-c", "-s": "-s", "--store": "-s", "--set": "--set"}
+TAUGHT = {"-o": "-o", "--output": "-o"}
+OUTPUT, CONFIG = "taught", "nullbooth.yaml"  # of `teach`: where it writes, and the config there
 
 
 def carried_options(arguments: Sequence[str]) -> list[str]:
     """The words of a command line that name its config, its store and its overrides, without credentials.
 
-    Those of `train` name a recipe, which the stages do not take.
+    Those of `train` name a recipe, which the stages do not take. The config of `teach` is in its output.
     """
     if "train" in arguments[:1]:
         return []
+    if "teach" in arguments[:1]:
+        output = dict(_given(arguments, TAUGHT)).get("-o", OUTPUT)
+        return ["-c", str(Path(output) / CONFIG)]
+    return options_of(_given(arguments, CARRIED))
+
+
+def _given(arguments: Sequence[str], flags: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The options among these that are on a command line, in one form each, with their values."""
     found: list[tuple[str, str]] = []
     words = iter(arguments)
     for word in words:
         name, equals, value = word.partition("=") if word.startswith("--") else (word[:2], word[2:] and "=", word[2:])
-        if name in CARRIED:
-            found.append((CARRIED[name], value if equals else next(words, "")))
-    return options_of(found)
+        if name in flags:
+            found.append((flags[name], value if equals else next(words, "")))
+    return found
 
 
 def options_of(given: Iterable[tuple[str, str | None]]) -> list[str]:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from nullbooth_cli.commands.hints import OUTPUT
 from nullbooth_cli.commands.options import AsJson, Device, Quiet, Verbose
 from nullbooth_cli.commands.train import PushToHub
 
@@ -44,7 +45,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Report steps, time, dis
 
 def teach(
     pictures: Pictures = None,
-    output: Output = "taught",
+    output: Output = OUTPUT,
     word: Word = None,
     noun: Noun = None,
     model: Model = None,

@@ -11,6 +11,7 @@ from nullbooth_cli.commands.console import Terminal
 from nullbooth_cli.commands.draw import draw_plans
 from nullbooth_cli.commands.signals import interruptible
 from nullbooth_cli.commands.train_result import offering_the_model
+from nullbooth_cli.evaluation.verdict import Question
 from nullbooth_cli.formatting import duration, size
 from nullbooth_cli.progress import Interrupts
 from nullbooth_cli.report.plan import plan_report
@@ -58,17 +59,35 @@ def teach_subject(options: TeachOptions) -> None:
 
 def draw_report(report: TeachReport) -> list[Any]:
     """A line for each verdict, with what to do if it is not good, and the files."""
-    answers = [line for verdict in report.verdicts for line in verdict.lines]
-    return [*answers, f"pictures {report.sheet}", f"page     {report.page}", f"model    {report.result}"]
+    lines: list[Any] = []
+    for verdict in report.verdicts:
+        lines += [verdict.text, *([] if verdict.is_good else _advice(verdict.question, report))]
+    return [*lines, f"pictures {report.sheet}", f"page     {report.page}", f"model    {report.result}"]
+
+
+def _advice(question: Question, report: TeachReport) -> list[str]:
+    """What can be done with this command if an answer is not good."""
+    threshold = "--set project.relative_threshold"
+    if question == "learned":
+        return [
+            f"  to learn more: raise max_train_steps in {Path(report.output) / RECIPE}, and run this again",
+            f"  or teach into another output (-o) with {threshold}=3e-4, or what is larger than yours",
+        ]
+    evaluate = shlex.join(["nullbooth", "evaluate", report.output, "-s", report.store, "--checkpoints"])
+    return [
+        f"  to forget less: take an earlier checkpoint, {evaluate} names the best",
+        f"  or teach into another output (-o) with {threshold}=3e-5, or what is smaller than yours",
+    ]
 
 
 def draw_plan(plan: TeachPlan) -> list[Any]:
     """The decisions, the stages of the pipeline, and a line for each of training, evaluation, disk and memory."""
+    done = f", {plan.steps_done} are done" if plan.steps_done else ""
     free = "" if plan.bytes_free is None else f", {size(plan.bytes_free)} are free"
     return [
         *plan.notes,
         draw_plans(plan_report(plan.stages.values())),
-        f"train     {plan.steps} steps, about {duration(plan.train_seconds)} on {plan.device}",
+        f"train     {plan.steps} steps{done}, about {duration(plan.train_seconds)} on {plan.device}",
         f"evaluate  {plan.pictures} pictures, about {duration(plan.draw_seconds)}",
         f"disk      {size(plan.bytes_needed)}{free}",
         f"memory    {size(plan.device_bytes)} to train, {size(plan.device_bytes_free)} are free; text encoder and VAE on top",

@@ -41,6 +41,7 @@ SHAPES = {
     ".jsonl": 'write lines such as {"file_name": "a.png", "text": "a red bird"}',
     ".csv": "write a header such as file_name,text and a line such as a.png,a red bird",
 }
+FOR_ALL = {"instance_images": "instance_prompt", "pictures": "caption"}  # the setting beside that of a folder: one for all
 Captions = dict[Path, list[tuple[str, str]]]  # of each image: the place and the text of its captions
 
 
@@ -109,7 +110,7 @@ def _captions(folder: Path, files: ImageFolder, key: str) -> dict[Path, str]:
             raise ConfigError(f"{path} has more than one caption: {places}", "keep one caption for each image")
     named = _names(folder, found)
     if missing := [path for path, captions in found.items() if not captions and path not in named]:
-        for_all = ", or set instance_prompt, one caption for all images" if key == "instance_images" else ""
+        for_all = f", or set {FOR_ALL[key]}, one caption for all images" if key in FOR_ALL else ""
         raise ConfigError(
             f"no caption for {listed(missing)}",
             f"write it into {missing[0].with_suffix('.txt')}, or write all captions into {folder / 'metadata.jsonl'}{for_all}",

@@ -8,25 +8,28 @@
 Once they are there they count, not the defaults: a user may edit the config and the recipe. Another request is refused.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted
-from nullbooth_cli.settings.captions import has_captions
+from nullbooth_cli.settings.captions import captioned_images, has_captions
 from nullbooth_cli.settings.class_prompts import class_prompts
 from nullbooth_cli.settings.commented import commented_yaml
 from nullbooth_cli.settings.config import Config, build_config, load_config
+from nullbooth_cli.settings.places import expanded
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.schema import load_settings, validate
-from nullbooth_cli.settings.shipped import configs, shipped
+from nullbooth_cli.settings.shipped import PREFIX, configs, shipped
 from nullbooth_cli.settings.starter import CONFIG, RECIPE
 from nullbooth_cli.settings.strict_yaml import parse_yaml
-from nullbooth_cli.teaching.request import HELDOUT_EVERY, TeachRequest
+from nullbooth_cli.teaching.request import HELDOUT_EVERY, TRAINED, TeachRequest
 from nullbooth_cli.training import durable
+from nullbooth_cli.training.before_loading import untrainable
 
 REQUEST, STORE, PROMPTS = "teach.json", "store.zarr", "prompts"
 PRESERVED, HELDOUT, SUBJECT = "preserved.txt", "heldout.txt", "subject.txt"
@@ -36,7 +39,7 @@ DECIDED = ("model", "store", "output")  # by the request, not by settings
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """The settings and prompts of a request; `is_new` unless they were read from their files. `notes` are for the user."""
+    """The settings and prompts of a request; `is_new` unless they are in their files. `notes` are for the user."""
 
     output: str
     request: TeachRequest
@@ -54,7 +57,7 @@ def find(given: Mapping[str, Any], output: str, *, on_cpu: bool) -> Decision:
 
     Raises ConfigError if they are not those that the output was made for, and as `decide` does.
     """
-    found = read(output)
+    found, given = read(output), _located(given)
     if found is None:
         pictures = {"pictures": str(shipped(DEMO))} if given.get("model", "toy") == "toy" else {}
         if not {**pictures, **given}.get("pictures"):
@@ -64,19 +67,38 @@ def find(given: Mapping[str, Any], output: str, *, on_cpu: bool) -> Decision:
     wanted = validate(TeachRequest, {**before, **given}, source="the request").model_dump()
     if changed := {key: (before[key], value) for key, value in wanted.items() if before[key] != value}:
         lines = "".join(f"\n  {key}: {old} -> {new}" for key, (old, new) in changed.items())
-        raise ConfigError(f"{output} was made for another request{lines}", "name another output, or ask for the same again")
+        raise ConfigError(
+            f"{output} was made for another request{lines}",
+            f"name another output, or leave out what differs; steps and how it trains can be changed in {Path(output) / RECIPE}",
+        )
+    return found
+
+
+def _located(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields with the whole path of each folder and file: a request is the same from every current folder."""
+    found = dict(given)
+    if found.get("pictures"):
+        found["pictures"] = os.path.abspath(expanded(found["pictures"]))
+    if found.get("preserve"):
+        found["preserve"] = [path if path.startswith(PREFIX) else os.path.abspath(expanded(path)) for path in found["preserve"]]
     return found
 
 
 def decide(request: TeachRequest, output: str, *, on_cpu: bool) -> Decision:
     """The decision for a new output; `on_cpu` trains without mixed precision. Writes nothing.
 
-    Raises ConfigError for prompts that cannot be read and for settings that do not exist.
+    Raises ConfigError for pictures, captions and prompts that cannot be read and for settings that do not exist, ModelError for
+    the name of a model that cannot be trained.
     """
+    if request.model in configs() and request.model not in TRAINED:
+        raise untrainable(request.model)
+    is_captioned = has_captions(request.pictures, "pictures")
+    if is_captioned and not request.caption:
+        captioned_images(request.pictures, "pictures")
     kind, noun = request.kind, request.noun or request.kind.noun
     given = [prompt.text for path in request.preserve for prompt in load_prompts(path, "preserve")]
-    of_class = class_prompts(noun) if noun and kind.noun is None else []
-    known = list(dict.fromkeys([*given, *_texts(kind.preserved), *of_class]))
+    of_class = class_prompts(noun) if noun else []
+    known = list(dict.fromkeys([*given, *_texts(kind.preserved), *(of_class if kind.noun is None else [])]))
     heldout = _texts([kind.heldout]) if kind.heldout else known[HELDOUT_EVERY - 1 :: HELDOUT_EVERY]
     preserved = [text for text in known if text not in set(heldout)]
     of_recipe, of_config = _settings(request.settings)
@@ -121,13 +143,11 @@ def _settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _config(request: TeachRequest, output: str, settings: Sequence[str]) -> Config:
     """The shipped config, reduced to the inputs of to_k and to_v: they are the text, and no denoiser runs."""
-    data, prompts = _shipped(request.kind.config), Path(output) / PROMPTS
+    data = _shipped(request.kind.config)
     data |= {
         "model": model_of(request),
         "dtype": "float32",  # a threshold this small lies below the noise of half precision
-        "store": str(Path(output) / STORE),
-        "original_knowledge_prompts": str(prompts / PRESERVED),
-        "heldout_prompts": str(prompts / HELDOUT),
+        **_places(output),
         "project": {"relative_threshold": request.threshold},
     }
     features = {f"{feature}_features": feature in ("k", "v") for feature in ("q", "k", "v", "out")}
@@ -145,7 +165,7 @@ def _recipe(request: TeachRequest, output: str, settings: Sequence[str], *, vali
         "store": str(Path(output) / STORE),
         "output": output,
         "instance_images": request.pictures,
-        "instance_prompt": request.subject if request.caption or not has_captions(request.pictures) else None,
+        "instance_prompt": request.subject if request.caption or not has_captions(request.pictures, "pictures") else None,
         "resize": request.resize,
         "word": request.word,
         "method": request.method,
@@ -192,15 +212,29 @@ def read(output: str) -> Decision | None:
         return None
     written = durable.read_record(folder / REQUEST, "name another output")
     preserved, heldout, subject = (_texts_in(folder / PROMPTS / name) for name in (PRESERVED, HELDOUT, SUBJECT))
-    return Decision(
+    config, recipe = load_config(folder / CONFIG), load_settings(Recipe, folder / RECIPE)
+    decision = Decision(
         output=output,
         request=validate(TeachRequest, written, source=str(folder / REQUEST)),
-        config=load_config(folder / CONFIG),
-        recipe=load_settings(Recipe, folder / RECIPE),
+        config=config.model_copy(update=_places(output)),
+        recipe=recipe.model_copy(update={"store": str(folder / STORE), "output": output}),
         preserved=preserved,
         heldout=heldout,
         subject=subject,
     )
+    if os.path.abspath(recipe.output) == os.path.abspath(output):
+        return replace(decision, config=config, recipe=recipe)
+    return replace(decision, is_new=True, notes=(f"{output} was moved: its files are written again with the new place",))
+
+
+def _places(output: str) -> dict[str, str]:
+    """The keys of the config that name a place in the output."""
+    prompts = Path(output) / PROMPTS
+    return {
+        "store": str(Path(output) / STORE),
+        "original_knowledge_prompts": str(prompts / PRESERVED),
+        "heldout_prompts": str(prompts / HELDOUT),
+    }
 
 
 def _texts_in(file: Path) -> list[str]:

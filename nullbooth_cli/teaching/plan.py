@@ -10,18 +10,22 @@ from nullbooth_cli.pipeline.plan import Plan, plan
 from nullbooth_cli.report.json_document import Document
 from nullbooth_cli.settings.config import STAGES
 from nullbooth_cli.settings.knowledge import HELDOUT_FIELD, PROMPTS_FIELD, knowledge_prompts
-from nullbooth_cli.store import open_backing
+from nullbooth_cli.store import Store, open_backing
 from nullbooth_cli.teaching import decide
+from nullbooth_cli.teaching.teach import measured
+from nullbooth_cli.training import checkpoint_files
 from nullbooth_cli.training.before_loading import read_inputs, source_of, without_weights
+from nullbooth_cli.training.output import finished
 from nullbooth_cli.training.step_cost import step_cost
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeachPlan(Document):
-    """The plan: the stages, training (`steps`, `train_seconds`) and evaluation (`pictures`, `draw_seconds`).
+    """The plan of what is left to do: the stages, training (`train_seconds`) and evaluation (`pictures`, `draw_seconds`).
 
-    Seconds of training are those of a step that was timed here; those of pictures follow from it by the work of a forward.
-    `device_bytes` are for training; text encoder and autoencoder come on top. `bytes_needed` are on disk.
+    `steps_done` of the `steps` of training are done. Seconds of training are those of a step that was timed here; those of
+    pictures follow from it by the work of a forward. `device_bytes` are for training; text encoder and autoencoder come on top.
+    `bytes_needed` are on disk.
     """
 
     dry_run: bool = True
@@ -31,6 +35,7 @@ class TeachPlan(Document):
     notes: tuple[str, ...]
     stages: Mapping[str, Plan]
     steps: int
+    steps_done: int
     train_seconds: float
     pictures: int
     draw_seconds: float
@@ -49,13 +54,21 @@ def plan_teaching(given: Mapping[str, Any], output: str, *, device: str | None =
     config = decision.config.model_copy(
         update={PROMPTS_FIELD: list(decision.preserved), HELDOUT_FIELD: list(decision.heldout)}  # the files may not be there yet
     )
-    free = open_backing(config.store, read_only=True).free_nbytes()
-    stages = {each.stage: each for each in plan(STAGES, config, knowledge_prompts(config), None, device=device, free=free)}
+    backing = open_backing(config.store, read_only=True)
+    store, free = Store.open(config.store) if backing.exists() else None, backing.free_nbytes()
+    stages = {each.stage: each for each in plan(STAGES, config, knowledge_prompts(config), store, device=device, free=free)}
+    is_taught = not decision.is_new and finished(recipe) is not None
+    steps_done = recipe.max_train_steps if is_taught else max(checkpoint_files.steps(output), default=0)
     cost = step_cost(recipe, without_weights(source_of(recipe)), inputs.resizing.size, chosen)
     kind, num_steps = decision.request.kind, config.schedule.num_denoising_steps
     drawn = sum(min(kind.num_prompts, len(texts)) for texts in (decision.preserved, decision.heldout))
-    pictures = 3 * (drawn + kind.subject_images * len(decision.subject))  # of the base, of its other seed, of the taught model
-    checkpoints = math.ceil(recipe.max_train_steps / recipe.checkpointing_steps)
+    is_measured = is_taught and measured(output) is not None
+    # By the base, by its other seed, and by the taught model.
+    pictures = 0 if is_measured else 3 * (drawn + kind.subject_images * len(decision.subject))
+    steps_left = recipe.max_train_steps - steps_done
+    checkpoints = math.ceil(steps_left / recipe.checkpointing_steps)
+    if limit := checkpoint_files.limit_of(recipe.checkpoints_total_limit, cost.checkpoint_bytes):
+        checkpoints = min(checkpoints, limit + 1)  # the oldest goes once the newest is whole
     # A training step is a forward and a backward, which is twice the work; guidance takes two forwards.
     forward = cost.seconds / (3 * recipe.train_batch_size * recipe.gradient_accumulation_steps)
     return TeachPlan(
@@ -65,10 +78,15 @@ def plan_teaching(given: Mapping[str, Any], output: str, *, device: str | None =
         notes=decision.notes,
         stages=stages,
         steps=recipe.max_train_steps,
-        train_seconds=recipe.max_train_steps * cost.seconds,
+        steps_done=steps_done,
+        train_seconds=steps_left * cost.seconds,
         pictures=pictures,
         draw_seconds=2 * num_steps * pictures * forward,
-        bytes_needed=sum(each.bytes_needed for each in stages.values()) + checkpoints * cost.checkpoint_bytes + cost.result_bytes,
+        bytes_needed=(
+            sum(each.bytes_needed for each in stages.values())
+            + checkpoints * cost.checkpoint_bytes
+            + (0 if is_taught else cost.result_bytes)
+        ),
         bytes_free=free,
         device_bytes=cost.device_bytes,
         device_bytes_free=free_memory(chosen),

@@ -63,6 +63,7 @@ STABLE_DIFFUSION = Kind(
     subject_images=4,
     num_prompts=16,
 )
+TRAINED = ("toy", "sd14", "sd15", "sd21")  # shipped configs of models that training takes
 HELDOUT_EVERY = 11  # prime to the ten topics of the shipped files, which take turns
 
 
@@ -90,6 +91,10 @@ class TeachRequest(Section):
                 raise refusal(f"the {name} is empty", f"write the {name}, or leave it out")
         if len(self.word.split()) > 1:
             raise refusal(f"the word '{self.word}' is more than one word", "name one rare word, such as sks")
+        if self.word.startswith("-"):
+            raise refusal(f"the word '{self.word}' begins with a hyphen", "name one rare word, such as sks")
+        if self.noun is not None and self.word in self.noun.split():
+            raise refusal(f"the class '{self.noun}' has the word '{self.word}'", "name the class alone, such as dog")
         return self
 
     @property

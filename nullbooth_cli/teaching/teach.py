@@ -100,13 +100,15 @@ def teach_events(
         raise ConfigError(
             "this is one of several processes, and one is enough to teach", "start it alone; a recipe can be trained by several"
         )
+    on_cpu = pick_device(device).type == "cpu"
+    decision = decide.find(given, place, on_cpu=on_cpu)
+    yield from map(Note, decision.notes)
+    if push_to is not None:
+        hub.require_account(push_to, decision.recipe)
+    inputs = read_inputs(decision.recipe, decision.preserved)  # before there is an output: a wrong request leaves nothing
     with output.locked(place):
-        decision = decide.find(given, place, on_cpu=pick_device(device).type == "cpu")
+        decision = decide.find(given, place, on_cpu=on_cpu)  # another process may have made it since
         config, recipe = decision.config, decision.recipe
-        yield from map(Note, decision.notes)
-        if push_to is not None:
-            hub.require_account(push_to, recipe)
-        inputs = read_inputs(recipe, decision.preserved)  # before the files of a wrong request are in the way of the right one
         if decision.is_new:
             decide.write(decision)
         yield from _preserve(config, device, interrupts)
@@ -156,13 +158,10 @@ def _measure(
 ) -> Generator[Event, None, tuple[Verdict, ...]]:
     """Draw base and taught model, and write the page and the sheet, unless they are there for these weights."""
     folder = Path(decision.output)
-    weights = durable.digest(folder / RESULT)
-    written = folder / EVALUATION
-    if written.exists() and all((folder / name).exists() for name in (PAGE, SHEET)):
-        found = durable.read_record(written, f"move {written} away, and run this again: it is written again")
-        if found["of"] == weights:
-            yield Note("evaluation is complete")
-            return tuple(Verdict(**verdict) for verdict in found["report"]["verdicts"])
+    if (found := measured(decision.output)) is not None:
+        yield Note("evaluation is complete")
+        return found
+    weights, written = durable.digest(folder / RESULT), folder / EVALUATION
     store, request = Store.open(decision.config.store), _evaluation_request(decision, inputs, result, device)
     evaluation = yield from evaluation_events(decision.config, store, request)
     write_gallery(folder / PAGE, evaluation, inspect_store(decision.config, store))
@@ -183,6 +182,18 @@ def _measure(
     with durable.replacing(written) as partial:
         partial.write_text(durable.record_text({"of": weights, "report": to_json(evaluation.report)}))
     return evaluation.report.verdicts
+
+
+def measured(place: str) -> tuple[Verdict, ...] | None:
+    """The verdicts on the result in an output; None unless they, the page and the sheet are there for these weights."""
+    folder = Path(place)
+    written = folder / EVALUATION
+    if not all((folder / name).exists() for name in (RESULT, EVALUATION, PAGE, SHEET)):
+        return None
+    found = durable.read_record(written, f"move {written} away, and run this again: it is written again")
+    if found["of"] != durable.digest(folder / RESULT):
+        return None
+    return tuple(Verdict(**verdict) for verdict in found["report"]["verdicts"])
 
 
 def _evaluation_request(decision: Decision, inputs: Inputs, result: TrainingResult, device: str | None) -> EvaluationRequest:

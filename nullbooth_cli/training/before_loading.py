@@ -122,7 +122,12 @@ def without_weights(source: Source) -> StableDiffusion:
         pipe = cast(StableDiffusion, build_pipeline(folder, load.load_scheduler(source)))
         if takes_only_a_caption(pipe.unet):
             return pipe
-    raise ModelError(
+    raise untrainable(name)
+
+
+def untrainable(name: str) -> ModelError:
+    """The error for a model, or a kind of models, whose forward needs more than a caption."""
+    return ModelError(
         f"{name} needs more than a caption for a forward: only Stable Diffusion 1 and 2 can be trained here",
         "put nb.constrain into a training script for this model: docs/how-to/constrain-training.md",
     )

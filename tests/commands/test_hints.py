@@ -47,6 +47,14 @@ def test_a_recipe_is_not_given_to_a_stage() -> None:
     assert hint_of(incomplete, options) == "nullbooth project -s a.zarr"
 
 
+def test_teach_has_its_config_in_its_output() -> None:
+    stale = StageError("made with other settings", Rerun("project", force=True))
+    options = carried_options(["teach", "photos", "--set", "rank=3", "-o", "my dog"])
+    assert hint_of(stale, options) == "nullbooth project --force -c 'my dog/nullbooth.yaml'"
+    assert carried_options(["teach", "--output=out"]) == ["-c", "out/nullbooth.yaml"]
+    assert carried_options(["teach"]) == ["-c", "taught/nullbooth.yaml"]
+
+
 def test_a_command_repeats_the_options_that_name_config_and_store() -> None:
     given = [
         "status",

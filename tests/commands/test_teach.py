@@ -1,6 +1,7 @@
 """`nullbooth teach`: its options, its answer and its errors."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,18 @@ def test_the_answer_begins_with_the_verdicts(asked: object) -> None:
     result = nullbooth("teach")
     lines = result.stdout.splitlines()
     assert lines[0] == "learned 0.50 of 1: partly (exact scorer; base 0.00)"
-    assert "train for more steps" in lines[1]
-    assert lines[2] == "forgotten 0.01: hardly anything (latent MSE on held-out prompts; 1 is another seed)"
-    assert [line.split()[-1] for line in lines[3:]] == ["taught/sheet.png", "taught/report.html", "taught/pipeline"]
+    assert lines[1] == "  to learn more: raise max_train_steps in taught/train.yaml, and run this again"
+    assert "teach into another output" in lines[2]
+    assert lines[3] == "forgotten 0.01: hardly anything (latent MSE on held-out prompts; 1 is another seed)"
+    assert [line.split()[-1] for line in lines[4:]] == ["taught/sheet.png", "taught/report.html", "taught/pipeline"]
     assert result.stderr.splitlines()[-1] == 'next: nullbooth sample taught "a photo of sks circle on a red background"'
+
+
+def test_what_was_forgotten_is_mended_by_an_earlier_checkpoint() -> None:
+    report = replace(REPORT, output="my dog", store="my dog/store.zarr", verdicts=(verdict.forgotten({"heldout": 0.06}),))
+    lines = teach_subject.draw_report(report)
+    assert "nullbooth evaluate 'my dog' -s 'my dog/store.zarr' --checkpoints names the best" in lines[1]
+    assert "project.relative_threshold=3e-5" in lines[2]
 
 
 def test_json_is_the_report(asked: object) -> None:
@@ -86,7 +95,10 @@ def test_mistakes_are_errors(tmp_path: Path) -> None:
     refused(nullbooth("teach", "--model", "sd15", "-o", str(tmp_path / "out")), 2, "no pictures are named")
     refused(nullbooth("teach", "-o", str(tmp_path / "out"), "--set", "wrod=1"), 2, "unknown key 'wrod'", "did you mean 'word'")
     refused(nullbooth("teach", "-o", str(tmp_path / "out"), "--device", "tpu"), 5, "no such device: tpu")
-    assert not (tmp_path / "out/teach.json").exists()
+    (tmp_path / "empty").mkdir()
+    refused(nullbooth("teach", str(tmp_path / "empty"), "-o", str(tmp_path / "out")), 2, "has no image", "set pictures to")
+    refused(nullbooth("teach", "--word", "--lora", "-o", str(tmp_path / "out")), 2, "begins with a hyphen")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dry_run_tells_steps_time_disk_and_memory(tmp_path: Path) -> None:

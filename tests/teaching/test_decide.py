@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.settings.class_prompts import class_prompts
 from nullbooth_cli.settings.config import load_config
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.schema import load_settings
-from nullbooth_cli.settings.shipped import shipped
+from nullbooth_cli.settings.shipped import configs, shipped
 from nullbooth_cli.teaching import decide
 from nullbooth_cli.teaching.decide import Decision
 from nullbooth_cli.teaching.request import HELDOUT_EVERY
@@ -129,6 +129,64 @@ def test_another_request_is_refused(tmp_path: Path) -> None:
     assert found(tmp_path / "out", word="zwx").request.word == "zwx"
     with pytest.raises(ConfigError, match=r"made for another request\n  word: zwx -> qfj"):
         found(tmp_path / "out", word="qfj")
+
+
+def test_more_steps_are_a_matter_of_the_recipe(tmp_path: Path) -> None:
+    decide.write(found(tmp_path / "out", steps=4))
+    with pytest.raises(ConfigError, match="steps: 4 -> 8") as refused:
+        found(tmp_path / "out", steps=8)
+    assert str(tmp_path / "out/train.yaml") in refused.value.hint
+
+
+def test_a_request_is_the_same_from_another_folder(tmp_path: Path, photos: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.txt").write_text("my own prompt\nanother of mine\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    decide.write(found(tmp_path / "out", pictures="photos", preserve=["mine.txt"]))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = found(tmp_path / "out", pictures="../photos", preserve=["../mine.txt"])
+    assert again.recipe.instance_images == photos
+    assert not again.is_new
+
+
+def test_an_output_that_was_moved_is_used_where_it_is(tmp_path: Path) -> None:
+    made = found(tmp_path / "out", word="zwx", settings=["rank=3"])
+    decide.write(made)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    moved = found(tmp_path / "moved")
+    assert moved.notes == (f"{tmp_path / 'moved'} was moved: its files are written again with the new place",)
+    assert moved.config.store == moved.recipe.store == str(tmp_path / "moved/store.zarr")
+    assert moved.config.heldout_prompts == str(tmp_path / "moved/prompts/heldout.txt")
+    assert (moved.recipe.output, moved.recipe.rank) == (str(tmp_path / "moved"), 3)
+    decide.write(moved)
+    again = found(tmp_path / "moved")
+    assert (again.is_new, again.config, again.recipe) == (False, moved.config, moved.recipe)
+
+
+@pytest.mark.parametrize("name", [name for name in configs() if name not in ("toy", "sd14", "sd15", "sd21")])
+def test_names_of_models_that_cannot_be_trained_are_refused(tmp_path: Path, photos: str, name: str) -> None:
+    with pytest.raises(ModelError, match=f"^{name} needs more than a caption"):
+        found(tmp_path / "out", pictures=photos, model=name)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"noun": "a circle"}, "article"),
+        ({"noun": "sks circle"}, "the class 'sks circle' has the word 'sks'"),
+        ({"word": "--lora"}, "begins with a hyphen"),
+    ],
+)
+def test_words_and_classes_that_are_refused(tmp_path: Path, given: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        found(tmp_path / "out", **given)
+
+
+def test_captions_of_some_pictures_only_are_refused(tmp_path: Path, photos: str) -> None:
+    (Path(photos) / "40.txt").write_text("a photo of sks circle")
+    with pytest.raises(ConfigError, match="no caption for") as refused:
+        found(tmp_path / "out", pictures=photos)
+    assert "or set caption, one caption for all images" in refused.value.hint
 
 
 def test_a_real_model_needs_pictures(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.evaluation.draw_models import DrawnModels
 from nullbooth_cli.progress import Event, Note, Progress
 from nullbooth_cli.teaching import request
+from nullbooth_cli.teaching.plan import plan_teaching
 from nullbooth_cli.teaching.teach import teach_events
 from nullbooth_cli.training import dreambooth
 from tests.support.builders import ROOT
@@ -102,6 +103,13 @@ def test_a_page_that_is_gone_is_drawn_again(taught: Taught, tmp_path: Path, monk
     assert Path(taught[0].page).exists()
 
 
+def test_nothing_is_left_in_the_plan_of_what_is_done(taught: Taught) -> None:
+    report, _ = taught
+    done = plan_teaching({}, report.output, device="cpu")
+    assert (done.steps, done.steps_done, done.train_seconds, done.pictures, done.bytes_needed) == (2, 2, 0.0, 0, 0)
+    assert all(stage.units_done == stage.units_total > 0 for stage in done.stages.values())
+
+
 def test_another_request_is_refused(taught: Taught) -> None:
     with pytest.raises(ConfigError, match="made for another request"):
         nb.teach(output=taught[0].output, word="zwx")
@@ -112,7 +120,7 @@ def test_a_mistake_leaves_nothing_behind(tmp_path: Path, photos: Path) -> None:
     (tmp_path / "photos/notes.pdf").write_bytes(b"no picture")
     with pytest.raises(ConfigError, match=r"notes\.pdf"):
         nb.teach(tmp_path / "photos", output=tmp_path / "out", device="cpu", **FAST)
-    assert not (tmp_path / "out/teach.json").exists()
+    assert not (tmp_path / "out").exists()
     (tmp_path / "photos/notes.pdf").unlink()
     assert nb.teach(tmp_path / "photos", output=tmp_path / "out", device="cpu", **FAST).steps == 2
 
