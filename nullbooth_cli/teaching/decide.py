@@ -34,7 +34,16 @@ from nullbooth_cli.training.before_loading import untrainable
 REQUEST, STORE, PROMPTS = "teach.json", "store.zarr", "prompts"
 PRESERVED, HELDOUT, SUBJECT = "preserved.txt", "heldout.txt", "subject.txt"
 DEMO = "instances/toy_varied"  # pictures that the embedded model can be taught
-DECIDED = ("model", "store", "output")  # by the request, not by settings
+DECIDED = {  # by what the request says, not by settings
+    "model": "model",
+    "store": "output",
+    "output": "output",
+    "instance_images": "pictures",
+    "instance_prompt": "caption",
+    "word": "word",
+    "original_knowledge_prompts": "preserve",
+    "heldout_prompts": "preserve",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +145,7 @@ def _settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
     for setting in settings:
         key = setting.partition("=")[0].strip().split(".")[0]
         if key in DECIDED:
-            raise ConfigError(f"{key} cannot be set: it follows from the request", "name the model and the output themselves")
+            raise ConfigError(f"{key} cannot be set: it follows from the request", f"give what it follows from: {DECIDED[key]}")
         (of_recipe if key in Recipe.model_fields or key not in Config.model_fields else of_config).append(setting)
     return of_recipe, of_config
 

@@ -57,7 +57,7 @@ def plan_teaching(given: Mapping[str, Any], output: str, *, device: str | None =
     backing = open_backing(config.store, read_only=True)
     store, free = Store.open(config.store) if backing.exists() else None, backing.free_nbytes()
     stages = {each.stage: each for each in plan(STAGES, config, knowledge_prompts(config), store, device=device, free=free)}
-    is_taught = not decision.is_new and finished(recipe) is not None
+    is_taught = finished(recipe) is not None
     steps_done = recipe.max_train_steps if is_taught else max(checkpoint_files.steps(output), default=0)
     cost = step_cost(recipe, without_weights(source_of(recipe)), inputs.resizing.size, chosen)
     kind, num_steps = decision.request.kind, config.schedule.num_denoising_steps

@@ -97,6 +97,9 @@ def test_settings_go_where_their_key_is(tmp_path: Path) -> None:
     [
         ("store=x.zarr", "store cannot be set: it follows from the request"),
         ("output=x", "output cannot be set"),
+        ("word=zwx", "word cannot be set"),
+        ("instance_images=x", "instance_images cannot be set"),
+        ("heldout_prompts=[a, b]", "heldout_prompts cannot be set"),
         ("wrod=sks", "unknown key 'wrod'"),
         ("schedule.steps=2", "unknown key 'schedule.steps'"),
     ],
