@@ -10,7 +10,7 @@ from nullbooth_cli.settings.secrets import is_secret
 # The options that name the config and the store, in the form that every command takes.
 CARRIED = {"-c": "-c", "--config": "-c", "-s": "-s", "--store": "-s", "--set": "--set"}
 TAUGHT = {"-o": "-o", "--output": "-o"}
-OUTPUT, CONFIG = "taught", "nullbooth.yaml"  # of `teach`: where it writes, and the config there
+OUTPUT = "taught"  # of `teach`, unless another is named
 
 
 def carried_options(arguments: Sequence[str]) -> list[str]:
@@ -21,6 +21,8 @@ def carried_options(arguments: Sequence[str]) -> list[str]:
     if "train" in arguments[:1]:
         return []
     if "teach" in arguments[:1]:
+        from nullbooth_cli.settings.starter import CONFIG
+
         output = dict(_given(arguments, TAUGHT)).get("-o", OUTPUT)
         return ["-c", str(Path(output) / CONFIG)]
     return options_of(_given(arguments, CARRIED))
