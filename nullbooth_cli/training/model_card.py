@@ -4,6 +4,7 @@ It has the base, the tags and the prompt as the hub reads them, code that loads 
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,9 +42,9 @@ def model_card(recipe: Recipe, result: TrainingResult, verdicts: Sequence[Verdic
     kind = "a LoRA" if result.method == "lora" else "a pipeline"
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# `{result.instance_prompt}`",  # as code: Markdown would take `<sks>` for a tag
+        f"# {_in_line(result.instance_prompt)}",
         f"This is {kind} of {recipe.model}, taught a subject with nullbooth in {counted(result.steps, 'step')}."
-        + (f" Write `{result.token}` in prompts." if result.token else ""),
+        + (f" Write {_in_line(result.token)} in prompts." if result.token else ""),
         f"## Load it\n\n```python\n{_code(recipe, result, place or result.output)}\n```",
         f"## What it preserves\n\n{_preserved(result)}",
     ]
@@ -52,25 +53,37 @@ def model_card(recipe: Recipe, result: TrainingResult, verdicts: Sequence[Verdic
     return str(ModelCard("\n\n".join(parts) + "\n"))
 
 
+def _in_line(text: str) -> str:
+    """A text as Markdown's code, on one line: outside of code, `<sks>` would be a tag."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    inside = " ".join(text.split())
+    return f"{fence} {inside} {fence}" if "`" in text else f"{fence}{inside}{fence}"
+
+
+def _literal(text: str) -> str:
+    """A text as Python writes it, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)  # the escapes of JSON for an emoji are two halves to Python
+
+
 def _code(recipe: Recipe, result: TrainingResult, place: str) -> str:
-    loads = [f"pipe = StableDiffusionPipeline.from_pretrained({json.dumps(place)}, dtype=torch.float32)"]
+    loads = [f"pipe = StableDiffusionPipeline.from_pretrained({_literal(place)}, dtype=torch.float32)"]
     imports = ["import torch", "from diffusers import StableDiffusionPipeline"]
     if result.method == "lora":
-        base, how = json.dumps(recipe.model), "from_pretrained"
+        base, how = _literal(recipe.model), "from_pretrained"
         if recipe.model == "toy":
             imports.append("from nullbooth_cli import toy")
             base = "toy.FOLDER"
         elif recipe.model.endswith(SAFE):
             how = "from_single_file"
         named = {"revision": recipe.revision, "variant": recipe.variant, "config": recipe.pipeline_config}
-        options = "".join(f", {key}={json.dumps(value)}" for key, value in named.items() if value is not None)
+        options = "".join(f", {key}={_literal(value)}" for key, value in named.items() if value is not None)
         loads = [
             f"pipe = StableDiffusionPipeline.{how}({base}{options}, dtype=torch.float32)",
-            f"pipe.load_lora_weights({json.dumps(place)})",
+            f"pipe.load_lora_weights({_literal(place)})",
         ]
         if result.token:
-            loads.append(f"pipe.load_textual_inversion({json.dumps(place)}, weight_name={json.dumps(WORD_FILE)})")
-    draws = [f"picture = pipe({json.dumps(result.instance_prompt)}).images[0]", 'picture.save("picture.png")']
+            loads.append(f"pipe.load_textual_inversion({_literal(place)}, weight_name={_literal(WORD_FILE)})")
+    draws = [f"picture = pipe({_literal(result.instance_prompt)}).images[0]", 'picture.save("picture.png")']
     return "\n".join([*imports, "", *loads, *draws])
 
 

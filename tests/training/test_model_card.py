@@ -1,5 +1,7 @@
 """The model card: what the hub reads of it, what people read, and its code."""
 
+import ast
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +92,15 @@ def test_other_bases(tmp_path: Path) -> None:
     assert loads(model="sd.safetensors", pipeline_config="owner/name") == (
         'pipe = StableDiffusionPipeline.from_single_file("sd.safetensors", config="owner/name", dtype=torch.float32)'
     )
+
+
+@pytest.mark.parametrize("text", ['a "sks" dog 🐕', "a\nb", "a\n---\nb", "`x`", "``` x", "null", "a: b # c", "<sks>\\ {x}\u2028"])
+def test_odd_prompts(tmp_path: Path, text: str) -> None:
+    card = model_card.model_card(recipe(tmp_path), result(instance_prompt=text))
+    assert ModelCard(card).data.to_dict()["instance_prompt"] == text
+    code = ast.parse(card.split("```python\n")[1].split("\n```")[0])
+    assert text in [node.value for node in ast.walk(code) if isinstance(node, ast.Constant)]
+    [title] = [line for line in card.splitlines() if line.startswith("# ")]
+    fence, inside = re.fullmatch(r"# (`+)(.+?)\1", title).groups()  # type: ignore[union-attr]
+    assert inside.strip() == " ".join(text.split())
+    assert fence not in inside
