@@ -79,8 +79,14 @@ def best_of(scores: Sequence[CheckpointScore]) -> tuple[CheckpointScore, str] | 
     if well:
         return min(well, key=_forgotten), LEAST_FORGOTTEN
     if measured:
-        return max(measured, key=lambda score: score.value("learned") or 0.0), MOST_LEARNED
+        return max(measured, key=_learned), MOST_LEARNED
     return None
+
+
+def _learned(score: CheckpointScore) -> float:
+    """For an order: of pictures that are not finite, the least."""
+    value = score.value("learned")
+    return -math.inf if value is None or math.isnan(value) else value
 
 
 def _forgotten(score: CheckpointScore) -> float:

@@ -11,7 +11,7 @@ LEARNED_WELL, LEARNED_PARTLY = 0.75, 0.5  # the least of each, of 1
 FORGOT_HARDLY, FORGOT_A_LITTLE = 0.05, 0.25  # the most of each; 1 is another seed
 EXACT = "exact scorer"
 SET_NAMES = {"heldout": "held-out"}  # of sets of prompts, where the reader's name is another than the document's
-LEARNED_MORE = "train for more steps, train the embedding of the word too, or cut the projectors at a larger threshold"
+LEARNED_MORE = "train for more steps, train the word's embedding if it does not, or cut the projectors at a larger threshold"
 FORGOT_LESS = "take an earlier checkpoint, train at a lower rate, or constrain by projectors that are cut at a smaller threshold"
 
 

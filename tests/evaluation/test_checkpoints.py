@@ -35,8 +35,9 @@ def score(step: int, how_much_learned: float | None, how_much_forgotten: float) 
         ([score(1, 0.1, 0.001), score(2, 0.7, 0.02), score(3, 0.6, 0.03)], 2, MOST_LEARNED),
         ([score(1, 0.0, 0.001), score(2, 0.0, 0.02)], 1, MOST_LEARNED),
         ([score(1, None, 0.001), score(2, 0.2, 0.02)], 2, MOST_LEARNED),
+        ([score(1, math.nan, math.nan), score(2, 0.2, 0.02), score(3, math.nan, math.nan)], 2, MOST_LEARNED),
     ],
-    ids=["well", "not finite", "equal", "none well", "nothing", "one not measured"],
+    ids=["well", "not finite", "equal", "none well", "nothing", "one not measured", "most are not finite"],
 )
 def test_the_rule(scores: list[CheckpointScore], step: int, rule: str) -> None:
     found = best_of(scores)

@@ -1,5 +1,6 @@
 """An edited model is opened whatever form it has; what is loaded is what the file holds, or it is an error."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -319,3 +320,11 @@ class TestWhatATrainingRunWrote:
         assert found.notes == (f"{tmp_path} has no result yet: this is its newest checkpoint, after 100 steps",)
         assert found.word_note(["a red circle"]) == "no prompt has the word that was taught: write sks"
         assert found.word_note(["a red circle", "a Sks circle"]) is None
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+    """It is not taken for the hub id of a model, as which its name could pass."""
+    output = training_output(tmp_path / "run", "lora", 20, 30)
+    with pytest.raises(ConfigError, match=r"no checkpoint at .*checkpoint-000040") as caught:
+        read_place(Config(), os.path.relpath(output / "checkpoint-000040"))
+    assert caught.value.hint.endswith("run has those of 20, 30 steps")
