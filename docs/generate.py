@@ -191,8 +191,8 @@ steps (`lr_scheduler: linear`, `cosine`) follows the new number from there.
 
 - **Ctrl-C and SIGTERM** finish the step and write a checkpoint, on all processes of a launch at the same step; the
   exit code is 130 or 143. A second one stops at once, and loses the steps since the last checkpoint.
-- **train.jsonl** loses the lines of steps after the checkpoint, because they are done again. Apart from `seconds`, it ends up
-  as in a run that was not interrupted.
+- **train.jsonl** loses the lines of steps after the checkpoint, because they are done again. Apart from `seconds`, and from
+  rounding with a constraint, it ends up as in a run that was not interrupted.
 - **What decides the weights is compared**: settings, pictures and captions, class prompts, the projectors of the
   store, the weights of the model, the number of processes. If one has changed, the run is refused (exit 2) with the
   field, the old and the new value. Inputs are compared by their content, so model, store, pictures and output may be

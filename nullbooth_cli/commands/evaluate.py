@@ -66,8 +66,8 @@ def evaluate(
     The edited model and its base draw the same prompts from the same noise; a distance of 1 is that between two seeds of the
     base.
 
-    For a model that `nullbooth train` made, the subject and its pictures are known. For any other, name them to measure what was
-    learned.
+    For a model that `nullbooth train` made, the subject, its pictures and, where no config is there, the store are known. For any
+    other, name the subject and its pictures to measure what was learned.
 
     Example: nullbooth evaluate runs/toy-sks -s runs/words.zarr --html report.html
 

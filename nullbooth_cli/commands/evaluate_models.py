@@ -1,5 +1,6 @@
 """Reads the options of `nullbooth evaluate`, and draws its answer."""
 
+import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from nullbooth_cli.commands import next_command
 from nullbooth_cli.commands.evaluate_checkpoints import draw_checkpoints
+from nullbooth_cli.commands.find_config import find_config
 from nullbooth_cli.commands.options import Common
 from nullbooth_cli.commands.session import Session, start
 from nullbooth_cli.commands.signals import interruptible
@@ -18,7 +20,7 @@ from nullbooth_cli.evaluation.checkpoints import checkpoint_events
 from nullbooth_cli.evaluation.draw_models import ANOTHER
 from nullbooth_cli.evaluation.evaluate import Evaluation, evaluation_events
 from nullbooth_cli.evaluation.request import EvaluationRequest, PictureSets, picture_sets
-from nullbooth_cli.evaluation.subject import NoSubject, Subject, find_subject
+from nullbooth_cli.evaluation.subject import NoSubject, Subject, find_subject, store_of
 from nullbooth_cli.evaluation.summary import summary
 from nullbooth_cli.evaluation.verdict import SET_NAMES
 from nullbooth_cli.formatting import counted
@@ -59,7 +61,7 @@ class EvaluateOptions:
 
 def evaluate_models(common: Common, options: EvaluateOptions) -> None:
     """Evaluate, write the requested files, and answer."""
-    session = start(common)
+    session = start(_with_store(common, options.models[0]))
     store = session.open()
     require(stage_states(session.config, session.prompts, store), "covariance", session.url)
     subject = _subject(options)
@@ -77,6 +79,12 @@ def evaluate_models(common: Common, options: EvaluateOptions) -> None:
             _answer_checkpoints(session, store, request, options)
         else:
             _answer_models(session, store, request, options)
+
+
+def _with_store(common: Common, model: str) -> Common:
+    """The options, where no config and no store is named or found with the store that constrained the training of the model."""
+    is_named = common.config or common.store or common.overrides or os.environ.get("NULLBOOTH_STORE") or find_config(None)
+    return common if is_named else replace(common, store=store_of(model))
 
 
 def _answer_models(session: Session, store: Store, request: EvaluationRequest, options: EvaluateOptions) -> None:

@@ -25,7 +25,7 @@ from nullbooth_cli.model.adapters import attached, fuse
 from nullbooth_cli.model.load import config_folder
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.model.sources import PIPELINE_INDEX, SAFE, Source
-from nullbooth_cli.model.trained_files import Base, Located, TrainedFiles, is_checkpoint, locate, trained_checkpoints
+from nullbooth_cli.model.trained_files import CHECKPOINT, Base, Located, TrainedFiles, locate, trained_checkpoints
 from nullbooth_cli.settings.config import Config
 
 
@@ -105,8 +105,9 @@ def _base(config: Config) -> Base:
 
 def _pipeline(config: Config, name: str, at: Located | None) -> str:
     """The folder or hub id of a pipeline."""
-    if at is None and is_checkpoint(name) and (others := trained_checkpoints(Path(name).expanduser().parent)):
-        raise ConfigError(f"no checkpoint at {name}", f"{Path(name).parent} has those of {listed(sorted(others), 20)} steps")
+    path = Path(name).expanduser()
+    if at is None and CHECKPOINT.fullmatch(path.name) and (others := trained_checkpoints(path.parent)):
+        raise ConfigError(f"no checkpoint at {name}", f"{path.parent} has those of {listed(sorted(others), 20)} steps")
     if at is None and name.startswith((".", "/", "~")):
         raise ConfigError(f"no model at {name}", "name a pipeline folder, the file or folder of a LoRA, or a hub id (owner/name)")
     pipeline = name if at is None else str(at.path)

@@ -65,6 +65,17 @@ def output_of(place: str) -> Path | None:
     return None
 
 
+def store_of(place: str) -> str | None:
+    """The store whose projectors constrained the training run that made the model at a place, as its recipe names it.
+
+    None for any other place, for a run that has no result yet, and for one without a constraint.
+    """
+    folder = output_of(place)
+    recipe = {} if folder is None else read_json(folder / RESULT).get("recipe")
+    store = recipe.get("store") if isinstance(recipe, dict) else None
+    return store if isinstance(store, str) else None
+
+
 def taught_subject(places: Sequence[str]) -> Subject:
     """The subject of the first of the models that a training run made; an empty one if there is none.
 

@@ -210,11 +210,6 @@ def locate(place: Path) -> Located:
     return _newest_checkpoint(place)
 
 
-def is_checkpoint(place: str) -> bool:
-    """Whether a place has the name of a checkpoint."""
-    return _CHECKPOINT.fullmatch(Path(place).name) is not None
-
-
 def _checkpoints(output: Path) -> dict[int, Path]:
     named = [(CHECKPOINT.fullmatch(path.name), path) for path in (output.iterdir() if output.is_dir() else ())]
     return {int(match[1]): path for match, path in named if match and path.is_dir()}

@@ -1,8 +1,12 @@
 """The table of an evaluation, and what is missing in it."""
 
 from dataclasses import replace
+from pathlib import Path
 
-from nullbooth_cli.commands.evaluate_models import draw_table
+import pytest
+
+from nullbooth_cli.commands.evaluate_models import _with_store, draw_table
+from nullbooth_cli.commands.options import Common
 from tests.support.evaluations import report
 
 
@@ -40,3 +44,15 @@ def test_the_verdicts_on_several_models_have_their_names() -> None:
     lines = [part for part in draw_table(report(["p"], ["models/one", "models/two"], [1.0, 0.5])) if isinstance(part, str)]
     assert lines[0].startswith("one: learned 1.00 of 1: well")
     assert "two: forgotten 0.25: a little (latent MSE on preserved prompts; 1 is another seed)" in lines
+
+
+def test_the_store_of_the_run_where_nothing_else_names_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    Path("out/train.json").write_text('{"recipe": {"store": "words.zarr"}}')
+    assert _with_store(Common(), "out").store == "words.zarr"
+    assert _with_store(Common(store="other.zarr"), "out").store == "other.zarr"
+    assert _with_store(Common(config="other.yaml"), "out").store is None
+    assert _with_store(Common(), "toy").store is None
+    Path("nullbooth.yaml").touch()
+    assert _with_store(Common(), "out").store is None

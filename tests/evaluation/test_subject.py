@@ -8,7 +8,7 @@ import pytest
 
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.evaluation.subject import NO_PICTURES, NoSubject, Subject, find_subject, output_of
+from nullbooth_cli.evaluation.subject import NO_PICTURES, NoSubject, Subject, find_subject, output_of, store_of
 from tests.support.pictures import picture
 
 CAPTIONS = {"a": "a sks circle on a white background", "b": "a Sks circle on a black background"}
@@ -113,3 +113,11 @@ def test_a_result_that_cannot_be_read(tmp_path: Path, text: str, words: str) -> 
     (tmp_path / "train.json").write_text(text)
     with pytest.raises(ConfigError, match=words):
         find_subject([str(tmp_path)])
+
+
+def test_the_store_of_a_run(tmp_path: Path) -> None:
+    assert store_of(str(tmp_path)) is None, "no run"
+    (tmp_path / "pipeline").mkdir()
+    for store in ("runs/words.zarr", None):
+        (tmp_path / "train.json").write_text(json.dumps({"token": None, "recipe": {"store": store}}))
+        assert store_of(str(tmp_path)) == store_of(str(tmp_path / "pipeline")) == store
