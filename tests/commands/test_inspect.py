@@ -42,6 +42,7 @@ class TestPlots:
             "timesteps-q",
             "effective-rank-q",
             "timesteps-out",
+            "effective-rank-out",
             "evolution",
             "distribution",
             "similarity-timesteps",
