@@ -49,7 +49,8 @@ class Verdict:
 def learned(value: float, base: float, measured_by: str) -> Verdict:
     """The verdict on a share of 1 that was learned; what lies outside of the scale counts as its end."""
     value, base = min(max(value, 0.0), 1.0), min(max(base, 0.0), 1.0)
-    word = "well" if value >= LEARNED_WELL else "partly" if value >= LEARNED_PARTLY else "hardly"
+    shown = round(value, 2)  # the word is that of the figure that is printed
+    word = "well" if shown >= LEARNED_WELL else "partly" if shown >= LEARNED_PARTLY else "hardly"
     is_good = word == "well"
     return Verdict(
         question="learned",
@@ -66,7 +67,8 @@ def forgotten(relative: Mapping[str, float]) -> Verdict:
     """The verdict on the latent MSE relative to another seed's, by the name of each set of prompts: the worst counts."""
     # A NaN, the model that draws nothing at all, is the worst of all.
     name, value = max(relative.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
-    word = "hardly anything" if value <= FORGOT_HARDLY else "a little" if value <= FORGOT_A_LITTLE else "much"
+    shown = float(f"{value:.2g}")  # the word is that of the figure that is printed
+    word = "hardly anything" if shown <= FORGOT_HARDLY else "a little" if shown <= FORGOT_A_LITTLE else "much"
     is_good = word == "hardly anything"
     return Verdict(
         question="forgotten",

@@ -8,7 +8,8 @@ from nullbooth_cli.evaluation import verdict
 
 
 @pytest.mark.parametrize(
-    ("value", "word"), [(1.0, "well"), (0.75, "well"), (0.7499, "partly"), (0.5, "partly"), (0.4999, "hardly"), (0.0, "hardly")]
+    ("value", "word"),
+    [(1.0, "well"), (0.75, "well"), (0.7499, "well"), (0.744, "partly"), (0.5, "partly"), (0.494, "hardly"), (0.0, "hardly")],
 )
 def test_the_scale_of_learned(value: float, word: str) -> None:
     found = verdict.learned(value, 0.25, verdict.EXACT)
@@ -18,7 +19,14 @@ def test_the_scale_of_learned(value: float, word: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "word"),
-    [(0.0, "hardly anything"), (0.05, "hardly anything"), (0.0501, "a little"), (0.25, "a little"), (0.2501, "much")],
+    [
+        (0.0, "hardly anything"),
+        (0.05, "hardly anything"),
+        (0.0501, "hardly anything"),
+        (0.051, "a little"),
+        (0.2501, "a little"),
+        (0.256, "much"),
+    ],
 )
 def test_the_scale_of_forgotten(value: float, word: str) -> None:
     found = verdict.forgotten({"preserved": value})
