@@ -142,8 +142,9 @@ def _preserve(config: Config, device: str | None, interrupts: Interrupts | None)
 
 def _train(recipe: Recipe, device: str | None, interrupts: Interrupts | None) -> Generator[Event, None, TrainingResult]:
     """Train, unless that is done."""
-    if done := output.finished(recipe):
-        yield Note(f"training is complete: {done.steps} steps are done")
+    if done := output.finished(recipe, takes_earlier=True):
+        chosen = "" if done.steps == recipe.max_train_steps else f" of {recipe.max_train_steps}: an earlier checkpoint was chosen"
+        yield Note(f"training is complete: the result has {done.steps} steps{chosen}")
         return done
     ready = setup.set_up(recipe, device)
     yield from map(Note, ready.notes)

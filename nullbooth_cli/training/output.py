@@ -101,10 +101,11 @@ def locked(output: str) -> Iterator[None]:
         yield
 
 
-def finished(recipe: Recipe, changes: Sequence[str] = ()) -> TrainingResult | None:
+def finished(recipe: Recipe, changes: Sequence[str] = (), *, takes_earlier: bool = False) -> TrainingResult | None:
     """The result in the recipe's output if it has all steps of the recipe; None if there is something to do.
 
     A result of fewer steps, of a run that was finished early, is something to do: the run resumes from its newest checkpoint.
+    With `takes_earlier` it is not, if the run has done all its steps: somebody chose an earlier checkpoint.
 
     Raises ConfigError if it has done more steps than `max_train_steps`, if it has no checkpoint to resume from, and if it was
     made with other settings or inputs than those in `changes`. A model of another name is something to do: only its weights tell
@@ -126,7 +127,8 @@ def finished(recipe: Recipe, changes: Sequence[str] = ()) -> TrainingResult | No
             f"the run in {recipe.output} has done {steps} steps, and has no checkpoint to resume from",
             f"set max_train_steps to {steps}, or set another output",
         )
-    if steps < recipe.max_train_steps:
+    is_chosen = takes_earlier and checkpoint is not None and checkpoint.step == recipe.max_train_steps
+    if steps < recipe.max_train_steps and not is_chosen:
         return None
     before = RunRecord.from_document(written["run"])
     store = None if recipe.store is None else open_store(recipe.store)

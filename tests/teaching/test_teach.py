@@ -16,10 +16,12 @@ from nullbooth_cli import toy
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.evaluation.draw_models import DrawnModels
 from nullbooth_cli.progress import Event, Note, Progress
+from nullbooth_cli.settings.recipe import Recipe
+from nullbooth_cli.settings.schema import load_settings
 from nullbooth_cli.teaching import request
 from nullbooth_cli.teaching.plan import plan_teaching
 from nullbooth_cli.teaching.teach import teach_events
-from nullbooth_cli.training import dreambooth
+from nullbooth_cli.training import dreambooth, setup
 from tests.support.builders import ROOT
 from tests.support.teaching import FAST
 from tests.support.tiny import saved
@@ -79,7 +81,7 @@ def test_again_loads_and_draws_nothing(taught: Taught, monkeypatch: pytest.Monke
     monkeypatch.setattr(DrawnModels, "draw_base", never)
     events: list[Event] = []
     assert nb.teach(output=taught[0].output, on_event=events.append) == taught[0]
-    assert "training is complete: 2 steps are done" in notes(events)
+    assert "training is complete: the result has 2 steps" in notes(events)
     assert "evaluation is complete" in notes(events)
 
 
@@ -108,6 +110,21 @@ def test_nothing_is_left_in_the_plan_of_what_is_done(taught: Taught) -> None:
     done = plan_teaching({}, report.output, device="cpu")
     assert (done.steps, done.steps_done, done.train_seconds, done.pictures, done.bytes_needed) == (2, 2, 0.0, 0, 0)
     assert all(stage.units_done == stage.units_total > 0 for stage in done.stages.values())
+
+
+def test_an_earlier_checkpoint_that_was_chosen_is_measured(taught: Taught, tmp_path: Path) -> None:
+    shutil.copytree(taught[0].output, tmp_path / "out")
+    nb.teach(output=tmp_path / "out", device="cpu")  # its files name their new place
+    recipe = load_settings(Recipe, tmp_path / "out/train.yaml")
+    ready = setup.set_up(recipe, "cpu", at=1)
+    dreambooth.restore(ready)
+    dreambooth.finish(ready)
+    events: list[Event] = []
+    report = nb.teach(output=tmp_path / "out", device="cpu", on_event=events.append)
+    assert report.steps == 1
+    assert "training is complete: the result has 1 steps of 2: an earlier checkpoint was chosen" in notes(events)
+    assert report.verdicts[1].value < taught[0].verdicts[1].value
+    assert nb.teach(output=tmp_path / "out", device="cpu") == report
 
 
 def test_another_request_is_refused(taught: Taught) -> None:
