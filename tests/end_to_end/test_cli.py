@@ -37,7 +37,7 @@ class TestDocuments:
 class TestBadInput:
     def test_unknown_command(self) -> None:
         refused(nullbooth("colect"), 2, "no such command 'colect'", "did you mean 'nullbooth collect'?")
-        refused(nullbooth("xyzzy"), 2, "no such command 'xyzzy'", "choose one of run, schedule")
+        refused(nullbooth("xyzzy"), 2, "no such command 'xyzzy'", "choose one of init, teach, run, schedule")
 
     def test_unknown_option(self) -> None:
         refused(nullbooth("collect", "--dryrun"), 2, "--dryrun", "nullbooth collect --help")

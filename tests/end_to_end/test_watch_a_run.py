@@ -84,7 +84,7 @@ def test_it_changes_nothing(started: tuple[Config, Store], tmp_path: Path) -> No
 
 def test_it_ends_where_check_says(started: tuple[Config, Store]) -> None:
     result = nullbooth("status", "-s", started[1].url, "--watch", "--check", "schedule")
-    assert (result.exit_code, result.stderr) == (0, "schedule is complete\n")
+    assert (result.exit_code, result.stderr) == (0, f"schedule is complete\nnext: nullbooth collect -s {started[1].url}\n")
     assert "collect partial 2/8" in result.stdout
 
 
