@@ -54,7 +54,7 @@ def teach_subject(options: TeachOptions) -> None:
     ):
         report = terminal.result_of(events)
     terminal.answer(report, draw_report)
-    terminal.next(f'nullbooth sample {shlex.quote(report.output)} "{report.prompt}"')
+    terminal.next(shlex.join(["nullbooth", "sample", report.output, report.prompt]))
 
 
 def draw_report(report: TeachReport) -> list[Any]:

@@ -73,7 +73,7 @@ def test_the_answer_begins_with_the_verdicts(asked: object) -> None:
     assert "teach into another output" in lines[2]
     assert lines[3] == "forgotten 0.01: hardly anything (latent MSE on held-out prompts; 1 is another seed)"
     assert [line.split()[-1] for line in lines[4:]] == ["taught/sheet.png", "taught/report.html", "taught/pipeline"]
-    assert result.stderr.splitlines()[-1] == 'next: nullbooth sample taught "a photo of sks circle on a red background"'
+    assert result.stderr.splitlines()[-1] == "next: nullbooth sample taught 'a photo of sks circle on a red background'"
 
 
 def test_what_was_forgotten_is_mended_by_an_earlier_checkpoint() -> None:
