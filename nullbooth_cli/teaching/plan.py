@@ -12,10 +12,9 @@ from nullbooth_cli.settings.config import STAGES
 from nullbooth_cli.settings.knowledge import HELDOUT_FIELD, PROMPTS_FIELD, knowledge_prompts
 from nullbooth_cli.store import Store, open_backing
 from nullbooth_cli.teaching import decide
-from nullbooth_cli.teaching.teach import measured
+from nullbooth_cli.teaching.teach import measured, taught
 from nullbooth_cli.training import checkpoint_files
 from nullbooth_cli.training.before_loading import read_inputs, source_of, without_weights
-from nullbooth_cli.training.output import finished
 from nullbooth_cli.training.step_cost import step_cost
 
 
@@ -57,7 +56,7 @@ def plan_teaching(given: Mapping[str, Any], output: str, *, device: str | None =
     backing = open_backing(config.store, read_only=True)
     store, free = Store.open(config.store) if backing.exists() else None, backing.free_nbytes()
     stages = {each.stage: each for each in plan(STAGES, config, knowledge_prompts(config), store, device=device, free=free)}
-    is_taught = finished(recipe) is not None
+    is_taught = taught(recipe) is not None
     steps_done = recipe.max_train_steps if is_taught else max(checkpoint_files.steps(output), default=0)
     cost = step_cost(recipe, without_weights(source_of(recipe)), inputs.resizing.size, chosen)
     kind, num_steps = decision.request.kind, config.schedule.num_denoising_steps

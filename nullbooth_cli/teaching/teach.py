@@ -19,6 +19,7 @@ from nullbooth_cli.evaluation.evaluate import evaluation_events
 from nullbooth_cli.evaluation.request import EvaluationRequest, Instance, picture_sets
 from nullbooth_cli.evaluation.samples import SampleRequest, draw_samples
 from nullbooth_cli.evaluation.verdict import Verdict
+from nullbooth_cli.formatting import counted
 from nullbooth_cli.model.device import pick_device
 from nullbooth_cli.model.trained_files import RESULT
 from nullbooth_cli.pipeline.open_run import open_run
@@ -140,11 +141,16 @@ def _preserve(config: Config, device: str | None, interrupts: Interrupts | None)
         yield from run_stages(STAGES, run)
 
 
+def taught(recipe: Recipe) -> TrainingResult | None:
+    """The result in the recipe's output, be it of an earlier checkpoint that was chosen; None if there is something to train."""
+    return output.finished(recipe, takes_earlier=True)
+
+
 def _train(recipe: Recipe, device: str | None, interrupts: Interrupts | None) -> Generator[Event, None, TrainingResult]:
     """Train, unless that is done."""
-    if done := output.finished(recipe, takes_earlier=True):
+    if done := taught(recipe):
         chosen = "" if done.steps == recipe.max_train_steps else f" of {recipe.max_train_steps}: an earlier checkpoint was chosen"
-        yield Note(f"training is complete: the result has {done.steps} steps{chosen}")
+        yield Note(f"training is complete: the result has {counted(done.steps, 'step')}{chosen}")
         return done
     ready = setup.set_up(recipe, device)
     yield from map(Note, ready.notes)

@@ -122,9 +122,11 @@ def test_an_earlier_checkpoint_that_was_chosen_is_measured(taught: Taught, tmp_p
     events: list[Event] = []
     report = nb.teach(output=tmp_path / "out", device="cpu", on_event=events.append)
     assert report.steps == 1
-    assert "training is complete: the result has 1 steps of 2: an earlier checkpoint was chosen" in notes(events)
+    assert "training is complete: the result has 1 step of 2: an earlier checkpoint was chosen" in notes(events)
     assert report.verdicts[1].value < taught[0].verdicts[1].value
     assert nb.teach(output=tmp_path / "out", device="cpu") == report
+    planned = plan_teaching({}, str(tmp_path / "out"), device="cpu")
+    assert (planned.train_seconds, planned.pictures) == (0, 0)
 
 
 def test_another_request_is_refused(taught: Taught) -> None:
