@@ -45,7 +45,7 @@ def config_page() -> str:
 # Config
 
 A config is one YAML file. `nullbooth` reads the first of `-c FILE`, `$NULLBOOTH_CONFIG`, `./nullbooth.yaml` and
-`./configs/nullbooth.yaml`. An existing store has its config inside, so `-s` alone is enough. Where there is none of these, a
+`./configs/nullbooth.yaml`. An existing store has its config inside, so `-s` alone is enough. Without any of these, a
 command that names a store (`-s`) or sets a key has the defaults below for everything else. `--set key=value` overrides one key,
 and the store records it. Unknown keys are refused. Files are YAML 1.2: `1e-5` is a number, and `no` is a word.
 [The glossary](glossary.md) defines the words.
