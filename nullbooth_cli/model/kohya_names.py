@@ -4,13 +4,14 @@
     -> ("transformer_blocks.0.attn.to_q.weight", "transformer_blocks.0.attn.to_k.weight", "transformer_blocks.0.attn.to_v.weight")
 
 A name is `lora_unet_` and the path of the module with its dots as underscores. Whose path depends on the model: kohya trains
-Stable Diffusion 1 and 2 on diffusers' U-Net, SDXL on that of Stability's generative-models (sgm; files with diffusers' paths exist
-as well), Flux on that of Black Forest Labs, and SD3 on that of Stability, the last two with fused q, k, v. The tables agree with
-diffusers' own converters (`loaders/lora_conversion_utils.py`; of SD3 the base model's in `loaders/single_file_utils.py`).
+Stable Diffusion 1 and 2 on diffusers' U-Net, SDXL on sgm's, Stability's generative-models (files with
+diffusers' paths exist as well), Flux on that of Black Forest Labs, and SD3 on that of Stability, the last two with fused q, k, v.
+The tables agree with diffusers' own converters (`loaders/lora_conversion_utils.py`; of SD3 the base model's, in
+`loaders/single_file_utils.py`).
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from nullbooth_cli.errors import ModelError
 
@@ -108,7 +109,7 @@ def kohya_modules(weights: Iterable[str], pipeline_class: str) -> dict[str, tupl
         return _by_table(paths, _OF_FLUX if pipeline_class == _FLUX else _OF_SD3)
     if pipeline_class not in PIPELINES:
         raise ModelError(f"kohya trains no {pipeline_class}", f"use a model of one of {', '.join(PIPELINES)}")
-    found = {_name(path): (f"{path}.weight",) for path in paths}
+    found: dict[str, tuple[str, ...]] = {_name(path): (f"{path}.weight",) for path in paths}
     if pipeline_class == _SDXL:
         resnets = [int(match["number"]) for path in paths if (match := _IN_BLOCK.fullmatch(path)) and _is_down_resnet(match)]
         per_block = max(resnets) + 1 if resnets else _RESNETS_OF_SDXL
@@ -135,9 +136,9 @@ def _name(path: str) -> str:
     return PREFIX + path.replace(".", "_")
 
 
-def _by_table(paths: list[str], table: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
+def _by_table(paths: Sequence[str], table: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
     rows = {each: (theirs, ours) for theirs, ours in table.items() for each in ours}
-    found = {}
+    found = dict[str, tuple[str, ...]]()
     for path in paths:
         number = re.search(r"(?<=blocks\.)\d+", path)
         block = number[0] if number else ""
