@@ -1,6 +1,6 @@
 """Loads the user's pipeline: device, precision, evaluation mode, frozen. Digests its weights.
 
-1. `config_folder()`, `load_scheduler()` and `load_tokenizer()` need the config files of a model (`Source`), not its weights.
+1. `config_folder()`, `load_scheduler()` and `load_tokenizers()` need the config files of a model (`Source`), not its weights.
 2. `load_pipeline()` loads the whole model.
 3. `denoiser_of()` finds its denoiser, and refuses one whose projections cannot be hooked.
 """
@@ -19,6 +19,7 @@ from nullbooth_cli.model.pipeline_folder import read_pipeline_folder, require_la
 from nullbooth_cli.model.protocols import Pipeline, Scheduler, Tokenizer, config_of
 from nullbooth_cli.model.quiet import collected_warnings, quiet_libraries, without_future_warnings
 from nullbooth_cli.model.sources import Source, completing, fetch
+from nullbooth_cli.model.words import encoders_in, tokenizer_of
 
 # One model is loaded at a time: the libraries replace functions of torch meanwhile, for the whole process (accelerate puts every
 # new parameter on the meta device), so that of two loads at once both may end without weights.
@@ -48,16 +49,18 @@ def load_scheduler(source: Source) -> Scheduler:
         return scheduler
 
 
-def load_tokenizer(source: Source) -> Tokenizer:
-    """The (first) tokenizer of a model, without its weights."""
-    import diffusers
+def load_tokenizers(source: Source) -> dict[str, Tokenizer]:
+    """The tokenizers of a model's text encoders that have a table of words, by the keys of `encoders_in`, without weights."""
     import transformers
 
     folder = config_folder(source)
+    parts = read_pipeline_folder(folder, weights=False).parts
+    found: dict[str, Tokenizer] = {}
     with quiet_libraries(), explained(source, folder):
-        _, name = diffusers.DiffusionPipeline.load_config(folder)["tokenizer"]
-        tokenizer: Tokenizer = getattr(transformers, name).from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
-    return tokenizer
+        for key, encoder in encoders_in(parts).items():
+            name = tokenizer_of(encoder)
+            found[key] = getattr(transformers, parts[name]).from_pretrained(folder, subfolder=name, local_files_only=True)
+    return found
 
 
 def load_pipeline(

@@ -5,7 +5,7 @@ if note := cut_off_note(pipe, captions):
 """
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nullbooth_cli.formatting import counted
@@ -27,9 +27,14 @@ def token_limits(pipe: Pipeline) -> dict[str, int]:
 
     A pipeline with a `max_sequence_length` cuts the text of T5 and its like there. CLIP takes fewer in any case.
     """
+    return limits_of(pipe, tokenizers_of(pipe))
+
+
+def limits_of(pipe: Pipeline, tokenizers: Mapping[str, Tokenizer]) -> dict[str, int]:
+    """As `token_limits`, of tokenizers by any name for a pipeline that may be without its own."""
     argument = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
     longest = argument.default if argument is not None and isinstance(argument.default, int) else None
-    limits = {name: tokenizer.model_max_length for name, tokenizer in tokenizers_of(pipe).items()}
+    limits = {name: tokenizer.model_max_length for name, tokenizer in tokenizers.items()}
     return limits if longest is None else {name: min(limit, longest) for name, limit in limits.items()}
 
 

@@ -192,6 +192,9 @@ class TextEncoder(Protocol):
     def resize_token_embeddings(self, num_tokens: int, *, mean_resizing: bool) -> nn.Embedding:
         """Give the table this many rows: another module, which has the rows of the one before."""
 
+    def modules(self) -> Iterator[nn.Module]:
+        """All its modules."""
+
 
 class StableDiffusion(LatentPipeline, Protocol):
     """A pipeline of Stable Diffusion's family."""

@@ -8,7 +8,7 @@ A folder of trained files holds what a run trained, without the base:
 
     pytorch_lora_weights.safetensors    method lora
     denoiser.safetensors                method full: the parameters that trained, by their names in the denoiser, as plain weights
-    learned_embeds.safetensors          with a word: its embedding, by its token
+    learned_embeds.safetensors          with a word: its embedding, by its token, or by text encoder
     base.json                           the model that it belongs to, the step, the token, and a prompt that has it
 
 `locate()` finds what a place names; `TrainedFiles` reads such a folder.
@@ -113,7 +113,7 @@ class TrainedFiles:
             token=token,
             adapter=AdapterFile.find(lora, allow_pickle=False) if lora.is_file() else None,
             denoiser=denoiser if denoiser.is_file() else None,
-            word=WordFile.read(word) if word.is_file() else None,
+            word=WordFile.read(word, token) if word.is_file() else None,
         )
 
     def require_base(self, base: Base) -> None:

@@ -73,6 +73,11 @@ class Recipe(Section):
         "tokens becomes one of its own, and with method lora a word of one token is trained as <word>",
     )
     word_learning_rate: float = Field(1e-2, gt=0.0, le=limits.RATE, description="of that embedding; no weight decay")
+    word_encoders: Literal["clip", "all"] = Field(
+        "clip",
+        description="the text encoders in which the word trains: clip: CLIP (T5 where there is no CLIP); all: T5 too, which is "
+        "larger and is what Flux reads word by word",
+    )
     lr_scheduler: LearningRates = Field("constant", description="how the learning rate changes: a name of diffusers' schedulers")
     lr_warmup_steps: int = Field(0, ge=0, le=limits.COUNT, description="optimizer steps until the full learning rate")
     adam_weight_decay: float = Field(

@@ -13,27 +13,30 @@ from nullbooth_cli.formatting import counted, listed
 from nullbooth_cli.model import load
 from nullbooth_cli.model.denoising_loss import PIPELINE, takes_only_a_caption
 from nullbooth_cli.model.projections import find_projections
-from nullbooth_cli.model.protocols import StableDiffusion, config_of
+from nullbooth_cli.model.prompt_length import limits_of
+from nullbooth_cli.model.protocols import Pipeline, StableDiffusion, config_of
 from nullbooth_cli.model.sources import Source
 from nullbooth_cli.settings.captions import CaptionedImage, caption_places, captioned_images
 from nullbooth_cli.settings.images import sizes_of
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.resizing import Resizing
-from nullbooth_cli.training.word_embedding import WordToken
+from nullbooth_cli.training.word_embedding import Word
+
+T5_ALONE_IS_READ = ("FluxPipeline",)  # word by word; CLIP gives one vector for a whole prompt
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """The pictures of the subject, and the prompts of its class (none without prior preservation); `notes` are for the user.
 
-    `word` is the token that trains, None if none does.
+    `word` is the word that trains, None if none does.
     """
 
     pictures: tuple[CaptionedImage, ...]
     resizing: Resizing
     class_captions: tuple[str, ...]  # one for each picture that is drawn
-    word: WordToken | None = None
+    word: Word | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -81,20 +84,29 @@ def read_inputs(recipe: Recipe, preserved: Sequence[str], protected: Collection[
         pictures=pictures, resizing=resizing, class_captions=class_captions, notes=(*_unread_captions(recipe), *notes)
     )
     if recipe.word is not None:
-        return _with_word(recipe, inputs, preserved)
+        return _with_word(recipe, pipe, inputs, preserved)
     return inputs
 
 
-def _with_word(recipe: Recipe, inputs: Inputs, preserved: Sequence[str]) -> Inputs:
-    """Inputs with the token of the recipe's word. A LoRA leaves the rows of the base as they are: its word is a new token."""
+def _with_word(recipe: Recipe, pipe: Pipeline, inputs: Inputs, preserved: Sequence[str]) -> Inputs:
+    """Inputs with the tokens of the recipe's word. A LoRA leaves the rows of the base as they are: its word is a new token."""
     assert recipe.word is not None
-    tokenizer = load.load_tokenizer(source_of(recipe))
-    word = WordToken.of(tokenizer, recipe.word, beside=recipe.method == "lora")
+    tokenizers = load.load_tokenizers(source_of(recipe))
+    clip = {key: tokenizer for key, tokenizer in tokenizers.items() if key.startswith("clip")}
+    trained = clip if clip and recipe.word_encoders == "clip" else tokenizers
+    word = Word.of(trained, recipe.word, beside=recipe.method == "lora")
     inputs = replace(inputs, word=word)
-    word.require_trainable(tokenizer, captions=inputs.captions, preserved=[*inputs.class_captions, *preserved])
+    word.require_trainable(
+        trained, limits_of(pipe, trained), captions=inputs.captions, preserved=[*inputs.class_captions, *preserved]
+    )
+    notes = inputs.notes
     if word.name != word.word:
-        inputs = replace(inputs, notes=(*inputs.notes, f"the word trains as a new token: write {word.name} in prompts"))
-    return inputs
+        notes += (f"the word trains as a new token: write {word.name} in prompts",)
+    if not clip and recipe.word_encoders == "clip":
+        notes += ("the word trains in T5: this model has no CLIP",)
+    if "t5" not in trained and type(pipe).__name__ in T5_ALONE_IS_READ:
+        notes += ("the word trains in CLIP, which gives this model one vector for a whole prompt: set word_encoders to all",)
+    return replace(inputs, notes=notes)
 
 
 def _unread_captions(recipe: Recipe) -> tuple[str, ...]:

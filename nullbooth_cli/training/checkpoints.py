@@ -51,7 +51,8 @@ def save(run: TrainingRun) -> None:
 
 def _require_finite(run: TrainingRun) -> None:
     """Raise DataError for a weight that is not finite: the loss is that of the step before, and does not show it yet."""
-    trained = {**dict(run.denoiser.named_parameters()), **({"the embedding of the word": run.word.row} if run.word else {})}
+    rows = {} if run.word is None else {f"the embedding of the word in {key}": row for key, row in run.word.rows.items()}
+    trained = {**dict(run.denoiser.named_parameters()), **rows}
     for name, parameter in trained.items():
         if parameter.requires_grad and not parameter.isfinite().all():
             raise DataError(

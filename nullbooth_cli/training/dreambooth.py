@@ -159,7 +159,7 @@ def _prepared(run: TrainingRun) -> _Loop:
     groups: list[dict[str, Any]] = [{"params": [parameter for parameter in run.denoiser.parameters() if parameter.requires_grad]}]
     if run.word is not None:
         # No weight decay: it would shrink the embedding to zero.
-        groups.append({"params": [run.word.row], "lr": recipe.word_learning_rate, "weight_decay": 0.0})
+        groups.append({"params": list(run.word.parameters()), "lr": recipe.word_learning_rate, "weight_decay": 0.0})
     optimizer: Any = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.adam_weight_decay)
     rates = get_scheduler(
         recipe.lr_scheduler,

@@ -33,7 +33,7 @@ FREE = (
 STEPS = "max_train_steps"  # more steps continue the same run; the history has the change
 BY_CONTENT = ("model", "revision", "variant", "pipeline_config", "store", "instance_images", "instance_prompt", "class_prompts")
 WITH_LORA = ("rank",)
-WITH_WORD = ("word_learning_rate",)
+WITH_WORD = ("word_learning_rate", "word_encoders")
 WITH_CLASS = ("class_images", "prior", "prior_weight", "validation_inference_steps", "guidance_scale")
 CHANGEABLE = (
     "learning_rate",

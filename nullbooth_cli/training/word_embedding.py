@@ -1,17 +1,19 @@
-"""The embedding of one word, trained while the rest of the text encoder is frozen.
+"""The embedding of one word, trained while the rest of the text encoders is frozen.
 
-1. `WordToken.of()` decides which token trains, from the tokenizer alone; `require_trainable()` compares it with captions and
-   preserved prompts.
-2. `WordEmbedding` is the row of that token, as a parameter of its own.
+1. `Word.of()` decides which token trains in each text encoder, from the tokenizers alone; `require_trainable()` compares them
+   with captions and preserved prompts.
+2. `WordEmbedding` has the rows of those tokens, as parameters of its own.
 
 Prompts without the token do not change, so the preserved prompts do not. This is textual inversion (Gal et al., arXiv
 2208.01618), together with training of the denoiser's weights.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -19,60 +21,93 @@ from torch.utils.hooks import RemovableHandle
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted
-from nullbooth_cli.model.protocols import StableDiffusion, Tokenizer
-from nullbooth_cli.model.words import WORD_FILE, add_token, own_token, pieces_of, with_token
+from nullbooth_cli.model.protocols import Pipeline, TextEncoder, Tokenizer
+from nullbooth_cli.model.words import (
+    WORD_FILE,
+    add_token,
+    encoders_in,
+    own_token,
+    pieces_of,
+    readers_of,
+    tokenizer_of,
+    with_token,
+)
 from nullbooth_cli.settings.texts import cut
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordToken:
-    """The token that trains for a word. `name` is how prompts write it; its row starts as the mean of the rows of `pieces`.
+    """The token of a word in one text encoder. Its row starts as the mean of the rows of `pieces`.
 
     A token that `is_new` is added to the vocabulary; any other is the word's own.
     """
 
-    word: str
     name: str
     pieces: tuple[int, ...]
     is_new: bool
 
-    @classmethod
-    def of(cls, tokenizer: Tokenizer, word: str, *, beside: bool) -> "WordToken":
-        """The token of a word; with `beside`, the word's own token stays as it is, and a new one trains beside it.
+    def id_in(self, tokenizer: Tokenizer) -> int:
+        """The number of the token in a tokenizer that has it."""
+        return tokenizer.convert_tokens_to_ids(self.name) if self.is_new else self.pieces[0]
 
-        A word of several tokens gets a new one of its own name, or `<word>` if the vocabulary has that name. Raises ConfigError
-        for a text that is not one word, and for a word that the model cannot read.
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """A word that trains. `name` is how prompts write it, `tokens` are its tokens in the text encoders, by their key."""
+
+    word: str
+    name: str
+    tokens: Mapping[str, WordToken]
+
+    @classmethod
+    def of(cls, tokenizers: Mapping[str, Tokenizer], word: str, *, beside: bool) -> "Word":
+        """The tokens of a word; with `beside`, the word's own tokens stay as they are, and new ones train beside them.
+
+        Where the word is one token, its own row trains; where it is several, a new token of its name. If a vocabulary has that
+        name as another token, all text encoders get a new one, `<word>`. Raises ConfigError for a text that is not one word, and
+        for a word that the model cannot read.
         """
         if not word or re.search(r"\s", word):
             raise ConfigError(f"word is '{word}', which is not one word", "set word to one without spaces")
-        pieces = pieces_of(tokenizer, word)
-        if not pieces:
+        pieces = {key: tuple(pieces_of(tokenizer, word)) for key, tokenizer in tokenizers.items()}
+        if not all(pieces.values()):
             raise ConfigError(f"'{word}' has no character that this model knows", "set word to one of other letters")
-        if not beside and own_token(tokenizer, word) is not None:
-            return cls(word=word, name=word, pieces=tuple(pieces), is_new=False)
-        vocabulary = tokenizer.get_vocab()
-        is_free = own_token(tokenizer, word) is None and word not in vocabulary
-        name = word if is_free else f"<{word}>"
-        if name in vocabulary:
+        owns = {key: own_token(tokenizer, word) is not None for key, tokenizer in tokenizers.items()}
+        usable = [not beside if owns[key] else word not in tokenizer.get_vocab() for key, tokenizer in tokenizers.items()]
+        name = word if all(usable) else f"<{word}>"
+        if name != word and any(name in tokenizer.get_vocab() for tokenizer in tokenizers.values()):
             raise ConfigError(f"the vocabulary of this model has '{name}' already", f"set word to another than '{word}'")
-        return cls(word=word, name=name, pieces=tuple(pieces), is_new=True)
+        tokens = {key: WordToken(name=name, pieces=pieces[key], is_new=name != word or not owns[key]) for key in tokenizers}
+        return cls(word=word, name=name, tokens=tokens)
 
     def written(self, text: str) -> str:
-        """A text with the name of the token in place of the word, if it has another name."""
+        """A text with the name of the token in place of the word."""
         return with_token(text, self.word, self.name)
 
-    def require_trainable(self, tokenizer: Tokenizer, *, captions: Sequence[str], preserved: Sequence[str]) -> None:
-        """Raise ConfigError if no caption has the token, or if a preserved prompt has it; both are texts as they are written.
+    def require_trainable(
+        self,
+        tokenizers: Mapping[str, Tokenizer],
+        limits: Mapping[str, int],
+        *,
+        captions: Sequence[str],
+        preserved: Sequence[str],
+    ) -> None:
+        """Raise ConfigError if no caption has the token, or if a preserved prompt has it, in one of the text encoders.
 
-        The end of a text that is longer than the tokenizer takes does not count: the model never sees it. A new token is added to
-        the tokenizer: it may then be found inside another word.
+        The texts are as they are written. Of each the first `limits` tokens count: the model never sees more. A new token is
+        added to the tokenizer: it may then be found inside another word.
         """
-        if self.is_new:
-            tokenizer.add_tokens(self.name)
-        token = self.id_in(tokenizer)
+        for key, tokenizer in tokenizers.items():
+            if self.tokens[key].is_new:
+                tokenizer.add_tokens(self.name)
+            numbers = partial(_numbers, tokenizer, limits[key])
+            self._require_trainable(self.tokens[key].id_in(tokenizer), numbers, captions, preserved)
 
+    def _require_trainable(
+        self, token: int, numbers: Callable[[str], list[int]], captions: Sequence[str], preserved: Sequence[str]
+    ) -> None:
         def with_word(texts: Sequence[str]) -> list[str]:
-            return [text for text in dict.fromkeys(texts) if token in tokenizer(text, truncation=True).input_ids]
+            return [text for text in dict.fromkeys(texts) if token in numbers(text)]
 
         if not with_word(captions):
             raise ConfigError(
@@ -85,48 +120,61 @@ class WordToken:
                 "choose another word: training its embedding would change those prompts",
             )
 
-    def id_in(self, tokenizer: Tokenizer) -> int:
-        """The number of the token in a tokenizer that has it."""
-        return tokenizer.convert_tokens_to_ids(self.name) if self.is_new else self.pieces[0]
+
+def _numbers(tokenizer: Tokenizer, limit: int, text: str) -> list[int]:
+    return tokenizer(text, truncation=True, max_length=limit).input_ids
 
 
 class WordEmbedding(nn.Module):
-    """The row `[D]` of a token in the token embedding of a pipeline's text encoder, as a parameter of its own.
+    """The rows `[D]` of a word in the tables of a pipeline's text encoders, by their key, as float32 parameters of their own.
 
-    A new token is added to the pipeline. While this is attached, the text encoder uses it instead of the row in its table.
+    New tokens are added to the pipeline. While this is attached, each text encoder uses its row instead of the one in its table.
     """
 
-    def __init__(self, pipe: StableDiffusion, token: WordToken) -> None:
+    def __init__(self, pipe: Pipeline, word: Word) -> None:
         super().__init__()
-        start = pipe.text_encoder.get_input_embeddings().weight[list(token.pieces)].detach().mean(0)
-        self.name = token.name
-        self.token = add_token(pipe, token.name) if token.is_new else token.id_in(pipe.tokenizer)
-        self._table = pipe.text_encoder.get_input_embeddings()
-        self.row = nn.Parameter(start)
-        self._hook: RemovableHandle | None = None
+        parts = encoders_in({part: type(component).__name__ for part, component in pipe.components.items()})
+        self.name = word.name
+        self._encoders: dict[str, TextEncoder] = {key: pipe.components[parts[key]] for key in word.tokens}
+        self._tokens: dict[str, int] = {}
+        self.rows = nn.ParameterDict()
+        for key, token in word.tokens.items():
+            encoder, tokenizer = self._encoders[key], pipe.components[tokenizer_of(parts[key])]
+            start = encoder.get_input_embeddings().weight[list(token.pieces)].detach().float().mean(0)
+            self._tokens[key] = add_token(tokenizer, encoder, token.name) if token.is_new else token.id_in(tokenizer)
+            self.rows[key] = nn.Parameter(start)
+        self._hooks: list[RemovableHandle] = []
 
-    def forward(self, ids: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
-        """`embedded` `[N, L, D]`, with the row wherever `ids` `[N, L]` are the word."""
-        return torch.where((ids == self.token)[..., None], self.row.to(embedded), embedded)
+    def forward(self, key: str, ids: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+        """`embedded` `[N, L, D]`, with the row of a text encoder wherever `ids` `[N, L]` are its token."""
+        return torch.where((ids == self._tokens[key])[..., None], self.rows[key].to(embedded), embedded)
 
     def attach(self, prepared: nn.Module) -> None:
-        """Let the text encoder use the row from now on; `prepared` is this module as accelerate wraps it."""
-        self._hook = self._table.register_forward_hook(lambda _, inputs, embedded: prepared(inputs[0], embedded))
+        """Let the text encoders use the rows from now on; `prepared` is this module as accelerate wraps it."""
+
+        def use(key: str, _: nn.Module, inputs: tuple[torch.Tensor, ...], embedded: torch.Tensor) -> torch.Tensor:
+            return cast(torch.Tensor, prepared(key, inputs[0], embedded))
+
+        for key, encoder in self._encoders.items():
+            self._hooks += [reader.register_forward_hook(partial(use, key)) for reader in readers_of(encoder)]
 
     def save(self, folder: Path) -> Path:
-        """Write the row into a folder that exists: `learned_embeds.safetensors`, which `load_textual_inversion` reads.
+        """Write the rows into a folder that exists: `learned_embeds.safetensors`, whose form `model/words.py` describes.
 
-        diffusers reads it if the token is new to the vocabulary; nullbooth also if it is not.
+        diffusers reads a token that is new to the vocabulary; nullbooth any.
         """
         from safetensors.torch import save_file
 
         path = folder / WORD_FILE
-        save_file({self.name: self.row.detach().float().cpu()[None].contiguous()}, path)
+        names = self.rows if len(self.rows) > 1 else [self.name]
+        rows = [row.detach().float().cpu()[None].contiguous() for row in self.rows.values()]
+        save_file(dict(zip(names, rows, strict=True)), path)
         return path
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Write the row into the text encoder's table, and detach."""
-        if self._hook is not None:
-            self._hook.remove()
-        self._table.weight[self.token] = self.row
+        """Write the rows into the tables of the text encoders, and detach."""
+        for hook in self._hooks:
+            hook.remove()
+        for key, encoder in self._encoders.items():
+            encoder.get_input_embeddings().weight[self._tokens[key]] = self.rows[key]

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.words import WORD_FILE, WordFile
 from tests.support.edited_models import toy
+from tests.support.tiny import flux
 from tests.support.trained_folders import ROW, write_word
 
 
@@ -59,7 +60,7 @@ def test_diffusers_reads_the_same(tmp_path: Path) -> None:
         ({"a": ROW[None], "b": ROW[None].clone()}, r"it has a \[1, 96\], b \[1, 96\]"),
         ({"a": torch.ones(2, 96)}, r"it has a \[2, 96\]"),
         ({"a": ROW}, r"it has a \[96\]"),
-        ({"a": torch.ones(1, 8)}, "has a row of 8 numbers for 'a', and this base rows of 96"),
+        ({"a": torch.ones(1, 8)}, "has a row of 8 numbers for 'a', and this base has rows of 96"),
         ({"a": torch.full((1, 96), float("nan"))}, "a is not finite"),
     ],
 )
@@ -67,3 +68,40 @@ def test_what_does_not_fit(tmp_path: Path, pipe: Any, tensors: dict[str, torch.T
     save_file(tensors, tmp_path / WORD_FILE)
     with pytest.raises(ConfigError, match=message):
         WordFile.read(tmp_path / WORD_FILE).load_into(pipe)
+
+
+def rows_of(pipe: Any) -> dict[str, torch.Tensor]:
+    return {part: getattr(pipe, part).get_input_embeddings().weight.detach() for part in ("text_encoder", "text_encoder_2")}
+
+
+def test_each_text_encoder_gets_its_own(tmp_path: Path) -> None:
+    base, pipe = (flux() for _ in range(2))
+    save_file({"t5": torch.full((1, 24), 2.0), "clip_l": torch.full((1, 24), 3.0)}, tmp_path / WORD_FILE)
+    WordFile.read(tmp_path / WORD_FILE, "wuffel").load_into(pipe)
+    before, after = rows_of(base), rows_of(pipe)
+    # T5 has rows to spare, as the real one has: the token takes the first of them.
+    assert [len(rows) for rows in after.values()] == [len(before["text_encoder"]) + 1, len(before["text_encoder_2"])]
+    for tokenizer, part, value in (("tokenizer", "text_encoder", 3.0), ("tokenizer_2", "text_encoder_2", 2.0)):
+        token = getattr(pipe, tokenizer).convert_tokens_to_ids("wuffel")
+        assert token in getattr(pipe, tokenizer)("a wuffel circle").input_ids
+        assert after[part][token].tolist() == [value] * 24
+
+
+@pytest.mark.parametrize(
+    ("tensors", "token", "message"),
+    [
+        ({"t5": torch.ones(1, 24), "clip_l": torch.ones(1, 24)}, None, r"it has clip_l \[1, 24\], t5 \[1, 24\]"),
+        ({"t5": torch.ones(1, 24), "other": torch.ones(1, 24)}, "sks", r"it has other \[1, 24\], t5 \[1, 24\]"),
+        ({"t5": torch.ones(1, 24), "clip_g": torch.ones(1, 24)}, "sks", "for 'sks', and this base has no text encoder clip_g"),
+        (
+            {"t5": torch.ones(1, 8), "clip_l": torch.ones(1, 24)},
+            "sks",
+            "has a row of 8 numbers for 'sks', and this base has rows of 24",
+        ),
+        ({"t5": torch.full((1, 24), torch.inf), "clip_l": torch.ones(1, 24)}, "sks", "sks is not finite"),
+    ],
+)
+def test_what_does_not_fit_several(tmp_path: Path, tensors: dict[str, torch.Tensor], token: str | None, message: str) -> None:
+    save_file(tensors, tmp_path / WORD_FILE)
+    with pytest.raises(ConfigError, match=message):
+        WordFile.read(tmp_path / WORD_FILE, token).load_into(flux())

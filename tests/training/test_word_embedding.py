@@ -1,9 +1,11 @@
 """The embedding of one word trains, and no other row of the text encoder's table; files of it are read by plain diffusers."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -15,14 +17,17 @@ from safetensors.torch import load_file
 from nullbooth_cli import toy
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.edited import load_edited, read_place
-from nullbooth_cli.model.load import load_tokenizer
+from nullbooth_cli.model import load
+from nullbooth_cli.model.load import load_tokenizers
 from nullbooth_cli.model.protocols import Tokenizer
 from nullbooth_cli.model.sources import Source
+from nullbooth_cli.model.words import WordFile
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from nullbooth_cli.tensors import generators
 from nullbooth_cli.training import dreambooth, setup
-from nullbooth_cli.training.word_embedding import WordToken
+from nullbooth_cli.training.word_embedding import Word, WordEmbedding, WordToken
+from tests.support.tiny import saved, t5_tokenizer
 from tests.support.tiny_dreambooth import EMBEDDING, TEXT_ENCODER, recipe, run, weights
 
 FILE = "learned_embeds.safetensors"
@@ -39,8 +44,15 @@ def drawn(pipe: Any, prompt: str) -> Any:
     return pipe([prompt] * 2, num_inference_steps=3, generator=generators([0, 1]), output_type="np").images
 
 
+LIMIT = {"clip_l": 77}
+
+
 def tokenizer() -> Tokenizer:
-    return load_tokenizer(Source("toy"))
+    return tokenizers()["clip_l"]
+
+
+def tokenizers() -> dict[str, Tokenizer]:
+    return load_tokenizers(Source("toy"))
 
 
 def test_its_embedding_is_trained_and_nothing_else_of_the_text_encoder(
@@ -82,8 +94,9 @@ class TestTheToken:
         ],
     )
     def test_its_name(self, word: str, beside: bool, name: str, is_new: bool) -> None:
-        found = WordToken.of(tokenizer(), word, beside=beside)
-        assert (found.name, found.is_new) == (name, is_new)
+        word_found = Word.of(tokenizers(), word, beside=beside)
+        [found] = word_found.tokens.values()
+        assert (word_found.name, found.name, found.is_new) == (name, name, is_new)
         unknown = tokenizer().unk_token_id  # it stands for < and >
         assert found.pieces == tuple(id for id in tokenizer()(word, add_special_tokens=False).input_ids if id != unknown)
 
@@ -97,13 +110,13 @@ class TestTheToken:
     )
     def test_what_is_no_word(self, word: str, message: str) -> None:
         with pytest.raises(ConfigError, match=message):
-            WordToken.of(tokenizer(), word, beside=False)
+            Word.of(tokenizers(), word, beside=False)
 
     def test_a_name_that_is_taken(self) -> None:
         taken = tokenizer()
         taken.add_tokens("<sks>")
         with pytest.raises(ConfigError, match="the vocabulary of this model has '<sks>' already"):
-            WordToken.of(taken, "sks", beside=True)
+            Word.of({"clip_l": taken}, "sks", beside=True)
 
     @pytest.mark.parametrize(
         ("caption", "written"),
@@ -115,30 +128,61 @@ class TestTheToken:
         ],
     )
     def test_captions_are_written_with_it(self, caption: str, written: str) -> None:
-        assert WordToken.of(tokenizer(), "sks", beside=True).written(caption) == written
-        assert WordToken.of(tokenizer(), "sks", beside=False).written(caption) == caption
+        assert Word.of(tokenizers(), "sks", beside=True).written(caption) == written
+        assert Word.of(tokenizers(), "sks", beside=False).written(caption) == caption.replace("SKS", "sks")
 
     @given(words=st.lists(st.sampled_from(["sks", "a", "circle", "<sks>", "wuffel", "sksy"]), max_size=8))
     @settings(max_examples=30, deadline=None)
     def test_only_the_word_itself_is_replaced_and_once(self, words: list[str]) -> None:
-        token = WordToken(word="sks", name="<sks>", pieces=(1,), is_new=True)
+        token = Word(word="sks", name="<sks>", tokens={"clip_l": WordToken(name="<sks>", pieces=(1,), is_new=True)})
         written = token.written(" ".join(words))
         assert written.split() == ["<sks>" if word == "sks" else word for word in words]
         assert token.written(written) == written
 
     def test_a_preserved_prompt_has_a_new_token_inside_a_word(self) -> None:
-        token = WordToken.of(tokenizer(), "wuf", beside=False)
-        token.require_trainable(tokenizer(), captions=["a wuf circle"], preserved=["a waffle", "a sks circle"])
+        token = Word.of(tokenizers(), "wuf", beside=False)
+        token.require_trainable(tokenizers(), LIMIT, captions=["a wuf circle"], preserved=["a waffle", "a sks circle"])
         with pytest.raises(ConfigError, match="the word 'wuf' is in 1 preserved prompt, such as 'a Wuffel'"):
-            token.require_trainable(tokenizer(), captions=["a wuf circle"], preserved=["a circle", "a Wuffel"])
+            token.require_trainable(tokenizers(), LIMIT, captions=["a wuf circle"], preserved=["a circle", "a Wuffel"])
         with pytest.raises(ConfigError, match="no caption has the word 'wuf'"):
-            token.require_trainable(tokenizer(), captions=["a wf circle"], preserved=[])
+            token.require_trainable(tokenizers(), LIMIT, captions=["a wf circle"], preserved=[])
 
     def test_a_new_token_leaves_prompts_with_the_old_word_alone(self) -> None:
-        token = WordToken.of(tokenizer(), "circle", beside=True)
-        token.require_trainable(tokenizer(), captions=["a <circle>"], preserved=["a red circle"])
+        token = Word.of(tokenizers(), "circle", beside=True)
+        token.require_trainable(tokenizers(), LIMIT, captions=["a <circle>"], preserved=["a red circle"])
         with pytest.raises(ConfigError, match="the word '<circle>' is in 1 preserved prompt"):
-            token.require_trainable(tokenizer(), captions=["a <circle>"], preserved=["a red <circle>"])
+            token.require_trainable(tokenizers(), LIMIT, captions=["a <circle>"], preserved=["a red <circle>"])
+
+
+class TestOfSeveralTextEncoders:
+    def test_one_token_in_one_and_several_in_another(self) -> None:
+        both = {**tokenizers(), "t5": t5_tokenizer()}
+        found = Word.of(both, "sks", beside=False)
+        assert (found.name, {key: token.is_new for key, token in found.tokens.items()}) == ("sks", {"clip_l": False, "t5": True})
+        assert found.tokens["t5"].pieces == tuple(both["t5"].convert_tokens_to_ids(piece) for piece in "▁sks")
+        assert found.written("a SKS circle") == "a sks circle"  # T5 minds capitals
+
+    @pytest.mark.parametrize(("word", "beside"), [("sks", True), ("k", False)])
+    def test_all_have_a_new_one_of_another_name_if_one_needs_it(self, word: str, beside: bool) -> None:
+        """Of a LoRA, and where one vocabulary has the name as a part of words."""
+        found = Word.of({**tokenizers(), "t5": t5_tokenizer()}, word, beside=beside)
+        assert {token.name for token in found.tokens.values()} == {found.name} == {f"<{word}>"}
+        assert all(token.is_new for token in found.tokens.values())
+
+    def test_preserved_prompts_have_it_in_none(self) -> None:
+        both, limits = {**tokenizers(), "t5": t5_tokenizer()}, {**LIMIT, "t5": 300}
+        found = Word.of(both, "sks", beside=False)
+        preserved = ["a sksy circle"]  # one word for CLIP; in T5 a new token is found inside of it
+        found.require_trainable(tokenizers(), limits, captions=["a sks circle"], preserved=preserved)
+        with pytest.raises(ConfigError, match="the word 'sks' is in 1 preserved prompt, such as 'a sksy circle'"):
+            found.require_trainable(both, limits, captions=["a sks circle"], preserved=preserved)
+
+    def test_each_reads_it_in_its_own_part_of_a_caption(self) -> None:
+        both = {**tokenizers(), "t5": t5_tokenizer()}
+        found = Word.of(both, "sks", beside=False)
+        found.require_trainable(both, {**LIMIT, "t5": 30}, captions=["a circle, red, sks"], preserved=[])
+        with pytest.raises(ConfigError, match="no caption has the word 'sks'"):
+            found.require_trainable(both, {**LIMIT, "t5": 10}, captions=["a circle, red, sks"], preserved=[])
 
 
 def trained(output: Path, **changes: Any) -> tuple[Any, dict[str, Any], list[str]]:
@@ -239,3 +283,86 @@ def test_what_a_run_wrote_is_the_model_that_it_trained(tmp_path: Path, method: s
         assert read_place(Config(), place).tokens == (token,), place
     earlier = drawn(load_edited(Config(), str(tmp_path / "checkpoint-000002"), "cpu"), prompt)
     assert np.abs(earlier - expected).max() > 0.01
+
+
+ENCODERS = {
+    "sd1": {"clip_l": "text_encoder"},
+    "sdxl": {"clip_l": "text_encoder", "clip_g": "text_encoder_2"},
+    "sd3": {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5": "text_encoder_3"},
+    "flux": {"clip_l": "text_encoder", "t5": "text_encoder_2"},
+    "pixart": {"t5": "text_encoder"},
+}
+
+
+def word_in(name: str, folder: Path, word: str = "sks", keys: tuple[str, ...] = ()) -> tuple[Any, WordEmbedding]:
+    """A tiny pipeline, with a word in its text encoders (or in some of them) that is attached."""
+    place = str(saved(name, folder))
+    pipe = diffusers.DiffusionPipeline.from_pretrained(place, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    tokenizers = load_tokenizers(Source(place))
+    assert tokenizers.keys() == ENCODERS[name].keys()
+    chosen = {key: tokenizers[key] for key in keys or tokenizers}
+    embedding = WordEmbedding(load.freeze(pipe), Word.of(chosen, word, beside=True))
+    embedding.attach(embedding)
+    return pipe, embedding
+
+
+def encoded(pipe: Any, prompt: str) -> list[torch.Tensor]:
+    """The texts and vectors that a pipeline makes of a prompt, at every place that a denoiser reads."""
+    given = {"prompt": prompt, "prompt_2": prompt, "prompt_3": prompt, "do_classifier_free_guidance": False, "device": "cpu"}
+    takes = inspect.signature(pipe.encode_prompt).parameters
+    found = pipe.encode_prompt(**{key: value for key, value in given.items() if key in takes}, num_images_per_prompt=1)
+    return [each for each in found if isinstance(each, torch.Tensor) and each.is_floating_point() and each.shape[-1] != 3]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+class TestInEachTextEncoder:
+    def test_a_gradient_reaches_its_row(self, name: str, tmp_path: Path) -> None:
+        pipe, embedding = word_in(name, tmp_path)
+        assert all(row.dtype == torch.float32 and row.requires_grad for row in embedding.rows.values())
+        sum(each.square().sum() for each in encoded(pipe, "a photo of sks dog")).backward()  # type: ignore[union-attr]
+        assert {key: bool(row.grad.abs().max() > 0) for key, row in embedding.rows.items()} == dict.fromkeys(ENCODERS[name], True)
+
+    def test_other_prompts_stay_and_its_own_change(self, name: str, tmp_path: Path) -> None:
+        pipe, embedding = word_in(name, tmp_path)
+        before = [encoded(pipe, prompt) for prompt in ("a photo of a dog", "a photo of sks dog")]
+        with torch.no_grad():
+            for row in embedding.rows.values():
+                row.add_(1.0)
+        other, own = (encoded(pipe, prompt) for prompt in ("a photo of a dog", "a photo of sks dog"))
+        assert all(torch.equal(old, new) for old, new in zip(before[0], other, strict=True))
+        assert any(not torch.equal(old, new) for old, new in zip(before[1], own, strict=True))
+
+    def test_merged_and_written_it_is_the_same(self, name: str, tmp_path: Path) -> None:
+        """In the pipeline's tables, in a pipeline folder, from the file by nullbooth, and from the file by diffusers."""
+        pipe, embedding = word_in(name, tmp_path)
+        with torch.no_grad():
+            for number, row in enumerate(embedding.rows.values(), start=1):
+                row.add_(number)
+        expected = encoded(pipe, "a photo of sks dog")
+        file = embedding.save(tmp_path)
+        embedding.merge()
+        pipe.save_pretrained(tmp_path / "merged")
+        opened, read, theirs = (
+            load.freeze(diffusers.DiffusionPipeline.from_pretrained(tmp_path / folder, local_files_only=True))
+            for folder in ("merged", name, name)
+        )
+        WordFile.read(file, "sks").load_into(read)
+        load_by_diffusers(theirs, file, ENCODERS[name])
+        for found in (pipe, opened, read, theirs):
+            for one, other in zip(expected, encoded(found, "a photo of sks dog"), strict=True):
+                torch.testing.assert_close(other, one, rtol=0, atol=1e-6)
+
+
+def load_by_diffusers(pipe: Any, file: Path, parts: Mapping[str, str]) -> None:
+    """As docs/reference/train.md does it."""
+    rows = load_file(file)
+    for key, part in parts.items():
+        row = rows["sks"] if len(rows) == 1 else rows[key]
+        encoder, tokenizer = getattr(pipe, part), getattr(pipe, part.replace("text_encoder", "tokenizer"))
+        if hasattr(pipe, "load_textual_inversion"):
+            pipe.load_textual_inversion(row, token="sks", text_encoder=encoder, tokenizer=tokenizer)
+        else:
+            tokenizer.add_tokens("sks")
+            encoder.resize_token_embeddings(len(tokenizer))
+            encoder.get_input_embeddings().weight.data[tokenizer.convert_tokens_to_ids("sks")] = row[0]
