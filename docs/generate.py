@@ -184,18 +184,19 @@ prompts. A preserved prompt that has the word in any of them is refused.
 | Flux | CLIP-L, which gives one vector for a whole prompt: a note advises `all` | T5 too, which Flux reads word by word |
 | PixArt | T5, with a note: there is no CLIP | T5 |
 
-learned_embeds.safetensors has `{{"<sks>": [1, D]}}` for one text encoder, which `pipe.load_textual_inversion(FILE)` of diffusers reads.
-For several it has `{{"clip_l": [1, D], "clip_g": [1, D], "t5": [1, D]}}`, as files for SDXL do; base.json has the token. nullbooth
-reads both. With `rows = safetensors.torch.load_file(FILE)` diffusers reads the second in one call for each:
+learned_embeds.safetensors has `{{"<sks>": [1, D]}}` for one text encoder, which `pipe.load_textual_inversion(FILE)` of diffusers
+reads. For several it has `{{"clip_l": [1, D], "clip_g": [1, D], "t5": [1, D]}}`, as files for SDXL do; base.json has the token.
+nullbooth reads both. With `rows = safetensors.torch.load_file(FILE)` diffusers reads the second in one call for each:
 
-- SDXL: `pipe.load_textual_inversion(rows["clip_l"], token="<sks>", text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer)`, and
-  `rows["clip_g"]` with `text_encoder_2` and `tokenizer_2`.
+- SDXL: `pipe.load_textual_inversion(rows["clip_l"], token="<sks>", text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer)`,
+  and `rows["clip_g"]` with `text_encoder_2` and `tokenizer_2`.
 - Flux: the same with `rows["clip_l"]`, and `rows["t5"]` with `text_encoder_2` and `tokenizer_2`.
 - SD3 and PixArt have no such method. For each text encoder: `tokenizer.add_tokens("<sks>")`,
   `encoder.resize_token_embeddings(len(tokenizer))`, and
   `encoder.get_input_embeddings().weight.data[tokenizer.convert_tokens_to_ids("<sks>")] = rows["t5"][0]`.
 
-A token that the vocabulary has already (`sks` in CLIP, with `method: full`) is refused by `load_textual_inversion`: load the pipeline folder.
+A token that the vocabulary has already (`sks` in CLIP, with `method: full`) is refused by `load_textual_inversion`: load the
+pipeline folder.
 
 ## The model of any checkpoint
 
