@@ -1,10 +1,12 @@
 """Files of adapters: what one holds, read from the names of its tensors before anything is loaded.
 
-    AdapterFile.find(Path("trained-lora"), allow_pickle=False)
+    AdapterFile.find(Path("trained-lora"), allow_pickle=False)                  # what diffusers and PEFT can load whole
+    AdapterFile.find(Path("style.safetensors"), allow_pickle=False, plain=False)    # any kind: lora_file.LoraFile reads it
 
 1. A LoRA of diffusers or kohya is one file of pairs: a matrix down to the rank, and one up from it, perhaps with an alpha.
 2. A folder that PEFT's `save_pretrained` wrote has an adapter_config.json; any kind of adapter that PEFT knows may be in it.
-3. Everything else is an error that names the kind: diffusers leaves out what it does not know, with a warning at most.
+3. Everything else is an error that names the kind, unless it is asked for: diffusers leaves out what it does not know, with a
+   warning at most.
 """
 
 import re
@@ -20,7 +22,9 @@ from nullbooth_cli.model.sources import ALLOW_PICKLE, PICKLED, SAFE
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-_PART = re.compile(r"(.*?[._])(lora\d*)[._](down|up|A|B)\.weight")
+# PEFT's starts of a LoRA that change the weight of the layer as well, by the beginning of their names.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_PART = re.compile(r"(.*?[._])(lora\d*|lora_linear_layer)[._](down|up|A|B)\.weight")
 _BESIDE = re.compile(r".*\.alpha|.*lora_magnitude_vector(\.weight)?")
 # Other adapters, by a part of the names of their tensors.
 KINDS = {
@@ -46,7 +50,9 @@ class PairName(NamedTuple):
 def pair_name(tensor: str) -> PairName | None:
     """The pair that a tensor is part of, None for anything else."""
     found = _PART.fullmatch(tensor)
-    return found and PairName(f"{found[1]}{found[2].removeprefix('lora')}".rstrip("._"), found[3] in ("down", "A"))
+    return found and PairName(
+        f"{found[1]}{found[2].removeprefix('lora').removeprefix('_linear_layer')}".rstrip("._"), found[3] in ("down", "A")
+    )
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,11 @@ class AdapterFile:
     peft: Path | None = None
 
     @classmethod
-    def find(cls, place: Path, *, allow_pickle: bool) -> "AdapterFile | None":
+    def find(cls, place: Path, *, allow_pickle: bool, plain: bool = True) -> "AdapterFile | None":
         """The adapter at a place that exists; None for a pipeline folder.
 
-        Raises ConfigError for a place that is neither, for a pickle unless it is allowed, and for an adapter that cannot be
-        loaded whole. Cost: the header of a file; a pickle is read.
+        Raises ConfigError for a place that is neither, for a pickle unless it is allowed, and, if it is to be a `plain` LoRA, for
+        an adapter that cannot be loaded whole. Cost: the header of a file; a pickle is read.
         """
         if (place / "model_index.json").is_file():
             return None
@@ -73,13 +79,13 @@ class AdapterFile:
                     "name the whole folder that save_pretrained of PEFT wrote",
                 )
             if peft:
-                return cls(peft[0], folder)._checked(allow_pickle)
-        return cls(_only_file(place))._checked(allow_pickle)
+                return cls(peft[0], folder)._checked(allow_pickle, plain)
+        return cls(_only_file(place))._checked(allow_pickle, plain)
 
-    def _checked(self, allow_pickle: bool) -> "AdapterFile":
+    def _checked(self, allow_pickle: bool, plain: bool) -> "AdapterFile":
         if self.path.suffix in PICKLED and not allow_pickle:
             raise ConfigError(f"{self.path} is pickled, and reading a pickle can run any code", ALLOW_PICKLE)
-        if self.peft is None:
+        if plain and self.peft is None:
             _require_lora(self.path, self.names)
         return self
 
@@ -89,6 +95,19 @@ class AdapterFile:
         if self.path.suffix in PICKLED:
             return tuple(self.tensors())
         return tuple(shapes_in(self.path))
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """The metadata in the header of a safetensors file; a pickle has none. Raises ConfigError if it cannot be read."""
+        from safetensors import SafetensorError, safe_open
+
+        if self.path.suffix in PICKLED:
+            return {}
+        try:
+            with safe_open(self.path, "pt") as opened:
+                return dict(opened.metadata() or {})
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"cannot read {self.path}: {error}", "write it again, as a .safetensors file") from error
 
     def tensors(self) -> Mapping[str, Any]:
         """All of its tensors, on the CPU. A pickle is read without running code.
@@ -119,6 +138,27 @@ class AdapterFile:
         except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
             problem = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"cannot read {self.path}: {problem}", "write it again, as a .safetensors file")
+
+
+def changes_base(start: object) -> bool:
+    """Whether a LoRA with this `init_lora_weights` changed the weights of the layers that it was added to."""
+    return str(start).lower().startswith(_CHANGES_BASE)
+
+
+def require_adapter_alone(place: object, config: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a config of PEFT that says that the base was changed, too, or that more was trained."""
+    start = config.get("init_lora_weights", True)
+    if changes_base(start):
+        raise ConfigError(
+            f"{place} began with init_lora_weights={start!r}, which changes the weights of the base as well",
+            "save it with path_initial_model_for_weight_conversion, which makes it a plain LoRA",
+        )
+    beside = [key for key in ("modules_to_save", "trainable_token_indices") if config.get(key)]
+    if beside or config.get("bias", "none") != "none":
+        raise ConfigError(
+            f"{place} trained more than its adapter: {beside[0] if beside else 'bias'} in its config is set",
+            "merge it into its base (merge_and_unload), and name a pipeline folder saved with that",
+        )
 
 
 def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:

@@ -18,19 +18,11 @@ from torch import nn
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted
-from nullbooth_cli.model.adapter_files import AdapterFile, pair_name
+from nullbooth_cli.model.adapter_files import AdapterFile, pair_name, require_adapter_alone
 from nullbooth_cli.model.load import ONE_LOAD, denoiser_of, freeze
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.model.sources import SAFE
-
-# PEFT's starts of a LoRA that change the weight of the layer as well, by the beginning of their names.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
-
-def changes_base(start: object) -> bool:
-    """Whether a LoRA with this `init_lora_weights` changed the weights of the layers that it was added to."""
-    return str(start).lower().startswith(_CHANGES_BASE)
 
 
 @contextmanager
@@ -142,18 +134,7 @@ def _load_peft(pipe: Any, adapter: AdapterFile, undoing: ExitStack) -> None:
 
     config = PeftConfig.from_pretrained(str(adapter.peft))
     config.inference_mode = True
-    start = getattr(config, "init_lora_weights", True)
-    if changes_base(start):
-        raise ConfigError(
-            f"{adapter.peft} began with init_lora_weights={start!r}, which changes the weights of the base as well",
-            "save it with path_initial_model_for_weight_conversion, which makes it a plain LoRA",
-        )
-    beside = [key for key in ("modules_to_save", "trainable_token_indices") if getattr(config, key, None)]
-    if beside or getattr(config, "bias", "none") != "none":
-        raise ConfigError(
-            f"{adapter.peft} trained more than its adapter: {beside[0] if beside else 'bias'} in its config is set",
-            "merge it into its base (merge_and_unload), and name a pipeline folder saved with that",
-        )
+    require_adapter_alone(adapter.peft, vars(config))
     tensors = adapter.tensors()
     component = _component_of(pipe, adapter, tensors)
     wrapped: Any = get_peft_model(component, config)

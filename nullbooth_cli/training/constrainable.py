@@ -7,7 +7,7 @@ from torch import nn
 
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import counted
-from nullbooth_cli.model.adapters import changes_base
+from nullbooth_cli.model.adapter_files import changes_base
 from nullbooth_cli.tensors import plain_name
 
 FORWARD = "the forward of the layer was replaced"
