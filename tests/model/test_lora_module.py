@@ -1,0 +1,102 @@
+"""A module of a LoRA file after its change dW became dW M: in its own form, as a plain LoRA, or refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.model.lora_file import LoraFile
+
+NAME = "lora_unet_mid_block_x"
+LINEAR, CONV = (12, 8), (12, 4, 3, 3)
+
+
+def file_of(folder: Path, tensors: dict[str, torch.Tensor], shape: tuple[int, ...]) -> LoraFile:
+    """A file of one module of a denoiser with one weight of this shape."""
+    torch.manual_seed(0)
+    values = {key: torch.randn(value.shape) * 0.3 if value.ndim else value for key, value in tensors.items()}
+    save_file(values, folder / "a.safetensors")
+    return LoraFile.read(folder / "a.safetensors", "StableDiffusionPipeline", {"mid_block.x.weight": shape})
+
+
+def tensors_of(kind: str, shape: tuple[int, ...], name: str = NAME) -> dict[str, torch.Tensor]:
+    m, d = shape[0], int(np.prod(shape[1:]))
+    kernel = [1] * (len(shape) - 2)
+    made = {
+        "lora": {"lora_down.weight": torch.zeros(2, *shape[1:]), "lora_up.weight": torch.zeros(m, 2, *kernel)},
+        "loha": {f"hada_w{i}_{side}": torch.zeros((m, 2) if side == "a" else (2, d)) for i in (1, 2) for side in "ab"},
+        "lokr": {"lokr_w1": torch.zeros(2, 2), "lokr_w2_a": torch.zeros(m // 2, 1), "lokr_w2_b": torch.zeros(1, d // 2)},
+        "full": {"diff": torch.zeros(shape)},
+    }[kind]
+    return {f"{name}.{key}": value for key, value in made.items()} | {f"{name}.alpha": torch.tensor(3.0)}
+
+
+def matrix(size: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((size, size)) / size**0.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "rank"),
+    [("lora", LINEAR, 2), ("lora", CONV, 2), ("full", LINEAR, None), ("loha", LINEAR, 4), ("loha", CONV, 4), ("lokr", LINEAR, 2)],
+)
+def test_its_change_becomes_dw_m(tmp_path: Path, kind: str, shape: tuple[int, ...], rank: int | None) -> None:
+    """A LoHa of rank 2 takes a LoRA of rank 4, a LoKr of a whole 2 x 2 and a rank 1 one of rank 2."""
+    file = file_of(tmp_path, tensors_of(kind, shape), shape)
+    before = file.modules[0].change().double().numpy()
+    m = matrix(before.shape[1])
+    tensors, metadata = file.with_inputs_mapped({NAME: m}, "note")
+    (tmp_path / "mapped").mkdir()
+    save_file(tensors, tmp_path / "mapped" / "b.safetensors", metadata=metadata)
+    after = LoraFile.read(tmp_path / "mapped", "StableDiffusionPipeline", {"mid_block.x.weight": shape})
+    (module,) = after.modules
+    assert module.kind == ("full" if kind == "full" else "lora")
+    np.testing.assert_allclose(module.change().double().numpy(), before @ m, rtol=1e-4, atol=1e-6)
+    if rank is not None:
+        assert tensors[f"{NAME}.lora_down.weight"].shape == (rank, *shape[1:])
+        assert tensors[f"{NAME}.alpha"] == (3.0 if kind == "lora" else rank)
+
+
+def test_a_dora_becomes_a_plain_lora_only_if_it_may(tmp_path: Path) -> None:
+    tensors = tensors_of("lora", LINEAR) | {f"{NAME}.dora_scale": torch.ones(12, 1)}
+    file = file_of(tmp_path, tensors, LINEAR)
+    assert (file.modules[0].kind, file.modules[0].needs_base) == ("dora", True)
+    with pytest.raises(ConfigError, match="is of the kind dora: its change depends on the base"):
+        file.modules[0].change()
+    with pytest.raises(ConfigError, match="is a DoRA: its magnitudes rescale the weight itself"):
+        file.with_inputs_mapped({NAME: 0.5}, "")
+    made, _ = file.with_inputs_mapped({NAME: 0.5}, "", drop_magnitudes=True)
+    assert sorted(made) == sorted(tensors_of("lora", LINEAR))
+    torch.testing.assert_close(made[f"{NAME}.lora_down.weight"], 0.5 * file.tensors[f"{NAME}.lora_down.weight"])
+
+
+def test_the_shift_of_a_bias_goes(tmp_path: Path) -> None:
+    file = file_of(tmp_path, tensors_of("full", LINEAR) | {f"{NAME}.diff_b": torch.ones(12)}, LINEAR)
+    assert file.modules[0].moves_bias
+    made, _ = file.with_inputs_mapped({NAME: 1.0}, "")
+    assert sorted(made) == [f"{NAME}.alpha", f"{NAME}.diff"]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "problem"),
+    [
+        ({f"{NAME}.oft_blocks": torch.zeros(2, 4, 4)}, "is of the kind oft, which acts on the weight itself"),
+        ({f"{NAME}.weight": torch.zeros(12), f"{NAME}.on_input": torch.tensor(False)}, "is of the kind ia3, which acts on"),
+        (
+            {key: value for key, value in tensors_of("loha", LINEAR, "unet.mid_block.x").items() if "alpha" not in key},
+            "is a loha of PEFT, whose config knows no plain LoRA",
+        ),
+    ],
+)
+def test_what_has_no_form(tmp_path: Path, tensors: dict[str, torch.Tensor], problem: str) -> None:
+    file = file_of(tmp_path, tensors, LINEAR)
+    with pytest.raises(ConfigError, match=problem):
+        file.with_inputs_mapped({file.modules[0].name: matrix(8)}, "")
+
+
+def test_a_change_of_another_size_than_the_base(tmp_path: Path) -> None:
+    file = file_of(tmp_path, tensors_of("loha", LINEAR), (12, 9))
+    with pytest.raises(ConfigError, match=r"changes a weight of \[12, 8\], and the base has \[12, 9\] there"):
+        file.modules[0].change()
