@@ -1,6 +1,8 @@
-"""A training step constrained against the same step free, in turns: full k and v, and LoRA, at the size of Stable Diffusion 1.5.
+"""A training step constrained against the same step free, in turns: full k and v, and LoRA, at the sizes of real denoisers.
 
-The weights and the projectors are random: neither changes the work. `--device cpu --tiny` shows in seconds that it runs.
+`--model` is sd15, sdxl or flux, from its config file; the weights and the projectors are random: neither changes the work. The
+frozen weights are in `--dtype`, what trains is float32, and the forward is in `--precision`, as accelerate runs it. `--depth`
+keeps as many transformer blocks in a row, where the whole model does not fit; `--device cpu --tiny` shows that it runs.
 """
 
 import argparse
@@ -8,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from torch import nn
@@ -18,10 +21,28 @@ from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.training.constraint import constrain
 from tests.benchmarks.common import Stopwatch, figure, in_turns, median_wall, parse, parser, show
-from tests.benchmarks.subjects import sd15_pipeline
+from tests.support.builders import ROOT
 
 AT_MOST = {"full": 1.25, "lora": 1.10}
 PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+TINY_UNET = {
+    "block_out_channels": (16, 32),
+    "norm_num_groups": 8,
+    "cross_attention_dim": 32,
+    "sample_size": 8,
+    "attention_head_dim": 4,
+}
+TINY = {
+    "sd15": {**TINY_UNET, "down_block_types": ("CrossAttnDownBlock2D",) * 2, "up_block_types": ("CrossAttnUpBlock2D",) * 2},
+    "sdxl": {
+        **TINY_UNET,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2),
+    },
+    "flux": {"attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 32, "axes_dims_rope": (4, 4, 8)},
+}
 
 
 class RandomProjectors:
@@ -36,10 +57,13 @@ class RandomProjectors:
             self._found[name] = of_width[dim]
 
     def sites(self) -> Sequence[Site]:
-        first, *_ = self._found
-        layer, feature = split_weight(first)
-        weights, dim = tuple(self._found), self._found[first].dim
-        return (Site(layer, feature, side="input", weights=weights, timestep_free=True, num_tokens=77, dim=dim),)
+        of_width: dict[int, list[str]] = {}
+        for name, projector in self._found.items():
+            of_width.setdefault(projector.dim, []).append(name)
+        return [
+            Site(*split_weight(names[0]), side="input", weights=tuple(names), timestep_free=True, num_tokens=77, dim=dim)
+            for dim, names in of_width.items()
+        ]
 
     def moment(self, site: Site) -> Moment:
         raise NotImplementedError("the drift is not measured here")
@@ -48,43 +72,91 @@ class RandomProjectors:
         return self._found
 
 
+def denoiser(arguments: argparse.Namespace) -> Any:
+    """The denoiser of a model on the device, from its config file, with small random weights."""
+    part, kind = (
+        ("transformer", diffusers.FluxTransformer2DModel)
+        if arguments.model == "flux"
+        else ("unet", diffusers.UNet2DConditionModel)
+    )
+    config: dict[str, Any] = kind.load_config(ROOT / "tests/architectures" / arguments.model, subfolder=part)
+    if arguments.tiny:
+        config |= TINY[arguments.model]
+    if arguments.depth and arguments.model == "flux":
+        config |= {"num_layers": arguments.depth, "num_single_layers": 2 * arguments.depth}
+    elif arguments.depth and arguments.model == "sdxl":
+        config["transformer_layers_per_block"] = [
+            min(layers, arguments.depth) for layers in config["transformer_layers_per_block"]
+        ]
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        # The model's own `to` warns of parts that are to stay float32.
+        made = nn.Module.to(kind.from_config(config), DTYPES[arguments.dtype])
+    made.to_empty(device=arguments.device)
+    for tensor in [*made.parameters(), *made.buffers()]:
+        nn.init.normal_(tensor, std=0.02)
+    return made.requires_grad_(False)
+
+
+def inputs(arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
+    """A random batch, as a forward of the denoiser takes it; `size` latents along each side, `--text` tokens of text."""
+    config, batch, size = model.config, arguments.batch, arguments.size // 8
+    random = partial(torch.randn, device=arguments.device)
+    if arguments.model == "flux":
+        places = torch.zeros(size * size // 4, 3, device=arguments.device)
+        return {
+            "hidden_states": random(batch, len(places), config.in_channels),
+            "timestep": torch.rand(batch, device=arguments.device),
+            "guidance": torch.full((batch,), 3.5, device=arguments.device),
+            "encoder_hidden_states": random(batch, arguments.text, config.joint_attention_dim),
+            "pooled_projections": random(batch, config.pooled_projection_dim),
+            "txt_ids": torch.zeros(arguments.text, 3, device=arguments.device),
+            "img_ids": places,
+        }
+    given = {
+        "sample": random(batch, config.in_channels, size, size),
+        "timestep": torch.randint(1000, (batch,), device=arguments.device),
+        "encoder_hidden_states": random(batch, arguments.text, config.cross_attention_dim),
+    }
+    if arguments.model == "sdxl":
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        given["added_cond_kwargs"] = {"text_embeds": random(batch, pooled), "time_ids": random(batch, 6)}
+    return given
+
+
 class Training:
-    """A denoiser in training on one random batch, with a half-precision forward as accelerate does it."""
+    """A denoiser in training on one random batch."""
 
     def __init__(self, arguments: argparse.Namespace, method: str, *, constrained: bool) -> None:
-        self.device = torch.device(arguments.device)
-        pipe: Any = sd15_pipeline(self.device, torch.float32, tiny=arguments.tiny)
-        unet, self.half = pipe.unet, PRECISIONS[arguments.precision]
-        found = find_projections(unet, ("k", "v"), "all")
-        unet.requires_grad_(False)
+        self.device, self.half = torch.device(arguments.device), PRECISIONS[arguments.precision]
+        model = denoiser(arguments)
+        found = find_projections(model, ("k", "v"), "all")
         if method == "lora":
             from peft import LoraConfig
 
             names = [each.weight.removesuffix(".weight") for each in found]
-            unet.add_adapter(LoraConfig(r=arguments.rank, lora_alpha=arguments.rank, target_modules=names))
+            model.add_adapter(LoraConfig(r=arguments.rank, lora_alpha=arguments.rank, target_modules=names))
         else:
             for each in found:
                 each.module.get_parameter("weight").requires_grad_(True)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
         if constrained:
-            source = RandomProjectors({each.weight: unet.get_parameter(_now(each.weight, method)).shape[1] for each in found})
-            constrain(unet, source, unprotected="refuse")
+            source = RandomProjectors({each.weight: model.get_parameter(_now(each.weight, method)).shape[1] for each in found})
+            constrain(model, source, unprotected="refuse")
         if arguments.checkpointing:
-            unet.enable_gradient_checkpointing()
-        self.unet: nn.Module = unet.train()
-        self.optimizer = torch.optim.AdamW([each for each in unet.parameters() if each.requires_grad], lr=1e-5)
-        size, config = arguments.batch, unet.config
-        self.batch = (
-            torch.randn(size, config.in_channels, config.sample_size, config.sample_size, device=self.device),
-            torch.randint(1000, (size,), device=self.device),
-            torch.randn(size, 77, config.cross_attention_dim, device=self.device),
-        )
+            model.enable_gradient_checkpointing()
+        self.model: nn.Module = model.train()
+        self.optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-5)
+        self.batch = inputs(arguments, model)
 
     def steps(self, count: int, watch: Stopwatch) -> None:
         self._wait()
         with watch:
             for _ in range(count):
                 with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
-                    loss = self.unet(*self.batch, return_dict=False)[0].float().square().mean()
+                    loss = self.model(**self.batch, return_dict=False)[0].float().square().mean()
                 loss.backward()
                 self.optimizer.step()
                 self.optimizer.zero_grad()
@@ -103,7 +175,18 @@ def _now(weight: str, method: str) -> str:
 def main() -> None:
     made = parser(__doc__, repeats=5)
     made.add_argument("--device", default="cuda")
+    made.add_argument("--model", choices=TINY, default="sd15")
+    made.add_argument("--methods", nargs="+", choices=AT_MOST, default=list(AT_MOST))
+    made.add_argument("--dtype", choices=DTYPES, default="float32", help="of the frozen weights")
     made.add_argument("--precision", choices=PRECISIONS, default="fp16")
+    made.add_argument("--size", type=int, default=512, help="pixels along a side")
+    made.add_argument("--text", type=int, default=77, help="tokens of text")
+    made.add_argument(
+        "--depth",
+        type=int,
+        default=0,
+        help="sdxl: transformer blocks in a row; flux: double blocks, and twice as many single ones",
+    )
     made.add_argument("--batch", type=int, default=1)
     made.add_argument("--rank", type=int, default=8)
     made.add_argument("--steps", type=int, default=10, help="a turn")
@@ -111,9 +194,9 @@ def main() -> None:
     made.add_argument("--tiny", action="store_true", help="a tiny model, 2 steps")
     arguments = parse(made)
     if arguments.tiny:
-        arguments.steps, arguments.repeats = 2, 1
+        arguments.steps, arguments.repeats, arguments.size = 2, 1, 64
     figures, details = [], {}
-    for method, at_most in AT_MOST.items():
+    for method in arguments.methods:
         free, held = (Training(arguments, method, constrained=constrained) for constrained in (False, True))
         runs: dict[str, Callable[[Stopwatch], None]] = {
             f"{method} free": partial(free.steps, arguments.steps),
@@ -124,7 +207,7 @@ def main() -> None:
         if arguments.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats()
         below, above = in_turns(runs, arguments.repeats).values()
-        figures.append(figure(f"{method}: constrained step", above, below, at_most=at_most))
+        figures.append(figure(f"{arguments.model}, {method}: constrained step", above, below, at_most=AT_MOST[method]))
         details[method] = {"free_step_seconds": median_wall(below) / arguments.steps}
         if arguments.device.startswith("cuda"):
             details[method]["peak_bytes_of_both"] = torch.cuda.max_memory_allocated()
