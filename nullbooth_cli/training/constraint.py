@@ -24,7 +24,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.nullspace.projector import Projector, relative_drift
 from nullbooth_cli.tensors import plain_name
 from nullbooth_cli.training.constrainable import base_changed_by_lora, require_constrainable
-from nullbooth_cli.training.parametrization import TorchProjector, is_constrained, saved_name
+from nullbooth_cli.training.parametrization import TorchProjector, exact, is_constrained, saved_name
 from nullbooth_cli.training.protected_weights import ProtectedWeight, actual_names, find_weight
 
 SAVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -193,9 +193,11 @@ class Constraint:
                 site = weight.site
                 if site.name not in self._moments:
                     self._moments[site.name] = self._store.moment(site)
-                moment, change = self._moments[site.name], weight.unexplained() or weight.change(dtype)
+                with exact():
+                    change, start = weight.unexplained() or weight.change(dtype), weight.start(dtype)
+                moment = self._moments[site.name]
                 drifts[weight.name] = relative_drift(
-                    change.weight, weight.start(dtype).weight, moment.second_moment, shift=change.bias, mean=moment.mean
+                    change.weight, start.weight, moment.second_moment, shift=change.bias, mean=moment.mean
                 )
         return drifts
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from nullbooth_cli.errors import ModelError
-from nullbooth_cli.nullspace.projector import Projector, apply_factor
+from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.tensors import full_float32
 
 ORIGINAL = "parametrizations.weight.original"  # torch's name of X inside the layer
@@ -37,22 +37,41 @@ class TorchProjector:
         self._host = torch.from_numpy(projector.factor)
         self._factors: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
 
-    def apply(self, rows: torch.Tensor) -> torch.Tensor:
+    def apply(self, rows: torch.Tensor, *, in_bfloat16: bool = False) -> torch.Tensor:
         """`rows @ P` for `[M, D]`, in float32, or in float64 for rows of float64. Differentiable. Cost: 4 M D F operations.
 
-        Autocast and TF32 are off, whatever the program uses: their rounding leads out of the null space.
+        Autocast and TF32 are off, whatever the program uses: their rounding leads out of the null space. `in_bfloat16` rounds
+        what is multiplied, in the gradient too, but not what is subtracted or added.
         """
         rows = _at_least_float32(rows)
-        key = rows.device, rows.dtype
+        key = rows.device, torch.bfloat16 if in_bfloat16 else rows.dtype
         if key not in self._factors:
             self._factors[key] = self._host.to(*key)
         with torch.autocast(rows.device.type, enabled=False), full_float32(rows.device):
-            return apply_factor(rows, self._factors[key], is_complement=self._is_complement)
+            inside = (rows.to(key[1]) @ self._factors[key]) @ self._factors[key].T
+            return rows - inside if self._is_complement else inside.to(rows.dtype)
 
     def share_outside(self, rows: torch.Tensor, *, compared_with: torch.Tensor) -> float:
         """norm(rows - rows P) / norm(compared_with); 0 if nothing of the rows lies outside the null space."""
         outside = float(torch.linalg.norm(rows - self.apply(rows)))
         return outside / float(torch.linalg.norm(compared_with)) if outside else 0.0
+
+
+def _is_rounded_next(change: torch.Tensor) -> bool:
+    """Whether a forward on CUDA is under autocast, which rounds the whole weight, start included, as soon as it is used.
+
+    That moves it further out of the null space than products in bfloat16 do. In float32 these would take half as long again as
+    the whole step of a large model (docs/benchmarks.md).
+    """
+    if not change.is_cuda or change.dtype == torch.float64 or not torch.is_autocast_enabled("cuda"):
+        return False
+    is_quick: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+    return is_quick
+
+
+def exact() -> torch.autocast:
+    """Context manager: constrained weights that are read within are exact, whatever autocast surrounds it."""
+    return torch.autocast("cuda", enabled=False)
 
 
 class ProjectedWeight(nn.Module):
@@ -70,7 +89,8 @@ class ProjectedWeight(nn.Module):
 
     def forward(self, change: torch.Tensor) -> torch.Tensor:
         """start + X P from X, both `[M, D]`."""
-        return (self._start(change.device) + self.projector.apply(change)).to(change.dtype)
+        applied = self.projector.apply(change, in_bfloat16=_is_rounded_next(change))
+        return (self._start(change.device) + applied).to(change.dtype)
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
         """X of a weight, both `[M, D]`; torch calls it when the parametrization is registered."""
@@ -107,7 +127,8 @@ def constrain_weight(linear: nn.Module, projector: TorchProjector, *, keep_value
     def release() -> None:
         for hook in hooks:
             hook.remove()
-        parametrize.remove_parametrizations(linear, "weight", leave_parametrized=True)
+        with exact():
+            parametrize.remove_parametrizations(linear, "weight", leave_parametrized=True)
 
     return release
 
@@ -148,7 +169,8 @@ def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
 
 def _save_plain_weight(linear: Any, state: dict[str, torch.Tensor], prefix: str, _: object) -> None:
     del state[f"{prefix}{ORIGINAL}"]
-    state[f"{prefix}weight"] = linear.weight.detach()
+    with exact():
+        state[f"{prefix}weight"] = linear.weight.detach()
 
 
 def _load_plain_weight(linear: Any, state: dict[str, torch.Tensor], prefix: str, *_: object) -> None:

@@ -158,3 +158,18 @@ def test_any_change_stays_in_the_null_space(dim: int, null: float, rows: int, se
     release()
     assert linear.weight is parameter
     np.testing.assert_allclose(linear.weight.detach().numpy(), expected, rtol=0, atol=1e-6 * (1 + 10**big))
+
+
+@given(dim=st.integers(8, 64), null=st.floats(0.05, 1), seed=st.integers(0, 99))
+def test_products_in_bfloat16_cost_less_than_the_rounding_of_the_weight(dim: int, null: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    projector = Projector.of(np.linalg.qr(rng.standard_normal((dim, dim)))[0], max(1, round(null * dim)))
+    change = torch.from_numpy(rng.standard_normal((16, dim))).float().requires_grad_()
+    expected = change.detach().double().numpy() @ projector.dense()
+    short = TorchProjector(projector).apply(change, in_bfloat16=True)
+    assert short.dtype == torch.float32
+    short.square().sum().backward()
+    assert change.grad is not None
+    rounded = float(torch.linalg.norm(change.detach().bfloat16() - change.detach()))  # at most, of a start as large as the change
+    assert np.linalg.norm(short.detach().double().numpy() - expected) <= 4 * rounded
+    np.testing.assert_allclose(change.grad.numpy(), 2 * expected, rtol=0, atol=0.1)
