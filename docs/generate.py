@@ -153,6 +153,23 @@ because Stable Diffusion does not mask it. On five subjects of the embedded mode
 - **With `word`** no ratio predicts anything, because the word moves into the null space. It needs dimensions: 16 of 96
   were enough for one subject, 1 was not. Under 16 the answer is that they may be too few.
 
+## Optimizers and averages
+
+| `optimizer` | learning rate | state, bytes for each parameter | needs |
+| --- | --- | --- | --- |
+| `adamw` | `learning_rate` | 8 | |
+| `adamw8bit` | `learning_rate`, as for `adamw` | 2; 8 in tensors of fewer than 4096 | `pip install 'nullbooth[8bit]'` |
+| `prodigy` | found by itself, times `learning_rate` | 16 | `pip install 'nullbooth[train]'` |
+
+For Prodigy set `learning_rate` to 1.0, and `word_learning_rate` too: it has one step size for all parameters, and a recipe with
+two rates is refused. A learning rate far below 1.0 is reported. The `learning_rate` of train.jsonl is the step size that
+Prodigy has found, times the learning rate.
+
+With `ema_decay`, the result, the validation pictures and the trained files of a checkpoint have moving averages of what trains;
+training itself continues from the last values, and a checkpoint has both. After step n the average moves by 1 - min(`ema_decay`,
+n / (9 + n)) towards the new values. A constraint holds for the averages as it does for the values: W0 + X P is linear in X, and
+X is what is averaged.
+
 ## The output
 
 | file or folder | what it is |
@@ -203,7 +220,7 @@ pipeline folder.
 `nullbooth train -c FILE --finish 200` does not train. It writes the result of the checkpoint after 200 steps: pipeline/ or lora/,
 README.md and train.json. That works after Ctrl-C, which prints the command, and on any number of processes. Later the same
 recipe without `--finish` resumes from the newest checkpoint. Checkpoints of at most 100 MB (those of the embedded model have
-11 MB) all stay; of larger ones the last 5 stay. `checkpoints_total_limit` sets another number.
+2 MB) all stay; of larger ones the last 5 stay. `checkpoints_total_limit` sets another number.
 
 `--push-to-hub ID` uploads the result folder with its card, at the end of a run, or at once if the run is complete. A new
 repository is private.
@@ -218,8 +235,8 @@ steps (`lr_scheduler: linear`, `cosine`) follows the new number from there.
 
 - **Ctrl-C and SIGTERM** finish the step and write a checkpoint, on all processes of a launch at the same step; the
   exit code is 130 or 143. A second one stops at once, and loses the steps since the last checkpoint.
-- **train.jsonl** loses the lines of steps after the checkpoint, because they are done again. Apart from `seconds`, and from
-  rounding with a constraint, it ends up as in a run that was not interrupted.
+- **train.jsonl** loses the lines of steps after the checkpoint, because they are done again. Apart from `seconds` it ends up
+  as in a run that was not interrupted.
 - **What decides the weights is compared**: settings, pictures and captions, class prompts, the projectors of the
   store, the weights of the model, the number of processes. If one has changed, the run is refused (exit 2) with the
   field, the old and the new value. Inputs are compared by their content, so model, store, pictures and output may be
@@ -229,8 +246,8 @@ steps (`lr_scheduler: linear`, `cosine`) follows the new number from there.
 - **A checkpoint is on disk before an older one is removed**, with a digest of each file. A damaged one is refused with
   exit 4, which names the file and what to resume from. When the disk is full, the run ends with exit 5, and earlier ones stay.
 - **One run writes an output**: its lock is the file train.lock in it. Other files and folders in it are left alone.
-- **Equal to the bit**: without a constraint, a resumed run on the same hardware gives the weights of an uninterrupted
-  one. With a constraint they agree within rounding ([why](../how-to/constrain-training.md#resume)).
+- **Equal to the bit**: a resumed run on the same hardware gives the weights of an uninterrupted one, with every optimizer,
+  with a constraint or without.
 """
 
 

@@ -11,6 +11,7 @@ from nullbooth_cli.settings.schema import CONFIG, RECIPE, Kind, Section, refusal
 
 Feature = Literal["q", "k", "v", "out"]
 Method = Literal["full", "lora"]
+OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
 # Those of diffusers.optimization.get_scheduler, without piecewise_constant, which needs rules.
 LearningRates = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
@@ -65,7 +66,21 @@ class Recipe(Section):
     )
     prior_weight: float = Field(1.0, ge=0.0, le=limits.FACTOR, description="prior preservation: its weight in the loss")
     learning_rate: float = Field(
-        1e-3, gt=0.0, le=limits.RATE, description="of AdamW; with a constraint, 3 to 10 times higher than without"
+        1e-3,
+        gt=0.0,
+        le=limits.RATE,
+        description="of the optimizer, 1.0 for prodigy; with a constraint, 3 to 10 times higher than without",
+    )
+    optimizer: OptimizerName = Field(
+        "adamw",
+        description="adamw; adamw8bit: its state in 8 bits, by bitsandbytes; prodigy: finds its step size itself, by prodigyopt",
+    )
+    ema_decay: float | None = Field(
+        None,
+        ge=0.0,
+        lt=1.0,
+        description="the result, validation pictures and trained files have moving averages of what trains, with this decay, "
+        "such as 0.999; null for the last values",
     )
     word: str | None = Field(
         None,
@@ -119,6 +134,12 @@ class Recipe(Section):
             raise refusal(f"features is {self.features}", "name each projection once, and at least one")
         if self.lr_scheduler == "constant" and self.lr_warmup_steps:
             raise refusal("lr_scheduler: constant has no warmup", "set it to constant_with_warmup, or lr_warmup_steps to 0")
+        if self.optimizer == "prodigy" and self.word is not None and self.word_learning_rate != self.learning_rate:
+            raise refusal(
+                f"optimizer: prodigy has one learning rate, and word_learning_rate is {self.word_learning_rate:g} where "
+                f"learning_rate is {self.learning_rate:g}",
+                "set both to 1.0",
+            )
         if self.instance_prompt is not None and not self.instance_prompt.strip():
             raise refusal("instance_prompt is empty", "write a caption, or null for the pictures' own")
         return self

@@ -1,6 +1,7 @@
 """The files of a checkpoint: how one is found, described and checked, and how many of them stay.
 
-    <output>/checkpoint-000200/          accelerate's state; manifest.json: the run's record, and the digest of each file
+    <output>/checkpoint-000200/          what trains (parameters.py), accelerate's state, and manifest.json: the run's
+                                        record, and the digest of each file
                                trained/  what the run trained, without the base (write_trained.py)
 
 Whatever else is in the output is left alone, also if its name begins in the same way.
@@ -19,7 +20,7 @@ from nullbooth_cli.training import durable
 from nullbooth_cli.training.record import RunRecord
 
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2  # 1 kept whole models
 SMALL_BYTES = 100 * 10**6  # of checkpoints of at most this size, all stay
 LAST = 5  # of larger ones
 

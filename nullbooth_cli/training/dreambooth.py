@@ -28,10 +28,12 @@ from nullbooth_cli.model.trained_files import RESULT
 from nullbooth_cli.progress import Event, Interrupts, Note, Progress
 from nullbooth_cli.settings.weighting import weighting_note
 from nullbooth_cli.store.files import remove
-from nullbooth_cli.training import checkpoints, model_card, output, trackers
+from nullbooth_cli.training import checkpoints, model_card, optimizers, output, trackers
 from nullbooth_cli.training.durable import replacing
+from nullbooth_cli.training.ema import Averages
 from nullbooth_cli.training.examples import TextEncoding
 from nullbooth_cli.training.output import TrainingResult
+from nullbooth_cli.training.parameters import by_part, trained_parameters
 from nullbooth_cli.training.setup import TrainingRun
 from nullbooth_cli.training.step_log import StepLog
 from nullbooth_cli.training.write_trained import write_trained
@@ -72,9 +74,11 @@ def _steps(run: TrainingRun, loop: "_Loop", log: StepLog, interrupts: Interrupts
     recipe, accelerator = run.recipe, run.accelerator
     while run.steps_done < recipe.max_train_steps:
         interrupts.unwritten = True
-        rate, began = loop.optimizer.param_groups[0]["lr"], time.monotonic()
+        rate, began = optimizers.rate_of(loop.optimizer), time.monotonic()
         loss = loop.step(run.steps_done)
         run.steps_done += 1
+        if run.averages is not None:
+            run.averages.update()
         if not np.isfinite(loss):
             raise DataError(f"the loss is {loss} at step {run.steps_done}", "lower learning_rate, or set mixed_precision to no")
         log.add(step=run.steps_done, loss=loss, learning_rate=rate, seconds=time.monotonic() - began)
@@ -156,11 +160,8 @@ def _prepared(run: TrainingRun) -> _Loop:
     from diffusers.optimization import get_scheduler
 
     recipe, accelerator = run.recipe, run.accelerator
-    groups: list[dict[str, Any]] = [{"params": [parameter for parameter in run.denoiser.parameters() if parameter.requires_grad]}]
-    if run.word is not None:
-        # No weight decay: it would shrink the embedding to zero.
-        groups.append({"params": list(run.word.parameters()), "lr": recipe.word_learning_rate, "weight_decay": 0.0})
-    optimizer: Any = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.adam_weight_decay)
+    trained = trained_parameters(run.denoiser, run.word)
+    optimizer: Any = optimizers.build(recipe, *by_part(trained))
     rates = get_scheduler(
         recipe.lr_scheduler,
         optimizer,
@@ -171,12 +172,14 @@ def _prepared(run: TrainingRun) -> _Loop:
     denoiser, optimizer, rates = accelerator.prepare(run.denoiser, optimizer, rates)
     if run.word is not None:
         run.word.attach(accelerator.prepare(run.word))
+    if recipe.ema_decay is not None:
+        run.averages = Averages(trained, recipe.ema_decay)
     return _Loop(
         run=run,
         denoiser=denoiser,
         optimizer=optimizer,
         rates=rates,
-        parameters=[parameter for group in groups for parameter in group["params"]],
+        parameters=[*trained.values()],
         scheduler=noise_scheduler_of(run.pipe),
         # While the word trains, the captions change with it in every step.
         encode=None if run.word is None else partial(encode_texts, run.pipe),
@@ -191,6 +194,8 @@ def finish(run: TrainingRun) -> TrainingResult | None:
     """
     recipe = run.recipe
     run.denoiser.eval()
+    if run.averages is not None:
+        run.averages.apply()
     drift = run.constraint.drift() if run.constraint else None
     if not run.accelerator.is_main_process:
         return None

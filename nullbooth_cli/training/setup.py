@@ -24,10 +24,11 @@ from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import StableDiffusion
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.settings.recipe import Recipe
-from nullbooth_cli.training import checkpoint_files
+from nullbooth_cli.training import checkpoint_files, optimizers
 from nullbooth_cli.training.before_loading import read_inputs
 from nullbooth_cli.training.checkpoint_files import Checkpoint
 from nullbooth_cli.training.constraint import Constraint, ProjectorSource, constrain
+from nullbooth_cli.training.ema import Averages
 from nullbooth_cli.training.estimate import Estimate, estimate_learning
 from nullbooth_cli.training.examples import Examples, draw_class, encode_pictures
 from nullbooth_cli.training.output import Preserved, require_steps_left
@@ -63,8 +64,9 @@ class TrainingRun:
 
     `trained`: the names of the denoiser's parameters that train. `constraint` and `preserved` are None without a store, `prior`
     without prior preservation, `teacher` without distillation, `word` if no embedding trains. `record` is what decides the
-    weights, `checkpoint` where the run resumes (None: it starts). `validation_prompts` are the recipe's, with the token of the
-    word. `estimate` is None if no constrained weight that trains reads the text. `notes` are for the user.
+    weights, `checkpoint` where the run resumes (None: it starts). `averages` are made with the optimizer, if the recipe has
+    `ema_decay`. `validation_prompts` are the recipe's, with the token of the word. `estimate` is None if no constrained weight
+    that trains reads the text. `notes` are for the user.
     """
 
     recipe: Recipe
@@ -80,6 +82,7 @@ class TrainingRun:
     preserved: Preserved | None
     record: RunRecord
     checkpoint: Checkpoint | None
+    averages: Averages | None = None
     steps_done: int = 0
     validation_prompts: tuple[str, ...] = ()
     estimate: Estimate | None = None
@@ -164,7 +167,7 @@ def set_up(
         checkpoint=checkpoint,
         validation_prompts=tuple(validation_prompts),
         estimate=estimate,
-        notes=(*inputs.notes, *filter(None, [cut_off]), *(estimate.lines if estimate else ())),
+        notes=(*inputs.notes, *filter(None, [cut_off, optimizers.rate_note(recipe)]), *(estimate.lines if estimate else ())),
     )
 
 
@@ -195,6 +198,7 @@ def _require_packages(recipe: Recipe) -> None:
 
     if recipe.method == "lora" and find_spec("peft") is None:
         raise ConfigError("method: lora needs peft", "pip install 'nullbooth[train]'")
+    optimizers.require_package(recipe.optimizer)
     installed = [str(tracker) for tracker in get_available_trackers()]
     if lacking := [name for name in recipe.trackers if name not in installed]:
         packages = " ".join({"tensorboard": "tensorboardX"}.get(name, name) for name in lacking)

@@ -3,7 +3,7 @@
     <output>/train.jsonl    {"step": 1, "loss": 0.1234, "learning_rate": 0.001, "seconds": 0.25}
 
 A line is written when its step is done. A run that resumes drops the lines of steps after its checkpoint, because it does those
-steps again: but for `seconds`, and for rounding with a constraint, its log is that of a run that was not interrupted.
+steps again: but for `seconds`, its log is that of a run that was not interrupted.
 """
 
 import json

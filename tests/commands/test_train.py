@@ -186,8 +186,10 @@ class TestTheCommand:
 
     def test_a_damaged_checkpoint(self, file: str, tmp_path: Path) -> None:
         assert self.train("-c", file, "--set", "max_train_steps=2").exit_code == 0
-        (tmp_path / "out/checkpoint-000002/model.safetensors").write_bytes(b"")
-        refused(self.train("-c", file), 4, "checkpoint-000002/model.safetensors is damaged", "move ", "train from the first step")
+        (tmp_path / "out/checkpoint-000002/parameters.safetensors").write_bytes(b"")
+        refused(
+            self.train("-c", file), 4, "checkpoint-000002/parameters.safetensors is damaged", "move ", "train from the first step"
+        )
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_a_signal_at_a_step(self, file: str, tmp_path: Path, number: int) -> None:

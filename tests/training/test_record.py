@@ -33,6 +33,7 @@ OTHER_VALUES = {
     "instance_prompt": "a sks star",
     "resize": "buckets",
     "resolution": 64,
+    "ema_decay": 0.9,
 }
 SAME = {*record.FREE, *record.BY_CONTENT, "max_train_steps", "method", "rank"} - {"class_prompts", "instance_prompt"}
 
