@@ -67,7 +67,7 @@ class Sums(NamedTuple):
 
 # The feature of each linear map of an attention layer, by diffusers' names. The `add_` ones belong to the text stream of joint
 # attention (SD3, Flux).
-FEATURES = {
+ATTENTION_FEATURES = {
     "to_q": "q",
     "to_k": "k",
     "to_v": "v",
@@ -77,6 +77,20 @@ FEATURES = {
     "add_v_proj": "add_v",
     "to_add_out": "add_out",
 }
+# Beside them those of a whole block. The single blocks of Flux feed forward by proj_mlp and proj_out.
+FEATURES = {
+    **ATTENTION_FEATURES,
+    "ff.net.0.proj": "ff_in",
+    "proj_mlp": "ff_in",
+    "ff.net.2": "ff_out",
+    "ff_context.net.0.proj": "add_ff_in",
+    "ff_context.net.2": "add_ff_out",
+    "proj_in": "proj_in",
+    "proj_out": "proj_out",
+}
+MODULATION = "modulation"  # norm*.linear inside a block: scale and shift from the timestep's embedding
+OTHER = "linear"  # any other linear map; its layer is its own path
+EVERY_FEATURE = (*dict.fromkeys(FEATURES.values()), MODULATION, OTHER)
 
 
 @dataclass(frozen=True)
@@ -125,12 +139,18 @@ class Site:
 
 
 def split_weight(weight: str) -> tuple[str, str]:
-    """(layer, feature) of a projection, from the name of its weight. Raises StoreError for another name."""
+    """(layer, feature) of a linear map, from the name of its weight. Raises StoreError for the name of something else."""
     path = weight.removesuffix(".weight")
-    projection = next((name for name in FEATURES if path.endswith(f".{name}")), None)
-    if projection is None:
+    if path in (weight, ""):
         raise StoreError(f"{weight!r} is not the weight of a projection", "use a store that nullbooth made")
-    return path.removesuffix(f".{projection}"), FEATURES[projection]
+    for projection, feature in FEATURES.items():
+        if path.endswith(f".{projection}"):
+            return path.removesuffix(f".{projection}"), feature
+    layer, _, name = path.rpartition(".")
+    block, _, norm = layer.rpartition(".")
+    if block and norm.startswith("norm") and name == "linear":
+        return layer, MODULATION
+    return path, OTHER
 
 
 def choose_sites(sites: Sequence[Site], layer: str | None, feature: str | None, name: str | None = None) -> list[Site]:
@@ -155,6 +175,5 @@ def choose_sites(sites: Sequence[Site], layer: str | None, feature: str | None, 
 
 def require_feature(feature: str) -> None:
     """Raise ConfigError for a feature that no projection has."""
-    known = dict.fromkeys(FEATURES.values())
-    if feature not in known:
-        raise ConfigError(f"{feature} is not a feature", f"choose one of {', '.join(known)}")
+    if feature not in EVERY_FEATURE:
+        raise ConfigError(f"{feature} is not a feature", f"choose one of {', '.join(EVERY_FEATURE)}")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nullbooth_cli.datatypes import Prompt, Site, Sums, choose_sites, is_file_name, split_weight, step_key
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, StoreError
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,28 @@ def test_the_mean_is_the_sum_over_the_count() -> None:
         ("mid.attn2.to_q.weight", "mid.attn2", "q"),
         ("up.1.attn2.to_out.0.weight", "up.1.attn2", "out"),
         ("blocks.3.attn.add_k_proj.weight", "blocks.3.attn", "add_k"),
+        ("mid.transformer_blocks.0.ff.net.0.proj.weight", "mid.transformer_blocks.0", "ff_in"),
+        ("mid.transformer_blocks.0.ff.net.2.weight", "mid.transformer_blocks.0", "ff_out"),
+        ("blocks.3.ff_context.net.0.proj.weight", "blocks.3", "add_ff_in"),
+        ("blocks.3.ff_context.net.2.weight", "blocks.3", "add_ff_out"),
+        ("single_transformer_blocks.7.proj_mlp.weight", "single_transformer_blocks.7", "ff_in"),
+        ("single_transformer_blocks.7.proj_out.weight", "single_transformer_blocks.7", "proj_out"),
+        ("mid.attentions.0.proj_in.weight", "mid.attentions.0", "proj_in"),
+        ("blocks.3.norm1_context.linear.weight", "blocks.3.norm1_context", "modulation"),
+        ("single_transformer_blocks.7.norm.linear.weight", "single_transformer_blocks.7.norm", "modulation"),
+        ("norm_out.linear.weight", "norm_out.linear", "linear"),
+        ("proj_out.weight", "proj_out", "linear"),
+        ("mid.resnets.0.time_emb_proj.weight", "mid.resnets.0.time_emb_proj", "linear"),
     ],
 )
 def test_a_weight_is_split_into_layer_and_feature(weight: str, layer: str, feature: str) -> None:
     assert split_weight(weight) == (layer, feature)
+
+
+@pytest.mark.parametrize("name", ["mid.attn2.to_q.bias", "mid.attn2.to_q", ".weight"])
+def test_only_weights_have_a_layer_and_a_feature(name: str) -> None:
+    with pytest.raises(StoreError, match="is not the weight of a projection"):
+        split_weight(name)
 
 
 class TestSites:
@@ -99,7 +117,10 @@ class TestSites:
         assert caught.value.hint.endswith("\n  mid.attn2")
         with pytest.raises(ConfigError, match="kv is not a feature") as caught:
             choose_sites([self.text, self.queries], "down", "kv")
-        assert caught.value.hint == "choose one of q, k, v, out, add_q, add_k, add_v, add_out"
+        assert caught.value.hint == (
+            "choose one of q, k, v, out, add_q, add_k, add_v, add_out, "
+            "ff_in, ff_out, add_ff_in, add_ff_out, proj_in, proj_out, modulation, linear"
+        )
 
     def test_an_unknown_name_lists_the_sites(self) -> None:
         with pytest.raises(ConfigError, match=r"no site mid\.attn2\.out") as caught:

@@ -183,7 +183,8 @@ def chosen_projections(config: Config, pipe: "Pipeline") -> "tuple[Projection, .
     from nullbooth_cli.model.projections import find_projections
 
     section = config.collect
-    return find_projections(load.denoiser_of(pipe), section.collect_features.chosen(), section.cross_attention_layers)
+    denoiser, features = load.denoiser_of(pipe), section.collect_features.chosen()
+    return find_projections(denoiser, features, section.cross_attention_layers, section.linear_layers)
 
 
 def open_preview(config: Config, device: str | None, note: Callable[[str], None]) -> "Preview":

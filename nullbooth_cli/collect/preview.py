@@ -19,7 +19,7 @@ from nullbooth_cli.model.projections import Projection, find_projections
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.nullspace.moments import sums_nbytes
 
-EVERY_FEATURE = ("q", "k", "v", "out")
+ATTENTION = ("q", "k", "v", "out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Preview:
 
     def text_projections(self) -> tuple[Projection, ...]:
         """All projections of layers that attend to text."""
-        return find_projections(denoiser_of(self.pipe), EVERY_FEATURE, "all")
+        return find_projections(denoiser_of(self.pipe), ATTENTION, "all")
 
     def find(self, projections: tuple[Projection, ...]) -> FoundSites:
         """The sites of these projections. Cost: a second without weights, else two steps of one prompt."""

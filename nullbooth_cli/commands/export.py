@@ -19,7 +19,9 @@ def export(
     dense: Annotated[bool, typer.Option("--dense", help="safetensors: P itself instead of its smaller factor.")] = False,
     dtype: Annotated[str, typer.Option("--dtype", metavar="float32|float64", help="safetensors: precision.")] = "float32",
     layer: Annotated[str | None, typer.Option("--layer", metavar="NAME", help=".pt: only layers with this name or glob.")] = None,
-    feature: Annotated[str | None, typer.Option("--feature", metavar="q|k|v|out", help=".pt: only this feature.")] = None,
+    feature: Annotated[
+        str | None, typer.Option("--feature", metavar="NAME", help=".pt: only this feature, such as q or ff_in.")
+    ] = None,
     only_covariance: Annotated[
         bool, typer.Option("--only-covariance", help="Folder: the moments of every timestep, and no projectors.")
     ] = False,

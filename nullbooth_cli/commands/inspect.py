@@ -8,7 +8,7 @@ from nullbooth_cli.commands.options import AsJson, Common, ConfigFile, Device, O
 
 Stores = Annotated[list[str] | None, typer.Argument(metavar="STORE", help="The store (as -s); a second one is compared with it.")]
 Layer = Annotated[str | None, typer.Option("--layer", metavar="NAME", help="Only layers of this name, part of a name, or glob.")]
-Feature = Annotated[str | None, typer.Option("--feature", metavar="q|k|v|out", help="Only this feature.")]
+Feature = Annotated[str | None, typer.Option("--feature", metavar="NAME", help="Only this feature, such as q or ff_in.")]
 Timestep = Annotated[float | None, typer.Option("--timestep", metavar="T", help="Only this timestep (project.scope: timestep).")]
 SiteName = Annotated[
     str | None, typer.Option("--site", metavar="NAME", help="Only this site, LAYER.FEATURE; --plots then draws its moment.")

@@ -1,7 +1,7 @@
 """Hooks on projections: they record the tensors that enter or leave them, and find the projections that share a tensor.
 
-1. `ProjectionHooks` hands over the tensor of every projection in every forward. A hook that does not fire exactly once per
-   forward is an error.
+1. `ProjectionHooks` hands over the tensor of every projection in every forward, as tokens `[rows, L, D]`. A hook that does not
+   fire exactly once per forward is an error.
 2. `group_shared()` compares forwards and finds the projections that always receive the same tensor.
 """
 
@@ -32,8 +32,8 @@ class ProjectionHooks:
 
     `side` is "input" or "output". `forward` counts from 0; `begin` gets the keyword arguments of each forward before it runs.
     Once all projections have fired in forward `last`, the rest of the model is not computed: `StopDenoising` is raised, which
-    ends the block without an error and sets `ended`. Tensors are the model's own: copy what you store. Raises ModelError if a
-    projection does not fire exactly once in a forward.
+    ends the block without an error and sets `ended`. Tensors are the model's own memory as `tokens_of` reads it: copy what you
+    store. Raises ModelError if a projection does not fire exactly once in a forward.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ProjectionHooks:
     def _hook(self, projection: Projection) -> RemovableHandle:
         def fire(tensor: torch.Tensor) -> None:
             self._fired[projection] += 1
-            self._receive(projection, self._forward, tensor)
+            self._receive(projection, self._forward, tokens_of(projection, tensor))
             if self._forward == self._last and len(self._fired) == len(self._projections):
                 raise StopDenoising
 
@@ -91,6 +91,26 @@ class ProjectionHooks:
                 "load the model without compiled, fused or custom attention processors",
             )
         self._forward += 1
+
+
+def tokens_of(projection: Projection, tensor: torch.Tensor) -> torch.Tensor:
+    """What a projection receives or returns as tokens `[rows, L, D]`, a view where the memory allows one.
+
+    The tokens of a convolution `[rows, D, h, w]` are its pixels, and `[rows, D]`, as the timestep's embedding, is one token.
+    Raises ModelError for any other shape.
+    """
+    if projection.is_convolution and tensor.dim() == 4:
+        return tensor.flatten(2).transpose(1, 2)
+    if tensor.dim() == 2:
+        return tensor[:, None]
+    if tensor.dim() > 3 and not projection.is_convolution:
+        return tensor.flatten(1, -2)
+    if tensor.dim() != 3:
+        raise ModelError(
+            f"{projection} has a tensor of shape {list(tensor.shape)}, which are no tokens of rows",
+            "leave it out of collect.linear_layers",
+        )
+    return tensor
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ class Padding:
         if not self._shapes or not (projection.from_text or projection.from_both):
             return None
         rows, num_tokens = tensor.shape[:2]
-        if projection.from_both and num_tokens == self._num_image:
-            return None  # a block of the image alone
+        if projection.from_both and num_tokens in (1, self._num_image):
+            return None  # one vector for the whole image, or a block of the image alone
         for mask in self._masks.values():
             if mask.shape == (rows, num_tokens):
                 return mask
@@ -53,7 +53,8 @@ class Padding:
         raise ModelError(
             f"{projection} receives {num_tokens} tokens in {rows} rows, and the masks of this pipeline do not show which are "
             f"padding: {shapes}",
-            "leave the layer out of collect.cross_attention_layers, or choose another model: padding must not count as preserved",
+            "leave it out of collect.cross_attention_layers and collect.linear_layers, or choose another model: padding must not "
+            "count as preserved",
         )
 
 

@@ -1,28 +1,40 @@
-"""Finds the projections of the attention layers.
+"""Finds the linear maps of a denoiser: the projections of its attention layers, and whatever else of its blocks is chosen.
 
-`find_projections()` chooses modules by their names and their parent's. PEFT wraps them, so their classes do not identify them.
+`find_projections()` chooses modules by their names and their parent's. PEFT wraps them, so their classes alone do not identify
+them. A 1x1 convolution is a linear map of every pixel, and counts as one.
 """
 
-import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
-from nullbooth_cli.datatypes import FEATURES
+from nullbooth_cli.datatypes import ATTENTION_FEATURES, MODULATION, OTHER, split_weight
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import listed
 
-_PROJECTION = re.compile(rf"^(?P<layer>.+)\.(?P<projection>{'|'.join(map(re.escape, FEATURES))})$")
 BLOCKS = {"down": "down_blocks.*", "mid": "mid_block.*", "up": "up_blocks.*"}
+# What `linear_layers` may say beside patterns, and the features that each word means. attn1 and all are about layers.
+ATTN1, ALL = "attn1", "all"
+SHORTHANDS = {
+    ATTN1: tuple(ATTENTION_FEATURES.values()),
+    "ff_in": ("ff_in", "add_ff_in"),
+    "ff_out": ("ff_out", "add_ff_out"),
+    "proj_in": ("proj_in",),
+    "proj_out": ("proj_out",),
+    MODULATION: (MODULATION,),
+    ALL: (),
+}
 
 
 @dataclass(frozen=True)
 class Projection:
-    """One linear map of an attention layer; `weight` is the name of its parameter in the plain model.
+    """One linear map; `weight` is the name of its parameter in the plain model.
 
     With `from_text`, it receives only tokens of the prompt; with `from_both`, it may receive tokens of prompt and image as one
-    sequence.
+    sequence, or of either. `is_convolution`: it is a 1x1 convolution, whose tokens are pixels.
     """
 
     layer: str
@@ -31,48 +43,174 @@ class Projection:
     module: nn.Module
     from_text: bool = False
     from_both: bool = False
+    is_convolution: bool = False
 
     def __str__(self) -> str:
         return f"{self.layer} {self.feature}"
 
 
-def find_projections(denoiser: nn.Module, features: tuple[str, ...], layers: str | list[str | int]) -> tuple[Projection, ...]:
-    """The projections of the chosen layers and features, in the model's order; a feature means both streams of joint attention.
+def find_projections(
+    denoiser: nn.Module, features: tuple[str, ...], layers: str | list[str | int], linear_layers: Sequence[str] = ()
+) -> tuple[Projection, ...]:
+    """The chosen linear maps, in the model's order: those of `features` in `layers`, and those of `linear_layers` beside them.
 
     `layers` is "all" (every layer that attends to text) or a list of names, glob patterns, blocks (down, mid, up) and indices
-    among those layers. A name or pattern that matches none of them is tried on the layers of self-attention.
+    among those layers. A name or pattern that matches none of them is tried on the layers of self-attention. A feature means both
+    streams of joint attention.
 
-    Raises ConfigError for a pattern that matches nothing or an empty choice; ModelError for a model without attention to text and
-    for fused projections, whose to_k and to_v are never called.
+    `linear_layers` are shorthands and glob patterns of module names, in the whole model whatever `features` and `layers` are:
+    attn1 (every projection of self-attention), ff_in, ff_out, proj_in, proj_out, modulation, and all (every linear map and 1x1
+    convolution of the transformer blocks, attention to text included).
+
+    Raises ConfigError for a pattern that matches nothing, an empty choice, and a convolution that is not one of single pixels;
+    ModelError for a model without attention to text and for fused projections, whose to_k and to_v are never called.
     """
-    if not features:
-        raise ConfigError("no feature is switched on", "switch on one of collect.collect_features.{q,k,v,out}_features")
-    modules = dict(denoiser.named_modules())
-    found = [(match, modules[name]) for name in modules if (match := _PROJECTION.match(name))]
-    kinds = {match["layer"]: _kind(match["layer"], modules[match["layer"]]) for match, _ in found}
-    names = [name for name, kind in kinds.items() if kind != "self"]
-    two_streams = {match["layer"] for match, _ in found if match["projection"].startswith("add_")}
-    if not names:
-        raise ModelError(
-            f"{type(denoiser).__name__} has no layer that attends to text (attn2 or attn)",
-            "choose a model with text cross-attention",
+    if not features and not linear_layers:
+        raise ConfigError(
+            "no feature is switched on",
+            "switch on one of collect.collect_features.{q,k,v,out}_features, or name linear_layers",
         )
-    chosen = _choose(names, [name for name, kind in kinds.items() if kind == "self"], layers)
-    for name in chosen:
-        if _is_fused(modules[name]):
-            raise ModelError(f"the projections of {name} are fused", "call pipe.unfuse_qkv_projections() before saving the model")
-    return tuple(
-        Projection(
+    found = _LinearMaps(denoiser)
+    chosen = set()
+    if features:
+        in_layers = found.choose_layers(layers)
+        chosen = {
+            path
+            for path, (layer, feature) in found.attention.items()
+            if layer in in_layers and feature.removeprefix("add_") in features
+        }
+    for wanted in linear_layers:
+        chosen |= found.choose(wanted)
+    return tuple(found.projection(path) for path in found.modules if path in chosen)
+
+
+class _LinearMaps:
+    """The linear maps and convolutions of a denoiser by the path of the module, with the adapters around it.
+
+    `attention` has (layer, feature) of those that belong to attention, `kinds` what each such layer attends to, and `blocks` the
+    paths of the transformer blocks: whatever has an attention layer.
+    """
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self._name = type(denoiser).__name__
+        self._all = dict(denoiser.named_modules())
+        self.modules = dict(_linear_maps(self._all))
+        self._parts = {path: split_weight(f"{path}.weight") for path in self.modules}
+        self.attention = {path: part for path, part in self._parts.items() if part[1] in ATTENTION_FEATURES.values()}
+        self.kinds = {layer: _kind(layer, self._all[layer]) for layer, _ in self.attention.values()}
+        self.blocks = {layer.rpartition(".")[0] for layer in self.kinds} - {""}
+        self._two_streams = {layer for layer, feature in self.attention.values() if feature.startswith("add_")}
+
+    def choose_layers(self, layers: str | list[str | int]) -> set[str]:
+        """The attention layers that `layers` chooses."""
+        names = [name for name, kind in self.kinds.items() if kind != "self"]
+        if not names:
+            raise ModelError(
+                f"{self._name} has no layer that attends to text (attn2 or attn)", "choose a model with text cross-attention"
+            )
+        chosen = _choose(names, [name for name, kind in self.kinds.items() if kind == "self"], layers)
+        self._require_unfused(chosen)
+        return chosen
+
+    def choose(self, wanted: str) -> set[str]:
+        """The paths that a shorthand or pattern of `linear_layers` chooses."""
+        if wanted == ALL:
+            found = {path for path, module in self.modules.items() if self._in_block(path) and not _unrecordable(module)}
+        elif wanted == ATTN1:
+            found = {path for path, (layer, _) in self.attention.items() if self.kinds[layer] == "self"}
+        elif wanted in SHORTHANDS:
+            found = {path for path, (_, feature) in self._parts.items() if feature in SHORTHANDS[wanted]}
+        else:
+            found = {path for path in self.modules if fnmatchcase(path, wanted)}
+        if not found:
+            raise ConfigError(
+                f"linear_layers: {wanted!r} matches none of the {len(self.modules)} linear layers of this {self._name}",
+                f"use {', '.join(SHORTHANDS)} or a glob pattern of module names; there are"
+                + listed([*self.modules], most=20, lines=True),
+            )
+        for path in sorted(found):
+            if reason := _unrecordable(self.modules[path]):
+                raise ConfigError(
+                    f"linear_layers: {wanted!r} matches {path}, {reason}",
+                    "write a narrower pattern: linear layers and 1x1 convolutions can be recorded and constrained",
+                )
+        self._require_unfused({self.attention[path][0] for path in found if path in self.attention})
+        return found
+
+    def projection(self, path: str) -> Projection:
+        """The linear map at a path."""
+        layer, feature = self._parts[path]
+        module = self.modules[path]
+        from_text, from_both = self._tokens(path, layer, feature)
+        return Projection(
             layer=layer,
             feature=feature,
-            weight=f"{layer}.{match['projection']}.weight",
+            weight=f"{path}.weight",
             module=module,
-            from_text=_from_text(feature, kinds[layer]),
-            from_both=kinds[layer] == "joint" and layer not in two_streams,
+            from_text=from_text,
+            from_both=from_both,
+            is_convolution=isinstance(_base(module), nn.Conv2d),
         )
-        for match, module in found
-        if (layer := match["layer"]) in chosen and (feature := FEATURES[match["projection"]]).removeprefix("add_") in features
-    )
+
+    def _in_block(self, path: str) -> bool:
+        """Whether a module is in a transformer block, or leads into one or out of it."""
+        return self._parts[path][1] in ("proj_in", "proj_out") or any(path.startswith(f"{block}.") for block in self.blocks)
+
+    def _tokens(self, path: str, layer: str, feature: str) -> tuple[bool, bool]:
+        """Whether a linear map receives tokens of the prompt alone, and whether it may receive those of both."""
+        if path in self.attention:
+            kind = self.kinds[layer]
+            from_text = feature.startswith("add_") or (kind == "cross" and feature in ("k", "v"))
+            return from_text, kind == "joint" and layer not in self._two_streams
+        if feature.startswith("add_"):
+            return True, False
+        if feature == MODULATION or (feature in ("proj_in", "proj_out") and layer not in self.blocks):
+            return False, False  # of the timestep; of the image, around the blocks of a U-Net
+        # Text stays out of the sequence where it enters by cross-attention or has a stream of its own.
+        inside = [name for name in self.kinds if name.rpartition(".")[0] == layer]
+        apart = any(self.kinds[name] == "cross" or name in self._two_streams for name in inside)
+        return False, feature == OTHER or not apart
+
+    def _require_unfused(self, layers: Collection[str]) -> None:
+        for name in layers:
+            if _is_fused(self._all[name]):
+                raise ModelError(
+                    f"the projections of {name} are fused", "call pipe.unfuse_qkv_projections() before saving the model"
+                )
+
+
+def _linear_maps(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """The linear maps and convolutions among named modules, and whatever stands in the place of a projection of attention."""
+    around = None
+    for path, module in modules.items():
+        if around is not None and path.startswith(around):
+            continue  # a part of an adapter
+        of_attention = path and split_weight(f"{path}.weight")[1] in ATTENTION_FEATURES.values()
+        if path and (of_attention or isinstance(_base(module), nn.Linear | nn.Conv2d)):
+            around = f"{path}."
+            yield path, module
+
+
+def _base(module: nn.Module) -> Any:
+    """A module without the adapters of PEFT around it."""
+    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
+        module = inner
+    return module
+
+
+def _unrecordable(module: nn.Module) -> str | None:
+    """The reason that a module is no linear map of single tokens; None for one that is."""
+    base = _base(module)
+    if not isinstance(base, nn.Conv2d):
+        return None
+    size = "x".join(map(str, base.kernel_size))
+    if size != "1x1":
+        return f"a {size} convolution: each output depends on {size} pixels, and single ones are recorded"
+    if base.groups != 1:
+        return f"a convolution of {base.groups} groups: each output depends on a part of the channels"
+    if set(base.stride) != {1} or base.padding not in (0, (0, 0), "valid"):
+        return f"a 1x1 convolution of stride {base.stride} and padding {base.padding}: its outputs are not one a pixel"
+    return None
 
 
 def _kind(layer: str, module: nn.Module) -> str:
@@ -95,10 +233,6 @@ def _is_fused(layer: nn.Module) -> bool:
     if not getattr(layer, "fused_projections", False):
         return False
     return type(getattr(layer, "processor", None)).__name__.startswith("Fused") or hasattr(layer, "unfuse_projections")
-
-
-def _from_text(feature: str, kind: str) -> bool:
-    return feature.startswith("add_") or (kind == "cross" and feature in ("k", "v"))
 
 
 def _choose(names: list[str], others: list[str], layers: str | list[str | int]) -> set[str]:

@@ -11,7 +11,18 @@ from typing import TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from nullbooth_cli.datatypes import FEATURES, Prompt, Site, Step, Sums, is_file_name
+from nullbooth_cli.datatypes import (
+    EVERY_FEATURE,
+    FEATURES,
+    MODULATION,
+    OTHER,
+    Prompt,
+    Site,
+    Step,
+    Sums,
+    is_file_name,
+    split_weight,
+)
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.pipeline.from_sums import SummedCollection, fill_store, require_new, summed_config
 from nullbooth_cli.progress import Event
@@ -23,16 +34,19 @@ COVARIANCE = "_covariance.npy"
 PART = "imported"
 METADATA = "write timestep and tokens"
 MOST_TOKENS = 2**53  # a float64 counts to here
-WEIGHTS = {feature: projection for projection, feature in FEATURES.items()}
+# The end of a weight's name by its feature, where the metadata does not name the weight: the first that has the feature.
+WEIGHTS = {feature: f".{name}.weight" for name, feature in reversed(FEATURES.items())}
+WEIGHTS |= {MODULATION: ".linear.weight", OTHER: ".weight"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CovarianceFile:
-    """One covariance file: its layer, feature and step, and the number of tokens that it is the mean of."""
+    """One covariance file: its layer, feature, weight and step, and the number of tokens that it is the mean of."""
 
     path: Path
     layer: str
     feature: str
+    weight: str
     step: Step
     tokens: int
 
@@ -63,8 +77,8 @@ def find_covariances(run: Path) -> list[CovarianceFile]:
 
 def _read(path: Path, folder: Path) -> CovarianceFile:
     feature = path.name.removesuffix(COVARIANCE)
-    if feature not in WEIGHTS:
-        raise ConfigError(f"{path}: '{feature}' is not a feature", f"use one of {', '.join(WEIGHTS)}")
+    if feature not in EVERY_FEATURE:
+        raise ConfigError(f"{path}: '{feature}' is not a feature", f"use one of {', '.join(EVERY_FEATURE)}")
     layer = path.parent.relative_to(folder).as_posix()
     if not is_file_name(layer):
         raise ConfigError(f"{path} is not in the folder of a layer", f"name it <step key>/<layer>/{path.name}")
@@ -85,7 +99,15 @@ def _read(path: Path, folder: Path) -> CovarianceFile:
     if type(tokens) is not int or not 1 <= tokens <= MOST_TOKENS:
         raise ConfigError(f"{described}: tokens is {tokens!r}", f"{METADATA}: tokens is the number of vectors, 1 or more")
     step = Step(0, folder.name, float(timestep), math.nan if sigma is None else float(sigma))
-    return CovarianceFile(path=path, layer=layer, feature=feature, step=step, tokens=tokens)
+    weight = _weight(layer, feature, metadata.get("weights"))
+    return CovarianceFile(path=path, layer=layer, feature=feature, weight=weight, step=step, tokens=tokens)
+
+
+def _weight(layer: str, feature: str, weights: object) -> str:
+    """The weight of a layer and feature: one of the `weights` of the metadata, or the one with diffusers' usual name."""
+    named = [name for name in weights if isinstance(name, str)] if isinstance(weights, list) else []
+    ours = (name for name in named if name.startswith(layer) and name.endswith(".weight"))
+    return next((name for name in ours if split_weight(name) == (layer, feature)), f"{layer}{WEIGHTS[feature]}")
 
 
 def _is_number(value: object) -> TypeGuard[float]:
@@ -144,7 +166,7 @@ def _sites_of(run_folder: Path, found: Sequence[CovarianceFile], steps: Sequence
             layer=layer,
             feature=feature,
             side="input",
-            weights=(f"{layer}.{WEIGHTS[feature]}.weight",),
+            weights=(files[0].weight,),
             timestep_free=False,
             num_tokens=0,
             dim=len(_load(files[0])),

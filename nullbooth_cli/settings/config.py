@@ -67,6 +67,11 @@ class CollectSection(Section):
     cross_attention_layers: Literal["all"] | list[str | int] = Field(
         "all", description="all, or a list of layer names, glob patterns or indices"
     )
+    linear_layers: list[str] = Field(
+        [],
+        description="linear layers to record beside those: attn1, ff_in, ff_out, proj_in, proj_out, modulation, all, or glob "
+        "patterns of module names; collect_features and cross_attention_layers do not restrict them",
+    )
     side: Literal["input", "output"] = Field("input", description="input (for projectors) or output (for analysis only)")
     keep: Literal["features", "moments", "both"] = Field(
         "features",

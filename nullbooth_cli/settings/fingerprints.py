@@ -31,6 +31,8 @@ def stage_settings(config: Config, stage: str, keep: str | None = None) -> dict[
         unused = ("feature_dtype",) if keep == "moments" else ()
         beside = ("visual_attention_map", "attention_prompts", "attention_layers", "attention_timesteps")
         collect = _flat(config.collect, "collect", without=("batch_size", "compression", "keep", "images", *beside, *unused))
+        if not config.collect.linear_layers:  # stores that were made before there was such a key
+            del collect["collect.linear_layers"]
         sums = {} if keep == "features" else {"covariance.accumulate": config.covariance.accumulate}
         return {"dtype": config.dtype, **collect, **sums}
     if stage == "covariance":

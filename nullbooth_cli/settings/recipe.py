@@ -53,6 +53,11 @@ class Recipe(Section):
     )
     method: Method = Field("full", description="full: the weights themselves; lora: adapters, made by PEFT")
     features: list[Feature] = Field(["k", "v"], description="which projections of the cross-attention layers are trained")
+    linear_layers: list[str] = Field(
+        [],
+        description="linear layers that are trained beside those: attn1, ff_in, ff_out, proj_in, proj_out, modulation, all, or "
+        "glob patterns of module names",
+    )
     rank: int = Field(8, ge=1, le=limits.RANK, description="lora: its rank; alpha is the same")
     class_prompts: str | list[str] | None = Field(
         None, description="prior preservation: prompts of the class, a file or a list; null for none"
@@ -130,8 +135,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> "Recipe":
-        if not self.features or len(set(self.features)) < len(self.features):
-            raise refusal(f"features is {self.features}", "name each projection once, and at least one")
+        if not (self.features or self.linear_layers) or len(set(self.features)) < len(self.features):
+            raise refusal(f"features is {self.features}", "name each projection once, and at least one or linear_layers")
         if self.lr_scheduler == "constant" and self.lr_warmup_steps:
             raise refusal("lr_scheduler: constant has no warmup", "set it to constant_with_warmup, or lr_warmup_steps to 0")
         if self.optimizer == "prodigy" and self.word is not None and self.word_learning_rate != self.learning_rate:

@@ -147,13 +147,14 @@ def untrainable(name: str) -> ModelError:
 
 def _require_protected(recipe: Recipe, pipe: StableDiffusion, protected: Collection[str]) -> None:
     """Raise ConfigError for a feature that would train and that the store has no projector for."""
-    found = find_projections(pipe.unet, tuple(recipe.features), "all")
+    found = find_projections(pipe.unet, tuple(recipe.features), "all", recipe.linear_layers)
     if without := [projection for projection in found if projection.weight not in protected]:
-        features = ", ".join(feature for feature in recipe.features if any(each.feature == feature for each in without))
+        features = ", ".join(dict.fromkeys(each.feature.removeprefix("add_") for each in without))
         raise ConfigError(
             f"{counted(len(without), 'weight')} would train without a constraint: {recipe.store} has no projector for "
             f"{listed([each.weight for each in without], 1)}",
-            f"collect them too (collect.collect_features, collect.cross_attention_layers), or leave {features} out of features",
+            "collect them too (collect.collect_features, collect.cross_attention_layers, collect.linear_layers), or leave "
+            f"{features} out of features{' and linear_layers' * bool(recipe.linear_layers)}",
         )
 
 

@@ -140,7 +140,7 @@ def set_up(
     )
     prior = draw_class(recipe, pipe, inputs.class_captions) if inputs.class_captions and at is None else None
     teacher = copy.deepcopy(denoiser) if prior is not None and recipe.prior == "distill" else None
-    projections = find_projections(denoiser, tuple(recipe.features), "all")
+    projections = find_projections(denoiser, tuple(recipe.features), "all", recipe.linear_layers)
     estimate = None
     if store is not None:
         of_text = {each.weight: projectors[each.weight] for each in projections if each.from_text}

@@ -40,7 +40,7 @@ def step_cost(recipe: Recipe, pipe: StableDiffusion, size: Size, device: torch.d
     Cost: the denoiser with random weights on the device, and two forwards and backwards of a batch, up to six of a second.
     """
     denoiser = _empty(pipe.unet, device)
-    make_trainable(denoiser, find_projections(denoiser, tuple(recipe.features), "all"), recipe)
+    make_trainable(denoiser, find_projections(denoiser, tuple(recipe.features), "all", recipe.linear_layers), recipe)
     if recipe.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()  # type: ignore[operator]  # torch has no type for what a module adds
     denoiser.train()

@@ -60,11 +60,11 @@ def config_of(folder: Path, store: Path, **changes: Any) -> Config:
 def test_shapes_are_those_that_a_run_of_the_model_shows(folders: dict[str, Path], name: str) -> None:
     pipes = loaded(folders[name]), built(folders[name])
     # Self-attention is asked for where it has a name of its own; joint attention is all there is in SD3 and Flux.
-    choices: list[Any] = ["all"] if name in FLOW else ["all", ["*attn?"], ["*attn1"]]
+    choices: list[Any] = [("all", ())] if name in FLOW else [("all", ()), (["*attn?"], ()), (["*attn1"], ())]
     looks = [("input", "both", 4.0, None), ("output", "cond", 4.0, 5), ("input", "both", 1.0, None)]
-    for layers in choices:
+    for layers, linear in (*choices, ("all", ("all",))):
         real, bare = (
-            projections_module.find_projections(load.denoiser_of(pipe), ("q", "k", "v", "out"), layers) for pipe in pipes
+            projections_module.find_projections(load.denoiser_of(pipe), ("q", "k", "v", "out"), layers, linear) for pipe in pipes
         )
         for side, branches, guidance, tokens in looks:
             along = path(name, guidance)

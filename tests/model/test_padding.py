@@ -44,6 +44,11 @@ def test_a_mask_of_the_text_by_every_name(name: str, dtype: torch.dtype) -> None
     assert padding.attended(IMAGE, tokens(IMAGE_TOKENS)) is None
 
 
+def test_one_vector_for_the_whole_image_has_no_padding() -> None:
+    padding = Padding({"hidden_states": tokens(IMAGE_TOKENS), "encoder_attention_mask": MASK})
+    assert padding.attended(BOTH, tokens(1)) is None
+
+
 def test_a_mask_among_the_arguments_of_attention() -> None:
     found = Padding({"joint_attention_kwargs": {"attention_mask": MASK}}).attended(TEXT, tokens(3))
     assert found is not None

@@ -172,7 +172,7 @@ def pixart() -> Any:
     )
 
 
-def sd3() -> Any:
+def sd3(**changes: Any) -> Any:
     return diffusers.StableDiffusion3Pipeline(
         vae=vae(),
         text_encoder=clip(TEXT, TEXT),
@@ -193,9 +193,15 @@ def sd3() -> Any:
             pooled_projection_dim=2 * TEXT,
             out_channels=4,
             pos_embed_max_size=16,
+            **changes,
         ),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
+
+
+def sd35() -> Any:
+    """As Stable Diffusion 3.5 medium: the first block attends to the image a second time."""
+    return sd3(dual_attention_layers=(0,), qk_norm="rms_norm")
 
 
 def flux() -> Any:
@@ -274,11 +280,12 @@ def qwen_image() -> Any:
 
 
 PIPELINES = {made.__name__: made for made in (sd1, sd2, sdxl, lcm, pixart, sd3, flux)}
+VARIANTS = {"sd35": sd35}
 UNEQUAL_TEXTS = {made.__name__: made for made in (chroma, qwen_image)}  # masked under other names than PixArt's
 
 
 def saved(name: str, folder: Path) -> Path:
     """A folder with the pipeline of this name, as `save_pretrained` writes it; the same weights every time."""
     torch.manual_seed(0)
-    (PIPELINES | UNEQUAL_TEXTS)[name]().save_pretrained(folder / name)
+    (PIPELINES | VARIANTS | UNEQUAL_TEXTS)[name]().save_pretrained(folder / name)
     return folder / name
