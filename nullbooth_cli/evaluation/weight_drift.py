@@ -25,7 +25,10 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Weights:
-    """Digests of all tensors of a pipeline by component and name, and the values `[M, D]` of the protected weights by name."""
+    """Digests of all tensors of a pipeline by component and name, and the values of the protected weights by name.
+
+    A value is `[M, D]`, or `[M, D, 1, 1]` of a 1x1 convolution.
+    """
 
     digests: Mapping[str, str]
     protected: Mapping[str, Floats]
@@ -82,8 +85,8 @@ def weight_drifts(store: Store, heldout: Store | None, base: Weights, edited: Se
         heldout_moment = None if heldout is None else second_moment(pooled(heldout, site))
         for found, weights in zip(entries, edited, strict=True):
             for name in site.weights:
-                weight = base.protected[name]
-                delta = weights.protected[name].astype(np.float64) - weight
+                weight = base.protected[name].reshape(-1, site.dim)
+                delta = weights.protected[name].reshape(-1, site.dim).astype(np.float64) - weight
                 on_heldout = None if heldout_moment is None else relative_drift(delta, weight, heldout_moment)
                 found.append(WeightDrift(name, relative_drift(delta, weight, moment), on_heldout))
     return [_drift(base, weights, found) for weights, found in zip(edited, entries, strict=True)]

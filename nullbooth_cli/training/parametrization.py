@@ -1,7 +1,7 @@
 """A weight that can only change within a null space, and whose module still saves and loads as if it were plain.
 
-1. `constrain_weight()` replaces the weight of a linear layer by start + X P. X is trained. It is the layer's own parameter
-   object, so an optimizer that was built before still trains it.
+1. `constrain_weight()` replaces the weight of a linear layer or 1x1 convolution by start + X P. X is trained. It is the layer's
+   own parameter object, so an optimizer that was built before still trains it.
 2. `state_dict()` of the layer, or of any model around it, has start + X P under `weight`, and `load_state_dict()` takes it
    back: saving, resuming and exchanging a model work with ordinary files.
 3. `release()` leaves a plain weight.
@@ -40,15 +40,16 @@ class TorchProjector:
     def apply(self, rows: torch.Tensor, *, in_bfloat16: bool = False) -> torch.Tensor:
         """`rows @ P` for `[M, D]`, in float32, or in float64 for rows of float64. Differentiable. Cost: 4 M D F operations.
 
-        Autocast and TF32 are off, whatever the program uses: their rounding leads out of the null space. `in_bfloat16` rounds
-        what is multiplied, in the gradient too, but not what is subtracted or added.
+        The weight of a 1x1 convolution, `[M, D, 1, 1]`, keeps its shape. Autocast and TF32 are off, whatever the program uses:
+        their rounding leads out of the null space. `in_bfloat16` rounds what is multiplied, in the gradient too, but not what is
+        subtracted or added.
         """
         rows = _at_least_float32(rows)
         key = rows.device, torch.bfloat16 if in_bfloat16 else rows.dtype
         if key not in self._factors:
             self._factors[key] = self._host.to(*key)
         with torch.autocast(rows.device.type, enabled=False), full_float32(rows.device):
-            inside = (rows.to(key[1]) @ self._factors[key]) @ self._factors[key].T
+            inside = ((rows.flatten(1).to(key[1]) @ self._factors[key]) @ self._factors[key].T).view_as(rows)
             return rows - inside if self._is_complement else inside.to(rows.dtype)
 
     def share_outside(self, rows: torch.Tensor, *, compared_with: torch.Tensor) -> float:
@@ -88,12 +89,12 @@ class ProjectedWeight(nn.Module):
         return _at_least_float32(self.start)
 
     def forward(self, change: torch.Tensor) -> torch.Tensor:
-        """start + X P from X, both `[M, D]`."""
+        """start + X P from X, both `[M, D]` or `[M, D, 1, 1]`."""
         applied = self.projector.apply(change, in_bfloat16=_is_rounded_next(change))
         return (self._start(change.device) + applied).to(change.dtype)
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
-        """X of a weight, both `[M, D]`; torch calls it when the parametrization is registered."""
+        """X of a weight, both of its shape; torch calls it when the parametrization is registered."""
         return (_at_least_float32(weight) - self._start(weight.device)).to(weight.dtype)
 
     def change_to(self, weight: torch.Tensor, name: str) -> torch.Tensor:

@@ -33,7 +33,7 @@ Rows = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LayerFunction:
-    """The map of a linear layer: x to x `weight`^T + `bias`; `[M, D]` and `[M]`, float64 on the CPU."""
+    """The map of a linear layer or 1x1 convolution: x to x `weight`^T + `bias`; `[M, D]` and `[M]`, float64 on the CPU."""
 
     weight: Rows
     bias: Rows
@@ -44,7 +44,7 @@ class LayerFunction:
 
 @dataclass(frozen=True, kw_only=True)
 class ProtectedWeight:
-    """One weight of the store, in the model: the linear layer that has it, and the LoRA around that layer.
+    """One weight of the store, in the model: the linear layer or 1x1 convolution that has it, and the LoRA around that layer.
 
     `path` is the place of the layer in the model, adapters around it included. `full`: the weight itself is to train.
     `adapters`: the plain LoRA adapters that are to train. `bias` and `digests` are those of the layer as it was.
@@ -88,7 +88,7 @@ class ProtectedWeight:
         """Raise ModelError for an adapter that already moves outputs on the collected inputs."""
         for adapter in self.adapters:
             parts = [part[adapter].weight.detach() for part in (self.lora.lora_A, self.lora.lora_B)]
-            a, b = (part.cpu().double() for part in parts)
+            a, b = (part.cpu().double().flatten(1) for part in parts)
             product = b @ a
             outside = self.projector.share_outside(product, compared_with=product) * float(torch.linalg.norm(product))
             # Two factors that cancel out, as those of an orthogonal start, leave a product of their rounding.
@@ -124,23 +124,25 @@ class ProtectedWeight:
         """What the layer that the model now has at this place computes, found by running it.
 
         Exact for a linear layer, but for rounding in its dtype. Raises ModelError if there is none that takes such inputs.
-        Cost: one call for D + 1 vectors.
+        Cost: one call for D + 1 vectors, which a convolution takes as pixels.
         """
         layer, weight = self._layer(), self._weight()
         if layer is None or is_out_of_use(self.model, self.path):
             raise ModelError(f"{self.path} is not used any more", "undo what was done to the model after constrain()")
         probes = torch.cat([torch.eye(weight.shape[1]), torch.zeros(1, weight.shape[1])]).to(weight)
+        pixels = weight.dim() == 4
         modes = {module: module.training for module in layer.modules()}
         layer.eval()  # no dropout
         try:
             with torch.no_grad(), torch.autocast(weight.device.type, enabled=False), full_float32(weight.device):
-                found = layer(probes[None])[0].cpu().double().numpy()
+                found = layer(probes.T[None, :, :, None] if pixels else probes[None])[0]
         finally:
             for module, mode in modes.items():
                 module.training = mode
-        if found.shape != (len(probes), len(weight)):
+        outputs = (found[..., 0].T if pixels else found).cpu().double().numpy()
+        if outputs.shape != (len(probes), len(weight)):
             raise ModelError(f"{self.path} is another layer now", "undo what was done to the model after constrain()")
-        return LayerFunction((found[:-1] - found[-1]).T, found[-1])
+        return LayerFunction((outputs[:-1] - outputs[-1]).T, outputs[-1])
 
     def start(self, dtype: torch.dtype | None = None) -> LayerFunction:
         """What the layer computed before training, from W0; or from W0 as saved in a dtype.
@@ -159,18 +161,18 @@ class ProtectedWeight:
                     f"{self.name} has changed without the constraint: what it was before is not known any more",
                     "load the model again, and let what is to train require gradients before constrain()",
                 )
-        return LayerFunction(_float64(weight, dtype), self._bias(self.bias, dtype))
+        return LayerFunction(_rows(weight, dtype), self._bias(self.bias, dtype))
 
     @torch.no_grad()
     def change(self, dtype: torch.dtype | None = None) -> LayerFunction:
         """What the weight, the bias and the active LoRA adapters add to `start` now, or as saved in a dtype."""
         start = self.start(dtype)
-        change = _float64(self._weight(), dtype) - start.weight
+        change = _rows(self._weight(), dtype) - start.weight
         bias = self._bias(self.linear.bias, dtype) - start.bias  # type: ignore[arg-type]  # to torch it may be a module
         if self.lora is not None and not self.lora.disable_adapters:
             for adapter in self.lora.active_adapters:
                 if adapter in self.lora.lora_A:
-                    a, b = (_float64(part[adapter].weight, dtype) for part in (self.lora.lora_A, self.lora.lora_B))
+                    a, b = (_rows(part[adapter].weight, dtype) for part in (self.lora.lora_A, self.lora.lora_B))
                     change += self.lora.scaling[adapter] * (b @ a)
                     bias += self.lora.scaling[adapter] * self._bias(self.lora.lora_B[adapter].bias, dtype)
         return LayerFunction(change, bias)
@@ -252,6 +254,11 @@ def _is_lora(module: nn.Module) -> bool:
 
 def _is_plain_lora(module: Any) -> bool:
     return _is_lora(module) and not module.lora_variant
+
+
+def _rows(weight: torch.Tensor, dtype: torch.dtype | None) -> Rows:
+    """A weight, `[M, D]` or `[M, D, 1, 1]`, as `[M, D]`."""
+    return _float64(weight.flatten(1), dtype)
 
 
 def _float64(tensor: torch.Tensor, dtype: torch.dtype | None) -> Rows:
