@@ -92,7 +92,12 @@ class Recipe(Section):
         description="also train the embedding of this word of the captions, which no preserved prompt has; a word of several "
         "tokens becomes one of its own, and with method lora a word of one token is trained as <word>",
     )
-    word_learning_rate: float = Field(1e-2, gt=0.0, le=limits.RATE, description="of that embedding; no weight decay")
+    word_learning_rate: float = Field(
+        1e-2,
+        gt=0.0,
+        le=limits.RATE,
+        description="of that embedding in the first text encoder; larger in one of larger embeddings; no weight decay",
+    )
     word_encoders: Literal["clip", "all"] = Field(
         "clip",
         description="the text encoders in which the word trains: clip: CLIP (T5 where there is no CLIP); all: T5 too, which is "

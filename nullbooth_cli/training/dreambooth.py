@@ -161,7 +161,7 @@ def _prepared(run: TrainingRun) -> _Loop:
 
     recipe, accelerator = run.recipe, run.accelerator
     trained = trained_parameters(run.denoiser, run.word)
-    optimizer: Any = optimizers.build(recipe, *by_part(trained))
+    optimizer: Any = optimizers.build(recipe, *by_part(trained), () if run.word is None else run.word.scales)
     rates = get_scheduler(
         recipe.lr_scheduler,
         optimizer,

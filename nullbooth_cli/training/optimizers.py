@@ -4,7 +4,8 @@
     adamw8bit  that of bitsandbytes: both in 8 bits, with a scale for each block of 256 (Dettmers et al., arXiv 2110.02861)
     prodigy    AdamW that finds its own step size (Mishchenko and Defazio, arXiv 2306.06101): learning_rate multiplies it
 
-The embedding of a word is a group of its own: it has its own learning rate, and no weight decay, which would shrink it to zero.
+The embedding of a word in a text encoder is a group of its own: it has its own learning rate, and no weight decay, which would
+shrink it to zero.
 """
 
 import contextlib
@@ -42,15 +43,20 @@ def rate_note(recipe: Recipe) -> str | None:
     )
 
 
-def build(recipe: Recipe, parameters: Sequence[nn.Parameter], words: Sequence[nn.Parameter] = ()) -> torch.optim.Optimizer:
+def build(
+    recipe: Recipe, parameters: Sequence[nn.Parameter], words: Sequence[nn.Parameter] = (), scales: Sequence[float] = ()
+) -> torch.optim.Optimizer:
     """The recipe's optimizer of the denoiser's parameters and of the embeddings of its word.
 
-    Raises ConfigError if its package is not installed. Memory: `state_bytes`, from the first step on.
+    `scales` are the sizes of embeddings in the text encoders of the words, one for each: `word_learning_rate` is for the first,
+    and the others have as much more as theirs are larger. Prodigy has one rate for all. Raises ConfigError if its package is not
+    installed. Memory: `state_bytes`, from the first step on.
     """
     require_package(recipe.optimizer)
     groups: list[dict[str, Any]] = [{"params": list(parameters)}]
-    if words:
-        groups.append({"params": list(words), "lr": recipe.word_learning_rate, "weight_decay": 0.0})
+    for word, scale in zip(words, scales, strict=True):
+        factor = 1.0 if recipe.optimizer == "prodigy" else scale / scales[0]
+        groups.append({"params": [word], "lr": recipe.word_learning_rate * factor, "weight_decay": 0.0})
     if recipe.optimizer == "prodigy":
         return _prodigy(groups, recipe)
     settings: Any = {"lr": recipe.learning_rate, "weight_decay": recipe.adam_weight_decay}

@@ -8,6 +8,7 @@ Prompts without the token do not change, so the preserved prompts do not. This i
 2208.01618), together with training of the denoiser's weights.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -128,7 +129,8 @@ def _numbers(tokenizer: Tokenizer, limit: int, text: str) -> list[int]:
 class WordEmbedding(nn.Module):
     """The rows `[D]` of a word in the tables of a pipeline's text encoders, by their key, as float32 parameters of their own.
 
-    New tokens are added to the pipeline. While this is attached, each text encoder uses its row instead of the one in its table.
+    `scales` are the root mean squares of the tables, in the order of the rows. New tokens are added to the pipeline. While this
+    is attached, each text encoder uses its row instead of the one in its table.
     """
 
     def __init__(self, pipe: Pipeline, word: Word) -> None:
@@ -138,11 +140,15 @@ class WordEmbedding(nn.Module):
         self._encoders: dict[str, TextEncoder] = {key: pipe.components[parts[key]] for key in word.tokens}
         self._tokens: dict[str, int] = {}
         self.rows = nn.ParameterDict()
+        scales: list[float] = []
         for key, token in word.tokens.items():
             encoder, tokenizer = self._encoders[key], pipe.components[tokenizer_of(parts[key])]
-            start = encoder.get_input_embeddings().weight[list(token.pieces)].detach().float().mean(0)
+            table = encoder.get_input_embeddings().weight.detach()
+            scales.append(float(torch.linalg.vector_norm(table, dtype=torch.float32)) / math.sqrt(table.numel()))
+            start = table[list(token.pieces)].float().mean(0)
             self._tokens[key] = add_token(tokenizer, encoder, token.name) if token.is_new else token.id_in(tokenizer)
             self.rows[key] = nn.Parameter(start)
+        self.scales = tuple(scales)
         self._hooks: list[RemovableHandle] = []
 
     def forward(self, key: str, ids: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ def made(tmp_path: Path, name: str, **changes: Any) -> tuple[torch.optim.Optimiz
     word = nn.Parameter(torch.randn(24, generator=generator))
     rates = {"learning_rate": 1.0, "word_learning_rate": 1.0} if name == "prodigy" else {"learning_rate": 1e-2}
     wanted = recipe(tmp_path, optimizer=name, **{"adam_weight_decay": 0.5, **rates, **changes})
-    optimizer = optimizers.build(wanted, parameters, [word])
+    optimizer = optimizers.build(wanted, parameters, [word], [1.0])
     for _ in range(2):
         for parameter in (*parameters, word):
             parameter.grad = torch.linspace(-1, 1, len(parameter))
@@ -122,3 +122,17 @@ def test_combinations_that_cannot_work(changes: dict[str, Any], message: str) ->
 )
 def test_combinations_that_work(changes: dict[str, Any], tmp_path: Path) -> None:
     assert recipe(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(("name", "moved"), [("adamw", [1e-3, 5e-2]), ("prodigy", None)])
+def test_a_larger_embedding_has_a_larger_rate(tmp_path: Path, name: OptimizerName, moved: list[float] | None) -> None:
+    """The first step of Adam has the size of the learning rate."""
+    words = [nn.Parameter(torch.ones(24)) for _ in range(2)]
+    rate = 1e-3 if moved else 1.0
+    wanted = recipe(tmp_path, optimizer=name, learning_rate=rate, word_learning_rate=rate)
+    optimizer = optimizers.build(wanted, [nn.Parameter(torch.ones(3))], words, [0.02, 1.0])
+    for word in words:
+        word.grad = torch.linspace(1, 2, 24)
+    optimizer.step()
+    found = [float((1 - word.detach()).abs().max()) for word in words]
+    assert found == pytest.approx(moved, rel=1e-3) if moved else found[0] == found[1] > 0

@@ -320,6 +320,9 @@ class TestInEachTextEncoder:
     def test_a_gradient_reaches_its_row(self, name: str, tmp_path: Path) -> None:
         pipe, embedding = word_in(name, tmp_path)
         assert all(row.dtype == torch.float32 and row.requires_grad for row in embedding.rows.values())
+        tables = [getattr(pipe, part).get_input_embeddings().weight for part in ENCODERS[name].values()]
+        sizes = [np.sqrt(np.mean(np.square(table.double().numpy()))) for table in tables]
+        np.testing.assert_allclose(embedding.scales, sizes, rtol=0.02)  # a new row is not in it
         sum(each.square().sum() for each in encoded(pipe, "a photo of sks dog")).backward()  # type: ignore[union-attr]
         assert {key: bool(row.grad.abs().max() > 0) for key, row in embedding.rows.items()} == dict.fromkeys(ENCODERS[name], True)
 
