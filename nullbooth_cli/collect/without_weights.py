@@ -122,12 +122,17 @@ def build_pipeline(folder: str, scheduler: Scheduler) -> Pipeline:
         pipe = made(**{**parts, "scheduler": _set_steps_on_cpu(scheduler)})
         encoded = TEXT_SHAPES[name](pipe, get_tokenizer_config(folder, subfolder="tokenizer"))
     pipe.set_progress_bar_config(disable=True)
-    pipe.encode_prompt = lambda *_, **__: encoded
+    pipe.encode_prompt = functools.partial(_for_each, encoded)
     denoiser_of(pipe).register_forward_pre_hook(
         lambda _, *given: tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), given), with_kwargs=True
     )
     built: Pipeline = pipe
     return built
+
+
+def _for_each(encoded: tuple[torch.Tensor, ...], prompt: Sequence[str], *_: Any, **__: Any) -> tuple[torch.Tensor, ...]:
+    """The outputs of `encode_prompt` for one prompt, for several; what has no row for a prompt stays."""
+    return tuple(each.expand(len(prompt), *each.shape[1:]) if len(each) == 1 else each for each in encoded)
 
 
 @contextmanager

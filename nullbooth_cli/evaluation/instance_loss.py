@@ -12,32 +12,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nullbooth_cli.errors import ModelError
 from nullbooth_cli.evaluation.answer import InstanceLoss
 from nullbooth_cli.evaluation.encoders import batches
-from nullbooth_cli.model.denoising_loss import (
-    PIPELINE,
-    PREDICTIONS,
-    Noising,
-    denoising_errors,
-    draw_noising,
-    encode_texts,
-    noise_scheduler_of,
-    of_velocity,
-    takes_only_a_caption,
-)
+from nullbooth_cli.model.conditioning import capture
+from nullbooth_cli.model.denoising_loss import NoiseProcess, Noising, denoising_errors
+from nullbooth_cli.model.families import FAMILIES, require_trainable
 from nullbooth_cli.model.latents import encode_images
 from nullbooth_cli.model.load import denoiser_of
-from nullbooth_cli.model.protocols import Pipeline, StableDiffusion
+from nullbooth_cli.model.protocols import LatentPipeline, Pipeline, config_of
 
 DRAWS = 512  # of noise and a timestep, spread over the pictures
-NO_LOSS = "the denoising loss is measured for Stable Diffusion 1 and 2 only"
+NO_LOSS = "the denoising loss is measured for models that can be trained here only"
 Floats = NDArray[np.floating]
 
 
 def has_instance_loss(pipe: Pipeline) -> bool:
-    """Whether the loss of a pipeline can be measured: it takes a caption and predicts noise or velocity."""
-    is_known = type(pipe).__name__ == PIPELINE and takes_only_a_caption(denoiser_of(pipe))
-    return is_known and noise_scheduler_of(pipe).config.prediction_type in PREDICTIONS
+    """Whether the loss of a pipeline can be measured: it can be trained here."""
+    name = type(pipe).__name__
+    if name not in FAMILIES:
+        return False
+    channels = cast(LatentPipeline, pipe).vae.config["latent_channels"]
+    try:
+        require_trainable(name, config_of(denoiser_of(pipe)), channels, pipe.scheduler.config)
+    except ModelError:
+        return False
+    return True
 
 
 @torch.no_grad()
@@ -49,18 +49,21 @@ def instance_errors(pipe: Pipeline, images: NDArray[np.uint8], captions: Sequenc
     """
     from PIL import Image
 
-    pipe = cast(StableDiffusion, pipe)
-    denoiser, scheduler, device = denoiser_of(pipe), noise_scheduler_of(pipe), pipe._execution_device
+    pipe = cast(LatentPipeline, pipe)
+    denoiser, process, device = denoiser_of(pipe), NoiseProcess.of(pipe), pipe._execution_device
     dtype: Any = denoiser.dtype
     latents = encode_images(pipe, [Image.fromarray(image) for image in images], pipe.vae.device).to(device, dtype)
-    texts, errors = encode_texts(pipe, captions).to(device, dtype), []
+    size = (images.shape[2], images.shape[1])
+    given = capture(pipe, captions, size=size, guidance=process.family.guidance).to(device, dtype)
+    errors = []
     places = torch.arange(DRAWS) % len(images)
     # Drawn in one piece: the noise of a draw must not depend on the batch size.
-    drawn = draw_noising(scheduler, latents[places], torch.Generator("cpu").manual_seed(seed))
+    drawn = process.draw(latents[places], torch.Generator("cpu").manual_seed(seed))
     for batch in batches(DRAWS, batch_size):
         of, noising = places[batch], Noising(drawn.noise[batch], drawn.timesteps[batch])
-        found = denoising_errors(denoiser, scheduler, latents=latents[of], texts=texts[of], noising=noising)
-        errors.append(of_velocity(found, scheduler, noising.timesteps).cpu())
+        conditioning = given.rows(of.tolist())
+        found = denoising_errors(denoiser, process, latents=latents[of], conditioning=conditioning, noising=noising)
+        errors.append(process.of_velocity(found, noising.timesteps).cpu())
     pipe.maybe_free_model_hooks()
     return torch.cat(errors).double().numpy()
 

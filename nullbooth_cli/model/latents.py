@@ -1,12 +1,13 @@
-"""Images to latents, in the scale of the denoiser."""
+"""Images to latents, in the scale and shape of the denoiser, and the size of what a pipeline draws."""
 
+import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from nullbooth_cli.model.protocols import Autoencoder, LatentPipeline
+from nullbooth_cli.model.protocols import Autoencoder, LatentPipeline, Pipeline
 from nullbooth_cli.model.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -17,6 +18,21 @@ def pack_latents(pipe: LatentPipeline, latents: torch.Tensor) -> torch.Tensor:
     """Latents `[B, C, h, w]` as the pipeline hands them to its denoiser: Flux, for one, puts 2 x 2 places into one token."""
     packed: torch.Tensor = pipe._pack_latents(latents, *latents.shape) if hasattr(pipe, "_pack_latents") else latents
     return packed
+
+
+def unpack_latents(pipe: LatentPipeline, latents: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Latents of pictures of a width and height, as `pack_latents` packed them, as `[B, C, h, w]` again."""
+    if not hasattr(pipe, "_unpack_latents"):
+        return latents
+    width, height = size
+    unpacked: torch.Tensor = pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)
+    return unpacked
+
+
+def size_settings(pipe: Pipeline, size: tuple[int, int]) -> dict[str, Any]:
+    """The settings of a call that draws exactly this width and height: PixArt would take the nearest that it knows."""
+    binning = "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters
+    return {"width": size[0], "height": size[1], **({"use_resolution_binning": False} if binning else {})}
 
 
 @torch.no_grad()

@@ -172,11 +172,15 @@ class Pipeline(Protocol):
     def unload_lora_weights(self) -> None:
         """Remove the adapters."""
 
+    def save_lora_weights(self, folder: str | PathLike[str], **layers: Mapping[str, torch.Tensor]) -> None:
+        """Write a LoRA file; the adapters of its denoiser are `unet_lora_layers` or `transformer_lora_layers`."""
+
 
 class LatentPipeline(Pipeline, Protocol):
     """A pipeline with an autoencoder."""
 
     vae: Autoencoder
+    vae_scale_factor: int  # pixels for one place of the latents
     prepare_latents: Callable[..., Any]  # makes the starting noise; the signature differs, and noised images replace it
 
 
@@ -202,15 +206,6 @@ class StableDiffusion(LatentPipeline, Protocol):
     unet: nn.Module
     text_encoder: TextEncoder
     tokenizer: Tokenizer
-    vae_scale_factor: int
-
-    def encode_prompt(
-        self, prompt: Sequence[str], device: torch.device, num_images_per_prompt: int, do_classifier_free_guidance: bool
-    ) -> tuple[torch.Tensor, ...]:
-        """The embeddings that the denoiser receives for prompts; first the texts `[B, L, D]`."""
-
-    def save_lora_weights(self, folder: str | PathLike[str], *, unet_lora_layers: Mapping[str, torch.Tensor]) -> None:
-        """Write a LoRA file."""
 
 
 def config_of(module: nn.Module) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from nullbooth_cli.settings.schema import CONFIG, RECIPE, Kind, Section, refusal
 Feature = Literal["q", "k", "v", "out"]
 Method = Literal["full", "lora"]
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
+Density = Literal["uniform", "logit_normal", "mode", "sigma_shift"]
 # Those of diffusers.optimization.get_scheduler, without piecewise_constant, which needs rules.
 LearningRates = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
@@ -102,6 +103,23 @@ class Recipe(Section):
         "clip",
         description="the text encoders in which the word trains: clip: CLIP (T5 where there is no CLIP); all: T5 too, which is "
         "larger and is what Flux reads word by word",
+    )
+    snr_gamma: float | None = Field(
+        None,
+        gt=0.0,
+        le=limits.FACTOR,
+        description="min-SNR weights of the loss, usually 5, for models that predict noise or velocity; null for equal weights",
+    )
+    timestep_density: Density | None = Field(
+        None,
+        description="how timesteps are drawn: uniform, logit_normal, mode, or (Stable Diffusion 3, Flux) sigma_shift, shifted as "
+        "the model draws; null for the default of diffusers' scripts: logit_normal for Stable Diffusion 3, uniform for others",
+    )
+    training_guidance: float | None = Field(
+        None,
+        ge=0.0,
+        le=limits.FACTOR,
+        description="the guidance that Flux receives as an input; null for 3.5, the default of diffusers' scripts",
     )
     lr_scheduler: LearningRates = Field("constant", description="how the learning rate changes: a name of diffusers' schedulers")
     lr_warmup_steps: int = Field(0, ge=0, le=limits.COUNT, description="optimizer steps until the full learning rate")

@@ -16,6 +16,7 @@ from typing import Any
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted
+from nullbooth_cli.model.families import untrainable
 from nullbooth_cli.settings.captions import captioned_images, has_captions
 from nullbooth_cli.settings.class_prompts import class_prompts
 from nullbooth_cli.settings.commented import commented_yaml
@@ -29,7 +30,6 @@ from nullbooth_cli.settings.starter import CONFIG, RECIPE
 from nullbooth_cli.settings.strict_yaml import parse_yaml
 from nullbooth_cli.teaching.request import HELDOUT_EVERY, TRAINED, TeachRequest
 from nullbooth_cli.training import durable
-from nullbooth_cli.training.before_loading import untrainable
 
 REQUEST, STORE, PROMPTS = "teach.json", "store.zarr", "prompts"
 PRESERVED, HELDOUT, SUBJECT = "preserved.txt", "heldout.txt", "subject.txt"

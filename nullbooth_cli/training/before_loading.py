@@ -3,18 +3,19 @@
 Loading takes many seconds, and drawing pictures of the class minutes: what can be wrong before is found before.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 from nullbooth_cli.collect.without_weights import build_pipeline, pipeline_class
-from nullbooth_cli.errors import ConfigError, ModelError
+from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted, listed
 from nullbooth_cli.model import load
-from nullbooth_cli.model.denoising_loss import PIPELINE, takes_only_a_caption
+from nullbooth_cli.model.families import family_of, require_trainable
+from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.prompt_length import limits_of
-from nullbooth_cli.model.protocols import Pipeline, StableDiffusion, config_of
+from nullbooth_cli.model.protocols import LatentPipeline, Pipeline, config_of
 from nullbooth_cli.model.sources import Source
 from nullbooth_cli.settings.captions import CaptionedImage, caption_places, captioned_images
 from nullbooth_cli.settings.images import sizes_of
@@ -65,8 +66,8 @@ def read_inputs(recipe: Recipe, preserved: Sequence[str], protected: Collection[
     """Read everything that a recipe names beside weights; `preserved` are the prompts of its store.
 
     `protected` are the weights that the store has projectors for; None without a store. Raises ConfigError for pictures,
-    captions, prompts, features and a word that cannot be trained on, ModelError for a model whose denoiser needs more than noisy
-    latents, a timestep and a text. Cost: decodes every picture; of a hub id, downloads the config files; some seconds.
+    captions, prompts, features and a word that cannot be trained on, ModelError for a model that cannot be trained here.
+    Cost: decodes every picture; of a hub id, downloads the config files; some seconds.
     """
     pictures = captioned_images(recipe.instance_images, "instance_images", recipe.instance_prompt)
     paths = [picture.path for picture in pictures]
@@ -126,28 +127,20 @@ def _class_captions(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(prompts[i % len(prompts)].text for i in range(count)), (note,) if len(prompts) > count else ()
 
 
-def without_weights(source: Source) -> StableDiffusion:
-    """A pipeline without weights. Raises ModelError for one whose forward needs more than a caption."""
+def without_weights(source: Source) -> LatentPipeline:
+    """A pipeline without weights. Raises ModelError for one that cannot be trained here, by its class before all else."""
     folder = load.config_folder(source)  # it refuses a U-Net with more channels than latents have
     name = pipeline_class(folder)
-    if name == PIPELINE:
-        pipe = cast(StableDiffusion, build_pipeline(folder, load.load_scheduler(source)))
-        if takes_only_a_caption(pipe.unet):
-            return pipe
-    raise untrainable(name)
+    family_of(name)
+    scheduler = load.load_scheduler(source)
+    pipe = cast(LatentPipeline, build_pipeline(folder, scheduler))
+    require_trainable(name, config_of(denoiser_of(pipe)), pipe.vae.config["latent_channels"], scheduler.config)
+    return pipe
 
 
-def untrainable(name: str) -> ModelError:
-    """The error for a model, or a kind of models, whose forward needs more than a caption."""
-    return ModelError(
-        f"{name} needs more than a caption for a forward: only Stable Diffusion 1 and 2 can be trained here",
-        "put nb.constrain into a training script for this model: docs/how-to/constrain-training.md",
-    )
-
-
-def _require_protected(recipe: Recipe, pipe: StableDiffusion, protected: Collection[str]) -> None:
+def _require_protected(recipe: Recipe, pipe: LatentPipeline, protected: Collection[str]) -> None:
     """Raise ConfigError for a feature that would train and that the store has no projector for."""
-    found = find_projections(pipe.unet, tuple(recipe.features), "all", recipe.linear_layers)
+    found = find_projections(denoiser_of(pipe), tuple(recipe.features), "all", recipe.linear_layers)
     if without := [projection for projection in found if projection.weight not in protected]:
         features = ", ".join(dict.fromkeys(each.feature.removeprefix("add_") for each in without))
         raise ConfigError(
@@ -158,12 +151,12 @@ def _require_protected(recipe: Recipe, pipe: StableDiffusion, protected: Collect
         )
 
 
-def _resizing(recipe: Recipe, pipe: StableDiffusion) -> Resizing:
-    """How the recipe's pictures become those that a model trains on. Raises ConfigError for a resolution that it cannot halve."""
-    config, factor = config_of(pipe.unet), pipe.vae_scale_factor
-    sample = config["sample_size"]
+def _resizing(recipe: Recipe, pipe: LatentPipeline) -> Resizing:
+    """How the recipe's pictures become those that a model trains on. Raises ConfigError for a resolution it cannot take."""
+    config, factor = config_of(denoiser_of(pipe)), pipe.vae_scale_factor
+    sample = getattr(pipe, "default_sample_size", None) or config["sample_size"]
     height, width = (side * factor for side in ((sample, sample) if isinstance(sample, int) else sample))
-    step = factor * 2 ** (len(config["block_out_channels"]) - 1)  # each block of the U-Net but the last halves the latents
+    step = factor * _places_together(config)
     if recipe.resolution is not None:
         scale = recipe.resolution / min(width, height)
         width, height = (round(side * scale / step) * step for side in (width, height))
@@ -174,3 +167,11 @@ def _resizing(recipe: Recipe, pipe: StableDiffusion) -> Resizing:
                 f"set it to {below or step}{f' or {below + step}' if below else ''}, or to null",
             )
     return Resizing(how=recipe.resize, size=(width, height), step=step)
+
+
+def _places_together(config: Mapping[str, Any]) -> int:
+    """How many places of the latents, in a row or column, a denoiser can only take together."""
+    if "block_out_channels" in config:
+        halvings = len(config["block_out_channels"]) - 1  # each block of a U-Net but the last halves the latents
+        return int(2**halvings)
+    return 2  # the patches of transformers, and what Flux packs

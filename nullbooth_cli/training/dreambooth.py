@@ -11,7 +11,7 @@ timestep, plus, with a weight, the same on pictures of the class. (Ruiz et al., 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,12 @@ import torch
 from torch import nn
 
 from nullbooth_cli.errors import DataError
-from nullbooth_cli.model.denoising_loss import denoising_errors, draw_noising, encode_texts, noise_scheduler_of
+from nullbooth_cli.model.conditioning import Conditioning, capture
+from nullbooth_cli.model.denoising_loss import denoising_errors
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.model.trained_files import RESULT
 from nullbooth_cli.progress import Event, Interrupts, Note, Progress
+from nullbooth_cli.settings.resizing import Size
 from nullbooth_cli.settings.weighting import weighting_note
 from nullbooth_cli.store.files import remove
 from nullbooth_cli.training import checkpoints, model_card, optimizers, output, trackers
@@ -109,7 +111,7 @@ def _all_stop(run: TrainingRun, interrupts: Interrupts) -> bool:
 class _Loop:
     """A run with its optimizer. `denoiser`, `optimizer` and `rates` are as accelerate wraps them.
 
-    `encode` encodes captions again in every step; None uses the texts that were encoded once.
+    `encode` encodes the captions of the subject: again in every step while a word trains, else the texts were encoded once.
     """
 
     run: TrainingRun
@@ -117,8 +119,7 @@ class _Loop:
     optimizer: torch.optim.Optimizer
     rates: torch.optim.lr_scheduler.LRScheduler
     parameters: list[nn.Parameter]
-    scheduler: Any  # DDPMScheduler
-    encode: TextEncoding | None
+    encode: TextEncoding
 
     def step(self, number: int) -> float:
         """One optimizer step; returns its mean loss."""
@@ -141,18 +142,28 @@ class _Loop:
 
     def _loss(self, generator: torch.Generator) -> torch.Tensor:
         """The loss of a batch of the subject, plus that of a batch of its class with prior preservation."""
-        run, size = self.run, self.run.recipe.train_batch_size
-        latents, texts = run.subject.batch(generator, size, self.encode)
-        noising = draw_noising(self.scheduler, latents, generator)
-        loss = denoising_errors(self.denoiser, self.scheduler, latents=latents, texts=texts, noising=noising).mean()
-        if run.prior is None:
-            return loss
-        latents, texts = run.prior.batch(generator, size)
-        noising = draw_noising(self.scheduler, latents, generator)
-        prior = denoising_errors(
-            self.denoiser, self.scheduler, latents=latents, texts=texts, noising=noising, teacher=run.teacher
-        )
-        return loss + run.recipe.prior_weight * prior.mean()
+        recipe, process = self.run.recipe, self.run.process
+        batch = self.run.subject.batch(generator, recipe.train_batch_size)
+        noising = process.draw(batch.latents, generator)
+        conditioning = batch.conditioning(self.encode)
+        errors = denoising_errors(self.denoiser, process, latents=batch.latents, conditioning=conditioning, noising=noising)
+        if recipe.snr_gamma is not None:
+            errors = errors * process.min_snr(noising.timesteps, recipe.snr_gamma)
+        return errors.mean() if self.run.prior is None else errors.mean() + recipe.prior_weight * self._prior_loss(generator)
+
+    def _prior_loss(self, generator: torch.Generator) -> torch.Tensor:
+        """The loss of a batch of the class, by its noise or by the prediction of the teacher."""
+        run = self.run
+        assert run.prior is not None
+        batch = run.prior.batch(generator, run.recipe.train_batch_size)
+        return denoising_errors(
+            self.denoiser,
+            run.process,
+            latents=batch.latents,
+            conditioning=batch.conditioning(run.texts),
+            noising=run.process.draw(batch.latents, generator),
+            teacher=run.teacher,
+        ).mean()
 
 
 def _prepared(run: TrainingRun) -> _Loop:
@@ -180,10 +191,13 @@ def _prepared(run: TrainingRun) -> _Loop:
         optimizer=optimizer,
         rates=rates,
         parameters=[*trained.values()],
-        scheduler=noise_scheduler_of(run.pipe),
         # While the word trains, the captions change with it in every step.
-        encode=None if run.word is None else partial(encode_texts, run.pipe),
+        encode=run.texts if run.word is None else partial(_encode_anew, run),
     )
+
+
+def _encode_anew(run: TrainingRun, captions: Sequence[str], size: Size) -> Conditioning:
+    return capture(run.pipe, captions, size=size, guidance=run.guidance, like=run.texts.conditionings[size])
 
 
 def finish(run: TrainingRun) -> TrainingResult | None:

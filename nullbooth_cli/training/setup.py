@@ -17,20 +17,21 @@ from nullbooth_cli.api import Moment, OpenStore, open_store
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model import load
-from nullbooth_cli.model.denoising_loss import encode_texts
+from nullbooth_cli.model.denoising_loss import NoiseProcess
 from nullbooth_cli.model.device import pick_device
+from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.projections import Projection, find_projections
 from nullbooth_cli.model.prompt_length import cut_off_note
-from nullbooth_cli.model.protocols import StableDiffusion
+from nullbooth_cli.model.protocols import LatentPipeline
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.training import checkpoint_files, optimizers
-from nullbooth_cli.training.before_loading import read_inputs
+from nullbooth_cli.training.before_loading import Inputs, read_inputs
 from nullbooth_cli.training.checkpoint_files import Checkpoint
 from nullbooth_cli.training.constraint import Constraint, ProjectorSource, constrain
 from nullbooth_cli.training.ema import Averages
 from nullbooth_cli.training.estimate import Estimate, estimate_learning
-from nullbooth_cli.training.examples import Examples, draw_class, encode_pictures
+from nullbooth_cli.training.examples import EncodedTexts, Examples, TextEncoding, draw_class, encode_pictures
 from nullbooth_cli.training.output import Preserved, require_steps_left
 from nullbooth_cli.training.record import CHANGEABLE, RunRecord, require_changeable
 from nullbooth_cli.training.word_embedding import WordEmbedding
@@ -62,7 +63,8 @@ class TrainingStore(ProjectorSource, Protocol):
 class TrainingRun:
     """A run that is ready to start; `steps_done` counts the optimizer steps that its weights have had.
 
-    `trained`: the names of the denoiser's parameters that train. `constraint` and `preserved` are None without a store, `prior`
+    `trained`: the names of the denoiser's parameters that train. `process` is its noise, `guidance` the guidance_scale that it
+    trains with, `texts` all captions, encoded once. `constraint` and `preserved` are None without a store, `prior`
     without prior preservation, `teacher` without distillation, `word` if no embedding trains. `record` is what decides the
     weights, `checkpoint` where the run resumes (None: it starts). `averages` are made with the optimizer, if the recipe has
     `ema_decay`. `validation_prompts` are the recipe's, with the token of the word. `estimate` is None if no constrained weight
@@ -70,10 +72,13 @@ class TrainingRun:
     """
 
     recipe: Recipe
-    pipe: StableDiffusion
+    pipe: LatentPipeline
     accelerator: "Accelerator"
     denoiser: nn.Module
     trained: tuple[str, ...]
+    process: NoiseProcess
+    guidance: float
+    texts: EncodedTexts
     subject: Examples
     prior: Examples | None
     teacher: nn.Module | None
@@ -131,24 +136,23 @@ def set_up(
             resumed = record.resumed(recipe.output, checkpoint.record, checkpoint.step, changes)
             record = resumed if at is None else checkpoint.record
     word = None if inputs.word is None else WordEmbedding(pipe, inputs.word)  # before texts are encoded: it may add a token
-    denoiser, captions = pipe.unet, inputs.captions
-    subject = Examples(
-        latents=encode_pictures(pipe, [picture.path for picture in inputs.pictures], inputs.resizing),
-        captions=captions,
-        texts=encode_texts(pipe, captions),
-        repeats=[picture.repeats for picture in inputs.pictures],
-    )
-    prior = draw_class(recipe, pipe, inputs.class_captions) if inputs.class_captions and at is None else None
+    denoiser, process = denoiser_of(pipe), NoiseProcess.of(pipe, recipe.timestep_density)
+    subject = _subject(pipe, inputs)
+    draws = inputs.class_captions and at is None
+    prior = draw_class(recipe, pipe, inputs.class_captions, inputs.resizing.size) if draws else None
+    guidance = process.family.guidance if recipe.training_guidance is None else recipe.training_guidance
+    texts = _encoded(pipe, guidance, *filter(None, [subject, prior]))
     teacher = copy.deepcopy(denoiser) if prior is not None and recipe.prior == "distill" else None
     projections = find_projections(denoiser, tuple(recipe.features), "all", recipe.linear_layers)
     estimate = None
     if store is not None:
         of_text = {each.weight: projectors[each.weight] for each in projections if each.from_text}
-        estimate = estimate_learning(store, of_text, subject.texts, trains_word=word is not None)
+        if process.family.reads_texts:
+            estimate = estimate_learning(store, of_text, _texts_of(subject, texts), trains_word=word is not None)
     make_trainable(denoiser, projections, recipe)
     constraint = None if store is None else constrain(denoiser, store, unprotected="refuse")
     validation_prompts = inputs.written(recipe.validation_prompts)
-    cut_off = cut_off_note(pipe, [*captions, *inputs.class_captions, *validation_prompts], "caption")
+    cut_off = cut_off_note(pipe, [*subject.captions, *inputs.class_captions, *validation_prompts], "caption")
     if recipe.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()  # type: ignore[operator]  # torch has no type for what a module adds
     return TrainingRun(
@@ -157,6 +161,9 @@ def set_up(
         accelerator=accelerator,
         denoiser=denoiser,
         trained=tuple(name for name, parameter in denoiser.named_parameters() if parameter.requires_grad),
+        process=process,
+        guidance=guidance,
+        texts=texts,
         subject=subject,
         prior=prior,
         teacher=teacher,
@@ -169,6 +176,23 @@ def set_up(
         estimate=estimate,
         notes=(*inputs.notes, *filter(None, [cut_off, optimizers.rate_note(recipe)]), *(estimate.lines if estimate else ())),
     )
+
+
+def _subject(pipe: LatentPipeline, inputs: Inputs) -> Examples:
+    latents, framings = encode_pictures(pipe, [picture.path for picture in inputs.pictures], inputs.resizing)
+    repeats = [picture.repeats for picture in inputs.pictures]
+    return Examples(latents=latents, captions=inputs.captions, framings=framings, repeats=repeats)
+
+
+def _encoded(pipe: LatentPipeline, guidance: float, *examples: Examples) -> EncodedTexts:
+    """The captions of examples, each for the sizes of all."""
+    captions = [caption for each in examples for caption in each.captions]
+    return EncodedTexts.of(pipe, captions, [size for each in examples for size in each.sizes], guidance)
+
+
+def _texts_of(examples: Examples, encode: TextEncoding) -> torch.Tensor:
+    """The encoded captions of examples, `[N, L, D]`, as to_k and to_v receive them."""
+    return encode(examples.captions, examples.sizes[0]).by_row["encoder_hidden_states"]
 
 
 def _preserved(store: TrainingStore) -> Preserved:
@@ -236,8 +260,8 @@ def _accelerator(recipe: Recipe, device: str | None) -> "Accelerator":
     return accelerator
 
 
-def _load(recipe: Recipe, device: torch.device) -> StableDiffusion:
-    """The recipe's pipeline, in float32, with a frozen text encoder."""
+def _load(recipe: Recipe, device: torch.device) -> LatentPipeline:
+    """The recipe's pipeline, in float32 and frozen."""
     pipe = load.load_pipeline(
         recipe.model,
         revision=recipe.revision,
@@ -248,22 +272,20 @@ def _load(recipe: Recipe, device: torch.device) -> StableDiffusion:
         pipeline_config=recipe.pipeline_config,
         device=device,
     )
-    pipe = cast(StableDiffusion, pipe)
-    pipe.text_encoder.requires_grad_(False)
-    return pipe
+    return cast(LatentPipeline, pipe)
 
 
 def make_trainable(denoiser: nn.Module, projections: Sequence[Projection], recipe: Recipe) -> None:
     """Mark the parameters to train, and no others: the weights of the projections, or (method: lora) adapters on them."""
     denoiser.requires_grad_(False)
     if recipe.method == "lora":
-        from peft import LoraConfig
+        from peft import LoraConfig, inject_adapter_in_model
 
         names = [projection.weight.removesuffix(".weight") for projection in projections]
         adapter = LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=names)
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)  # the adapters start at random
-            denoiser.add_adapter(adapter)  # type: ignore[operator]  # torch has no type for what a module adds
+            inject_adapter_in_model(adapter, denoiser)
         return
     for projection in projections:
         projection.module.get_parameter("weight").requires_grad_(True)

@@ -1,7 +1,7 @@
 """What an optimizer step costs, before any weights are loaded: memory from shapes alone, and seconds from one timed step."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import median
@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from nullbooth_cli.model.conditioning import Conditioning, capture
+from nullbooth_cli.model.denoising_loss import NoiseProcess, predict
+from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.projections import find_projections
-from nullbooth_cli.model.protocols import StableDiffusion, config_of
+from nullbooth_cli.model.protocols import LatentPipeline, config_of
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.resizing import Size
 from nullbooth_cli.training.setup import make_trainable
@@ -34,12 +37,12 @@ class StepCost:
     result_bytes: int
 
 
-def step_cost(recipe: Recipe, pipe: StableDiffusion, size: Size, device: torch.device) -> StepCost:
+def step_cost(recipe: Recipe, pipe: LatentPipeline, size: Size, device: torch.device) -> StepCost:
     """The cost of a step of `recipe` on pictures of a size; `pipe` is its pipeline without weights.
 
     Cost: the denoiser with random weights on the device, and two forwards and backwards of a batch, up to six of a second.
     """
-    denoiser = _empty(pipe.unet, device)
+    denoiser = _empty(denoiser_of(pipe), device)
     make_trainable(denoiser, find_projections(denoiser, tuple(recipe.features), "all", recipe.linear_layers), recipe)
     if recipe.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()  # type: ignore[operator]  # torch has no type for what a module adds
@@ -57,26 +60,36 @@ def step_cost(recipe: Recipe, pipe: StableDiffusion, size: Size, device: torch.d
     )
 
 
-def _empty(unet: nn.Module, device: torch.device) -> nn.Module:
+def _empty(model: nn.Module, device: torch.device) -> nn.Module:
     """A denoiser like this one, with small random weights on a device."""
     with torch.device("meta"):
-        made: nn.Module = type(unet).from_config(config_of(unet))  # type: ignore[attr-defined]  # diffusers' ConfigMixin
+        made: nn.Module = type(model).from_config(config_of(model))  # type: ignore[attr-defined]  # diffusers' ConfigMixin
     made = made.to_empty(device=device)
     for tensor in [*made.parameters(), *made.buffers()]:
         nn.init.normal_(tensor, std=0.02)
     return made
 
 
-def _inputs(recipe: Recipe, pipe: StableDiffusion, size: Size, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Latents, timesteps and texts of a batch, as a forward takes them."""
+def _inputs(recipe: Recipe, pipe: LatentPipeline, size: Size, device: torch.device) -> dict[str, Any]:
+    """The arguments of `predict` for a batch: everything random, in its shape."""
     batch, (width, height) = recipe.train_batch_size, (side // pipe.vae_scale_factor for side in size)
-    texts = pipe.encode_prompt([""], torch.device("meta"), 1, False)[0]
-    latents = torch.randn(batch, config_of(pipe.unet)["in_channels"], height, width, device=device)
-    return latents, torch.full((batch,), 500, device=device), torch.randn(batch, *texts.shape[1:], device=device)
+    process = NoiseProcess.of(pipe)
+    noisy = torch.randn(batch, pipe.vae.config["latent_channels"], height, width, device=device)
+    given = capture(pipe, [""], size=size, guidance=process.family.guidance).rows([0] * batch)
+
+    def filled(value: Any) -> Any:
+        return torch.ones_like(value, device=device) if isinstance(value, torch.Tensor) else value
+
+    conditioning = Conditioning(
+        by_row={name: filled(value) for name, value in given.by_row.items()},
+        shared={name: filled(value) for name, value in given.shared.items()},
+    )
+    timesteps = torch.full((batch,), 500, device=device)
+    return {"process": process, "noisy": noisy, "timesteps": timesteps, "conditioning": conditioning}
 
 
 def _forward_and_backward(
-    denoiser: nn.Module, inputs: Sequence[torch.Tensor], recipe: Recipe, device: torch.device
+    denoiser: nn.Module, inputs: Mapping[str, Any], recipe: Recipe, device: torch.device
 ) -> tuple[int, float]:
     """The bytes that the backward pass keeps, and the seconds of a forward and backward."""
     saved: dict[int, int] = {}
@@ -92,7 +105,7 @@ def _forward_and_backward(
 
     def step(hooks: AbstractContextManager[Any]) -> None:
         with hooks, torch.autocast(device.type, half, enabled=half is not None):
-            loss = denoiser(*inputs, return_dict=False)[0].float().square().mean()
+            loss = predict(denoiser, **inputs).float().square().mean()
         loss.backward()
 
     step(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))

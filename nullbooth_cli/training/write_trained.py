@@ -36,8 +36,9 @@ def _write_lora(run: TrainingRun, folder: Path) -> None:
     from peft.utils import get_peft_model_state_dict
 
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(run.denoiser))
+    part = "unet" if hasattr(run.pipe, "unet") else "transformer"
     with quiet_libraries():
-        run.pipe.save_lora_weights(folder, unet_lora_layers=layers)
+        run.pipe.save_lora_weights(folder, **{f"{part}_lora_layers": layers})
 
 
 def _base(run: TrainingRun) -> dict[str, str | int | None]:

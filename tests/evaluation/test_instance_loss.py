@@ -8,6 +8,7 @@ import torch
 
 from nullbooth_cli.evaluation import instance_loss
 from nullbooth_cli.evaluation.instance_loss import DRAWS, has_instance_loss, instance_errors
+from nullbooth_cli.model.denoising_loss import NoiseProcess
 from tests.support import tiny
 from tests.support.edited_models import toy
 from tests.support.pictures import picture
@@ -41,7 +42,7 @@ def test_an_error_is_that_of_its_picture_and_caption() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "has"), [("sd1", True), ("sd2", True), ("sdxl", False), ("lcm", False), ("pixart", False), ("flux", False)]
+    ("name", "has"), [("sd1", True), ("sd2", True), ("sdxl", True), ("lcm", False), ("pixart", True), ("flux", True)]
 )
 def test_which_pipelines_have_it(name: str, has: bool) -> None:
     assert has_instance_loss(tiny.PIPELINES[name]()) == has
@@ -51,8 +52,8 @@ def test_an_error_of_noise_counts_as_one_of_the_velocity(monkeypatch: pytest.Mon
     """A model that predicts no noise at all is wrong by the noise; as a velocity, by that over the picture's share."""
     pipe = tiny.sd1()
     drawn = []
-    draw = instance_loss.draw_noising
-    monkeypatch.setattr(instance_loss, "draw_noising", lambda *a: drawn.append(draw(*a)) or drawn[0])
+    draw = NoiseProcess.draw
+    monkeypatch.setattr(NoiseProcess, "draw", lambda *a: drawn.append(draw(*a)) or drawn[0])
     monkeypatch.setattr(pipe.unet, "forward", lambda x, *_, **__: (torch.zeros_like(x),))
     found = instance_errors(pipe, images(16), ["a", "b", "c"], batch_size=64, seed=0)
     share = pipe.scheduler.alphas_cumprod[drawn[0].timesteps].double().numpy()

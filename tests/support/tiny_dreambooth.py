@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from nullbooth_cli import toy
+from nullbooth_cli.model.conditioning import capture
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.training import dreambooth, setup
 from tests.support.builders import ROOT
@@ -39,6 +40,11 @@ def run(made: Recipe, stop_after: int | None = None) -> dict[str, Any]:
     result = dreambooth.finish(ready)
     assert result is not None
     return result.document()
+
+
+def encoded(pipe: Any, texts: list[str]) -> torch.Tensor:
+    """Texts as to_k and to_v of the embedded model receive them, `[N, L, D]`."""
+    return capture(pipe, texts, size=(32, 32), guidance=1.0).by_row["encoder_hidden_states"]
 
 
 def weights(folder: Path | str) -> dict[str, torch.Tensor]:

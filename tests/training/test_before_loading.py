@@ -103,10 +103,24 @@ def test_one_caption_for_all(tmp_path: Path) -> None:
 
 
 def test_models(tmp_path: Path) -> None:
-    error = refused(
-        ModelError, "StableDiffusionXLPipeline needs more than a caption", tmp_path, model=str(saved("sdxl", tmp_path))
-    )
-    assert "nb.constrain" in error.hint
+    unknown = saved("flux", tmp_path / "unknown")
+    index = json.loads((unknown / "model_index.json").read_text())
+    for name in ("FluxKontextPipeline", "LatentConsistencyModelPipeline", "ChromaPipeline"):
+        (unknown / "model_index.json").write_text(json.dumps(index | {"_class_name": name}))
+        message = f"{name} cannot be trained here: what can is Stable Diffusion 1, 2, XL"
+        error = refused(ModelError, message, tmp_path, model=str(unknown))
+        assert "nb.constrain" in error.hint
+    for name, part, changes, message in (
+        ("sdxl", "unet", {"time_cond_proj_dim": 16}, "its U-Net takes a guidance scale"),
+        ("flux", "transformer", {"in_channels": 32}, "its denoiser takes 32 channels and latents have 16: it needs a picture"),
+        ("sd3", "transformer", {"in_channels": 8}, "its denoiser takes 8 channels and latents have 4"),
+        ("sd1", "scheduler", {"prediction_type": "sample"}, "it predicts sample, not epsilon or v_prediction"),
+        ("sdxl", "scheduler", {"_class_name": "EDMEulerScheduler", "sigma_data": 0.5}, "scales noise as EDM does"),
+    ):
+        folder = saved(name, tmp_path / message)
+        file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+        refused(ModelError, message, tmp_path, model=str(folder))
     inpainting = altered(tmp_path / "inpainting", "unet", in_channels=17)
     refused(ModelError, r"the U-Net of .* takes 17 channels, and latents have 8", tmp_path, model=inpainting)
     refused(ConfigError, "no model folder at nowhere", tmp_path, model="nowhere")

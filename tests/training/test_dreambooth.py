@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from nullbooth_cli import toy
 from nullbooth_cli.datatypes import FEATURES
 from nullbooth_cli.errors import DataError
-from nullbooth_cli.model.denoising_loss import denoising_errors, draw_noising, noise_scheduler_of
+from nullbooth_cli.model.denoising_loss import denoising_errors
 from nullbooth_cli.progress import Interrupts, Note, Progress
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.recipe import Recipe
@@ -159,14 +159,14 @@ def test_the_recipe_for_stable_diffusion_runs_on_its_architecture(tmp_path: Path
 def test_distilling_costs_nothing_before_anything_is_learned(tmp_path: Path) -> None:
     made = recipe(tmp_path, class_prompts=CLASS_PROMPTS, class_images=2, prior="distill")
     ready = setup.set_up(made, "cpu")
-    scheduler, latents = noise_scheduler_of(ready.pipe), torch.stack(list(ready.prior.latents))
+    batch = ready.prior.batch(torch.Generator().manual_seed(0), 2)
     losses = [
         denoising_errors(
             ready.denoiser,
-            scheduler,
-            latents=latents,
-            texts=ready.prior.texts,
-            noising=draw_noising(scheduler, latents, torch.Generator().manual_seed(0)),
+            ready.process,
+            latents=batch.latents,
+            conditioning=batch.conditioning(ready.texts),
+            noising=ready.process.draw(batch.latents, torch.Generator().manual_seed(0)),
             teacher=teacher,
         )
         for teacher in (ready.teacher, None)

@@ -18,8 +18,7 @@ from nullbooth_cli.store import Store
 from nullbooth_cli.toy import subject
 from nullbooth_cli.training import setup
 from nullbooth_cli.training.estimate import Estimate, estimate_learning
-from nullbooth_cli.training.examples import encode_texts
-from tests.support.tiny_dreambooth import recipe
+from tests.support.tiny_dreambooth import encoded, recipe
 
 DIM = 12
 RNG = np.random.default_rng(0)
@@ -157,7 +156,7 @@ def test_the_ratios_of_the_evidence(tmp_path: Path, pipe: Any) -> None:
     ):
         store = nb.run({**config, "project": {"relative_threshold": threshold}}, force=True)
         for name, texts in captions.items():
-            found = estimate_learning(store, store.projectors(), encode_texts(pipe, texts), trains_word=False)
+            found = estimate_learning(store, store.projectors(), encoded(pipe, texts), trains_word=False)
             assert found is not None
             assert found.null_dim == null_dim
             assert found.ratio == pytest.approx(expected[name], rel=0.03)

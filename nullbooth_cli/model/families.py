@@ -1,0 +1,84 @@
+"""The pipelines that can be trained here, by class name: how each mixes noise into latents, and how it is asked.
+
+This is what no call of a pipeline tells. What its denoiser receives beside latents and a timestep is captured from a call
+(`conditioning.py`), so a family needs no more than this. Needs no weights, and no heavy import.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nullbooth_cli.errors import ModelError
+from nullbooth_cli.settings.recipe import Density
+
+PREDICTIONS = ("epsilon", "v_prediction")  # of a denoiser of the process ddpm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How one class of pipelines is trained.
+
+    `noise`: ddpm mixes sqrt(a) x + sqrt(1 - a) n and predicts noise or velocity, flow mixes (1 - s) x + s n and predicts n - x.
+    `timestep_unit`: what the denoiser receives for one timestep of its scheduler. `density`: of timesteps, unless a recipe names
+    another. `guidance`: the guidance_scale of a call in which the denoiser sees each prompt once; `takes_guidance`: the denoiser
+    may receive it. `reads_texts`: its to_k and to_v of cross-attention receive the encoded text as it is.
+    """
+
+    noise: Literal["ddpm", "flow"]
+    packed: bool = False  # 2 x 2 places of the latents are one token
+    timestep_unit: float = 1.0
+    density: Density = "uniform"
+    guidance: float = 1.0
+    takes_guidance: bool = False
+    reads_texts: bool = False
+
+
+_UNET = Family(noise="ddpm", reads_texts=True)
+_PIXART = Family(noise="ddpm")
+# Densities and Flux's guidance are the defaults of diffusers' scripts: train_dreambooth_lora_sdxl.py and _flux.py draw uniformly,
+# _sd3.py from a logit-normal of mean 0 and deviation 1 (Esser et al., arXiv 2403.03206). PixArt trains as DDPM does.
+FAMILIES: Mapping[str, Family] = {
+    "StableDiffusionPipeline": _UNET,
+    "StableDiffusionXLPipeline": _UNET,
+    "StableDiffusion3Pipeline": Family(noise="flow", density="logit_normal"),
+    "FluxPipeline": Family(noise="flow", packed=True, timestep_unit=1e-3, guidance=3.5, takes_guidance=True),
+    "PixArtAlphaPipeline": _PIXART,
+    "PixArtSigmaPipeline": _PIXART,
+}
+
+
+def family_of(pipeline_class: str) -> Family:
+    """The family of a pipeline class. Raises ModelError for one that cannot be trained here."""
+    if pipeline_class not in FAMILIES:
+        raise untrainable(pipeline_class)
+    return FAMILIES[pipeline_class]
+
+
+def untrainable(name: str, why: str | None = None) -> ModelError:
+    """The error for a model, or a kind of models, that cannot be trained here, and perhaps why."""
+    known = "Stable Diffusion 1, 2, XL, 3 and 3.5, Flux and PixArt as text-to-image pipelines"
+    return ModelError(
+        f"{name} cannot be trained here: {why or f'what can is {known}'}",
+        "put nb.constrain into a training script for this model: docs/how-to/constrain-training.md",
+    )
+
+
+def require_trainable(pipeline_class: str, denoiser: Mapping[str, Any], latents: int, scheduler: Mapping[str, Any]) -> None:
+    """Raise ModelError for a model whose configs ask for more than noisy latents, a timestep and a text.
+
+    `denoiser` and `scheduler` are their configs, `latents` the channels of the autoencoder.
+    """
+    family = family_of(pipeline_class)
+    if denoiser.get("time_cond_proj_dim"):
+        raise untrainable(pipeline_class, "its U-Net takes a guidance scale (LCM), which its training would have to draw")
+    channels = latents * (4 if family.packed else 1)
+    if denoiser.get("in_channels") != channels:
+        raise untrainable(
+            pipeline_class,
+            f"its denoiser takes {denoiser.get('in_channels')} channels and latents have {channels}: it needs a picture as well",
+        )
+    prediction = scheduler.get("prediction_type", "epsilon")
+    if family.noise == "ddpm" and prediction not in PREDICTIONS:
+        raise untrainable(pipeline_class, f"it predicts {prediction}, not {' or '.join(PREDICTIONS)}")
+    if family.noise == "ddpm" and "sigma_data" in scheduler:
+        raise untrainable(pipeline_class, "its scheduler scales noise as EDM does, not as DDPM")
