@@ -5,7 +5,6 @@ therefore `Any`. These protocols type our own code; what diffusers returns is as
 
     Pipeline             every text-to-image pipeline: call it, move it, replace its scheduler
     LatentPipeline       one with an autoencoder
-    StableDiffusion      one of Stable Diffusion's family: unet, text encoder, tokenizer
     Scheduler            timesteps and one step of denoising
     BetaScheduler        one of a diffusion model, not of flow matching
     Autoencoder          images to latents and back
@@ -198,14 +197,6 @@ class TextEncoder(Protocol):
 
     def modules(self) -> Iterator[nn.Module]:
         """All its modules."""
-
-
-class StableDiffusion(LatentPipeline, Protocol):
-    """A pipeline of Stable Diffusion's family."""
-
-    unet: nn.Module
-    text_encoder: TextEncoder
-    tokenizer: Tokenizer
 
 
 def config_of(module: nn.Module) -> Mapping[str, Any]:
