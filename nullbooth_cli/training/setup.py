@@ -5,6 +5,7 @@ Then parameters are marked to train. Then they are constrained.
 """
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -281,7 +282,8 @@ def make_trainable(denoiser: nn.Module, projections: Sequence[Projection], recip
     if recipe.method == "lora":
         from peft import LoraConfig, inject_adapter_in_model
 
-        names = [projection.weight.removesuffix(".weight") for projection in projections]
+        # As a pattern: PEFT takes a name in a list for the end of other names as well.
+        names = "|".join(re.escape(projection.weight.removesuffix(".weight")) for projection in projections)
         adapter = LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=names)
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)  # the adapters start at random

@@ -13,12 +13,16 @@ import torch
 from torch import nn
 
 import nullbooth_cli as nb
+from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.denoise import use_schedule
 from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.scheduler import build_scheduler
 from nullbooth_cli.store import Store
+from nullbooth_cli.training.setup import make_trainable
 from tests.support import tiny
 from tests.support.builders import PROMPTS, execute, small_config
+from tests.support.tiny_dreambooth import recipe, run
 from tests.support.tiny_training import adamw, trainable
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -235,3 +239,49 @@ def test_every_linear_layer_of_the_other_architectures(name: str, tmp_path: Path
         output = np.trace(start[weight] @ c @ start[weight].T)
         expected = np.sqrt(max(np.trace(change @ c @ change.T), 0.0) / output)
         assert drifts[weight] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+LAYERS = ["ff_in", "*.proj_out", "mid_block.*.attn1.to_q"]
+
+
+@pytest.fixture(scope="module")
+def toy_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    config = small_config(
+        tmp_path_factory.mktemp("toy") / "run.zarr",
+        original_knowledge_prompts=PROMPTS[:2],
+        schedule__num_denoising_steps=2,
+        collect__linear_layers=LAYERS,
+        collect__keep="moments",
+        project__null_dim=8,
+        project__relative_threshold=None,
+    )
+    return execute(config, "schedule", "collect", "covariance", "project")
+
+
+class TestTrain:
+    """`train` with a recipe that names them, on the embedded model."""
+
+    @pytest.mark.parametrize("method", ["full", "lora"])
+    def test_they_train_and_are_constrained(self, tmp_path: Path, toy_store: Store, method: str) -> None:
+        settings = {"features": ["k"], "linear_layers": LAYERS, "method": method, "max_train_steps": 2}
+        document = run(recipe(tmp_path, **settings, store=str(toy_store.path)))
+        names = {name.removesuffix(".weight").partition("transformer_blocks.0.")[2] for name in document["drift"]}
+        assert names == {"attn2.to_k", "ff.net.0.proj", "attn1.to_q", ""}, "proj_out is beside the blocks"
+        assert len(document["drift"]) == 10 + 10 + 10 + 1
+        assert document["largest_drift"] > 0
+        assert document["trained"] == 31 * (1 if method == "full" else 2)
+
+    def test_a_layer_that_the_store_lacks_is_refused_before_loading(self, tmp_path: Path, toy_store: Store) -> None:
+        settings = {"features": [], "linear_layers": ["ff_out"], "store": str(toy_store.path)}
+        with pytest.raises(ConfigError, match="10 weights would train without a constraint") as caught:
+            run(recipe(tmp_path, **settings))
+        assert "collect.linear_layers" in caught.value.hint
+        assert "leave ff_out out of features and linear_layers" in caught.value.hint
+
+    def test_only_the_module_that_a_pattern_names_gets_an_adapter(self) -> None:
+        """PEFT takes a name for the end of other names as well."""
+        denoiser = denoiser_of(tiny.flux())
+        made = recipe(Path("unused"), method="lora")
+        make_trainable(denoiser, find_projections(denoiser, (), "all", ["proj_ou[t]"]), made)
+        adapted = {name.partition(".lora_")[0] for name, parameter in denoiser.named_parameters() if parameter.requires_grad}
+        assert adapted == {"proj_out"}
