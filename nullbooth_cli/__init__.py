@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nullbooth_cli.api import Moment, OpenStore, open_store, run
+    from nullbooth_cli.api import OpenStore, open_store, run
     from nullbooth_cli.datatypes import Site, Step
     from nullbooth_cli.errors import (
         ConfigError,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from nullbooth_cli.evaluation.answer import EvaluationReport
     from nullbooth_cli.evaluation.evaluate import Evaluation, evaluate
+    from nullbooth_cli.nullspace.moment import Moment
     from nullbooth_cli.nullspace.projector import Projector
     from nullbooth_cli.progress import Begin, Event, Note, Progress
     from nullbooth_cli.settings.config import Config, load_config
@@ -69,11 +70,12 @@ __all__ = [
     "teach",
 ]
 _MODULES = {
-    "api": ("Moment", "OpenStore", "open_store", "run"),
+    "api": ("OpenStore", "open_store", "run"),
     "datatypes": ("Site", "Step"),
     "errors": ("ConfigError", "DataError", "ModelError", "NullboothError", "Rerun", "ResourceError", "StageError", "StoreError"),
     "evaluation.answer": ("EvaluationReport",),
     "evaluation.evaluate": ("Evaluation", "evaluate"),
+    "nullspace.moment": ("Moment",),
     "nullspace.projector": ("Projector",),
     "progress": ("Begin", "Event", "Note", "Progress"),
     "settings.config": ("Config", "load_config"),

@@ -9,16 +9,13 @@ An open store is read, never written. Arrays are numpy, float64; torch is import
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nullbooth_cli.datatypes import Site, Step
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.nullspace.pooling import pooled, second_moment
+from nullbooth_cli.nullspace.moment import Moment
+from nullbooth_cli.nullspace.pooling import moment_of, pooled
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.nullspace.usable import load_projector, provenance, usable_projectors
 from nullbooth_cli.pipeline.state import require, stage_states
@@ -29,18 +26,6 @@ from nullbooth_cli.store import Store
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-@dataclass(frozen=True)
-class Moment:
-    """The vectors of a site: `second_moment` `[D, D]`, the mean of x x^T about zero, exactly symmetric; `mean` `[D]`; `count`.
-
-    Both arrays are float64. The mean of an imported store is NaN: its files have none.
-    """
-
-    second_moment: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    count: int
 
 
 def run(
@@ -211,5 +196,4 @@ class OpenStore:
 
 
 def _moment(store: Store, site: Site, steps: Sequence[int] | None) -> Moment:
-    sums = pooled(store, site, steps)
-    return Moment(second_moment(sums), sums.mean, sums.count)
+    return moment_of(pooled(store, site, steps))

@@ -1,10 +1,10 @@
 """Small values that every room uses: prompts, steps, sites and sums. Needs neither torch nor Zarr."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,58 @@ class Sums(NamedTuple):
         """The mean of the vectors, `[D]`."""
         return self.sum_x / self.count
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the matrix, next to which the rest is small."""
+        return self.sum_xxt.nbytes
+
+
+class FactoredSums(NamedTuple):
+    """The same with a `factor` B `[R, D]`, R < D, in the place of the sum S of x x^T: 0 <= y^T (S - B^T B) y <= delta |y|^2.
+
+    `trace` is that of S, the sum of |x|^2, up to round-off. `nullspace.factored` makes them.
+    """
+
+    factor: NDArray[np.float64]
+    sum_x: NDArray[np.float64]
+    count: int  # type: ignore[assignment]
+    trace: float
+    delta: float
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """The mean of the vectors, `[D]`."""
+        return self.sum_x / self.count
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the factor, next to which the rest is small."""
+        return self.factor.nbytes
+
+
+AnySums = Sums | FactoredSums
+
+
+@dataclass(frozen=True)
+class Factoring:
+    """Which moments are kept as factors of `rank` rows: those of more than `above` dimensions; None for no moment."""
+
+    above: int | None = None
+    rank: int = 512
+
+    def rows(self, dim: int) -> int:
+        """The rows of what stands for the sum of x x^T of a site: D for the whole matrix, or fewer for a factor."""
+        return dim if self.above is None or dim <= max(self.above, self.rank) else self.rank
+
+    @classmethod
+    def recorded(cls, record: Mapping[str, Any] | None) -> "Factoring":
+        """That of the moments whose stage left this record; no factors in a store that was made before there were any."""
+        settings = record["settings"] if record and "settings" in record else {}
+        above = settings.get("covariance.factor_above")
+        return cls() if above is None else cls(above, settings["covariance.factor_rank"])
+
+
+WHOLE = Factoring()  # no factors
 
 # The feature of each linear map of an attention layer, by diffusers' names. The `add_` ones belong to the text stream of joint
 # attention (SD3, Flux).

@@ -14,10 +14,11 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from nullbooth_cli.api import Moment, OpenStore
+from nullbooth_cli.api import OpenStore
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.nullspace import spectrum
-from nullbooth_cli.nullspace.pooling import pooled, second_moment
+from nullbooth_cli.nullspace.moment import Moment
+from nullbooth_cli.nullspace.pooling import moment_of, pooled
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.pipeline.run import Run
 from nullbooth_cli.pipeline.stages import execute
@@ -86,8 +87,7 @@ class CutProjectors:
             scale = value / (value + np.clip(eigenvalues, 0.0, None) / eigenvalues[-1])
             return Projector(eigenvectors * np.sqrt(scale), is_complement=False)
         if way == "subject":
-            moment = second_moment(pooled(self._of_subject, site))
-            wanted = np.einsum("dk,dk->k", eigenvectors, moment @ eigenvectors)
+            wanted = moment_of(pooled(self._of_subject, site)).energies(eigenvectors)
             return Projector.of(eigenvectors, most_gain(wanted, energies[1], value))
         if way == "random":
             eigenvectors = np.linalg.qr(np.random.default_rng(0).standard_normal(eigenvectors.shape))[0]

@@ -209,4 +209,5 @@ def open_preview(config: Config, device: str | None, note: Callable[[str], None]
         branches=section.branches,
         tokens_per_prompt=section.tokens_per_prompt,
         feature_dtype=section.feature_dtype,
+        factoring=config.covariance.factoring(),
     )

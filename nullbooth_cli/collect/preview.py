@@ -12,7 +12,7 @@ from nullbooth_cli.collect import without_weights
 from nullbooth_cli.collect.find_sites import FoundSites, find_sites
 from nullbooth_cli.collect.sinks import features_nbytes
 from nullbooth_cli.collect.units import forwards_needed
-from nullbooth_cli.datatypes import Site
+from nullbooth_cli.datatypes import Factoring, Site
 from nullbooth_cli.model.denoise import DenoisingPath
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.projections import Projection, find_projections
@@ -38,6 +38,7 @@ class Preview:
     branches: str
     tokens_per_prompt: int | None
     feature_dtype: str
+    factoring: Factoring
 
     def every(self) -> tuple[Projection, ...]:
         """All projections of layers that attend to text, and the chosen ones of other layers, in the model's order."""
@@ -149,7 +150,9 @@ def layers_report(
     names = {recording.site for layer in layers for recording in layer.recordings}
 
     def size(sites: Sequence[Site]) -> RecordingSize:
-        return RecordingSize(features_nbytes(sites, num_steps, 1, preview.feature_dtype), sums_nbytes(sites, num_steps))
+        return RecordingSize(
+            features_nbytes(sites, num_steps, 1, preview.feature_dtype), sums_nbytes(sites, num_steps, preview.factoring)
+        )
 
     def total(projections: Sequence[Projection], sites: Sequence[Site]) -> Total:
         layers = {projection.layer for projection in projections}

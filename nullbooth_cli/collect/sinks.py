@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nullbooth_cli.datatypes import Site
+from nullbooth_cli.datatypes import WHOLE, Factoring, Site
 from nullbooth_cli.errors import ModelError
-from nullbooth_cli.nullspace.moments import SecondMoments, fold
+from nullbooth_cli.nullspace.moments import fold, summing
 from nullbooth_cli.store import STORED_DTYPES, PartialSums, Store, pack_sums
 from nullbooth_cli.store.background import Writer
 from nullbooth_cli.tensors import pack
@@ -97,10 +97,10 @@ class FeatureSink:
 class MomentSink:
     """Adds recorded vectors straight to the partial sums of a process; nothing else goes to disk.
 
-    Memory: 8 D (D + 1) bytes for each site and timestep, on `device`. A checkpoint writes all of it, so checkpoints come as often
-    as `CHECKPOINT_SHARE` of the running time allows. A kill loses the units since the last one, and nothing is counted twice: a
-    unit that is in the partial sums of any process (`folded` are those of the others) is left out, because nothing can be taken
-    out of a sum.
+    Memory: 8 D (D + 1) bytes for each site and timestep, 16 R D for a factor, on `device`. A checkpoint writes all of it, so
+    checkpoints come as often as `CHECKPOINT_SHARE` of the running time allows. A kill loses the units since the last one, and
+    nothing is counted twice: a unit that is in the partial sums of any process (`folded` are those of the others) is left out,
+    because nothing can be taken out of a sum.
     """
 
     dtype: str | None = None
@@ -113,10 +113,14 @@ class MomentSink:
         *,
         device: torch.device,
         accumulate: str,
+        factoring: Factoring = WHOLE,
         folded: Iterable[int] = (),
     ) -> None:
         self._partial = partial
-        self._moments = {site: SecondMoments(site.num_recorded(num_steps), site.dim, device, accumulate) for site in sites}
+        self._moments = {
+            site: summing(site.num_recorded(num_steps), site.dim, factoring.rows(site.dim), device=device, accumulate=accumulate)
+            for site in sites
+        }
         self._units, self._folded_elsewhere = set(partial.units), frozenset(folded)
         for site in sites if self._units else ():
             self._moments[site].add(partial.read(site))

@@ -15,7 +15,7 @@ from nullbooth_cli.errors import ConfigError, DataError
 from nullbooth_cli.evaluation.answer import Drift, WeightDrift
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.protocols import Pipeline
-from nullbooth_cli.nullspace.pooling import pooled, second_moment
+from nullbooth_cli.nullspace.pooling import moment_of, pooled
 from nullbooth_cli.nullspace.projector import relative_drift
 from nullbooth_cli.store import Store
 from nullbooth_cli.tensors import tensor_digest
@@ -77,12 +77,13 @@ def require_same_architecture(base: Weights, shapes: Mapping[str, tuple[int, ...
 def weight_drifts(store: Store, heldout: Store | None, base: Weights, edited: Sequence[Weights]) -> list[Drift]:
     """The drift of each edited model on the collected inputs, and on those of the `heldout` store. Cost: one read of the moments.
 
-    The drift of a changed weight whose outputs were all zero is NaN.
+    The drift of a changed weight whose outputs were all zero is NaN. Where moments are kept as factors, a drift is the most that
+    it can be.
     """
     entries: list[list[WeightDrift]] = [[] for _ in edited]
     for site in store.sites:
-        moment = second_moment(pooled(store, site))
-        heldout_moment = None if heldout is None else second_moment(pooled(heldout, site))
+        moment = moment_of(pooled(store, site))
+        heldout_moment = None if heldout is None else moment_of(pooled(heldout, site))
         for found, weights in zip(entries, edited, strict=True):
             for name in site.weights:
                 weight = base.protected[name].reshape(-1, site.dim)

@@ -2,14 +2,14 @@
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from nullbooth_cli.datatypes import Site, Sums
-from nullbooth_cli.nullspace.moments import SecondMoments, fold
+from nullbooth_cli.datatypes import WHOLE, AnySums, Factoring, Site
+from nullbooth_cli.nullspace.moments import Summing, fold, summing
 from nullbooth_cli.nullspace.pooling import add_up
 from nullbooth_cli.store import STAGED, Store
 from nullbooth_cli.store.background import Writer, read_ahead
@@ -27,7 +27,9 @@ class CovarianceUnit(NamedTuple):
     timesteps: range
 
 
-def covariance(store: Store, device: torch.device, accumulate: str, units: Iterable[CovarianceUnit]) -> Iterator[CovarianceUnit]:
+def covariance(
+    store: Store, device: torch.device, accumulate: str, units: Iterable[CovarianceUnit], factoring: Factoring = WHOLE
+) -> Iterator[CovarianceUnit]:
     """Reduce the collection to the moments of the given units; yield each unit once it is durable.
 
     Features are read once: a moment that covers the first n units of the collection needs only the features after them. With
@@ -36,14 +38,14 @@ def covariance(store: Store, device: torch.device, accumulate: str, units: Itera
     """
     target = len(store.progress.cells("collect"))
     if store.layout.keep == "features":
-        reduced = _from_features(store, device, accumulate, units, target=target)
+        reduced = _from_features(store, device, accumulate, units, factoring, target=target)
     else:
         reduced = _from_partial_sums(store, units)
     finished: list[CovarianceUnit] = []
     last = time.monotonic()
     with Writer() as writer:
         for unit, sums in reduced:
-            nbytes = sum(of_step.sum_xxt.nbytes for of_step in sums)
+            nbytes = sum(of_step.nbytes for of_step in sums)
             writer.submit(nbytes, store.moments.write, unit.site, unit.timesteps, sums)
             finished.append(unit)
             if time.monotonic() - last >= COMMIT_SECONDS:
@@ -59,8 +61,14 @@ def _make_durable(store: Store, writer: Writer, units: list[CovarianceUnit], tar
 
 
 def _from_features(
-    store: Store, device: torch.device, accumulate: str, units: Iterable[CovarianceUnit], *, target: int
-) -> Iterator[tuple[CovarianceUnit, list[Sums]]]:
+    store: Store,
+    device: torch.device,
+    accumulate: str,
+    units: Iterable[CovarianceUnit],
+    factoring: Factoring,
+    *,
+    target: int,
+) -> Iterator[tuple[CovarianceUnit, Sequence[AnySums]]]:
     """Each unit with the sums of its timesteps, over all features that its moment does not cover yet."""
     dtype, cells = store.layout.dtype, store.progress.cells("covariance")
     collected = [batch for batch in range(target) if store.members(batch)]
@@ -84,10 +92,11 @@ def _from_features(
             yield from ((unit, lacking[i : i + size]) for i in range(0, len(lacking), size))
             yield unit, []
 
-    moments: SecondMoments | None = None
+    moments: Summing | None = None
     for unit, vectors in read_ahead(read, groups()):
         number, site, timesteps = unit
-        moments = moments or SecondMoments(len(timesteps), site.dim, device, accumulate)
+        rows = factoring.rows(site.dim)
+        moments = moments or summing(len(timesteps), site.dim, rows, device=device, accumulate=accumulate)
         if vectors is not None:
             fold(moments, site, vectors.to(device, non_blocking=True))
             continue
@@ -109,11 +118,11 @@ def _finish_staged(store: Store, unit: CovarianceUnit, cell: int) -> int:
     return cell
 
 
-def _from_partial_sums(store: Store, units: Iterable[CovarianceUnit]) -> Iterator[tuple[CovarianceUnit, list[Sums]]]:
+def _from_partial_sums(store: Store, units: Iterable[CovarianceUnit]) -> Iterator[tuple[CovarianceUnit, Sequence[AnySums]]]:
     """Each unit with the sums of its timesteps over all processes. Neighbours of one site share one read of its sums."""
     parts = [part for part in store.moments.all_partial_sums() if part.units]
     store.moments.check_counted_once(batch for batch in range(len(store.progress.cells("collect"))) if store.members(batch))
-    last: tuple[Site, list[Sums]] | None = None
+    last: tuple[Site, list[AnySums]] | None = None
     for unit in units:
         if last is None or last[0] != unit.site:
             last = unit.site, [add_up(sums) for sums in zip(*(part.read(unit.site) for part in parts), strict=True)]

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nullbooth_cli.datatypes import Site, Sums
+from nullbooth_cli.datatypes import WHOLE, AnySums, Factoring, Site, Sums
 from nullbooth_cli.errors import ConfigError, DataError, Rerun
 from nullbooth_cli.nullspace import spectrum
-from nullbooth_cli.nullspace.pooling import DecompositionSettings, pooled, second_moment
+from nullbooth_cli.nullspace.decompose_factor import decompose_factor
+from nullbooth_cli.nullspace.pooling import DecompositionSettings, moment_of, pooled, second_moment
 from nullbooth_cli.store import Cut, Decomposition, Store
 from nullbooth_cli.store.background import read_ahead
 
@@ -40,20 +41,24 @@ class ProjectUnit(NamedTuple):
 
 
 class SiteSpectrum(NamedTuple):
-    """The spectrum of one decomposition: `eigenvalues` `[D]` ascending, `energies` `[2, D]` (see `store.Decomposition`)."""
+    """The spectrum of one decomposition: `eigenvalues` `[D]` ascending, `energies` `[2, D]` (see `store.Decomposition`).
+
+    The first `dropped` eigenvalues have no eigenvector: they are null under every rule that can be in force.
+    """
 
     site: Site
     group: int
     eigenvalues: FloatArray
     energies: FloatArray
     noise_floor: float
+    dropped: int = 0
 
 
 class _PooledSums(NamedTuple):
     """The inputs of a decomposition; `heldout` is None without held-out prompts."""
 
-    collected: Sums
-    heldout: Sums | None
+    collected: AnySums
+    heldout: AnySums | None
 
 
 def eigh(matrices: Sequence[FloatArray], device: torch.device | str = "cpu") -> list[tuple[FloatArray, FloatArray]]:
@@ -89,13 +94,7 @@ def project(
         if fresh is not None:
             store.projectors.write_decomposition(site, group, fresh)
             store.progress.commit("decomposition", number)
-            found = SiteSpectrum(
-                site=site,
-                group=group,
-                eigenvalues=fresh.eigenvalues,
-                energies=fresh.energies,
-                noise_floor=fresh.noise_floor,
-            )
+            found = _spectrum(site, group, fresh)
         else:
             found = _stored_spectrum(store, site, group)
         store.projectors.write_cut(site, group, cut(found, rule=rule, value=value, may_be_empty=may_be_empty))
@@ -109,13 +108,19 @@ def cut(found: SiteSpectrum, *, rule: str, value: float, may_be_empty: bool = Fa
     Raises ConfigError naming the site if nothing is null (unless `may_be_empty`) or the threshold lies below the noise floor.
     """
     name, eigenvalues, energies = found.site.name, found.eigenvalues, found.energies
-    null_dim, heldout = spectrum.null_dim_of(eigenvalues, energies, rule, value)
+    null_dim, heldout = spectrum.null_dim_of(eigenvalues, energies, rule, value, dropped=found.dropped)
     span = f"its {len(eigenvalues)} eigenvalues go from {eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}"
     threshold = spectrum.threshold(eigenvalues, rule, value, null_dim)
     if rule in EIGENVALUE_RULES and threshold is not None and threshold < found.noise_floor:
         raise ConfigError(
             f"{rule} {value:g} cuts {name} at {threshold:.3g}, below its noise floor of {found.noise_floor:.3g}: {span}",
-            BELOW_NOISE,
+            f"{BELOW_NOISE}{'; or raise covariance.factor_rank, whose error it is' if found.dropped else ''}",
+        )
+    if null_dim < found.dropped:
+        raise ConfigError(
+            f"{rule} {value:g} preserves {len(eigenvalues) - null_dim} directions of {name}, "
+            f"whose moment is kept as a factor of {len(eigenvalues) - found.dropped}",
+            "loosen the threshold, raise covariance.factor_rank, or set covariance.factor_above to null",
         )
     if null_dim == 0 and not may_be_empty:
         raise ConfigError(
@@ -126,8 +131,15 @@ def cut(found: SiteSpectrum, *, rule: str, value: float, may_be_empty: bool = Fa
     return Cut(null_dim, spectrum.leakage(energies[0], null_dim), heldout_leakage)
 
 
-def require_possible(rule: str, value: float, sites: Sequence[Site], accumulate: str) -> None:
+def require_possible(rule: str, value: float, sites: Sequence[Site], accumulate: str, factoring: Factoring = WHOLE) -> None:
     """Raise ConfigError for a rule that cannot cut some site, whatever its spectrum; needs no moments."""
+    widest = max(sites, key=lambda site: site.dim - factoring.rows(site.dim))
+    if rule == "null_dim" and value < widest.dim - factoring.rows(widest.dim):
+        raise ConfigError(
+            f"null_dim {value:g} preserves {widest.dim - value:g} directions of {widest.name}, "
+            f"and covariance.factor_rank keeps {factoring.rank}",
+            "raise covariance.factor_rank, or choose another rule: null_dim is one number for all sites",
+        )
     narrowest = min(sites, key=lambda site: site.dim)
     if rule == "null_dim" and value > narrowest.dim:
         raise ConfigError(
@@ -148,21 +160,30 @@ def spectra(store: Store, device: torch.device, settings: DecompositionSettings,
         for site, group in settings.pooling.units(store.sites, settings.steps):
             yield _stored_spectrum(store, site, group)
     else:
-        for site, group, found in decompositions(store, device, settings):
-            yield SiteSpectrum(
-                site=site,
-                group=group,
-                eigenvalues=found.eigenvalues,
-                energies=found.energies,
-                noise_floor=found.noise_floor,
-            )
+        yield from (_spectrum(*found) for found in decompositions(store, device, settings))
+
+
+def _spectrum(site: Site, group: int, found: Decomposition) -> SiteSpectrum:
+    return SiteSpectrum(
+        site=site,
+        group=group,
+        eigenvalues=found.eigenvalues,
+        energies=found.energies,
+        noise_floor=found.noise_floor,
+        dropped=site.dim - found.eigenvectors.shape[1],
+    )
 
 
 def _stored_spectrum(store: Store, site: Site, group: int) -> SiteSpectrum:
     stored = store.projectors
-    eigenvalues, energies = stored.read_eigenvalues(site, group), stored.read_energies(site, group)
-    noise_floor = stored.read_noise_floor(site, group)
-    return SiteSpectrum(site=site, group=group, eigenvalues=eigenvalues, energies=energies, noise_floor=noise_floor)
+    return SiteSpectrum(
+        site=site,
+        group=group,
+        eigenvalues=stored.read_eigenvalues(site, group),
+        energies=stored.read_energies(site, group),
+        noise_floor=stored.read_noise_floor(site, group),
+        dropped=stored.num_dropped(site),
+    )
 
 
 def decompositions(
@@ -196,7 +217,7 @@ def _decompositions(
 
     def size(item: tuple[ProjectUnit, _PooledSums | None]) -> tuple[int, bool]:
         unit, sums = item
-        return unit.site.dim, sums is None
+        return unit.site.dim, sums is not None and isinstance(sums.collected, Sums)
 
     for (dim, _), same in groupby(read_ahead(read, units), key=size):
         at_once = max(1, GROUP_BYTES // (8 * dim * dim)) if device.type != "cpu" else 1
@@ -209,22 +230,33 @@ def _decompose(
 ) -> Iterator[tuple[ProjectUnit, Decomposition | None]]:
     matrices = []
     for unit, sums in group:
-        if sums is not None:
+        if sums is not None and isinstance(sums.collected, Sums):
             matrix = second_moment(sums.collected, centred=settings.centred)
-            if not np.isfinite(matrix).all():
-                raise DataError(f"{unit.site.name}: the second moment is not finite", Rerun("covariance", force=True))
+            _require_finite(matrix, unit.site)
             matrices.append(matrix)
     found = iter(eigh(matrices, device) if matrices else ())
     for unit, sums in group:
-        yield unit, None if sums is None else _with_energies(unit.site, *next(found), sums=sums, settings=settings)
+        if sums is None:
+            yield unit, None
+        elif isinstance(sums.collected, Sums):
+            yield unit, _with_energies(unit.site, *next(found), sums=sums, settings=settings)
+        else:
+            moment, heldout = moment_of(sums.collected), None if sums.heldout is None else moment_of(sums.heldout)
+            _require_finite(moment.kept, unit.site)
+            yield unit, decompose_factor(moment, heldout, device, settings.accumulate)
+
+
+def _require_finite(values: FloatArray, site: Site) -> None:
+    if not np.isfinite(values).all():
+        raise DataError(f"{site.name}: the second moment is not finite", Rerun("covariance", force=True))
 
 
 def _with_energies(
     site: Site, eigenvalues: FloatArray, eigenvectors: FloatArray, *, sums: _PooledSums, settings: DecompositionSettings
 ) -> Decomposition:
-    about_zero = second_moment(sums.collected) if settings.centred else None
-    collected = np.clip(eigenvalues, 0.0, None) if about_zero is None else _energies(about_zero, eigenvectors)
-    heldout = _energies(second_moment(sums.heldout), eigenvectors) if sums.heldout else np.full_like(collected, np.nan)
+    about_zero = moment_of(sums.collected) if settings.centred else None
+    collected = np.clip(eigenvalues, 0.0, None) if about_zero is None else about_zero.energies(eigenvectors)
+    heldout = moment_of(sums.heldout).energies(eigenvectors) if sums.heldout else np.full_like(collected, np.nan)
     # A centred spectrum carries the round-off of the larger, uncentred, moment.
     estimate = spectrum.noise_floor(max(float(eigenvalues[-1]), float(collected.max())), site.dim, settings.accumulate)
     bound = spectrum.largest_rounding(
@@ -242,8 +274,3 @@ def _with_energies(
         )
     floor = max(estimate, -float(eigenvalues[0]))  # a negative eigenvalue is round-off, and so is any of its size
     return Decomposition(eigenvalues, eigenvectors, np.stack([collected, heldout]), floor)
-
-
-def _energies(moment: FloatArray, eigenvectors: FloatArray) -> FloatArray:
-    """u^T C u of each column u, `[D]`. Cost: 2 D^3 operations."""
-    return np.asarray(np.einsum("dk,dk->k", eigenvectors, moment @ eigenvectors))

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from nullbooth_cli.datatypes import Site, choose_sites
+from nullbooth_cli.datatypes import Site, Sums, choose_sites
 from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.formatting import listed
 from nullbooth_cli.nullspace import spectrum
@@ -87,7 +87,8 @@ def export_folder(
     """Write plain files under `place`; returns the folder that was made. `rule` and `value` are the threshold in force.
 
     Per-timestep projectors, and covariances alone, have one folder for each timestep; pooled projectors have one, `pooled`. A
-    tensor that several projections share is written once and linked for the others. Raises ConfigError if the folder exists.
+    tensor that several projections share is written once and linked for the others. Raises ConfigError if the folder exists, and
+    for a moment that is kept as a factor.
     """
     run = place / f"run_{time.strftime('%Y%m%d_%H%M%S')}"
     if is_taken(run):
@@ -136,6 +137,11 @@ def _moment_files(
     store: Store, site: Site, timesteps: Sequence[int], settings: DecompositionSettings, *, weight: str
 ) -> _SiteFiles:
     sums = pooled(store, site, timesteps, weight)
+    if not isinstance(sums, Sums):
+        raise ConfigError(
+            f"the moment of {site.name} is kept as a factor of {len(sums.factor)}: it has no [D, D] covariance to write",
+            "export the projectors alone, as safetensors, or compute the moments with covariance.factor_above: null",
+        )
     covariance = second_moment(sums, centred=settings.centred)
     metadata = {
         "shape": list(covariance.shape),

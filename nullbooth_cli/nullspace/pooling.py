@@ -7,9 +7,11 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from nullbooth_cli.datatypes import Site, Step, Sums
+from nullbooth_cli.datatypes import AnySums, FactoredSums, Site, Step, Sums
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import listed
+from nullbooth_cli.nullspace.factored import add_factored
+from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.store import Store
 
 
@@ -70,12 +72,20 @@ class DecompositionSettings:
     heldout: bool = False  # whether leakage is measured on held-out prompts too
 
 
-def add_up(several: Iterable[Sums]) -> Sums:
-    """The total of one or more sums, with two of them in memory at a time."""
-    return reduce(lambda one, other: Sums(one.sum_xxt + other.sum_xxt, one.sum_x + other.sum_x, one.count + other.count), several)
+def add_up(several: Iterable[AnySums]) -> AnySums:
+    """The total of one or more sums of one kind, with two of them in memory at a time."""
+    return reduce(_plus, several)
 
 
-def pooled(store: Store, site: Site, timesteps: Iterable[int] | None = None, weight: str = "count") -> Sums:
+def _plus(one: AnySums, other: AnySums) -> AnySums:
+    if isinstance(one, Sums) and isinstance(other, Sums):
+        return Sums(one.sum_xxt + other.sum_xxt, one.sum_x + other.sum_x, one.count + other.count)
+    assert isinstance(one, FactoredSums)
+    assert isinstance(other, FactoredSums)
+    return add_factored(one, other)
+
+
+def pooled(store: Store, site: Site, timesteps: Iterable[int] | None = None, weight: str = "count") -> AnySums:
     """The sums of a site over recorded timesteps, all of them by default. Cost: one read of their moments.
 
     Weight "timestep" scales the sums of each timestep to the mean count; the count stays that of all vectors.
@@ -84,12 +94,26 @@ def pooled(store: Store, site: Site, timesteps: Iterable[int] | None = None, wei
     if weight == "count":
         return add_up(store.moments.read(site, timesteps))
     total = int(store.moments.counts(site)[timesteps].sum())
+    return add_up(_scaled(sums, total / len(timesteps) / sums.count) for sums in store.moments.read(site, timesteps))
 
-    def scaled(sums: Sums) -> Sums:
-        factor = total / len(timesteps) / sums.count
+
+def _scaled(sums: AnySums, factor: float) -> AnySums:
+    """The same vectors with another weight, and their count as it was."""
+    if isinstance(sums, Sums):
         return Sums(sums.sum_xxt * factor, sums.sum_x * factor, sums.count)
+    return sums._replace(
+        factor=sums.factor * np.sqrt(factor), sum_x=sums.sum_x * factor, trace=sums.trace * factor, delta=sums.delta * factor
+    )
 
-    return add_up(scaled(sums) for sums in store.moments.read(site, timesteps))
+
+def moment_of(sums: AnySums) -> Moment:
+    """The second moment about zero, whole or as a factor as the sums are."""
+    if isinstance(sums, Sums):
+        return Moment(second_moment(sums), sums.mean, sums.count)
+    kept = sums.factor / np.sqrt(sums.count)
+    missing = max(sums.trace / sums.count - float(np.square(kept).sum()), 0.0)
+    # What is missing has no more in one direction than in all.
+    return Moment(kept, sums.mean, sums.count, missing=missing, bound=min(sums.delta / sums.count, missing))
 
 
 def second_moment(sums: Sums, *, centred: bool = False) -> NDArray[np.float64]:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from nullbooth_cli.nullspace.moment import Moment
+
 if TYPE_CHECKING:
     import torch
 
@@ -17,7 +19,8 @@ class Projector:
     """P = U0 U0^T of one site, as the smaller of two factors.
 
     `factor` `[D, F]` float64 has orthonormal columns: the null basis U0 (P = F F^T), or, if `is_complement`, a basis of the
-    preserved directions (P = I - F F^T). F is at most D / 2, so it takes at most half the bytes of P.
+    preserved directions (P = I - F F^T). F is at most D / 2, so it takes at most half the bytes of P. Of a moment that is kept as
+    a factor only the second is known.
     """
 
     factor: NDArray[np.float64]
@@ -25,9 +28,15 @@ class Projector:
 
     @classmethod
     def of(cls, eigenvectors: NDArray[np.float64], null_dim: int) -> "Projector":
-        """From all eigenvectors `[D, D]`, of which the first `null_dim` span the null space."""
-        is_complement = 2 * null_dim > len(eigenvectors)
-        columns = eigenvectors[:, null_dim:] if is_complement else eigenvectors[:, :null_dim]
+        """From eigenvectors in columns, all of them, `[D, D]`, or the last few; the first `null_dim` of all span the null space.
+
+        Raises ValueError if a preserved direction is not among them.
+        """
+        dropped = eigenvectors.shape[0] - eigenvectors.shape[1]
+        if null_dim < dropped:
+            raise ValueError(f"{eigenvectors.shape[1]} eigenvectors cannot span {len(eigenvectors) - null_dim} directions")
+        is_complement = dropped > 0 or 2 * null_dim > len(eigenvectors)
+        columns = eigenvectors[:, null_dim - dropped :] if is_complement else eigenvectors[:, :null_dim]
         return cls(np.ascontiguousarray(columns), is_complement)
 
     @property
@@ -86,34 +95,30 @@ def expected_overlap(one: Projector, other: Projector) -> float:
     return max(one.null_dim, other.null_dim) / one.dim
 
 
-def leakage_on(projector: Projector, second_moment: NDArray[np.float64]) -> float:
-    """norm(P K) / norm(K) on the vectors K of a second moment `[D, D]`. Cost: 2 D^2 F operations."""
-    total = float(np.trace(second_moment))
-    inside = float(np.einsum("df,df->", projector.factor, second_moment @ projector.factor))
-    share = (total - inside if projector.is_complement else inside) / total if total > 0 else 0.0
-    return float(np.sqrt(max(share, 0.0)))
+def leakage_on(projector: Projector, moment: Moment) -> float:
+    """norm(P K) / norm(K) on the vectors K of a moment; the most it can be if that is a factor. Cost: 2 D^2 F operations."""
+    total = moment.trace
+    least, most = moment.energy(projector.factor.T)
+    share = (total - least if projector.is_complement else most) / total if total > 0 else 0.0
+    return float(np.sqrt(min(max(share, 0.0), 1.0)))
 
 
 def relative_drift(
     change: NDArray[np.floating],
     weight: NDArray[np.floating],
-    second_moment: NDArray[np.float64],
+    moment: Moment,
     *,
     shift: NDArray[np.float64] | None = None,
-    mean: NDArray[np.float64] | None = None,
 ) -> float:
-    """norm(dW K) / norm(W K) of a change to a weight, both `[M, D]`, on the vectors K of a second moment C `[D, D]`.
+    """norm(dW K) / norm(W K) of a change to a weight, both `[M, D]`, on the vectors K of a moment C.
 
-    norm(dW K)^2 = N tr(dW C dW^T), in float64: how much the output of the layer changes, as a share of itself. A `shift` `[M]` is
-    a change of the bias, and takes the `mean` `[D]` of the vectors. NaN if the output was zero and is not any more. Cost:
-    4 M D^2 operations.
+    norm(dW K)^2 = N tr(dW C dW^T), in float64: how much the output of the layer changes, as a share of itself. Where the moment
+    is a factor, it is the most that this can be. A `shift` `[M]` is a change of the bias. NaN if the output was zero and is not
+    any more. Cost: 4 M D^2 operations, 4 M R D for a factor.
     """
-    moved, output = (
-        max(float(np.einsum("md,md->", rows @ second_moment, rows)), 0.0)
-        for rows in (change.astype(np.float64), weight.astype(np.float64))
-    )
-    if shift is not None and mean is not None and shift.any():
-        moved = max(moved + 2 * float(shift @ (change @ mean)) + float(shift @ shift), 0.0)
+    (_, moved), (output, _) = moment.energy(change), moment.energy(weight)
+    if shift is not None and shift.any():
+        moved = max(moved + 2 * float(shift @ (change @ moment.mean)) + float(shift @ shift), 0.0)
     if moved == 0:
         return 0.0
     return float(np.sqrt(moved / output)) if output > 0 else float("nan")

@@ -56,9 +56,16 @@ def null_dim(eigenvalues: Eigenvalues, rule: str, value: float, energies: Eigenv
     raise ValueError(f"unknown threshold rule {rule!r}")
 
 
-def null_dim_of(eigenvalues: Eigenvalues, energies: Eigenvalues, rule: str, value: float) -> tuple[int, Eigenvalues | None]:
-    """(null_dim, the held-out energies or None) of a decomposition with `energies` `[2, D]`; NaN stands for no held-out data."""
+def null_dim_of(
+    eigenvalues: Eigenvalues, energies: Eigenvalues, rule: str, value: float, *, dropped: int = 0
+) -> tuple[int, Eigenvalues | None]:
+    """(null_dim, the held-out energies or None) of a decomposition with `energies` `[2, D]`; NaN stands for no held-out data.
+
+    Of a factor, the `dropped` smallest eigenvalues are not known: their sum is that of their energies.
+    """
     heldout = energies[1] if np.isfinite(energies[1]).all() else None
+    if rule == "energy" and dropped:
+        eigenvalues = energies[0]
     return null_dim(eigenvalues, rule, value, energies[0] if heldout is None else heldout), heldout
 
 

@@ -79,13 +79,22 @@ def _moment_sink(run: Run, loaded: "RecordableModel", device: "torch.device") ->
     from nullbooth_cli.pipeline import space
 
     num_steps = run.store.num_steps
-    place = space.place_for_sums(loaded.sites, num_steps, device)
+    section = run.config.covariance
+    place = space.place_for_sums(loaded.sites, num_steps, device, section.factoring())
     part = run.store.moments.partial_sums(run.workers.name)
     if not part.units:
-        part.create(loaded.sites, num_steps)
+        part.create(loaded.sites, num_steps, section.factoring())
     folded = [unit for other in run.store.moments.all_partial_sums() if other.name != part.name for unit in other.units]
-    accumulate = run.config.covariance.accumulate
-    return MomentSink(part, loaded.sites, num_steps, device=place, accumulate=accumulate, folded=folded), place
+    sink = MomentSink(
+        part,
+        loaded.sites,
+        num_steps,
+        device=place,
+        accumulate=section.accumulate,
+        factoring=section.factoring(),
+        folded=folded,
+    )
+    return sink, place
 
 
 def release_features(store: Store) -> str:

@@ -25,7 +25,8 @@ def run_covariance(run: Run) -> Iterator[Event]:
     every = covariance_units(run.store.sites, len(steps), run.store.layout)
     mine = (CovarianceUnit(number, *every[number]) for number in my_units(run, prepared))
     device = pick_device(run.device or run.workers.device)
-    units = covariance(run.store, device, run.config.covariance.accumulate, mine)
+    section = run.config.covariance
+    units = covariance(run.store, device, section.accumulate, mine, section.factoring())
     yield from report_units(run, "covariance", prepared, (f"{unit.site.name} {_keys(steps, unit.timesteps)}" for unit in units))
     # A unit that is not done may have nothing but its staged moments, which a kill or another process left.
     if run.workers.rank == 0 and run.store.arrays.has("staged"):  # else it is not worth reading every cell
@@ -50,9 +51,10 @@ def _prepare_covariance(run: Run) -> Prepared:
     afresh = run.states().own["covariance"].state in ("missing", "stale") or run.force
     if afresh:
         _require_features(store, 0)
-        space.ensure_room(store, moments.sums_nbytes(sites, num_steps) - store.nbytes("moments"))
+        factoring = run.config.covariance.factoring()
+        space.ensure_room(store, moments.sums_nbytes(sites, num_steps, factoring) - store.nbytes("moments"))
         store.write_record("covariance", None)
-        store.moments.create(sites, num_steps, store.layout)
+        store.moments.create(sites, num_steps, store.layout, factoring)
     elif run.repair:
         notes.append(forget_damaged(store, "covariance"))
     # A cell holds the number of collect's units that its sums were made from.

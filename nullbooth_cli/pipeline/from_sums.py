@@ -64,7 +64,7 @@ def fill_store(store: Store, config: Config, given: SummedCollection) -> Iterato
     create_collection(store, sites=given.sites, num_steps=len(given.steps), num_rows=len(given.rows), layout=given.layout)
     store.write_rows(0, given.rows)
     part, units = store.moments.partial_sums(given.name), range(given.layout.num_units(len(given.rows)))
-    part.create(given.sites, len(given.steps))
+    part.create(given.sites, len(given.steps), config.covariance.factoring())
     part.checkpoint(given.sums, units)
     store.progress.commit("collect", units)
     tensors = {} if given.tensors is None else {"tensors": dict(given.tensors)}

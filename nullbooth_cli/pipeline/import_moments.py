@@ -119,8 +119,10 @@ def import_covariances(run_folder: Path, out: Store, config: Config) -> Iterator
     """Make the covariances of a folder the moments of a new store.
 
     The files name neither the model nor the prompts, so no model can be compared with the projectors. They have no mean either:
-    the store refuses `covariance.centred: true`. Raises ConfigError for a file that cannot be read or is not a second moment, and
-    if a site lacks a timestep or changes its size; StoreError if the store has a collection already.
+    the store refuses `covariance.centred: true`. They stay whole, so `covariance.factor_above` counts for nothing.
+
+    Raises ConfigError for a file that cannot be read or is not a second moment, and if a site lacks a timestep or changes its
+    size; StoreError if the store has a collection already.
 
     Cost: one decomposition a file.
     """
@@ -132,7 +134,7 @@ def import_covariances(run_folder: Path, out: Store, config: Config) -> Iterator
     prompt = Prompt(source)
     # The noise floor of single precision belongs to files that were rounded to it.
     rounded = any(_load(file).dtype.itemsize < 8 for file in found)
-    moments = {"centred": False, **({"accumulate": "float32"} if rounded else {})}
+    moments = {"centred": False, "factor_above": None, **({"accumulate": "float32"} if rounded else {})}
     config = summed_config(config, out, [prompt]).model_copy(
         update={"model": source, "covariance": config.covariance.model_copy(update=moments)}
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nullbooth_cli.datatypes import Prompt, Site, Sums
+from nullbooth_cli.datatypes import AnySums, Prompt, Site
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.nullspace.pooling import add_up
 from nullbooth_cli.pipeline.from_sums import SummedCollection, fill_store, require_new, summed_config
@@ -47,7 +47,10 @@ def _differences(one: Store, other: Store) -> Iterator[tuple[str, object, object
     ):
         if values[0] != values[1]:
             yield name, *values
-    settings = [{**store.records["collect"]["settings"], **store.records["covariance"]["settings"]} for store in (one, other)]
+    settings = [
+        {"covariance.factor_above": None, **store.records["collect"]["settings"], **store.records["covariance"]["settings"]}
+        for store in (one, other)
+    ]
     for field in dict.fromkeys([*settings[0], *settings[1]]):
         # A store without features has no precision for them.
         if field in settings[0] and field in settings[1] and settings[0][field] != settings[1][field]:
@@ -90,7 +93,7 @@ def _added_sums(sources: Sequence[Store]) -> Iterator[tuple[Site, list[NDArray[n
         yield site, [pack_sums(add_up(of_step)) for of_step in zip(*_moments(sources, number), strict=True)]
 
 
-def _moments(sources: Sequence[Store], number: int) -> Iterator[Iterator[Sums]]:
+def _moments(sources: Sequence[Store], number: int) -> Iterator[Iterator[AnySums]]:
     """The sums of every timestep of a site, by its number, from each source."""
     for source in sources:
         site = source.sites[number]

@@ -133,17 +133,18 @@ def _sizes(work: Work) -> dict[str, _Size]:
 
     section, num_steps, num_prompts = work.config.collect, len(work.steps), len(work.prompts)
     project_units = pooling_of(work.config).units(work.sites, work.steps)
-    sums, widest = sums_nbytes(work.sites, num_steps), max((site.dim for site in work.sites), default=0)
+    factoring = work.config.covariance.factoring()
+    sums, folding = (sums_nbytes(work.sites, num_steps, factoring, in_memory=where) for where in (False, True))
+    largest = max((site.dim * factoring.rows(site.dim) for site in work.sites), default=0)
+    summed = max((sums_nbytes([site], 1, factoring, in_memory=True) for site in work.sites), default=0)
     asked = layout_of(section)
     features = features_nbytes(work.sites, num_steps, num_prompts, asked.dtype) if asked.keeps_features else 0
     return {
         "schedule": _Size(units=1, nbytes=num_steps * 32, on_device=0),
-        "collect": _Size(units=asked.num_units(num_prompts), nbytes=features, on_device=sums if asked.keeps_moments else 0),
-        "covariance": _Size(
-            units=len(covariance_units(work.sites, num_steps, work.layout)), nbytes=sums, on_device=8 * widest * (widest + 1)
-        ),
+        "collect": _Size(units=asked.num_units(num_prompts), nbytes=features, on_device=folding if asked.keeps_moments else 0),
+        "covariance": _Size(units=len(covariance_units(work.sites, num_steps, work.layout)), nbytes=sums, on_device=summed),
         "project": _Size(
-            units=len(project_units), nbytes=decompositions_nbytes(project_units), on_device=3 * 8 * widest * widest
+            units=len(project_units), nbytes=decompositions_nbytes(project_units, factoring), on_device=3 * 8 * largest
         ),
     }
 
@@ -159,7 +160,8 @@ def _plan_one(stage: str, work: Work, whole: _Size, device_free: int) -> Plan:
     pace = work.paces.get(stage) if pace is None else pace
     needed, to_do, operations = whole.nbytes * (total - done) // (total or 1), total - done, None
     if stage == "collect":
-        sums, heldout = sums_nbytes(work.sites, len(work.steps)), heldout_prompts(work.config)
+        sums = sums_nbytes(work.sites, len(work.steps), work.config.covariance.factoring())
+        heldout = heldout_prompts(work.config)
         if asked.keeps_moments and not done:
             needed += 2 * sums
         if state.heldout is not None and not state.heldout.is_done:

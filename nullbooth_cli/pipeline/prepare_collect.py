@@ -58,7 +58,8 @@ def _start_afresh(run: Run, loaded: "RecordableModel", weights: str, batch_size:
     layout = layout_of(run.config.collect, batch_size)
     rows = layout.num_units(len(run.prompts)) * batch_size  # chunks are whole: those of the last unit have room for a whole batch
     features = features_nbytes(loaded.sites, num_steps, rows, layout.dtype) if layout.keeps_features else 0
-    needed = features + (2 * sums_nbytes(loaded.sites, num_steps) * run.workers.size if layout.keeps_moments else 0)
+    sums = sums_nbytes(loaded.sites, num_steps, run.config.covariance.factoring()) if layout.keeps_moments else 0
+    needed = features + 2 * sums * run.workers.size
     space.ensure_room(store, needed - bytes_of(store, "collect"))
     store.write_record("collect", None)
     create_collection(store, sites=loaded.sites, num_steps=num_steps, num_rows=len(run.prompts), layout=layout)

@@ -88,10 +88,11 @@ def _prepare_project(run: Run) -> Prepared:
     if found.state == "missing" or run.force:
         basis = decomposition_basis(run.config, store)
         if found.state != "stale" or store.records.get("decomposition") != basis or _is_damaged(store):
-            space.ensure_room(store, space.decompositions_nbytes(units) - store.nbytes("projectors"))
+            needed = space.decompositions_nbytes(units, run.config.covariance.factoring())
+            space.ensure_room(store, needed - store.nbytes("projectors"))
             store.write_record("decomposition", None)
             store.write_record("project", None)
-            store.projectors.create(sites, Counter(site.name for site, _ in units))
+            store.projectors.create(sites, Counter(site.name for site, _ in units), store.moments.rows)
             store.write_record("decomposition", basis)
         store.write_record("project", None)
         store.progress.create("project", len(units))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from nullbooth_cli.datatypes import Site
+from nullbooth_cli.datatypes import WHOLE, Factoring, Site
 from nullbooth_cli.errors import ResourceError
 from nullbooth_cli.model.device import free_memory
 from nullbooth_cli.nullspace.moments import sums_nbytes
@@ -28,22 +28,22 @@ def require_room(url: str, needed: int, free: int | None) -> None:
         )
 
 
-def decompositions_nbytes(units: Sequence[tuple[Site, int]]) -> int:
+def decompositions_nbytes(units: Sequence[tuple[Site, int]], factoring: Factoring = WHOLE) -> int:
     """Bytes of the decompositions that are the units of stage project."""
-    return sum(8 * site.dim * (site.dim + 3) for site, _ in units)
+    return sum(8 * site.dim * (factoring.rows(site.dim) + 3) for site, _ in units)
 
 
-def place_for_sums(sites: Sequence[Site], num_steps: int, device: torch.device) -> torch.device:
+def place_for_sums(sites: Sequence[Site], num_steps: int, device: torch.device, factoring: Factoring = WHOLE) -> torch.device:
     """The device for the sums of a run: the model's if they leave it room, else the CPU.
 
     Raises ResourceError if they fit in neither.
     """
-    needed = sums_nbytes(sites, num_steps)
+    needed = sums_nbytes(sites, num_steps, factoring, in_memory=True)
     host = torch.device("cpu")
     for place, share in ((device, DEVICE_SHARE if device != host else HOST_SHARE), (host, HOST_SHARE)):
         if needed <= share * free_memory(place):
             return place
     raise ResourceError(
         f"the sums of {len(sites)} sites and {num_steps} steps need {needed:,} bytes; {free_memory(host):,} are free",
-        "choose fewer layers (collect.cross_attention_layers) or steps, or set collect.keep to features",
+        "choose fewer layers (collect.cross_attention_layers) or steps, set covariance.factor_above, or collect.keep to features",
     )

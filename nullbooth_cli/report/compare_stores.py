@@ -6,7 +6,7 @@ from typing import Any
 
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import ConfigError, Rerun
-from nullbooth_cli.nullspace.pooling import DecompositionSettings, pooled, second_moment
+from nullbooth_cli.nullspace.pooling import DecompositionSettings, moment_of, pooled
 from nullbooth_cli.nullspace.projector import expected_overlap, leakage_on, overlap
 from nullbooth_cli.nullspace.usable import load_projector
 from nullbooth_cli.pipeline.project import decomposition_of
@@ -119,8 +119,8 @@ def _compare_sites(one: _Side, two: _Side, site: Site, other_site: Site) -> Iter
     for index, (group, other_group) in enumerate(zip(groups, other_groups, strict=True)):
         mine, theirs = load_projector(one.store, site, index), load_projector(two.store, other_site, index)
         cut, other_cut = one.store.projectors.read_cut(site, index), two.store.projectors.read_cut(other_site, index)
-        moment = second_moment(pooled(one.store, site, group, one.settings.pooling.weight))
-        other_moment = second_moment(pooled(two.store, other_site, other_group, two.settings.pooling.weight))
+        moment = moment_of(pooled(one.store, site, group, one.settings.pooling.weight))
+        other_moment = moment_of(pooled(two.store, other_site, other_group, two.settings.pooling.weight))
         yield ComparedSite(
             layer=site.layer,
             feature=site.feature,

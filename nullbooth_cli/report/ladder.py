@@ -32,7 +32,8 @@ LADDERS: dict[str, tuple[float, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RungSite:
-    """One spectrum, cut at the threshold of a rung; `below_noise` is True if this threshold lies below its noise floor."""
+    """One spectrum, cut at the threshold of a rung; `below_noise` is True if this threshold lies below its noise floor,
+    or would preserve directions that the factor of a moment does not have."""
 
     layer: str
     feature: str
@@ -109,9 +110,9 @@ def rungs_of(rule: Rule, spectra: "Sequence[SiteSpectrum]", steps: Sequence[Step
 
 
 def _cut(found: "SiteSpectrum", rule: str, value: float, steps: Sequence[Step], scope: str) -> RungSite:
-    """A spectrum under one threshold. A threshold below the noise floor is marked, not refused."""
+    """A spectrum under one threshold. One below the noise floor, or that asks more of a factor than it has, is marked."""
     site = found.site
-    null_dim, heldout = spectrum.null_dim_of(found.eigenvalues, found.energies, rule, value)
+    null_dim, heldout = spectrum.null_dim_of(found.eigenvalues, found.energies, rule, value, dropped=found.dropped)
     threshold = spectrum.threshold(found.eigenvalues, rule, value, null_dim)
     return RungSite(
         layer=site.layer,
@@ -121,7 +122,7 @@ def _cut(found: "SiteSpectrum", rule: str, value: float, steps: Sequence[Step], 
         null_dim=null_dim,
         leakage=spectrum.leakage(found.energies[0], null_dim),
         heldout_leakage=None if heldout is None else spectrum.leakage(heldout, null_dim),
-        below_noise=threshold is not None and threshold < found.noise_floor,
+        below_noise=null_dim < found.dropped or (threshold is not None and threshold < found.noise_floor),
     )
 
 

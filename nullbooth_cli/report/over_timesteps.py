@@ -59,6 +59,7 @@ class LayerOverlap:
 
 def over_timesteps(store: Store, device: "torch.device", config: Config, sites: Iterable[Site]) -> Iterator[SiteOverTimesteps]:
     """Every site that depends on the timestep. A timestep without a null space has `null_dim` 0; it is not an error.
+    Of a factor, no more directions are preserved than it has.
 
     Cost: a decomposition for every site and timestep, read where the scope is timestep; 4 D^2 bytes in memory per timestep of a
     site.
@@ -85,7 +86,9 @@ def _over_timesteps(
 ) -> SiteOverTimesteps:
     rows, projectors, spectra = [], [], []
     for found in decompositions:
-        null_dim, heldout = spectrum.null_dim_of(found.eigenvalues, found.energies, rule, value)
+        dropped = site.dim - found.eigenvectors.shape[1]
+        null_dim, heldout = spectrum.null_dim_of(found.eigenvalues, found.energies, rule, value, dropped=dropped)
+        null_dim = max(null_dim, dropped)
         rank = spectrum.effective_rank(found.eigenvalues)
         leaked = spectrum.leakage(found.energies[0], null_dim)
         rows.append((null_dim, rank, leaked, np.nan if heldout is None else spectrum.leakage(heldout, null_dim)))

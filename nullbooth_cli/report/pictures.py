@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.nullspace.pooling import pooled, second_moment
+from nullbooth_cli.nullspace.pooling import moment_of, pooled
 from nullbooth_cli.progress import Event, Note, Progress
 from nullbooth_cli.report.inspection import most_leaking, spectra_of
 from nullbooth_cli.report.ladder import explore_thresholds
@@ -94,10 +94,10 @@ def _plots(source: PictureSource, request: PictureRequest, evolutions: Sequence[
     if source.report.scope == "pooled":
         yield from layers.draw_layers(list(between_layers(source.store, source.sites)), called, request.path)
     for site in source.sites if request.moments else ():
-        sums = pooled(source.store, site)
+        moment = moment_of(pooled(source.store, site))
         path = request.path(f"moment-{site.name}")
-        name = site_name(called, site.layer, site.feature)
-        yield sites.draw_moment(name, second_moment(sums), mean=sums.mean, count=sums.count, path=path)
+        name = site_name(called, site.layer, site.feature) + f", a factor of {len(moment.kept)}" * moment.is_factored
+        yield sites.draw_moment(name, moment.second_moment, mean=moment.mean, count=moment.count, path=path)
 
 
 def _draw_attention(source: PictureSource, request: PictureRequest, wanted: str) -> Path:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from nullbooth_cli.datatypes import Factoring
 from nullbooth_cli.settings import limits
 from nullbooth_cli.settings.schema import CONFIG, RECIPE, Kind, Section, load_settings, refusal, validate
 
@@ -131,6 +132,28 @@ class CovarianceSection(Section):
         False,
         description="subtract the mean; then the direction of the mean can count as null",
     )
+    factor_above: int | None = Field(
+        None,
+        ge=1,
+        le=limits.COUNT,
+        description="moments of more dimensions than this are kept as factors of factor_rank rows, with a known error; "
+        "null: every moment is whole",
+    )
+    factor_rank: int = Field(
+        512, ge=2, le=limits.COUNT, description="rows of such a factor: about as many directions can be preserved"
+    )
+
+    @model_validator(mode="after")
+    def _factors_are_about_zero(self) -> "CovarianceSection":
+        if self.centred and self.factor_above is not None:
+            raise refusal(
+                "centred is true, and a factor of a moment is about zero", "set centred to false, or factor_above to null"
+            )
+        return self
+
+    def factoring(self) -> Factoring:
+        """Which moments are kept as factors."""
+        return Factoring(self.factor_above, self.factor_rank)
 
 
 class ProjectSection(Section):

@@ -33,13 +33,19 @@ def stage_settings(config: Config, stage: str, keep: str | None = None) -> dict[
         collect = _flat(config.collect, "collect", without=("batch_size", "compression", "keep", "images", *beside, *unused))
         if not config.collect.linear_layers:  # stores that were made before there was such a key
             del collect["collect.linear_layers"]
-        sums = {} if keep == "features" else {"covariance.accumulate": config.covariance.accumulate}
-        return {"dtype": config.dtype, **collect, **sums}
+        return {"dtype": config.dtype, **collect, **({} if keep == "features" else sums_settings(config))}
     if stage == "covariance":
-        return {"covariance.accumulate": config.covariance.accumulate}
+        return sums_settings(config)
     rule, value = config.project.rule()
     empty = {} if config.project.empty == "refuse" else {"project.empty": config.project.empty}
     return {**decomposition_settings(config), "project.rule": rule, f"project.{rule}": value, **empty}
+
+
+def sums_settings(config: Config) -> dict[str, Any]:
+    """The settings that decide how vectors are summed; those of factors only where there are any."""
+    section = config.covariance
+    factors = {} if section.factor_above is None else _flat(section, "covariance", without=("accumulate", "centred"))
+    return {"covariance.accumulate": section.accumulate, **factors}
 
 
 def size_settings(config: Config) -> dict[str, Any]:

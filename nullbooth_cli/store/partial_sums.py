@@ -11,28 +11,37 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nullbooth_cli.datatypes import Site, Sums
+from nullbooth_cli.datatypes import WHOLE, AnySums, FactoredSums, Factoring, Site, Sums
 from nullbooth_cli.errors import Rerun, StoreError
 from nullbooth_cli.store.arrays import ArrayGroup
 
 SUMS_CHUNK_BYTES = 8 << 20
 
 
-def pack_sums(sums: Sums) -> NDArray[np.float64]:
-    """`[D + 2, D]`: the sums in one block that is written at once. A count is exact in float64 up to 2^53."""
+def pack_sums(sums: AnySums) -> NDArray[np.float64]:
+    """`[R + 2, D]`: the sums in one block that is written at once; R is D, or fewer for a factor. A count is exact up to 2^53."""
     last = np.zeros_like(sums.sum_x)
-    last[0] = sums.count
-    return np.concatenate([sums.sum_xxt, sums.sum_x[None], last[None]])
+    if isinstance(sums, Sums):
+        last[0] = sums.count
+        return np.concatenate([sums.sum_xxt, sums.sum_x[None], last[None]])
+    last[:3] = sums.count, sums.trace, sums.delta
+    return np.concatenate([sums.factor, sums.sum_x[None], last[None]])
 
 
-def unpack_sums(packed: NDArray[np.float64]) -> Sums:
+def unpack_sums(packed: NDArray[np.float64]) -> AnySums:
     """The inverse of `pack_sums`; the arrays are views."""
-    return Sums(packed[:-2], packed[-2], int(packed[-1, 0]))
+    matrix, sum_x, last = packed[:-2], packed[-2], packed[-1]
+    if len(matrix) == matrix.shape[1]:
+        return Sums(matrix, sum_x, int(last[0]))
+    return FactoredSums(matrix, sum_x, int(last[0]), trace=float(last[1]), delta=float(last[2]))
 
 
 @dataclass(frozen=True)
 class PartialSums:
-    """The sums of one process: `[2, T, D + 2, D]` float64 of each site, the slot in force, and the units that are in it."""
+    """The sums of one process: `[2, T, R + 2, D]` float64 of each site, the slot in force, and the units that are in it.
+
+    R is D, or the rows of a factor.
+    """
 
     arrays: ArrayGroup
     name: str
@@ -56,18 +65,19 @@ class PartialSums:
     def _path(self) -> str:
         return f"parts/{self.name}"
 
-    def create(self, sites: Iterable[Site], num_steps: int) -> None:
+    def create(self, sites: Iterable[Site], num_steps: int, factoring: Factoring = WHOLE) -> None:
         """Make the arrays, instead of earlier ones. They have no units before the first checkpoint."""
         self.arrays.delete(self._path)
         self.arrays.create_group(self._path, {"slot": 0, "units": []})
         for site in sites:
             t, d = site.num_recorded(num_steps), site.dim
-            steps = max(1, min(t, SUMS_CHUNK_BYTES // (8 * d * (d + 2))))
+            block = factoring.rows(d) + 2, d
+            steps = max(1, min(t, SUMS_CHUNK_BYTES // (8 * block[0] * d)))
             self.arrays.create(
-                f"{self._path}/{site.name}", shape=(2, t, d + 2, d), chunks=(1, steps, d + 2, d), dtype="f8", fill="NaN"
+                f"{self._path}/{site.name}", shape=(2, t, *block), chunks=(1, steps, *block), dtype="f8", fill="NaN"
             )
 
-    def read(self, site: Site) -> Iterator[Sums]:
+    def read(self, site: Site) -> Iterator[AnySums]:
         """The sums of each timestep, from the slot in force. Memory: one chunk of timesteps."""
         name = f"{self._path}/{site.name}"
         array = self.arrays.array(name)

@@ -16,7 +16,7 @@ from nullbooth_cli.errors import NullboothError, Rerun, StoreError
 from nullbooth_cli.store.arrays import chunk_key
 from nullbooth_cli.store.backing import UnreadableError
 from nullbooth_cli.store.layout import covariance_units
-from nullbooth_cli.store.moment_arrays import STAGED
+from nullbooth_cli.store.moment_arrays import STAGED, chunk_index
 from nullbooth_cli.store.partial_sums import PartialSums
 from nullbooth_cli.store.progress_cells import RELEASED
 from nullbooth_cli.store.store import Store
@@ -204,8 +204,8 @@ def _covariance(store: Store, known: Mapping[str, Cells]) -> Found:
         if cell != UNKNOWN and cell & STAGED:  # those in force are about to be replaced
             yield _chunk(store, f"staged/{site.name}", (number, 0, 0), (unit,))
         elif cell:
-            for array, rest in (("sum_xxT", (0, 0)), ("sum_x", (0,)), ("count", ())):
-                index = (number, *rest)
+            for array in store.moments.array_names(site):
+                index = chunk_index(array, number)
                 yield _chunk(store, f"moments/{site.name}/{array}", index, (unit,), is_certain=cell != UNKNOWN)
 
 

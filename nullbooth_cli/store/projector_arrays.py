@@ -1,6 +1,6 @@
 """Decompositions of second moments in a store, and their cuts: `projectors/<site>`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +19,9 @@ class Decomposition:
     `eigenvalues` `[D]` ascending; `eigenvectors` `[D, D]`, column i belongs to eigenvalue i; `energies` `[2, D]`: u^T C u for
     each eigenvector u, on the collected prompts (about zero, whatever was decomposed) and the held-out ones (NaN without them).
     Eigenvalues below `noise_floor` are round-off.
+
+    Of a moment that is kept as a factor of R rows there are only the last R eigenvectors, `[D, R]`. The other eigenvalues are 0,
+    each is less than that of C by at most `noise_floor`, and the energy that no eigenvector has is spread over the other D - R.
     """
 
     eigenvalues: NDArray[np.float64]
@@ -41,16 +44,20 @@ class ProjectorArrays:
     def __init__(self, arrays: ArrayGroup, progress: ProgressCells) -> None:
         self._arrays, self._progress = arrays, progress
 
-    def create(self, sites: Sequence[Site], num_decompositions: Mapping[str, int]) -> None:
+    def create(
+        self, sites: Sequence[Site], num_decompositions: Mapping[str, int], rows: Callable[[Site], int] = lambda site: site.dim
+    ) -> None:
         """Remove all projectors and the progress of `decomposition`, and make the arrays of every site anew.
 
-        `num_decompositions` gives their number for each site, by its name. Cost: about 10 ms a site.
+        `num_decompositions` gives their number for each site, by its name; `rows` those of its moments (`MomentArrays.rows`).
+        Cost: about 10 ms a site.
         """
         self._arrays.delete("projectors")
         for site in sites:
             name, r, d = f"projectors/{site.name}", num_decompositions[site.name], site.dim
             self._arrays.create(f"{name}/eigenvalues", shape=(r, d), chunks=(1, d), dtype="f8", fill="NaN")
-            self._arrays.create(f"{name}/eigenvectors", shape=(r, d, d), chunks=(1, d, d), dtype="f8", fill="NaN")
+            vectors = d, rows(site)
+            self._arrays.create(f"{name}/eigenvectors", shape=(r, *vectors), chunks=(1, *vectors), dtype="f8", fill="NaN")
             self._arrays.create(f"{name}/energies", shape=(r, 2, d), chunks=(1, 2, d), dtype="f8", fill="NaN")
             self._arrays.create(f"{name}/noise_floor", shape=(r,), chunks=(1,), dtype="f8", fill="NaN")
             self._arrays.create(f"{name}/null_dim", shape=(r,), chunks=(1,), dtype="i8", fill=0)
@@ -60,6 +67,10 @@ class ProjectorArrays:
     def num_decompositions(self, site: Site) -> int:
         """The number of decompositions that a site has room for: 1 if pooled, else one per timestep."""
         return int(self._arrays.array(f"projectors/{site.name}/null_dim").shape[0])
+
+    def num_dropped(self, site: Site) -> int:
+        """The number of smallest eigenvalues without an eigenvector: 0, or D - R for a factor. Cost: one small object."""
+        return site.dim - int(self._arrays.array(f"projectors/{site.name}/eigenvectors").shape[2])
 
     def write_decomposition(self, site: Site, index: int, found: Decomposition) -> None:
         """Write one decomposition. Cost: 8 D^2 bytes."""
@@ -84,7 +95,7 @@ class ProjectorArrays:
         return values
 
     def read_eigenvectors(self, site: Site, index: int) -> NDArray[np.float64]:
-        """`[D, D]`, column i belongs to eigenvalue i."""
+        """`[D, D]`, column i belongs to eigenvalue i; of a factor, the last R columns."""
         vectors: NDArray[np.float64] = self._arrays.read_chunk(f"projectors/{site.name}/eigenvectors", (index, 0, 0))[0]
         return vectors
 

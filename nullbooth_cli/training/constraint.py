@@ -18,9 +18,9 @@ from typing import Literal, Protocol
 import torch
 from torch import nn
 
-from nullbooth_cli.api import Moment
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.projector import Projector, relative_drift
 from nullbooth_cli.tensors import plain_name
 from nullbooth_cli.training.constrainable import base_changed_by_lora, require_constrainable
@@ -172,6 +172,8 @@ class Constraint:
     def drift(self, dtype: torch.dtype | None = None) -> dict[str, float]:
         """norm(dW K0) / norm(W0 K0) of every constrained weight, on all inputs that were collected, exact from their moments.
 
+        It is the most that it can be where the moments are kept as factors.
+
         dW is the change that the weight and its active adapters make to W0 now; with a dtype, the change between both models
         saved in it. Each layer is run on D + 1 vectors as well: where it computes something else than its weights say (an adapter
         of another tool, a hook, a bias that trains), the drift is that of what it computes, to within the rounding of its dtype.
@@ -195,9 +197,8 @@ class Constraint:
                     self._moments[site.name] = self._store.moment(site)
                 with exact():
                     change, start = weight.unexplained() or weight.change(dtype), weight.start(dtype)
-                moment = self._moments[site.name]
                 drifts[weight.name] = relative_drift(
-                    change.weight, start.weight, moment.second_moment, shift=change.bias, mean=moment.mean
+                    change.weight, start.weight, self._moments[site.name], shift=change.bias
                 )
         return drifts
 

@@ -40,6 +40,7 @@ from nullbooth_cli.model.padding import Padding
 from nullbooth_cli.model.projections import Projection, find_projections
 from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import Pipeline
+from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.projector import Projector, relative_drift
 from nullbooth_cli.nullspace.usable import require_pooled
 from nullbooth_cli.settings import limits
@@ -128,12 +129,12 @@ def edit(
     edited: dict[str, EditedWeight] = {}
     for site in sites:
         source, missing = paired([(tokens[one][site], tokens[other][site]) for one, other in pairs.items()])
-        moment = store.moment(site).second_moment
+        moment = store.moment(site)
         penalty = ridge * float(np.square(source).sum(1).mean())
         if method == "alphaedit":
             factor = alphaedit(source, missing, projectors[site.weights[0]], penalty)
         else:
-            factor = uce(source, missing, preserve * len(source) * moment, penalty)
+            factor = uce(source, missing, preserve * len(source) * moment.ceiling, penalty)
         for name in site.weights:
             after[name], edited[name] = _edit_weight(
                 denoiser.get_parameter(name), factor, source=source, missing=missing, moment=moment
@@ -169,7 +170,7 @@ def _require_plain(denoiser: nn.Module, weights: Sequence[str]) -> None:
 
 
 def _edit_weight(
-    parameter: nn.Parameter, factor: Rows, *, source: Rows, missing: Rows, moment: Rows
+    parameter: nn.Parameter, factor: Rows, *, source: Rows, missing: Rows, moment: Moment
 ) -> tuple[torch.Tensor, EditedWeight]:
     """W + W M rounded to the weight's dtype, and the measures of that edit. `factor` is M `[D, D]`."""
     weight = parameter.detach()

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from nullbooth_cli.api import Moment
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.formatting import percent
+from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.projector import Projector, leakage_on
 
 SMALL_RATIO, LEARNED_RATIO = 1.5, 3.0
@@ -117,7 +117,7 @@ def estimate_learning(
             found.append(
                 Estimate(
                     subject=float(np.square(of_site[0].apply(rows)).sum() / np.square(rows).sum()),
-                    preserved=leakage_on(of_site[0], moment.second_moment) ** 2,
+                    preserved=leakage_on(of_site[0], moment) ** 2,
                     measured_on="collected prompts" if heldout is None else "held-out prompts",
                     null_dim=of_site[0].null_dim,
                     dim=of_site[0].dim,

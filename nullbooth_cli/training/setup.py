@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import nn
 
-from nullbooth_cli.api import Moment, OpenStore, open_store
+from nullbooth_cli.api import OpenStore, open_store
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model import load
@@ -24,6 +24,7 @@ from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.projections import Projection, find_projections
 from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import LatentPipeline
+from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.training import checkpoint_files, optimizers

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from nullbooth_cli.api import Moment
 from nullbooth_cli.datatypes import Site, split_weight
 from nullbooth_cli.model.projections import find_projections
+from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.training.constraint import constrain
 from tests.benchmarks.common import Stopwatch, figure, in_turns, median_wall, parse, parser, show

@@ -71,9 +71,10 @@ class Process(Workers):
 class Sequence:
     """One store, and everything that can happen to it. `happened` tells it, in order."""
 
-    def __init__(self, place: Path, keep: str, rng: random.Random) -> None:
+    def __init__(self, place: Path, keep: str, rng: random.Random, *, is_factored: bool = False) -> None:
         self.place, self.keep, self.rng = place, keep, rng
         self.batch_size, self.prompts, self.next_prompt = rng.randint(1, 3), list[str](), 0
+        self.factors = {"factor_above": 2, "factor_rank": 2} if is_factored else {}
         self.happened: list[str] = []
         self.add(rng.randint(2, 7))
         self.execute("collect")
@@ -86,6 +87,7 @@ class Sequence:
                 "store": str(self.place),
                 "original_knowledge_prompts": self.prompts,
                 "collect": {"keep": self.keep, "batch_size": self.batch_size, "feature_dtype": "float32"},
+                "covariance": self.factors,
             }
         )
 
@@ -231,10 +233,11 @@ def test_a_forced_collection_with_other_units_has_no_moments(both: Sequence, kee
 
 
 @pytest.mark.parametrize("seed", range(SEQUENCES))
+@pytest.mark.parametrize("is_factored", [False, True])
 @pytest.mark.parametrize("keep", ["features", "moments", "both"])
-def test_any_sequence_ends_in_the_moments_of_a_fresh_collection(tmp_path: Path, keep: str, seed: int) -> None:
+def test_any_sequence_ends_in_the_moments_of_a_fresh_collection(tmp_path: Path, keep: str, is_factored: bool, seed: int) -> None:
     with pretended_model():
-        sequence = Sequence(tmp_path / "run.zarr", keep, random.Random(f"{keep} {seed}"))
+        sequence = Sequence(tmp_path / "run.zarr", keep, random.Random(f"{keep} {seed}"), is_factored=is_factored)
         try:
             sequence.check()
             for _ in range(EVENTS):

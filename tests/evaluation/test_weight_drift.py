@@ -67,7 +67,7 @@ def test_a_lora_drifts_by_its_product(drifts: dict[str, Drift], run: Any, tmp_pa
     layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
     wrapped, site = adapted.get_submodule(layer), next(s for s in run[1].sites if f"{layer}.weight" in s.weights)
     delta = (wrapped.lora_B["default"].weight @ wrapped.lora_A["default"].weight).detach()
-    moment = nb.open_store(run[1].path).moment(site).second_moment
+    moment = nb.open_store(run[1].path).moment(site)
     weight = wrapped.base_layer.weight.detach().numpy()
     assert entries[f"{layer}.weight"] == pytest.approx(relative_drift(delta.numpy(), weight, moment), rel=1e-4)
     assert entries[f"{layer.removesuffix('to_v')}to_q.weight"] == 0.0

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from nullbooth_cli.datatypes import Sums
 from nullbooth_cli.nullspace.decompose import eigh
+from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.pooling import second_moment
 from nullbooth_cli.nullspace.projector import Projector, expected_overlap, leakage_on, overlap
 from tests.support.invariants import assert_is_projector
@@ -93,5 +94,5 @@ def test_leakage_on_other_data_is_that_of_the_vectors(null_dim: int) -> None:
     rng = np.random.default_rng(null_dim)
     vectors, projector = rng.normal(size=(50, 10)), Projector.of(basis(10, 7), null_dim)
     expected = np.linalg.norm(vectors @ projector.dense()) / np.linalg.norm(vectors)
-    assert leakage_on(projector, vectors.T @ vectors / 50) == pytest.approx(expected, abs=1e-12)
-    assert leakage_on(projector, np.zeros((10, 10))) == 0.0
+    assert leakage_on(projector, Moment(vectors.T @ vectors / 50, vectors.mean(0), 50)) == pytest.approx(expected, abs=1e-12)
+    assert leakage_on(projector, Moment(np.zeros((10, 10)), np.zeros(10), 1)) == 0.0

@@ -103,6 +103,8 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"collect__feature_dtype": "float16"}, COLLECT_ON),
     ({"covariance__accumulate": "float32"}, COVARIANCE_ON),
     ({"covariance__centred": True}, PROJECT_ON),
+    ({"covariance__factor_above": 64}, COVARIANCE_ON),
+    ({"covariance__factor_rank": 64}, set()),
     ({"project__scope": "timestep"}, PROJECT_ON),
     ({"project__relative_threshold": 0.1}, PROJECT_ON),
     ({"project__timesteps": [0.0, 500.0]}, PROJECT_ON),

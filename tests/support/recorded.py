@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from nullbooth_cli.collect import units
-from nullbooth_cli.datatypes import Prompt, Site, Step
+from nullbooth_cli.datatypes import AnySums, FactoredSums, Prompt, Site, Step
 from nullbooth_cli.model import load
 from nullbooth_cli.pipeline import collect, heartbeat, prepare_collect, schedule
 from nullbooth_cli.store import Store
@@ -74,9 +74,9 @@ def pretended_model() -> Iterator[pytest.MonkeyPatch]:
         yield patched
 
 
-def moments_of(store: Store) -> list[tuple[NDArray[np.float64], NDArray[np.float64], int]]:
-    """(sum of x x^T, sum of x, count) of each site and recorded timestep, as they are stored."""
-    return [tuple(sums) for site in SITES for sums in store.moments.read(site, range(site.num_recorded(len(STEPS))))]
+def moments_of(store: Store) -> list[AnySums]:
+    """The sums of each site and recorded timestep, as they are stored."""
+    return [sums for site in SITES for sums in store.moments.read(site, range(site.num_recorded(len(STEPS))))]
 
 
 def expected_moments(prompts: list[str]) -> list[tuple[NDArray[np.float64], NDArray[np.float64], int]]:
@@ -90,8 +90,14 @@ def expected_moments(prompts: list[str]) -> list[tuple[NDArray[np.float64], NDAr
 
 
 def assert_fresh(place: str | Path, prompts: list[str]) -> None:
-    """The moments of a store are those of a fresh collection, every value and count."""
+    """The moments of a store are those of a fresh collection, every value and count; of a factor its bounds hold."""
     for found, wanted in zip(moments_of(Store.open(place)), expected_moments(prompts), strict=True):
         assert found[2] == wanted[2], f"{found[2]} vectors, not {wanted[2]}"
+        if isinstance(found, FactoredSums):
+            assert found.trace == np.trace(wanted[0])
+            np.testing.assert_array_equal(found.sum_x, wanted[1])
+            lost = np.linalg.eigvalsh(wanted[0] - found.factor.T @ found.factor)
+            assert -1e-12 * found.trace <= lost[0] <= lost[-1] <= found.delta + 1e-12 * found.trace
+            continue
         for one, other in zip(found, wanted, strict=True):
             np.testing.assert_array_equal(one, other)

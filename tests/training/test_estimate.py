@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 import nullbooth_cli as nb
-from nullbooth_cli.api import Moment
 from nullbooth_cli.datatypes import Site
+from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 import nullbooth_cli as nb
 from nullbooth_cli.errors import ModelError
+from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.projector import relative_drift
 from nullbooth_cli.store import Store
 from nullbooth_cli.training.constrainable import FORWARD, FUSED
@@ -54,7 +55,7 @@ class TestWhatIsNotInTheWeight:
         assert found[K] > 0.1
         assert max(found[weight] for weight in (Q, V, OUT)) <= 1e-6
         of_weights = next(each for each in constraint._weights if each.name == K)
-        moment = store.moment(of_weights.site).second_moment
+        moment = store.moment(of_weights.site)
         assert relative_drift(of_weights.change().weight, of_weights.start().weight, moment) <= 1e-6
         assert constraint.report().altered == {K: FORWARD}
         assert f"altered 1\n  {K}  {FORWARD}" in str(constraint.report())
@@ -207,7 +208,7 @@ class TestBias:
     def test_the_drift_of_a_shift_is_that_of_the_vectors(self, seed: int, count: int) -> None:
         rng = np.random.default_rng(seed)
         k, change, weight, shift = (rng.standard_normal(shape) for shape in ((count, 4), (3, 4), (3, 4), 3))
-        found = relative_drift(change, weight, k.T @ k / count, shift=shift, mean=k.mean(0))
+        found = relative_drift(change, weight, Moment(k.T @ k / count, k.mean(0), count), shift=shift)
         assert found == pytest.approx(np.linalg.norm(k @ change.T + shift) / np.linalg.norm(k @ weight.T), rel=1e-6)
 
 

@@ -124,7 +124,7 @@ def projectors(exam: Examination) -> str | Caution:
     require_inputs(config)
     groups = [(site, group) for site in sites for group in pooling.groups(site, exam.steps)]
     rule, value = config.project.rule()
-    require_possible(rule, value, sites, config.covariance.accumulate)
+    require_possible(rule, value, sites, config.covariance.accumulate, config.covariance.factoring())
     few = worst_doubts(
         (site.name, "", doubt)
         for site, group in groups
@@ -182,12 +182,12 @@ def memory(exam: Examination) -> str | Caution:
     from nullbooth_cli.nullspace.moments import sums_nbytes
     from nullbooth_cli.pipeline.space import place_for_sums
 
-    plans, num_steps = _plans(exam), len(exam.steps)
+    plans, num_steps, factoring = _plans(exam), len(exam.steps), exam.config.covariance.factoring()
     folds = exam.config.collect.keep != "features" or exam.config.heldout_prompts is not None
-    sums = sums_nbytes(exam.recordable.sites, num_steps) if folds else 0
+    sums = sums_nbytes(exam.recordable.sites, num_steps, factoring, in_memory=True) if folds else 0
     needed = size(max(sums, *(plan.device_bytes_needed for plan in plans)))
     room = f"sums and matrices take up to {needed}, {size(plans[0].device_bytes_free)} are free on {exam.device} beside the model"
-    if folds and place_for_sums(exam.recordable.sites, num_steps, exam.device) != exam.device:
+    if folds and place_for_sums(exam.recordable.sites, num_steps, exam.device, factoring) != exam.device:
         return Caution(f"{room}: they stay in host memory", "choose fewer layers or steps to fold them on the device")
     return room
 
