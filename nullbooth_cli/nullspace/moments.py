@@ -150,7 +150,7 @@ def summing(num_steps: int, dim: int, rows: int, *, device: torch.device | str =
     """What sums the vectors of a site: whole moments where `rows` is D, else factors of so many rows (see `Factoring.rows`)."""
     if rows == dim:
         return SecondMoments(num_steps, dim, device, accumulate)
-    return FactoredMoments(num_steps, dim, rows, device, accumulate)
+    return FactoredMoments(num_steps, dim, rows, device=device, accumulate=accumulate)
 
 
 def fold(moments: Summing, site: Site, x: torch.Tensor, first: int = 0) -> None:

@@ -4,10 +4,11 @@
     ├── schedule/              timesteps [T], sigmas [T], keys [T]
     ├── prompts/               text [N], ids [N]; "" in a row that holds no prompt
     ├── features/<site>        [T, N, L, D], chunks (S, B, L, D); a site that no timestep changes has T = 1
-    ├── parts/<name>/<site>    [2, T, D + 2, D] float64, the partial sums that one process folds while the model runs
-    ├── moments/<site>         sum_xxT [T, D, D] float64, sum_x [T, D] float64, count [T] int64, chunks of S timesteps
-    ├── staged/<site>          [T, D + 2, D] float64, only while prompts are added to moments
-    ├── projectors/<site>      eigenvalues [R, D], eigenvectors [R, D, D], energies [R, 2, D], noise_floor [R], null_dim [R],
+    ├── parts/<name>/<site>    [2, T, F + 2, D] float64, the partial sums that one process folds while the model runs
+    ├── moments/<site>         sum_xxT [T, D, D] float64, sum_x [T, D] float64, count [T] int64, chunks of S timesteps; or factor
+    │                          [T, F, D], sum_x, count, trace [T], delta [T]; F is D unless moments are kept as factors
+    ├── staged/<site>          [T, F + 2, D] float64, only while prompts are added to moments
+    ├── projectors/<site>      eigenvalues [R, D], eigenvectors [R, D, F], energies [R, 2, D], noise_floor [R], null_dim [R],
     │                          leakage [R, 2]; R = 1 pooled
     ├── heldout/               a store of its own with the moments of the held-out prompts
     ├── attention/<prompt id>  where the words of some prompts attend: <layer> [A, H, W, K] float16, image [h, w, 3]

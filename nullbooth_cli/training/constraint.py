@@ -197,9 +197,7 @@ class Constraint:
                     self._moments[site.name] = self._store.moment(site)
                 with exact():
                     change, start = weight.unexplained() or weight.change(dtype), weight.start(dtype)
-                drifts[weight.name] = relative_drift(
-                    change.weight, start.weight, self._moments[site.name], shift=change.bias
-                )
+                drifts[weight.name] = relative_drift(change.weight, start.weight, self._moments[site.name], shift=change.bias)
         return drifts
 
     def merge(self) -> dict[str, float]:

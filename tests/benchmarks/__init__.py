@@ -4,6 +4,7 @@
     python -m tests.benchmarks.covariance       the reduction, beside a bare loop over the same files
     python -m tests.benchmarks.archives         storing and reducing, beside compressed npz files
     python -m tests.benchmarks.chunks           one chunk at a time, beside Zarr's own API; what its tag costs
+    python -m tests.benchmarks.factors          wide moments as factors, beside whole ones
     python -m tests.benchmarks.gpu              all of it on a CUDA device (--device cpu --tiny shows that it runs)
 
 What is compared runs in turns in one process (A B A B ...), so that a busy machine slows both. A figure is the median of the

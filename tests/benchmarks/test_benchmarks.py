@@ -13,6 +13,7 @@ SMALLEST = {
     "archives": "--features toy --steps 2 --batch 1",
     "chunks": "--megabytes 1 --steps 2 --batch 1 --units 1 --tags 10",
     "decompositions": "--small --steps 2 --sign",
+    "factors": "--dims 40 --rank 8 --vectors 64 --whole 40",
     "gpu": "--device cpu --tiny --dtypes float32 --minutes 0",
     "training": "--device cpu --tiny --precision no",
 }
