@@ -132,3 +132,13 @@ def tensor_digest(tensor: Any, dtype: str) -> str:
     digest = hashlib.sha256(f"{dtype}:{tuple(values.shape)}".encode())
     digest.update(values.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+SAMPLES = 8
+
+
+def tensor_sample(tensor: Any) -> list[float]:
+    """Eight values of a tensor, evenly spaced from its first to its last, to six digits: they tell it again after rounding."""
+    values = tensor.detach().flatten()
+    places = torch.arange(SAMPLES, device=values.device) * (len(values) - 1) // (SAMPLES - 1)
+    return [float(f"{float(value):.6g}") for value in values[places].cpu()]

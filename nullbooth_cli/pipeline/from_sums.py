@@ -21,8 +21,8 @@ class SummedCollection:
     """A collection of which only sums exist.
 
     `name` is that of its partial sums in the store, `rows` its prompts by row, `sums` the packed sums of every recorded timestep
-    of each site. `schedule` and `weights` go into the fingerprints; `names` (the model's) and `tensors` (digests of its weights,
-    None if unknown) do not.
+    of each site. `schedule` and `weights` go into the fingerprints; `names` (the model's), `tensors` (digests of its weights)
+    and `samples` (a few values of each) do not; the last two are None if unknown.
     """
 
     name: str
@@ -35,6 +35,7 @@ class SummedCollection:
     weights: str
     names: Mapping[str, Any]
     tensors: Mapping[str, str] | None = None
+    samples: Mapping[str, Sequence[float]] | None = None
 
 
 def require_new(store: Store) -> None:
@@ -67,6 +68,7 @@ def fill_store(store: Store, config: Config, given: SummedCollection) -> Iterato
     part.create(given.sites, len(given.steps), config.covariance.factoring())
     part.checkpoint(given.sums, units)
     store.progress.commit("collect", units)
-    tensors = {} if given.tensors is None else {"tensors": dict(given.tensors)}
-    start_stage(run, "collect", {"weights": given.weights}, layout=vars(given.layout), **tensors, model=dict(given.names))
+    known = {"tensors": given.tensors, "samples": given.samples, "model": given.names}
+    notes = {name: dict(values) for name, values in known.items() if values is not None}
+    start_stage(run, "collect", {"weights": given.weights}, layout=vars(given.layout), **notes)
     yield from execute("covariance", run)

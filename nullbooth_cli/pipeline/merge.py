@@ -83,6 +83,7 @@ def merge(sources: Sequence[Store], out: Store) -> Iterator[Event]:
         weights=collected["weights"],
         names=collected["model"],
         tensors=collected.get("tensors", {}),
+        samples=collected.get("samples", {}),
     )
     yield from fill_store(out, summed_config(build_config(first.config), out, prompts), summed)
 

@@ -52,7 +52,7 @@ def _start_afresh(run: Run, loaded: "RecordableModel", weights: str, batch_size:
     from nullbooth_cli.collect.sinks import features_nbytes
     from nullbooth_cli.nullspace.moments import sums_nbytes
     from nullbooth_cli.pipeline import space
-    from nullbooth_cli.tensors import tensor_digest
+    from nullbooth_cli.tensors import tensor_digest, tensor_sample
 
     store, num_steps = run.store, run.store.num_steps
     layout = layout_of(run.config.collect, batch_size)
@@ -65,7 +65,9 @@ def _start_afresh(run: Run, loaded: "RecordableModel", weights: str, batch_size:
     create_collection(store, sites=loaded.sites, num_steps=num_steps, num_rows=len(run.prompts), layout=layout)
     store.write_rows(0, run.prompts)
     tensors = {p.weight: tensor_digest(p.module.weight, run.config.dtype) for p in loaded.found.projections}
-    start_stage(run, "collect", {"weights": weights}, layout=vars(layout), tensors=tensors, model=model_names(run.config))
+    samples = {p.weight: tensor_sample(p.module.weight) for p in loaded.found.projections}
+    known = {"tensors": tensors, "samples": samples, "model": model_names(run.config)}
+    start_stage(run, "collect", {"weights": weights}, layout=vars(layout), **known)
     empty = features - features * len(run.prompts) // rows
     if empty < NOTED_BYTES:
         return []
