@@ -24,6 +24,8 @@ ROWS = (
     ("evaluation", "pipeline"),
     ("api",),
     ("training",),
+    ("integrations",),
+    ("kohya",),
     ("report",),
     ("teaching",),
     ("commands",),

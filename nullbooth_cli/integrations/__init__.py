@@ -1,0 +1,1 @@
+"""Constrained training inside of other trainers: kohya's sd-scripts and ai-toolkit."""
