@@ -87,7 +87,7 @@ class RunRecord:
             *(WITH_CLASS if recipe.class_prompts is None else ()),
         )
         settings = recipe.model_dump(mode="json", exclude={*FREE, STEPS, *BY_CONTENT, *unused})
-        settings["features"] = sorted(settings["features"])
+        settings |= {key: sorted(settings[key]) for key in ("features", "linear_layers")}  # their order decides nothing
         inputs = {
             "pictures and captions": _pictures(recipe),
             "class_prompts": _class_prompts(recipe),

@@ -32,10 +32,10 @@ def write_trained(run: TrainingRun, folder: Path) -> None:
 
 
 def _write_lora(run: TrainingRun, folder: Path) -> None:
-    from diffusers.utils import convert_state_dict_to_diffusers
     from peft.utils import get_peft_model_state_dict
 
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(run.denoiser))
+    # PEFT's names stay: diffusers' older ones are for attention alone, and a file with both kinds does not load.
+    layers = get_peft_model_state_dict(run.denoiser)
     part = "unet" if hasattr(run.pipe, "unet") else "transformer"
     with quiet_libraries():
         run.pipe.save_lora_weights(folder, **{f"{part}_lora_layers": layers})

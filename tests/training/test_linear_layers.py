@@ -13,7 +13,10 @@ import torch
 from torch import nn
 
 import nullbooth_cli as nb
+from nullbooth_cli import toy
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.model.adapter_files import AdapterFile
+from nullbooth_cli.model.adapters import attached
 from nullbooth_cli.model.denoise import use_schedule
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.projections import find_projections
@@ -270,6 +273,12 @@ class TestTrain:
         assert len(document["drift"]) == 10 + 10 + 10 + 1
         assert document["largest_drift"] > 0
         assert document["trained"] == 31 * (1 if method == "full" else 2)
+        if method == "lora":
+            pipe = diffusers.DiffusionPipeline.from_pretrained(toy.FOLDER, dtype=torch.float32)
+            file = AdapterFile.find(Path(document["output"]), allow_pickle=False)
+            assert file is not None
+            with attached(pipe, file):  # nothing of it is left out
+                assert sum(hasattr(module, "lora_A") for module in pipe.unet.modules()) == 31
 
     def test_a_layer_that_the_store_lacks_is_refused_before_loading(self, tmp_path: Path, toy_store: Store) -> None:
         settings = {"features": [], "linear_layers": ["ff_out"], "store": str(toy_store.path)}
