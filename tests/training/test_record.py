@@ -34,6 +34,9 @@ OTHER_VALUES = {
     "resize": "buckets",
     "resolution": 64,
     "ema_decay": 0.9,
+    "linear_layers": ["ff_in"],
+    "snr_gamma": 5.0,
+    "training_guidance": 3.5,
 }
 SAME = {*record.FREE, *record.BY_CONTENT, "max_train_steps", "method", "rank"} - {"class_prompts", "instance_prompt"}
 
@@ -78,6 +81,8 @@ def test_what_is_not_used_decides_nothing() -> None:
         new = "distill" if key == "prior" else 3
         assert changed(made(one), made(one.model_copy(update={key: new}))) == set(), key
     assert changed(made(one), made(one.model_copy(update={"features": ["v", "k"]}))) == set()
+    layers = [one.model_copy(update={"linear_layers": order}) for order in (["ff_in", "attn1"], ["attn1", "ff_in"])]
+    assert changed(*map(made, layers)) == set()
 
 
 def test_pictures(tmp_path: Path) -> None:
