@@ -120,7 +120,7 @@ def _document(name: str) -> dict[str, Any]:
     from nullbooth_cli.report.layers import layers_document
 
     _, _, shapes, found = looked(name)
-    document: dict[str, Any] = to_json(layers_document(layers_report(shapes, found, 1)))
+    document: dict[str, Any] = to_json(layers_document(layers_report(shapes, found, 1), ()))
     return document
 
 

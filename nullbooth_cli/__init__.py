@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from nullbooth_cli.evaluation.answer import EvaluationReport
     from nullbooth_cli.evaluation.evaluate import Evaluation, evaluate
+    from nullbooth_cli.evaluation.lora_drift import LoraDrift, ModuleDrift
     from nullbooth_cli.nullspace.moment import Moment
     from nullbooth_cli.nullspace.projector import Projector
     from nullbooth_cli.progress import Begin, Event, Note, Progress
@@ -47,7 +48,9 @@ __all__ = [
     "Evaluation",
     "EvaluationReport",
     "Event",
+    "LoraDrift",
     "ModelError",
+    "ModuleDrift",
     "Moment",
     "Note",
     "NullboothError",
@@ -75,6 +78,7 @@ _MODULES = {
     "errors": ("ConfigError", "DataError", "ModelError", "NullboothError", "Rerun", "ResourceError", "StageError", "StoreError"),
     "evaluation.answer": ("EvaluationReport",),
     "evaluation.evaluate": ("Evaluation", "evaluate"),
+    "evaluation.lora_drift": ("LoraDrift", "ModuleDrift"),
     "nullspace.moment": ("Moment",),
     "nullspace.projector": ("Projector",),
     "progress": ("Begin", "Event", "Note", "Progress"),

@@ -27,6 +27,8 @@ from nullbooth_cli.store import Store
 if TYPE_CHECKING:
     from torch import nn
 
+    from nullbooth_cli.evaluation.lora_drift import LoraDrift
+
 
 def run(
     config: Config | Mapping[str, Any] | str | Path,
@@ -167,6 +169,23 @@ class OpenStore:
         """
         self.require("project")
         return provenance(self._store)
+
+    def inspect_lora(self, path: str | Path, *, device: str | None = None) -> "LoraDrift":
+        """What a finished LoRA does to the preserved prompts, module by module: nothing is drawn, and no pipeline is loaded.
+
+        `path` is a file of kohya, LyCORIS, diffusers, PEFT or another trainer, a folder with one, or a training output. The base
+        is the model of the store's config; only one that is a single file is loaded as a whole, on `device`.
+
+        Raises StageError before `project` is complete, ConfigError for what is no LoRA of that base, for another base than that
+        of the collection, and for per-timestep projectors. Cost: one read of the file, and of the moments, eigenvectors and base
+        weights of the modules that the store protects.
+        """
+        from nullbooth_cli.collect.open_model import open_base
+        from nullbooth_cli.evaluation.lora_drift import measure
+
+        self.require("project")
+        config = self.config
+        return measure(self._store, Path(path), open_base(config, device), allow_pickle=config.allow_pickle)
 
     def require(self, stage: str) -> None:
         """Raise StageError unless a stage is complete. A complete stage is read again only after a run."""

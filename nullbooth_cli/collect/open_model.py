@@ -5,11 +5,13 @@ The only file below pipeline/ that reads a `Config`. Nothing here reads or write
 1. `compute_steps()` and `scheduler_of()` need the model's config files only.
 2. `load_model()` loads the pipeline; `follow_schedule()` sets the stored schedule; `find_recordable()` finds its sites.
    `load_path()` does the first two, `load_recordable()` all three.
-3. `open_preview()` opens a model to be asked for its shapes, without weights if possible.
+3. `open_base()` reads single weights, without the pipeline if possible.
+4. `open_preview()` opens a model to be asked for its shapes, without weights if possible.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nullbooth_cli.datatypes import Prompt, Step
@@ -19,6 +21,7 @@ from nullbooth_cli.settings.config import Config
 if TYPE_CHECKING:
     from nullbooth_cli.collect.find_sites import RecordableModel
     from nullbooth_cli.collect.preview import Preview
+    from nullbooth_cli.model.base_weights import BaseWeights
     from nullbooth_cli.model.denoise import DenoisingPath
     from nullbooth_cli.model.projections import Projection
     from nullbooth_cli.model.protocols import Pipeline, Scheduler
@@ -85,6 +88,25 @@ def _source_of(config: Config) -> "Source":
         allow_pickle=config.allow_pickle,
         pipeline_config=config.pipeline_config,
     )
+
+
+def open_base(config: Config, device: str | None) -> "BaseWeights":
+    """The weights of the config's denoiser, to be read one by one.
+
+    Cost: the headers of its files; a single file, or a folder with pickles alone, is loaded as a whole.
+    """
+    from nullbooth_cli.model.base_weights import BaseWeights
+    from nullbooth_cli.model.load_errors import explained
+    from nullbooth_cli.model.quiet import quiet_libraries
+    from nullbooth_cli.model.sources import fetch
+
+    source = replace(_source_of(config), variant=config.variant)
+    if not source.is_single_file:
+        with quiet_libraries(), explained(source):
+            folder = Path(fetch(source))
+        if (in_files := BaseWeights.in_folder(folder, config.variant)) is not None:
+            return in_files
+    return BaseWeights.of_pipeline(load_model(config, device))
 
 
 def load_model(config: Config, device: str | None) -> "Pipeline":

@@ -26,6 +26,9 @@ Attention = Annotated[
 Layers = Annotated[
     bool, typer.Option("--layers", help="List the model's layers and the sites of each; needs no store and no weights.")
 ]
+Loras = Annotated[
+    list[str] | None, typer.Option("--lora", metavar="FILE", help="Measure a finished LoRA on the preserved prompts. Repeatable.")
+]
 Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write one page with everything.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Comma-separated values on stdout.")]
 
@@ -43,6 +46,7 @@ def inspect(
     picture_format: PictureFormat = "png",
     attention: Attention = None,
     layers: Layers = False,
+    lora: Loras = None,
     html: Html = None,
     device: Device = None,
     as_csv: AsCsv = False,
@@ -60,10 +64,13 @@ def inspect(
 
     Example: nullbooth inspect runs/toy.zarr --plots pictures --html report.html
 
+    Example: nullbooth inspect --lora style.safetensors -s runs/toy.zarr
+
     Example: nullbooth inspect --layers -c configs/sdxl.yaml
     """
     from nullbooth_cli.commands.inspect_compare import answer_comparison
     from nullbooth_cli.commands.inspect_layers import list_layers
+    from nullbooth_cli.commands.inspect_lora import answer_loras
     from nullbooth_cli.commands.inspect_store import InspectOptions, answer_store
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.errors import ConfigError
@@ -82,6 +89,10 @@ def inspect(
             raise ConfigError("--layers gives a table of the model, or --json", "filter it with --layer and --feature")
         return list_layers(common, layer, feature, device)
     session = start(common)
+    if lora:
+        if plots or html or attention or layer or feature or site or timestep is not None or len(named) == 2:
+            raise ConfigError("--lora gives a table of the modules of each file, --csv or --json", "leave the other options out")
+        return answer_loras(session, lora, device=device, as_csv=as_csv)
     if len(named) == 2:
         if of_one_store:
             raise ConfigError("two stores give one answer, a table or --json", "draw one store at a time")

@@ -1,5 +1,6 @@
 """`nullbooth inspect --layers`: the layers of a model and the sites that each would record, before anything is collected."""
 
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,11 @@ from nullbooth_cli.commands.options import Common
 from nullbooth_cli.commands.tables import shortened, table
 from nullbooth_cli.datatypes import require_feature
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.formatting import size
+from nullbooth_cli.formatting import counted, size
 
 if TYPE_CHECKING:
     from nullbooth_cli.collect.preview import Total
+    from nullbooth_cli.collect.unprotected import DefaultLora
     from nullbooth_cli.report.layers import LayersDocument
 
 
@@ -21,6 +23,7 @@ def list_layers(common: Common, layer: str | None, feature: str | None, device: 
     """Answer with every layer that attends to text; `layer` (a name, a part of one, a glob) and `feature` filter them."""
     from nullbooth_cli.collect.open_model import compute_steps, open_preview
     from nullbooth_cli.collect.preview import layers_report
+    from nullbooth_cli.collect.unprotected import default_loras
     from nullbooth_cli.report.layers import layers_document
 
     if feature is not None:
@@ -37,7 +40,7 @@ def list_layers(common: Common, layer: str | None, feature: str | None, device: 
     report = layers_report(shapes, shapes.find(shapes.every()), len(steps), passes)
     if not report.layers:
         raise ConfigError("no layer passes the filters", "leave --layer and --feature out to list all of them")
-    terminal.answer(layers_document(report), _draw)
+    terminal.answer(layers_document(report, default_loras(shapes, len(steps))), _draw)
     terminal.next(next_command.check(given.options))
 
 
@@ -51,7 +54,20 @@ def _draw(document: "LayersDocument") -> list[Any]:
         *([f"layers end in {ending}"] if ending else []),
         f"{document.model}, {document.pipeline}: {_total(document.totals.all, document.steps)}",
         f"* chosen by the config: {_total(document.totals.chosen, document.steps)}",
+        *(line for lora in document.default_loras for line in _default_lora(lora)),
     ]
+
+
+def _default_lora(lora: "DefaultLora") -> Iterator[str]:
+    """What a trainer's default LoRA would leave unprotected, and what recording the inputs of that takes."""
+    left = ", ".join(f"{count} {word}" for word, count in lora.unprotected.items())
+    unprotected = f"; unprotected: {left}" if left else ""
+    protected = f"this config protects {lora.protected or 'none'}"
+    yield f"{lora.trainer}'s default LoRA changes {lora.modules} modules; {protected}{unprotected}"
+    if lora.linear_layers:
+        words = ",".join(lora.linear_layers)
+        cost = f"{counted(lora.sites, 'more site')}, {size(lora.moment_bytes)} more of moments"
+        yield f"  to protect more: --set 'collect.linear_layers=[{words}]' ({cost})"
 
 
 def _rows(document: "LayersDocument", names: list[str]) -> list[list[str]]:

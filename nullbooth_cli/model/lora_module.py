@@ -50,11 +50,6 @@ class LoraModule:
         """Whether its change can be computed."""
         return self.kind not in lora_kinds.NOT_MEASURED
 
-    @property
-    def moves_bias(self) -> bool:
-        """Whether it also changes the bias, which moves every output, whatever its input."""
-        return bool({"bias", "b_norm"} & self.tensors.keys())
-
     def change(self, base: torch.Tensor | None = None) -> torch.Tensor:
         """Its change dW `[M, D]` float32 at scale 1, the rows those of `weights`, one below the other; kernels are flattened.
 
@@ -72,6 +67,12 @@ class LoraModule:
         if magnitudes is not None and start is not None:
             made = lora_kinds.rescaled(start + made, magnitudes) - start
         return self._turned(made)
+
+    def shift(self) -> torch.Tensor | None:
+        """Its change of the bias `[M]` float32, which moves every output, whatever its input; None without one."""
+        if "bias" not in self.tensors:
+            return None
+        return self._turned(self.tensors["bias"].float().flatten() * (1.0 if self._plain_kind == "full" else self.scale))
 
     def require_size(self, found: tuple[int, ...]) -> None:
         """Raise ConfigError unless a change `[M, D]` is that of its weights."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from nullbooth_cli.collect.preview import LayerReport, LayersReport, RecordingSize, Total
+from nullbooth_cli.collect.unprotected import DefaultLora
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.report.json_document import Document
 
@@ -34,7 +35,7 @@ class LayerTotals:
 
 @dataclass(frozen=True, kw_only=True)
 class LayersDocument(Document):
-    """The layers that pass the filters, and their sites."""
+    """The layers that pass the filters, their sites, and what the default LoRA of each trainer would leave unprotected."""
 
     model: str
     pipeline: str
@@ -42,10 +43,11 @@ class LayersDocument(Document):
     layers: tuple[LayerReport, ...]
     sites: tuple[LayerSite, ...]
     totals: LayerTotals
+    default_loras: tuple[DefaultLora, ...]
 
 
-def layers_document(report: LayersReport) -> LayersDocument:
-    """The document of a preview's report."""
+def layers_document(report: LayersReport, loras: tuple[DefaultLora, ...]) -> LayersDocument:
+    """The document of a preview's report; `loras` are the default ones of each trainer."""
     return LayersDocument(
         model=report.model,
         pipeline=report.pipeline,
@@ -53,6 +55,7 @@ def layers_document(report: LayersReport) -> LayersDocument:
         layers=report.layers,
         sites=tuple(_site(site, size) for site, size in report.sites),
         totals=LayerTotals(report.every, report.chosen),
+        default_loras=loras,
     )
 
 

@@ -21,7 +21,7 @@ FLAGS = {
     "project": (SHARED, STAGE, "--limit --explore --sites --plot"),
     "inspect": (
         SHARED,
-        "STORE --device --layer --feature --timestep --site --layers --csv --plots --format --attention --html",
+        "STORE --device --layer --feature --timestep --site --layers --csv --plots --format --attention --html --lora",
     ),
     "status": (SHARED, "--check --watch --interval --verify"),
     "doctor": (SHARED, "--device"),

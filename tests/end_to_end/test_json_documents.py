@@ -44,7 +44,9 @@ DOCUMENTS = {
         "{schema_version model pipeline steps layers[{index layer recordings[{site features[] chosen}]}] sites[{layer feature "
         "side weights[] timestep_free num_tokens dim masked name feature_bytes_per_prompt moment_bytes}] "
         "totals{all{layers sites weights feature_bytes_per_prompt moment_bytes} "
-        "chosen{layers sites weights feature_bytes_per_prompt moment_bytes}}}"
+        "chosen{layers sites weights feature_bytes_per_prompt moment_bytes}} "
+        "default_loras[{trainer modules protected unprotected{attn1 attn2 q attn2 k attn2 v attn2 out} linear_layers[] sites "
+        "moment_bytes}]}"
     ),
     "status": f"{{schema_version store {STAGES % '[]'} renamed[]}}",
     "status --verify": f"{{schema_version store {STAGES % '[]'} renamed[] verify{{checked damaged[]}}}}",

@@ -74,7 +74,7 @@ def test_a_dora_becomes_a_plain_lora_only_if_it_may(tmp_path: Path) -> None:
 
 def test_the_shift_of_a_bias_goes(tmp_path: Path) -> None:
     file = file_of(tmp_path, tensors_of("full", LINEAR) | {f"{NAME}.diff_b": torch.ones(12)}, LINEAR)
-    assert file.modules[0].moves_bias
+    assert torch.equal(file.modules[0].shift(), file.tensors[f"{NAME}.diff_b"])
     made, _ = file.with_inputs_mapped({NAME: 1.0}, "")
     assert sorted(made) == [f"{NAME}.alpha", f"{NAME}.diff"]
 

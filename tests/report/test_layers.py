@@ -1,6 +1,7 @@
 """The JSON document of layers: its keys and values, from a report written out by hand."""
 
 from nullbooth_cli.collect.preview import LayerReport, LayersReport, RecordingReport, RecordingSize, Total
+from nullbooth_cli.collect.unprotected import DefaultLora
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.report.json_document import to_json
 from nullbooth_cli.report.layers import layers_document
@@ -17,9 +18,18 @@ def test_the_document_has_every_key_of_the_report() -> None:
         every=Total(layers=1, sites=1, weights=2, feature_bytes_per_prompt=20, moment_bytes=240),
         chosen=Total(layers=1, sites=1, weights=1, feature_bytes_per_prompt=20, moment_bytes=240),
     )
+    lora = DefaultLora(
+        trainer="kohya",
+        modules=3,
+        protected=2,
+        unprotected={"attn1": 1},
+        linear_layers=("attn1",),
+        sites=1,
+        moment_bytes=240,
+    )
     recording = {"site": "mid.attn2.k", "features": ["k", "v"], "chosen": True}
     size = {"feature_bytes_per_prompt": 20, "moment_bytes": 240}
-    assert to_json(layers_document(report)) == {
+    assert to_json(layers_document(report, (lora,))) == {
         "schema_version": 1,
         "model": "toy",
         "pipeline": "StableDiffusionPipeline",
@@ -30,4 +40,15 @@ def test_the_document_has_every_key_of_the_report() -> None:
             "all": {"layers": 1, "sites": 1, "weights": 2, **size},
             "chosen": {"layers": 1, "sites": 1, "weights": 1, **size},
         },
+        "default_loras": [
+            {
+                "trainer": "kohya",
+                "modules": 3,
+                "protected": 2,
+                "unprotected": {"attn1": 1},
+                "linear_layers": ["attn1"],
+                "sites": 1,
+                "moment_bytes": 240,
+            }
+        ],
     }
