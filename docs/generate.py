@@ -170,6 +170,22 @@ training itself continues from the last values, and a checkpoint has both. After
 n / (9 + n)) towards the new values. A constraint holds for the averages as it does for the values: W0 + X P is linear in X, and
 X is what is averaged.
 
+## Precision and memory
+
+| what | dtype |
+| --- | --- |
+| weights that train, LoRA, embeddings of words, averages, optimizer's state (but for `adamw8bit`), projection P | float32 |
+| the other weights of the denoiser, text encoders, the teacher of `prior: distill` | `dtype` |
+| autoencoder | float32: those of Stable Diffusion and SDXL overflow in float16 |
+
+With `dtype: bfloat16` or `float16`, `mixed_precision` is `bf16` or `fp16`: forwards run under autocast, anything else is refused.
+The denoiser is loaded in float32 first, with that much host memory, for `method: full`, and for a store that was collected in
+another dtype, whose weights it is compared with. `pipeline/` has the weights that trained in float32 and the others as they were.
+
+Captions and pictures are encoded with one part of the model on the accelerator at a time. Then only the denoiser is there: text
+encoders and autoencoder wait in host memory until validation pictures are drawn, or are dropped if a LoRA needs them no more.
+While a word trains, they stay, because its captions change in every step.
+
 ## The output
 
 | file or folder | what it is |

@@ -38,15 +38,15 @@ def size_settings(pipe: Pipeline, size: tuple[int, int]) -> dict[str, Any]:
 @torch.no_grad()
 @quiet_libraries()
 def encode_images(pipe: LatentPipeline, images: Sequence["Image.Image"], device: torch.device) -> torch.Tensor:
-    """`[B, C, h, w]` float32: the latents of images in the denoiser's scale. Encodes one image at a time."""
+    """`[B, C, h, w]` float32: the latents of images in the denoiser's scale. Encodes one image at a time, on the device."""
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 
-    vae, own_dtype = pipe.vae, pipe.vae.dtype
-    vae.to(torch.float32)  # the encoders of SD and SDXL overflow in float16
+    vae, own_dtype, own_device = pipe.vae, pipe.vae.dtype, pipe.vae.device
+    vae.to(torch.float32).to(device)  # the encoders of SD and SDXL overflow in float16; an offloaded one is in host memory
     try:
         found = [retrieve_latents(vae.encode(_pixels(image).to(device)), sample_mode="argmax") for image in images]
     finally:
-        vae.to(own_dtype)
+        vae.to(own_dtype).to(own_device)
     return scale_latents(vae, torch.cat(found))
 
 

@@ -8,7 +8,7 @@
 import hashlib
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import nn
@@ -75,8 +75,11 @@ def load_pipeline(
     pipeline_config: str | None = None,
     model_cpu_offload: bool = False,
     attention_slicing: bool = False,
+    in_float32: Collection[str] = (),
 ) -> Pipeline:
     """The model's own pipeline, in evaluation mode and frozen, on the device; offloaded parts move there when they are needed.
+
+    The parts named in `in_float32` are that, whatever `dtype` the others have.
 
     Raises ConfigError if it cannot be loaded, or if parts of it are missing; ResourceError for an offload without an accelerator.
     Threads wait for each other.
@@ -96,7 +99,7 @@ def load_pipeline(
     )
     load = _from_file if source.is_single_file else _from_folder
     with ONE_LOAD, collected_warnings() as heard:
-        pipe = load(source, getattr(torch, dtype))
+        pipe = load(source, getattr(torch, dtype), in_float32)
     _require_whole(source, pipe, heard)
     if attention_slicing:
         pipe.enable_attention_slicing()
@@ -107,7 +110,7 @@ def load_pipeline(
     return freeze(pipe)
 
 
-def _from_folder(source: Source, dtype: torch.dtype) -> Pipeline:
+def _from_folder(source: Source, dtype: torch.dtype, in_float32: Collection[str]) -> Pipeline:
     import diffusers
 
     with explained(source):
@@ -118,21 +121,29 @@ def _from_folder(source: Source, dtype: torch.dtype) -> Pipeline:
             folder,
             **dict.fromkeys(found.left_out),
             variant=source.variant,
-            dtype=dtype,
+            dtype={"default": dtype, **dict.fromkeys(in_float32, torch.float32)} if in_float32 else dtype,
             use_safetensors=None if source.allow_pickle else True,
             local_files_only=True,
         )
         return pipe
 
 
-def _from_file(source: Source, dtype: torch.dtype) -> Pipeline:
-    """A single file's weights, in the pipeline class of the folder that completes it."""
+def _from_file(source: Source, dtype: torch.dtype, in_float32: Collection[str]) -> Pipeline:
+    """A single file's weights, in the pipeline class of the folder that completes it.
+
+    With parts in float32, all are loaded in it: diffusers takes one dtype here.
+    """
     import diffusers
 
     folder, file = _completing_folder(source), source.located()
     with explained(source, file):
         pipeline_class = getattr(diffusers, read_pipeline_folder(folder, weights=False).class_name)
-        pipe: Pipeline = pipeline_class.from_single_file(file, config=folder, dtype=dtype, local_files_only=True)
+        pipe: Pipeline = pipeline_class.from_single_file(
+            file, config=folder, dtype=torch.float32 if in_float32 else dtype, local_files_only=True
+        )
+    for name, part in pipe.components.items() if in_float32 else ():
+        if isinstance(part, nn.Module) and name not in in_float32:
+            part.to(dtype)
     if hasattr(pipe, "unet") and hasattr(pipe, "vae"):
         unet, vae = config_of(pipe.unet), config_of(pipe.vae)
         require_latents_alone(f"the U-Net of {file}", unet.get("in_channels"), vae.get("latent_channels"))

@@ -150,6 +150,9 @@ class Pipeline(Protocol):
     def maybe_free_model_hooks(self) -> None:
         """Take an offloaded pipeline's modules off the device; nothing for others."""
 
+    def remove_all_hooks(self) -> None:
+        """End the offload: every module stays where it is."""
+
     def enable_model_cpu_offload(self, *, device: torch.device) -> None:
         """Keep modules in host memory, and move each to the device while it is used."""
 

@@ -11,6 +11,8 @@ from nullbooth_cli.settings.schema import CONFIG, RECIPE, Kind, Section, refusal
 
 Feature = Literal["q", "k", "v", "out"]
 Method = Literal["full", "lora"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+MIXED = {"float16": "fp16", "bfloat16": "bf16"}  # the precision in which a forward runs on frozen weights of a dtype
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
 Density = Literal["uniform", "logit_normal", "mode", "sigma_shift"]
 # Those of diffusers.optimization.get_scheduler, without piecewise_constant, which needs rules.
@@ -132,6 +134,11 @@ class Recipe(Section):
     gradient_accumulation_steps: int = Field(1, ge=1, le=limits.COUNT, description="forwards per optimizer step")
     gradient_checkpointing: bool = Field(False, description="less memory for more time")
     mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="as accelerate takes it; projections stay float32")
+    dtype: Dtype = Field(
+        "float32",
+        description="of all weights that do not train: float32, or the half precision that mixed_precision has; what trains is "
+        "float32",
+    )
     checkpointing_steps: int = Field(
         100, ge=1, le=limits.COUNT, description="steps between two checkpoints; a run resumes from the last"
     )
@@ -162,6 +169,11 @@ class Recipe(Section):
             raise refusal(f"features is {self.features}", "name each projection once, and at least one or linear_layers")
         if self.lr_scheduler == "constant" and self.lr_warmup_steps:
             raise refusal("lr_scheduler: constant has no warmup", "set it to constant_with_warmup, or lr_warmup_steps to 0")
+        if self.dtype != "float32" and self.mixed_precision != MIXED[self.dtype]:
+            raise refusal(
+                f"dtype: {self.dtype} cannot run with mixed_precision: {self.mixed_precision}, because what trains is float32",
+                f"set mixed_precision to {MIXED[self.dtype]}, or dtype to float32",
+            )
         if self.optimizer == "prodigy" and self.word is not None and self.word_learning_rate != self.learning_rate:
             raise refusal(
                 f"optimizer: prodigy has one learning rate, and word_learning_rate is {self.word_learning_rate:g} where "

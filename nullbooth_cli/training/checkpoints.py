@@ -23,6 +23,7 @@ from nullbooth_cli.training import checkpoint_files, durable, parameters
 from nullbooth_cli.training.checkpoint_files import Checkpoint
 from nullbooth_cli.training.ema import averaged
 from nullbooth_cli.training.parameters import trained_parameters
+from nullbooth_cli.training.placement import at_hand
 from nullbooth_cli.training.setup import TrainingRun
 from nullbooth_cli.training.write_trained import write_trained
 
@@ -118,7 +119,7 @@ def draw_validation(run: TrainingRun) -> None:
     if not run.validation_prompts or not run.accelerator.is_main_process:
         return
     run.denoiser.eval()
-    with quiet_libraries(), averaged(run.averages), run.accelerator.autocast():
+    with quiet_libraries(), averaged(run.averages), at_hand(run.pipe, run.accelerator.device):
         drawn = run.pipe(
             list(run.validation_prompts),
             num_inference_steps=recipe.validation_inference_steps,

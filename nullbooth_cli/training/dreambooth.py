@@ -30,7 +30,7 @@ from nullbooth_cli.progress import Event, Interrupts, Note, Progress
 from nullbooth_cli.settings.resizing import Size
 from nullbooth_cli.settings.weighting import weighting_note
 from nullbooth_cli.store.files import remove
-from nullbooth_cli.training import checkpoints, model_card, optimizers, output, trackers
+from nullbooth_cli.training import checkpoints, model_card, optimizers, output, precision, trackers
 from nullbooth_cli.training.durable import replacing
 from nullbooth_cli.training.ema import Averages
 from nullbooth_cli.training.examples import TextEncoding
@@ -130,7 +130,8 @@ class _Loop:
             key = np.random.SeedSequence((recipe.seed, number, micro, accelerator.process_index)).generate_state(1, np.uint64)
             generator = torch.Generator("cpu").manual_seed(int(key[0]) >> 1)
             with accelerator.accumulate(self.denoiser):
-                loss = self._loss(generator)
+                with precision.autocast(recipe, accelerator):  # accelerate wraps the denoiser, and no teacher
+                    loss = self._loss(generator)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(self.parameters, recipe.max_grad_norm)

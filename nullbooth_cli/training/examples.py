@@ -119,7 +119,7 @@ def encode_pictures(pipe: LatentPipeline, paths: Sequence[Path], resizing: Resiz
     latents, framings = [], []
     for path in paths:
         image = images.read_image(path)
-        latents.append(encode_images(pipe, [resizing.apply(image)], pipe.device)[0])
+        latents.append(encode_images(pipe, [resizing.apply(image)], pipe._execution_device)[0])
         framings.append(resizing.framing(image.size))
     return latents, framings
 
@@ -140,4 +140,4 @@ def draw_class(recipe: Recipe, pipe: LatentPipeline, captions: Sequence[str], si
             )
         latents.append(unpack_latents(pipe, drawn.images, size))
     framing = Framing(size=size, original=size)
-    return Examples(latents=[*torch.cat(latents)], captions=captions, framings=[framing] * len(captions))
+    return Examples(latents=[*torch.cat(latents).float()], captions=captions, framings=[framing] * len(captions))

@@ -5,7 +5,6 @@ Then parameters are marked to train. Then they are constrained.
 """
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -21,13 +20,13 @@ from nullbooth_cli.model import load
 from nullbooth_cli.model.denoising_loss import NoiseProcess
 from nullbooth_cli.model.device import pick_device
 from nullbooth_cli.model.load import denoiser_of
-from nullbooth_cli.model.projections import Projection, find_projections
+from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import LatentPipeline
 from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.settings.recipe import Recipe
-from nullbooth_cli.training import checkpoint_files, optimizers
+from nullbooth_cli.training import checkpoint_files, optimizers, precision
 from nullbooth_cli.training.before_loading import Inputs, read_inputs
 from nullbooth_cli.training.checkpoint_files import Checkpoint
 from nullbooth_cli.training.constraint import Constraint, ProjectorSource, constrain
@@ -35,7 +34,9 @@ from nullbooth_cli.training.ema import Averages
 from nullbooth_cli.training.estimate import Estimate, estimate_learning
 from nullbooth_cli.training.examples import EncodedTexts, Examples, TextEncoding, draw_class, encode_pictures
 from nullbooth_cli.training.output import Preserved, require_steps_left
+from nullbooth_cli.training.placement import settle
 from nullbooth_cli.training.record import CHANGEABLE, RunRecord, require_changeable
+from nullbooth_cli.training.trainable import make_trainable
 from nullbooth_cli.training.word_embedding import WordEmbedding
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def set_up(
     first = accelerator.is_main_process  # it writes and compares; the others load the same files
     if first and checkpoint is not None:
         checkpoint.require_whole()
-    pipe = _load(recipe, accelerator.device)
+    pipe = _load(recipe, accelerator.device, None if store is None else _dtype_of(store))
     if first:
         record = record.with_model(load.weights_digest(pipe, encodes=True))
         if checkpoint is not None:
@@ -141,9 +142,16 @@ def set_up(
     denoiser, process = denoiser_of(pipe), NoiseProcess.of(pipe, recipe.timestep_density)
     subject = _subject(pipe, inputs)
     draws = inputs.class_captions and at is None
-    prior = draw_class(recipe, pipe, inputs.class_captions, inputs.resizing.size) if draws else None
+    with precision.autocast(recipe, accelerator):
+        prior = draw_class(recipe, pipe, inputs.class_captions, inputs.resizing.size) if draws else None
     guidance = process.family.guidance if recipe.training_guidance is None else recipe.training_guidance
     texts = _encoded(pipe, guidance, *filter(None, [subject, prior]))
+    settle(
+        pipe,
+        accelerator.device,
+        in_every_step=word is not None,
+        later=recipe.method == "full" or bool(recipe.validation_prompts),
+    )
     teacher = copy.deepcopy(denoiser) if prior is not None and recipe.prior == "distill" else None
     projections = find_projections(denoiser, tuple(recipe.features), "all", recipe.linear_layers)
     estimate = None
@@ -153,10 +161,10 @@ def set_up(
             estimate = estimate_learning(store, of_text, _texts_of(subject, texts), trains_word=word is not None)
     make_trainable(denoiser, projections, recipe)
     constraint = None if store is None else constrain(denoiser, store, unprotected="refuse")
+    for each in filter(None, [denoiser, teacher]):
+        precision.cast(each, getattr(torch, recipe.dtype))
     validation_prompts = inputs.written(recipe.validation_prompts)
     cut_off = cut_off_note(pipe, [*subject.captions, *inputs.class_captions, *validation_prompts], "caption")
-    if recipe.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]  # torch has no type for what a module adds
     return TrainingRun(
         recipe=recipe,
         pipe=pipe,
@@ -195,6 +203,11 @@ def _encoded(pipe: LatentPipeline, guidance: float, *examples: Examples) -> Enco
 def _texts_of(examples: Examples, encode: TextEncoding) -> torch.Tensor:
     """The encoded captions of examples, `[N, L, D]`, as to_k and to_v receive them."""
     return encode(examples.captions, examples.sizes[0]).by_row["encoder_hidden_states"]
+
+
+def _dtype_of(store: TrainingStore) -> str:
+    """The dtype that a store was collected in; empty for one that does not tell."""
+    return store.config.dtype if isinstance(store, OpenStore) else ""
 
 
 def _preserved(store: TrainingStore) -> Preserved:
@@ -262,33 +275,18 @@ def _accelerator(recipe: Recipe, device: str | None) -> "Accelerator":
     return accelerator
 
 
-def _load(recipe: Recipe, device: torch.device) -> LatentPipeline:
-    """The recipe's pipeline, in float32 and frozen."""
+def _load(recipe: Recipe, device: torch.device, collected_in: str | None) -> LatentPipeline:
+    """The recipe's pipeline, frozen; on an accelerator with one part there at a time."""
     pipe = load.load_pipeline(
         recipe.model,
         revision=recipe.revision,
         variant=recipe.variant,
-        dtype="float32",
+        dtype=recipe.dtype,
+        in_float32=precision.loaded_in_float32(recipe, collected_in),
+        model_cpu_offload=device.type != "cpu",
         local_files_only=recipe.local_files_only,
         allow_pickle=recipe.allow_pickle,
         pipeline_config=recipe.pipeline_config,
         device=device,
     )
     return cast(LatentPipeline, pipe)
-
-
-def make_trainable(denoiser: nn.Module, projections: Sequence[Projection], recipe: Recipe) -> None:
-    """Mark the parameters to train, and no others: the weights of the projections, or (method: lora) adapters on them."""
-    denoiser.requires_grad_(False)
-    if recipe.method == "lora":
-        from peft import LoraConfig, inject_adapter_in_model
-
-        # As a pattern: PEFT takes a name in a list for the end of other names as well.
-        names = "|".join(re.escape(projection.weight.removesuffix(".weight")) for projection in projections)
-        adapter = LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=names)
-        with torch.random.fork_rng():
-            torch.manual_seed(recipe.seed)  # the adapters start at random
-            inject_adapter_in_model(adapter, denoiser)
-        return
-    for projection in projections:
-        projection.module.get_parameter("weight").requires_grad_(True)

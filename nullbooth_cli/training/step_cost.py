@@ -17,7 +17,8 @@ from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.protocols import LatentPipeline, config_of
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.resizing import Size
-from nullbooth_cli.training.setup import make_trainable
+from nullbooth_cli.training import optimizers
+from nullbooth_cli.training.trainable import make_trainable
 
 FLOAT = 4  # bytes: weights, gradients and both moments of AdamW are float32
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -44,18 +45,17 @@ def step_cost(recipe: Recipe, pipe: LatentPipeline, size: Size, device: torch.de
     """
     denoiser = _empty(denoiser_of(pipe), device)
     make_trainable(denoiser, find_projections(denoiser, tuple(recipe.features), "all", recipe.linear_layers), recipe)
-    if recipe.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]  # torch has no type for what a module adds
     denoiser.train()
     weights = sum(parameter.numel() for parameter in denoiser.parameters())
-    trained = sum(parameter.numel() for parameter in denoiser.parameters() if parameter.requires_grad)
+    sizes = [parameter.numel() for parameter in denoiser.parameters() if parameter.requires_grad]
+    trained, copies = sum(sizes), 2 if recipe.ema_decay is None else 3  # of a checkpoint: to resume, in `trained/`, and averages
     others = sum(parameter.numel() for parameter in pipe.vae.parameters())
     saved, seconds = _forward_and_backward(denoiser, _inputs(recipe, pipe, size, device), recipe, device)
     is_lora = recipe.method == "lora"
     return StepCost(
         seconds=seconds * recipe.gradient_accumulation_steps * (1 if recipe.class_prompts is None else 2),
         device_bytes=FLOAT * (weights + 3 * trained) + saved,
-        checkpoint_bytes=FLOAT * (weights + 3 * trained),
+        checkpoint_bytes=optimizers.state_bytes(recipe.optimizer, sizes) + copies * FLOAT * trained,
         result_bytes=FLOAT * (trained if is_lora else weights + others),
     )
 

@@ -32,8 +32,9 @@ PRODIGY = {"optimizer": "prodigy", "learning_rate": 1.0, "word_learning_rate": 1
         ({"word": "sks", "ema_decay": 0.9}, True),
         ({"method": "lora", "word": "sks", **PRODIGY}, True),
         ({"method": "lora", "optimizer": "adamw8bit"}, True),
+        ({"dtype": "bfloat16", "mixed_precision": "bf16"}, True),
     ],
-    ids=["full", "lora, averaged", "word", "word, averaged", "prodigy", "8bit"],
+    ids=["full", "lora, averaged", "word", "word, averaged", "prodigy", "8bit", "bfloat16"],
 )
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     tmp_path: Path, finished: tuple[Config, Store], changes: dict[str, Any], is_constrained: bool

@@ -103,6 +103,9 @@ def test_a_small_learning_rate_of_prodigy_is_noted(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"optimizer": "prodigy", "word": "sks", "learning_rate": 1.0}, "word_learning_rate is 0.01 where learning_rate is 1"),
+        ({"dtype": "float16"}, "dtype: float16 cannot run with mixed_precision: no"),
+        ({"dtype": "float16", "mixed_precision": "bf16"}, "dtype: float16 cannot run with mixed_precision: bf16"),
+        ({"dtype": "bfloat16", "mixed_precision": "fp16"}, "dtype: bfloat16 cannot run with mixed_precision: fp16"),
         ({"ema_decay": 1.0}, "ema_decay"),
     ],
 )
@@ -117,6 +120,8 @@ def test_combinations_that_cannot_work(changes: dict[str, Any], message: str) ->
     "changes",
     [
         {"mixed_precision": "fp16"},
+        {"dtype": "bfloat16", "mixed_precision": "bf16"},
+        {"dtype": "float16", "mixed_precision": "fp16"},
         {"optimizer": "prodigy", "word": "sks", "learning_rate": 1.0, "word_learning_rate": 1.0},
     ],
 )
