@@ -33,7 +33,7 @@ def test_files_have_about_the_bytes_that_were_counted(tmp_path: Path, method: st
     dreambooth.finish(ready)
     # The text encoder (0.7 MB) is part of a pipeline and was not counted; of a LoRA this small, the headers count.
     assert file_bytes(tmp_path / place) == pytest.approx(counted.result_bytes, rel=0.1, abs=60e3)
-    assert file_bytes(tmp_path / "checkpoint-000001") == pytest.approx(counted.checkpoint_bytes, rel=0.15)
+    assert file_bytes(tmp_path / "checkpoint-000001") == pytest.approx(counted.checkpoint_bytes, rel=0.05, abs=80e3)
 
 
 def test_more_pictures_keep_more_for_the_backward_pass(tmp_path: Path) -> None:
