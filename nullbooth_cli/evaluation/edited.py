@@ -20,11 +20,12 @@ from pathlib import Path
 from nullbooth_cli.collect.open_model import load_model
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import listed
-from nullbooth_cli.model.adapter_files import AdapterFile, shapes_in
+from nullbooth_cli.model.adapter_files import AdapterFile
 from nullbooth_cli.model.adapters import attached, fuse
+from nullbooth_cli.model.base_weights import BaseWeights
 from nullbooth_cli.model.load import config_folder
 from nullbooth_cli.model.protocols import Pipeline
-from nullbooth_cli.model.sources import PIPELINE_INDEX, SAFE, Source
+from nullbooth_cli.model.sources import PIPELINE_INDEX, Source
 from nullbooth_cli.model.trained_files import CHECKPOINT, Base, Located, TrainedFiles, locate, trained_checkpoints
 from nullbooth_cli.settings.config import Config
 
@@ -165,13 +166,8 @@ def stored_shapes(place: str) -> dict[str, tuple[int, ...]] | None:
     """The shapes of the denoiser's weights in a pipeline folder, by name, from the headers of its files; None elsewhere."""
     path = Path(place).expanduser()
     folder = locate(path).path if path.exists() else path
-    if not (folder / PIPELINE_INDEX).is_file():
-        return None
-    for part in ("unet", "transformer"):
-        files = sorted((folder / part).glob(f"*{SAFE}"))
-        if files:
-            return {name: shape for file in files for name, shape in shapes_in(file).items()}
-    return None
+    found = BaseWeights.in_folder(folder, None) if (folder / PIPELINE_INDEX).is_file() else None
+    return None if found is None else dict(found.shapes)
 
 
 def load_edited(config: Config, place: str, device: str | None) -> Pipeline:

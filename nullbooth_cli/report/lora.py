@@ -27,6 +27,8 @@ def lora_lines(lora: LoraDrift) -> Iterator[str]:
             f"preserved prompts: drift {lora.largest_drift:.2g}: {lora.word} "
             f"(the largest of {counted(lora.measured, 'module')}{heldout}; up to {HARDLY:g} is good)"
         )
+    else:
+        yield f"preserved prompts: {lora.word}: no module of it has an input that the store has"
     if lora.inside is not None:
         yield f"inside the null space: {percent(lora.inside)} of the change of these modules"
     if lora.outside:

@@ -44,6 +44,16 @@ def test_the_table_and_what_is_outside(finished: tuple[Config, Store], lora: Pat
     assert "text_encoder: 1 module of it changes, which moves the text of every prompt; no store protects that" in lines
 
 
+def test_a_file_of_which_nothing_is_known(finished: tuple[Config, Store], tmp_path: Path) -> None:
+    save_file({f"{BLOCK}attn1_to_q.diff": torch.ones(80, 80)}, tmp_path / "a.safetensors")
+    shown = nullbooth("inspect", "--lora", str(tmp_path / "a.safetensors"), "-s", finished[0].store)
+    assert shown.exit_code == 0, shown.stderr
+    assert shown.stdout.splitlines()[:2] == [
+        f"{tmp_path / 'a.safetensors'}: 0 of 1 module measured",
+        "preserved prompts: unknown: no module of it has an input that the store has",
+    ]
+
+
 def test_several_files_in_json_and_csv(finished: tuple[Config, Store], lora: Path) -> None:
     twice = ("inspect", "--lora", str(lora), "--lora", str(lora), "-s", finished[0].store)
     document = json.loads(nullbooth(*twice, "--json").stdout)
