@@ -18,6 +18,7 @@ from nullbooth_cli.evaluation.weight_drift import weight_drifts, weights_of
 from nullbooth_cli.model.base_weights import BaseWeights
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
+from tests.support.builders import PROMPTS, execute, small_config
 from tests.support.edited_models import toy
 
 Run = tuple[Config, Store]
@@ -119,6 +120,35 @@ def test_what_is_outside(run: Run, base: BaseWeights, tmp_path: Path) -> None:
         run, base, tmp_path, pair("lora_unet_time_embedding_linear_1", base.shapes["time_embedding.linear_1.weight"])
     )
     assert (alone.word, alone.largest_drift, alone.is_good) == ("unknown", None, False)
+
+
+def test_a_store_of_a_whole_block(base: BaseWeights, tmp_path: Path) -> None:
+    """Feed-forward, self-attention and 1x1 convolutions: nothing of kohya's default LoRA of that block is outside."""
+    block = "mid_block.attentions.0"
+    config = small_config(
+        tmp_path / "run.zarr",
+        original_knowledge_prompts=PROMPTS[:2],
+        collect__cross_attention_layers=["mid_block*"],
+        collect__linear_layers=[f"{block}.*"],
+        schedule__num_denoising_steps=2,
+    )
+    store = execute(config, "collect", "covariance", "project")
+    tensors: dict[str, torch.Tensor] = {}
+    names = [name for name, shape in base.shapes.items() if name.startswith(f"{block}.") and len(shape) > 1]
+    for name in names:
+        tensors |= pair("lora_unet_" + name.removesuffix(".weight").replace(".", "_"), base.shapes[name])
+    found = measured((config, store), base, tmp_path, tensors)
+    assert (found.measured, found.outside) == (12, {})
+    drifts = {module.weights[0]: module.drift for module in found.modules}
+    opened = nb.open_store(store.path)
+    for site in opened.sites():
+        c = opened.moment(site).second_moment
+        for name in site.weights:
+            module = next(module for module in found.modules if module.weights == (name,))
+            up, down = (tensors[f"{module.module}.lora_{side}.weight"].double().numpy() for side in ("up", "down"))
+            change = 1.5 * up.reshape(len(up), -1) @ down.reshape(len(down), -1)
+            w = base.read([name])[name].double().flatten(1).numpy()
+            assert drifts[name] == pytest.approx(np.sqrt(np.trace(change @ c @ change.T) / np.trace(w @ c @ w.T)), rel=1e-3)
 
 
 def test_a_dora_is_measured_with_its_base(run: Run, base: BaseWeights, tmp_path: Path) -> None:
