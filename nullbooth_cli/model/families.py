@@ -21,7 +21,8 @@ class Family:
     `noise`: ddpm mixes sqrt(a) x + sqrt(1 - a) n and predicts noise or velocity, flow mixes (1 - s) x + s n and predicts n - x.
     `timestep_unit`: what the denoiser receives for one timestep of its scheduler. `density`: of timesteps, unless a recipe names
     another. `guidance`: the guidance_scale of a call in which the denoiser sees each prompt once; `takes_guidance`: the denoiser
-    may receive it. `reads_texts`: its to_k and to_v of cross-attention receive the encoded text as it is.
+    may receive it. `reads_texts`: its to_k and to_v of cross-attention receive the encoded text as it is. `loads_lora`: it has
+    `load_lora_weights`; PEFT loads adapters into the others.
     """
 
     noise: Literal["ddpm", "flow"]
@@ -31,10 +32,11 @@ class Family:
     guidance: float = 1.0
     takes_guidance: bool = False
     reads_texts: bool = False
+    loads_lora: bool = True
 
 
 _UNET = Family(noise="ddpm", reads_texts=True)
-_PIXART = Family(noise="ddpm")
+_PIXART = Family(noise="ddpm", loads_lora=False)
 # Densities and Flux's guidance are the defaults of diffusers' scripts: train_dreambooth_lora_sdxl.py and _flux.py draw uniformly,
 # _sd3.py from a logit-normal of mean 0 and deviation 1 (Esser et al., arXiv 2403.03206). PixArt trains as DDPM does.
 FAMILIES: Mapping[str, Family] = {

@@ -6,7 +6,7 @@
 
 A folder of trained files holds what a run trained, without the base:
 
-    pytorch_lora_weights.safetensors    method lora
+    pytorch_lora_weights.safetensors    method lora; of PixArt adapter_model.safetensors and adapter_config.json, PEFT's files
     denoiser.safetensors                method full: the parameters that trained, by their names in the denoiser, as plain weights
     learned_embeds.safetensors          with a word: its embedding, by its token, or by text encoder
     base.json                           the model that it belongs to, the step, the token, and a prompt that has it
@@ -25,7 +25,7 @@ import torch
 from nullbooth_cli import toy
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import listed
-from nullbooth_cli.model.adapter_files import AdapterFile, shapes_in
+from nullbooth_cli.model.adapter_files import PEFT_FILES, AdapterFile, shapes_in
 from nullbooth_cli.model.adapters import attached, fuse
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.pipeline_folder import read_json
@@ -96,6 +96,8 @@ class TrainedFiles:
             return None
         document = read_json(file)
         lora, denoiser, word = (folder / name for name in (LORA_FILE, DENOISER_FILE, WORD_FILE))
+        if (of_peft := folder / PEFT_FILES[0]).is_file():
+            lora = of_peft
         if lora.is_file() == denoiser.is_file():
             has = "both" if lora.is_file() else "neither"
             raise ConfigError(

@@ -224,6 +224,7 @@ def finish(run: TrainingRun) -> TrainingResult | None:
         steps=run.steps_done,
         method=recipe.method,
         model=recipe.model,
+        pipeline=type(run.pipe).__name__,
         trained=len(run.trained),
         token=None if run.word is None else run.word.name,
         instance_prompt=run.subject.captions[0],

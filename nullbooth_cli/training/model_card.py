@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nullbooth_cli.evaluation.verdict import Verdict
 from nullbooth_cli.formatting import counted, percent
+from nullbooth_cli.model.families import family_of
 from nullbooth_cli.model.sources import SAFE
 from nullbooth_cli.model.words import WORD_FILE
 from nullbooth_cli.settings.recipe import Recipe
@@ -66,8 +67,8 @@ def _literal(text: str) -> str:
 
 
 def _code(recipe: Recipe, result: TrainingResult, place: str) -> str:
-    loads = [f"pipe = StableDiffusionPipeline.from_pretrained({_literal(place)}, dtype=torch.float32)"]
-    imports = ["import torch", "from diffusers import StableDiffusionPipeline"]
+    loads = [f"pipe = {result.pipeline}.from_pretrained({_literal(place)}, dtype=torch.float32)"]
+    imports = ["import torch", f"from diffusers import {result.pipeline}"]
     if result.method == "lora":
         base, how = _literal(recipe.model), "from_pretrained"
         if recipe.model == "toy":
@@ -78,9 +79,13 @@ def _code(recipe: Recipe, result: TrainingResult, place: str) -> str:
         named = {"revision": recipe.revision, "variant": recipe.variant, "config": recipe.pipeline_config}
         options = "".join(f", {key}={_literal(value)}" for key, value in named.items() if value is not None)
         loads = [
-            f"pipe = StableDiffusionPipeline.{how}({base}{options}, dtype=torch.float32)",
-            f"pipe.load_lora_weights({_literal(place)})",
+            f"pipe = {result.pipeline}.{how}({base}{options}, dtype=torch.float32)",
+            f"pipe.load_lora_weights({_literal(place)})"
+            if family_of(result.pipeline).loads_lora
+            else f"pipe.transformer = PeftModel.from_pretrained(pipe.transformer, {_literal(place)})",
         ]
+        if not family_of(result.pipeline).loads_lora:
+            imports.append("from peft import PeftModel")
         if result.token:
             loads.append(f"pipe.load_textual_inversion({_literal(place)}, weight_name={_literal(WORD_FILE)})")
     draws = [f"picture = pipe({_literal(result.instance_prompt)}).images[0]", 'picture.save("picture.png")']

@@ -11,7 +11,7 @@ The lock is inside, so that no other name of the output leads past it, also wher
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ class Preserved:
 class TrainingResult:
     """A finished run: the folder that was written, and norm(dW K0) / norm(W0 K0) of each weight (None without a constraint).
 
-    `model` and `method` are the recipe's; `instance_prompt` is a prompt of the subject, and `token` how prompts write the word
-    that trained (None if none did). `preserved` is None without a constraint.
+    `model` and `method` are the recipe's, `pipeline` is the class of the model; `instance_prompt` is a prompt of the subject, and
+    `token` how prompts write the word that trained (None if none did). `preserved` is None without a constraint.
     """
 
     output: str
@@ -58,6 +58,7 @@ class TrainingResult:
     constrained_by: str | None
     preserved: Preserved | None
     drift: dict[str, float] | None
+    pipeline: str = "StableDiffusionPipeline"  # the only class that earlier versions could train
 
     @property
     def largest_drift(self) -> float | None:
@@ -73,7 +74,7 @@ class TrainingResult:
     @classmethod
     def from_document(cls, document: Mapping[str, Any], output: str) -> "TrainingResult":
         """The inverse of `document`, for a result that is in the folder `output` now."""
-        values = {field.name: document[field.name] for field in fields(cls)}
+        values = {field.name: document[field.name] for field in fields(cls) if field.default is MISSING or field.name in document}
         preserved = None if values["preserved"] is None else Preserved(**values["preserved"])
         return cls(**{**values, "output": output, "preserved": preserved})
 

@@ -5,7 +5,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+from nullbooth_cli.model.adapter_files import PEFT_FILES
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.model.trained_files import BASE_FILE, DENOISER_FILE
 from nullbooth_cli.training.parametrization import saved_name
@@ -32,13 +34,21 @@ def write_trained(run: TrainingRun, folder: Path) -> None:
 
 
 def _write_lora(run: TrainingRun, folder: Path) -> None:
+    """As the pipeline's own `load_lora_weights` reads it, or, where it has none, as PEFT's `from_pretrained`."""
     from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import save_file
 
     # PEFT's names stay: diffusers' older ones are for attention alone, and a file with both kinds does not load.
     layers = get_peft_model_state_dict(run.denoiser)
-    part = "unet" if hasattr(run.pipe, "unet") else "transformer"
-    with quiet_libraries():
-        run.pipe.save_lora_weights(folder, **{f"{part}_lora_layers": layers})
+    if run.process.family.loads_lora:
+        part = "unet" if hasattr(run.pipe, "unet") else "transformer"
+        with quiet_libraries():
+            run.pipe.save_lora_weights(folder, **{f"{part}_lora_layers": layers})
+        return
+    config: Any = run.denoiser.peft_config
+    config["default"].save_pretrained(str(folder))
+    named = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in layers.items()}
+    save_file(named, folder / PEFT_FILES[0], {"format": "pt"})
 
 
 def _base(run: TrainingRun) -> dict[str, str | int | None]:
