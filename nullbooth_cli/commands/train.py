@@ -82,6 +82,7 @@ def train(
         raise ConfigError("no recipe: there is no ./train.yaml", "write one with nullbooth init, or give one with -c")
     recipe = validate(Recipe, {}, changed) if file is None else load_settings(Recipe, file, changed)
     recipe = recipe.model_copy(update={"store": expanded(store)}) if store else recipe
+    _require_trainable(recipe)
     from nullbooth_cli.training import output  # takes seconds, which a mistake in the recipe should not
     from nullbooth_cli.training.hub import push, require_account
 
@@ -105,6 +106,18 @@ def train(
             terminal.note(f"pushed to {push(push_to_hub, recipe, result)}")
     if result:
         answer(terminal, recipe, result)
+
+
+def _require_trainable(recipe: "Recipe") -> None:
+    """Refuse a folder of a model that cannot be trained here; what is on the hub is read later, when torch is there."""
+    from pathlib import Path
+
+    from nullbooth_cli.model.families import require_trainable_folder
+    from nullbooth_cli.model.sources import Source
+
+    place = Source(recipe.model, allow_pickle=recipe.allow_pickle, pipeline_config=recipe.pipeline_config).located()
+    if Path(place).is_dir():
+        require_trainable_folder(place)
 
 
 def _train(

@@ -6,9 +6,11 @@ This is what no call of a pipeline tells. What its denoiser receives beside late
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from nullbooth_cli.errors import ModelError
+from nullbooth_cli.model.pipeline_folder import read_json, read_pipeline_folder
 from nullbooth_cli.settings.recipe import Density
 
 PREDICTIONS = ("epsilon", "v_prediction")  # of a denoiser of the process ddpm
@@ -58,11 +60,21 @@ def family_of(pipeline_class: str) -> Family:
 
 def untrainable(name: str, why: str | None = None) -> ModelError:
     """The error for a model, or a kind of models, that cannot be trained here, and perhaps why."""
-    known = "Stable Diffusion 1, 2, XL, 3 and 3.5, Flux and PixArt as text-to-image pipelines"
+    known = "the text-to-image pipelines of Stable Diffusion 1, 2, XL, 3 and 3.5, Flux and PixArt can"
     return ModelError(
-        f"{name} cannot be trained here: {why or f'what can is {known}'}",
+        f"{name} cannot be trained here: {why or known}",
         "put nb.constrain into a training script for this model: docs/how-to/constrain-training.md",
     )
+
+
+def require_trainable_folder(folder: str | Path) -> None:
+    """Raise ModelError for a pipeline folder that cannot be trained here. Cost: some small files; torch is not imported."""
+    place, name = Path(folder), read_pipeline_folder(folder, weights=False).class_name
+    family_of(name)
+    part = "unet" if (place / "unet").is_dir() else "transformer"
+    denoiser, vae = (read_json(place / each / "config.json") for each in (part, "vae"))
+    scheduler = read_json(place / "scheduler" / "scheduler_config.json")
+    require_trainable(name, denoiser, vae.get("latent_channels", 4), scheduler)
 
 
 def require_trainable(pipeline_class: str, denoiser: Mapping[str, Any], latents: int, scheduler: Mapping[str, Any]) -> None:

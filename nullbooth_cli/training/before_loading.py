@@ -7,11 +7,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from nullbooth_cli.collect.without_weights import build_pipeline, pipeline_class
+from nullbooth_cli.collect.without_weights import build_pipeline
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted, listed
 from nullbooth_cli.model import load
-from nullbooth_cli.model.families import family_of, require_trainable
+from nullbooth_cli.model.denoising_loss import NoiseProcess
+from nullbooth_cli.model.families import require_trainable_folder
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.prompt_length import limits_of
@@ -74,6 +75,7 @@ def read_inputs(recipe: Recipe, preserved: Sequence[str], protected: Collection[
     sizes = sizes_of(paths)
     class_captions, notes = _class_captions(recipe)
     pipe = without_weights(source_of(recipe))
+    _require_noise_settings(recipe, pipe)
     if protected is not None:
         _require_protected(recipe, pipe, protected)
     resizing = _resizing(recipe, pipe)
@@ -129,13 +131,25 @@ def _class_captions(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def without_weights(source: Source) -> LatentPipeline:
     """A pipeline without weights. Raises ModelError for one that cannot be trained here, by its class before all else."""
-    folder = load.config_folder(source)  # it refuses a U-Net with more channels than latents have
-    name = pipeline_class(folder)
-    family_of(name)
-    scheduler = load.load_scheduler(source)
-    pipe = cast(LatentPipeline, build_pipeline(folder, scheduler))
-    require_trainable(name, config_of(denoiser_of(pipe)), pipe.vae.config["latent_channels"], scheduler.config)
-    return pipe
+    folder = load.config_folder(source)
+    require_trainable_folder(folder)
+    return cast(LatentPipeline, build_pipeline(folder, load.load_scheduler(source)))
+
+
+def _require_noise_settings(recipe: Recipe, pipe: LatentPipeline) -> None:
+    """Raise ConfigError for a setting of the loss that has no meaning for this model."""
+    process, name = NoiseProcess.of(pipe, recipe.timestep_density), type(pipe).__name__
+    if recipe.snr_gamma is not None and process.family.noise == "flow":
+        raise ConfigError(
+            f"snr_gamma is for models that predict noise or velocity from a noise schedule, and {name} is one of flow matching",
+            "set snr_gamma to null; timestep_density weighs its timesteps",
+        )
+    takes_guidance = process.family.takes_guidance and config_of(denoiser_of(pipe)).get("guidance_embeds")
+    if recipe.training_guidance is not None and not takes_guidance:
+        raise ConfigError(
+            f"training_guidance is an input of Flux (dev), and the denoiser of this {name} has no such input",
+            "set training_guidance to null",
+        )
 
 
 def _require_protected(recipe: Recipe, pipe: LatentPipeline, protected: Collection[str]) -> None:

@@ -19,6 +19,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model import load
 from nullbooth_cli.model.denoising_loss import NoiseProcess
 from nullbooth_cli.model.device import pick_device
+from nullbooth_cli.model.families import require_trainable_folder
 from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.prompt_length import cut_off_note
@@ -27,7 +28,7 @@ from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.training import checkpoint_files, optimizers, precision
-from nullbooth_cli.training.before_loading import Inputs, read_inputs
+from nullbooth_cli.training.before_loading import Inputs, read_inputs, source_of
 from nullbooth_cli.training.checkpoint_files import Checkpoint
 from nullbooth_cli.training.constraint import Constraint, ProjectorSource, constrain
 from nullbooth_cli.training.ema import Averages
@@ -109,13 +110,14 @@ def set_up(
     With `at`, prepare `dreambooth.restore` from the checkpoint of that step instead: no class pictures are drawn, and settings
     that may change, the number of steps and of processes do not matter.
 
-    Raises, before the model is loaded: ResourceError for a device that is not there, StageError for a store without projectors,
-    StoreError for a damaged checkpoint, what `read_inputs` raises, and ConfigError for a step without a checkpoint and for a run
-    that resumes with other settings or inputs that decide its weights (`changes` names settings that have changed on purpose).
-    Then: every error of `nb.constrain`.
+    Raises, before the model is loaded: ModelError for a model that cannot be trained here, before all else, ResourceError for a
+    device that is not there, StageError for a store without projectors, StoreError for a damaged checkpoint, what `read_inputs`
+    raises, and ConfigError for a step without a checkpoint and for a run that resumes with other settings or inputs that decide
+    its weights (`changes` names settings that have changed on purpose). Then: every error of `nb.constrain`.
     Cost: one read of the model's weights and of the checkpoint for their digests; with class prompts, `class_images` pictures are
     drawn.
     """
+    require_trainable_folder(load.config_folder(source_of(recipe)))
     _require_packages(recipe)
     require_changeable(changes)
     accelerator = _accelerator(recipe, device)

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from nullbooth_cli.training import checkpoint_files, output, setup
 from tests.support.cli import refused, start_nullbooth
 from tests.support.hub import TOKEN, running
 from tests.support.phone_pictures import write_phone_pictures
+from tests.support.tiny import saved
 from tests.support.tiny_dreambooth import recipe
 
 
@@ -39,7 +41,7 @@ class TestTheCommand:
         done = self.train("-c", file, "--json", "--set", "report_to=tensorboard")
         assert done.exit_code == 0, done.stderr
         document = json.loads(done.stdout)
-        settings = {"method", "model", "token", "instance_prompt", "trained", "constrained_by", "preserved"}
+        settings = {"method", "model", "pipeline", "token", "instance_prompt", "trained", "constrained_by", "preserved"}
         assert set(document) == {"schema_version", "output", "steps", "largest_drift", "drift", *settings}
         assert document["steps"] == 4
         out = tmp_path / "out"
@@ -52,6 +54,23 @@ class TestTheCommand:
         assert list((out / "logs").rglob("events*"))
         assert json.loads((out / "train.json").read_text())["recipe"]["learning_rate"] == 1e-2
         assert json.loads((out / "train.json").read_text())["estimate"] is None
+
+    def test_a_model_that_cannot_be_trained_is_refused_before_torch_is_there(self, tmp_path: Path) -> None:
+        folder = saved("flux", tmp_path)
+        index = json.loads((folder / "model_index.json").read_text())
+        (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxKontextPipeline"}))
+        lines = "import sys; from nullbooth_cli.cli import app; sys.argv[1:] = ARGUMENTS; code = 0"
+        lines = lines.replace("ARGUMENTS", repr(["train", "--set", f"model={folder}", "--set", f"output={tmp_path / 'out'}"]))
+        lines += """
+try:
+    app()
+except SystemExit as left:
+    print(left.code, sorted({"torch", "diffusers", "accelerate"} & set(sys.modules)))
+"""
+        done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
+        assert done.stdout == "6 []\n", done.stderr
+        assert "error: FluxKontextPipeline cannot be trained here" in done.stderr
+        assert not (tmp_path / "out").exists()
 
     def test_its_messages(self, file: str, tmp_path: Path, finished: tuple[Config, Store]) -> None:
         done = self.train("-c", file, "-s", str(finished[1].path), "--set", "max_train_steps=2", "-v")

@@ -107,7 +107,7 @@ def test_models(tmp_path: Path) -> None:
     index = json.loads((unknown / "model_index.json").read_text())
     for name in ("FluxKontextPipeline", "LatentConsistencyModelPipeline", "ChromaPipeline"):
         (unknown / "model_index.json").write_text(json.dumps(index | {"_class_name": name}))
-        message = f"{name} cannot be trained here: what can is Stable Diffusion 1, 2, XL"
+        message = f"{name} cannot be trained here: the text-to-image pipelines of Stable Diffusion 1, 2, XL"
         error = refused(ModelError, message, tmp_path, model=str(unknown))
         assert "nb.constrain" in error.hint
     for name, part, changes, message in (
@@ -124,6 +124,19 @@ def test_models(tmp_path: Path) -> None:
     inpainting = altered(tmp_path / "inpainting", "unet", in_channels=17)
     refused(ModelError, r"the U-Net of .* takes 17 channels, and latents have 8", tmp_path, model=inpainting)
     refused(ConfigError, "no model folder at nowhere", tmp_path, model="nowhere")
+
+
+def test_settings_of_the_loss_that_a_model_does_not_have(tmp_path: Path) -> None:
+    flux, sdxl = (str(saved(name, tmp_path)) for name in ("flux", "sdxl"))
+    for model, setting, message in (
+        (flux, {"snr_gamma": 5.0}, "snr_gamma is for models that predict noise or velocity.* FluxPipeline is one of flow"),
+        (sdxl, {"training_guidance": 1.0}, "training_guidance is an input of Flux .*StableDiffusionXLPipeline has no such"),
+        (sdxl, {"timestep_density": "sigma_shift"}, "sigma_shift is for models of flow matching"),
+    ):
+        error = refused(ConfigError, message, tmp_path, model=model, **setting)
+        assert f"set {next(iter(setting))} to" in error.hint
+    for model, setting in ((flux, {"training_guidance": 1.0, "timestep_density": "sigma_shift"}), (sdxl, {"snr_gamma": 5.0})):
+        read_inputs(recipe(tmp_path, model=model, resolution=32, **setting), ())
 
 
 def test_class_prompts(tmp_path: Path) -> None:
