@@ -3,6 +3,10 @@
 Sites whose inputs fill their space are frozen, so what trains has a null space that is exact but for rounding.
 """
 
+import os
+import socket
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -12,6 +16,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from nullbooth_cli.evaluation.edited import load_edited
 from nullbooth_cli.model.load import denoiser_of
@@ -67,6 +72,8 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if case.tokens is not None:
             for part in ("tokenizer", "tokenizer_2"):
                 getattr(pipe, part).model_max_length = case.tokens
+        if name in ("sd3", "flux"):
+            pipe.vae.register_to_config(shift_factor=0.1)  # as their own have, and their pipelines draw with
         pipe.save_pretrained(folder / "base")
         config = small_config(
             folder / "run.zarr",
@@ -183,3 +190,39 @@ def test_a_run_resumes_as_if_it_had_not_stopped(tmp_path: Path, collected: Any, 
     one, other = (loaded(source, method, tmp_path / place).state_dict() for place in ("whole", "parts"))
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert any(not torch.equal(one[key], tensor) for key, tensor in denoiser_of(checkpoint).state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["flux", "pixart"])
+def test_class_and_validation_pictures(tmp_path: Path, collected: Any, name: str) -> None:
+    """Flux packs the latents that it draws, and PixArt would draw a size that it knows."""
+    source = collected(name)
+    settings = {"class_prompts": ["a b"], "class_images": 2, "prior": "distill", "validation_prompts": ["a sks"]}
+    steps = {"max_train_steps": 1, "checkpointing_steps": 1, "validation_inference_steps": 2}
+    ready = setup.set_up(recipe_of(name, source, tmp_path / "out", **settings, **steps), "cpu")
+    assert ready.prior is not None
+    assert {each.shape for each in ready.prior.latents} == {each.shape for each in ready.subject.latents}
+    for _ in dreambooth.train(ready):
+        pass
+    assert (tmp_path / "out/validation/000001_0.png").exists()
+
+
+def test_two_processes_train_one_model(tmp_path: Path, collected: Any) -> None:
+    source = collected("flux")
+    made = recipe_of("flux", source, tmp_path / "out", method="lora", max_train_steps=2)
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(made.model_dump()))
+    command = [sys.executable, "-m", "nullbooth_cli", "train", "-c", str(tmp_path / "train.yaml"), "--device", "cpu"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+    processes = [
+        subprocess.Popen(command, env={**os.environ, **address, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE)
+        for rank in ("0", "1")
+    ]
+    for process in processes:
+        errors = process.communicate(timeout=200)[1]
+        assert process.returncode == 0, errors.decode()
+    found = drifts(source, loaded(source, "lora", tmp_path / "out"))
+    assert max(found.values()) <= BOUND
+    alone = recipe_of("flux", source, tmp_path / "alone", method="lora", max_train_steps=2)
+    trained(alone)
+    one, two = (loaded(source, "lora", tmp_path / place).state_dict() for place in ("alone", "out"))
+    assert any(not torch.equal(one[key], two[key]) for key in one), "each process has draws of its own"

@@ -9,6 +9,7 @@ import torch
 from nullbooth_cli.evaluation import instance_loss
 from nullbooth_cli.evaluation.instance_loss import DRAWS, has_instance_loss, instance_errors
 from nullbooth_cli.model.denoising_loss import NoiseProcess
+from nullbooth_cli.model.load import denoiser_of, freeze
 from tests.support import tiny
 from tests.support.edited_models import toy
 from tests.support.pictures import picture
@@ -46,6 +47,25 @@ def test_an_error_is_that_of_its_picture_and_caption() -> None:
 )
 def test_which_pipelines_have_it(name: str, has: bool) -> None:
     assert has_instance_loss(tiny.PIPELINES[name]()) == has
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "pixart"])
+def test_every_family_has_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A model that predicts its target but for 0.5 has the error 0.25 of velocity; noise counts as velocity."""
+    pipe, draws = freeze(tiny.PIPELINES[name]()), []
+    monkeypatch.setattr(instance_loss, "DRAWS", 6)
+    draw = NoiseProcess.draw
+    monkeypatch.setattr(NoiseProcess, "draw", lambda *given: draws.append(draw(*given)) or draws[0])
+    side = 4 * pipe.vae_scale_factor
+    plain = instance_errors(pipe, images(side), CAPTIONS, batch_size=4, seed=0)
+    assert plain.shape == (6,)
+    assert (plain > 0).all()
+    process, noised = NoiseProcess.of(pipe), []
+    monkeypatch.setattr(NoiseProcess, "target", lambda self, latents, noising: noised.append(noising) or 0.5 + 0 * latents)
+    monkeypatch.setattr(denoiser_of(pipe), "forward", lambda x, *_, **__: (torch.zeros_like(x),))
+    found = instance_errors(pipe, images(side), CAPTIONS, batch_size=4, seed=0)
+    expected = process.of_velocity(torch.full((6,), 0.25), torch.cat([each.timesteps for each in noised]))
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
 
 
 def test_an_error_of_noise_counts_as_one_of_the_velocity(monkeypatch: pytest.MonkeyPatch) -> None:
