@@ -8,6 +8,7 @@ Esser et al., arXiv 2403.03206 (flow, densities).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,7 +146,7 @@ class NoiseProcess:
 
 
 def predict(
-    denoiser: nn.Module,
+    denoiser: Callable[..., Any],
     process: NoiseProcess,
     *,
     noisy: torch.Tensor,
@@ -170,7 +171,7 @@ def denoising_errors(
     latents: torch.Tensor,
     conditioning: Conditioning,
     noising: Noising,
-    teacher: nn.Module | None = None,
+    teacher: Callable[..., Any] | None = None,
 ) -> torch.Tensor:
     """Mean squared error `[B]` of each prediction for a batch of latents `[B, C, h, w]` and B rows of conditioning.
 

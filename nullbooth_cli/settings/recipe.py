@@ -25,10 +25,21 @@ Tracker = Literal["tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml"
 class Recipe(Section):
     """All settings of a training run."""
 
-    places: ClassVar[tuple[str, ...]] = ("model", "pipeline_config", "output", "store", "instance_images", "class_prompts")
+    places: ClassVar[tuple[str, ...]] = (
+        "model",
+        "pipeline_config",
+        "output",
+        "store",
+        "instance_images",
+        "class_prompts",
+        "distill_pictures",
+    )
     file_kind: ClassVar[Kind | None] = RECIPE
     other_kind: ClassVar[Kind | None] = CONFIG
-    former: ClassVar[Mapping[str, str]] = {"tensorboard": "write report_to: tensorboard"}
+    former: ClassVar[Mapping[str, str]] = {
+        "tensorboard": "write report_to: tensorboard",
+        "prior": "leave it out for pictures; for distill write distill_captions: own and distill_pictures: class",
+    }
 
     model: str = Field("toy", description="the model to train: toy, a pipeline folder, or a hub id")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
@@ -68,11 +79,24 @@ class Recipe(Section):
     class_images: int = Field(
         64, ge=1, le=limits.COUNT, description="prior preservation: number of pictures that the model draws of them, once"
     )
-    prior: Literal["pictures", "distill"] = Field(
-        "pictures",
-        description="the target on those pictures: pictures: their noise; distill: the prediction of the untrained model",
-    )
     prior_weight: float = Field(1.0, ge=0.0, le=limits.FACTOR, description="prior preservation: its weight in the loss")
+    distill_captions: Literal["own", "class", "empty"] | list[str] | None = Field(
+        None,
+        description="distillation: keep what the untrained model predicts for these captions: own: those of distill_pictures; "
+        "class: theirs with class_word in place of the trigger; empty: no words; or a list; null for no distillation",
+    )
+    distill_pictures: str = Field(
+        "instance",
+        description="distillation: the pictures: instance: those of the subject, noised as for training; class: those drawn of "
+        "class_prompts, whose noise is then no target; or a folder of pictures with captions",
+    )
+    distill_weight: float = Field(
+        1.0, ge=0.0, le=limits.FACTOR, description="distillation: its weight in the loss; others advise 1, or 10 to 1000"
+    )
+    trigger: str | None = Field(
+        None, description="distillation: the word of the captions that stands for the subject; null for the word that trains"
+    )
+    class_word: str = Field("", description="distillation: what stands in its place, such as dog; empty leaves the trigger out")
     learning_rate: float = Field(
         1e-3,
         gt=0.0,
@@ -182,4 +206,26 @@ class Recipe(Section):
             )
         if self.instance_prompt is not None and not self.instance_prompt.strip():
             raise refusal("instance_prompt is empty", "write a caption, or null for the pictures' own")
+        return self
+
+    @model_validator(mode="after")
+    def _distillation(self) -> "Recipe":
+        captions, pictures = self.distill_captions, self.distill_pictures
+        if captions is None:
+            if pictures != "instance":
+                raise refusal(f"distill_pictures is {pictures}, and distill_captions is null", "set distill_captions: own")
+            return self
+        if captions == []:
+            raise refusal("distill_captions is an empty list", "name captions, or null for no distillation")
+        if captions == "own" and pictures == "instance":
+            raise refusal(
+                "distill_captions: own of distill_pictures: instance would undo the training",
+                "set distill_captions to class or empty, or distill_pictures to class or a folder",
+            )
+        if captions == "class" and pictures == "class":
+            raise refusal("captions of class pictures have no trigger to replace", "set distill_captions: own")
+        if captions == "class" and not (self.trigger or self.word):
+            raise refusal("distill_captions: class needs the word that it replaces", "set trigger, such as sks")
+        if pictures == "class" and self.class_prompts is None:
+            raise refusal("distill_pictures: class needs class_prompts", "name prompts of the class, a file or a list")
         return self

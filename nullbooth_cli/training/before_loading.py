@@ -23,6 +23,8 @@ from nullbooth_cli.settings.images import sizes_of
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.resizing import Resizing
+from nullbooth_cli.settings.texts import cut
+from nullbooth_cli.training.distillation import Captions, captions_by_picture
 from nullbooth_cli.training.word_embedding import Word
 
 T5_ALONE_IS_READ = ("FluxPipeline",)  # word by word; CLIP gives one vector for a whole prompt
@@ -32,13 +34,16 @@ T5_ALONE_IS_READ = ("FluxPipeline",)  # word by word; CLIP gives one vector for 
 class Inputs:
     """The pictures of the subject, and the prompts of its class (none without prior preservation); `notes` are for the user.
 
-    `word` is the word that trains, None if none does.
+    `word` is the word that trains, None if none does. `distilled` are the captions for distillation, None without any, and
+    `distilled_pictures` its pictures if it has some of its own.
     """
 
     pictures: tuple[CaptionedImage, ...]
     resizing: Resizing
     class_captions: tuple[str, ...]  # one for each picture that is drawn
     word: Word | None = None
+    distilled: Captions | None = None
+    distilled_pictures: tuple[CaptionedImage, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -71,7 +76,9 @@ def read_inputs(recipe: Recipe, preserved: Sequence[str], protected: Collection[
     Cost: decodes every picture; of a hub id, downloads the config files; some seconds.
     """
     pictures = captioned_images(recipe.instance_images, "instance_images", recipe.instance_prompt)
-    paths = [picture.path for picture in pictures]
+    is_own = recipe.distill_captions is not None and recipe.distill_pictures not in ("instance", "class")
+    distilled = captioned_images(recipe.distill_pictures, "distill_pictures") if is_own else ()
+    paths = [picture.path for picture in (*pictures, *distilled)]
     sizes = sizes_of(paths)
     class_captions, notes = _class_captions(recipe)
     pipe = without_weights(source_of(recipe))
@@ -84,11 +91,32 @@ def read_inputs(recipe: Recipe, preserved: Sequence[str], protected: Collection[
     if small := [path.name for path, size in zip(paths, sizes, strict=True) if resizing.is_far_too_small(size)]:
         notes += (f"enlarged more than twice, which blurs what is learned: {listed(small)}",)
     inputs = Inputs(
-        pictures=pictures, resizing=resizing, class_captions=class_captions, notes=(*_unread_captions(recipe), *notes)
+        pictures=pictures,
+        resizing=resizing,
+        class_captions=class_captions,
+        distilled_pictures=distilled,
+        notes=(*_unread_captions(recipe), *notes),
     )
     if recipe.word is not None:
-        return _with_word(recipe, pipe, inputs, preserved)
-    return inputs
+        inputs = _with_word(recipe, pipe, inputs, preserved)
+    return inputs if recipe.distill_captions is None else _with_distillation(recipe, inputs)
+
+
+def _with_distillation(recipe: Recipe, inputs: Inputs) -> Inputs:
+    """Inputs with the captions for distillation. Raises ConfigError if the word that trains is in one of them."""
+    of_pictures = {
+        "instance": dict(zip(inputs.captions, (picture.prompt.text for picture in inputs.pictures), strict=True)),
+        "class": dict(zip(inputs.class_captions, inputs.class_captions, strict=True)),
+    }
+    own = {picture.prompt.text: picture.prompt.text for picture in inputs.distilled_pictures}
+    distilled = captions_by_picture(recipe, of_pictures.get(recipe.distill_pictures, own))
+    texts = [text for texts in distilled.values() for text in texts]
+    if inputs.word is not None and (found := [text for text in texts if inputs.word.name in text.split()]):
+        raise ConfigError(
+            f"the word '{inputs.word.name}' trains, and distillation would keep it from it: '{cut(found[0])}'",
+            "leave it out of distill_captions",
+        )
+    return replace(inputs, distilled=distilled)
 
 
 def _with_word(recipe: Recipe, pipe: Pipeline, inputs: Inputs, preserved: Sequence[str]) -> Inputs:

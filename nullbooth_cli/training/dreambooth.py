@@ -7,7 +7,7 @@
 3. `finish()` writes plain weights (a pipeline folder, or a LoRA file) and the drift of each weight.
 
 The loss is that of diffusers' train_dreambooth.py: the mean squared error of the predicted noise of a picture at a random
-timestep, plus, with a weight, the same on pictures of the class. (Ruiz et al., arXiv 2208.12242.)
+timestep, plus, with a weight, the same on pictures of the class (Ruiz et al., arXiv 2208.12242). `distillation.py` has one more.
 """
 
 import time
@@ -23,7 +23,7 @@ from torch import nn
 
 from nullbooth_cli.errors import DataError
 from nullbooth_cli.model.conditioning import Conditioning, capture
-from nullbooth_cli.model.denoising_loss import denoising_errors
+from nullbooth_cli.model.denoising_loss import Noising, denoising_errors
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.model.trained_files import RESULT
 from nullbooth_cli.progress import Event, Interrupts, Note, Progress
@@ -31,9 +31,10 @@ from nullbooth_cli.settings.resizing import Size
 from nullbooth_cli.settings.weighting import weighting_note
 from nullbooth_cli.store.files import remove
 from nullbooth_cli.training import checkpoints, model_card, optimizers, output, precision, trackers
+from nullbooth_cli.training.distillation import Teacher
 from nullbooth_cli.training.durable import replacing
 from nullbooth_cli.training.ema import Averages
-from nullbooth_cli.training.examples import TextEncoding
+from nullbooth_cli.training.examples import Batch, Examples, TextEncoding
 from nullbooth_cli.training.output import TrainingResult
 from nullbooth_cli.training.parameters import by_part, trained_parameters
 from nullbooth_cli.training.setup import TrainingRun
@@ -46,7 +47,8 @@ def train(run: TrainingRun, interrupts: Interrupts | None = None) -> Iterator[Ev
 
     When `interrupts` asks one process to stop, all of them finish the step, save a checkpoint and raise KeyboardInterrupt.
     Raises DataError if the loss is not finite, ResourceError if a checkpoint cannot be written. Cost: a step is
-    `gradient_accumulation_steps` forwards and backwards, and with prior preservation twice as many.
+    `gradient_accumulation_steps` forwards and backwards, as many again with prior preservation, and with distillation
+    as many again and as many forwards.
     """
     interrupts = interrupts or Interrupts()
     loop = _prepared(run)
@@ -142,29 +144,37 @@ class _Loop:
         return sum(losses) / len(losses)
 
     def _loss(self, generator: torch.Generator) -> torch.Tensor:
-        """The loss of a batch of the subject, plus that of a batch of its class with prior preservation."""
-        recipe, process = self.run.recipe, self.run.process
-        batch = self.run.subject.batch(generator, recipe.train_batch_size)
-        noising = process.draw(batch.latents, generator)
-        conditioning = batch.conditioning(self.encode)
-        errors = denoising_errors(self.denoiser, process, latents=batch.latents, conditioning=conditioning, noising=noising)
+        """The loss of a batch of the subject, plus those of prior preservation and of distillation."""
+        run, recipe, process = self.run, self.run.recipe, self.run.process
+        batch, noising = self._drawn(run.subject, generator)
+        errors = self._errors(batch, noising, batch.conditioning(self.encode))
         if recipe.snr_gamma is not None:
             errors = errors * process.min_snr(noising.timesteps, recipe.snr_gamma)
-        return errors.mean() if self.run.prior is None else errors.mean() + recipe.prior_weight * self._prior_loss(generator)
+        loss = errors.mean()
+        if run.prior is not None:
+            of_class, its_noising = self._drawn(run.prior, generator)
+            loss = loss + recipe.prior_weight * self._errors(of_class, its_noising, of_class.conditioning(run.texts)).mean()
+        if run.distillation is not None:
+            if run.distillation.pictures is not None:
+                batch, noising = self._drawn(run.distillation.pictures, generator)
+            captions = run.distillation.choose(batch.captions, generator)
+            kept = self._errors(batch, noising, batch.conditioning(run.texts, captions), run.distillation.teacher)
+            loss = loss + recipe.distill_weight * kept.mean()
+        return loss
 
-    def _prior_loss(self, generator: torch.Generator) -> torch.Tensor:
-        """The loss of a batch of the class, by its noise or by the prediction of the teacher."""
-        run = self.run
-        assert run.prior is not None
-        batch = run.prior.batch(generator, run.recipe.train_batch_size)
+    def _drawn(self, examples: Examples, generator: torch.Generator) -> tuple[Batch, Noising]:
+        batch = examples.batch(generator, self.run.recipe.train_batch_size)
+        return batch, self.run.process.draw(batch.latents, generator)
+
+    def _errors(self, batch: Batch, noising: Noising, conditioning: Conditioning, teacher: Teacher | None = None) -> torch.Tensor:
         return denoising_errors(
             self.denoiser,
-            run.process,
+            self.run.process,
             latents=batch.latents,
-            conditioning=batch.conditioning(run.texts),
-            noising=run.process.draw(batch.latents, generator),
-            teacher=run.teacher,
-        ).mean()
+            conditioning=conditioning,
+            noising=noising,
+            teacher=teacher,
+        )
 
 
 def _prepared(run: TrainingRun) -> _Loop:

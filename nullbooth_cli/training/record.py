@@ -31,10 +31,21 @@ FREE = (
     "gradient_checkpointing",
 )
 STEPS = "max_train_steps"  # more steps continue the same run; the history has the change
-BY_CONTENT = ("model", "revision", "variant", "pipeline_config", "store", "instance_images", "instance_prompt", "class_prompts")
+BY_CONTENT = (
+    "model",
+    "revision",
+    "variant",
+    "pipeline_config",
+    "store",
+    "instance_images",
+    "instance_prompt",
+    "class_prompts",
+    "distill_pictures",
+)
 WITH_LORA = ("rank",)
 WITH_WORD = ("word_learning_rate", "word_encoders")
-WITH_CLASS = ("class_images", "prior", "prior_weight", "validation_inference_steps", "guidance_scale")
+WITH_CLASS = ("class_images", "prior_weight", "validation_inference_steps", "guidance_scale")
+WITH_DISTILLATION = ("distill_captions", "distill_weight", "trigger", "class_word")
 CHANGEABLE = (
     "learning_rate",
     "word_learning_rate",
@@ -43,6 +54,7 @@ CHANGEABLE = (
     "adam_weight_decay",
     "max_grad_norm",
     "prior_weight",
+    "distill_weight",
     "train_batch_size",
     "gradient_accumulation_steps",
 )
@@ -85,15 +97,20 @@ class RunRecord:
             *(WITH_LORA if recipe.method != "lora" else ()),
             *(WITH_WORD if recipe.word is None else ()),
             *(WITH_CLASS if recipe.class_prompts is None else ()),
+            *(WITH_DISTILLATION if recipe.distill_captions is None else ()),
         )
         settings = recipe.model_dump(mode="json", exclude={*FREE, STEPS, *BY_CONTENT, *unused})
         settings |= {key: sorted(settings[key]) for key in ("features", "linear_layers")}  # their order decides nothing
         inputs = {
-            "pictures and captions": _pictures(recipe),
+            "pictures and captions": _pictures(recipe.instance_images, "instance_images", recipe.instance_prompt),
             "class_prompts": _class_prompts(recipe),
             "projectors": None if store is None else _projectors(store),
             "processes": processes,
         }
+        if recipe.distill_captions is not None:
+            of_folder = recipe.distill_pictures not in ("instance", "class")
+            distilled = _pictures(recipe.distill_pictures, "distill_pictures") if of_folder else recipe.distill_pictures
+            inputs["pictures for distillation"] = distilled
         return cls(decides={**settings, **inputs}, steps=recipe.max_train_steps)
 
     @classmethod
@@ -144,8 +161,8 @@ def require_changeable(changes: Sequence[str]) -> None:
         )
 
 
-def _pictures(recipe: Recipe) -> str:
-    pictures = captioned_images(recipe.instance_images, "instance_images", recipe.instance_prompt)
+def _pictures(folder: str, key: str, caption: str | None = None) -> str:
+    pictures = captioned_images(folder, key, caption)
     # In their order: it decides which of them a step draws.
     found = [[picture.prompt.image, picture.prompt.text, picture.repeats] for picture in pictures]
     return f"{counted(len(found), 'picture')}, digest {fingerprint(found)}"

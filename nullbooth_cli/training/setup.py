@@ -1,10 +1,9 @@
 """Everything that a training run needs before its first step: model, pictures, captions and constraint.
 
-The order in `set_up()` matters. The class pictures are drawn by the model as it was loaded, and the teacher is a copy of it.
-Then parameters are marked to train. Then they are constrained.
+The order in `set_up()` matters. The class pictures are drawn by the model as it was loaded. Then parameters are marked to train.
+Then they are constrained. Then the teacher of distillation takes their first values.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,11 +25,14 @@ from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import LatentPipeline
 from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.projector import Projector
+from nullbooth_cli.settings.captions import CaptionedImage
 from nullbooth_cli.settings.recipe import Recipe
+from nullbooth_cli.settings.resizing import Resizing
 from nullbooth_cli.training import checkpoint_files, optimizers, precision
 from nullbooth_cli.training.before_loading import Inputs, read_inputs, source_of
 from nullbooth_cli.training.checkpoint_files import Checkpoint
 from nullbooth_cli.training.constraint import Constraint, ProjectorSource, constrain
+from nullbooth_cli.training.distillation import Distillation, Teacher
 from nullbooth_cli.training.ema import Averages
 from nullbooth_cli.training.estimate import Estimate, estimate_learning
 from nullbooth_cli.training.examples import EncodedTexts, Examples, TextEncoding, draw_class, encode_pictures
@@ -69,7 +71,7 @@ class TrainingRun:
 
     `trained`: the names of the denoiser's parameters that train. `process` is its noise, `guidance` the guidance_scale that it
     trains with, `texts` all captions, encoded once. `constraint` and `preserved` are None without a store, `prior`
-    without prior preservation, `teacher` without distillation, `word` if no embedding trains. `record` is what decides the
+    without prior preservation, `distillation` without any, `word` if no embedding trains. `record` is what decides the
     weights, `checkpoint` where the run resumes (None: it starts). `averages` are made with the optimizer, if the recipe has
     `ema_decay`. `validation_prompts` are the recipe's, with the token of the word. `estimate` is None if no constrained weight
     that trains reads the text. `notes` are for the user.
@@ -85,7 +87,7 @@ class TrainingRun:
     texts: EncodedTexts
     subject: Examples
     prior: Examples | None
-    teacher: nn.Module | None
+    distillation: Distillation | None
     constraint: Constraint | None
     word: WordEmbedding | None
     preserved: Preserved | None
@@ -142,19 +144,20 @@ def set_up(
             record = resumed if at is None else checkpoint.record
     word = None if inputs.word is None else WordEmbedding(pipe, inputs.word)  # before texts are encoded: it may add a token
     denoiser, process = denoiser_of(pipe), NoiseProcess.of(pipe, recipe.timestep_density)
-    subject = _subject(pipe, inputs)
+    subject = _examples(pipe, inputs.pictures, inputs.captions, inputs.resizing)
     draws = inputs.class_captions and at is None
     with precision.autocast(recipe, accelerator):
         prior = draw_class(recipe, pipe, inputs.class_captions, inputs.resizing.size) if draws else None
     guidance = process.family.guidance if recipe.training_guidance is None else recipe.training_guidance
-    texts = _encoded(pipe, guidance, *filter(None, [subject, prior]))
+    kept = _pictures_to_distill(recipe, pipe, inputs, prior) if at is None else None
+    distilled = [text for texts in (inputs.distilled or {}).values() for text in texts]
+    texts = _encoded(pipe, guidance, *filter(None, [subject, prior, kept]), others=distilled)
     settle(
         pipe,
         accelerator.device,
         in_every_step=word is not None,
         later=recipe.method == "full" or bool(recipe.validation_prompts),
     )
-    teacher = copy.deepcopy(denoiser) if prior is not None and recipe.prior == "distill" else None
     projections = find_projections(denoiser, tuple(recipe.features), "all", recipe.linear_layers)
     estimate = None
     if store is not None:
@@ -163,10 +166,12 @@ def set_up(
             estimate = estimate_learning(store, of_text, _texts_of(subject, texts), trains_word=word is not None)
     make_trainable(denoiser, projections, recipe)
     constraint = None if store is None else constrain(denoiser, store, unprotected="refuse")
-    for each in filter(None, [denoiser, teacher]):
-        precision.cast(each, getattr(torch, recipe.dtype))
+    precision.cast(denoiser, getattr(torch, recipe.dtype))
+    distillation = None
+    if inputs.distilled is not None and at is None:
+        distillation = Distillation(pictures=kept, captions=inputs.distilled, teacher=Teacher(denoiser))
     validation_prompts = inputs.written(recipe.validation_prompts)
-    cut_off = cut_off_note(pipe, [*subject.captions, *inputs.class_captions, *validation_prompts], "caption")
+    cut_off = cut_off_note(pipe, [*subject.captions, *inputs.class_captions, *distilled, *validation_prompts], "caption")
     return TrainingRun(
         recipe=recipe,
         pipe=pipe,
@@ -177,8 +182,8 @@ def set_up(
         guidance=guidance,
         texts=texts,
         subject=subject,
-        prior=prior,
-        teacher=teacher,
+        prior=None if recipe.distill_pictures == "class" else prior,
+        distillation=distillation,
         constraint=constraint,
         word=word,
         preserved=None if store is None else _preserved(store),
@@ -190,15 +195,22 @@ def set_up(
     )
 
 
-def _subject(pipe: LatentPipeline, inputs: Inputs) -> Examples:
-    latents, framings = encode_pictures(pipe, [picture.path for picture in inputs.pictures], inputs.resizing)
-    repeats = [picture.repeats for picture in inputs.pictures]
-    return Examples(latents=latents, captions=inputs.captions, framings=framings, repeats=repeats)
+def _examples(pipe: LatentPipeline, pictures: Sequence[CaptionedImage], captions: Sequence[str], resizing: Resizing) -> Examples:
+    latents, framings = encode_pictures(pipe, [picture.path for picture in pictures], resizing)
+    return Examples(latents=latents, captions=captions, framings=framings, repeats=[picture.repeats for picture in pictures])
 
 
-def _encoded(pipe: LatentPipeline, guidance: float, *examples: Examples) -> EncodedTexts:
-    """The captions of examples, each for the sizes of all."""
-    captions = [caption for each in examples for caption in each.captions]
+def _pictures_to_distill(recipe: Recipe, pipe: LatentPipeline, inputs: Inputs, prior: Examples | None) -> Examples | None:
+    """The pictures of distillation; None for those of the subject, and without distillation."""
+    if recipe.distill_pictures == "class":
+        return prior
+    own = inputs.distilled_pictures
+    return _examples(pipe, own, [picture.prompt.text for picture in own], inputs.resizing) if own else None
+
+
+def _encoded(pipe: LatentPipeline, guidance: float, *examples: Examples, others: Sequence[str]) -> EncodedTexts:
+    """The captions of examples, and others, each for the sizes of all examples."""
+    captions = [*(caption for each in examples for caption in each.captions), *others]
     return EncodedTexts.of(pipe, captions, [size for each in examples for size in each.sizes], guidance)
 
 

@@ -22,7 +22,7 @@ def test_names_are_chosen_from_a_list_that_the_error_gives() -> None:
 
     needs_rules = SchedulerType.PIECEWISE_CONSTANT
     assert set(get_args(LearningRates)) == {kind.value for kind in SchedulerType} - {needs_rules.value}
-    for key in ("lr_scheduler", "mixed_precision", "prior", "method"):
+    for key in ("lr_scheduler", "mixed_precision", "method"):
         allowed = get_args(Recipe.model_fields[key].annotation)
         with pytest.raises(ConfigError, match=rf"{key}: input should be .*'{allowed[0]}'.*'{allowed[-1]}', got 'cosin'"):
             validate(Recipe, {key: "cosin"})

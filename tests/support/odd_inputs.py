@@ -49,7 +49,7 @@ CONFIG_LINES = (
 )
 RECIPE_LINES = (
     *("model: toy", "output: runs/trained", "store: null", "instance_images: FOLDER", "instance_prompt: a dog"),
-    *("method: lora", "features: [k, v]", "rank: 8", "class_prompts: prompts.txt", "class_images: 4", "prior: distill"),
+    *("method: lora", "features: [k, v]", "rank: 8", "class_prompts: prompts.txt", "class_images: 4", "distill_captions: empty"),
     *("learning_rate: 1e-3", "word: sks", "lr_scheduler: constant", "max_train_steps: 10", "train_batch_size: 2"),
     *("adam_weight_decay: 0.01", "seed: 0", "max_grad_norm: 1.0", "mixed_precision: bf16", "checkpointing_steps: 5"),
     *("validation_prompts: [a dog]", "guidance_scale: 7.5"),

@@ -13,6 +13,7 @@ from nullbooth_cli.training import dreambooth, setup
 from tests.support.builders import ROOT
 
 CLASS_PROMPTS = ["a red circle on a white background", "a blue circle on a gray background"]
+DISTILLED = {"distill_captions": "own", "distill_pictures": "class"}  # the pictures of the class prompts
 INSTANCES = ROOT / "dataset/instances/toy"
 TEXT_ENCODER, EMBEDDING = "text_encoder/model.safetensors", "embeddings.token_embedding.weight"
 

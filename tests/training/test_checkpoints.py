@@ -18,7 +18,7 @@ from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from nullbooth_cli.training import checkpoint_files, checkpoints, dreambooth, output, setup
 from nullbooth_cli.training.record import RunRecord
-from tests.support.tiny_dreambooth import CLASS_PROMPTS, EMBEDDING, TEXT_ENCODER, recipe, run, weights
+from tests.support.tiny_dreambooth import CLASS_PROMPTS, DISTILLED, EMBEDDING, TEXT_ENCODER, recipe, run, weights
 
 PRODIGY = {"optimizer": "prodigy", "learning_rate": 1.0, "word_learning_rate": 1.0}
 
@@ -28,7 +28,7 @@ PRODIGY = {"optimizer": "prodigy", "learning_rate": 1.0, "word_learning_rate": 1
     [
         ({}, True),
         ({"method": "lora", "class_prompts": CLASS_PROMPTS, "ema_decay": 0.9}, False),
-        ({"word": "sks", "class_prompts": CLASS_PROMPTS, "prior": "distill", "gradient_accumulation_steps": 2}, False),
+        ({"word": "sks", "class_prompts": CLASS_PROMPTS, **DISTILLED, "gradient_accumulation_steps": 2}, False),
         ({"word": "sks", "ema_decay": 0.9}, True),
         ({"method": "lora", "word": "sks", **PRODIGY}, True),
         ({"method": "lora", "optimizer": "adamw8bit"}, True),

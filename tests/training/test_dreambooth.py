@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from nullbooth_cli import toy
 from nullbooth_cli.datatypes import FEATURES
 from nullbooth_cli.errors import DataError
-from nullbooth_cli.model.denoising_loss import denoising_errors
 from nullbooth_cli.progress import Interrupts, Note, Progress
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.recipe import Recipe
@@ -32,7 +31,7 @@ from tests.support.builders import ROOT, execute, small_config
 from tests.support.cli import start_nullbooth
 from tests.support.phone_pictures import write_phone_pictures
 from tests.support.tiny import saved
-from tests.support.tiny_dreambooth import CLASS_PROMPTS, EMBEDDING, TEXT_ENCODER, changed, recipe, run, weights
+from tests.support.tiny_dreambooth import CLASS_PROMPTS, DISTILLED, EMBEDDING, TEXT_ENCODER, changed, recipe, run, weights
 
 
 @pytest.mark.parametrize("features", [["k", "v"], ["q", "out"]])
@@ -93,7 +92,7 @@ def test_two_processes_train_together(tmp_path: Path, finished: tuple[Config, St
     """Every step is a checkpoint: one process must not remove files that the other is writing. Pictures are in two buckets."""
     made = recipe(tmp_path / "out", store=str(finished[1].path), word="sks", max_train_steps=6, checkpointing_steps=1)
     made = made.model_copy(update={"checkpoints_total_limit": 1})
-    made = made.model_copy(update={"class_prompts": CLASS_PROMPTS, "class_images": 2, "prior": "distill"})
+    made = made.model_copy(update={"class_prompts": CLASS_PROMPTS, "class_images": 2, **DISTILLED})
     write_phone_pictures(tmp_path / "phone")
     pictures = {"instance_images": str(tmp_path / "phone"), "instance_prompt": "a sks circle", "resize": "buckets"}
     made = made.model_copy(update={**pictures, "gradient_accumulation_steps": 2})
@@ -154,25 +153,6 @@ def test_the_recipe_for_stable_diffusion_runs_on_its_architecture(tmp_path: Path
     before = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
     moved = {name for name, tensor in pipe.unet.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved == set(document["drift"])
-
-
-def test_distilling_costs_nothing_before_anything_is_learned(tmp_path: Path) -> None:
-    made = recipe(tmp_path, class_prompts=CLASS_PROMPTS, class_images=2, prior="distill")
-    ready = setup.set_up(made, "cpu")
-    batch = ready.prior.batch(torch.Generator().manual_seed(0), 2)
-    losses = [
-        denoising_errors(
-            ready.denoiser,
-            ready.process,
-            latents=batch.latents,
-            conditioning=batch.conditioning(ready.texts),
-            noising=ready.process.draw(batch.latents, torch.Generator().manual_seed(0)),
-            teacher=teacher,
-        )
-        for teacher in (ready.teacher, None)
-    ]
-    assert (losses[0] == 0).all()
-    assert (losses[1] > 0).all()
 
 
 def test_it_changes_what_is_learned(tmp_path: Path, free_run: dict[str, Any]) -> None:

@@ -16,17 +16,22 @@ from nullbooth_cli.training import record
 from nullbooth_cli.training.record import OtherSettings, RunRecord
 from tests.support.tiny_dreambooth import INSTANCES
 
-SETTINGS = {"word": "sks", "class_prompts": ["a circle"], "instance_images": str(INSTANCES)}
+SETTINGS = {"word": "sks", "class_prompts": ["a circle"], "instance_images": str(INSTANCES), "distill_captions": "empty"}
 OTHER_VALUES = {
     "revision": "main",
     "variant": "fp16",
     "store": "elsewhere.zarr",
     "instance_images": str(INSTANCES),  # test_pictures has others
+    "distill_pictures": "instance",  # test_distillation has others
     "method": "full",  # with a word there is no other
     "features": ["q"],
     "word": "star",
     "class_prompts": ["a square"],
-    "prior": "distill",
+    "linear_layers": ["ff_in"],
+    "snr_gamma": 5.0,
+    "training_guidance": 1.0,
+    "timestep_density": "mode",
+    "distill_captions": ["a star"],
     "lr_scheduler": "linear",
     "mixed_precision": "bf16",
     "validation_prompts": ["a star"],
@@ -34,9 +39,6 @@ OTHER_VALUES = {
     "resize": "buckets",
     "resolution": 64,
     "ema_decay": 0.9,
-    "linear_layers": ["ff_in"],
-    "snr_gamma": 5.0,
-    "training_guidance": 3.5,
 }
 SAME = {*record.FREE, *record.BY_CONTENT, "max_train_steps", "method", "rank"} - {"class_prompts", "instance_prompt"}
 
@@ -77,8 +79,8 @@ def test_each_setting(key: str) -> None:
 
 def test_what_is_not_used_decides_nothing() -> None:
     one = Recipe(instance_images=str(INSTANCES))
-    for key in (*record.WITH_LORA, *record.WITH_WORD, *record.WITH_CLASS):
-        new = "distill" if key == "prior" else 3
+    for key in (*record.WITH_LORA, *record.WITH_WORD, *record.WITH_CLASS, *record.WITH_DISTILLATION[1:]):
+        new = "empty" if key == "distill_captions" else 3
         assert changed(made(one), made(one.model_copy(update={key: new}))) == set(), key
     assert changed(made(one), made(one.model_copy(update={"features": ["v", "k"]}))) == set()
     layers = [one.model_copy(update={"linear_layers": order}) for order in (["ff_in", "attn1"], ["attn1", "ff_in"])]
