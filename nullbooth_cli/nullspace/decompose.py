@@ -28,6 +28,7 @@ GROUP_BYTES = 256 << 20  # of matrices in one batch on a GPU: one small matrix a
 # The value of these rules is an eigenvalue: below the noise floor it would separate round-off from round-off.
 EIGENVALUE_RULES = ("nullspace_threshold", "relative_threshold")
 BELOW_NOISE = "raise the threshold, or set null_dim or target_leakage: eigenvalues below the noise floor are round-off"
+BELOW_ERROR = "raise the threshold, or covariance.factor_rank: this is what the factor may lack in any direction"
 
 FloatArray = NDArray[np.float64]
 
@@ -114,7 +115,7 @@ def cut(found: SiteSpectrum, *, rule: str, value: float, may_be_empty: bool = Fa
     if rule in EIGENVALUE_RULES and threshold is not None and threshold < found.noise_floor:
         raise ConfigError(
             f"{rule} {value:g} cuts {name} at {threshold:.3g}, below its noise floor of {found.noise_floor:.3g}: {span}",
-            f"{BELOW_NOISE}{'; or raise covariance.factor_rank, whose error it is' if found.dropped else ''}",
+            BELOW_ERROR if found.dropped else BELOW_NOISE,
         )
     if null_dim < found.dropped:
         raise ConfigError(

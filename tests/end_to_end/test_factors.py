@@ -113,7 +113,7 @@ def test_a_projector_leaks_no_more_than_it_says(whole: Made, factored: Made) -> 
 @pytest.mark.parametrize(
     ("change", "message", "hint"),
     [
-        ({"relative_threshold": 1e-9}, "below its noise floor", "or raise covariance.factor_rank"),
+        ({"relative_threshold": 1e-9}, "below its noise floor", "or covariance.factor_rank: this is what the factor may lack"),
         (
             {"null_dim": 3},
             "preserves 77 directions of .*, whose moment is kept as a factor of 24",
