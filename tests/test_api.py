@@ -21,6 +21,7 @@ from nullbooth_cli.nullspace.usable import check_model
 from nullbooth_cli.settings.config import STAGES, Config, build_config
 from nullbooth_cli.store import Store, locked, open_backing
 from nullbooth_cli.tensors import tensor_digest
+from tests.support import lora_files
 from tests.support.builders import PROMPTS, ROOT, execute, features_at, small_config
 from tests.support.counting import counted
 from tests.support.pages import python_of
@@ -193,6 +194,7 @@ def test_the_page_runs(finished: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     shutil.copytree(store.path, tmp_path / "runs/toy.zarr")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config.model_dump(), "store": "runs/toy.zarr"}))
+    lora_files.diffusers_file(tmp_path / "lora.safetensors")
     names: dict[str, Any] = {}
     for block in python_of("docs/reference/python.md"):
         exec(block, names)
