@@ -8,10 +8,10 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nullbooth_cli.datatypes import Sums
+from nullbooth_cli.datatypes import FactoredSums, Factoring, Sums
 from nullbooth_cli.store import Store
 from tests.support.builders import features_at
-from tests.support.stores import FREE, STEP_BYTES, TIMED, start_collection
+from tests.support.stores import FREE, STEP_BYTES, TIMED, small_store, start_collection
 
 
 @settings(deadline=None)
@@ -74,3 +74,19 @@ def test_processes_that_stage_at_once_make_one_array(store: Store) -> None:
     assert made.read_bytes() == document
     again = Store.open(store.path)
     assert [again.moments.read_staged(TIMED, block)[0].count for block in (first, second)] == [4, 4]
+
+
+def test_factors_round_trip_in_force_and_staged(tmp_path: Path) -> None:
+    store = small_store(tmp_path)
+    store.moments.create((FREE, TIMED), 3, store.layout, Factoring(above=4, rank=2))
+    store.write_record("covariance", {"settings": {"covariance.factor_above": 4, "covariance.factor_rank": 2}})
+    draw = np.random.default_rng(0)
+    grown, sums = (FactoredSums(draw.random((2, 6)), draw.random(6), 7, trace=9.5, delta=0.25) for _ in range(2))
+    store.moments.write(FREE, range(1), [sums])
+    store.moments.stage(FREE, range(1), [grown])
+    for found, expected in ((store.moments.read_one(FREE, 0), sums), (store.moments.read_staged(FREE, range(1))[0], grown)):
+        assert isinstance(found, FactoredSums)
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert (store.moments.rows(FREE), store.moments.rows(TIMED)) == (2, 3)  # TIMED is not wide
+    assert store.moments.array_names(TIMED) == ("sum_xxT", "sum_x", "count")
