@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from nullbooth_cli import kohya
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.integrations import kohya_models
-from nullbooth_cli.nullspace.projector import relative_drift
 from tests.support import kohya_networks
 from tests.support.builders import per_timestep
 from tests.support.kohya_training import arguments, make_network, train
@@ -54,14 +53,14 @@ def drifts(collected: Collected, changes: dict[str, np.ndarray[Any, Any]]) -> di
     """norm(dW K) / norm(W K) of each protected weight, on the vectors that were collected."""
     pipe = collected.load()
     start = (pipe.transformer if hasattr(pipe, "transformer") else pipe.unet).state_dict()
-    return {
-        weight: relative_drift(
-            changes[weight], start[weight].double().flatten(1).numpy(), collected.store.moment(site).second_moment
-        )
-        for site in collected.store.sites()
-        for weight in site.weights
-        if weight in changes
-    }
+    found = {}
+    for site in collected.store.sites():
+        c = collected.store.moment(site).second_moment
+        for weight in (weight for weight in site.weights if weight in changes):
+            parts = changes[weight], start[weight].double().flatten(1).numpy()
+            moved, output = (np.trace(rows @ c @ rows.T) for rows in parts)
+            found[weight] = float(np.sqrt(max(moved, 0.0) / output))
+    return found
 
 
 def file_changes(file: Path) -> dict[str, np.ndarray[Any, Any]]:
