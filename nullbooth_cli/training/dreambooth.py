@@ -237,6 +237,7 @@ def finish(run: TrainingRun) -> TrainingResult | None:
         pipeline=type(run.pipe).__name__,
         trained=len(run.trained),
         token=None if run.word is None else run.word.name,
+        word_in=None if run.word is None else run.word.parts,
         instance_prompt=run.subject.captions[0],
         constrained_by=recipe.store,
         preserved=run.preserved,

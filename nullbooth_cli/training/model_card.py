@@ -5,19 +5,20 @@ It has the base, the tags and the prompt as the hub reads them, code that loads 
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nullbooth_cli.evaluation.verdict import Verdict
 from nullbooth_cli.formatting import counted, percent
 from nullbooth_cli.model.families import family_of
 from nullbooth_cli.model.sources import SAFE
-from nullbooth_cli.model.words import WORD_FILE
+from nullbooth_cli.model.words import WORD_FILE, tokenizer_of
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.training import durable
 from nullbooth_cli.training.output import TrainingResult
 
 CARD = "README.md"
+INVERTIBLE = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "FluxPipeline")  # they have `load_textual_inversion`
 
 
 def write(recipe: Recipe, result: TrainingResult, verdicts: Sequence[Verdict] = ()) -> Path:
@@ -66,6 +67,20 @@ def _literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)  # the escapes of JSON for an emoji are two halves to Python
 
 
+def _word(token: str, parts: Mapping[str, str], file: str) -> list[str]:
+    """Code that gives each text encoder its row of a word."""
+    rows = dict.fromkeys([token], *parts.values()) if len(parts) == 1 else parts
+    each = [f"({_literal(row)}, pipe.{tokenizer_of(part)}, pipe.{part})" for row, part in rows.items()]
+    return [
+        f"words = load_file({file})",
+        f"for row, tokenizer, encoder in [{', '.join(each)}]:",
+        f"    tokenizer.add_tokens({_literal(token)})",
+        "    encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)",
+        f"    token = tokenizer.convert_tokens_to_ids({_literal(token)})",
+        "    encoder.get_input_embeddings().weight.data[token] = words[row][0]",
+    ]
+
+
 def _code(recipe: Recipe, result: TrainingResult, place: str) -> str:
     loads = [f"pipe = {result.pipeline}.from_pretrained({_literal(place)}, dtype=torch.float32)"]
     imports = ["import torch", f"from diffusers import {result.pipeline}"]
@@ -86,8 +101,15 @@ def _code(recipe: Recipe, result: TrainingResult, place: str) -> str:
         ]
         if not family_of(result.pipeline).loads_lora:
             imports.append("from peft import PeftModel")
-        if result.token:
+        if result.token and result.pipeline in INVERTIBLE and len(result.word_in or "1") == 1:
             loads.append(f"pipe.load_textual_inversion({_literal(place)}, weight_name={_literal(WORD_FILE)})")
+        elif result.token and result.word_in:
+            imports.append("from safetensors.torch import load_file")
+            file = _literal(f"{place}/{WORD_FILE}")
+            if place != result.output:
+                imports.append("from huggingface_hub import hf_hub_download")
+                file = f"hf_hub_download({_literal(place)}, {_literal(WORD_FILE)})"
+            loads += _word(result.token, result.word_in, file)
     draws = [f"picture = pipe({_literal(result.instance_prompt)}).images[0]", 'picture.save("picture.png")']
     return "\n".join([*imports, "", *loads, *draws])
 

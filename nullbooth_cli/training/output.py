@@ -45,7 +45,8 @@ class TrainingResult:
     """A finished run: the folder that was written, and norm(dW K0) / norm(W0 K0) of each weight (None without a constraint).
 
     `model` and `method` are the recipe's, `pipeline` is the class of the model; `instance_prompt` is a prompt of the subject, and
-    `token` how prompts write the word that trained (None if none did). `preserved` is None without a constraint.
+    `token` how prompts write the word that trained (None if none did). `word_in` are the text encoders of that word: parts of
+    the pipeline, by the names of their rows in its file. `preserved` is None without a constraint.
     """
 
     output: str
@@ -59,6 +60,7 @@ class TrainingResult:
     preserved: Preserved | None
     drift: dict[str, float] | None
     pipeline: str = "StableDiffusionPipeline"  # the only class that earlier versions could train
+    word_in: dict[str, str] | None = None
 
     @property
     def largest_drift(self) -> float | None:

@@ -129,14 +129,16 @@ def _numbers(tokenizer: Tokenizer, limit: int, text: str) -> list[int]:
 class WordEmbedding(nn.Module):
     """The rows `[D]` of a word in the tables of a pipeline's text encoders, by their key, as float32 parameters of their own.
 
-    `scales` are the root mean squares of the tables, in the order of the rows. New tokens are added to the pipeline. While this
-    is attached, each text encoder uses its row instead of the one in its table.
+    `parts` are the names of those text encoders in the pipeline, by the same keys. `scales` are the root mean squares of the
+    tables, in the order of the rows. New tokens are added to the pipeline. While this is attached, each text encoder uses its row
+    instead of the one in its table.
     """
 
     def __init__(self, pipe: Pipeline, word: Word) -> None:
         super().__init__()
         parts = encoders_in({part: type(component).__name__ for part, component in pipe.components.items()})
         self.name = word.name
+        self.parts = {key: parts[key] for key in word.tokens}
         self._encoders: dict[str, TextEncoder] = {key: pipe.components[parts[key]] for key in word.tokens}
         self._tokens: dict[str, int] = {}
         self.rows = nn.ParameterDict()
@@ -159,7 +161,7 @@ class WordEmbedding(nn.Module):
         """Let the text encoders use the rows from now on; `prepared` is this module as accelerate wraps it."""
 
         def use(key: str, _: nn.Module, inputs: tuple[torch.Tensor, ...], embedded: torch.Tensor) -> torch.Tensor:
-            return cast(torch.Tensor, prepared(key, inputs[0], embedded))
+            return cast(torch.Tensor, prepared(key, inputs[0], embedded)).to(embedded)  # accelerate gives float32
 
         for key, encoder in self._encoders.items():
             self._hooks += [reader.register_forward_hook(partial(use, key)) for reader in readers_of(encoder)]
