@@ -24,7 +24,7 @@ def init(
 
     Every key is there, with its comment, and the prompt files that the config names are copied. The configs are toy (the
     embedded model), flux, lcm, pixart, sd14, sd15, sd21, sd3, sdxl. A pipeline folder or hub id gets the config that fits it;
-    only its config files are read. The recipe is for nullbooth train, which trains Stable Diffusion 1 and 2.
+    only its config files are read. The recipe is for nullbooth train, which trains all of them but lcm.
 
     Example: nullbooth init my-dog --model sd15 && cd my-dog && nullbooth doctor
     """
@@ -62,9 +62,7 @@ def init(
         raise ConfigError(f"these files exist: {listed(existing)}", "name another folder, or add --force to replace them")
     write_files(place, start.files)
     if RECIPE not in start.files:
-        terminal.note(
-            f"no {RECIPE}: nullbooth train trains Stable Diffusion 1 and 2; constrain a script of your own for this model"
-        )
+        terminal.note(f"no {RECIPE}: nullbooth train cannot train a model like {name}; constrain a script of your own for it")
     terminal.answer(InitAnswer(folder=str(place), model=start.model, config=name, files=paths), _draw)
     inside = "" if place == Path() else f"cd {shlex.quote(str(place))} && "
     terminal.next(f"{inside}nullbooth doctor && nullbooth run")

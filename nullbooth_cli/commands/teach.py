@@ -21,7 +21,9 @@ Noun = Annotated[
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", metavar="MODEL", help="Pipeline folder, hub id, sd15, sd21 or toy (default: the embedded model, toy)."
+        "--model",
+        metavar="MODEL",
+        help="Pipeline folder, hub id, or sd15, sd21, sdxl, sd3, flux, pixart (default: the embedded model).",
     ),
 ]
 Preserve = Annotated[

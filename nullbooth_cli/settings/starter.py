@@ -21,8 +21,17 @@ from nullbooth_cli.settings.schema import load_settings
 from nullbooth_cli.settings.shipped import PREFIX, TOY, shipped
 
 CONFIG, RECIPE = "nullbooth.yaml", "train.yaml"
-# The recipe that fits a shipped config; no other model trains.
-RECIPES = {"toy": "train/toy", "sd14": "train/sd15", "sd15": "train/sd15", "sd21": "train/sd15"}
+# The recipe that fits a shipped config; no other model trains. The config sd3 is that of Stable Diffusion 3.5 medium.
+RECIPES = {
+    "toy": "train/toy",
+    "sd14": "train/sd15",
+    "sd15": "train/sd15",
+    "sd21": "train/sd15",
+    "sdxl": "train/sdxl",
+    "sd3": "train/sd35",
+    "flux": "train/flux",
+    "pixart": "train/pixart",
+}
 _INSIDE = "Paths start at the folder that this file is in: run nullbooth from there."
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted
-from nullbooth_cli.model.families import untrainable
 from nullbooth_cli.settings.captions import captioned_images, has_captions
 from nullbooth_cli.settings.class_prompts import class_prompts
 from nullbooth_cli.settings.commented import commented_yaml
@@ -25,15 +24,16 @@ from nullbooth_cli.settings.places import expanded
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.schema import load_settings, validate
-from nullbooth_cli.settings.shipped import PREFIX, configs, shipped
+from nullbooth_cli.settings.shipped import PREFIX, shipped
 from nullbooth_cli.settings.starter import CONFIG, RECIPE
-from nullbooth_cli.settings.strict_yaml import parse_yaml
-from nullbooth_cli.teaching.request import HELDOUT_EVERY, TRAINED, TeachRequest
+from nullbooth_cli.teaching.request import HELDOUT_EVERY, TeachRequest
+from nullbooth_cli.teaching.start import Start
 from nullbooth_cli.training import durable
 
 REQUEST, STORE, PROMPTS = "teach.json", "store.zarr", "prompts"
 PRESERVED, HELDOUT, SUBJECT = "preserved.txt", "heldout.txt", "subject.txt"
 DEMO = "instances/toy_varied"  # pictures that the embedded model can be taught
+ON_CPU = {"mixed_precision": "no", "dtype": "float32", "optimizer": "adamw"}  # in place of what GPUs are for
 DECIDED = {  # by what the request says, not by settings
     "model": "model",
     "store": "output",
@@ -99,8 +99,8 @@ def decide(request: TeachRequest, output: str, *, on_cpu: bool) -> Decision:
     Raises ConfigError for pictures, captions and prompts that cannot be read and for settings that do not exist, ModelError for
     the name of a model that cannot be trained.
     """
-    if request.model in configs() and request.model not in TRAINED:
-        raise untrainable(request.model)
+    of_recipe, of_config = _settings(request.settings)
+    start = Start.of(request.model, of_recipe)
     is_captioned = has_captions(request.pictures, "pictures")
     if is_captioned and not request.caption:
         captioned_images(request.pictures, "pictures")
@@ -110,15 +110,15 @@ def decide(request: TeachRequest, output: str, *, on_cpu: bool) -> Decision:
     known = list(dict.fromkeys([*given, *_texts(kind.preserved), *(of_class if kind.noun is None else [])]))
     heldout = _texts([kind.heldout]) if kind.heldout else known[HELDOUT_EVERY - 1 :: HELDOUT_EVERY]
     preserved = [text for text in known if text not in set(heldout)]
-    of_recipe, of_config = _settings(request.settings)
+    decided = {**_decided(request, output), "validation_prompts": [*request.subject_prompts[:2], preserved[0]]}
     notes = [f"preserves {counted(len(preserved), 'prompt')}, and holds out {len(heldout)} to measure what was forgotten"]
     if noun is None:
         notes.append(f"no class is named: only general prompts preserve what is like '{request.word}'")
     return Decision(
         output=output,
         request=request,
-        config=_config(request, output, of_config),
-        recipe=_recipe(request, output, of_recipe, validation=[*request.subject_prompts[:2], preserved[0]], on_cpu=on_cpu),
+        config=_config(start, request, output, of_config, on_cpu=on_cpu),
+        recipe=_recipe(start, decided, of_recipe, on_cpu=on_cpu),
         preserved=preserved,
         heldout=heldout,
         subject=request.subject_prompts,
@@ -129,13 +129,6 @@ def decide(request: TeachRequest, output: str, *, on_cpu: bool) -> Decision:
 
 def _texts(names: Iterable[str]) -> list[str]:
     return [text for name in names for text in _texts_in(shipped(name))]
-
-
-def model_of(request: TeachRequest) -> str:
-    """The model of a request: a folder, a hub id, or the model of the shipped config of this name, such as sd15."""
-    if request.model != "toy" and request.model in configs():
-        return load_config(shipped(request.model)).model
-    return request.model
 
 
 def _settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -150,49 +143,46 @@ def _settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
     return of_recipe, of_config
 
 
-def _config(request: TeachRequest, output: str, settings: Sequence[str]) -> Config:
-    """The shipped config, reduced to the inputs of to_k and to_v: they are the text, and no denoiser runs."""
-    data = _shipped(request.kind.config)
-    data |= {
-        "model": model_of(request),
-        "dtype": "float32",  # a threshold this small lies below the noise of half precision
+def _config(start: Start, request: TeachRequest, output: str, settings: Sequence[str], *, on_cpu: bool) -> Config:
+    """The shipped config, reduced to the inputs of to_k and to_v: without joint attention the text, so that no denoiser draws."""
+    features = {f"{feature}_features": feature in ("k", "v") for feature in ("q", "k", "v", "out")}
+    drawn = {key: value for key, value in start.recipe.items() if key == "guidance_scale"}  # as in training
+    data = {
+        **start.config,
+        "model": start.model,
         **_places(output),
         "project": {"relative_threshold": request.threshold},
+        "collect": {**start.config["collect"], **drawn, "collect_features": features, "keep": "moments"},
     }
-    features = {f"{feature}_features": feature in ("k", "v") for feature in ("q", "k", "v", "out")}
-    drawn = {key: value for key, value in _shipped(request.kind.recipe).items() if key == "guidance_scale"}  # as in training
-    data["collect"] = {**data["collect"], **drawn, "collect_features": features, "keep": "moments"}
+    if on_cpu or not start.is_joint:
+        data["dtype"] = "float32"  # a threshold this small lies below the noise of half precision, which is slow on a CPU
     return build_config(data, settings, f"the config for {request.model}")
 
 
-def _recipe(request: TeachRequest, output: str, settings: Sequence[str], *, validation: list[str], on_cpu: bool) -> Recipe:
-    """The shipped recipe with the pictures, the word and the store of the request."""
-    data = _shipped(request.kind.recipe)
-    data |= {
+def _decided(request: TeachRequest, output: str) -> dict[str, Any]:
+    """The keys of the recipe that follow from the request."""
+    decided = {
         **request.kind.settings,
-        "model": model_of(request),
         "store": str(Path(output) / STORE),
         "output": output,
         "instance_images": request.pictures,
         "instance_prompt": request.subject if request.caption or not has_captions(request.pictures, "pictures") else None,
         "resize": request.resize,
         "word": request.word,
-        "method": request.method,
-        "validation_prompts": validation,
     }
-    if on_cpu:
-        data["mixed_precision"] = "no"
+    if request.method is not None:
+        decided["method"] = request.method
     if request.steps is not None:
-        data |= {"max_train_steps": request.steps, "checkpointing_steps": max(1, request.steps // 4)}
-    return validate(Recipe, data, settings, f"the recipe for {request.model}")
+        decided |= {"max_train_steps": request.steps, "checkpointing_steps": max(1, request.steps // 4)}
+    return decided
 
 
-def _shipped(name: str) -> dict[str, Any]:
-    """The keys of a shipped config or recipe."""
-    path = shipped(name)
-    data = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    assert isinstance(data, dict)
-    return data
+def _recipe(start: Start, decided: Mapping[str, Any], settings: Sequence[str], *, on_cpu: bool) -> Recipe:
+    """The shipped recipe with the pictures, the word and the store of the request."""
+    data = {**start.recipe, "model": start.model, **decided}
+    if on_cpu:
+        data |= {key: value for key, value in ON_CPU.items() if key in data}
+    return validate(Recipe, data, settings, f"the recipe for {start.model}")
 
 
 def write(decision: Decision) -> None:

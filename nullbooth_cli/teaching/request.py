@@ -1,6 +1,6 @@
-"""A request to teach a model a subject, and what is decided for each kind of model.
+"""A request to teach a model a subject, and how the subject is shown by a model of each kind.
 
-The figures of `TOY` are measured (docs/how-to/teach.md), those of `STABLE_DIFFUSION` are where configs/train/sd15.yaml starts.
+The figures of `TOY` are measured (docs/how-to/teach.md).
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ THRESHOLD = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What is decided for a kind of model: the shipped files that it starts from, and the prompts that show the subject.
+    """What is decided for a kind of model: the prompts to preserve, and those that show the subject.
 
     `preserved` are names of shipped prompt files; without `heldout` every `HELDOUT_EVERY`-th preserved prompt is held out.
     `scenes` complete the caption to the prompts that show the subject, each drawn `subject_images` times; `num_prompts` of the
@@ -29,8 +29,6 @@ class Kind:
     from the shipped one's.
     """
 
-    config: str
-    recipe: str
     noun: str | None
     preserved: tuple[str, ...]
     heldout: str | None
@@ -41,8 +39,6 @@ class Kind:
 
 
 TOY = Kind(
-    config="toy",
-    recipe="train/toy",
     noun=SHAPE,
     preserved=("toy.txt",),
     heldout="toy_heldout.txt",
@@ -53,9 +49,7 @@ TOY = Kind(
     settings={"max_train_steps": 600, "checkpointing_steps": 150},
 )
 # The scenes are among those of DreamBooth's own evaluation (Ruiz et al., arXiv 2208.12242).
-STABLE_DIFFUSION = Kind(
-    config="sd15",
-    recipe="train/sd15",
+PHOTOGRAPHS = Kind(  # of any other model
     noun=None,
     preserved=("knowledge_1000.txt",),
     heldout=None,
@@ -63,7 +57,6 @@ STABLE_DIFFUSION = Kind(
     subject_images=4,
     num_prompts=16,
 )
-TRAINED = ("toy", "sd14", "sd15", "sd21")  # shipped configs of models that training takes
 HELDOUT_EVERY = 11  # prime to the ten topics of the shipped files, which take turns
 
 
@@ -75,11 +68,11 @@ class TeachRequest(Section):
     pictures: str = Field(description="folder of pictures of the subject")
     word: str = Field(WORD, description="name of the subject in prompts, a rare word")
     noun: str | None = Field(None, description="class of the subject, such as dog")
-    model: str = Field("toy", description="toy, a pipeline folder, a hub id, or the name of a shipped config, such as sd15")
+    model: str = Field("toy", description="toy, a pipeline folder, a hub id, or the name of a shipped config, such as sdxl")
     preserve: list[str] = Field([], description="files of prompts that must not change, beside the shipped ones")
     caption: str | None = Field(None, description="one caption for all pictures; null: their own, or one made of word and noun")
     resize: Resize = Field("crop", description="as in a recipe")
-    method: Method = Field("full", description="as in a recipe")
+    method: Method | None = Field(None, description="as in a recipe; null for the shipped recipe's")
     steps: int | None = Field(None, ge=1, le=limits.COUNT, description="optimizer steps; null for the shipped recipe's")
     threshold: float = Field(THRESHOLD, gt=0.0, lt=1.0, description="relative threshold of the null space")
     settings: list[str] = Field([], description="KEY=VALUE overrides of the recipe's keys, or of the config's")
@@ -100,7 +93,7 @@ class TeachRequest(Section):
     @property
     def kind(self) -> Kind:
         """What is decided for this kind of model."""
-        return TOY if self.model == "toy" else STABLE_DIFFUSION
+        return TOY if self.model == "toy" else PHOTOGRAPHS
 
     @property
     def subject(self) -> str:

@@ -50,11 +50,16 @@ def test_nothing_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["sdxl", str(ROOT / "tests/architectures/sdxl")])
-def test_a_model_that_does_not_train_has_no_recipe(model: str) -> None:
+def test_a_model_by_its_name_or_by_its_class(model: str) -> None:
     result = nullbooth("init", "new", "--model", model)
-    assert result.stdout.splitlines() == ["new/nullbooth.yaml", "new/prompts/knowledge_1000.txt"]
-    assert "no train.yaml: nullbooth train trains Stable Diffusion 1 and 2; " in result.stderr
+    assert result.stdout.splitlines() == ["new/nullbooth.yaml", "new/train.yaml", "new/prompts/knowledge_1000.txt"]
     assert ("is a StableDiffusionXLPipeline: the config sdxl fits it" in result.stderr) == (model != "sdxl")
+
+
+def test_a_model_that_does_not_train_has_no_recipe() -> None:
+    result = nullbooth("init", "new", "--model", "lcm")
+    assert result.stdout.splitlines() == ["new/nullbooth.yaml", "new/prompts/knowledge_1000.txt"]
+    assert "no train.yaml: nullbooth train cannot train a model like lcm; " in result.stderr
 
 
 def test_json(tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ import pytest
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.settings import captions
+from nullbooth_cli.settings.config import load_config
 from nullbooth_cli.settings.recipe import LearningRates, Recipe
 from nullbooth_cli.settings.schema import load_settings, validate
+from nullbooth_cli.settings.shipped import shipped
+from nullbooth_cli.settings.starter import RECIPES
 from tests.support.builders import ROOT
 
 
@@ -43,6 +46,8 @@ def test_settings_without_a_meaning(settings: dict[str, Any], message: str) -> N
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/train").glob("*.yaml")), ids=lambda path: path.name)
 def test_the_shipped_recipes_are_valid(path: Path) -> None:
     made = load_settings(Recipe, path)
-    assert made.store == {"toy": "runs/words.zarr", "sd15": "runs/sd15-words.zarr"}[path.stem]
+    assert made.store == {"toy": "runs/words.zarr", "sd35": "runs/sd3-words.zarr"}.get(path.stem, f"runs/{path.stem}-words.zarr")
+    [name] = {name for name, recipe in RECIPES.items() if recipe == f"train/{path.stem}"} - {"sd14", "sd21"}
+    assert made.model == load_config(shipped(name)).model
     if path.stem == "toy":
         assert len(captions.load_captions(made.instance_images)) == 20

@@ -20,7 +20,7 @@ from tests.support.builders import ROOT
 
 def test_every_file_has_a_name() -> None:
     assert configs() == ["toy", "flux", "lcm", "pixart", "sd14", "sd15", "sd21", "sd3", "sdxl"]
-    assert recipes() == ["train/sd15", "train/toy"]
+    assert recipes() == [f"train/{name}" for name in ("flux", "pixart", "sd15", "sd35", "sdxl", "toy")]
     assert prompt_files() == ["dog_prompts_1000.txt", "knowledge_1000.txt", "toy.txt", "toy_heldout.txt"]
     assert [shipped(name) for name in instances()] == [ROOT / "dataset/instances/toy", ROOT / "dataset/instances/toy_varied"]
     assert shipped("toy") == shipped("nullbooth") == ROOT / "configs/nullbooth.yaml"

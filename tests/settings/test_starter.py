@@ -30,7 +30,7 @@ def test_the_files_say_what_the_shipped_ones_say_from_inside_their_folder(
     assert config.model_copy(update=places) == own
     assert "Paths start at the folder that this file is in" in Path(CONFIG).read_text().split("\n\n")[0]
     assert Path(CONFIG).read_text().splitlines()[0] == shipped(name).read_text().splitlines()[0]
-    assert (RECIPE in start.files) == (name in ("toy", "sd14", "sd15", "sd21"))
+    assert (RECIPE in start.files) == (name != "lcm")
     if RECIPE in start.files:
         recipe = load_settings(Recipe, Path(RECIPE))
         assert (recipe.model, recipe.store, recipe.word) == (config.model, config.store, "sks")

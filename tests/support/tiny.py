@@ -68,8 +68,8 @@ def t5(dim: int = TEXT) -> T5EncoderModel:
     return T5EncoderModel(T5Config(vocab_size=128, d_model=dim, d_kv=8, d_ff=2 * dim, num_layers=1, num_heads=2))
 
 
-def vae(levels: int = 2) -> diffusers.AutoencoderKL:
-    """Images are 2^(levels - 1) times as large as latents."""
+def vae(levels: int = 2, shift: float | None = None) -> diffusers.AutoencoderKL:
+    """Images are 2^(levels - 1) times as large as latents; latents of flow matching are shifted."""
     return diffusers.AutoencoderKL(
         block_out_channels=(8,) * levels,
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -77,6 +77,7 @@ def vae(levels: int = 2) -> diffusers.AutoencoderKL:
         norm_num_groups=2,
         latent_channels=4,
         sample_size=16,
+        shift_factor=shift,
     )
 
 
@@ -174,7 +175,7 @@ def pixart() -> Any:
 
 def sd3(**changes: Any) -> Any:
     return diffusers.StableDiffusion3Pipeline(
-        vae=vae(),
+        vae=vae(shift=0.06),
         text_encoder=clip(TEXT, TEXT),
         text_encoder_2=clip(TEXT, TEXT),
         text_encoder_3=t5(64),
@@ -206,7 +207,7 @@ def sd35() -> Any:
 
 def flux() -> Any:
     return diffusers.FluxPipeline(
-        vae=vae(),
+        vae=vae(shift=0.06),
         text_encoder=clip(TEXT),
         tokenizer=clip_tokenizer(),
         text_encoder_2=t5(TEXT),

@@ -13,9 +13,11 @@ from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.schema import load_settings
 from nullbooth_cli.settings.shipped import configs, shipped
+from nullbooth_cli.settings.starter import RECIPES
 from nullbooth_cli.teaching import decide
 from nullbooth_cli.teaching.decide import Decision
 from nullbooth_cli.teaching.request import HELDOUT_EVERY
+from tests.support.builders import ROOT
 
 
 @pytest.fixture
@@ -123,7 +125,7 @@ def test_files_have_the_decision(tmp_path: Path) -> None:
 def test_edited_files_count(tmp_path: Path) -> None:
     decide.write(found(tmp_path / "out"))
     path = tmp_path / "out/train.yaml"
-    path.write_text(path.read_text().replace("learning_rate: 3.0e-03 ", "learning_rate: 0.25 ", 1))
+    path.write_text(path.read_text().replace("\nlearning_rate: 3.0e-03", "\nlearning_rate: 0.25", 1))
     assert found(tmp_path / "out").recipe.learning_rate == 0.25
 
 
@@ -166,10 +168,51 @@ def test_an_output_that_was_moved_is_used_where_it_is(tmp_path: Path) -> None:
     assert (again.is_new, again.config, again.recipe) == (False, moved.config, moved.recipe)
 
 
-@pytest.mark.parametrize("name", [name for name in configs() if name not in ("toy", "sd14", "sd15", "sd21")])
+@pytest.mark.parametrize("name", [name for name in configs() if name not in RECIPES])
 def test_names_of_models_that_cannot_be_trained_are_refused(tmp_path: Path, photos: str, name: str) -> None:
-    with pytest.raises(ModelError, match=f"^{name} needs more than a caption"):
+    with pytest.raises(ModelError, match=f"^{name} cannot be trained here"):
         found(tmp_path / "out", pictures=photos, model=name)
+
+
+ARCHITECTURES = ROOT / "tests/architectures"
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "toy"])
+def test_a_folder_starts_as_the_name_of_its_kind_does(tmp_path: Path, photos: str, name: str) -> None:
+    """By the class of its pipeline, whatever the folder is called."""
+    (tmp_path / "mine").symlink_to(ARCHITECTURES / name)
+    given = {"pictures": photos, "noun": "dog", "on_cpu": False}
+    named = found(tmp_path / "out", model=name, **given)
+    decision = found(tmp_path / "out", model=str(tmp_path / "mine"), **given)
+    assert decision.recipe.model == decision.config.model == str(tmp_path / "mine")
+    nearest = found(tmp_path / "out", model={"sd14": "sd15"}.get(name, name), **given)
+    for one, other in ((decision.recipe, nearest.recipe), (decision.config, nearest.config)):
+        assert one.model_copy(update={"model": other.model}) == other
+    shipped_recipe = load_settings(Recipe, shipped(RECIPES[name]))
+    follow = {"model", "store", "output", "instance_images", "instance_prompt", "validation_prompts", "resize"}
+    assert named.recipe.model_dump(exclude=follow) == shipped_recipe.model_dump(exclude=follow)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("sd15", "float32"), ("sdxl", "float32"), ("pixart", "float32"), ("sd3", "bfloat16"), ("flux", "bfloat16")],
+)
+def test_a_store_of_text_is_collected_in_float32(tmp_path: Path, photos: str, name: str, dtype: str) -> None:
+    config = found(tmp_path / "out", pictures=photos, noun="dog", model=name, on_cpu=False).config
+    assert config.dtype == dtype
+    assert config.collect.collect_features.chosen() == ("k", "v")
+
+
+def test_another_class_of_pipelines_is_refused_from_its_config_files(tmp_path: Path, photos: str) -> None:
+    for name, kind in (("lcm", "LatentConsistencyModelPipeline"),):
+        with pytest.raises(ModelError, match=f"^{kind} cannot be trained here"):
+            found(tmp_path / "out", pictures=photos, model=str(ARCHITECTURES / name))
+
+
+@pytest.mark.parametrize(("method", "expected"), [(None, "lora"), ("full", "full")])
+def test_the_recipe_of_a_large_model_trains_a_lora(tmp_path: Path, photos: str, method: str | None, expected: str) -> None:
+    given = {} if method is None else {"method": method}
+    assert found(tmp_path / "out", pictures=photos, noun="dog", model="flux", **given).recipe.method == expected
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.settings.schema import validate
-from nullbooth_cli.teaching.request import STABLE_DIFFUSION, TeachRequest
+from nullbooth_cli.teaching.request import PHOTOGRAPHS, TOY, TeachRequest
 from nullbooth_cli.toy import subject
 
 
@@ -21,15 +21,15 @@ def test_the_caption_is_made_of_word_and_class() -> None:
 
 
 def test_the_embedded_model_has_a_class() -> None:
-    assert request().kind.config == "toy"
+    assert request().kind.noun == TOY.noun == "circle"
     assert request().subject == "a photo of sks circle"
 
 
 def test_prompts_of_the_subject_are_scenes() -> None:
     dog = request(noun="dog", model="some/model")
-    assert dog.kind.config == "sd15"
+    assert dog.kind.scenes == PHOTOGRAPHS.scenes
     assert dog.subject_prompts[0] == "a photo of sks dog in a bucket"
-    assert len(set(dog.subject_prompts)) == len(STABLE_DIFFUSION.scenes)
+    assert len(set(dog.subject_prompts)) == len(PHOTOGRAPHS.scenes)
 
 
 def test_the_toy_is_asked_for_backgrounds_that_no_demo_picture_has() -> None:
