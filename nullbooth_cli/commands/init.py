@@ -16,6 +16,10 @@ def init(
         str,
         typer.Option("--model", metavar="MODEL", help="The name of a config, a pipeline folder, or a hub id."),
     ] = "toy",
+    ai_toolkit: Annotated[
+        str | None,
+        typer.Option("--ai-toolkit", metavar="FOLDER", help="Write only an extension of ai-toolkit, into its folder."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -41,6 +45,10 @@ def init(
     from nullbooth_cli.settings.starter import RECIPE, seen_from, starter, write_files
 
     terminal = Terminal(as_json=as_json, quiet=quiet)
+    if ai_toolkit is not None:
+        from nullbooth_cli.commands.init_ai_toolkit import init_ai_toolkit
+
+        return init_ai_toolkit(terminal, expanded(ai_toolkit), force=force)
     place = Path(expanded(folder))
     if model in configs():
         name, named = model, None

@@ -21,6 +21,14 @@ class InitAnswer(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExtensionAnswer(Document):
+    """The files of an extension that were written into another trainer's folder."""
+
+    folder: str
+    files: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportAnswer(Document):
     """The contents of the file at `path`: the `weights` of a safetensors file, or the `sites` of a stack of projectors."""
 

@@ -9,7 +9,7 @@ SHARED = "-c/--config -s/--store --set --json -q/--quiet -v/--verbose"
 STAGE = "--device --dry-run --force --yes"
 # Commands in the order of the help, with their arguments in capitals and the options beside the shared ones.
 FLAGS = {
-    "init": ("DIR --model --force --json -q/--quiet",),
+    "init": ("DIR --model --ai-toolkit --force --json -q/--quiet",),
     "teach": (
         "PICTURES -o/--output --word --class --model --preserve --caption --no-crop --lora --steps --set --push-to-hub --device",
         "--dry-run --json -q/--quiet -v/--verbose",
