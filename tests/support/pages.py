@@ -25,7 +25,13 @@ CALL = re.compile(r"""(?:^|[/ '"])nullbooth (\w+)((?:'[^']*'|"[^"]*"|[^|;&>#'"])
 # What a page names stands for something small: the model, of its class, and the settings that decide how long it takes.
 MODELS = {"sd15": "toy", "sdxl": "models/sdxl"}
 COUNTS = {"toy.txt": 8, "toy_heldout.txt": 2}
-QUICK = {"max_train_steps": 2, "checkpointing_steps": 2, "validation_inference_steps": 2, "mixed_precision": "no"}
+QUICK = {
+    "max_train_steps": 2,
+    "checkpointing_steps": 2,
+    "validation_inference_steps": 2,
+    "mixed_precision": "no",
+    "dtype": "float32",
+}
 
 
 def blocks(page: str, *languages: str) -> list[str]:
