@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from nullbooth_cli.teaching.teach import TeachReport, teach
     from nullbooth_cli.training.constraint import Constraint, ConstraintReport, constrain
     from nullbooth_cli.training.edit import EditReport, edit
+    from nullbooth_cli.training.refit import RefitReport, refit
 
 __version__ = "0.1.0"
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "OpenStore",
     "Progress",
     "Projector",
+    "RefitReport",
     "Rerun",
     "ResourceError",
     "Site",
@@ -69,6 +71,7 @@ __all__ = [
     "evaluate",
     "load_config",
     "open_store",
+    "refit",
     "run",
     "teach",
 ]
@@ -86,6 +89,7 @@ _MODULES = {
     "teaching.teach": ("TeachReport", "teach"),
     "training.constraint": ("Constraint", "ConstraintReport", "constrain"),
     "training.edit": ("EditReport", "edit"),
+    "training.refit": ("RefitReport", "refit"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

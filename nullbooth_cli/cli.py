@@ -23,6 +23,7 @@ from nullbooth_cli.commands.init import init
 from nullbooth_cli.commands.inspect import inspect
 from nullbooth_cli.commands.merge import merge
 from nullbooth_cli.commands.project import project
+from nullbooth_cli.commands.refit import refit
 from nullbooth_cli.commands.run import run
 from nullbooth_cli.commands.sample import sample
 from nullbooth_cli.commands.schedule import schedule
@@ -86,7 +87,7 @@ app = typer.Typer(
 )
 _COMMANDS = (
     *(init, teach, run, schedule, collect, covariance, project, inspect, status, doctor),
-    *(merge, export, import_, edit, train, evaluate, sample),
+    *(merge, export, import_, edit, train, refit, evaluate, sample),
 )
 for _command in _COMMANDS:
     app.command(_command.__name__.rstrip("_"))(_command)

@@ -1,4 +1,4 @@
-"""The answers of init, export and edit."""
+"""The answers of init, export, edit and refit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +8,8 @@ from nullbooth_cli.report.json_document import OPTIONAL, Document
 
 if TYPE_CHECKING:
     from nullbooth_cli.training.edit import EditedWeight
+    from nullbooth_cli.training.refit import RefitReport, RefittedWeight
+    from nullbooth_cli.training.refit_solution import Rung
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +52,28 @@ class EditAnswer(Document):
     weights: "Mapping[str, EditedWeight]"
     missing: float
     drift: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefitAnswer(Document):
+    """A refit, as its report has it; `output` is null if nothing was written."""
+
+    file: str
+    store: str
+    output: str | None
+    prompts: Sequence[str]
+    m: float
+    chosen: "Rung"
+    drift_before: float
+    largest_drift_before: float
+    ladder: "Sequence[Rung]"
+    weights: "Mapping[str, RefittedWeight]"
+    outside: Sequence[str]
+    text_encoders: Sequence[str]
+    dropped: bool
+    notes: Sequence[str]
+
+    @classmethod
+    def of(cls, report: "RefitReport") -> "RefitAnswer":
+        """The answer of a report."""
+        return cls(**vars(report))

@@ -30,6 +30,7 @@ FLAGS = {
     "import": ("FOLDER -c/--config -s/--store --set --json -q/--quiet",),
     "edit": (SHARED, "SOURCE_TARGET --device -o/--output --pairs --method --ridge --preserve"),
     "train": (SHARED, "--device --resume-with --finish --push-to-hub"),
+    "refit": (SHARED, "FILE --device -o/--output --prompts --word --m --outside --num-drawn --dry-run"),
     "evaluate": (
         SHARED,
         "EDITED --device --against --prompts --subject --subject-prompts --subject-images --instances --num-prompts",
