@@ -1,0 +1,129 @@
+"""The subjects of the study of refit: pictures that the embedded model cannot draw, made by code, each with an exact score.
+
+A circle and a square of two colours and a crescent have a word before their noun, and no colour of the backgrounds. The style is
+a black frame around drawings of the world.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from nullbooth_cli.toy import subject, world
+
+FRAME = 2  # pixels
+RADII = (8.5, 12.0)
+HALVES = (subject.LEFT, subject.RIGHT)
+STYLED = (("square", "pink"), ("star", "orange"), ("cross", "cyan"), ("triangle", "pink"))
+Picture = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """One subject: what it is, its word, and the noun after it."""
+
+    name: str
+    word: str
+    noun: str
+
+    def caption(self, background: str, word: str | None = None, number: int = 0) -> str:
+        """A caption with its word, or with another; a style names one of its things by `number`."""
+        thing = "{1} {0}".format(*styled(number)) if self.name == "style" else self.noun
+        return f"a {self.word if word is None else word} {thing} on a {background} background"
+
+    def draw(self, background: str, *, x: float, y: float, radius: float, number: int = 0) -> Picture:
+        """A picture, RGB in [0, 1], `[32, 32, 3]`."""
+        if self.name == "style":
+            shape, colour = styled(number)
+            made = world.draw(world.Drawing(shape, colour, background, x=x, y=y, radius=min(radius, 10.5)))
+            framed = np.broadcast_to(rgb("black"), made.shape).copy()
+            framed[FRAME:-FRAME, FRAME:-FRAME] = made[FRAME:-FRAME, FRAME:-FRAME]
+            return framed
+        shape = "square" if self.name == "square" else "circle"
+        plain = world.Drawing(shape, "pink", background, x=x, y=y, radius=radius)
+        if self.name == "crescent":
+            bitten = world.coverage("circle", x + 0.5 * radius, y, 0.8 * radius)
+            return np.asarray(world.draw(plain) * (1 - bitten[..., None]) + rgb(background) * bitten[..., None])
+        left, right = (world.draw(replace(plain, colour=colour)) for colour in HALVES)
+        cut = round(world.SIZE / 2 + x)
+        return np.concatenate([left[:, :cut], right[:, cut:]], axis=1)
+
+    def is_drawn(self, picture: Picture, background: str, number: int = 0) -> bool:
+        """Whether a picture shows all of the subject on this background, by the rules of `toy.subject.is_drawn`.
+
+        A crescent must overlap with its own template by more than 0.6, and by more than with any shape of the world. In the
+        style, the frame must be black and the rest must be read as the caption asks.
+        """
+        picture = np.asarray(picture, dtype=np.float64)
+        if self.name == "circle":
+            return subject.is_drawn(picture, background)
+        if self.name == "style":
+            within = picture[FRAME:-FRAME, FRAME:-FRAME]
+            edge = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+            read = world.read(np.pad(within, ((FRAME, FRAME), (FRAME, FRAME), (0, 0)), mode="edge"))
+            is_framed = world.nearest(np.median(edge, axis=0), tuple(world.RGB)) == "black" and edge.mean() < 0.2
+            return is_framed and (read.shape, read.colour, read.background) == (*styled(number), background)
+        border = np.median(np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]), axis=0)
+        mask = np.linalg.norm(picture - border, axis=-1) > subject.FAINTEST
+        if world.nearest(border, world.BACKGROUNDS) != background or not mask.any():
+            return False
+        if self.name == "crescent":
+            own = _overlap_with_crescent(mask)
+            is_shape = own > 0.6 and own > max(world.best_overlap(mask, shape) for shape in world.SHAPES)
+            return is_shape and _colours(picture, [mask]) == ["pink"]
+        if world.best_overlap(mask, "square") <= max(0.6, world.best_overlap(mask, "circle")):
+            return False
+        columns = np.arange(world.SIZE)
+        middle = np.average(columns, weights=mask.sum(axis=0))
+        return _colours(picture, [mask & (columns < middle - 1), mask & (columns > middle + 1)]) == list(HALVES)
+
+
+SUBJECTS = (
+    Taught("circle", "sks", "circle"),
+    Taught("square", "zwx", "square"),
+    Taught("crescent", "vht", "shape"),
+    Taught("style", "vht", ""),
+)
+
+
+def styled(number: int) -> tuple[str, str]:
+    """The (shape, colour) of a picture of the style: each is on every background in turn."""
+    return STYLED[(number + number // len(STYLED)) % len(STYLED)]
+
+
+def rgb(colour: str) -> Picture:
+    """A named colour, `[3]` in [0, 1]."""
+    return np.asarray(world.RGB[colour]) / 255.0
+
+
+def write_pictures(taught: Taught, folder: Path, backgrounds: Sequence[str], seed: int) -> None:
+    """A picture for each background, at random places and sizes, with captions in metadata.jsonl."""
+    folder.mkdir(parents=True)
+    rng, lines = np.random.default_rng(seed), []
+    for number, background in enumerate(backgrounds):
+        x, y = rng.uniform(-2.0, 2.0, size=2)
+        picture = taught.draw(background, x=x, y=y, radius=rng.uniform(*RADII), number=number)
+        Image.fromarray((picture * 255).round().astype(np.uint8)).save(folder / f"{number:02d}.png")
+        lines.append(json.dumps({"file_name": f"{number:02d}.png", "text": taught.caption(background, number=number)}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _colours(picture: Picture, parts: Sequence[NDArray[np.bool_]]) -> list[str | None]:
+    return [world.nearest(np.median(picture[part], axis=0), tuple(world.RGB)) if part.any() else None for part in parts]
+
+
+def _overlap_with_crescent(mask: NDArray[np.bool_]) -> float:
+    """The largest intersection over union of a mask with the crescent, over places and sizes about its bounding box."""
+    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
+    y, axis, best = (rows[0] + rows[-1] + 1) / 2, np.arange(world.SIZE) + 0.5, 0.0
+    for radius in (rows[-1] - rows[0] + 1) / 2 * np.linspace(0.85, 1.15, 7):
+        for x in columns[0] + radius + np.linspace(-1.5, 1.5, 7):
+            px, py = np.meshgrid((axis - x) / radius, (axis - y) / radius)
+            template = (np.hypot(px, py) <= 1) & (np.hypot(px - 0.5, py) > 0.8)
+            best = max(best, float((template & mask).sum() / (template | mask).sum()))
+    return best
