@@ -57,9 +57,9 @@ def test_a_dry_run_shows_the_ladder_and_writes_nothing(finished: tuple[Config, S
 
 def test_the_line_that_follows_measures_it(finished: tuple[Config, Store], lora: str, tmp_path: Path) -> None:
     output, url = str(tmp_path / "new.safetensors"), finished[1].url
-    shown = nullbooth("refit", lora, "--word", "zwx circle", "-s", url, "-o", output, "--device", "cpu")
+    shown = nullbooth("refit", lora, "--prompts", USED[0], "-s", url, "-o", output, "--device", "cpu")
     assert shown.exit_code == 0, shown.stderr
-    assert f"next: nullbooth evaluate {output} -s {url} --subject 'a photo of a zwx circle'" in shown.stderr
+    assert f"next: nullbooth evaluate {output} -s {url} --subject '{USED[0]}'" in shown.stderr
 
 
 @pytest.mark.parametrize(
