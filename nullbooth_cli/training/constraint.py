@@ -131,6 +131,12 @@ class Constraint:
             weight.check()
         self._releases = [release for weight in self._weights for release in weight.constrain()]
         self._is_applied = True
+        adapters: dict[TorchProjector, list[nn.Parameter]] = {}
+        for weight in self._weights:
+            adapters.setdefault(weight.projector, []).extend(weight.constrained_adapters())
+        for projector, rows in adapters.items():
+            if len(rows) > 1:
+                self._releases += _project_together(self._model, projector, rows)
 
     def report(self) -> ConstraintReport:
         """The state now: a parameter that was unfrozen after `constrain()`, or lost its constraint, is listed as unprotected."""
@@ -210,6 +216,15 @@ class Constraint:
             release()
         self._releases = []
         return costs
+
+
+def _project_together(model: nn.Module, projector: TorchProjector, rows: Sequence[nn.Parameter]) -> list[Callable[[], None]]:
+    """Let every forward of a model project the A of all adapters that share a projector at once; returns what undoes it."""
+    hooks = (
+        model.register_forward_pre_hook(lambda *_: projector.begin_forward(rows)),
+        model.register_forward_hook(lambda *_: projector.end_forward(), always_call=True),
+    )
+    return [hook.remove for hook in hooks]
 
 
 def _counts(others: Mapping[str, str]) -> str:

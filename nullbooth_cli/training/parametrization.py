@@ -10,8 +10,8 @@ Invariant: neither the start nor the factor of P is a buffer. `.to(float16)` wou
 send them to every process in every step, and each layer would get a factor of its own.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -25,10 +25,18 @@ ORIGINAL = "parametrizations.weight.original"  # torch's name of X inside the la
 TOLERANCE = 2.0**-8  # relative: twice what rounding to bfloat16 can move a weight
 
 
+class _Applied(NamedTuple):
+    """X as it was, and X P."""
+
+    rows: torch.Tensor
+    version: int
+    product: torch.Tensor
+
+
 class TorchProjector:
     """A projector that applies itself to tensors that train; it copies its factor once to each device and dtype.
 
-    Weights that share an input take one object. Memory: the factor `[D, F]` for each device and dtype.
+    Weights that share an input take one object, also in a copied model. Memory: the factor `[D, F]` for each device and dtype.
     """
 
     def __init__(self, projector: Projector) -> None:
@@ -36,6 +44,34 @@ class TorchProjector:
         self._is_complement = projector.is_complement
         self._host = torch.from_numpy(projector.factor)
         self._factors: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+        self._together: dict[int, _Applied] = {}
+        self._is_forward = False
+
+    def __deepcopy__(self, _: object) -> "TorchProjector":
+        return self
+
+    def begin_forward(self, every: Sequence[torch.Tensor]) -> None:
+        """Compute `rows @ P` of many small rows, each `[M, D]`, by one product; `of_weight` has their parts until `end_forward`.
+
+        One by one they keep a GPU waiting. Without gradients nothing happens: such a forward may come between another one and its
+        backward pass, in which gradient checkpointing reads the parts of that other one again.
+        """
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            products = self.apply(torch.cat([rows.flatten(1) for rows in every])).split([len(rows) for rows in every])
+            applied = (_Applied(rows, rows._version, part.view_as(rows)) for rows, part in zip(every, products, strict=True))
+            self._together, self._is_forward = {id(each.rows): each for each in applied}, True
+
+    def end_forward(self) -> None:
+        """From now on `of_weight` computes each by itself, but in backward passes."""
+        self._is_forward = False
+
+    def of_weight(self, rows: torch.Tensor) -> torch.Tensor:
+        """`rows @ P` as a layer uses it in a forward: its part, or by itself."""
+        found = self._together.get(id(rows))
+        is_current = found is not None and found.rows is rows and found.version == rows._version and torch.is_grad_enabled()
+        if found is not None and is_current and (self._is_forward or _is_backward()):
+            return found.product
+        return self.apply(rows, in_bfloat16=_is_rounded_next(rows))
 
     def apply(self, rows: torch.Tensor, *, in_bfloat16: bool = False) -> torch.Tensor:
         """`rows @ P` for `[M, D]`, in float32, or in float64 for rows of float64. Differentiable. Cost: 4 M D F operations.
@@ -56,6 +92,11 @@ class TorchProjector:
         """norm(rows - rows P) / norm(compared_with); 0 if nothing of the rows lies outside the null space."""
         outside = float(torch.linalg.norm(rows - self.apply(rows)))
         return outside / float(torch.linalg.norm(compared_with)) if outside else 0.0
+
+
+def _is_backward() -> bool:
+    """Whether autograd runs a backward pass in this thread, in which gradient checkpointing repeats parts of the forward."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _is_rounded_next(change: torch.Tensor) -> bool:
@@ -90,8 +131,8 @@ class ProjectedWeight(nn.Module):
 
     def forward(self, change: torch.Tensor) -> torch.Tensor:
         """start + X P from X, both `[M, D]` or `[M, D, 1, 1]`."""
-        applied = self.projector.apply(change, in_bfloat16=_is_rounded_next(change))
-        return (self._start(change.device) + applied).to(change.dtype)
+        applied = self.projector.of_weight(change)
+        return (applied if self.start is None else self._start(change.device) + applied).to(change.dtype)
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
         """X of a weight, both of its shape; torch calls it when the parametrization is registered."""

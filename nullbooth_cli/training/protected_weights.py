@@ -79,6 +79,10 @@ class ProtectedWeight:
         """The parameters that act within the null space now."""
         return [trained_parameter(module) for module in self._modules() if holds_constraint(module)]
 
+    def constrained_adapters(self) -> list[nn.Parameter]:
+        """The lora_A among them."""
+        return [trained_parameter(module) for module in self._modules() if module is not self.linear and holds_constraint(module)]
+
     def _modules(self) -> list[nn.Module]:
         # An adapter that was deleted since is not there any more.
         present = [self.lora.lora_A[adapter] for adapter in self.adapters if adapter in self.lora.lora_A]
