@@ -66,7 +66,11 @@ class Recipe(Section):
         None, ge=1, le=limits.PIXELS, description="pixels of the shorter side of a picture; null for the model's own size"
     )
     method: Method = Field("full", description="full: the weights themselves; lora: adapters, made by PEFT")
-    features: list[Feature] = Field(["k", "v"], description="which projections of the cross-attention layers are trained")
+    features: list[Feature] = Field(
+        ["k", "v"],
+        description="which projections of the layers that attend to text are trained; in SD3 and Flux k is to_k and add_k_proj, of "
+        "picture and prompt, and so on",
+    )
     linear_layers: list[str] = Field(
         [],
         description="linear layers that are trained beside those: attn1, ff_in, ff_out, proj_in, proj_out, modulation, all, or "
