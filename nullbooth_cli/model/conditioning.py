@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from nullbooth_cli.errors import ModelError
+from nullbooth_cli.model.families import training_scheduler
 from nullbooth_cli.model.hooks import StopDenoising
 from nullbooth_cli.model.latents import size_settings
 from nullbooth_cli.model.load import denoiser_of
@@ -85,8 +86,7 @@ def capture(
 
     Differentiable if anything that the pipeline computes it with trains. An argument has a row for each caption if its shape
     differs for another number of captions; `like`, from the same pipeline, says so without the second call. Raises ModelError for
-    a pipeline that runs its denoiser on more rows than there are captions. The scheduler is left with one step. Cost: the text
-    encoders, twice without `like`.
+    a pipeline that runs its denoiser on more rows than there are captions. Cost: the text encoders, twice without `like`.
     """
     found = _call(pipe, captions, size, guidance)
     if like is not None:
@@ -114,7 +114,8 @@ def _call(pipe: LatentPipeline, captions: Sequence[str], size: Size, guidance: f
         raise StopDenoising
 
     call = inspect.unwrap(type(pipe).__call__)  # diffusers' own has no gradients
-    handle = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
+    handle, scheduler = denoiser.register_forward_pre_hook(keep, with_kwargs=True), pipe.scheduler
+    pipe.scheduler = training_scheduler(pipe)  # the pipeline's own may be set to the steps of a store
     try:
         with quiet_libraries():  # it warns of a text that is too long at each call
             call(
@@ -130,6 +131,7 @@ def _call(pipe: LatentPipeline, captions: Sequence[str], size: Size, guidance: f
         pass
     finally:
         handle.remove()
+        pipe.scheduler = scheduler
         pipe.maybe_free_model_hooks()
     taken = {name: value for name, value in found.items() if name not in (order[0], "timestep")}
     return {

@@ -18,7 +18,7 @@ from torch import nn
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.conditioning import Conditioning
-from nullbooth_cli.model.families import PREDICTIONS, Family, family_of, untrainable
+from nullbooth_cli.model.families import PREDICTIONS, Family, family_of, training_scheduler, untrainable
 from nullbooth_cli.model.latents import pack_latents
 from nullbooth_cli.model.protocols import LatentPipeline
 from nullbooth_cli.settings.recipe import Density
@@ -36,8 +36,7 @@ class Noising:
 class NoiseProcess:
     """How noise is mixed into latents, and what the denoiser is to predict of them.
 
-    `scheduler` is a DDPMScheduler or a FlowMatchEulerDiscreteScheduler with the pipeline's settings, freshly built: one that has
-    drawn has the sigmas of that picture, and the sigmas of training are those of the constructor.
+    `scheduler` is a `training_scheduler`.
     """
 
     pipe: LatentPipeline
@@ -51,11 +50,7 @@ class NoiseProcess:
 
         Raises ModelError for a pipeline that cannot be trained here, ConfigError for a density that the process does not have.
         """
-        import diffusers
-
-        family = family_of(type(pipe).__name__)
-        made = diffusers.DDPMScheduler if family.noise == "ddpm" else diffusers.FlowMatchEulerDiscreteScheduler
-        scheduler = made.from_config(pipe.scheduler.config)
+        family, scheduler = family_of(type(pipe).__name__), training_scheduler(pipe)
         if family.noise == "ddpm" and scheduler.config.prediction_type not in PREDICTIONS:
             raise untrainable(
                 type(pipe).__name__, f"it predicts {scheduler.config.prediction_type}, not {' or '.join(PREDICTIONS)}"

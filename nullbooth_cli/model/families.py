@@ -7,11 +7,14 @@ This is what no call of a pipeline tells. What its denoiser receives beside late
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nullbooth_cli.errors import ModelError
 from nullbooth_cli.model.pipeline_folder import read_json, read_pipeline_folder
 from nullbooth_cli.settings.recipe import Density
+
+if TYPE_CHECKING:
+    from nullbooth_cli.model.protocols import LatentPipeline
 
 PREDICTIONS = ("epsilon", "v_prediction")  # of a denoiser of the process ddpm
 
@@ -56,6 +59,19 @@ def family_of(pipeline_class: str) -> Family:
     if pipeline_class not in FAMILIES:
         raise untrainable(pipeline_class)
     return FAMILIES[pipeline_class]
+
+
+def training_scheduler(pipe: "LatentPipeline") -> Any:
+    """A DDPMScheduler or a FlowMatchEulerDiscreteScheduler with the settings of a pipeline's scheduler, freshly built.
+
+    One that has drawn has the sigmas of that picture; the sigmas of training are those of the constructor. Raises ModelError as
+    `family_of` does.
+    """
+    import diffusers
+
+    is_flow = family_of(type(pipe).__name__).noise == "flow"
+    made = diffusers.FlowMatchEulerDiscreteScheduler if is_flow else diffusers.DDPMScheduler
+    return made.from_config(pipe.scheduler.config)
 
 
 def untrainable(name: str, why: str | None = None) -> ModelError:

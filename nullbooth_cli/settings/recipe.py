@@ -68,8 +68,8 @@ class Recipe(Section):
     method: Method = Field("full", description="full: the weights themselves; lora: adapters, made by PEFT")
     features: list[Feature] = Field(
         ["k", "v"],
-        description="which projections of the layers that attend to text are trained; in SD3 and Flux k is to_k and add_k_proj, of "
-        "picture and prompt, and so on",
+        description="which projections of the layers that attend to text are trained; in SD3 and Flux k is to_k and add_k_proj, "
+        "of picture and prompt, and so on",
     )
     linear_layers: list[str] = Field(
         [],

@@ -1,5 +1,6 @@
 """What a denoiser receives, captured from a call of its pipeline."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -96,6 +97,22 @@ def test_a_trained_embedding_gets_a_gradient(name: str) -> None:
 def test_a_denoiser_that_runs_on_more_rows_is_refused() -> None:
     with pytest.raises(ModelError, match="StableDiffusionPipeline gives its denoiser 4 rows of encoder_hidden_states for 2"):
         capture(made("sd1"), ["a", "b"], size=(16, 16), guidance=7.5)
+
+
+@pytest.mark.parametrize("name", ["sd1", "flux"])
+def test_a_schedule_of_a_store_stays(name: str) -> None:
+    """The scheduler of an evaluation walks the stored steps, and refuses any other number."""
+    pipe = made(name)
+    first = captured(pipe, ["a"])
+    pipe.scheduler = scheduler = copy.deepcopy(pipe.scheduler)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("its steps are set")
+
+    scheduler.set_timesteps = refuse
+    found = captured(pipe, ["a"])
+    assert pipe.scheduler is scheduler
+    assert all(torch.equal(tensor, first.by_row[key]) for key, tensor in found.by_row.items())
 
 
 def test_no_hook_is_left_and_the_weights_stay() -> None:
