@@ -28,6 +28,7 @@ from nullbooth_cli.training import dreambooth, setup
 from tests.support import tiny
 from tests.support.builders import execute, small_config
 from tests.support.pictures import photos
+from tests.support.tiny_dreambooth import DISTILLED
 
 METHODS = ("full", "lora")
 THRESHOLD = 1e-12
@@ -196,11 +197,12 @@ def test_a_run_resumes_as_if_it_had_not_stopped(tmp_path: Path, collected: Any, 
 def test_class_and_validation_pictures(tmp_path: Path, collected: Any, name: str) -> None:
     """Flux packs the latents that it draws, and PixArt would draw a size that it knows."""
     source = collected(name)
-    settings = {"class_prompts": ["a b"], "class_images": 2, "prior": "distill", "validation_prompts": ["a sks"]}
+    settings = {**DISTILLED, "class_prompts": ["a b"], "class_images": 2, "validation_prompts": ["a sks"]}
     steps = {"max_train_steps": 1, "checkpointing_steps": 1, "validation_inference_steps": 2}
     ready = setup.set_up(recipe_of(name, source, tmp_path / "out", **settings, **steps), "cpu")
-    assert ready.prior is not None
-    assert {each.shape for each in ready.prior.latents} == {each.shape for each in ready.subject.latents}
+    assert ready.distillation is not None
+    assert ready.distillation.pictures is not None
+    assert {each.shape for each in ready.distillation.pictures.latents} == {each.shape for each in ready.subject.latents}
     for _ in dreambooth.train(ready):
         pass
     assert (tmp_path / "out/validation/000001_0.png").exists()

@@ -15,7 +15,7 @@ from nullbooth_cli.store import Store
 from nullbooth_cli.training import dreambooth, precision, setup
 from nullbooth_cli.training.placement import helpers_of
 from tests.support import tiny
-from tests.support.tiny_dreambooth import CLASS_PROMPTS, recipe, run, weights
+from tests.support.tiny_dreambooth import CLASS_PROMPTS, DISTILLED, recipe, run, weights
 
 HALF = {"dtype": "bfloat16", "mixed_precision": "bf16"}
 FAMILIES = ("sd2", "sdxl", "sd3", "flux", "pixart")
@@ -80,10 +80,10 @@ def test_a_run_resumes_only_in_its_dtype(tmp_path: Path) -> None:
 
 
 def test_the_class_is_drawn_and_distilled_in_half_precision(tmp_path: Path) -> None:
-    settings = {"class_prompts": CLASS_PROMPTS, "class_images": 2, "prior": "distill", "max_train_steps": 1}
+    settings = {**DISTILLED, "class_prompts": CLASS_PROMPTS, "class_images": 2, "max_train_steps": 1}
     ready = setup.set_up(recipe(tmp_path, **settings, **HALF), "cpu")
-    assert ready.prior is not None
-    assert {latents.dtype for latents in ready.prior.latents} == {torch.float32}
-    assert ready.teacher is not None
-    assert {parameter.dtype for parameter in ready.teacher.parameters()} == {torch.bfloat16}
+    assert ready.prior is None
+    assert ready.distillation is not None
+    assert ready.distillation.pictures is not None
+    assert {latents.dtype for latents in ready.distillation.pictures.latents} == {torch.float32}
     assert np.isfinite(dreambooth._prepared(ready).step(0))
