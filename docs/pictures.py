@@ -14,6 +14,7 @@ STORE, WORDS = "runs/pictures.zarr", "runs/pictures-words.zarr"
 CHOSEN = ("leakage", "evolution", "timesteps-q", "similarity-layers", "distribution")
 SITE = "up_blocks.1.attentions.0.transformer_blocks.0.attn2.q"
 PROMPT = "a red circle on a blue background"
+BACKGROUNDS = ("red", "green", "blue", "yellow", "purple", "white", "black", "gray")
 
 
 def nullbooth(*arguments: str) -> None:
@@ -40,6 +41,24 @@ def main() -> None:
         nullbooth("evaluate", constrained, "--against", free, *arguments, "--html", str(folder / "evaluation.html"))
         photograph(folder / "evaluation.html", IMAGES / "evaluation.png")
         draw_taught(constrained, free, IMAGES / "taught.png")
+        draw_refitted(folder, IMAGES / "refit.png")
+
+
+def draw_refitted(folder: Path, picture: Path) -> None:
+    """A sheet: the untouched model, a LoRA that was trained freely, and the same refitted."""
+    lora, refitted, used = "runs/free-lora", "runs/refitted-lora", folder / "used.txt"
+    shutil.rmtree(refitted, ignore_errors=True)
+    changes = ("store=null", "method=lora", "rank=4", "learning_rate=3e-3", "max_train_steps=300", f"output={lora}")
+    nullbooth("train", "-c", "configs/train/toy.yaml", *(word for setting in changes for word in ("--set", setting)))
+    used.write_text("".join(f"a <sks> circle on a {background} background\n" for background in BACKGROUNDS))
+    nullbooth("refit", lora, "--prompts", str(used), "-s", WORDS, "-o", refitted)
+    prompts = (
+        "a <sks> circle on a green background",
+        "a purple cross on a white background",
+        "a blue ring on a yellow background",
+    )
+    sizes = ("--seeds", "3", "--steps", "25", "--guidance", "4", "-o", str(picture))
+    nullbooth("sample", lora, *prompts, "--with-base", "--compare", refitted, *sizes)
 
 
 def teach() -> tuple[str, str]:
