@@ -162,9 +162,11 @@ def _configs(file: AdapterFile, metadata: Mapping[str, str]) -> Mapping[str, Any
         require_adapter_alone(file.peft, found)
         return found
     try:
-        configs: Mapping[str, Any] = json.loads(metadata.get(_OF_DIFFUSERS, "{}"))
+        configs = json.loads(metadata.get(_OF_DIFFUSERS, "{}"))
     except ValueError as error:
         raise ConfigError(f"{file.path}: {_OF_DIFFUSERS} in its metadata is no JSON: {error}", "save it again") from error
+    if not isinstance(configs, dict):
+        raise ConfigError(f"{file.path}: {_OF_DIFFUSERS} in its metadata is no mapping", "save it again")
     return configs
 
 
@@ -175,6 +177,8 @@ def _by_module(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, dic
     for key in tensors:
         if split := lora_kinds.split_key(key):
             found.setdefault(split[0], {})[split[1]] = key
+    if not tensors:
+        raise ConfigError(f"{path} has no tensor", "name a file of LoRA weights")
     for keys in found.values():
         if lora_kinds.kind_of({role: tensors[key] for role, key in keys.items()}) is None:
             unknown += keys.values()
@@ -208,10 +212,7 @@ def _module(
         tensors=tensors,
         keys=keys,
     )
-    if kind in ("lora", "full"):
-        if (size := lora_kinds.size_of(kind, tensors)) is None:
-            raise ConfigError(f"the two matrices of {name} have different ranks", "save the LoRA again")
-        module.require_size(size)
+    module.require_whole()
     return module
 
 
@@ -225,13 +226,18 @@ def _scale(kind: str, tensors: lora_kinds.Tensors, config: Mapping[str, Any], pa
     """alpha over rank: of the tensor beside the others, or of a config of PEFT; 1 without either."""
     rank = lora_kinds.rank_of(kind, tensors)
     if "alpha" in tensors:
+        if (values := tensors["alpha"].numel()) != 1:
+            raise ConfigError(f"the alpha of {path} has {values} values, not one", "save the LoRA again")
         return float(tensors["alpha"]) / rank if rank else 1.0
     alpha = config.get("lora_alpha", config.get("alpha"))
     if alpha is None:
         return 1.0
-    alpha = _by_pattern(config.get("alpha_pattern"), path, alpha)
-    rank = _by_pattern(config.get("rank_pattern"), path, config["r"])
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    try:
+        alpha = float(_by_pattern(config.get("alpha_pattern"), path, alpha))
+        rank = float(_by_pattern(config.get("rank_pattern"), path, config["r"]))
+        return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, re.error) as error:
+        raise ConfigError(f"the config of PEFT for {path} has no rank and alpha: {error!r}", "save the LoRA again") from error
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, path: str, otherwise: Any) -> Any:

@@ -72,15 +72,21 @@ def rank_of(kind: str, tensors: Tensors) -> int | None:
     return len(found[0]) if found else None
 
 
-def size_of(kind: str, tensors: Tensors) -> tuple[int, int] | None:
-    """The size `[M, D]` of the change of a lora or a full one; None for pairs that do not fit, and for other kinds."""
-    if kind == "full":
-        m, d = tensors["diff"].flatten(1).shape
-        return m, d
-    up, down, mid = (tensors.get(role) for role in ("up", "down", "mid"))
-    if up is None or down is None or up.flatten(1).shape[1] != len(down if mid is None else mid):
+def size_of(kind: str, tensors: Tensors, base: tuple[int, int]) -> tuple[int, int] | None:
+    """The size `[M, D]` of the change of a module, from shapes alone; None for tensors that do not fit each other.
+
+    `base` is the size of W0, for kinds and magnitudes that rescale it.
+    """
+    of = {role: tensor if role == "on_input" else tensor.to("meta") for role, tensor in tensors.items()}
+    w0 = torch.empty(base, device="meta")
+    try:
+        made = change_of(kind, of, 1.0, w0)
+        if (magnitudes := magnitudes_of(of)) is not None:
+            rescaled(w0 + made, magnitudes)
+    except (RuntimeError, ZeroDivisionError):
         return None
-    return len(up), down.flatten(1).shape[1] * (1 if mid is None else mid[0, 0].numel())
+    m, d = made.shape
+    return (m, d) if "bias" not in of or of["bias"].numel() == m else None
 
 
 def change_of(kind: str, tensors: Tensors, scale: float, base: torch.Tensor | None = None) -> torch.Tensor:

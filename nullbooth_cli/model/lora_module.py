@@ -79,6 +79,16 @@ class LoraModule:
         if self.shape is not None and found != (size := (self.shape[0], prod(self.shape[1:]))):
             raise ConfigError(f"{self.name} changes a weight of {list(found)}, and the base has {list(size)} there", OTHER_BASE)
 
+    def require_whole(self) -> None:
+        """Raise ConfigError unless its tensors fit each other and its weights. Cost: their shapes."""
+        if not self.is_measurable or (self.shape is None and self.needs_base):
+            return
+        size = (0, 0) if self.shape is None else (self.shape[0], prod(self.shape[1:]))
+        found = lora_kinds.size_of(self._plain_kind, self.tensors, size)
+        if found is None:
+            raise ConfigError(f"the tensors of {self.name} do not fit each other", "save the LoRA again")
+        self.require_size(found)
+
     def mapped(self, matrix: Matrix, *, drop_magnitudes: bool) -> dict[str, torch.Tensor]:
         """Its tensors, by their keys in a file, after the change became dW M; `matrix` is M `[D, D]`, or a number.
 

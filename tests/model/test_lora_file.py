@@ -239,7 +239,7 @@ ONE_PAIR = kohya_pair("lora_unet_mid_block_attentions_0_transformer_blocks_0_att
         (kohya_pair("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_q", (64, 32)), r"\[64, 32\].*\[64, 64\]"),
         (ONE_PAIR | {"unet.conv_in.weight": torch.zeros(4)}, "1 tensor of its 4 is no part of one: unet.conv_in.weight"),
         ({key: value for key, value in ONE_PAIR.items() if "up" not in key}, "2 tensors of its 2 are no part of one"),
-        (ONE_PAIR | {key: torch.zeros(64, 3) for key in ONE_PAIR if "up" in key}, "have different ranks"),
+        (ONE_PAIR | {key: torch.zeros(64, 3) for key in ONE_PAIR if "up" in key}, "do not fit each other"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, tensors: Tensors, problem: str) -> None:

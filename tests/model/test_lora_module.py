@@ -1,5 +1,6 @@
 """A module of a LoRA file after its change dW became dW M: in its own form, as a plain LoRA, or refused."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,51 @@ def test_what_has_no_form(tmp_path: Path, tensors: dict[str, torch.Tensor], prob
 
 
 def test_a_change_of_another_size_than_the_base(tmp_path: Path) -> None:
-    file = file_of(tmp_path, tensors_of("loha", LINEAR), (12, 9))
     with pytest.raises(ConfigError, match=r"changes a weight of \[12, 8\], and the base has \[12, 9\] there"):
-        file.modules[0].change()
+        file_of(tmp_path, tensors_of("loha", LINEAR), (12, 9))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("loha", {"hada_w2_a": (13, 2)}),
+        ("loha", {"hada_w1_a": (12, 3)}),
+        ("lora", {"lora_up.weight": (12, 3)}),
+        ("lora", {"dora_scale": (7, 1)}),
+        ("lora", {"diff_b": (13,)}),
+        ("ia3", {"weight": (7,), "on_input": ()}),
+        ("glora", {"a1.weight": (2, 8), "a2.weight": (8, 2), "b1.weight": (2, 8), "b2.weight": (12, 2)}),
+        ("lokr", {"lokr_w1": (4, 4), "lokr_w2_a": (3, 3), "lokr_w2_b": (2, 2)}),
+    ],
+)
+def test_tensors_that_do_not_fit_each_other(tmp_path: Path, kind: str, changes: dict[str, tuple[int, ...]]) -> None:
+    changed = {f"{NAME}.{ending}": torch.ones(shape) for ending, shape in changes.items()}
+    with pytest.raises(ConfigError, match=f"the tensors of {NAME} do not fit each other"):
+        file_of(tmp_path, (tensors_of(kind, LINEAR) if kind in ("lora", "loha") else {}) | changed, LINEAR)
+
+
+def test_an_alpha_of_several_values(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"the alpha of {NAME.removeprefix('lora_unet_')} has 2 values"):
+        file_of(tmp_path, tensors_of("lora", LINEAR) | {f"{NAME}.alpha": torch.ones(2)}, LINEAR)
+
+
+def test_a_file_without_tensors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no tensor"):
+        file_of(tmp_path, {}, LINEAR)
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ([1], "is no mapping"),
+        ({"unet.lora_alpha": 4}, "has no rank and alpha: KeyError"),
+        ({"unet.lora_alpha": "x", "unet.r": 2}, "has no rank and alpha: ValueError"),
+        ({"unet.lora_alpha": 4, "unet.r": 0}, "has no rank and alpha: ZeroDivisionError"),
+        ({"unet.lora_alpha": 4, "unet.r": 2, "unet.alpha_pattern": [1]}, "has no rank and alpha: AttributeError"),
+    ],
+)
+def test_a_config_of_peft_without_meaning(tmp_path: Path, config: object, problem: str) -> None:
+    tensors = {key: value for key, value in tensors_of("lora", LINEAR, "unet.mid_block.x").items() if "alpha" not in key}
+    save_file(tensors, tmp_path / "a.safetensors", metadata={"lora_adapter_metadata": json.dumps(config)})
+    with pytest.raises(ConfigError, match=problem):
+        LoraFile.read(tmp_path / "a.safetensors", "StableDiffusionPipeline", {"mid_block.x.weight": LINEAR})
