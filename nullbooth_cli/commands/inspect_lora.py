@@ -1,10 +1,11 @@
-"""`nullbooth inspect --lora`: what finished LoRAs do to the preserved prompts of a store, module by module."""
+"""`nullbooth inspect --lora`: what finished LoRAs and trained weights do to the preserved prompts of a store, by module."""
 
 import csv
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nullbooth_cli.commands import next_command
 from nullbooth_cli.commands.session import Session
 from nullbooth_cli.commands.tables import table
 
@@ -28,6 +29,10 @@ def answer_loras(session: Session, files: list[str], *, device: str | None, as_c
         session.terminal.text(_csv(found))
     else:
         session.terminal.answer(LoraDocument(store=session.url, loras=tuple(found)), _draw)
+        worst = max(found, key=lambda each: each.largest_drift or 0)
+        session.terminal.next(
+            *next_command.after_lora(worst.path, session.options, helps=worst.measured > 0 and not worst.is_good)
+        )
 
 
 def _draw(document: "LoraDocument") -> list[Any]:

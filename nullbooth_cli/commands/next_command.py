@@ -1,4 +1,7 @@
-"""The commands that a person would type next, as lines that can be pasted. RECIPE and VALUE stand for what only they know."""
+"""The commands that a person would type next, as lines that can be pasted.
+
+RECIPE, VALUE, PROMPT and REFITTED stand for what only they know.
+"""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -65,6 +68,12 @@ def of_the_new_store(place: str, overrides: Sequence[str]) -> str:
 def measure(edited: str, options: Sequence[str], subject: str) -> str:
     """What an edited model forgot and learned."""
     return _command("evaluate", edited, *options, "--subject", subject)
+
+
+def after_lora(file: str, options: Sequence[str], *, helps: bool) -> list[str]:
+    """A refit of a finished change, if it `helps`, and what shows it in pictures."""
+    refit = _command("refit", file, *options, "--prompts", "PROMPT", "-o", "REFITTED")
+    return [*([refit] if helps else []), measure(file, options, "PROMPT")]
 
 
 def finish(output: str, step: int) -> str:

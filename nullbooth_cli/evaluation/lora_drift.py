@@ -25,7 +25,9 @@ from nullbooth_cli.model.base_weights import BaseWeights
 from nullbooth_cli.model.lora_file import DENOISER, LoraFile
 from nullbooth_cli.model.lora_module import LoraModule
 from nullbooth_cli.model.lora_targets import recorded_by
-from nullbooth_cli.model.trained_files import locate
+from nullbooth_cli.model.sources import PIPELINE_INDEX
+from nullbooth_cli.model.trained_files import TrainedFiles, locate
+from nullbooth_cli.model.whole_change import weights_of_denoiser_file, whole_changes
 from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.pooling import moment_of, pooled
 from nullbooth_cli.nullspace.projector import Projector, relative_drift
@@ -79,18 +81,18 @@ class LoraDrift:
 
 
 def measure(store: Store, path: Path, base: BaseWeights, *, allow_pickle: bool = False) -> LoraDrift:
-    """Measure a LoRA file, a folder with one, or the output of a training run with `method: lora`.
+    """Measure a LoRA file, a folder with one, or what a training run wrote: a LoRA, or weights of the denoiser.
 
-    Raises ConfigError for what is no LoRA of this base, for a base that is not the one that was collected from, and for
+    Raises ConfigError for what is no change of this base, for a base that is not the one that was collected from, and for
     per-timestep projectors. Cost: one read of the file, and of the moments, eigenvectors and weights of the modules that the
     store has; some products of [M, D] and [D, D] for each.
     """
     require_pooled(store)
-    file = LoraFile.read(locate(path.expanduser()).path, base.pipeline_class, base.shapes, allow_pickle=allow_pickle)
+    changed = _modules(path.expanduser(), base, allow_pickle=allow_pickle)
     sites = {weight: site for site in store.sites for weight in site.weights}
     found: dict[str, ModuleDrift] = {}
     fed: dict[Site, list[LoraModule]] = {}
-    for module in file.modules:
+    for module in changed:
         site = next((sites[weight] for weight in module.weights if weight in sites), None)
         if site is not None and module.is_measurable:
             fed.setdefault(site, []).append(module)
@@ -99,7 +101,24 @@ def measure(store: Store, path: Path, base: BaseWeights, *, allow_pickle: bool =
     for site, modules in fed.items():
         inputs = _Inputs.read(store, site)
         found |= {module.name: _measured(module, inputs, _base_of(module, store, base)) for module in modules}
-    return _summary(str(path), [found[module.name] for module in file.modules], file)
+    return _summary(str(path), [found[module.name] for module in changed], base)
+
+
+def _modules(place: Path, base: BaseWeights, *, allow_pickle: bool) -> tuple[LoraModule, ...]:
+    """The modules of a finished change: of a LoRA, of trained weights, or of a whole pipeline."""
+    if not place.exists():
+        raise ConfigError(f"nothing at {place}", "name a LoRA or the output of a training run; its drift is measured at scale 1")
+    path = locate(place).path
+    if (path / PIPELINE_INDEX).is_file():
+        if (trained := BaseWeights.in_folder(path, variant=None)) is None:
+            raise ConfigError(f"{path} has no safetensors files of its denoiser", "save the pipeline again, as safetensors")
+        return whole_changes(trained, base, path)
+    files = TrainedFiles.find(path)
+    if files is not None and files.denoiser is not None:
+        return whole_changes(weights_of_denoiser_file(files.denoiser, base), base, files.denoiser)
+    if files is not None and files.adapter is not None:  # a word may be beside it
+        path = files.adapter.path
+    return LoraFile.read(path, base.pipeline_class, base.shapes, allow_pickle=allow_pickle).modules
 
 
 @dataclass(frozen=True)
@@ -168,15 +187,14 @@ def _not_measured(module: LoraModule, site: Site | None) -> ModuleDrift:
     )
 
 
-def _summary(path: str, modules: Sequence[ModuleDrift], file: LoraFile) -> LoraDrift:
+def _summary(path: str, modules: Sequence[ModuleDrift], base: BaseWeights) -> LoraDrift:
     measured = [module for module in modules if module.drift is not None]
     heldout = [module.heldout_drift for module in measured if module.heldout_drift is not None]
     largest = max((module.drift for module in measured if module.drift is not None), key=_nan_last, default=None)
     total = sum(module.norm**2 for module in measured if module.norm)
     inside = sum(module.inside * module.norm**2 for module in measured if module.norm and module.inside is not None)
-    shapes = {module.name: module.shape or () for module in file.modules}
     outside = Counter(
-        recorded_by(module.weights[0], shapes[module.module], file.pipeline_class)
+        recorded_by(module.weights[0], base.shapes[module.weights[0]], base.pipeline_class)
         for module in modules
         if module.part == DENOISER and module.site is None
     )

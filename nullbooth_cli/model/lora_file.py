@@ -234,8 +234,8 @@ def _scale(kind: str, tensors: lora_kinds.Tensors, config: Mapping[str, Any], pa
         return 1.0
     try:
         alpha = float(_by_pattern(config.get("alpha_pattern"), path, alpha))
-        rank = float(_by_pattern(config.get("rank_pattern"), path, config["r"]))
-        return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        divisor = float(_by_pattern(config.get("rank_pattern"), path, config["r"]))
+        return alpha / (math.sqrt(divisor) if config.get("use_rslora") else divisor)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, re.error) as error:
         raise ConfigError(f"the config of PEFT for {path} has no rank and alpha: {error!r}", "save the LoRA again") from error
 

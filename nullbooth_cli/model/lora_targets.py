@@ -16,6 +16,7 @@ from nullbooth_cli.model.kohya_names import PIPELINES, kohya_modules
 from nullbooth_cli.model.projections import ATTN1, SHORTHANDS
 
 CONVOLUTION = "convolution"  # of several pixels, which nothing records
+NORM = "norm"  # or another parameter that multiplies no vector of inputs
 _SELF_ATTENTION = ("StableDiffusion3Pipeline",)  # pipelines whose attn2 does not see the text
 _JOINT = tuple(f"attn.{name}" for name in ATTENTION_FEATURES)
 _OF_DIFFUSERS = {
@@ -30,8 +31,11 @@ Modules = tuple[tuple[str, ...], ...]
 def recorded_by(weight: str, shape: tuple[int, ...], pipeline_class: str) -> str:
     """What records the input of a weight: a word of `linear_layers`, a feature of attention to text (`attn2 k`), or nothing yet.
 
-    `shape` is that of the weight. "convolution" is one of several pixels; "linear" any map that has no word, only its name.
+    `shape` is that of the weight. "convolution" is one of several pixels, "norm" a parameter that is no linear map; "linear" any
+    map that has no word, only its name.
     """
+    if len(shape) < 2 or not weight.endswith(".weight"):
+        return NORM
     layer, feature = split_weight(weight)
     if prod(shape[2:]) > 1:
         return CONVOLUTION

@@ -28,7 +28,7 @@ def lora_lines(lora: LoraDrift) -> Iterator[str]:
             f"(the largest of {counted(lora.measured, 'module')}{heldout}; up to {HARDLY:g} is good)"
         )
     else:
-        yield f"preserved prompts: {lora.word}: no module of it has an input that the store has"
+        yield f"preserved prompts: {lora.word}: no module of it could be measured"
     if lora.inside is not None:
         yield f"inside the null space: {percent(lora.inside)} of the change of these modules"
     if lora.outside:

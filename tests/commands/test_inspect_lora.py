@@ -41,6 +41,10 @@ def test_the_table_and_what_is_outside(finished: tuple[Config, Store], lora: Pat
     assert any(line.startswith("preserved prompts: drift ") and ": moved much (the largest of 1 module" in line for line in lines)
     assert "outside the store: 1 module, of which nothing is known: 1 attn1" in lines
     assert "  collect these inputs too: set collect.linear_layers to [attn1]" in lines
+    assert shown.stderr.splitlines()[-2:] == [
+        f"next: nullbooth refit {lora} -s {finished[0].store} --prompts PROMPT -o REFITTED",
+        f"or:   nullbooth evaluate {lora} -s {finished[0].store} --subject PROMPT",
+    ]
     assert "text_encoder: 1 module of it changes, which moves the text of every prompt; no store protects that" in lines
 
 
@@ -48,9 +52,10 @@ def test_a_file_of_which_nothing_is_known(finished: tuple[Config, Store], tmp_pa
     save_file({f"{BLOCK}attn1_to_q.diff": torch.ones(80, 80)}, tmp_path / "a.safetensors")
     shown = nullbooth("inspect", "--lora", str(tmp_path / "a.safetensors"), "-s", finished[0].store)
     assert shown.exit_code == 0, shown.stderr
+    assert shown.stderr.splitlines()[-1].startswith("next: nullbooth evaluate ")
     assert shown.stdout.splitlines()[:2] == [
         f"{tmp_path / 'a.safetensors'}: 0 of 1 module measured",
-        "preserved prompts: unknown: no module of it has an input that the store has",
+        "preserved prompts: unknown: no module of it could be measured",
     ]
 
 

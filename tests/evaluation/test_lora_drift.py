@@ -20,6 +20,7 @@ from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from tests.support.builders import PROMPTS, execute, small_config
 from tests.support.edited_models import toy
+from tests.support.trained_folders import changed_weight, full_files, lora_files
 
 Run = tuple[Config, Store]
 ATTENTION = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_"
@@ -186,6 +187,60 @@ def test_a_training_output(run: Run, models: Path, base: BaseWeights, tmp_path: 
     (trained / "pytorch_lora_weights.safetensors").write_bytes((models / "lora/pytorch_lora_weights.safetensors").read_bytes())
     (trained / "base.json").write_text(json.dumps({"model": "toy"}))
     assert measure(run[1], tmp_path, base).modules == measure(run[1], models / "lora", base).modules
+
+
+def test_a_training_output_with_a_word(run: Run, models: Path, base: BaseWeights, tmp_path: Path) -> None:
+    trained = lora_files(tmp_path / "lora", "<sks>")
+    assert measure(run[1], trained, base).modules == measure(run[1], models / "lora", base).modules
+
+
+def test_trained_weights_by_their_difference_to_the_base(run: Run, base: BaseWeights, tmp_path: Path) -> None:
+    """Checkpoints of method full, and a whole pipeline in which more was trained."""
+    store = nb.open_store(run[1].path)
+    name = WEIGHT.format("to_k")
+    (found,) = measure(run[1], full_files(tmp_path / "full"), base).modules
+    w = base.read([name])[name].double().numpy()
+    change = changed_weight().double().numpy() - w
+    site = next(site for site in store.sites() if name in site.weights)
+    c = store.moment(site).second_moment
+    p = store.projectors()[name].dense()
+    assert (found.module, found.kind, found.weights) == (name.removesuffix(".weight"), "full", (name,))
+    assert found.drift == pytest.approx(np.sqrt(np.trace(change @ c @ change.T) / np.trace(w @ c @ w.T)), rel=1e-5)
+    assert found.inside == pytest.approx((np.linalg.norm(change @ p) / np.linalg.norm(change)) ** 2, rel=1e-5)
+
+    pipe = toy()
+    pipe.unet.get_parameter(name).data.copy_(changed_weight())
+    pipe.unet.conv_out.bias.data += 1
+    pipe.unet.get_parameter("mid_block.attentions.0.norm.weight").data += 1
+    pipe.unet.save_pretrained(tmp_path / "pipeline" / "unet")
+    pipe.save_config(tmp_path / "pipeline")
+    whole = measure(run[1], tmp_path / "pipeline", base)
+    assert [module.module for module in whole.modules if module.drift is not None] == [found.module]
+    assert next(module for module in whole.modules if module.module == found.module) == found
+    assert dict(whole.outside) == {"norm": 1, "convolution": 1}
+
+
+def test_trained_weights_in_half_precision_change_only_what_differs(run: Run, base: BaseWeights, tmp_path: Path) -> None:
+    pipe = toy().to(torch.float16)
+    pipe.unet.get_parameter(WEIGHT.format("to_v")).data += 0.5
+    pipe.unet.save_pretrained(tmp_path / "unet")
+    pipe.save_config(tmp_path)
+    assert [module.weights for module in measure(run[1], tmp_path, base).modules] == [(WEIGHT.format("to_v"),)]
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"), [(torch.zeros(3, 3), "does not fit"), (torch.full((80, 96), np.nan), "not finite")]
+)
+def test_trained_weights_that_are_wrong(run: Run, base: BaseWeights, tmp_path: Path, value: torch.Tensor, problem: str) -> None:
+    folder = full_files(tmp_path)
+    save_file({WEIGHT.format("to_k"): value}, folder / "denoiser.safetensors")
+    with pytest.raises(ConfigError, match=problem):
+        measure(run[1], folder, base)
+
+
+def test_nothing_there(run: Run, base: BaseWeights, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing at .*a\.safetensors@0\.8"):
+        measure(run[1], tmp_path / "a.safetensors@0.8", base)
 
 
 def test_another_base_than_the_store_was_collected_from(run: Run, models: Path, base: BaseWeights) -> None:
