@@ -147,7 +147,7 @@ def test_a_mistake_leaves_nothing_behind(tmp_path: Path, photos: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "method", "result"),
-    [("sd1", None, "pipeline"), ("sd1", "lora", "lora"), ("sdxl", None, "lora")],
+    [("sd1", None, "pipeline"), ("sd1", "lora", "lora"), ("sdxl", None, "lora"), ("flux", None, "lora")],
 )
 def test_a_model_of_the_shape_of_those_that_people_use(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, name: str, method: str | None, result: str
@@ -158,7 +158,8 @@ def test_a_model_of_the_shape_of_those_that_people_use(
     monkeypatch.setattr(instance_loss, "DRAWS", 4)
     (tmp_path / "mine.txt").write_text("".join(f"a photo of {thing}\n" for thing in "abcdefghijk"))
     given = {"model": str(saved(name, tmp_path)), "preserve": [str(tmp_path / "mine.txt")], "method": method, "threshold": 1e-2}
-    given |= {**FAST, "settings": [*SETTINGS, "resolution=null"]}
+    size = ["resolution=32", "collect.height=32", "collect.width=32"] if name == "flux" else ["resolution=null"]
+    given |= {**FAST, "settings": [*SETTINGS, *size]}
     report = nb.teach(photos, output=tmp_path / "out", device="cpu", **given)
     learned, forgotten = report.verdicts
     assert learned.measured_by.startswith("denoising loss on the pictures of the subject")

@@ -1,6 +1,5 @@
 """The embedding of one word trains, and no other row of the text encoder's table; files of it are read by plain diffusers."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from nullbooth_cli import toy
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.edited import load_edited, read_place
 from nullbooth_cli.model import load
+from nullbooth_cli.model.conditioning import capture
+from nullbooth_cli.model.families import family_of
 from nullbooth_cli.model.load import load_tokenizers
 from nullbooth_cli.model.protocols import Tokenizer
 from nullbooth_cli.model.sources import Source
@@ -308,11 +309,9 @@ def word_in(name: str, folder: Path, word: str = "sks", keys: tuple[str, ...] = 
 
 
 def encoded(pipe: Any, prompt: str) -> list[torch.Tensor]:
-    """The texts and vectors that a pipeline makes of a prompt, at every place that a denoiser reads."""
-    given = {"prompt": prompt, "prompt_2": prompt, "prompt_3": prompt, "do_classifier_free_guidance": False, "device": "cpu"}
-    takes = inspect.signature(pipe.encode_prompt).parameters
-    found = pipe.encode_prompt(**{key: value for key, value in given.items() if key in takes}, num_images_per_prompt=1)
-    return [each for each in found if isinstance(each, torch.Tensor) and each.is_floating_point() and each.shape[-1] != 3]
+    """What the denoiser of a pipeline receives of a prompt, as training captures it."""
+    found = capture(pipe, [prompt], size=(256, 256), guidance=family_of(type(pipe).__name__).guidance)
+    return [value for value in found.by_row.values() if value.is_floating_point() and value.ndim > 1]
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -369,3 +368,29 @@ def load_by_diffusers(pipe: Any, file: Path, parts: Mapping[str, str]) -> None:
             tokenizer.add_tokens("sks")
             encoder.resize_token_embeddings(len(tokenizer))
             encoder.get_input_embeddings().weight.data[tokenizer.convert_tokens_to_ids("sks")] = row[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "keys", "says"),
+    [
+        ("sdxl", "clip", {"clip_l", "clip_g"}, None),
+        ("sd3", "clip", {"clip_l", "clip_g"}, None),
+        ("sd3", "all", {"clip_l", "clip_g", "t5"}, None),
+        (
+            "flux",
+            "clip",
+            {"clip_l"},
+            "the word trains in CLIP, which gives this model one vector for a whole prompt: set word_encoders",
+        ),
+        ("flux", "all", {"clip_l", "t5"}, None),
+        ("pixart", "clip", {"t5"}, "the word trains in T5: this model has no CLIP"),
+        ("pixart", "all", {"t5"}, None),
+    ],
+)
+def test_a_recipe_chooses_its_text_encoders(tmp_path: Path, name: str, chosen: str, keys: set[str], says: str | None) -> None:
+    settings = {"word": "sks", "word_encoders": chosen, "instance_prompt": "a sks circle", "model": str(saved(name, tmp_path))}
+    inputs = setup.read_inputs(recipe(tmp_path / "out", **settings), ["a dog"])
+    assert inputs.word is not None
+    assert set(inputs.word.tokens) == keys
+    notes = [note for note in inputs.notes if "the word trains in" in note]
+    assert [note[: len(says or "")] for note in notes] == ([] if says is None else [says])
