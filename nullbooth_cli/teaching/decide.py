@@ -151,7 +151,8 @@ def _config(start: Start, request: TeachRequest, output: str, settings: Sequence
         **start.config,
         "model": start.model,
         **_places(output),
-        "project": {"relative_threshold": request.threshold},
+        # What reads a picture may have no null space, which is known only after hours: its weights then stay as they are.
+        "project": {"relative_threshold": request.threshold, **({"empty": "freeze"} if start.is_joint else {})},
         "collect": {**start.config["collect"], **drawn, "collect_features": features, "keep": "moments"},
     }
     if on_cpu or not start.is_joint:

@@ -200,6 +200,7 @@ def test_a_folder_starts_as_the_name_of_its_kind_does(tmp_path: Path, photos: st
 def test_a_store_of_text_is_collected_in_float32(tmp_path: Path, photos: str, name: str, dtype: str) -> None:
     config = found(tmp_path / "out", pictures=photos, noun="dog", model=name, on_cpu=False).config
     assert config.dtype == dtype
+    assert config.project.empty == ("freeze" if dtype == "bfloat16" else "refuse")
     assert config.collect.collect_features.chosen() == ("k", "v")
 
 
