@@ -10,7 +10,7 @@ The only file below pipeline/ that reads a `Config`. Nothing here reads or write
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from nullbooth_cli.model.denoise import DenoisingPath
     from nullbooth_cli.model.projections import Projection
     from nullbooth_cli.model.protocols import Pipeline, Scheduler
-    from nullbooth_cli.model.sources import Source
 
 
 def compute_steps(config: Config, num_prompts: int, device: str | None = None) -> "tuple[Scheduler, tuple[Step, ...]]":
@@ -62,8 +61,9 @@ def scheduler_of(config: Config) -> "Scheduler":
     """The config's scheduler, without steps."""
     from nullbooth_cli.model import load
     from nullbooth_cli.model.scheduler import build_scheduler
+    from nullbooth_cli.model.sources import Source
 
-    shipped = load.load_scheduler(_source_of(config))
+    shipped = load.load_scheduler(Source.of(config))
     return build_scheduler(config.schedule.sampler_strategy, shipped, config.schedule.timestep_spacing)
 
 
@@ -71,23 +71,12 @@ def open_without_weights(config: Config, scheduler: "Scheduler") -> "Pipeline | 
     """The config's pipeline without weights; None for a pipeline class that cannot be built that way."""
     from nullbooth_cli.collect import without_weights
     from nullbooth_cli.model import load
+    from nullbooth_cli.model.sources import Source
 
-    folder = load.config_folder(_source_of(config))
+    folder = load.config_folder(Source.of(config))
     if without_weights.pipeline_class(folder) not in without_weights.TEXT_SHAPES:
         return None
     return without_weights.build_pipeline(folder, scheduler)
-
-
-def _source_of(config: Config) -> "Source":
-    from nullbooth_cli.model.sources import Source
-
-    return Source(
-        config.model,
-        revision=config.revision,
-        local_files_only=config.local_files_only,
-        allow_pickle=config.allow_pickle,
-        pipeline_config=config.pipeline_config,
-    )
 
 
 def open_base(config: Config, device: str | None) -> "BaseWeights":
@@ -98,9 +87,9 @@ def open_base(config: Config, device: str | None) -> "BaseWeights":
     from nullbooth_cli.model.base_weights import BaseWeights
     from nullbooth_cli.model.load_errors import explained
     from nullbooth_cli.model.quiet import quiet_libraries
-    from nullbooth_cli.model.sources import fetch
+    from nullbooth_cli.model.sources import Source, fetch
 
-    source = replace(_source_of(config), variant=config.variant)
+    source = Source.of(config)
     if not source.is_single_file:
         with quiet_libraries(), explained(source):
             folder = Path(fetch(source))
@@ -113,16 +102,12 @@ def load_model(config: Config, device: str | None) -> "Pipeline":
     """The config's pipeline, with its weights, on the device."""
     from nullbooth_cli.model import load
     from nullbooth_cli.model.device import pick_device
+    from nullbooth_cli.model.sources import Source
 
     return load.load_pipeline(
-        config.model,
+        **asdict(Source.of(config)),
         dtype=config.dtype,
         device=pick_device(device),
-        revision=config.revision,
-        variant=config.variant,
-        local_files_only=config.local_files_only,
-        allow_pickle=config.allow_pickle,
-        pipeline_config=config.pipeline_config,
         model_cpu_offload=config.model_cpu_offload,
         attention_slicing=config.attention_slicing,
     )

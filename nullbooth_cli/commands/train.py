@@ -115,7 +115,7 @@ def _require_trainable(recipe: "Recipe") -> None:
     from nullbooth_cli.model.families import require_trainable_folder
     from nullbooth_cli.model.sources import Source
 
-    place = Source(recipe.model, allow_pickle=recipe.allow_pickle, pipeline_config=recipe.pipeline_config).located()
+    place = Source.of(recipe).located()
     if Path(place).is_dir():
         require_trainable_folder(place)
 

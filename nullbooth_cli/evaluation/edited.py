@@ -13,7 +13,7 @@ the model. `base_of()` finds the base that a training run names.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 
@@ -94,14 +94,10 @@ def _addition(config: Config, scale: float, at: Located | None) -> Addition | No
     if at is None:
         return None
     if (trained := TrainedFiles.find(at.path)) is not None:
-        trained.require_base(_base(config))
+        trained.require_base(Base.of(config))
         return Addition(trained, scale)
     adapter = AdapterFile.find(at.path, allow_pickle=config.allow_pickle)
     return None if adapter is None else Addition(adapter, scale)
-
-
-def _base(config: Config) -> Base:
-    return Base(model=config.model, revision=config.revision, variant=config.variant, pipeline_config=config.pipeline_config)
 
 
 def _pipeline(config: Config, name: str, at: Located | None) -> str:
@@ -174,8 +170,7 @@ def load_edited(config: Config, place: str, device: str | None) -> Pipeline:
     """The pipeline of an edited model, its additions put onto the base. Raises ConfigError unless all of it can be loaded."""
     edited = read_place(config, place)
     if edited.pipeline is not None:
-        other = {"model": edited.pipeline, "revision": None, "variant": None, "pipeline_config": None}
-        return load_model(config.model_copy(update=other), device)
+        return load_model(config.model_copy(update=asdict(Base(model=edited.pipeline))), device)
     pipe = load_model(config, device)
     for each in edited.additions:
         if isinstance(each.files, TrainedFiles):

@@ -7,8 +7,9 @@
 Pickled weights can run any code when they are read, so they are refused unless `allow_pickle` is set.
 """
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from nullbooth_cli import toy
 from nullbooth_cli.errors import ConfigError
@@ -32,6 +33,11 @@ class Source:
     local_files_only: bool = False
     allow_pickle: bool = False
     pipeline_config: str | None = None
+
+    @classmethod
+    def of(cls, settings: Any) -> "Source":
+        """The model that a config or a recipe names."""
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
 
     def located(self) -> str:
         """A pipeline folder, a single file, or a hub id. Raises ConfigError for anything else."""

@@ -16,7 +16,7 @@ A folder of trained files holds what a run trained, without the base:
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,15 @@ class Base:
     @classmethod
     def read(cls, document: Mapping[str, Any], file: Path) -> "Base":
         """The base in a recipe or a base.json. Raises ConfigError if it is not there."""
-        model, *others = (document.get(key) for key in ("model", "revision", "variant", "pipeline_config"))
-        if not isinstance(model, str) or not all(value is None or isinstance(value, str) for value in others):
+        found = {field.name: document.get(field.name) for field in fields(cls)}
+        if found["model"] is None or not all(value is None or isinstance(value, str) for value in found.values()):
             raise ConfigError(f"{file} does not name the model that was trained", "name a folder that a training run wrote")
-        revision, variant, pipeline_config = others
-        return cls(model=model, revision=revision, variant=variant, pipeline_config=pipeline_config)
+        return cls(**found)  # type: ignore[arg-type]  # strings, or None
+
+    @classmethod
+    def of(cls, settings: Any) -> "Base":
+        """The model that a config or a recipe names."""
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
 
     @property
     def name(self) -> str:

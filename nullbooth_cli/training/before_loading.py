@@ -58,14 +58,7 @@ class Inputs:
 
 def source_of(recipe: Recipe) -> Source:
     """The recipe's model."""
-    return Source(
-        recipe.model,
-        revision=recipe.revision,
-        variant=recipe.variant,
-        local_files_only=recipe.local_files_only,
-        allow_pickle=recipe.allow_pickle,
-        pipeline_config=recipe.pipeline_config,
-    )
+    return Source.of(recipe)
 
 
 def read_inputs(recipe: Recipe, preserved: Sequence[str], protected: Collection[str] | None = None) -> Inputs:

@@ -19,7 +19,7 @@ import numpy as np
 
 from nullbooth_cli.api import open_store
 from nullbooth_cli.errors import ConfigError, StoreError
-from nullbooth_cli.model.trained_files import RESULT
+from nullbooth_cli.model.trained_files import RESULT, Base
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.store import is_url, open_backing
 from nullbooth_cli.store.files import remove
@@ -28,7 +28,7 @@ from nullbooth_cli.training.estimate import Estimate
 from nullbooth_cli.training.record import OtherSettings, RunRecord
 
 SCHEMA_VERSION = 2
-MODEL = ("model", "revision", "variant", "pipeline_config")
+MODEL = tuple(field.name for field in fields(Base))
 LOCK = "train"  # a lock is beside the place that it guards, with an ending of its own
 
 

@@ -131,9 +131,7 @@ def find_change(config: Config, place: str) -> FoundChange:
         located = locate(steps[max(steps)])  # the weights of the result
     files = TrainedFiles.find(located.path)
     if files is not None:
-        files.require_base(
-            Base(model=config.model, revision=config.revision, variant=config.variant, pipeline_config=config.pipeline_config)
-        )
+        files.require_base(Base.of(config))
     adapter = AdapterFile.find(located.path, allow_pickle=config.allow_pickle, plain=False) if files is None else files.adapter
     return FoundChange(
         place=located.path,

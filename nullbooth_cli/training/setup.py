@@ -5,7 +5,7 @@ Then they are constrained. Then the teacher of distillation takes their first va
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -292,15 +292,10 @@ def _accelerator(recipe: Recipe, device: str | None) -> "Accelerator":
 def _load(recipe: Recipe, device: torch.device, collected_in: str | None) -> LatentPipeline:
     """The recipe's pipeline, frozen; on an accelerator with one part there at a time."""
     pipe = load.load_pipeline(
-        recipe.model,
-        revision=recipe.revision,
-        variant=recipe.variant,
+        **asdict(source_of(recipe)),
         dtype=recipe.dtype,
         in_float32=precision.loaded_in_float32(recipe, collected_in),
         model_cpu_offload=device.type != "cpu",
-        local_files_only=recipe.local_files_only,
-        allow_pickle=recipe.allow_pickle,
-        pipeline_config=recipe.pipeline_config,
         device=device,
     )
     return cast(LatentPipeline, pipe)

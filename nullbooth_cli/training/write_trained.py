@@ -4,12 +4,13 @@
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nullbooth_cli.model.adapter_files import PEFT_FILES
 from nullbooth_cli.model.quiet import quiet_libraries
-from nullbooth_cli.model.trained_files import BASE_FILE, DENOISER_FILE
+from nullbooth_cli.model.trained_files import BASE_FILE, DENOISER_FILE, Base
 from nullbooth_cli.training.parametrization import saved_name
 from nullbooth_cli.training.setup import TrainingRun
 
@@ -52,12 +53,8 @@ def _write_lora(run: TrainingRun, folder: Path) -> None:
 
 
 def _base(run: TrainingRun) -> dict[str, str | int | None]:
-    recipe = run.recipe
     return {
-        "model": recipe.model,
-        "revision": recipe.revision,
-        "variant": recipe.variant,
-        "pipeline_config": recipe.pipeline_config,
+        **asdict(Base.of(run.recipe)),
         "step": run.steps_done,
         "token": run.word.name if run.word else None,
         "instance_prompt": run.subject.captions[0],

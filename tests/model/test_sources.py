@@ -6,6 +6,10 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from nullbooth_cli.model.sources import Source
+from nullbooth_cli.model.trained_files import Base
+from nullbooth_cli.settings.config import Config
+from nullbooth_cli.settings.recipe import Recipe
 from tests.support.builders import ROOT
 from tests.support.loading import refused
 
@@ -44,3 +48,11 @@ def test_a_single_file_without_its_configs(kinds: Any, monkeypatch: pytest.Monke
     refused(name, "pipeline_config: ", "is a single file as well", pipeline_config=name)
     refused(name, "revision and variant mean nothing for a single file", pipeline_config="toy", revision="main")
     refused("toy", "pipeline_config is only for single-file models", pipeline_config="toy")
+
+
+@pytest.mark.parametrize("kind", [Config, Recipe])
+def test_a_config_and_a_recipe_name_a_model_alike(kind: type[Config] | type[Recipe]) -> None:
+    named = {"model": "owner/name", "revision": "main", "variant": "fp16", "pipeline_config": "owner/other"}
+    settings = kind.model_validate({**named, "local_files_only": True, "allow_pickle": True})
+    assert Source.of(settings) == Source(**named, local_files_only=True, allow_pickle=True)  # type: ignore[arg-type]
+    assert Base.of(settings) == Base(**named)
