@@ -85,7 +85,7 @@ def inspect(
     )
     of_one_store = plots or html or attention or as_csv or timestep is not None
     if layers:
-        if of_one_store or site or len(named) == 2:
+        if of_one_store or site or lora or len(named) == 2:
             raise ConfigError("--layers gives a table of the model, or --json", "filter it with --layer and --feature")
         return list_layers(common, layer, feature, device)
     session = start(common)

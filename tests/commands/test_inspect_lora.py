@@ -76,3 +76,9 @@ def test_other_options_are_refused(lora: Path, finished: tuple[Config, Store], o
     shown = nullbooth("inspect", "--lora", str(lora), "-s", finished[0].store, *options)
     assert shown.exit_code == 2
     assert "--lora gives a table of the modules of each file" in shown.stderr
+
+
+def test_layers_know_no_lora(lora: Path) -> None:
+    shown = nullbooth("inspect", "--layers", "--lora", str(lora))
+    assert shown.exit_code == 2
+    assert "--layers gives a table of the model" in shown.stderr
