@@ -76,6 +76,7 @@ def file_changes(file: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 OF_FLUX = {"to_q": "img_attn_qkv", "to_k": "img_attn_qkv", "to_v": "img_attn_qkv", "to_out.0": "img_attn_proj"}
 OF_FLUX |= {f"add_{each}_proj": "txt_attn_qkv" for each in "qkv"} | {"to_add_out": "txt_attn_proj"}
+OF_SD3 = {layer: name.replace("img", "x_block").replace("txt", "context_block") for layer, name in OF_FLUX.items()}
 OF_SDXL = {"mid_block.attentions.0": "middle_block.1"} | {
     f"down_blocks.1.attentions.{i}": f"input_blocks.{4 + i}.1" for i in (0, 1)
 }
@@ -86,6 +87,8 @@ def kohyas_name(name: str, weight: str) -> str:
     path = weight.removesuffix(".weight")
     if name == "flux":
         return f"lora_unet_double_blocks_0_{OF_FLUX[path.removeprefix('transformer_blocks.0.attn.')]}"
+    if name == "sd3":
+        return f"lora_unet_joint_blocks_0_{OF_SD3[path.removeprefix('transformer_blocks.0.attn.')]}"
     for ours, theirs in OF_SDXL.items() if name == "sdxl" else ():
         path = path.replace(ours, theirs)
     return "lora_unet_" + path.replace(".", "_")
@@ -119,6 +122,28 @@ def test_kohyas_own_network_drifts(models: Models, networks: Networks, file: Pat
     save_file(kept, file)
     found = drifts(collected, loaded_changes(collected, file))
     assert min(found.values()) > 1e-2
+
+
+@pytest.mark.parametrize(("free", "least", "most"), [(False, 0.0, 1e-6), (True, 1e-2, np.inf)])
+def test_a_file_of_sd3(models: Models, networks: Networks, file: Path, free: bool, least: float, most: float) -> None:
+    """diffusers loads no file of kohya's SD3, so its fused rows are cut here."""
+    collected = models("sd3")
+    train(collected.load(), arguments(network_module="networks.lora_sd3") if free else of_store(collected), file)
+    by_module: dict[str, list[str]] = {}
+    for weight in (weight for site in collected.store.sites() for weight in site.weights):
+        by_module.setdefault(kohyas_name("sd3", weight), []).append(weight)
+    rows = file_changes(file)
+    assert free or set(rows) == set(by_module)
+    changes = {
+        weight: part
+        for module, weights in by_module.items()
+        for weight, part in zip(weights, np.split(rows[module], len(weights)), strict=True)
+    }
+    assert len(changes) == 8
+    assert max(np.linalg.norm(change) for change in changes.values()) > 1e-2
+    found = drifts(collected, changes).values()
+    assert least <= min(found)
+    assert max(found) < most
 
 
 def test_what_is_dropped_is_said_once(models: Models, networks: Networks, caplog: pytest.LogCaptureFixture) -> None:
