@@ -11,7 +11,7 @@ keeps its rank, and every file its form. `refit_files` reads and writes them, `r
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -211,7 +211,9 @@ def refit_events(store: OpenStore, config: Config, request: RefitRequest) -> Gen
     )
     if request.output is not None:
         maps = solver.maps(report.m)
-        change.write(Path(request.output), maps, dropped=dropped, initial=initial, note=f"refit: {report}")
+        new = change.write(Path(request.output), maps, dropped=dropped, initial=initial, note=f"refit: {report}")
+        yield from map(Note, new)
+        report = replace(report, notes=(*report.notes, *new))
     return report
 
 

@@ -68,8 +68,11 @@ class FinishedChange(ABC):
     @abstractmethod
     def write(
         self, output: Path, maps: Mapping[str, Matrix], *, dropped: Sequence[ChangedModule], initial: Weights, note: str
-    ) -> None:
-        """Write the change with the modules in `maps` multiplied by M `[D, D]` from the right, and some left out."""
+    ) -> tuple[str, ...]:
+        """Write the change with the modules in `maps` multiplied by M `[D, D]` from the right, and some left out.
+
+        Returns notes for the user on what has another form than before.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,19 +195,32 @@ class _Lora(FinishedChange):
 
     def write(
         self, output: Path, maps: Mapping[str, Matrix], *, dropped: Sequence[ChangedModule], initial: Weights, note: str
-    ) -> None:
+    ) -> tuple[str, ...]:
         tensors, metadata = self._read.with_inputs_mapped(maps, note, drop=[module.name for module in dropped])
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         with written(output) as place:
             if self._found.is_file:
                 save_file(contiguous, place, metadata=metadata)
-                return
+                return self._new_forms(tensors, maps)
             place.mkdir()
             save_file(contiguous, place / f"{self._read.path.stem}{SAFE}", metadata=metadata)
             if self._found.files is not None:
                 _copy_beside(self._found.files, place)
             elif self._found.adapter is not None and self._found.adapter.peft is not None:
                 shutil.copyfile(self._found.adapter.peft / PEFT_CONFIG, place / PEFT_CONFIG)
+        return self._new_forms(tensors, maps)
+
+    def _new_forms(self, tensors: Weights, maps: Mapping[str, Matrix]) -> tuple[str, ...]:
+        """A note on each kind of module that became a plain LoRA, with the ranks that it took."""
+        ranks: dict[str, list[int]] = {}
+        for module in self._read.modules:
+            if module.name in maps and module.kind in ("loha", "lokr"):
+                ranks.setdefault(module.kind, []).append(len(tensors[f"{module.name}.lora_down.weight"]))
+        return tuple(
+            f"{counted(len(found), 'module')} of the kind {kind} became plain LoRA, of rank "
+            f"{' to '.join(map(str, dict.fromkeys((min(found), max(found)))))}"
+            for kind, found in ranks.items()
+        )
 
 
 class _TrainedWeights(FinishedChange):
@@ -229,7 +245,7 @@ class _TrainedWeights(FinishedChange):
 
     def write(
         self, output: Path, maps: Mapping[str, Matrix], *, dropped: Sequence[ChangedModule], initial: Weights, note: str
-    ) -> None:
+    ) -> tuple[str, ...]:
         tensors = load_file(self._file)
         for module in self.modules:
             if module in dropped:
@@ -242,6 +258,7 @@ class _TrainedWeights(FinishedChange):
             folder.mkdir()
             save_file(tensors, folder / DENOISER_FILE, metadata={"nullbooth": note})
             _copy_beside(self._files, folder)
+        return ()
 
 
 def _copy_beside(files: TrainedFiles, folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.loaders import lora_conversion_utils
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -240,6 +241,45 @@ def test_a_fused_module_takes_one_matrix(tmp_path: Path) -> None:
     after = load_file(tmp_path / "new.safetensors")
     assert [key for key in tensors if not torch.equal(tensors[key], after[key])] == [f"{name}.lora_down.weight"]
     assert after[f"{name}.lora_down.weight"].shape == (4, 32)
+    # Refitted and converted by diffusers is converted and refitted.
+    save_file(converted(tensors), tmp_path / "converted.safetensors")
+    nb.refit(tmp_path / "converted.safetensors", store, USED, output=tmp_path / "twice.safetensors", device="cpu")
+    one, other = converted(after), load_file(tmp_path / "twice.safetensors")
+    assert one.keys() == other.keys()
+    for key, tensor in one.items():
+        torch.testing.assert_close(other[key], tensor, rtol=1e-3, atol=1e-3 * float(tensor.abs().max()))
+
+
+def converted(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A file of kohya's Flux in the form of diffusers."""
+    copied = {key: tensor.clone() for key, tensor in tensors.items()}
+    found = lora_conversion_utils._convert_kohya_flux_lora_to_diffusers(copied)
+    return {key: tensor.contiguous().clone() for key, tensor in found.items()}
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr"])
+def test_a_change_in_another_form_becomes_a_plain_lora_and_its_rank_is_said(
+    opened: nb.OpenStore, pipe: Any, tmp_path: Path, kind: str
+) -> None:
+    """The product of two changes of rank 1 has rank 1, and a 2 x 2 matrix times one of rank 1 has rank 2."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "loha": {"hada_w1_a": (80, 1), "hada_w1_b": (1, 96), "hada_w2_a": (80, 1), "hada_w2_b": (1, 96)},
+        "lokr": {"lokr_w1": (2, 2), "lokr_w2_a": (40, 1), "lokr_w2_b": (1, 48)},
+    }[kind]
+    parts = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    rows = {
+        "loha": lambda: parts["hada_w1_a"] @ parts["hada_w1_b"] * (parts["hada_w2_a"] @ parts["hada_w2_b"]),
+        "lokr": lambda: torch.kron(parts["lokr_w1"], parts["lokr_w2_a"] @ parts["lokr_w2_b"]),
+    }[kind]()
+    name, rank = f"lora_unet_{lora_files.LAYER.replace('.', '_')}", {"loha": 1, "lokr": 2}[kind]
+    tensors = {f"{name}.{part}": tensor for part, tensor in parts.items()} | {f"{name}.alpha": torch.tensor(1.0)}
+    save_file(tensors, tmp_path / "style.safetensors")
+    report = nb.refit(tmp_path / "style.safetensors", opened, USED, output=tmp_path / "new.safetensors", m=10, device="cpu")
+    assert f"1 module of the kind {kind} became plain LoRA, of rank {rank}" in report.notes
+    assert len(load_file(tmp_path / "new.safetensors")[f"{name}.lora_down.weight"]) == rank
+    wanted = rows.double().numpy() @ plain_m(text_inputs(pipe, USED), moment_of(opened, WEIGHT), 10)
+    np.testing.assert_allclose(changed(tmp_path / "new.safetensors").numpy(), wanted, atol=1e-3 * np.abs(wanted).max())
 
 
 def test_prompts_around_a_word(opened: nb.OpenStore, tmp_path: Path) -> None:
