@@ -10,6 +10,7 @@ from typing import Any
 from nullbooth_cli.commands.console import Terminal
 from nullbooth_cli.commands.draw import draw_plans
 from nullbooth_cli.commands.signals import interruptible
+from nullbooth_cli.commands.train_plan import memory_lines, steps_line
 from nullbooth_cli.commands.train_result import offering_the_model
 from nullbooth_cli.evaluation.verdict import Question
 from nullbooth_cli.formatting import duration, size
@@ -82,13 +83,13 @@ def _advice(question: Question, report: TeachReport) -> list[str]:
 
 def draw_plan(plan: TeachPlan) -> list[Any]:
     """The decisions, the stages of the pipeline, and a line for each of training, evaluation, disk and memory."""
-    done = f", {plan.steps_done} are done" if plan.steps_done else ""
     free = "" if plan.bytes_free is None else f", {size(plan.bytes_free)} are free"
     return [
         *plan.notes,
         draw_plans(plan_report(plan.stages.values())),
-        f"train     {plan.steps} steps{done}, about {duration(plan.train_seconds)} on {plan.device}",
-        f"evaluate  {plan.pictures} pictures, about {duration(plan.draw_seconds)}",
+        f"train     {steps_line(plan.steps, plan.steps_done, plan.train_seconds, plan.device)}",
+        f"evaluate  {plan.pictures} pictures{'' if plan.draw_seconds is None else f', about {duration(plan.draw_seconds)}'}",
         f"disk      {size(plan.bytes_needed)}{free}",
-        f"memory    {size(plan.device_bytes)} to train, {size(plan.device_bytes_free)} are free; text encoder and VAE on top",
+        f"memory    {size(plan.device_bytes)} at most in training, {size(plan.device_bytes_free)} are free",
+        *memory_lines(plan.memory),
     ]

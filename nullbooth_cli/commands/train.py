@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from nullbooth_cli.progress import Interrupts
     from nullbooth_cli.settings.recipe import Recipe
     from nullbooth_cli.training.output import TrainingResult
-    from nullbooth_cli.training.record import OtherSettings
 
 RecipeFile = Annotated[
     str | None,
@@ -44,6 +43,8 @@ PushToHub = Annotated[
     typer.Option("--push-to-hub", metavar="ID", help="Upload the result with its model card; a new repository is private."),
 ]
 
+PlanOnly = Annotated[bool, typer.Option("--dry-run", help="Report steps, time, disk and memory; write nothing.")]
+
 
 def train(
     config: RecipeFile = None,
@@ -53,6 +54,7 @@ def train(
     finish: Finish = None,
     push_to_hub: PushToHub = None,
     device: Device = None,
+    dry_run: PlanOnly = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -90,6 +92,13 @@ def train(
     terminal = Terminal(as_json=as_json, quiet=quiet, silent=not output.is_first_process())
     if verbose:
         terminal.note(f"recipe {file or 'of defaults'}, into {recipe.output}")
+    if dry_run:
+        from nullbooth_cli.commands.train_plan import draw_plan
+        from nullbooth_cli.training.plan import plan_training
+
+        planned = plan_training(recipe, device)
+        terminal.answer(planned.document(), lambda _: draw_plan(planned))
+        return
     if finish is not None and changes:
         raise ConfigError("--finish does not train, so --resume-with has no effect", "leave one of them out")
     options = options_of([("-c", config), ("-s", store), *(("--set", override) for override in overrides or ())])
@@ -129,6 +138,7 @@ def _train(
     changes: Sequence[str],
     at: int | None,
 ) -> "TrainingResult | None":
+    from nullbooth_cli.commands.train_result import hint_of_changed
     from nullbooth_cli.errors import ConfigError
     from nullbooth_cli.training import dreambooth, output, setup
     from nullbooth_cli.training.record import OtherSettings
@@ -139,7 +149,7 @@ def _train(
             return None if terminal.silent else result
         ready = setup.set_up(recipe, device, changes=changes, at=at)
     except OtherSettings as error:
-        raise ConfigError(error.message, _hint(error)) from error
+        raise ConfigError(error.message, hint_of_changed(error)) from error
     if at is not None:
         dreambooth.restore(ready)
         return dreambooth.finish(ready)
@@ -149,13 +159,3 @@ def _train(
         terminal.note(note)
     terminal.follow(dreambooth.train(ready, interrupts))
     return dreambooth.finish(ready)
-
-
-def _hint(error: "OtherSettings") -> str:
-    """The hint of changed settings; those that may change in a run that is under way have an option for it."""
-    from nullbooth_cli.training.record import CHANGEABLE
-
-    if not set(error.changed) <= set(CHANGEABLE):
-        return error.hint
-    options = " ".join(f"--resume-with {key}={new}" for key, (_, new) in error.changed.items())
-    return f"{error.hint}; to resume with the new values: {options}"

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nullbooth_cli.commands.console import Terminal
     from nullbooth_cli.settings.recipe import Recipe
     from nullbooth_cli.training.output import TrainingResult
+    from nullbooth_cli.training.record import OtherSettings
 
 
 def answer(terminal: "Terminal", recipe: "Recipe", result: "TrainingResult") -> None:
@@ -49,3 +50,13 @@ def offering_the_model(terminal: "Terminal", output: str, options: list[str]) ->
             command = shlex.join(["nullbooth", "train", *options, "--finish", str(steps[-1])])
             terminal.note(f"for the model as it is after {counted(steps[-1], 'step')}: {command}")
         raise
+
+
+def hint_of_changed(error: "OtherSettings") -> str:
+    """The hint of changed settings; those that may change in a run that is under way have an option for it."""
+    from nullbooth_cli.training.record import CHANGEABLE
+
+    if not set(error.changed) <= set(CHANGEABLE):
+        return error.hint
+    options = " ".join(f"--resume-with {key}={new}" for key, (_, new) in error.changed.items())
+    return f"{error.hint}; to resume with the new values: {options}"

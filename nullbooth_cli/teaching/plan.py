@@ -1,6 +1,5 @@
 """What teaching would take: steps, time, disk and memory. Nothing is written."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,9 @@ from nullbooth_cli.store import Store, open_backing
 from nullbooth_cli.teaching import decide
 from nullbooth_cli.teaching.teach import measured, taught
 from nullbooth_cli.training import checkpoint_files
-from nullbooth_cli.training.before_loading import read_inputs, source_of, without_weights
-from nullbooth_cli.training.step_cost import step_cost
+from nullbooth_cli.training.before_loading import read_inputs
+from nullbooth_cli.training.memory import TrainingMemory
+from nullbooth_cli.training.plan import checkpoint_bytes, cost_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +23,8 @@ class TeachPlan(Document):
     """The plan of what is left to do: the stages, training (`train_seconds`) and evaluation (`pictures`, `draw_seconds`).
 
     `steps_done` of the `steps` of training are done. Seconds of training are those of a step that was timed here; those of
-    pictures follow from it by the work of a forward. `device_bytes` are for training; text encoder and autoencoder come on top.
-    `bytes_needed` are on disk.
+    pictures follow from it by the work of a forward; both are None if the device has less memory free than a step takes.
+    `device_bytes` are the most of all phases of training. `bytes_needed` are on disk.
     """
 
     dry_run: bool = True
@@ -35,12 +35,13 @@ class TeachPlan(Document):
     stages: Mapping[str, Plan]
     steps: int
     steps_done: int
-    train_seconds: float
+    train_seconds: float | None
     pictures: int
-    draw_seconds: float
+    draw_seconds: float | None
     bytes_needed: int
     bytes_free: int | None
     device_bytes: int
+    memory: TrainingMemory
     device_bytes_free: int
 
 
@@ -58,18 +59,16 @@ def plan_teaching(given: Mapping[str, Any], output: str, *, device: str | None =
     stages = {each.stage: each for each in plan(STAGES, config, knowledge_prompts(config), store, device=device, free=free)}
     is_taught = taught(recipe) is not None
     steps_done = recipe.max_train_steps if is_taught else max(checkpoint_files.steps(output), default=0)
-    cost = step_cost(recipe, without_weights(source_of(recipe)), inputs.resizing.size, chosen)
+    cost = cost_of(recipe, inputs.resizing.size, device)
     kind, num_steps = decision.request.kind, config.schedule.num_denoising_steps
     drawn = sum(min(kind.num_prompts, len(texts)) for texts in (decision.preserved, decision.heldout))
     is_measured = is_taught and measured(output) is not None
     # By the base, by its other seed, and by the taught model.
     pictures = 0 if is_measured else 3 * (drawn + kind.subject_images * len(decision.subject))
     steps_left = recipe.max_train_steps - steps_done
-    checkpoints = math.ceil(steps_left / recipe.checkpointing_steps)
-    if limit := checkpoint_files.limit_of(recipe.checkpoints_total_limit, cost.checkpoint_bytes):
-        checkpoints = min(checkpoints, limit + 1)  # the oldest goes once the newest is whole
     # A training step is a forward and a backward, which is twice the work; guidance takes two forwards.
-    forward = cost.seconds / (3 * recipe.train_batch_size * recipe.gradient_accumulation_steps)
+    seconds = cost.seconds
+    forward = None if seconds is None else seconds / (3 * recipe.train_batch_size * recipe.gradient_accumulation_steps)
     return TeachPlan(
         output=output,
         model=recipe.model,
@@ -78,15 +77,16 @@ def plan_teaching(given: Mapping[str, Any], output: str, *, device: str | None =
         stages=stages,
         steps=recipe.max_train_steps,
         steps_done=steps_done,
-        train_seconds=steps_left * cost.seconds,
+        train_seconds=None if seconds is None else steps_left * seconds,
         pictures=pictures,
-        draw_seconds=2 * num_steps * pictures * forward,
+        draw_seconds=None if forward is None else 2 * num_steps * pictures * forward,
         bytes_needed=(
             sum(each.bytes_needed for each in stages.values())
-            + checkpoints * cost.checkpoint_bytes
+            + checkpoint_bytes(recipe, cost, steps_left)
             + (0 if is_taught else cost.result_bytes)
         ),
         bytes_free=free,
-        device_bytes=cost.device_bytes,
+        device_bytes=cost.memory.peak,
+        memory=cost.memory,
         device_bytes_free=free_memory(chosen),
     )

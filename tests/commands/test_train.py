@@ -92,6 +92,21 @@ except SystemExit as left:
         assert re.fullmatch(rf"next: nullbooth sample {place} '.*sks.*'", sample)
         assert evaluate.startswith(f"next: nullbooth evaluate {place}/pipeline -s {finished[1].path} --subject '")
 
+    def test_a_plan_writes_nothing(self, file: str, tmp_path: Path, finished: tuple[Config, Store]) -> None:
+        store = str(finished[1].path)
+        arguments = ("-c", file, "-s", store, "--dry-run", "--set", "optimizer=prodigy")
+        plan = json.loads(self.train(*arguments, "--json").stdout)
+        assert (plan["dry_run"], plan["steps"], plan["steps_done"]) == (True, 4, 0)
+        assert plan["train_seconds"] > 0
+        assert plan["memory"]["peak"] == max(plan["memory"]["phases"].values()) < plan["device_bytes_free"]
+        assert plan["memory"]["constraint"] > plan["memory"]["gradients"] > 0
+        assert plan["bytes_needed"] > plan["memory"]["weights"]
+        text = self.train(*arguments).stdout
+        assert re.search(r"memory  [\d.]+ MB at most, [\d.]+ GB are free\n  encode captions: ", text)
+        assert "  kept for the backward pass: " in text
+        assert "set learning_rate to 1.0" in text
+        assert not (tmp_path / "out").exists()
+
     def test_without_a_recipe_that_is_named(self, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """./train.yaml, or defaults and the shipped pictures where -s or --set say something; nothing at all is an error."""
         monkeypatch.chdir(tmp_path)

@@ -8,6 +8,7 @@ import pytest
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.teaching import plan
 from nullbooth_cli.teaching.plan import TeachPlan, plan_teaching
+from nullbooth_cli.training.memory import TrainingMemory
 from nullbooth_cli.training.step_cost import StepCost
 from tests.support.teaching import SETTINGS
 
@@ -15,8 +16,16 @@ from tests.support.teaching import SETTINGS
 @pytest.fixture
 def planned(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> TeachPlan:
     """Of a step that takes six seconds."""
-    cost = StepCost(seconds=6.0, device_bytes=1000, checkpoint_bytes=10**6, result_bytes=10**7)
-    monkeypatch.setattr(plan, "step_cost", lambda *_: cost)
+    parts = ("weights", "constraint", "teacher", "gradients", "optimizer", "averages", "activations")
+    kept: dict[str, Any] = {
+        "kept_plain": 0,
+        "kept_checkpointed": 0,
+        "helpers": {"vae": 1},
+        "phases": {"train": 1000, "encode": 10},
+    }
+    memory = TrainingMemory(**dict.fromkeys(parts, 0), **kept)
+    cost = StepCost(seconds=6.0, memory=memory, checkpoint_bytes=10**6, result_bytes=10**7)
+    monkeypatch.setattr(plan, "cost_of", lambda *_: cost)
     given: dict[str, Any] = {"pictures": str(photos), "steps": 8, "settings": SETTINGS}
     return plan_teaching(given, str(tmp_path / "out"), device="cpu")
 
