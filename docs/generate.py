@@ -189,7 +189,7 @@ While a word trains, they stay, because its captions change in every step.
 `--dry-run` counts the memory of each phase on the meta device, from the config files of the model: nothing is loaded. On an H200
 its figures were within 10 % of the measured ones. What one operation needs for itself and what the allocator loses between blocks
 is not in them, nor the context of CUDA, about half a GB. A step is timed where it fits into the memory that is free.
-[Memory of each model](../how-to/teach-stable-diffusion.md#memory).
+[Memory of each model](../how-to/teach-other-models.md#memory).
 
 ## The output
 

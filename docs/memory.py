@@ -1,4 +1,4 @@
-"""Prints the table of memory in docs/how-to/teach-stable-diffusion.md, from config files in tests/architectures, in minutes.
+"""Prints the table of memory in docs/how-to/teach-other-models.md, from config files in tests/architectures, in minutes.
 
 python docs/memory.py
 """

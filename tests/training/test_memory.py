@@ -108,3 +108,17 @@ def test_every_loss_of_a_step_keeps_its_activations() -> None:
     distilled = memory(distill_captions="empty")
     assert distilled.activations == prior.activations
     assert (plain.teacher, distilled.teacher) == (0, plain.gradients)
+
+
+def test_the_table_of_the_page_has_these_figures() -> None:
+    """Those of Stable Diffusion 1.5; docs/memory.py computes all, in minutes."""
+    page = (ROOT / "docs/how-to/teach-other-models.md").read_text()
+    cells = next(line for line in page.splitlines() if line.startswith("| Stable Diffusion 1.5, 512 | lora")).split("|")[3:-1]
+    settings = {"method": "lora", "rank": 16, "store": "any"}
+    plain, saving, word = (
+        memory(ARCHITECTURES / "sd15", 512, **settings, **BFLOAT16, **more)
+        for more in ({}, {"gradient_checkpointing": True}, {"gradient_checkpointing": True, "word": "sks"})
+    )
+    whole = memory(ARCHITECTURES / "sd15", 512, **settings)
+    expected = [plain.weights, plain.helpers["text_encoder"], *(each.phases["train"] for each in (plain, saving, word, whole))]
+    assert [cell.strip() for cell in cells] == [f"{num_bytes / GB:.1f}" for num_bytes in expected]
