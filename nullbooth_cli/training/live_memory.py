@@ -55,16 +55,22 @@ class Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)}
-        for tensor in tree_leaves(result):
+        for tensor in [result] if isinstance(result, torch.Tensor) else tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
-                if storage._cdata not in given | self._counted:  # neither a view nor written in place
+                # What was there before Live, such as a weight, is not counted: nor are views of it, nor what is written into it.
+                if storage._cdata not in self._counted and not _has(storage, (args, kwargs)):
                     self._counted.add(storage._cdata)
                     self.now += storage.nbytes()
                     weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
         self.peak = max(self.peak, self.now)
         return result
+
+
+def _has(storage: torch.UntypedStorage, given: object) -> bool:
+    """Whether a tensor in a tree of arguments has this memory."""
+    tensors = (leaf for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor))
+    return any(tensor.untyped_storage()._cdata == storage._cdata for tensor in tensors)
 
 
 class _Attention(torch.autograd.Function):

@@ -58,6 +58,8 @@ def test_short_steps_are_timed_several_times(tmp_path: Path, monkeypatch: pytest
 def test_seconds_grow_with_the_forwards_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(100))
     monkeypatch.setattr("nullbooth_cli.training.step_cost._now", lambda _: float(next(ticks)))
+    memory = cost(recipe(tmp_path)).memory
+    monkeypatch.setattr("nullbooth_cli.training.step_cost.training_memory", lambda *_, **__: memory)
     changes: list[dict[str, Any]] = [
         {},
         {"gradient_accumulation_steps": 3},
