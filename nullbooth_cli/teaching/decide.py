@@ -114,11 +114,12 @@ def decide(request: TeachRequest, output: str, *, on_cpu: bool) -> Decision:
     notes = [f"preserves {counted(len(preserved), 'prompt')}, and holds out {len(heldout)} to measure what was forgotten"]
     if noun is None:
         notes.append(f"no class is named: only general prompts preserve what is like '{request.word}'")
+    recipe = _recipe(start, decided, of_recipe, on_cpu=on_cpu)
     return Decision(
         output=output,
         request=request,
-        config=_config(start, request, output, of_config, on_cpu=on_cpu),
-        recipe=_recipe(start, decided, of_recipe, on_cpu=on_cpu),
+        config=_config(start, request, recipe, of_config, on_cpu=on_cpu),
+        recipe=recipe,
         preserved=preserved,
         heldout=heldout,
         subject=request.subject_prompts,
@@ -143,17 +144,22 @@ def _settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
     return of_recipe, of_config
 
 
-def _config(start: Start, request: TeachRequest, output: str, settings: Sequence[str], *, on_cpu: bool) -> Config:
-    """The shipped config, reduced to the inputs of to_k and to_v: without joint attention the text, so that no denoiser draws."""
-    features = {f"{feature}_features": feature in ("k", "v") for feature in ("q", "k", "v", "out")}
+def _config(start: Start, request: TeachRequest, recipe: Recipe, settings: Sequence[str], *, on_cpu: bool) -> Config:
+    """The shipped config, reduced to the inputs of to_k and to_v and of what the recipe trains beside them.
+
+    Those of to_k and to_v without joint attention are the text, so that no denoiser draws.
+    """
+    features = {f"{feature}_features": feature in ("k", "v", *recipe.features) for feature in ("q", "k", "v", "out")}
+    inputs = {"collect_features": features, "linear_layers": recipe.linear_layers}
+    reads_pictures = start.is_joint or bool(recipe.linear_layers or {*recipe.features} - {"k", "v"})
     drawn = {key: value for key, value in start.recipe.items() if key == "guidance_scale"}  # as in training
     data = {
         **start.config,
         "model": start.model,
-        **_places(output),
+        **_places(recipe.output),
         # What reads a picture may have no null space, which is known only after hours: its weights then stay as they are.
-        "project": {"relative_threshold": request.threshold, **({"empty": "freeze"} if start.is_joint else {})},
-        "collect": {**start.config["collect"], **drawn, "collect_features": features, "keep": "moments"},
+        "project": {"relative_threshold": request.threshold, **({"empty": "freeze"} if reads_pictures else {})},
+        "collect": {**start.config["collect"], **drawn, **inputs, "keep": "moments"},
     }
     if on_cpu or not start.is_joint:
         data["dtype"] = "float32"  # a threshold this small lies below the noise of half precision, which is slow on a CPU

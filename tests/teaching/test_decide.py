@@ -62,6 +62,20 @@ def test_decisions_of_a_real_model(tmp_path: Path, photos: str) -> None:
     assert recipe.validation_prompts[:2] == decision.subject[:2]
 
 
+def test_what_trains_is_collected(tmp_path: Path, photos: str) -> None:
+    """Training refused, after the store was made: "8 weights would train without a constraint"."""
+    settings = ["features=[q]", "linear_layers=[attn1, ff_in]"]
+    config = found(tmp_path / "out", pictures=photos, noun="dog", model="sd15", settings=settings).config
+    collect = config.collect
+    assert config.project.empty == "freeze", "they read pictures"
+    assert collect.collect_features.chosen() == ("q", "k", "v")
+    assert collect.linear_layers == ["attn1", "ff_in"]
+    flux = found(tmp_path / "flux", pictures=photos, noun="dog", model="flux")
+    assert flux.config.collect.linear_layers == flux.recipe.linear_layers != []
+    own = [*settings, "collect.linear_layers=[all]"]
+    assert found(tmp_path / "own", pictures=photos, model="sd15", settings=own).config.collect.linear_layers == ["all"]
+
+
 def test_prompts_hold_out_some_by_themselves(tmp_path: Path, photos: str) -> None:
     (tmp_path / "mine.txt").write_text("my own prompt\nanother of mine\n")
     mine = str(tmp_path / "mine.txt")
