@@ -1,5 +1,6 @@
 """Reads the options of `nullbooth refit`, and draws its answer."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,15 +13,22 @@ from nullbooth_cli.training.refit import prompts_of
 if TYPE_CHECKING:
     from nullbooth_cli.training.refit import RefitReport
 
+_FILE = re.compile(r"nullbooth:.+|\S+\.(txt|csv|tsv|jsonl|ndjson|json)(#.+)?", re.IGNORECASE)  # and no prompt, if it is missing
+
 
 def prompts_to_use(given: Sequence[str], word: str | None) -> tuple[str, ...]:
     """The prompts of the options: texts, those in files, and those around a word."""
-    texts = [
-        prompt.text
-        for each in given
-        for prompt in load_prompts(each if each.startswith("nullbooth:") or Path(each).is_file() else [each], "--prompts")
-    ]
+    texts: list[str] = []
+    for each in given:
+        texts += [prompt.text for prompt in load_prompts(each, "--prompts")] if _is_file(each) else [each]
     return prompts_of(texts, word)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return bool(_FILE.fullmatch(text)) or Path(text).is_file()
+    except OSError:  # longer than a name may be
+        return False
 
 
 def weight_of(m: str) -> float | Literal["auto"]:
@@ -30,7 +38,7 @@ def weight_of(m: str) -> float | Literal["auto"]:
     try:
         return float(m)
     except ValueError as error:
-        raise ConfigError(f"--m {m} is not a number", "set it to auto, or to a number above 0, such as 10") from error
+        raise ConfigError(f"--m {m} is not a number", "set it to auto, or to a number such as 10") from error
 
 
 def draw(report: "RefitReport") -> list[Any]:

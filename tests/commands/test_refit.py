@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import nullbooth_cli as nb
+from nullbooth_cli.commands.refit_options import prompts_to_use
 from nullbooth_cli.model import load
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
@@ -17,6 +18,7 @@ from tests.support.keys import keys_of
 USED = ["a zwx circle on a red background", "a zwx star"]
 RUNG = "{m missing largest_missing drift largest_drift}"
 WEIGHT = "missing drift drift_before"
+LONG = "a zwx circle, " * 40
 
 
 @pytest.fixture
@@ -42,6 +44,10 @@ def test_the_options_reach_the_refit(finished: tuple[Config, Store], lora: str, 
         f"{{schema_version file store output prompts[] m chosen{RUNG} drift_before largest_drift_before ladder[{RUNG}] "
         f"weights{{{WEIGHT}}} outside[] text_encoders[] dropped notes[]}}"
     )
+
+
+def test_a_prompt_may_be_longer_than_the_name_of_a_file() -> None:
+    assert prompts_to_use([f"{LONG}.txt", LONG], None) == (f"{LONG}.txt", LONG)
 
 
 def test_a_dry_run_shows_the_ladder_and_writes_nothing(finished: tuple[Config, Store], lora: str, tmp_path: Path) -> None:
@@ -73,6 +79,10 @@ def test_the_line_that_follows_measures_it(finished: tuple[Config, Store], lora:
         (["--prompts", "a", "-o", "new.safetensors", "--outside", "all"], "outside='all' is not a choice"),
         (["--word", "the dog", "-o", "new.safetensors"], "begins with an article"),
         (["--prompts", "a", "-o", "."], ". exists already"),
+        (["--prompts", "a", "--prompts", " ", "-o", "new.safetensors"], "a prompt is empty"),
+        (["--prompts", "usde.txt", "-o", "new.safetensors"], "usde.txt"),
+        (["--prompts", "usde.csv#title", "-o", "new.safetensors"], "usde.csv"),
+        (["--prompts", "a", "-o", "new.safetensors", "--m", "1e-12"], "m=1e-12 is not a weight"),
     ],
 )
 def test_what_cannot_be_refitted(
