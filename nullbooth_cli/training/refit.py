@@ -12,6 +12,7 @@ keeps its rank, and every file its form. `refit_files` reads and writes them, `r
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +32,19 @@ from nullbooth_cli.settings.class_prompts import class_prompts
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.training.refit_files import ChangedModule, FinishedChange, find_change
 from nullbooth_cli.training.refit_inputs import used_inputs
-from nullbooth_cli.training.refit_solution import FINE, LADDER, Balance, Curve, Matrix, Rung, drift_before, knee, rungs_of, solve
+from nullbooth_cli.training.refit_solution import (
+    FINE,
+    LADDER,
+    LEAST,
+    Balance,
+    Curve,
+    Matrix,
+    Rung,
+    drift_before,
+    knee,
+    rungs_of,
+    solve,
+)
 
 NUM_DRAWN = 16
 Outside = Literal["keep", "drop"]
@@ -94,8 +107,8 @@ class RefitRequest:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        if self.m != "auto" and not (isinstance(self.m, (int, float)) and 0 < self.m < math.inf):
-            raise ConfigError(f"m={self.m} is not a weight", "set m to auto, or to a number above 0, such as 10")
+        if self.m != "auto" and not (isinstance(self.m, Real) and LEAST <= self.m < math.inf):
+            raise ConfigError(f"m={self.m} is not a weight", f"set m to auto, or to a number from {LEAST:g}, such as 10")
         if self.outside not in ("keep", "drop"):
             raise ConfigError(f"outside={self.outside!r} is not a choice", "set outside to keep or drop")
         if self.num_drawn < 1:
@@ -112,7 +125,7 @@ class RefitRequest:
 def refit(
     file: str | Path,
     store: OpenStore,
-    prompts: Sequence[str] = (),
+    prompts: str | Sequence[str] = (),
     *,
     output: str | Path | None,
     word: str | None = None,
@@ -144,9 +157,10 @@ def refit(
     return result_of(refit_events(store, store.config, request), on_event)
 
 
-def prompts_of(prompts: Sequence[str], word: str | None) -> tuple[str, ...]:
-    """The prompts, and those around a word, each once. Raises ConfigError for a word that fits no template."""
-    return tuple(dict.fromkeys([*prompts, *(class_prompts(word) if word is not None else ())]))
+def prompts_of(prompts: str | Sequence[str], word: str | None) -> tuple[str, ...]:
+    """The prompts (a string is one), and those around a word, each once. Raises ConfigError for a word that fits no template."""
+    given = [prompts] if isinstance(prompts, str) else prompts
+    return tuple(dict.fromkeys([*given, *(class_prompts(word) if word is not None else ())]))
 
 
 def refit_events(store: OpenStore, config: Config, request: RefitRequest) -> Generator[Event, None, RefitReport]:

@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 FLOOR = 1e-7  # e
+LEAST = 1e-3  # of m: far below, C1 + m (C0 + e I) is singular in float64, and the drift no longer depends on m
 LADDER = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 FINE = tuple(float(f"{m:.2g}") for m in np.geomspace(LADDER[0], LADDER[-1], 41))  # where the knee is looked for
 
@@ -50,7 +51,7 @@ class Curve:
 
 
 def solve(subject: Matrix, preserved: Matrix, m: float, device: torch.device | str = "cpu") -> Matrix:
-    """M `[D, D]` of two second moments `[D, D]`, for m above 0. Singular moments are no error. Cost: about 3 D^3 operations."""
+    """M `[D, D]` of two second moments `[D, D]`, for m from `LEAST`. Singular moments are no error. Cost: 3 D^3 operations."""
     one, other = _shares(subject, device), _with_floor(_shares(preserved, device))
     factor = torch.linalg.cholesky(one + m * other)
     found: Matrix = torch.cholesky_solve(one, factor).T.contiguous().cpu().numpy()

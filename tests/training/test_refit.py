@@ -290,6 +290,12 @@ def test_prompts_around_a_word(opened: nb.OpenStore, tmp_path: Path) -> None:
     assert sum("zwx circle" in prompt for prompt in report.prompts) == len(report.prompts) - 1
 
 
+def test_one_prompt_may_be_a_string(opened: nb.OpenStore, tmp_path: Path) -> None:
+    file = lora_files.kohya_file(tmp_path / "style.safetensors")
+    report = nb.refit(file, opened, "zwx", output=tmp_path / "new.safetensors", m=np.int64(10), device="cpu")  # type: ignore[arg-type]
+    assert (report.prompts, report.m) == (("zwx",), 10)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -297,6 +303,7 @@ def test_prompts_around_a_word(opened: nb.OpenStore, tmp_path: Path) -> None:
         ({"prompts": [" "]}, "a prompt is empty"),
         ({"m": 0}, "m=0 is not a weight"),
         ({"m": "much"}, "m=much is not a weight"),
+        ({"m": 9e-4}, "m=0.0009 is not a weight"),
         ({"outside": "scale"}, "outside='scale' is not a choice"),
         ({"num_drawn": 0}, "draws no prompt"),
         ({"file": "missing"}, "nothing at missing"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.projector import relative_drift
-from nullbooth_cli.training.refit_solution import FLOOR, Balance, solve
+from nullbooth_cli.training.refit_solution import FLOOR, LEAST, Balance, solve
 
 LADDER = (0.03, 1.0, 10.0, 3000.0)
 
@@ -41,6 +41,17 @@ def test_the_ladder_is_what_the_solution_does(dim: int, ranks: tuple[int, int], 
         assert curve.drift[i] == pytest.approx(relative_drift(after, w, moment), abs=1e-5)
     assert (np.diff(curve.missing) >= -1e-9).all()
     assert (np.diff(curve.drift) <= 1e-9).all()
+
+
+def test_the_least_m_is_solved_for_the_widest_inputs() -> None:
+    """One direction each, and all others in neither: the worst that float64 meets."""
+    rng = np.random.default_rng(0)
+    k1, k0 = rng.standard_normal((2, 500))
+    c1, c0 = np.outer(k1, k1), np.outer(k0, k0)
+    change, w = rng.standard_normal((2, 1, 500))
+    after = change @ solve(c1, c0, LEAST)
+    [missing] = Balance(c1, c0).curve(change, w, (LEAST,)).missing
+    assert np.linalg.norm((after - change) @ k1) / np.linalg.norm(change @ k1) == pytest.approx(missing, abs=1e-5)
 
 
 def test_nothing_near_the_solution_is_better() -> None:
