@@ -107,13 +107,17 @@ class LoraModule:
             role = "down" if self._plain_kind == "lora" else "diff"
             kept[role] = self._times(kept[role], matrix)
             return {self.keys[role]: tensor for role, tensor in kept.items()}
-        if self._plain_kind not in ("loha", "lokr"):
+        self.require_form()
+        return self._as_plain_lora(kept, matrix)
+
+    def require_form(self) -> None:
+        """Raise ConfigError for a kind without magnitudes whose dW M has no form in a file."""
+        if self._plain_kind not in ("lora", "full", "loha", "lokr"):
             raise ConfigError(
                 f"{self.name} is of the kind {self.kind}, which acts on the weight itself, whatever its input", FUSE
             )
-        if "alpha" not in kept:
+        if self._plain_kind in ("loha", "lokr") and "alpha" not in self.tensors:
             raise ConfigError(f"{self.name} is a {self._plain_kind} of PEFT, whose config knows no plain LoRA beside it", FUSE)
-        return self._as_plain_lora(kept, matrix)
 
     def _as_plain_lora(self, tensors: lora_kinds.Tensors, matrix: Matrix) -> dict[str, torch.Tensor]:
         b, a = lora_kinds.factors_of(self._plain_kind, tensors, self.scale)

@@ -156,10 +156,13 @@ class _Lora(FinishedChange):
         wrong = [module for module in read.modules if module.weights and (module.needs_base or not module.is_measurable)]
         if wrong:
             raise ConfigError(
-                f"{read.path} cannot be refitted: {counted(len(wrong), 'module')}, such as {wrong[0].name}, act on the weight "
-                f"itself, whatever its input ({wrong[0].kind})",
+                f"{read.path} cannot be refitted: {counted(len(wrong), 'module')}, such as {wrong[0].name} ({wrong[0].kind}), "
+                "for which the weight itself counts, whatever its input",
                 "train a plain LoRA, or train under a constraint",
             )
+        for module in read.modules:
+            if module.weights:
+                module.require_form()
 
     def load_into(self, pipe: Pipeline, dropped: Sequence[ChangedModule]) -> None:
         parameters = dict(denoiser_of(pipe).named_parameters())

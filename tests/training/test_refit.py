@@ -343,11 +343,20 @@ def test_changes_that_cannot_be_refitted(opened: nb.OpenStore, finished: tuple[C
     save_file({key: t.contiguous() for key, t in other.items()}, tmp_path / "outside.safetensors")
     refused("none of the 1 module of .* is in .*attn1_to_v", tmp_path / "outside.safetensors")
     save_file({**tensors, f"{name}.dora_scale": torch.ones(80, 1)}, tmp_path / "dora.safetensors")
-    refused("act on the weight itself", tmp_path / "dora.safetensors")
+    refused(r"1 module, such as .*to_v \(dora\), for which the weight itself counts", tmp_path / "dora.safetensors")
     refused("no prompt has the word that was taught, <sks>", trained_folders.lora_files(tmp_path / "trained"))
     refused("was trained on other", trained_folders.lora_files(tmp_path / "other", model="other"), ["a <sks> circle"])
     toy().save_pretrained(tmp_path / "whole")
     refused("a whole pipeline", tmp_path / "whole")
+
+
+def test_what_has_no_form_is_refused_before_it_is_predicted(opened: nb.OpenStore, tmp_path: Path) -> None:
+    """A LoHa of PEFT: its config knows no plain LoRA beside it."""
+    sizes = {"hada_w1_a": (80, 2), "hada_w1_b": (2, 96), "hada_w2_a": (80, 2), "hada_w2_b": (2, 96)}
+    tensors = {f"base_model.model.{lora_files.LAYER}.{role}": torch.ones(size) for role, size in sizes.items()}
+    save_file(tensors, tmp_path / "loha.safetensors")
+    with pytest.raises(ConfigError, match="to_v is a loha of PEFT, whose config knows no plain LoRA"):
+        nb.refit(tmp_path / "loha.safetensors", opened, USED, output=None, device="cpu")
 
 
 def test_a_store_before_its_moments_is_refused(tmp_path: Path) -> None:
