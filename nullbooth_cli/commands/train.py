@@ -84,7 +84,7 @@ def train(
         raise ConfigError("no recipe: there is no ./train.yaml", "write one with nullbooth init, or give one with -c")
     recipe = validate(Recipe, {}, changed) if file is None else load_settings(Recipe, file, changed)
     recipe = recipe.model_copy(update={"store": expanded(store)}) if store else recipe
-    _require_trainable(recipe)
+    _require_trainable(recipe, weights=not dry_run)
     from nullbooth_cli.training import output  # takes seconds, which a mistake in the recipe should not
     from nullbooth_cli.training.hub import push, require_account
 
@@ -117,16 +117,22 @@ def train(
         answer(terminal, recipe, result)
 
 
-def _require_trainable(recipe: "Recipe") -> None:
-    """Refuse a folder of a model that cannot be trained here; what is on the hub is read later, when torch is there."""
+def _require_trainable(recipe: "Recipe", *, weights: bool) -> None:
+    """Refuse a folder of a model that cannot be trained here, and one without `weights` if they are to be loaded.
+
+    What is on the hub is read later, when torch is there.
+    """
     from pathlib import Path
 
     from nullbooth_cli.model.families import require_trainable_folder
+    from nullbooth_cli.model.pipeline_folder import read_pipeline_folder
     from nullbooth_cli.model.sources import Source
 
     place = Source.of(recipe).located()
     if Path(place).is_dir():
         require_trainable_folder(place)
+        if weights:
+            read_pipeline_folder(place, weights=True)
 
 
 def _train(

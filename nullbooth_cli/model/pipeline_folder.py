@@ -100,6 +100,8 @@ def _require_files(folder: Path, name: str) -> None:
     place = folder / name
     if not place.is_dir() or not any(place.iterdir()):
         raise ConfigError(f"{folder} has no {name}: {PIPELINE_INDEX} names one, and {place} is missing or empty", _AGAIN)
+    if (place / "config.json").exists() and not any(file.suffix in (SAFE, *PICKLED) for file in place.iterdir()):
+        raise ConfigError(f"{place} has a config.json and no weights", _AGAIN)
 
 
 def _require_classes(place: Path) -> None:

@@ -73,6 +73,15 @@ except SystemExit as left:
         assert "error: FluxKontextPipeline cannot be trained here" in done.stderr
         assert not (tmp_path / "out").exists()
 
+    def test_a_folder_without_weights_is_refused_first(self, tmp_path: Path) -> None:
+        """Its pictures, named wrong here, would be read later."""
+        folder = saved("flux", tmp_path)
+        for weights in (folder / "transformer").glob("*.safetensors"):
+            weights.unlink()
+        settings = [f"model={folder}", f"output={tmp_path / 'out'}", "instance_images=nowhere"]
+        arguments = [each for setting in settings for each in ("--set", setting)]
+        refused(self.train(*arguments), 2, "transformer has a config.json and no weights")
+
     def test_its_messages(self, file: str, tmp_path: Path, finished: tuple[Config, Store]) -> None:
         done = self.train("-c", file, "-s", str(finished[1].path), "--set", "max_train_steps=2", "-v")
         assert done.exit_code == 0, done.stderr

@@ -32,7 +32,7 @@ class TestFiles:
             ("cut", ["is damaged, perhaps by a download that was cut off", "delete the file"]),
             ("web page", ["is damaged"]),
             ("size", ["have other sizes than its config says", "from the same model"]),
-            ("gone", ["cannot load the model", "no file named"]),
+            ("gone", ["has a config.json and no weights", "get the model again"]),
         ],
     )
     def test_weights(self, tmp_path: Path, part: str, wrong: str, words: list[str]) -> None:

@@ -78,6 +78,16 @@ def test_a_part_that_is_missing_is_named(folder: Path, part: str) -> None:
         load_whole(folder)
 
 
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_part_without_weights_is_named(folder: Path, part: str) -> None:
+    """diffusers said that there is no file named so, after it had loaded the others."""
+    for file in (folder / part).glob("*.safetensors"):
+        file.unlink()
+    assert read_pipeline_folder(folder, weights=False).parts
+    with pytest.raises(ConfigError, match=f"{part} has a config.json and no weights"):
+        read_pipeline_folder(folder, weights=True)
+
+
 def test_parts_that_nothing_here_uses_are_not_needed(folder: Path, pipe: Any) -> None:
     """As in a copy of Stable Diffusion 1.5 without its safety checker, which is 1.2 GB."""
     change(
