@@ -214,16 +214,21 @@ class _Lora(FinishedChange):
         return self._new_forms(tensors, maps)
 
     def _new_forms(self, tensors: Weights, maps: Mapping[str, Matrix]) -> tuple[str, ...]:
-        """A note on each kind of module that became a plain LoRA, with the ranks that it took."""
+        """A note on each kind of module that became a plain LoRA, with its ranks, and on biases that were left out."""
         ranks: dict[str, list[int]] = {}
         for module in self._read.modules:
             if module.name in maps and module.kind in ("loha", "lokr"):
                 ranks.setdefault(module.kind, []).append(len(tensors[f"{module.name}.lora_down.weight"]))
-        return tuple(
+        notes = [
             f"{counted(len(found), 'module')} of the kind {kind} became plain LoRA, of rank "
             f"{' to '.join(map(str, dict.fromkeys((min(found), max(found)))))}"
             for kind, found in ranks.items()
-        )
+        ]
+        if biases := sum(module.name in maps and module.shift() is not None for module in self._read.modules):
+            notes.append(
+                f"the shift of a bias is left out of {counted(biases, 'module')}: it moves every output, whatever its input"
+            )
+        return tuple(notes)
 
 
 class _TrainedWeights(FinishedChange):

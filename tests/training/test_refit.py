@@ -282,6 +282,16 @@ def test_a_change_in_another_form_becomes_a_plain_lora_and_its_rank_is_said(
     np.testing.assert_allclose(changed(tmp_path / "new.safetensors").numpy(), wanted, atol=1e-3 * np.abs(wanted).max())
 
 
+def test_a_bias_that_is_left_out_is_said(opened: nb.OpenStore, tmp_path: Path) -> None:
+    """It moves the outputs on every input, the preserved ones too."""
+    tensors = load_file(lora_files.diffusers_file(tmp_path / "style.safetensors"))
+    bias = f"unet.{lora_files.LAYER}.lora_B.bias"
+    save_file({**tensors, bias: torch.ones(80)}, tmp_path / "style.safetensors")
+    report = nb.refit(tmp_path / "style.safetensors", opened, USED, output=tmp_path / "new.safetensors", m=10, device="cpu")
+    assert load_file(tmp_path / "new.safetensors").keys() == tensors.keys()
+    assert any(note.startswith("the shift of a bias is left out of 1 module") for note in report.notes)
+
+
 def test_prompts_around_a_word(opened: nb.OpenStore, tmp_path: Path) -> None:
     file = lora_files.kohya_file(tmp_path / "style.safetensors")
     report = nb.refit(file, opened, ["a zwx star"], word="zwx circle", output=None, device="cpu")
