@@ -93,12 +93,9 @@ def train(
     if verbose:
         terminal.note(f"recipe {file or 'of defaults'}, into {recipe.output}")
     if dry_run:
-        from nullbooth_cli.commands.train_plan import draw_plan
-        from nullbooth_cli.training.plan import plan_training
+        from nullbooth_cli.commands.train_plan import answer_plan
 
-        planned = plan_training(recipe, device)
-        terminal.answer(planned.document(), lambda _: draw_plan(planned))
-        return
+        return answer_plan(terminal, recipe, device)
     if finish is not None and changes:
         raise ConfigError("--finish does not train, so --resume-with has no effect", "leave one of them out")
     options = options_of([("-c", config), ("-s", store), *(("--set", override) for override in overrides or ())])

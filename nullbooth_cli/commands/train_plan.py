@@ -5,8 +5,18 @@ from typing import TYPE_CHECKING, Any
 from nullbooth_cli.formatting import duration, size
 
 if TYPE_CHECKING:
+    from nullbooth_cli.commands.console import Terminal
+    from nullbooth_cli.settings.recipe import Recipe
     from nullbooth_cli.training.memory import TrainingMemory
     from nullbooth_cli.training.plan import TrainPlan
+
+
+def answer_plan(terminal: "Terminal", recipe: "Recipe", device: str | None) -> None:
+    """Print the plan of a recipe."""
+    from nullbooth_cli.training.plan import plan_training
+
+    planned = plan_training(recipe, device)
+    terminal.answer(planned.document(), lambda _: draw_plan(planned))
 
 
 def draw_plan(plan: "TrainPlan") -> list[Any]:
