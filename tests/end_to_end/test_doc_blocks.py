@@ -26,6 +26,7 @@ NOT_RUN = {
     "/usr/bin/time": "measures for minutes",
     "CUDA_VISIBLE_DEVICES": "starts four processes: tests/end_to_end/test_processes.py runs shards",
     "pipeline_config=stable-diffusion-v1-5": "needs weights from the hub: tests/model/test_load.py loads such files",
+    " style.safetensors": "needs a LoRA of Stable Diffusion: tests/commands/test_inspect_lora.py and test_refit.py run both",
     "kohya.zarr": "needs weights from the hub: tests/integrations/test_kohya.py collects from tiny models",
 }
 # A page whose commands another test runs.
