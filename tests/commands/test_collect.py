@@ -43,7 +43,9 @@ def test_a_model_without_its_weights(small: Path, tmp_path: Path) -> None:
         shutil.copytree(FOLDER / name, tmp_path / "model" / name)
     shutil.copy(FOLDER / "model_index.json", tmp_path / "model")
     (tmp_path / "model/unet/diffusion_pytorch_model.safetensors").unlink()
-    refused(nullbooth("collect", "-c", str(small), "--set", f"model={tmp_path / 'model'}"), 2, "cannot load the model")
+    refused(
+        nullbooth("collect", "-c", str(small), "--set", f"model={tmp_path / 'model'}"), 2, "unet has a config.json and no weights"
+    )
 
 
 def test_a_layer_pattern_that_matches_nothing(small: Path) -> None:

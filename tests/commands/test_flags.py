@@ -29,7 +29,7 @@ FLAGS = {
     "export": (SHARED, "OUT --dense --dtype --layer --feature --only-covariance --force"),
     "import": ("FOLDER -c/--config -s/--store --set --json -q/--quiet",),
     "edit": (SHARED, "SOURCE_TARGET --device -o/--output --pairs --method --ridge --preserve"),
-    "train": (SHARED, "--device --resume-with --finish --push-to-hub"),
+    "train": (SHARED, "--device --dry-run --resume-with --finish --push-to-hub"),
     "refit": (SHARED, "FILE --device -o/--output --prompts --word --m --outside --num-drawn --dry-run"),
     "evaluate": (
         SHARED,

@@ -94,6 +94,7 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"collect__collect_features__v_features": False}, COLLECT_ON),
     ({"collect__collect_features__out_features": False}, COLLECT_ON),
     ({"collect__cross_attention_layers": [0]}, COLLECT_ON),
+    ({"collect__linear_layers": ["ff_in"]}, COLLECT_ON),
     ({"collect__side": "output"}, COLLECT_ON),
     ({"collect__guidance_scale": 5.0}, COLLECT_ON),
     ({"collect__branches": "cond"}, COLLECT_ON),
