@@ -108,5 +108,5 @@ def test_a_dry_run_tells_steps_time_disk_and_memory(tmp_path: Path) -> None:
     assert lines["train"].startswith("train     600 steps, about ")
     assert lines["evaluate"].startswith("evaluate  264 pictures, about ")
     assert "free" in lines["disk"]
-    assert "to train" in lines["memory"]
+    assert "in training" in lines["memory"]
     assert not (tmp_path / "out").exists()

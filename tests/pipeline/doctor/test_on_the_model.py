@@ -67,7 +67,7 @@ class TestModel:
 
         shutil.copytree(FOLDER, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
         every = findings(little(tmp_path / "run.zarr", model=str(tmp_path / "model")))
-        refused(every["model"], "cannot load the model", "revision and variant")
+        refused(every["model"], "has a config.json and no weights", "get the model again")
         assert every["schedule"].verdict == "ok"
         assert every["probe"].text == every["tokenizer"].text == "not checked, because of model"
 
