@@ -1,7 +1,6 @@
 """Refit: solve a finished change again so that it forgets less, without training and without its pictures.
 
-    report = nb.refit("lora.safetensors", nb.open_store("run.zarr"), ["a photo of sks dog"], output="refitted.safetensors")
-
+`nb.refit("lora.safetensors", store, ["a photo of sks dog"], output="refitted.safetensors")` writes a file, and returns a report.
 Each module of the change is multiplied by one matrix from the right, dW' = dW M. It keeps what it does to the inputs of the
 prompts that use it, as far as that leaves the outputs on the preserved inputs alone (`refit_solution` has the formula). A LoRA
 keeps its rank, and every file its form. `refit_files` reads and writes them, `refit_inputs` records what the prompts give.
