@@ -78,7 +78,7 @@ class FactoredSums(NamedTuple):
 
     factor: NDArray[np.float64]
     sum_x: NDArray[np.float64]
-    count: int  # type: ignore[assignment]
+    count: int  # type: ignore[assignment]  # the method of a tuple is not used
     trace: float
     delta: float
 

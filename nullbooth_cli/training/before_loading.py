@@ -51,6 +51,11 @@ class Inputs:
         """The captions of the pictures of the subject, with the token that trains."""
         return self.written(picture.prompt.text for picture in self.pictures)
 
+    @property
+    def distilled_captions(self) -> list[str]:
+        """The captions for distillation, each once."""
+        return list(dict.fromkeys(text for texts in (self.distilled or {}).values() for text in texts))
+
     def written(self, texts: Iterable[str]) -> list[str]:
         """Texts with the token that trains in place of its word."""
         return [self.word.written(text) if self.word else text for text in texts]
@@ -102,14 +107,13 @@ def _with_distillation(recipe: Recipe, inputs: Inputs) -> Inputs:
         "class": dict(zip(inputs.class_captions, inputs.class_captions, strict=True)),
     }
     own = {picture.prompt.text: picture.prompt.text for picture in inputs.distilled_pictures}
-    distilled = captions_by_picture(recipe, of_pictures.get(recipe.distill_pictures, own))
-    texts = [text for texts in distilled.values() for text in texts]
-    if inputs.word is not None and (found := [text for text in texts if inputs.word.name in text.split()]):
+    inputs = replace(inputs, distilled=captions_by_picture(recipe, of_pictures.get(recipe.distill_pictures, own)))
+    if inputs.word is not None and (found := [text for text in inputs.distilled_captions if inputs.word.name in text.split()]):
         raise ConfigError(
             f"the word '{inputs.word.name}' trains, and distillation would keep it from it: '{cut(found[0])}'",
             "leave it out of distill_captions",
         )
-    return replace(inputs, distilled=distilled)
+    return inputs
 
 
 def _with_word(recipe: Recipe, pipe: Pipeline, inputs: Inputs, preserved: Sequence[str]) -> Inputs:

@@ -79,11 +79,6 @@ class Distillation:
     captions: Captions
     teacher: Teacher
 
-    @property
-    def texts(self) -> list[str]:
-        """Every caption once."""
-        return list(dict.fromkeys(text for texts in self.captions.values() for text in texts))
-
     def choose(self, captions: Sequence[str], generator: torch.Generator) -> list[str]:
         """A caption at random for each picture of a batch, by its own caption."""
         choices = [self.captions[caption] for caption in captions]

@@ -150,8 +150,7 @@ def set_up(
         prior = draw_class(recipe, pipe, inputs.class_captions, inputs.resizing.size) if draws else None
     guidance = process.family.guidance if recipe.training_guidance is None else recipe.training_guidance
     kept = _pictures_to_distill(recipe, pipe, inputs, prior) if at is None else None
-    distilled = [text for texts in (inputs.distilled or {}).values() for text in texts]
-    texts = _encoded(pipe, guidance, *filter(None, [subject, prior, kept]), others=distilled)
+    texts = _encoded(pipe, guidance, *filter(None, [subject, prior, kept]), others=inputs.distilled_captions)
     settle(
         pipe,
         accelerator.device,
@@ -171,7 +170,9 @@ def set_up(
     if inputs.distilled is not None and at is None:
         distillation = Distillation(pictures=kept, captions=inputs.distilled, teacher=Teacher(denoiser))
     validation_prompts = inputs.written(recipe.validation_prompts)
-    cut_off = cut_off_note(pipe, [*subject.captions, *inputs.class_captions, *distilled, *validation_prompts], "caption")
+    cut_off = cut_off_note(
+        pipe, [*subject.captions, *inputs.class_captions, *inputs.distilled_captions, *validation_prompts], "caption"
+    )
     return TrainingRun(
         recipe=recipe,
         pipe=pipe,
