@@ -27,7 +27,7 @@ def looked(name: str) -> tuple[Any, Any, Any, Any]:
 
 def num_parameters(name: str) -> int:
     """Of the denoiser."""
-    from nullbooth_cli.model.load import denoiser_of
+    from nullbooth_cli.model.denoisers import denoiser_of
 
     return sum(parameter.numel() for parameter in denoiser_of(looked(name)[2].pipe).parameters())
 

@@ -211,7 +211,15 @@ class OpenStore:
     def _recorded(self, site: Site, step: int) -> int:
         if not 0 <= step < self._store.num_steps:
             raise ConfigError(f"no step {step} in {self.url}", f"use a step from 0 to {self._store.num_steps - 1}")
-        return 0 if site.timestep_free else step
+        if site.timestep_free:
+            return 0
+        stored = site.recorded_steps(self._store.num_steps)
+        if step not in stored:
+            raise ConfigError(
+                f"{site.name} has no step {step}: its denoiser does not run there",
+                f"use a step from {stored.start} to {stored.stop - 1}",
+            )
+        return stored.index(step)
 
 
 def _moment(store: Store, site: Site, steps: Sequence[int] | None) -> Moment:

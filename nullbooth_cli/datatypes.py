@@ -161,6 +161,7 @@ class Site:
     num_tokens: int  # per prompt, over the recorded branches of guidance
     dim: int
     masked: bool = False  # tokens that pad a prompt are NaN in the features, and left out of the moments
+    steps: tuple[int, int] | None = None  # (first, how many) of the schedule in which its denoiser runs; None for all
 
     @property
     def name(self) -> str:
@@ -185,9 +186,19 @@ class Site:
             if layer is None or fnmatchcase(name, layer) or fnmatchcase(name, f"*{layer}*")
         ]
 
+    def recorded_steps(self, num_steps: int) -> range:
+        """The steps of a schedule of `num_steps` that are stored, in order."""
+        first, count = self.steps or (0, num_steps)
+        return range(first, first + (1 if self.timestep_free else count))
+
+    def recorded(self, steps: Sequence[Step]) -> Sequence[Step]:
+        """The steps of a schedule that are stored, in order."""
+        stored = self.recorded_steps(len(steps))
+        return steps[stored.start : stored.stop]
+
     def num_recorded(self, num_steps: int) -> int:
-        """The number of timesteps that are stored, of a schedule of `num_steps`."""
-        return 1 if self.timestep_free else num_steps
+        """The number of steps that are stored, of a schedule of `num_steps`."""
+        return len(self.recorded_steps(num_steps))
 
 
 def split_weight(weight: str) -> tuple[str, str]:

@@ -17,8 +17,9 @@ from torch import nn
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
-from nullbooth_cli.model.hooks import ProjectionHooks
-from nullbooth_cli.model.load import denoiser_of, tokenizers_of
+from nullbooth_cli.model.denoisers import denoiser_of
+from nullbooth_cli.model.hooks import Forward, ProjectionHooks
+from nullbooth_cli.model.load import tokenizers_of
 from nullbooth_cli.model.projections import Projection, find_projections
 from nullbooth_cli.model.prompt_length import token_limits
 from nullbooth_cli.model.protocols import Pipeline
@@ -56,8 +57,8 @@ def record(
     found: dict[str, list[torch.Tensor]] = {projection.layer: [] for projection in projections}
     masks: dict[str, torch.Tensor | None] = {}
 
-    def receive(projection: Projection, forward: int, tensor: torch.Tensor) -> None:
-        if forward not in steps:
+    def receive(projection: Projection, forward: Forward, tensor: torch.Tensor) -> None:
+        if forward.step not in steps:
             return
         layer = projection.layer
         if projection.feature == "q":
@@ -73,8 +74,8 @@ def record(
         denoiser.get_submodule(layer).register_forward_pre_hook(partial(note_mask, layer), with_kwargs=True) for layer in found
     ]
     try:
-        with ProjectionHooks(denoiser, projections, "output", receive):
-            image = denoise(pipe, path, [(row, prompt)], output_type="np")[0]
+        with ProjectionHooks({"": denoiser}, projections, "output", receive) as hooks:
+            image = denoise(pipe, path, [(row, prompt)], output_type="np", after_step=hooks.end_step)[0]
     finally:
         for handle in handles:
             handle.remove()

@@ -15,9 +15,9 @@ from nullbooth_cli.collect.find_sites import RecordableModel
 from nullbooth_cli.collect.recorder import Recorder
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.model.denoise import denoise
+from nullbooth_cli.model.denoisers import denoiser_of, denoisers_of
 from nullbooth_cli.model.device import free_memory
-from nullbooth_cli.model.hooks import ProjectionHooks, StopDenoising
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.hooks import Forward, ProjectionHooks, StopDenoising
 
 MARGIN = 0.8  # of the free memory: later steps, sums and waiting writes need some too
 MOST = 256
@@ -79,14 +79,14 @@ def largest_that_fits(one: int, two: int, *, free: int, most: int) -> int:
     return max(1, min(most, free // each))
 
 
-def time_step(model: RecordableModel, members: Sequence[tuple[int, Prompt]], branches: str) -> float:
+def time_step(model: RecordableModel, members: Sequence[tuple[int, Prompt]]) -> float:
     """Seconds that one step of a batch takes, from the start of its forward to the start of the next; nothing is written.
 
     The first step also pays for threads and caches, so it is only a warm-up: the result is the median of the next `TIMED_STEPS`
     steps, or of those in `TIMED_SECONDS`. If the first step alone takes more than `PATIENCE_SECONDS`, the result is its time.
     Raises the errors that a unit would raise: ModelError for hooks that misfire, DataError for values that are not finite.
     """
-    recorder, starts = Recorder(model, members, branches=branches, sinks=()), list[float]()
+    recorder, starts = Recorder(model, members, sinks=()), list[float]()
     denoiser = denoiser_of(model.pipe)
 
     def note_start(*_: object) -> None:
@@ -98,10 +98,11 @@ def time_step(model: RecordableModel, members: Sequence[tuple[int, Prompt]], bra
         if len(starts) > 2 and (len(starts) == TIMED_STEPS + 2 or starts[-1] - starts[1] >= TIMED_SECONDS):
             raise StopDenoising
 
-    with ProjectionHooks(denoiser, model.found.projections, model.found.side, recorder.receive):
+    denoisers, projections = denoisers_of(model.pipe), model.found.projections
+    with ProjectionHooks(denoisers, projections, model.found.side, recorder.receive, begin=recorder.begin) as hooks:
         handle = denoiser.register_forward_pre_hook(note_start)
         try:
-            denoise(model.pipe, model.path, members)
+            denoise(model.pipe, model.path, members, after_step=hooks.end_step)
             note_start()  # a short path ends by itself
         finally:
             handle.remove()
@@ -112,7 +113,8 @@ def time_step(model: RecordableModel, members: Sequence[tuple[int, Prompt]], bra
 
 def _run_one_step(model: RecordableModel, prompts: tuple[Prompt, ...], batch_size: int) -> None:
     members = [(row, prompts[row % len(prompts)]) for row in range(batch_size)]
-    with ProjectionHooks(denoiser_of(model.pipe), model.found.projections, model.found.side, lambda *_: None, last=0):
+    denoisers, last = denoisers_of(model.pipe), Forward("", 0, model.found.branches[-1].turn)
+    with ProjectionHooks(denoisers, model.found.projections, model.found.side, lambda *_: None, last=last):
         denoise(model.pipe, model.path, members)
 
 

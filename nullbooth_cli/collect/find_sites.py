@@ -1,17 +1,15 @@
 """Finds the sites of a model: the projections that share a tensor, and the tensors that do not depend on the timestep."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
+from nullbooth_cli.collect.branches import Branches, find_branches, recorded_of
+from nullbooth_cli.collect.probe import Probe, Received
 from nullbooth_cli.datatypes import Prompt, Site
-from nullbooth_cli.errors import ModelError
-from nullbooth_cli.model.denoise import DenoisingPath, denoise
-from nullbooth_cli.model.hooks import ProjectionHooks, SharedInput, equal_in_all, group_shared, memory_of
-from nullbooth_cli.model.load import denoiser_of
-from nullbooth_cli.model.padding import TEXT_ARGUMENT, Padding
+from nullbooth_cli.model.denoise import DenoisingPath
+from nullbooth_cli.model.hooks import Forward
 from nullbooth_cli.model.projections import Projection
 from nullbooth_cli.model.protocols import Pipeline
 
@@ -20,14 +18,16 @@ from nullbooth_cli.model.protocols import Pipeline
 class FoundSites:
     """The sites of a model, and the site of each projection.
 
-    `arguments` are the sites whose tensor is the denoiser's text argument: they need no forward. `tokens_per_prompt` is the
-    size of the sample of image tokens, None for all.
+    `arguments` are the sites whose tensor is the denoiser's text argument: they need no forward. `branches` are those that are
+    recorded. `tokens_per_prompt` is the size of the sample of image tokens, None for all.
     """
 
     sites: tuple[Site, ...]
     site_of: Mapping[Projection, Site]
     arguments: frozenset[Site]
+    branches: Branches
     tokens_per_prompt: int | None = None
+    num_turns: int = 1  # forwards of a denoiser in a step
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -43,6 +43,19 @@ class FoundSites:
         """The sites that these projections need."""
         needed = {self.site_of[projection] for projection in projections}
         return tuple(site for site in self.sites if site in needed)
+
+    def last_forward(self, num_steps: int) -> Forward | None:
+        """The forward after which nothing is left to record, on a path of so many steps; None if no forward is needed."""
+        if self.arguments == set(self.sites):
+            return None
+        ends = [(site.recorded_steps(num_steps)[-1], each.denoiser) for each, site in self.site_of.items()]
+        step, prefix = max(ends)
+        return Forward(prefix, step, self.branches[-1].turn)
+
+    def forwards_needed(self, num_steps: int) -> int:
+        """The number of forwards of a unit, on a path of so many steps: 0 if every site is an argument of the denoiser."""
+        last = self.last_forward(num_steps)
+        return 0 if last is None else last.step * self.num_turns + last.turn + 1
 
 
 @dataclass(frozen=True)
@@ -68,80 +81,93 @@ def find_sites(
     branches: str,
     prompt: Prompt,
     tokens_per_prompt: int | None = None,
-    num_forwards: int = 2,
-    is_timestep_free: Callable[[Sequence[torch.Tensor]], bool] = equal_in_all,
 ) -> FoundSites:
-    """Run the first forwards of one prompt, and compare the tensors of the projections.
+    """Run the first steps of one prompt, and compare the tensors of the projections.
 
-    Memory: the tensors of `num_forwards` forwards, which all stay alive. Raises ModelError for hooks that misfire and for an
-    unknown batching.
+    `branches` is "both" or "cond". Cost: two steps of each denoiser (up to the first ones of a second denoiser), and those of
+    `find_branches`. Raises ModelError for hooks that misfire and for forwards that cannot be told apart.
     """
-    forwards: list[list[tuple[Projection, torch.Tensor]]] = []
-    arguments: list[Mapping[str, Any]] = []
+    seen = Probe(pipe, projections, side, num_steps=2)
+    seen.run(path, prompt)
+    every = find_branches(pipe, path, projections, side, seen, prompt.image)
+    num_steps = len(path.steps) or path.num_inference_steps
+    return sites_of(seen, projections, side, recorded_of(every, branches), num_steps, tokens_per_prompt)
 
-    def receive(projection: Projection, forward: int, tensor: torch.Tensor) -> None:
-        if forward == len(forwards):
-            forwards.append([])
-        forwards[forward].append((projection, tensor))
 
-    with ProjectionHooks(denoiser_of(pipe), projections, side, receive, last=num_forwards - 1, begin=arguments.append):
-        denoise(pipe, path, [(0, prompt)])
-    _require_one_forward_a_step(path, arguments)
-    text, padding = arguments[0].get(TEXT_ARGUMENT), Padding(arguments[0])
+def sites_of(
+    seen: Probe,
+    projections: tuple[Projection, ...],
+    side: str,
+    branches: Branches,
+    num_steps: int,
+    tokens_per_prompt: int | None,
+) -> FoundSites:
+    """The sites that a probe saw, of these recorded branches."""
+    received: dict[Projection, dict[Forward, Received]] = {}
+    for forward, tensors in seen.received.items():
+        for projection, tensor in tensors.items():
+            received.setdefault(projection, {})[forward] = tensor
+    groups: dict[tuple[object, ...], list[Projection]] = {}
+    for projection, tensors_of in received.items():
+        groups.setdefault((projection.denoiser, *(each.memory for each in tensors_of.values())), []).append(projection)
+    steps = _steps_of(seen, {projection.denoiser for projection in projections}, num_steps)
     site_of: dict[Projection, Site] = {}
     are_arguments = set()
-    for shared in group_shared(forwards, is_timestep_free):
-        padding.attended(shared.projections[0], shared.example)  # raises if it cannot be known
-        site = _site_of(shared, side, branches, tokens_per_prompt, padding.is_masked)
-        site_of.update(dict.fromkeys(shared.projections, site))
-        if side == "input" and text is not None and shared.timestep_free and memory_of(shared.example) == memory_of(text):
+    for members in groups.values():
+        tensors_of = received[members[0]]
+        site = _site(members, tensors_of, seen, side, branches, steps[members[0].denoiser])
+        if tokens_per_prompt is not None and not members[0].from_text:
+            site = replace(site, num_tokens=min(site.num_tokens, tokens_per_prompt))
+        site_of.update(dict.fromkeys(members, site))
+        if side == "input" and branches[-1].turn == 0 and site.timestep_free and all(t.is_argument for t in tensors_of.values()):
             are_arguments.add(site)
     order = {projection: i for i, projection in enumerate(projections)}
     sites = dict.fromkeys(site_of[projection] for projection in sorted(site_of, key=order.__getitem__))
-    return FoundSites(tuple(sites), site_of, frozenset(are_arguments), tokens_per_prompt)
+    num_turns = len({forward.turn for forward in seen.received})
+    return FoundSites(tuple(sites), site_of, frozenset(are_arguments), branches, tokens_per_prompt, num_turns)
 
 
-def _require_one_forward_a_step(path: DenoisingPath, arguments: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ModelError if the first two forwards had one timestep: guidance as a second forward is recorded as a step."""
-    seen = [given["timestep"] for given in arguments if isinstance(given.get("timestep"), torch.Tensor)]
-    differ = len(path.steps) > 1 and path.steps[0].timestep != path.steps[1].timestep
-    if len(seen) > 1 and differ and torch.equal(seen[0], seen[1]):
-        raise ModelError(
-            "the pipeline runs two forwards at each step, one of them for guidance, and nullbooth records one",
-            "set collect.guidance_scale to 1, which records the prompts alone",
-        )
-
-
-def _site_of(shared: SharedInput, side: str, branches: str, tokens_per_prompt: int | None, masked: bool) -> Site:
-    first = shared.projections[0]
-    _, num_tokens, dim = split_branches(shared.example, 1, branches).shape
-    if tokens_per_prompt is not None and not first.from_text:
-        num_tokens = min(num_tokens, tokens_per_prompt)
+def _site(
+    members: Sequence[Projection],
+    tensors: Mapping[Forward, Received],
+    seen: Probe,
+    side: str,
+    branches: Branches,
+    steps: tuple[int, int] | None,
+) -> Site:
+    first = next(iter(tensors))
+    num_tokens = 0
+    for branch in branches:
+        forward = first._replace(turn=branch.turn)
+        rows, length, _ = tensors[forward].shape
+        num_tokens += rows // seen.num_rows[forward] * length
     return Site(
-        layer=first.layer,
-        feature=first.feature,
+        layer=members[0].layer,
+        feature=members[0].feature,
         side=side,
-        weights=tuple(projection.weight for projection in shared.projections),
-        timestep_free=shared.timestep_free,
+        weights=tuple(projection.weight for projection in members),
+        timestep_free=_is_timestep_free(tensors),
         num_tokens=num_tokens,
-        dim=dim,
-        masked=masked and (first.from_text or first.from_both),
+        dim=tensors[first].shape[-1],
+        masked=any(tensor.is_padded for tensor in tensors.values()),
+        steps=steps,
     )
 
 
-def split_branches(tensor: torch.Tensor, num_prompts: int, branches: str) -> torch.Tensor:
-    """`[rows, L, D]` to one entry a prompt: `[B, 2 L, D]`, the empty prompt's tokens before the prompt's own, or `[B, L, D]`.
+def _is_timestep_free(tensors: Mapping[Forward, Received]) -> bool:
+    """Whether a projection received equal values in every step. One step alone cannot show it: False."""
+    if all(tensor.changes is not None for tensor in tensors.values()):
+        return not any(tensor.changes for tensor in tensors.values())
+    first = next(iter(tensors)).step
+    return len({forward.step for forward in tensors}) > 1 and all(
+        torch.equal(tensors[forward._replace(step=first)].sample, tensor.sample) for forward, tensor in tensors.items()
+    )
 
-    Guided models stack [unconditional; conditional] rows; models without that doubling have one row a prompt. With `branches`
-    "cond" only the prompt's own tokens are returned. Raises ModelError for another number of rows.
-    """
-    rows = tensor.shape[0]
-    if rows == num_prompts:
-        return tensor
-    if rows != 2 * num_prompts:
-        raise ModelError(
-            f"a projection received {rows} rows for {num_prompts} prompts; nullbooth records one or two rows a prompt",
-            "choose another pipeline: this one's batching cannot be recorded",
-        )
-    empty, own = tensor[:num_prompts], tensor[num_prompts:]
-    return own if branches == "cond" else torch.cat([empty, own], dim=1)
+
+def _steps_of(seen: Probe, prefixes: Collection[str], num_steps: int) -> dict[str, tuple[int, int] | None]:
+    """The steps (the first, how many) in which each denoiser runs; None for one that runs in all. One follows the other."""
+    starts = {prefix: seen.first_step(prefix) for prefix in prefixes}
+    if len(seen.denoisers) == 1:
+        return dict.fromkeys(starts)
+    ends = [*sorted(seen.first_step(prefix) for prefix in seen.denoisers), num_steps]
+    return {prefix: (start, ends[ends.index(start) + 1] - start) for prefix, start in starts.items()}

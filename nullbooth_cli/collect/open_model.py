@@ -186,12 +186,12 @@ def find_recordable(config: Config, pipe: "Pipeline", path: "DenoisingPath", pro
 
 def chosen_projections(config: Config, pipe: "Pipeline") -> "tuple[Projection, ...]":
     """The projections of a pipeline that the config chooses."""
-    from nullbooth_cli.model import load
+    from nullbooth_cli.model.denoisers import denoisers_of
     from nullbooth_cli.model.projections import find_projections
 
     section = config.collect
-    denoiser, features = load.denoiser_of(pipe), section.collect_features.chosen()
-    return find_projections(denoiser, features, section.cross_attention_layers, section.linear_layers)
+    denoisers, features = denoisers_of(pipe), section.collect_features.chosen()
+    return find_projections(denoisers, features, section.cross_attention_layers, section.linear_layers)
 
 
 def open_preview(config: Config, device: str | None, note: Callable[[str], None]) -> "Preview":

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from nullbooth_cli.collect import without_weights
 from nullbooth_cli.collect.find_sites import FoundSites, find_sites
 from nullbooth_cli.collect.sinks import features_nbytes
-from nullbooth_cli.collect.units import forwards_needed
 from nullbooth_cli.datatypes import Factoring, Site
 from nullbooth_cli.model.denoise import DenoisingPath
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoisers_of
 from nullbooth_cli.model.projections import Projection, find_projections
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.nullspace.moments import sums_nbytes
@@ -42,14 +41,14 @@ class Preview:
 
     def every(self) -> tuple[Projection, ...]:
         """All projections of layers that attend to text, and the chosen ones of other layers, in the model's order."""
-        denoiser = denoiser_of(self.pipe)
-        order = {name: place for place, (name, _) in enumerate(denoiser.named_modules())}
+        names = (f"{prefix}{name}" for prefix, each in denoisers_of(self.pipe).items() for name, _ in each.named_modules())
+        order = {name: place for place, name in enumerate(names)}
         found = {*self.chosen, *self.text_projections()}
         return tuple(sorted(found, key=lambda projection: order[projection.weight.removesuffix(".weight")]))
 
     def text_projections(self) -> tuple[Projection, ...]:
         """All projections of layers that attend to text."""
-        return find_projections(denoiser_of(self.pipe), ATTENTION, "all")
+        return find_projections(denoisers_of(self.pipe), ATTENTION, "all")
 
     def find(self, projections: tuple[Projection, ...]) -> FoundSites:
         """The sites of these projections. Cost: a second without weights, else two steps of one prompt."""
@@ -79,7 +78,7 @@ class Preview:
         """
         if self.loaded:
             return None
-        needed = forwards_needed(found, num_steps)
+        needed = found.forwards_needed(num_steps)
         return needed and needed * without_weights.count_operations(self.pipe, self.path)
 
 

@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 
-from nullbooth_cli.collect.find_sites import RecordableModel, split_branches
+from nullbooth_cli.collect.branches import by_turn, split_branches
+from nullbooth_cli.collect.find_sites import RecordableModel
 from nullbooth_cli.collect.sinks import Sink
 from nullbooth_cli.collect.token_sample import sample_tokens
 from nullbooth_cli.datatypes import Prompt, Site
 from nullbooth_cli.errors import DataError, ModelError
+from nullbooth_cli.model.hooks import Forward
 from nullbooth_cli.model.padding import Padding
 from nullbooth_cli.model.projections import Projection
 
@@ -21,50 +23,64 @@ class Recorder:
     computed there, and `check` reads them after the unit.
     """
 
-    def __init__(
-        self, model: RecordableModel, members: Sequence[tuple[int, Prompt]], *, branches: str, sinks: Sequence[Sink]
-    ) -> None:
+    def __init__(self, model: RecordableModel, members: Sequence[tuple[int, Prompt]], *, sinks: Sequence[Sink]) -> None:
         self.members, self.num_forwards = members, 0
-        self._path, self._site_of, self._branches, self._sinks = model.path, model.found.site_of, branches, sinks
+        self._path, self._site_of, self._sinks = model.path, model.found.site_of, sinks
+        self._branches, self._last_turn = by_turn(model.found.branches), model.found.branches[-1].turn
         self._tokens_per_prompt = model.found.tokens_per_prompt
         self._rows = [row for row, _ in members]
         self._shared: dict[Site, torch.Tensor] = {}  # of this forward, for sites that feed several projections
-        self._constant: dict[Site, tuple[torch.Tensor, int]] = {}  # of the first forward, with its version
+        self._constant: dict[tuple[Site, int], tuple[torch.Tensor, int]] = {}  # of a turn's first forward, with its version
+        self._parts: dict[Site, list[tuple[torch.Tensor, torch.Tensor | None]]] = {}  # of this step: tensor and padding by turn
         self._changed: list[tuple[Projection, torch.Tensor]] = []
         self._largest: list[tuple[Site, int, torch.Tensor]] = []
         self._padding = Padding({})
 
-    def begin(self, arguments: Mapping[str, Any]) -> None:
-        """Note, from a forward's arguments, which tokens of the text are padding."""
+    def begin(self, forward: Forward, arguments: Mapping[str, Any]) -> None:
+        """Note a forward, and from its arguments which tokens of the text are padding."""
+        self.num_forwards += 1
+        self._shared.clear()
         self._padding = Padding(arguments)
 
-    def receive(self, projection: Projection, forward: int, tensor: torch.Tensor) -> None:
+    def receive(self, projection: Projection, forward: Forward, tensor: torch.Tensor) -> None:
         """Take a projection's tensor `[rows, L, D]` of a forward. Raises ModelError if it is not the one that its site shares."""
-        if forward == self.num_forwards:
-            self._shared.clear()
-            self.num_forwards += 1
         site = self._site_of[projection]
-        if self._was_recorded(site, projection, tensor, forward):
+        if self._was_recorded(site, projection, tensor, forward) or forward.turn not in self._branches:
             return
-        seen = values = self._of_prompts(site, projection, tensor, forward)
         attended = self._padding.attended(projection, tensor)
-        if attended is not None:
-            padding = self._of_prompts(site, projection, ~attended[..., None], forward)
+        padding = None if attended is None else self._of_prompts(~attended[..., None], forward)
+        self._parts.setdefault(site, []).append((self._of_prompts(tensor, forward), padding))
+        if forward.turn == self._last_turn:
+            self._hand_over(projection, site, forward.step)
+
+    def _of_prompts(self, tensor: torch.Tensor, forward: Forward) -> torch.Tensor:
+        """`[B, L, D]` of a forward's `[rows, L, D]`: the tokens of a prompt in all its recorded branches."""
+        parts = split_branches(tensor, len(self.members), self._branches[forward.turn])
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _hand_over(self, projection: Projection, site: Site, step: int) -> None:
+        """Give the sinks what a site had in a step, `[B, L, D]`: one entry a prompt, of the image a sample of tokens."""
+        of_turns = self._parts.pop(site)
+        values = self._sample(projection, site, step, [tensor for tensor, _ in of_turns])
+        seen = values
+        if any(padding is not None for _, padding in of_turns):
+            masks = [torch.zeros_like(tensor[..., :1], dtype=torch.bool) if mask is None else mask for tensor, mask in of_turns]
+            padding = self._sample(projection, site, step, masks)
             # Padding becomes NaN in `values`. `nullspace.moments.fold` leaves out tokens whose first value is NaN.
             seen, values = (values.masked_fill(padding, filling) for filling in (0.0, torch.nan))
         # The largest magnitude of each prompt is enough: amax of NaN is NaN, and rounding to a dtype preserves the order.
-        self._largest.append((site, forward, seen.abs().flatten(1).amax(1).float()))
+        self._largest.append((site, step, seen.abs().flatten(1).amax(1).float()))
         for sink in self._sinks:
-            sink.receive(site, forward, self._rows, values)
+            sink.receive(site, site.recorded_steps(step + 1).index(step), self._rows, values)
 
-    def _of_prompts(self, site: Site, projection: Projection, tensor: torch.Tensor, forward: int) -> torch.Tensor:
-        """`[B, L, D]` of `[rows, L, D]`: one entry a prompt, of the image a sample of tokens."""
-        values, limit = split_branches(tensor, len(self.members), self._branches), self._tokens_per_prompt
+    def _sample(self, projection: Projection, site: Site, step: int, of_turns: Sequence[torch.Tensor]) -> torch.Tensor:
+        values = of_turns[0] if len(of_turns) == 1 else torch.cat([*of_turns], dim=1)
+        limit = self._tokens_per_prompt
         if limit is None or projection.from_text:
             return values
-        return sample_tokens(values, limit, seed=self._path.seed, rows=self._rows, step=forward, site=site.name)
+        return sample_tokens(values, limit, seed=self._path.seed, rows=self._rows, step=step, site=site.name)
 
-    def _was_recorded(self, site: Site, projection: Projection, tensor: torch.Tensor, forward: int) -> bool:
+    def _was_recorded(self, site: Site, projection: Projection, tensor: torch.Tensor, forward: Forward) -> bool:
         """Whether the tensor was recorded before: for another projection, or at an earlier timestep."""
         if site in self._shared:
             if self._shared[site].data_ptr() != tensor.data_ptr():
@@ -77,10 +93,11 @@ class Recorder:
             self._shared[site] = tensor
         if not site.timestep_free:
             return False
-        if forward == 0:
-            self._constant[site] = (tensor, tensor._version)
+        key = (site, forward.turn)
+        if key not in self._constant:
+            self._constant[key] = (tensor, tensor._version)
             return False
-        first, version = self._constant[site]
+        first, version = self._constant[key]
         # The same memory, not written to since, needs no comparison.
         if first.data_ptr() != tensor.data_ptr() or first._version != version:
             self._changed.append((projection, (first != tensor).any()))

@@ -8,16 +8,16 @@ The last forward ends at the last recorded projection. Tensors that are an argum
 Cost of features: bytes per prompt = sum over sites of T * L * D * itemsize, with T = 1 for timestep-free sites.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from nullbooth_cli.collect.find_sites import FoundSites, RecordableModel
+from nullbooth_cli.collect.find_sites import RecordableModel
 from nullbooth_cli.collect.recorder import Recorder
 from nullbooth_cli.collect.sinks import Sink
 from nullbooth_cli.errors import ModelError
 from nullbooth_cli.model.denoise import denoise
-from nullbooth_cli.model.hooks import ProjectionHooks, StopDenoising
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoisers_of
+from nullbooth_cli.model.hooks import Forward, ProjectionHooks, StopDenoising
 from nullbooth_cli.model.padding import TEXT_ARGUMENT
 from nullbooth_cli.progress import Interrupts
 from nullbooth_cli.store import Store
@@ -28,7 +28,6 @@ def collect_units(
     model: RecordableModel,
     units: Iterable[int],
     *,
-    branches: str,
     sinks: Sequence[Sink],
     interrupts: Interrupts,
 ) -> Iterator[int]:
@@ -41,7 +40,7 @@ def collect_units(
     finished: list[int] = []
     for unit in units:
         taking = [sink for sink in sinks if sink.lacks(unit)]
-        recorder = Recorder(model, store.members(unit), branches=branches, sinks=taking)
+        recorder = Recorder(model, store.members(unit), sinks=taking)
         run_unit(model, recorder)
         recorder.check()
         finished.append(unit)
@@ -66,34 +65,27 @@ def _make_durable(store: Store, units: list[int], sinks: Sequence[Sink]) -> list
     return units
 
 
-def forwards_needed(found: FoundSites, num_steps: int) -> int:
-    """The number of forwards of the denoiser in a unit: 0 if every site is its argument, 1 if none depends on the timestep."""
-    if found.arguments == set(found.sites):
-        return 0
-    return 1 if all(site.timestep_free for site in found.sites) else num_steps
-
-
 def run_unit(model: RecordableModel, recorder: Recorder) -> None:
     """Run as much of the denoising path as the sites need. Raises ModelError for a pipeline that skips steps."""
-    needed = forwards_needed(model.found, len(model.path.steps))
-    if not (_run_forwards(model, recorder, needed) if needed else _take_arguments(model, recorder)):
+    last = model.found.last_forward(len(model.path.steps))
+    if not (_run_forwards(model, recorder, last) if last else _take_arguments(model, recorder)):
         raise ModelError(
             f"the pipeline ran {recorder.num_forwards} forwards for {len(model.path.steps)} steps",
             "choose another pipeline, or switch off its caching: skipped steps cannot be recorded",
         )
 
 
-def _run_forwards(model: RecordableModel, recorder: Recorder, needed: int) -> bool:
+def _run_forwards(model: RecordableModel, recorder: Recorder, last: Forward) -> bool:
     """Denoise until all projections have fired in the last needed forward. Returns whether they have."""
     with ProjectionHooks(
-        denoiser_of(model.pipe),
+        denoisers_of(model.pipe),
         model.found.projections,
         model.found.side,
         recorder.receive,
-        last=needed - 1,
+        last=last,
         begin=recorder.begin,
     ) as hooks:
-        denoise(model.pipe, model.path, recorder.members)
+        denoise(model.pipe, model.path, recorder.members, after_step=hooks.end_step)
     return hooks.ended
 
 
@@ -101,17 +93,12 @@ def _take_arguments(model: RecordableModel, recorder: Recorder) -> bool:
     """Record the text that the denoiser is called with, and stop before its first forward. Returns whether it was called."""
     first_of = {site: projection for projection, site in reversed(list(model.found.site_of.items()))}
 
-    def take(_: object, __: object, arguments: dict[str, Any]) -> None:
-        recorder.begin(arguments)
+    def take(forward: Forward, arguments: Mapping[str, Any]) -> None:
+        recorder.begin(forward, arguments)
         for site in model.sites:
-            recorder.receive(first_of[site], 0, arguments[TEXT_ARGUMENT])
+            recorder.receive(first_of[site], forward, arguments[TEXT_ARGUMENT])
         raise StopDenoising
 
-    handle = denoiser_of(model.pipe).register_forward_pre_hook(take, with_kwargs=True)
-    try:
+    with ProjectionHooks(denoisers_of(model.pipe), (), model.found.side, lambda *_: None, begin=take) as hooks:
         denoise(model.pipe, model.path, recorder.members)
-    except StopDenoising:
-        return True
-    finally:
-        handle.remove()
-    return False
+    return hooks.ended

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nullbooth_cli.collect.preview import Preview
 from nullbooth_cli.datatypes import OTHER
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.lora_targets import CONVOLUTION, Modules, default_modules, recorded_by
 from nullbooth_cli.model.projections import SHORTHANDS, find_projections
 from nullbooth_cli.nullspace.moments import sums_nbytes

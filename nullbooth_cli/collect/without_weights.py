@@ -19,11 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from nullbooth_cli.collect.find_sites import FoundSites, find_sites
+from nullbooth_cli.collect.branches import named, recorded_of
+from nullbooth_cli.collect.find_sites import FoundSites, sites_of
+from nullbooth_cli.collect.probe import Probe
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.denoise import DenoisingPath, begin_denoising
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of
+from nullbooth_cli.model.hooks import Forward
 from nullbooth_cli.model.pipeline_folder import read_pipeline_folder
 from nullbooth_cli.model.projections import Projection
 from nullbooth_cli.model.protocols import Pipeline, Scheduler, config_of
@@ -204,25 +207,17 @@ def find_shapes(
     def mark_arguments(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         changing.mark([*args, *(kwargs[name] for name in CHANGING if name in kwargs)])
 
-    def is_timestep_free(tensors: Sequence[torch.Tensor]) -> bool:
-        return not changing.is_marked(tensors[0])
-
+    seen = Probe(pipe, projections, side, num_steps=1, changes=changing.is_marked)
     handle = denoiser_of(pipe).register_forward_pre_hook(mark_arguments, with_kwargs=True)
     try:
         with changing:
-            return find_sites(
-                pipe,
-                path,
-                projections,
-                side=side,
-                branches=branches,
-                prompt=ANY_PROMPT,
-                tokens_per_prompt=tokens_per_prompt,
-                num_forwards=1,
-                is_timestep_free=is_timestep_free,
-            )
+            seen.run(path, ANY_PROMPT, last=Forward("", 0, 0))
     finally:
         handle.remove()
+    rows = next(iter(seen.num_rows.values()))
+    every = named([rows], [False, True][-rows:])  # of the classes in TEXT_SHAPES: the empty prompt's row comes first
+    num_steps = len(path.steps) or path.num_inference_steps
+    return sites_of(seen, projections, side, recorded_of(every, branches), num_steps, tokens_per_prompt)
 
 
 def count_operations(pipe: Pipeline, path: DenoisingPath) -> int:

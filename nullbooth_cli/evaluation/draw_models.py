@@ -17,7 +17,7 @@ from nullbooth_cli.evaluation.pictures import Pictures, draw_pictures, pooled_la
 from nullbooth_cli.evaluation.request import EvaluationRequest
 from nullbooth_cli.evaluation.weight_drift import Weights, require_same_architecture, weights_of
 from nullbooth_cli.model.denoise import DenoisingPath
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import LatentPipeline, Pipeline, Scheduler
 from nullbooth_cli.nullspace.usable import check_model

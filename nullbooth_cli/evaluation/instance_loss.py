@@ -16,10 +16,10 @@ from nullbooth_cli.errors import ModelError
 from nullbooth_cli.evaluation.answer import InstanceLoss
 from nullbooth_cli.evaluation.encoders import batches
 from nullbooth_cli.model.conditioning import capture
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.denoising_loss import NoiseProcess, Noising, denoising_errors
 from nullbooth_cli.model.families import FAMILIES, require_trainable
 from nullbooth_cli.model.latents import encode_images
-from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.protocols import LatentPipeline, Pipeline, config_of
 
 DRAWS = 512  # of noise and a timestep, spread over the pictures

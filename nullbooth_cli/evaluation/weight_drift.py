@@ -13,7 +13,7 @@ from torch import nn
 
 from nullbooth_cli.errors import ConfigError, DataError
 from nullbooth_cli.evaluation.answer import Drift, WeightDrift
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.nullspace.pooling import moment_of, pooled
 from nullbooth_cli.nullspace.projector import relative_drift

@@ -19,7 +19,8 @@ from torch import nn
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.model.adapter_files import AdapterFile, pair_name, require_adapter_alone
-from nullbooth_cli.model.load import ONE_LOAD, denoiser_of, freeze
+from nullbooth_cli.model.denoisers import denoiser_of
+from nullbooth_cli.model.load import ONE_LOAD, freeze
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.model.sources import SAFE

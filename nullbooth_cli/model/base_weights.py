@@ -14,7 +14,7 @@ import torch
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.adapter_files import shapes_in
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.pipeline_folder import read_pipeline_folder
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.model.sources import SAFE

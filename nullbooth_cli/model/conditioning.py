@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from nullbooth_cli.errors import ModelError
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.families import training_scheduler
 from nullbooth_cli.model.hooks import StopDenoising
 from nullbooth_cli.model.latents import size_settings
-from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.protocols import LatentPipeline
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.tensors import generators

@@ -7,15 +7,16 @@ stochastic samplers therefore depend neither on the batch nor on the process.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nullbooth_cli.datatypes import Prompt, Step
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.hooks import StopDenoising
-from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.noised_images import noised
 from nullbooth_cli.model.protocols import Pipeline, Scheduler
 from nullbooth_cli.model.quiet import quiet_libraries
@@ -47,8 +48,15 @@ def use_schedule(pipe: Pipeline, scheduler: Scheduler, steps: tuple[Step, ...]) 
     pipe.scheduler = install(scheduler, steps)
 
 
-def denoise(pipe: Pipeline, path: DenoisingPath, members: Sequence[tuple[int, Prompt]], output_type: str = "latent") -> Any:
-    """Denoise prompts, each with its row in the store.
+def denoise(
+    pipe: Pipeline,
+    path: DenoisingPath,
+    members: Sequence[tuple[int, Prompt]],
+    output_type: str = "latent",
+    *,
+    after_step: Callable[[], None] = lambda: None,
+) -> Any:
+    """Denoise prompts, each with its row in the store; `after_step` is called whenever the scheduler has made a step.
 
     Returns latents, without running the autoencoder; with "np" images `[B, h, w, 3]` in [0, 1]. Raises ConfigError for arguments
     that the pipeline refuses, such as a height that is not a multiple of 8.
@@ -59,7 +67,7 @@ def denoise(pipe: Pipeline, path: DenoisingPath, members: Sequence[tuple[int, Pr
     if path.images is not None:
         on_images = noised(pipe, path.steps, [file_of(path.images, prompt) for _, prompt in members], seeds)
     try:
-        with quiet_libraries(), on_images:
+        with quiet_libraries(), on_images, _watched(pipe.scheduler, after_step):
             result = pipe(
                 prompt=[prompt.text for _, prompt in members],
                 num_inference_steps=path.num_inference_steps,
@@ -76,6 +84,24 @@ def denoise(pipe: Pipeline, path: DenoisingPath, members: Sequence[tuple[int, Pr
         # If a hook ends the path early, the denoiser of an offloaded pipeline is still on the device.
         pipe.maybe_free_model_hooks()
     return result.images
+
+
+@contextlib.contextmanager
+def _watched(scheduler: Scheduler, after_step: Callable[[], None]) -> Iterator[None]:
+    """Call `after_step` whenever the scheduler has made a step."""
+    original = scheduler.step
+
+    @functools.wraps(original)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        made = original(*args, **kwargs)
+        after_step()
+        return made
+
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        del scheduler.step
 
 
 def begin_denoising(pipe: Pipeline, path: DenoisingPath, prompt: Prompt, num_forwards: int = 0) -> None:

@@ -1,15 +1,15 @@
-"""Hooks on projections: they record the tensors that enter or leave them, and find the projections that share a tensor.
+"""Hooks on projections: they record the tensors that enter or leave them, in every forward of every denoiser.
 
-1. `ProjectionHooks` hands over the tensor of every projection in every forward, as tokens `[rows, L, D]`. A hook that does not
-   fire exactly once per forward is an error.
-2. `group_shared()` compares forwards and finds the projections that always receive the same tensor.
+`ProjectionHooks` hands over the tensor of every projection in every forward, as tokens `[rows, L, D]`. A hook that does not fire
+exactly once per forward is an error.
 """
 
+import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -24,41 +24,56 @@ class StopDenoising(Exception):
     """Ends a denoising path early, from inside a hook."""
 
 
-Receive = Callable[[Projection, int, torch.Tensor], None]  # (projection, number of the forward, tensor)
+class Forward(NamedTuple):
+    """One forward of a denoiser (its prefix, as in `denoisers_of`).
+
+    `step` counts the steps of the scheduler, and `turn` the forwards of this denoiser in that step: guidance may need several.
+    """
+
+    denoiser: str
+    step: int
+    turn: int
+
+
+Receive = Callable[[Projection, Forward, torch.Tensor], None]
+Begin = Callable[[Forward, Mapping[str, Any]], None]
 
 
 class ProjectionHooks:
-    """Context manager: calls `receive(projection, forward, tensor)` for every projection in every forward of the denoiser.
+    """Context manager: calls `receive(projection, forward, tensor)` for every projection in every forward of its denoiser.
 
-    `side` is "input" or "output". `forward` counts from 0; `begin` gets the keyword arguments of each forward before it runs.
-    Once all projections have fired in forward `last`, the rest of the model is not computed: `StopDenoising` is raised, which
-    ends the block without an error and sets `ended`. Tensors are the model's own memory as `tokens_of` reads it: copy what you
-    store. Raises ModelError if a projection does not fire exactly once in a forward.
+    `side` is "input" or "output". `begin` gets the arguments of each forward by name, before it runs. Whoever denoises calls
+    `end_step` after each step of the scheduler. Once all projections of a denoiser have fired in forward `last`, the rest of the
+    model is not computed: `StopDenoising` is raised, which ends the block without an error and sets `ended`.
+
+    Tensors are the model's own memory as `tokens_of` reads it: copy what you store. Raises ModelError if a projection does not
+    fire exactly once in a forward.
     """
 
     def __init__(
         self,
-        denoiser: nn.Module,
+        denoisers: Mapping[str, nn.Module],
         projections: tuple[Projection, ...],
         side: str,
         receive: Receive,
         *,
-        last: int | None = None,
-        begin: Callable[[Mapping[str, Any]], None] | None = None,
+        last: Forward | None = None,
+        begin: Begin = lambda *_: None,
     ) -> None:
-        self._denoiser, self._projections, self._side = denoiser, projections, side
-        self._receive, self._last, self._begin = receive, last, begin
+        self._denoisers, self._side, self._receive, self._last, self._begin = denoisers, side, receive, last, begin
+        self._projections = {prefix: [each for each in projections if each.denoiser == prefix] for prefix in denoisers}
         self.ended = False
         self._handles: list[RemovableHandle] = []
         self._fired: Counter[Projection] = Counter()
-        self._forward = 0
+        self._step, self._turns, self._now = 0, Counter[str](), Forward("", 0, 0)
 
     def __enter__(self) -> Self:
-        self._handles = [
-            *map(self._hook, self._projections),
-            self._denoiser.register_forward_pre_hook(self._start_forward, with_kwargs=True),
-            self._denoiser.register_forward_hook(lambda *_: self._end_forward()),
-        ]
+        for prefix, denoiser in self._denoisers.items():
+            self._handles += [
+                *map(self._hook, self._projections[prefix]),
+                denoiser.register_forward_pre_hook(partial(self._start_forward, prefix), with_kwargs=True),
+                denoiser.register_forward_hook(lambda *_: self._end_forward()),
+            ]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
@@ -67,30 +82,42 @@ class ProjectionHooks:
         self.ended = kind is StopDenoising
         return self.ended
 
+    def end_step(self) -> None:
+        """Count a step that the scheduler has made."""
+        self._step += 1
+        self._turns.clear()
+
     def _hook(self, projection: Projection) -> RemovableHandle:
         def fire(tensor: torch.Tensor) -> None:
             self._fired[projection] += 1
-            self._receive(projection, self._forward, tokens_of(projection, tensor))
-            if self._forward == self._last and len(self._fired) == len(self._projections):
+            self._receive(projection, self._now, tokens_of(projection, tensor))
+            if self._now == self._last and len(self._fired) == len(self._projections[self._now.denoiser]):
                 raise StopDenoising
 
         if self._side == "input":
-            return projection.module.register_forward_pre_hook(lambda _, inputs: fire(inputs[0]))
+            return projection.module.register_forward_pre_hook(
+                lambda _, inputs, named: fire(inputs[0] if inputs else next(iter(named.values()))), with_kwargs=True
+            )
         return projection.module.register_forward_hook(lambda _, __, output: fire(output))
 
-    def _start_forward(self, _: nn.Module, __: object, arguments: dict[str, Any]) -> None:
+    def _start_forward(self, prefix: str, denoiser: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         self._fired.clear()
-        if self._begin:
-            self._begin(arguments)
+        self._now = Forward(prefix, self._step, self._turns[prefix])
+        self._turns[prefix] += 1
+        self._begin(self._now, dict(zip(argument_names(denoiser), inputs, strict=False)) | named)
 
     def _end_forward(self) -> None:
-        wrong = [f"{p} {self._fired[p]} times" for p in self._projections if self._fired[p] != 1]
+        wrong = [f"{p} {self._fired[p]} times" for p in self._projections[self._now.denoiser] if self._fired[p] != 1]
         if wrong:
             raise ModelError(
-                f"in forward {self._forward} these projections did not fire exactly once: {listed(wrong)}",
+                f"in step {self._now.step} these projections did not fire exactly once: {listed(wrong)}",
                 "load the model without compiled, fused or custom attention processors",
             )
-        self._forward += 1
+
+
+def argument_names(denoiser: nn.Module) -> list[str]:
+    """The names of the arguments of a denoiser's forward, in order; the first is that of the latents."""
+    return [name for name in inspect.signature(type(denoiser).forward).parameters if name != "self"]
 
 
 def tokens_of(projection: Projection, tensor: torch.Tensor) -> torch.Tensor:
@@ -111,43 +138,6 @@ def tokens_of(projection: Projection, tensor: torch.Tensor) -> torch.Tensor:
             "leave it out of collect.linear_layers",
         )
     return tensor
-
-
-@dataclass(frozen=True)
-class SharedInput:
-    """Projections that always receive one and the same tensor, in firing order; `example` is that tensor, `[rows, L, D]`."""
-
-    projections: tuple[Projection, ...]
-    timestep_free: bool
-    example: torch.Tensor
-
-
-def equal_in_all(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether a projection received equal values in every forward. One forward alone cannot show it: False."""
-    return len(tensors) > 1 and all(torch.equal(tensors[0], later) for later in tensors[1:])
-
-
-def group_shared(
-    forwards: list[list[tuple[Projection, torch.Tensor]]],
-    is_timestep_free: Callable[[Sequence[torch.Tensor]], bool] = equal_in_all,
-) -> tuple[SharedInput, ...]:
-    """Group the projections that shared one tensor in every forward; `forwards` has one list each, in firing order.
-
-    Sharing means the same memory, so the tensors of a forward must all be alive. `is_timestep_free` judges the tensors that a
-    projection received, one a forward.
-    """
-    groups: dict[tuple[object, ...], list[Projection]] = {}
-    seen = [dict(forward) for forward in forwards]
-    for projection, _ in forwards[0]:
-        groups.setdefault(tuple(memory_of(tensors[projection]) for tensors in seen), []).append(projection)
-    return tuple(
-        SharedInput(
-            tuple(members),
-            is_timestep_free([tensors[members[0]] for tensors in seen]),
-            seen[0][members[0]],
-        )
-        for members in groups.values()
-    )
 
 
 def memory_of(tensor: torch.Tensor) -> tuple[object, ...]:

@@ -2,7 +2,6 @@
 
 1. `config_folder()`, `load_scheduler()` and `load_tokenizers()` need the config files of a model (`Source`), not its weights.
 2. `load_pipeline()` loads the whole model.
-3. `denoiser_of()` finds its denoiser, and refuses one whose projections cannot be hooked.
 """
 
 import hashlib
@@ -13,7 +12,7 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import nn
 
-from nullbooth_cli.errors import ConfigError, ModelError, ResourceError
+from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.model.load_errors import explained
 from nullbooth_cli.model.pipeline_folder import read_pipeline_folder, require_latents_alone
 from nullbooth_cli.model.protocols import Pipeline, Scheduler, Tokenizer, config_of
@@ -190,35 +189,6 @@ def freeze(pipe: Pipeline) -> Pipeline:
             component.eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def denoiser_of(pipe: Pipeline) -> nn.Module:
-    """The module that is called once per denoising step: `unet` or `transformer`.
-
-    Raises ModelError if there is none, or if it cannot be hooked because it was compiled or wrapped as a whole.
-    """
-    for name in ("unet", "transformer"):
-        module = getattr(pipe, name, None)
-        if isinstance(module, nn.Module):
-            _require_hookable(name, module)
-            return module
-    raise ModelError(
-        f"{type(pipe).__name__} has neither unet nor transformer", "set model to a text-to-image pipeline of diffusers"
-    )
-
-
-def _require_hookable(name: str, denoiser: nn.Module) -> None:
-    # torch.compile(module) wraps it, module.compile() and compile_repeated_blocks() mark it.
-    if hasattr(denoiser, "_orig_mod") or any(module._compiled_call_impl is not None for module in denoiser.modules()):
-        raise ModelError(
-            f"pipe.{name} is compiled: hooks that are set after the first compiled call never fire, so nothing would be recorded",
-            "collect from the pipeline as it was loaded; the projectors serve the compiled one as well",
-        )
-    if hasattr(denoiser, "get_base_model"):
-        raise ModelError(
-            f"pipe.{name} is wrapped in a {type(denoiser).__name__}, which renames its weights",
-            f"unwrap it with pipe.{name} = pipe.{name}.get_base_model(), which preserves the adapters and the names",
-        )
 
 
 def weights_digest(pipe: Pipeline, *, encodes: bool = False) -> str:

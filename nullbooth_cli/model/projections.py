@@ -44,15 +44,21 @@ class Projection:
     from_text: bool = False
     from_both: bool = False
     is_convolution: bool = False
+    denoiser: str = ""  # the prefix of its denoiser, as in `denoisers_of`
 
     def __str__(self) -> str:
         return f"{self.layer} {self.feature}"
 
 
 def find_projections(
-    denoiser: nn.Module, features: tuple[str, ...], layers: str | list[str | int], linear_layers: Sequence[str] = ()
+    denoisers: nn.Module | Mapping[str, nn.Module],
+    features: tuple[str, ...],
+    layers: str | list[str | int],
+    linear_layers: Sequence[str] = (),
 ) -> tuple[Projection, ...]:
     """The chosen linear maps, in the model's order: those of `features` in `layers`, and those of `linear_layers` beside them.
+
+    Of several denoisers, as `denoisers_of` gives them, every name starts with the prefix of its own.
 
     `layers` is "all" (every layer that attends to text) or a list of names, glob patterns, blocks (down, mid, up) and indices
     among those layers. A name or pattern that matches none of them is tried on the layers of self-attention. A feature means both
@@ -70,7 +76,7 @@ def find_projections(
             "no feature is switched on",
             "switch on one of collect.collect_features.{q,k,v,out}_features, or name linear_layers",
         )
-    found = _LinearMaps(denoiser)
+    found = _LinearMaps({"": denoisers} if isinstance(denoisers, nn.Module) else denoisers)
     chosen = set()
     if features:
         in_layers = found.choose_layers(layers)
@@ -85,15 +91,16 @@ def find_projections(
 
 
 class _LinearMaps:
-    """The linear maps and convolutions of a denoiser by the path of the module, with the adapters around it.
+    """The linear maps and convolutions of denoisers by the path of the module, with the adapters around it.
 
     `attention` has (layer, feature) of those that belong to attention, `kinds` what each such layer attends to, and `blocks` the
     paths of the transformer blocks: whatever has an attention layer.
     """
 
-    def __init__(self, denoiser: nn.Module) -> None:
-        self._name = type(denoiser).__name__
-        self._all = dict(denoiser.named_modules())
+    def __init__(self, denoisers: Mapping[str, nn.Module]) -> None:
+        self._name = type(next(iter(denoisers.values()))).__name__
+        self._denoisers = sorted(denoisers, key=len, reverse=True)  # the main one's prefix is empty
+        self._all = {f"{prefix}{name}": each for prefix, denoiser in denoisers.items() for name, each in denoiser.named_modules()}
         self.modules = dict(_linear_maps(self._all))
         self._parts = {path: split_weight(f"{path}.weight") for path in self.modules}
         self.attention = {path: part for path, part in self._parts.items() if part[1] in ATTENTION_FEATURES.values()}
@@ -150,6 +157,7 @@ class _LinearMaps:
             from_text=from_text,
             from_both=from_both,
             is_convolution=isinstance(_base(module), nn.Conv2d),
+            denoiser=next(prefix for prefix in self._denoisers if path.startswith(prefix)),
         )
 
     def _in_block(self, path: str) -> bool:

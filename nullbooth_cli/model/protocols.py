@@ -113,7 +113,7 @@ class PipelineOutput(Protocol):
 
 
 class Pipeline(Protocol):
-    """A text-to-image pipeline of diffusers. Its denoiser is an attribute `unet` or `transformer`: `model.load.denoiser_of`."""
+    """A text-to-image pipeline of diffusers. Its denoisers are parts of it: `model.denoisers`."""
 
     scheduler: Scheduler
 

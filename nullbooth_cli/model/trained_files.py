@@ -27,7 +27,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import listed
 from nullbooth_cli.model.adapter_files import PEFT_FILES, AdapterFile, shapes_in
 from nullbooth_cli.model.adapters import attached, fuse
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.pipeline_folder import read_json
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.model.sources import PIPELINE_INDEX

@@ -106,7 +106,7 @@ def export_folder(
                 if not only_covariance:
                     files |= _projector_files(store, site, index, rule=rule, value=value)
                 # A site that no timestep changes is written for all of them.
-                steps = settings.steps if site.timestep_free else [settings.steps[index]]
+                steps = settings.steps if site.timestep_free else [site.recorded(settings.steps)[index]]
                 for step in steps if each_step else [None]:
                     at = (
                         {

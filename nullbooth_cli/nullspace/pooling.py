@@ -36,7 +36,13 @@ class Pooling:
             return [[t] for t in recorded]
         if self.timesteps is None or site.timestep_free:
             return [recorded]
-        return [self.in_range(steps)]
+        stored, chosen = site.recorded_steps(len(steps)), self.in_range(steps)
+        if not (found := [stored.index(t) for t in chosen if t in stored]):
+            raise ConfigError(
+                f"{site.name} is recorded in none of the timesteps of project.timesteps: its denoiser does not run there",
+                f"set a range with one of its own: {listed([f'{step.timestep:g}' for step in site.recorded(steps)], most=10)}",
+            )
+        return [found]
 
     def in_range(self, steps: Sequence[Step]) -> list[int]:
         """The steps whose timestep lies in the range, all without one. Raises ConfigError if none does."""

@@ -7,7 +7,7 @@ from nullbooth_cli.collect.open_model import load_path
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError, Rerun
 from nullbooth_cli.formatting import listed
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.pipeline.differences import attention_settings
 from nullbooth_cli.pipeline.run import Prepared, Run, my_units, prepare, report_units, units_to_do
 from nullbooth_cli.progress import Event, Note

@@ -60,7 +60,7 @@ def run_collect(run: Run) -> Iterator[Event]:
             if place != device:
                 yield Note(f"the sums do not fit {device} beside the model: they stay in host memory")
         mine = my_units(run, prepared)
-        units = collect_units(store, loaded, mine, branches=section.branches, sinks=sinks, interrupts=run.interrupts)
+        units = collect_units(store, loaded, mine, sinks=sinks, interrupts=run.interrupts)
         yield from report_units(run, "collect", prepared, (f"prompts of unit {unit}" for unit in units))
     store.reload()
 

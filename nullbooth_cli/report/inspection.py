@@ -163,7 +163,7 @@ def _entries(settings: DecompositionSettings, store: Store, site: Site, rule: Ru
         eigenvalues, noise_floor = store.projectors.read_eigenvalues(site, index), store.projectors.read_noise_floor(site, index)
         cut = store.projectors.read_cut(site, index)
         count = int(counts[group].sum())
-        step = None if pooled else settings.steps[index]
+        step = None if pooled else site.recorded(settings.steps)[index]
         threshold = spectrum.threshold(eigenvalues, rule.name, rule.value, cut.null_dim)
         yield SiteReport(
             layer=site.layer,

@@ -117,7 +117,7 @@ def _cut(found: "SiteSpectrum", rule: str, value: float, steps: Sequence[Step], 
     return RungSite(
         layer=site.layer,
         feature=site.feature,
-        key="pooled" if scope == "pooled" or site.timestep_free else steps[found.group].key,
+        key="pooled" if scope == "pooled" or site.timestep_free else site.recorded(steps)[found.group].key,
         dim=site.dim,
         null_dim=null_dim,
         leakage=spectrum.leakage(found.energies[0], null_dim),

@@ -76,8 +76,8 @@ def over_timesteps(store: Store, device: "torch.device", config: Config, sites: 
     else:
         found = decompositions(store, device, settings, varying)
     rule, value = config.project.rule()
-    timesteps = np.array([step.timestep for step in settings.steps])
     for site, of_site in groupby(found, key=lambda item: item[0]):
+        timesteps = np.array([step.timestep for step in site.recorded(settings.steps)])
         yield _over_timesteps(site, timesteps, (decomposition for _, _, decomposition in of_site), rule, value)
 
 

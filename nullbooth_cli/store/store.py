@@ -145,7 +145,7 @@ class Store:
         """The sites of the collection, in its order; none before a collection was started."""
         stored = self.arrays.attribute("sites")
         if stored is not self._sites[0]:
-            sites = tuple(Site(**{**site, "weights": tuple(site["weights"])}) for site in stored)
+            sites = tuple(_site_of(site) for site in stored)
             self._require_file_names(name for site in sites for name in (site.name, site.layer, *dict(site.projections)))
             self._sites = stored, sites
         return self._sites[1]
@@ -241,3 +241,9 @@ class Store:
     def blocks(self, site: Site) -> list[range]:
         """The recorded timesteps of a site that share a chunk, in order."""
         return self.layout.blocks(site, self.num_steps)
+
+
+def _site_of(stored: Mapping[str, Any]) -> Site:
+    """A site as it was written: JSON has lists for tuples."""
+    steps = stored.get("steps")
+    return Site(**{**stored, "weights": tuple(stored["weights"]), "steps": None if steps is None else tuple(steps)})

@@ -11,9 +11,9 @@ from nullbooth_cli.collect.without_weights import build_pipeline
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted, listed
 from nullbooth_cli.model import load
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.denoising_loss import NoiseProcess
 from nullbooth_cli.model.families import require_trainable_folder
-from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.prompt_length import limits_of
 from nullbooth_cli.model.protocols import LatentPipeline, Pipeline, config_of

@@ -29,13 +29,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nullbooth_cli.api import OpenStore
-from nullbooth_cli.collect.find_sites import split_branches
 from nullbooth_cli.datatypes import Prompt, Site
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
-from nullbooth_cli.model.hooks import ProjectionHooks
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of
+from nullbooth_cli.model.hooks import Forward, ProjectionHooks
 from nullbooth_cli.model.padding import Padding
 from nullbooth_cli.model.projections import Projection, find_projections
 from nullbooth_cli.model.prompt_length import cut_off_note
@@ -243,14 +242,18 @@ def text_inputs(pipe: Pipeline, sites: list[Site], text: str) -> dict[Site, Toke
     found: dict[Site, TokenInputs] = {}
     paddings: list[Padding] = []
 
-    def receive(projection: Projection, _: int, tensor: torch.Tensor) -> None:
-        rows = split_branches(tensor, 1, "cond")[0].cpu().double().numpy()
+    def receive(projection: Projection, _: Forward, tensor: torch.Tensor) -> None:
+        rows = tensor[-1].cpu().double().numpy()  # the prompt's own, after that of the empty prompt
         mask = paddings[0].attended(projection, tensor)
-        attended = np.ones(len(rows), bool) if mask is None else split_branches(mask[..., None], 1, "cond")[0, :, 0].cpu().numpy()
+        attended = np.ones(len(rows), bool) if mask is None else mask[-1].cpu().numpy()
         found[by_weight[projection.weight]] = TokenInputs(rows, attended)
 
     path = DenoisingPath(num_inference_steps=2, steps=(), guidance_scale=1.0, height=None, width=None, seed=0)
-    with ProjectionHooks(denoiser, watched, "input", receive, last=0, begin=lambda given: paddings.append(Padding(given))):
+    last = Forward("", 0, 0)
+    hooks = ProjectionHooks(
+        {"": denoiser}, watched, "input", receive, last=last, begin=lambda _, given: paddings.append(Padding(given))
+    )
+    with hooks:
         try:
             denoise(pipe, path, [(0, Prompt(text))])
         except RuntimeError as error:

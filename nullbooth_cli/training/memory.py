@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from nullbooth_cli.model.conditioning import Conditioning, capture
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.denoising_loss import NoiseProcess, predict
-from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.protocols import LatentPipeline, config_of
 from nullbooth_cli.settings.recipe import Recipe

@@ -22,7 +22,7 @@ from nullbooth_cli.collect.open_model import load_model
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted, listed
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.nullspace.export import is_taken
 from nullbooth_cli.nullspace.usable import check_model

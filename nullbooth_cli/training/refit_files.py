@@ -25,7 +25,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.model.adapter_files import PEFT_CONFIG, AdapterFile, shapes_in
 from nullbooth_cli.model.adapters import fuse
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.lora_file import LoraFile
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.model.sources import PIPELINE_INDEX, SAFE

@@ -94,7 +94,7 @@ def used_inputs(
         sums = _PooledMoments(part.sites, pipe._execution_device)
         for start in range(0, len(used), section.batch_size):
             members = [(start + i, Prompt(text)) for i, text in enumerate(used[start : start + section.batch_size])]
-            recorder = Recorder(model, members, branches="cond", sinks=[sums])
+            recorder = Recorder(model, members, sinks=[sums])
             run_unit(model, recorder)
             recorder.check()
             done += len(members)

@@ -14,7 +14,8 @@ from nullbooth_cli.collect.sinks import FeatureSink
 from nullbooth_cli.collect.units import collect_units
 from nullbooth_cli.datatypes import Prompt, Site
 from nullbooth_cli.model.denoise import DenoisingPath, use_schedule
-from nullbooth_cli.model.load import denoiser_of, freeze, load_pipeline
+from nullbooth_cli.model.denoisers import denoiser_of
+from nullbooth_cli.model.load import freeze, load_pipeline
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.scheduler import build_scheduler, compute_schedule
 from nullbooth_cli.progress import Interrupts

@@ -17,7 +17,7 @@ from nullbooth_cli.collect import units as units_module
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ModelError
 from nullbooth_cli.model import load as load_module
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.scheduler import write_steps
 from nullbooth_cli.nullspace.usable import usable_projectors

@@ -17,6 +17,7 @@ from nullbooth_cli.model import load
 from nullbooth_cli.model import projections as projections_module
 from nullbooth_cli.model import scheduler as scheduler_module
 from nullbooth_cli.model.denoise import DenoisingPath, begin_denoising
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.nullspace import moments
 from nullbooth_cli.pipeline.plan import plan
 from nullbooth_cli.report.inspection import inspect_store
@@ -64,7 +65,7 @@ def test_shapes_are_those_that_a_run_of_the_model_shows(folders: dict[str, Path]
     looks = [("input", "both", 4.0, None), ("output", "cond", 4.0, 5), ("input", "both", 1.0, None)]
     for layers, linear in (*choices, ("all", ("all",))):
         real, bare = (
-            projections_module.find_projections(load.denoiser_of(pipe), ("q", "k", "v", "out"), layers, linear) for pipe in pipes
+            projections_module.find_projections(denoiser_of(pipe), ("q", "k", "v", "out"), layers, linear) for pipe in pipes
         )
         for side, branches, guidance, tokens in looks:
             along = path(name, guidance)

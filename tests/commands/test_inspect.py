@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 from nullbooth_cli.cli import app
 from nullbooth_cli.model import device as device_module
 from nullbooth_cli.model import load
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.report.inspection import inspect_store, most_leaking
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
@@ -150,7 +151,7 @@ def test_inspect(done: str, finished: tuple[Config, Store]) -> None:
             assert path in group
     text = next(site for site in document["sites"] if len(site["weights"]) > 1)
     assert len(text["weights"]) == 20
-    names = {name for name, _ in load.denoiser_of(_pipe()).named_parameters()}
+    names = {name for name, _ in denoiser_of(_pipe()).named_parameters()}
     assert {weight for site in document["sites"] for weight in site["weights"]} <= names
 
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 import nullbooth_cli as nb
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of
 from tests.support.builders import ROOT, execute, small_config
 from tests.support.pictures import photos
 from tests.support.tiny import saved

@@ -17,6 +17,7 @@ from torch import nn
 import nullbooth_cli as nb
 from nullbooth_cli.model import load
 from nullbooth_cli.model.denoise import use_schedule
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.scheduler import build_scheduler
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
@@ -82,7 +83,7 @@ def test_moments_are_those_of_hooks_of_our_own(ran: Any) -> None:
     _, config, store = ran
     pipe = load.freeze(diffusers.DiffusionPipeline.from_pretrained(config.model, dtype=torch.float32))
     use_schedule(pipe, build_scheduler(config.schedule.sampler_strategy, pipe.scheduler), store.schedule())
-    denoiser = load.denoiser_of(pipe)
+    denoiser = denoiser_of(pipe)
     seen: dict[tuple[str, int], list[np.ndarray]] = {}
     step, mask = -1, None
 

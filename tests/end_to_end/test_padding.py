@@ -11,6 +11,7 @@ import torch
 from nullbooth_cli.errors import ModelError
 from nullbooth_cli.model import load
 from nullbooth_cli.model.denoise import use_schedule
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.scheduler import build_scheduler
 from nullbooth_cli.settings.config import build_config
 from nullbooth_cli.store import Store
@@ -58,7 +59,7 @@ def test_moments_are_those_of_single_prompts_without_padding(model: tuple[str, P
     assert {site.feature for site in of_text} == {"add_q", "add_out", *(["q"] if name == "chroma" else [])}
     pipe = load.freeze(diffusers.DiffusionPipeline.from_pretrained(folder, dtype=torch.float32))
     use_schedule(pipe, build_scheduler("model", pipe.scheduler), stores[0].schedule())
-    denoiser, seen, step = load.denoiser_of(pipe), dict[tuple[str, int], list[np.ndarray]](), -1
+    denoiser, seen, step = denoiser_of(pipe), dict[tuple[str, int], list[np.ndarray]](), -1
 
     def count(*_: Any) -> None:
         nonlocal step

@@ -19,6 +19,7 @@ from nullbooth_cli.cli import app
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model import load
 from nullbooth_cli.model.denoise import use_schedule
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.scheduler import build_scheduler
 from nullbooth_cli.settings.config import build_config
@@ -140,7 +141,7 @@ def test_the_sites_and_what_is_shared(ran: Any) -> None:
     assert {site.name: (site.num_tokens, site.dim, len(site.weights)) for site in store.sites} == expected.sites
     assert {site.name for site in store.sites if site.timestep_free} == expected.shared
     assert {site.name for site in store.sites if site.masked} == expected.masked
-    parameters = dict(load.denoiser_of(PIPELINES[name]()).named_parameters())
+    parameters = dict(denoiser_of(PIPELINES[name]()).named_parameters())
     for site in document["sites"]:
         assert {parameters[weight].shape[1] for weight in site["weights"]} == {site["dim"]}
 
@@ -150,7 +151,7 @@ def test_moments_are_those_of_hooks_of_our_own(ran: Any) -> None:
     name, store, _, folder = ran
     pipe = load.freeze(diffusers.DiffusionPipeline.from_pretrained(folder, dtype=torch.float32))
     use_schedule(pipe, build_scheduler(EXPECTED[name].strategy, pipe.scheduler), store.schedule())
-    denoiser = load.denoiser_of(pipe)
+    denoiser = denoiser_of(pipe)
     seen: dict[tuple[str, int], list[np.ndarray]] = {}
     step, masks = -1, []
 
@@ -217,7 +218,7 @@ def test_a_flow_matching_model_knows_only_its_own_scheduler(strategy: str | None
 
 class TestLayers:
     def layers(self, name: str, wanted: Any, features: tuple[str, ...] = ("q",)) -> list[str]:
-        denoiser = load.denoiser_of(PIPELINES[name]())
+        denoiser = denoiser_of(PIPELINES[name]())
         return list(dict.fromkeys(p.layer for p in find_projections(denoiser, features, wanted)))
 
     @pytest.mark.parametrize(
@@ -263,7 +264,7 @@ class TestLayers:
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "pixart", "sd3", "flux"])
 def test_fused_projections_are_refused_with_the_call_that_mends_it(name: str) -> None:
     pipe = PIPELINES[name]()
-    denoiser = load.denoiser_of(pipe)
+    denoiser = denoiser_of(pipe)
     denoiser.fuse_qkv_projections()
     with pytest.raises(ModelError, match="are fused") as caught:
         find_projections(denoiser, ("q",), "all")
@@ -275,6 +276,6 @@ def test_fused_projections_are_refused_with_the_call_that_mends_it(name: str) ->
 def test_no_maps_of_words_where_words_and_image_are_looked_at_together() -> None:
     from nullbooth_cli.collect.attention_maps import find_attention
 
-    assert len(find_attention(load.denoiser_of(PIPELINES["pixart"]()), "all")) == 4
+    assert len(find_attention(denoiser_of(PIPELINES["pixart"]()), "all")) == 4
     with pytest.raises(ConfigError, match="attends to image and text at once"):
-        find_attention(load.denoiser_of(PIPELINES["sd3"]()), "all")
+        find_attention(denoiser_of(PIPELINES["sd3"]()), "all")

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from nullbooth_cli.evaluation.edited import load_edited
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.nullspace.pooling import pooled, second_moment
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.recipe import Recipe

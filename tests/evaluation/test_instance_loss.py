@@ -8,8 +8,9 @@ import torch
 
 from nullbooth_cli.evaluation import instance_loss
 from nullbooth_cli.evaluation.instance_loss import DRAWS, has_instance_loss, instance_errors
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.denoising_loss import NoiseProcess
-from nullbooth_cli.model.load import denoiser_of, freeze
+from nullbooth_cli.model.load import freeze
 from tests.support import tiny
 from tests.support.edited_models import toy
 from tests.support.pictures import picture

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.adapter_files import AdapterFile
 from nullbooth_cli.model.adapters import attached, fuse
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of
 from tests.support import tiny
 
 

@@ -11,9 +11,10 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model.conditioning import capture
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.denoising_loss import NoiseProcess, Noising, denoising_errors, predict
 from nullbooth_cli.model.latents import pack_latents, size_settings
-from nullbooth_cli.model.load import denoiser_of, freeze
+from nullbooth_cli.model.load import freeze
 from tests.support import tiny
 
 TRAINED = ("sd1", "sd2", "sdxl", "sd3", "flux", "pixart")

@@ -14,8 +14,8 @@ from diffusers.loaders import lora_conversion_utils
 from safetensors.torch import save_file
 
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.kohya_names import kohya_modules
-from nullbooth_cli.model.load import denoiser_of
 from nullbooth_cli.model.lora_file import LoraFile
 from tests.support import tiny
 

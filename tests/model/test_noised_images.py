@@ -11,6 +11,7 @@ from nullbooth_cli.collect.open_model import follow_schedule
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model import load
 from nullbooth_cli.model.denoise import denoise
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.scheduler import build_scheduler, compute_schedule
 from nullbooth_cli.settings.captions import load_captions
 from nullbooth_cli.settings.config import build_config
@@ -25,7 +26,7 @@ class Seen:
     def __init__(self, pipe: Any) -> None:
         self.latents: list[torch.Tensor] = []
         self.timesteps: list[float] = []
-        self._handle = load.denoiser_of(pipe).register_forward_pre_hook(self._see, with_kwargs=True)
+        self._handle = denoiser_of(pipe).register_forward_pre_hook(self._see, with_kwargs=True)
 
     def _see(self, _: Any, inputs: tuple[Any, ...], arguments: dict[str, Any]) -> None:
         first = inputs[0] if inputs else arguments["hidden_states"]

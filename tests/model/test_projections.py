@@ -7,7 +7,7 @@ from diffusers.models.attention_processor import FusedAttnProcessor2_0
 from torch import nn
 
 from nullbooth_cli.errors import ConfigError, ModelError
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.projections import Projection, find_projections
 from tests.support import tiny
 from tests.support.attention import Denoiser

@@ -19,7 +19,7 @@ from torch import nn
 
 import nullbooth_cli as nb
 from nullbooth_cli.errors import ConfigError, ModelError
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.nullspace.usable import usable_projectors
 from nullbooth_cli.settings.config import build_config
 from nullbooth_cli.store import Store

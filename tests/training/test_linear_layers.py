@@ -18,7 +18,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.adapter_files import AdapterFile
 from nullbooth_cli.model.adapters import attached
 from nullbooth_cli.model.denoise import use_schedule
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.scheduler import build_scheduler
 from nullbooth_cli.store import Store

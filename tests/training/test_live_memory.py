@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.training.live_memory import AsOnAccelerator, Live, of_call, of_step
 from tests.support import tiny
 

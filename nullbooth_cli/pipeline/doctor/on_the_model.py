@@ -38,7 +38,7 @@ def _foreign_errors(what: str, hint: str) -> Iterator[None]:
 def model(exam: Examination) -> str:
     """Whether the model loads, and fits the device."""
     from nullbooth_cli.collect.open_model import load_model
-    from nullbooth_cli.model.load import denoiser_of
+    from nullbooth_cli.model.denoisers import denoiser_of
 
     config = exam.config
     with _foreign_errors(
@@ -53,7 +53,7 @@ def layers(exam: Examination) -> str:
     """Whether the chosen layers and features are there."""
     from nullbooth_cli.collect.open_model import chosen_projections
     from nullbooth_cli.collect.preview import ATTENTION
-    from nullbooth_cli.model.load import denoiser_of
+    from nullbooth_cli.model.denoisers import denoiser_of
     from nullbooth_cli.model.projections import find_projections
 
     exam.projections = chosen_projections(exam.config, exam.pipe)
@@ -67,7 +67,7 @@ def layers(exam: Examination) -> str:
 def attention_maps(exam: Examination) -> str | None:
     """Whether the prompts and layers of the attention maps are there."""
     from nullbooth_cli.collect.attention_maps import find_attention
-    from nullbooth_cli.model.load import denoiser_of
+    from nullbooth_cli.model.denoisers import denoiser_of
     from nullbooth_cli.settings.knowledge import attention_prompts
 
     section = exam.config.collect
@@ -140,7 +140,6 @@ def projectors(exam: Examination) -> str | Caution:
 def batch(exam: Examination) -> str:
     """Whether a whole batch runs, and how long a step of it takes."""
     from nullbooth_cli.collect.batch_size import time_step
-    from nullbooth_cli.collect.units import forwards_needed
 
     if exam.states["collect"].is_done:
         return "collect is done: no forward is left"
@@ -153,8 +152,8 @@ def batch(exam: Examination) -> str:
         f"a batch of {counted(len(members), 'prompt')} fails",
         "lower collect.batch_size, or let auto_batch find one",
     ):
-        seconds = time_step(exam.recordable, members, section.branches)
-    exam.seconds_per_unit = seconds * forwards_needed(found, len(exam.steps))
+        seconds = time_step(exam.recordable, members)
+    exam.seconds_per_unit = seconds * found.forwards_needed(len(exam.steps))
     return f"a step of {counted(len(members), 'prompt')} takes {seconds:.2g} s"
 
 

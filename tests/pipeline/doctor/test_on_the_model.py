@@ -125,7 +125,7 @@ class TestModel:
         ended = []
         handle = pipe.unet.register_forward_hook(lambda *_: ended.append(1))
         try:
-            taken = batch_size.time_step(loaded, list(enumerate(prompts[:2])), "both")
+            taken = batch_size.time_step(loaded, list(enumerate(prompts[:2])))
         finally:
             handle.remove()
         assert len(ended) == forwards
@@ -141,4 +141,4 @@ class TestModel:
         loaded = open_model.find_recordable(config, pipe, path, prompts[0])
         monkeypatch.setattr(batch_size, "TIMED_SECONDS", 600.0)
         monkeypatch.setattr(batch_size, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-        assert batch_size.time_step(loaded, list(enumerate(prompts[:2])), "both") == 2.0
+        assert batch_size.time_step(loaded, list(enumerate(prompts[:2]))) == 2.0
