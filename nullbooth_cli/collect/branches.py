@@ -13,7 +13,8 @@ from nullbooth_cli.collect.probe import Probe, Received
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ModelError
 from nullbooth_cli.model.denoise import DenoisingPath
-from nullbooth_cli.model.projections import Projection
+from nullbooth_cli.model.denoisers import denoiser_of
+from nullbooth_cli.model.projections import Projection, find_projections
 from nullbooth_cli.model.protocols import Pipeline
 
 PROMPT, EMPTY = "prompt", "empty"
@@ -49,8 +50,9 @@ def find_branches(
         return ALONE
     probes = []
     main = tuple(projection for projection in projections if projection.denoiser == "")
+    main = main or find_projections(denoiser_of(pipe), ("k",), "all")  # where only a second denoiser is recorded
     for text in TEXTS:
-        probe = Probe(pipe, main, side, num_steps=1)
+        probe = Probe(pipe, main, side, num_steps=1, only_main=True)
         probe.run(path, Prompt(text, image))
         probes.append(probe)
     return named(rows, _depend_on_prompt(*probes))

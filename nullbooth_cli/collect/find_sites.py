@@ -14,7 +14,7 @@ from nullbooth_cli.model.projections import Projection
 from nullbooth_cli.model.protocols import Pipeline
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FoundSites:
     """The sites of a model, and the site of each projection.
 
@@ -123,8 +123,14 @@ def sites_of(
             are_arguments.add(site)
     order = {projection: i for i, projection in enumerate(projections)}
     sites = dict.fromkeys(site_of[projection] for projection in sorted(site_of, key=order.__getitem__))
-    num_turns = len({forward.turn for forward in seen.received})
-    return FoundSites(tuple(sites), site_of, frozenset(are_arguments), branches, tokens_per_prompt, num_turns)
+    return FoundSites(
+        sites=tuple(sites),
+        site_of=site_of,
+        arguments=frozenset(are_arguments),
+        branches=branches,
+        tokens_per_prompt=tokens_per_prompt,
+        num_turns=len({forward.turn for forward in seen.received}),
+    )
 
 
 def _site(

@@ -9,7 +9,7 @@ import torch
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ModelError
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
-from nullbooth_cli.model.denoisers import denoisers_of
+from nullbooth_cli.model.denoisers import denoiser_of, denoisers_of
 from nullbooth_cli.model.hooks import Forward, ProjectionHooks, StopDenoising, argument_names, memory_of
 from nullbooth_cli.model.padding import TEXT_ARGUMENT, Padding
 from nullbooth_cli.model.projections import Projection
@@ -19,7 +19,7 @@ SAMPLE = 64  # places along tokens and dimensions that stand for a tensor in com
 TIMESTEPS = ("timestep", "timesteps", "timestep_ratio", "t")  # names of a denoiser's timestep
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Received:
     """A tensor that a projection received: its memory and shape `[rows, L, D]`, and a sample of it.
 
@@ -39,7 +39,8 @@ class Probe:
     """Runs one prompt until each denoiser has made `num_steps` steps, and keeps what its projections received.
 
     `num_rows` has, for each forward, the rows of the denoiser's latents. `changes` says of a tensor without values whether it
-    depends on the latents or the timestep. Memory: the tensors of one forward.
+    depends on the latents or the timestep. `only_main`: no other denoiser than the main one counts. Memory: the tensors of one
+    forward.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class Probe:
         *,
         num_steps: int,
         changes: Callable[[torch.Tensor], bool] | None = None,
+        only_main: bool = False,
     ) -> None:
         self._pipe, self._projections, self._side, self._num_steps, self._changes = pipe, projections, side, num_steps, changes
-        self.denoisers = denoisers_of(pipe)
+        self.denoisers = {"": denoiser_of(pipe)} if only_main else denoisers_of(pipe)
         self.received: dict[Forward, dict[Projection, Received]] = {}
         self.num_rows: dict[Forward, int] = {}
         self._timesteps: dict[Forward, torch.Tensor] = {}
@@ -120,10 +122,10 @@ class Probe:
                 "leave it out of collect.cross_attention_layers and collect.linear_layers",
             )
         self.received[forward][projection] = Received(
-            memory_of(tensor),
-            (rows, num_tokens, dim),
-            tensor[:, :: max(1, num_tokens // SAMPLE), :: max(1, dim // SAMPLE)].clone(),
-            None if self._changes is None else self._changes(tensor),
-            self._padding.is_masked and (projection.from_text or projection.from_both),
-            self._text is not None and memory_of(tensor) == memory_of(self._text),
+            memory=memory_of(tensor),
+            shape=(rows, num_tokens, dim),
+            sample=tensor[:, :: max(1, num_tokens // SAMPLE), :: max(1, dim // SAMPLE)].clone(),
+            changes=None if self._changes is None else self._changes(tensor),
+            is_padded=self._padding.is_masked and (projection.from_text or projection.from_both),
+            is_argument=self._text is not None and memory_of(tensor) == memory_of(self._text),
         )

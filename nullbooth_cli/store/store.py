@@ -173,7 +173,7 @@ class Store:
 
     def write_sites(self, sites: Sequence[Site]) -> None:
         """Put other sites in the place of the stored ones."""
-        self.arrays.update_attributes(sites=[asdict(site) for site in sites])
+        self.arrays.update_attributes(sites=[_as_stored(site) for site in sites])
 
     # Schedule and prompts
 
@@ -241,6 +241,11 @@ class Store:
     def blocks(self, site: Site) -> list[range]:
         """The recorded timesteps of a site that share a chunk, in order."""
         return self.layout.blocks(site, self.num_steps)
+
+
+def _as_stored(site: Site) -> dict[str, Any]:
+    """A site as it is written: without `steps` where it is recorded in all of them, as in every store before there was one."""
+    return {name: value for name, value in asdict(site).items() if name != "steps" or value is not None}
 
 
 def _site_of(stored: Mapping[str, Any]) -> Site:

@@ -86,7 +86,7 @@ def collected(watch: Stopwatch, of: Subject, keep: str, place: Path, device: tor
             )
         )
         sink = Timed(made)
-        for _ in collect_units(store, of.model, range(of.num_units), branches="both", sinks=[sink], interrupts=Interrupts()):
+        for _ in collect_units(store, of.model, range(of.num_units), sinks=[sink], interrupts=Interrupts()):
             pass
     shutil.rmtree(place)
     return sink

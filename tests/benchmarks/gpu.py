@@ -89,7 +89,7 @@ def collection(of: Subject, place: Path, device: torch.device, seconds: float) -
     timely = (unit for unit in units if not unit or time.perf_counter() - start < seconds)
     with Utilisation(device) as used, Writer():
         sink = MomentSink(store.moments.partial_sums("0"), of.found.sites, of.num_steps, device=sums, accumulate="float64")
-        for _ in collect_units(store, of.model, timely, branches="both", sinks=[sink], interrupts=Interrupts()):
+        for _ in collect_units(store, of.model, timely, sinks=[sink], interrupts=Interrupts()):
             done += 1
     elapsed = time.perf_counter() - start
     shutil.rmtree(place)
@@ -107,9 +107,7 @@ def features_reduced(of: Subject, place: Path, device: torch.device) -> dict[str
     """Collect the features of one unit, then reduce them."""
     store = of.new_store(place, "features")
     with Writer() as writer:
-        for _ in collect_units(
-            store, of.model, [0], branches="both", sinks=[FeatureSink(store, writer)], interrupts=Interrupts()
-        ):
+        for _ in collect_units(store, of.model, [0], sinks=[FeatureSink(store, writer)], interrupts=Interrupts()):
             pass
     watch, nbytes = Stopwatch(), store.nbytes("features")
     reduced(watch, store, of, device)

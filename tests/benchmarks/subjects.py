@@ -9,6 +9,7 @@ import diffusers
 import torch
 import transformers
 
+from nullbooth_cli.collect.branches import ALONE
 from nullbooth_cli.collect.find_sites import FoundSites, RecordableModel, find_sites
 from nullbooth_cli.collect.sinks import FeatureSink
 from nullbooth_cli.collect.units import collect_units
@@ -95,7 +96,12 @@ class Subject:
         }
         owners = {projection: few[site] for projection, site in self.found.site_of.items()}
         arguments = frozenset(few[site] for site in self.found.arguments)
-        return replace(self, found=FoundSites(tuple(few.values()), owners, arguments, tokens or None))
+        return replace(
+            self,
+            found=replace(
+                self.found, sites=tuple(few.values()), site_of=owners, arguments=arguments, tokens_per_prompt=tokens or None
+            ),
+        )
 
     def new_store(self, place: Path, keep: str) -> Store:
         """A store in which collection has begun, as stage collect leaves it before the first unit."""
@@ -113,7 +119,7 @@ class Subject:
         """What one unit's projections receive, as float16."""
         sink = _Keep()
         store = _Unstored(self)
-        units = collect_units(store, self.model, [0], branches="both", sinks=[sink], interrupts=Interrupts())  # type: ignore[arg-type]
+        units = collect_units(store, self.model, [0], sinks=[sink], interrupts=Interrupts())  # type: ignore[arg-type]
         for _ in units:
             pass
         return sink.recorded
@@ -184,7 +190,9 @@ def random_subject(
         for step in range(num_steps)
         for site in made
     ]
-    return Subject(None, path, FoundSites(made, {}, frozenset()), batch_size, prompts), recorded
+    return Subject(
+        None, path, FoundSites(sites=made, site_of={}, arguments=frozenset(), branches=ALONE), batch_size, prompts
+    ), recorded
 
 
 def store_features(store: Store, subject: Subject, recorded: Recorded) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from nullbooth_cli.collect import batch_size as batch_size_module
 from nullbooth_cli.collect import find_sites
+from nullbooth_cli.collect.branches import ALONE
 from nullbooth_cli.datatypes import Prompt
 from tests.support.builders import PROMPTS, execute, small_config, states_of
 
@@ -36,7 +37,7 @@ class TestAutoBatch:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
         monkeypatch.setattr(batch_size_module, "denoise", denoise)
-        model = find_sites.RecordableModel(pipe, None, SimpleNamespace(projections=(), side="input"))
+        model = find_sites.RecordableModel(pipe, None, SimpleNamespace(projections=(), side="input", branches=ALONE))
         prompts = tuple(Prompt(f"prompt {i}") for i in range(40))
         fits = batch_size_module.largest_that_runs(model, prompts, 40)
         assert 1 <= fits <= 5

@@ -1,18 +1,23 @@
 """What the recorder checks, and what it hands to sinks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 
-from nullbooth_cli.collect import find_sites
+from nullbooth_cli.collect import branches, find_sites
 from nullbooth_cli.collect import recorder as recorder_module
+from nullbooth_cli.collect.branches import ALONE, Branch
 from nullbooth_cli.datatypes import Prompt, Site, Step
 from nullbooth_cli.errors import DataError, ModelError
 from nullbooth_cli.model.denoise import DenoisingPath
+from nullbooth_cli.model.hooks import Forward
 from nullbooth_cli.model.projections import Projection
 from tests.support.builders import PROMPTS, execute, small_config
+
+FORWARDS = [Forward("", step, 0) for step in range(4)]
 
 
 def test_sharing_that_changes_on_the_way_is_an_error() -> None:
@@ -28,23 +33,26 @@ def test_sharing_that_changes_on_the_way_is_an_error() -> None:
         def receive(self, site: Site, step: int, rows: list[int], values: torch.Tensor) -> None:
             kept.append(step)
 
-    found = find_sites.FoundSites((site,), {k: site, v: site}, frozenset())
+    found = find_sites.FoundSites(sites=(site,), site_of={k: site, v: site}, arguments=frozenset(), branches=ALONE)
     path = DenoisingPath(num_inference_steps=3, steps=(), guidance_scale=1.0, height=None, width=None, seed=0)
     recorder = recorder_module.Recorder(
-        find_sites.RecordableModel(None, path, found), [(0, Prompt("a")), (1, Prompt("b"))], branches="both", sinks=[Sink()]
+        find_sites.RecordableModel(None, path, found), [(0, Prompt("a")), (1, Prompt("b"))], sinks=[Sink()]
     )
-    recorder.receive(k, 0, text)
-    recorder.receive(v, 0, text)
+    recorder.receive(k, FORWARDS[0], text)
+    recorder.receive(v, FORWARDS[0], text)
     with pytest.raises(ModelError, match="no longer shares"):
-        recorder.receive(v, 0, text.clone())
-    recorder.receive(k, 1, text.clone())
+        recorder.receive(v, FORWARDS[0], text.clone())
+    recorder.begin(FORWARDS[1], {})
+    recorder.receive(k, FORWARDS[1], text.clone())
     recorder.check()
     assert kept == [0]
-    recorder.receive(k, 2, text + 1)
+    recorder.begin(FORWARDS[2], {})
+    recorder.receive(k, FORWARDS[2], text + 1)
     with pytest.raises(ModelError, match="changes with the timestep after the first two steps"):
         recorder.check()
     text += 1
-    recorder.receive(k, 3, text)
+    recorder.begin(FORWARDS[3], {})
+    recorder.receive(k, FORWARDS[3], text)
     with pytest.raises(ModelError, match="changes with the timestep after the first two steps"):
         recorder.check()
 
@@ -68,15 +76,17 @@ def recorder_of(site: Site, sink: Any) -> recorder_module.Recorder:
     path = DenoisingPath(
         num_inference_steps=1, steps=(Step(0, "timestep_0999", 999.0, 1.0),), guidance_scale=1.0, height=None, width=None, seed=0
     )
-    model = find_sites.RecordableModel(cast(Any, None), path, find_sites.FoundSites((site,), {TO_K: site}, frozenset()))
-    return recorder_module.Recorder(model, [(0, Prompt("a")), (1, Prompt("b"))], branches="both", sinks=[sink])
+    model = find_sites.RecordableModel(
+        cast(Any, None), path, find_sites.FoundSites(sites=(site,), site_of={TO_K: site}, arguments=frozenset(), branches=ALONE)
+    )
+    return recorder_module.Recorder(model, [(0, Prompt("a")), (1, Prompt("b"))], sinks=[sink])
 
 
 def test_padding_is_nan_for_the_sinks_and_no_error() -> None:
     site = Site("l", "k", "input", ("l.to_k.weight",), False, 3, 4, masked=True)
     recorder = recorder_of(site, sink := Taken("float16"))
-    recorder.begin({"encoder_attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])})
-    recorder.receive(TO_K, 0, torch.full((2, 3, 4), 7.0))
+    recorder.begin(FORWARDS[0], {"encoder_attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])})
+    recorder.receive(TO_K, FORWARDS[0], torch.full((2, 3, 4), 7.0))
     recorder.check()
     assert sink.values[0].isnan()[..., 0].tolist() == [[False, False, True], [False, True, True]]
     assert sink.values[0].nan_to_num(7.0).unique().tolist() == [7.0]
@@ -94,7 +104,7 @@ def test_a_value_that_cannot_be_stored_is_an_error_of_the_data(value: float, dty
     recorder = recorder_of(Site("l", "k", "input", ("l.to_k.weight",), False, 3, 4), Taken(dtype))
     tensor = torch.ones(2, 3, 4)
     tensor[1, 2, 3] = value
-    recorder.receive(TO_K, 0, tensor)
+    recorder.receive(TO_K, FORWARDS[0], tensor)
     with pytest.raises(DataError, match=rf"{message}.*prompt 'b', layer l, feature k, timestep 999"):
         recorder.check()
 
@@ -106,13 +116,13 @@ def test_a_value_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest
         collect__cross_attention_layers=["mid_block*"],
         collect__feature_dtype="float16" if where == "dtype" else "float32",
     )
-    real = find_sites.split_branches
+    real = branches.split_branches
 
-    def spoiled(tensor: torch.Tensor, num_prompts: int, branches: str) -> torch.Tensor:
-        values = real(tensor, num_prompts, branches).clone()
+    def spoiled(tensor: torch.Tensor, num_prompts: int, recorded: Sequence[Branch]) -> list[torch.Tensor]:
+        empty, own = (part.clone() for part in real(tensor, num_prompts, recorded))
         if num_prompts > 1:
-            values[1, 0, 0] = float("nan") if where == "model" else 1e6
-        return values
+            empty[1, 0, 0] = float("nan") if where == "model" else 1e6
+        return [empty, own]
 
     monkeypatch.setattr(recorder_module, "split_branches", spoiled)
     expected = (

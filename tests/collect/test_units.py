@@ -52,7 +52,7 @@ def recorded(pipe: Any) -> tuple[dict[tuple[str, int], torch.Tensor], tuple[str,
     model = open_model.find_recordable(config, pipe, path, Prompt(PROMPTS[0]))
     kept = Kept()
     members = [(row, Prompt(PROMPTS[row])) for row in range(2)]
-    recorder = recorder_module.Recorder(model, members, branches="both", sinks=[kept])
+    recorder = recorder_module.Recorder(model, members, sinks=[kept])
     units_module.run_unit(model, recorder)
     recorder.check()
     return kept.tensors, tuple(weight for site in model.sites for weight in site.weights)
@@ -96,7 +96,7 @@ class TestWrapped:
         freed = []
         monkeypatch.setattr(type(offloaded), "maybe_free_model_hooks", lambda _: freed.append(1))
         recorded(offloaded)
-        assert len(freed) == 2
+        assert len(freed) == 4  # three prompts to find sites and branches, and the unit
 
     def test_offloaded_layer_by_layer(self, plain: Any) -> None:
         offloaded = load("toy")
@@ -147,7 +147,7 @@ class TestWrapped:
         pipe = load("toy")
         pipe.fuse_qkv_projections()
         with pytest.raises(ModelError, match="are fused") as caught:
-            find_projections(load_module.denoiser_of(pipe), ("q",), "all")
+            find_projections(denoiser_of(pipe), ("q",), "all")
         assert "pipe.unfuse_qkv_projections()" in caught.value.hint
 
     @pytest.mark.parametrize("how", ["function", "method", "blocks"])
@@ -179,7 +179,7 @@ def test_a_pipeline_that_skips_steps_is_refused() -> None:
         write_steps(pipe.scheduler, steps[:2])
 
     pipe.scheduler.set_timesteps = walk_two
-    recorder = recorder_module.Recorder(model, [(0, Prompt(PROMPTS[0]))], branches="both", sinks=[])
+    recorder = recorder_module.Recorder(model, [(0, Prompt(PROMPTS[0]))], sinks=[])
     with pytest.raises(ModelError, match="the pipeline ran 2 forwards for 4 steps"):
         units_module.run_unit(model, recorder)
 

@@ -98,12 +98,6 @@ def test_moments_are_those_of_single_prompts_without_padding(model: tuple[str, P
                 np.testing.assert_allclose(sum_x, x.sum(0), rtol=0, atol=1e-4 * np.abs(x).sum(0).max())
 
 
-def test_a_second_forward_for_guidance_is_not_taken_for_a_step(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="two forwards at each step") as caught:
-        collected(saved("chroma", tmp_path), tmp_path, guidance_scale=4.0)
-    assert caught.value.hint == "set collect.guidance_scale to 1, which records the prompts alone"
-
-
 def test_features_of_unequal_length_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"add_q has \d+ tokens for these prompts, and \d+ for the first one") as caught:
         collected(saved("qwen_image", tmp_path), tmp_path, keep="features", batch_size=1)

@@ -1,11 +1,14 @@
 """Hooks fire once, go away, and show which projections share a tensor."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from nullbooth_cli.errors import ModelError
-from nullbooth_cli.model.hooks import ProjectionHooks, group_shared, memory_of, tokens_of
+from nullbooth_cli.model.hooks import Forward, ProjectionHooks, memory_of, tokens_of
 from nullbooth_cli.model.projections import Projection, find_projections
 from tests.support.attention import Denoiser
 
@@ -16,9 +19,10 @@ def watched(model: Denoiser, side: str = "input", forwards: int = 2) -> list:
     projections = find_projections(model, ALL, "all")
     seen: list = [[] for _ in range(forwards)]
     text = torch.randn(2, 3, 6)
-    with ProjectionHooks(model, projections, side, lambda p, f, t: seen[f].append((p, t))):
+    with ProjectionHooks({"": model}, projections, side, lambda p, f, t: seen[f.step].append((p, t))) as hooks:
         for _ in range(forwards):
             model(torch.randn(2, 5, 4), text)
+            hooks.end_step()
     return seen
 
 
@@ -38,28 +42,41 @@ def test_hooks_go_even_after_an_error() -> None:
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
-def test_sharing_is_found_by_looking() -> None:
-    groups = {tuple(str(p) for p in g.projections): g.timestep_free for g in group_shared(watched(Denoiser()))}
-    text = tuple(f"blocks.{i}.attn2 {f}" for i in (0, 1) for f in ("k", "v"))
-    assert groups[text] is True
-    assert all(len(members) == 1 and not free for members, free in groups.items() if members != text)
+def test_steps_are_counted_by_the_scheduler_and_turns_within_them() -> None:
+    model, seen, given = Denoiser(), list[Forward](), list[list[str]]()
+    projections = find_projections(model, ("q",), "all")[:1]
+
+    def begin(_: Forward, arguments: Mapping[str, Any]) -> None:
+        given.append(sorted(arguments))
+
+    with ProjectionHooks({"": model}, projections, "input", lambda _, forward, __: seen.append(forward), begin=begin) as hooks:
+        for turns in (2, 1):
+            for _ in range(turns):
+                model(torch.randn(2, 5, 4), text=torch.randn(2, 3, 6))
+            hooks.end_step()
+    assert seen == [Forward("", 0, 0), Forward("", 0, 1), Forward("", 1, 0)]
+    assert given == [["hidden", "text"]] * 3
 
 
-def test_outputs_are_shared_by_nobody() -> None:
-    groups = group_shared(watched(Denoiser(), side="output"))
-    assert all(len(group.projections) == 1 for group in groups)
-    assert {str(g.projections[0]) for g in groups if g.timestep_free} == {f"blocks.{i}.attn2 {f}" for i in (0, 1) for f in "kv"}
-
-
-def test_equal_values_in_different_memory_are_not_shared() -> None:
-    class Copying(Denoiser):
-        def forward(self, hidden: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-            for block in self.blocks:
-                hidden = hidden + block.attn2(hidden, text.clone())
-            return hidden
-
-    groups = {tuple(str(p) for p in g.projections) for g in group_shared(watched(Copying()))}
-    assert {("blocks.0.attn2 k", "blocks.0.attn2 v"), ("blocks.1.attn2 k", "blocks.1.attn2 v")} <= groups
+def test_nothing_is_computed_after_the_last_projection_of_the_last_forward() -> None:
+    one, other = Denoiser(), Denoiser()
+    projections = find_projections({"": one, "second.": other}, ("q",), ["*blocks.0.attn2"])
+    assert [projection.weight for projection in projections] == [
+        "blocks.0.attn2.to_q.weight",
+        "second.blocks.0.attn2.to_q.weight",
+    ]
+    seen, reached = list[Forward](), list[str]()
+    other.blocks[1].register_forward_pre_hook(lambda *_: reached.append("the second block"))
+    last = Forward("second.", 0, 0)
+    with ProjectionHooks(
+        {"": one, "second.": other}, projections, "input", lambda _, forward, __: seen.append(forward), last=last
+    ) as hooks:
+        one(torch.randn(2, 5, 4), torch.randn(2, 3, 6))
+        other(torch.randn(2, 5, 4), torch.randn(2, 3, 6))
+        pytest.fail("the second forward should end at its last projection")
+    assert hooks.ended
+    assert seen == [Forward("", 0, 0), last]
+    assert reached == []
 
 
 class TestTokens:

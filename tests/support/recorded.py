@@ -36,7 +36,7 @@ def vectors(site: Site, step: int, prompt: Prompt) -> NDArray[np.float32]:
 class PretendedRecorder:
     """Hands the vectors of a unit to the sinks, as the hooks of a model would."""
 
-    def __init__(self, _: object, members: list[tuple[int, Prompt]], *, branches: str, sinks: list[Any]) -> None:
+    def __init__(self, _: object, members: list[tuple[int, Prompt]], *, sinks: list[Any]) -> None:
         self.members, self.sinks = members, sinks
 
     def run(self) -> None:
