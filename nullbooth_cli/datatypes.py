@@ -117,8 +117,8 @@ class Factoring:
 
 WHOLE = Factoring()  # no factors
 
-# The feature of each linear map of an attention layer, by diffusers' names. The `add_` ones belong to the text stream of joint
-# attention (SD3, Flux).
+# The feature of each linear map of an attention layer, by diffusers' names, the commonest first. The `add_` ones belong to the
+# second stream of joint attention, mostly that of the text (SD3, Flux). A map that makes keys beside other things is a k.
 ATTENTION_FEATURES = {
     "to_q": "q",
     "to_k": "k",
@@ -128,6 +128,21 @@ ATTENTION_FEATURES = {
     "add_k_proj": "add_k",
     "add_v_proj": "add_v",
     "to_add_out": "add_out",
+    "to_out": "out",
+    "to_query": "q",  # Kandinsky 5
+    "to_key": "k",
+    "to_value": "v",
+    "to_q_t": "add_q",  # HiDream
+    "to_k_t": "add_k",
+    "to_v_t": "add_v",
+    "to_out_t": "add_out",
+    "to_qkv_mlp_proj": "k",  # single blocks of Flux2
+    "img_qkv_proj": "k",  # PRX
+    "txt_kv_proj": "add_k",
+    "img_attn_qkv": "k",  # JoyImage
+    "img_attn_proj": "out",
+    "txt_attn_qkv": "add_k",
+    "txt_attn_proj": "add_out",
 }
 # Beside them those of a whole block. The single blocks of Flux feed forward by proj_mlp and proj_out.
 FEATURES = {
@@ -139,6 +154,22 @@ FEATURES = {
     "ff_context.net.2": "add_ff_out",
     "proj_in": "proj_in",
     "proj_out": "proj_out",
+    "ffn.net.0.proj": "ff_in",  # Wan
+    "ffn.net.2": "ff_out",
+    "feed_forward.in_layer": "ff_in",  # Kandinsky 5
+    "feed_forward.out_layer": "ff_out",
+    "img_mlp.net.0.proj": "ff_in",  # Qwen-Image
+    "img_mlp.net.2": "ff_out",
+    "txt_mlp.net.0.proj": "add_ff_in",
+    "txt_mlp.net.2": "add_ff_out",
+    "txt_ff.net.0.proj": "add_ff_in",  # EasyAnimate
+    "txt_ff.net.2": "add_ff_out",
+    "ff.linear_in": "ff_in",  # Flux2
+    "ff.linear_out": "ff_out",
+    "ff_context.linear_in": "add_ff_in",
+    "ff_context.linear_out": "add_ff_out",
+    "ff.conv_inverted": "ff_in",  # Sana
+    "ff.conv_point": "ff_out",
 }
 MODULATION = "modulation"  # norm*.linear inside a block: scale and shift from the timestep's embedding
 OTHER = "linear"  # any other linear map; its layer is its own path
@@ -211,6 +242,8 @@ def split_weight(weight: str) -> tuple[str, str]:
             return path.removesuffix(f".{projection}"), feature
     layer, _, name = path.rpartition(".")
     block, _, norm = layer.rpartition(".")
+    if name == "out_layer" and norm.endswith("attention"):  # Kandinsky 5, where other parts have an out_layer too
+        return layer, ATTENTION_FEATURES["to_out"]
     if block and norm.startswith("norm") and name == "linear":
         return layer, MODULATION
     return path, OTHER

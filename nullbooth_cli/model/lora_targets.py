@@ -18,7 +18,8 @@ from nullbooth_cli.model.projections import ATTN1, SHORTHANDS
 CONVOLUTION = "convolution"  # of several pixels, which nothing records
 NORM = "norm"  # or another parameter that multiplies no vector of inputs
 _SELF_ATTENTION = ("StableDiffusion3Pipeline",)  # pipelines whose attn2 does not see the text
-_JOINT = tuple(f"attn.{name}" for name in ATTENTION_FEATURES)
+_OF_JOINT = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+_JOINT = tuple(f"attn.{name}" for name in _OF_JOINT)
 _OF_DIFFUSERS = {
     "StableDiffusionPipeline": ("to_k", "to_q", "to_v", "to_out.0"),
     "StableDiffusionXLPipeline": ("to_k", "to_q", "to_v", "to_out.0"),

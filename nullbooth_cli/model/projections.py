@@ -14,6 +14,7 @@ from torch import nn
 from nullbooth_cli.datatypes import ATTENTION_FEATURES, MODULATION, OTHER, split_weight
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import listed
+from nullbooth_cli.model.attention_layers import CROSS, JOINT, TEXT, Attention, decide
 
 BLOCKS = {"down": "down_blocks.*", "mid": "mid_block.*", "up": "up_blocks.*"}
 # What `linear_layers` may say beside patterns, and the features that each word means. attn1 and all are about layers.
@@ -90,32 +91,41 @@ def find_projections(
     return tuple(found.projection(path) for path in found.modules if path in chosen)
 
 
+def attention_of(denoisers: nn.Module | Mapping[str, nn.Module]) -> dict[str, Attention]:
+    """Every attention layer of one denoiser or several, in the model's order, and what it attends to and why."""
+    return _LinearMaps({"": denoisers} if isinstance(denoisers, nn.Module) else denoisers).layers
+
+
 class _LinearMaps:
     """The linear maps and convolutions of denoisers by the path of the module, with the adapters around it.
 
-    `attention` has (layer, feature) of those that belong to attention, `kinds` what each such layer attends to, and `blocks` the
+    `attention` has (layer, feature) of those that belong to attention, `layers` what each such layer attends to, and `blocks` the
     paths of the transformer blocks: whatever has an attention layer.
     """
 
     def __init__(self, denoisers: Mapping[str, nn.Module]) -> None:
         self._name = type(next(iter(denoisers.values()))).__name__
-        self._denoisers = sorted(denoisers, key=len, reverse=True)  # the main one's prefix is empty
+        self._denoisers, self._prefixes = denoisers, sorted(denoisers, key=len, reverse=True)  # the main one's is empty
         self._all = {f"{prefix}{name}": each for prefix, denoiser in denoisers.items() for name, each in denoiser.named_modules()}
         self.modules = dict(_linear_maps(self._all))
         self._parts = {path: split_weight(f"{path}.weight") for path in self.modules}
         self.attention = {path: part for path, part in self._parts.items() if part[1] in ATTENTION_FEATURES.values()}
-        self.kinds = {layer: _kind(layer, self._all[layer]) for layer, _ in self.attention.values()}
-        self.blocks = {layer.rpartition(".")[0] for layer in self.kinds} - {""}
-        self._two_streams = {layer for layer, feature in self.attention.values() if feature.startswith("add_")}
+        self.layers = {layer: self._decide(layer) for layer, _ in self.attention.values()}
+        self.blocks = {layer.rpartition(".")[0] for layer in self.layers} - {""}
 
     def choose_layers(self, layers: str | list[str | int]) -> set[str]:
         """The attention layers that `layers` chooses."""
-        names = [name for name, kind in self.kinds.items() if kind != "self"]
-        if not names:
+        names = [name for name, layer in self.layers.items() if layer.sees_text]
+        others = {name: layer.why for name, layer in self.layers.items() if not layer.sees_text}
+        if not names and (layers == ALL or not others):
+            there = listed([f"{name}: {why}" for name, why in others.items()], most=20, lines=True)
             raise ModelError(
-                f"{self._name} has no layer that attends to text (attn2 or attn)", "choose a model with text cross-attention"
+                f"{self._name} has no layer that attends to text",
+                f"where this is wrong, name layers or patterns in collect.cross_attention_layers; there are{there}"
+                if others
+                else "choose a model with attention to text",
             )
-        chosen = _choose(names, [name for name, kind in self.kinds.items() if kind == "self"], layers)
+        chosen = _choose(names, [*others], layers)
         self._require_unfused(chosen)
         return chosen
 
@@ -124,7 +134,7 @@ class _LinearMaps:
         if wanted == ALL:
             found = {path for path, module in self.modules.items() if self._in_block(path) and not _unrecordable(module)}
         elif wanted == ATTN1:
-            found = {path for path, (layer, _) in self.attention.items() if self.kinds[layer] == "self"}
+            found = {path for path, (layer, _) in self.attention.items() if not self.layers[layer].sees_text}
         elif wanted in SHORTHANDS:
             found = {path for path, (_, feature) in self._parts.items() if feature in SHORTHANDS[wanted]}
         else:
@@ -157,8 +167,17 @@ class _LinearMaps:
             from_text=from_text,
             from_both=from_both,
             is_convolution=isinstance(_base(module), nn.Conv2d),
-            denoiser=next(prefix for prefix in self._denoisers if path.startswith(prefix)),
+            denoiser=self._denoiser(path),
         )
+
+    def _denoiser(self, path: str) -> str:
+        """The prefix of the denoiser that has a module."""
+        return next(prefix for prefix in self._prefixes if path.startswith(prefix))
+
+    def _decide(self, layer: str) -> Attention:
+        prefix = self._denoiser(layer)
+        denoiser, path = self._denoisers[prefix], layer.removeprefix(prefix)
+        return decide(path, self._all[layer], denoiser.get_submodule(path.rpartition(".")[0]), denoiser)
 
     def _in_block(self, path: str) -> bool:
         """Whether a module is in a transformer block, or leads into one or out of it."""
@@ -167,16 +186,16 @@ class _LinearMaps:
     def _tokens(self, path: str, layer: str, feature: str) -> tuple[bool, bool]:
         """Whether a linear map receives tokens of the prompt alone, and whether it may receive those of both."""
         if path in self.attention:
-            kind = self.kinds[layer]
-            from_text = feature.startswith("add_") or (kind == "cross" and feature in ("k", "v"))
-            return from_text, kind == "joint" and layer not in self._two_streams
+            return feature in self.layers[layer].text, feature in self.layers[layer].both
         if feature.startswith("add_"):
             return True, False
         if feature == MODULATION or (feature in ("proj_in", "proj_out") and layer not in self.blocks):
             return False, False  # of the timestep; of the image, around the blocks of a U-Net
+        inside = [each for name, each in self.layers.items() if name.rpartition(".")[0] == layer]
+        if inside and all(each.kind == TEXT for each in inside):
+            return True, False
         # Text stays out of the sequence where it enters by cross-attention or has a stream of its own.
-        inside = [name for name in self.kinds if name.rpartition(".")[0] == layer]
-        apart = any(self.kinds[name] == "cross" or name in self._two_streams for name in inside)
+        apart = any(each.kind == CROSS or (each.kind == JOINT and not each.both) for each in inside)
         return False, feature == OTHER or not apart
 
     def _require_unfused(self, layers: Collection[str]) -> None:
@@ -193,7 +212,8 @@ def _linear_maps(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Mod
     for path, module in modules.items():
         if around is not None and path.startswith(around):
             continue  # a part of an adapter
-        of_attention = path and split_weight(f"{path}.weight")[1] in ATTENTION_FEATURES.values()
+        empty = isinstance(module, nn.ModuleList | nn.Sequential | nn.Identity)
+        of_attention = path and not empty and split_weight(f"{path}.weight")[1] in ATTENTION_FEATURES.values()
         if path and (of_attention or isinstance(_base(module), nn.Linear | nn.Conv2d)):
             around = f"{path}."
             yield path, module
@@ -219,18 +239,6 @@ def _unrecordable(module: nn.Module) -> str | None:
     if set(base.stride) != {1} or base.padding not in (0, (0, 0), "valid"):
         return f"a 1x1 convolution of stride {base.stride} and padding {base.padding}: its outputs are not one a pixel"
     return None
-
-
-def _kind(layer: str, module: nn.Module) -> str:
-    """Whether a layer attends to the prompt ("cross"), to prompt and image at once ("joint"), or to the image ("self").
-
-    By diffusers' names: U-Nets and PixArt call them attn2, SD3 and Flux attn. A dual-attention block of SD3.5 has an attn2 of
-    self-attention.
-    """
-    name = layer.rpartition(".")[2]
-    if name == "attn2" and getattr(module, "is_cross_attention", True):
-        return "cross"
-    return "joint" if name == "attn" else "self"
 
 
 def _is_fused(layer: nn.Module) -> bool:
