@@ -30,7 +30,7 @@ from nullbooth_cli.model.lora_file import LoraFile
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.model.sources import PIPELINE_INDEX, SAFE
 from nullbooth_cli.model.trained_files import BASE_FILE, DENOISER_FILE, Base, TrainedFiles, locate, trained_checkpoints
-from nullbooth_cli.model.words import WORD_FILE
+from nullbooth_cli.model.words import WORD_FILE, has_word
 from nullbooth_cli.nullspace.export import written
 from nullbooth_cli.settings.config import Config
 
@@ -96,7 +96,7 @@ class FoundChange:
 
     def require_word(self, prompts: Sequence[str]) -> None:
         """Raise ConfigError if no prompt has the word that was taught."""
-        if self.token is not None and not any(self.token.lower() in prompt.lower() for prompt in prompts):
+        if self.token is not None and not any(has_word(prompt, self.token) for prompt in prompts):
             raise ConfigError(f"no prompt has the word that was taught, {self.token}", f"write {self.token} in the prompts")
 
     def require_output(self, output: Path) -> None:
