@@ -33,6 +33,9 @@ _ROLES = (
     ("factor", r"weight"),
 )
 _KEY = re.compile(rf"(?P<module>.+?)\.(?:{'|'.join(f'(?P<{role}>{ends})' for role, ends in _ROLES)})(?:(?<=[ab][12])\.weight)?")
+_ADAPTER = re.compile(  # its name in PEFT's own state dict, which save_pretrained leaves out
+    r"(?<=\.)((?:lora_(?:A|B|magnitude_vector)|(?:hada|lokr|oft|boft)_\w+))\.(?!(?:weight|bias)$)[^.]+(?=$|\.(?:weight|bias)$)"
+)
 # Kinds, by the roles that they need: one of each group.
 _KINDS = {
     "lora": (("down",), ("up",)),
@@ -49,6 +52,7 @@ _KINDS = {
 
 def split_key(key: str) -> tuple[str, str] | None:
     """The module that a tensor's name in a file belongs to, and its role there (`down`, `up`, `alpha`, ...); None if unknown."""
+    key = _ADAPTER.sub(r"\1", key)
     if pair := pair_name(key):
         return pair.layer, "down" if pair.down else "up"
     if not (found := _KEY.fullmatch(key)):

@@ -1,7 +1,7 @@
 """One module of a LoRA file: the weights that it changes, by how much, and its tensors after the change became dW M.
 
 A LoRA has a form for that: its A becomes A M, and its rank, shapes and dtypes stay. So does a whole change (`.diff`). A LoHa or
-LoKr of kohya's form becomes a plain LoRA; what acts on the weight itself (DoRA's magnitudes, GLoRA, IA3, OFT) has no input side.
+LoKr becomes a plain LoRA; what acts on the weight itself (DoRA's magnitudes, GLoRA, IA3, OFT) has no input side.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,8 @@ Matrix = NDArray[np.floating] | float
 
 @dataclass(frozen=True, kw_only=True)
 class LoraModule:
-    """One module of a file. `name` is the one that the file has, `weights` are the parameters of the denoiser that it changes.
+    """One module of a file. `name` is the one that the file has, `weights` are the parameters of the denoiser that it changes,
+    `path` is what the file calls it within its `part`.
 
     `shape` is that of these weights, one below the other, and `rows` are those of each. A module of another part than the
     denoiser has neither. `kind` is as in `lora_kinds`, `scale` is alpha over rank.
@@ -31,6 +32,7 @@ class LoraModule:
 
     name: str
     part: str
+    path: str
     kind: str
     weights: tuple[str, ...] = ()
     rows: tuple[slice, ...] = ()
@@ -116,8 +118,6 @@ class LoraModule:
             raise ConfigError(
                 f"{self.name} is of the kind {self.kind}, which acts on the weight itself, whatever its input", FUSE
             )
-        if self._plain_kind in ("loha", "lokr") and "alpha" not in self.tensors:
-            raise ConfigError(f"{self.name} is a {self._plain_kind} of PEFT, whose config knows no plain LoRA beside it", FUSE)
 
     def _as_plain_lora(self, tensors: lora_kinds.Tensors, matrix: Matrix) -> dict[str, torch.Tensor]:
         b, a = lora_kinds.factors_of(self._plain_kind, tensors, self.scale)
@@ -125,9 +125,13 @@ class LoraModule:
         dtype = next(tensor.dtype for role, tensor in tensors.items() if role != "alpha")
         if self.shape is not None and len(self.shape) > 2:
             b, a = b[:, :, None, None], a.reshape(len(a), *self.shape[1:])
-        rank = torch.tensor(float(len(a)), dtype=tensors["alpha"].dtype)
-        made = {"lora_down.weight": a.to(dtype), "lora_up.weight": b.to(dtype), "alpha": rank}
-        return {f"{self.name}.{ending}": tensor.contiguous() for ending, tensor in made.items()}
+        a, b = a.to(dtype).contiguous(), b.to(dtype).contiguous()
+        if "alpha" in tensors or "." not in self.name:
+            rank = torch.tensor(float(len(a)), dtype=tensors["alpha"].dtype if "alpha" in tensors else torch.float32)
+            return {f"{self.name}.lora_down.weight": a, f"{self.name}.lora_up.weight": b, f"{self.name}.alpha": rank}
+        adapter = next(iter(self.keys.values())).removeprefix(f"{self.name}.").partition(".")[2]  # its name, where keys have it
+        ending = f".{adapter}.weight" if adapter else ".weight"
+        return {f"{self.name}.lora_A{ending}": a, f"{self.name}.lora_B{ending}": b}  # without an alpha it is the rank
 
     def _times(self, tensor: torch.Tensor, matrix: Matrix) -> torch.Tensor:
         """A tensor `[r, D]` or `[r, C, k, k]` times M, in float64, with its own shape and dtype."""

@@ -67,6 +67,7 @@ def _module(path: str, changes: dict[str, torch.Tensor], base: BaseWeights) -> L
     return LoraModule(
         name=path,
         part=DENOISER,
+        path=path,
         kind="full" if is_linear else "norm",
         weights=(weight,),
         rows=(slice(0, shape[0]),),

@@ -41,6 +41,7 @@ def module_of(state: dict[str, torch.Tensor], shape: tuple[int, ...], scale: flo
     return LoraModule(
         name="lora_unet_x",
         part="denoiser",
+        path="x",
         kind="dora" if lora_kinds.magnitudes_of(tensors) is not None else kind,
         shape=shape,
         scale=scale,
@@ -172,6 +173,10 @@ def test_factors_of_a_plain_lora(layer: str, made: Any, options: dict[str, Any])
         ("x.lokr_w2", ("x", "lokr_w2")),
         ("x.a1.weight", ("x", "a1")),
         ("x.lora_mid.weight", ("x", "mid")),
+        ("x.lora_A.default.weight", ("x", "down")),
+        ("x.lora_B.default.bias", ("x", "bias")),
+        ("x.lora_magnitude_vector.my-style.weight", ("x", "magnitude")),
+        ("x.hada_w1_a.default", ("x", "hada_w1_a")),
         ("x.running_mean", None),
     ],
 )

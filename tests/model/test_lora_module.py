@@ -85,16 +85,33 @@ def test_the_shift_of_a_bias_goes(tmp_path: Path) -> None:
     [
         ({f"{NAME}.oft_blocks": torch.zeros(2, 4, 4)}, "is of the kind oft, which acts on the weight itself"),
         ({f"{NAME}.weight": torch.zeros(12), f"{NAME}.on_input": torch.tensor(False)}, "is of the kind ia3, which acts on"),
-        (
-            {key: value for key, value in tensors_of("loha", LINEAR, "unet.mid_block.x").items() if "alpha" not in key},
-            "is a loha of PEFT, whose config knows no plain LoRA",
-        ),
     ],
 )
 def test_what_has_no_form(tmp_path: Path, tensors: dict[str, torch.Tensor], problem: str) -> None:
     file = file_of(tmp_path, tensors, LINEAR)
     with pytest.raises(ConfigError, match=problem):
         file.with_inputs_mapped({file.modules[0].name: matrix(8)}, "")
+
+
+@pytest.mark.parametrize(
+    ("form", "wanted"),
+    [
+        ("unet.mid_block.x.hada_w{}_{}", ["unet.mid_block.x.lora_A.weight", "unet.mid_block.x.lora_B.weight"]),
+        (
+            "base_model.model.mid_block.x.hada_w{}_{}.my_style",
+            ["base_model.model.mid_block.x.lora_A.my_style.weight", "base_model.model.mid_block.x.lora_B.my_style.weight"],
+        ),
+        ("lora_unet_mid_block_x.hada_w{}_{}", [f"{NAME}.alpha", f"{NAME}.lora_down.weight", f"{NAME}.lora_up.weight"]),
+    ],
+)
+def test_a_loha_without_an_alpha_becomes_a_plain_lora_of_its_own_form(tmp_path: Path, form: str, wanted: list[str]) -> None:
+    sizes = {(i, side): (12, 2) if side == "a" else (2, 8) for i in (1, 2) for side in "ab"}
+    file = file_of(tmp_path, {form.format(*role): torch.zeros(size) for role, size in sizes.items()}, LINEAR)
+    made, _ = file.with_inputs_mapped({file.modules[0].name: (m := matrix(8))}, "")
+    assert sorted(made) == wanted
+    save_file(made, tmp_path / "b.safetensors")
+    (after,) = LoraFile.read(tmp_path / "b.safetensors", "StableDiffusionPipeline", {"mid_block.x.weight": LINEAR}).modules
+    np.testing.assert_allclose(after.change().numpy(), file.modules[0].change().numpy() @ m, rtol=1e-4, atol=1e-6)
 
 
 def test_a_change_of_another_size_than_the_base(tmp_path: Path) -> None:
