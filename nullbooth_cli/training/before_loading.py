@@ -61,11 +61,6 @@ class Inputs:
         return [self.word.written(text) if self.word else text for text in texts]
 
 
-def source_of(recipe: Recipe) -> Source:
-    """The recipe's model."""
-    return Source.of(recipe)
-
-
 def read_inputs(recipe: Recipe, preserved: Sequence[str], protected: Collection[str] | None = None) -> Inputs:
     """Read everything that a recipe names beside weights; `preserved` are the prompts of its store.
 
@@ -79,7 +74,7 @@ def read_inputs(recipe: Recipe, preserved: Sequence[str], protected: Collection[
     paths = [picture.path for picture in (*pictures, *distilled)]
     sizes = sizes_of(paths)
     class_captions, notes = _class_captions(recipe)
-    pipe = without_weights(source_of(recipe))
+    pipe = without_weights(Source.of(recipe))
     _require_noise_settings(recipe, pipe)
     if protected is not None:
         _require_protected(recipe, pipe, protected)
@@ -119,7 +114,7 @@ def _with_distillation(recipe: Recipe, inputs: Inputs) -> Inputs:
 def _with_word(recipe: Recipe, pipe: Pipeline, inputs: Inputs, preserved: Sequence[str]) -> Inputs:
     """Inputs with the tokens of the recipe's word. A LoRA leaves the rows of the base as they are: its word is a new token."""
     assert recipe.word is not None
-    tokenizers = load.load_tokenizers(source_of(recipe))
+    tokenizers = load.load_tokenizers(Source.of(recipe))
     clip = {key: tokenizer for key, tokenizer in tokenizers.items() if key.startswith("clip")}
     trained = clip if clip and recipe.word_encoders == "clip" else tokenizers
     word = Word.of(trained, recipe.word, beside=recipe.method == "lora")
