@@ -270,6 +270,7 @@ def _accelerator(recipe: Recipe, device: str | None) -> "Accelerator":
     wanted = None if device is None else pick_device(device)
     if wanted is not None and wanted.index is not None:
         torch.cuda.set_device(wanted)  # accelerate takes the current one
+    precision.allow_another(recipe.mixed_precision)
     try:
         accelerator = Accelerator(
             gradient_accumulation_steps=recipe.gradient_accumulation_steps,

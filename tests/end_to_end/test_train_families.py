@@ -178,7 +178,9 @@ def test_without_the_constraint_it_moves(tmp_path: Path, collected: Any, name: s
     assert max(drifts(source, loaded(source, method, tmp_path / "free")).values()) > 1e-2
 
 
-@pytest.mark.parametrize(("name", "method"), [("sdxl", "full"), ("sd3", "lora"), ("flux", "lora"), ("pixart", "lora"), ("pixart_alpha", "full")])
+@pytest.mark.parametrize(
+    ("name", "method"), [("sdxl", "full"), ("sd3", "lora"), ("flux", "lora"), ("pixart", "lora"), ("pixart_alpha", "full")]
+)
 def test_a_run_resumes_as_if_it_had_not_stopped(tmp_path: Path, collected: Any, name: str, method: str) -> None:
     source = collected(name)
     whole, parts = (recipe_of(name, source, tmp_path / place, method=method) for place in ("whole", "parts"))

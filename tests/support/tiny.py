@@ -158,7 +158,7 @@ def pixart(**changes: Any) -> Any:
 
 def pixart_alpha(**changes: Any) -> Any:
     """As PixArt Alpha of 1024 pixels: its transformer is told the size and the aspect of the picture."""
-    width = {"attention_head_dim": 24, "cross_attention_dim": 48}  # a third of the width for each number of the size, and the aspect
+    width = {"attention_head_dim": 24, "cross_attention_dim": 48}  # a third for each number of the size, and the aspect
     return diffusers.PixArtAlphaPipeline(**_pixart_parts(**{"sample_size": 128, **width, **changes}))
 
 
