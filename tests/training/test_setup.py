@@ -24,6 +24,22 @@ def test_a_precision_that_the_device_has_not(tmp_path: Path) -> None:
     assert caught.value.hint == "set mixed_precision to no or bf16"
 
 
+def test_runs_of_one_process_may_differ_in_precision(tmp_path: Path) -> None:
+    """accelerate keeps the precision of the first; it said that a run with another was wrong in its device."""
+    for precision in ("no", "bf16", "no"):
+        made = setup.set_up(recipe(tmp_path / "out", mixed_precision=precision), "cpu")
+        assert made.accelerator.mixed_precision == precision
+        with made.accelerator.autocast():
+            assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def test_the_precision_of_another_program_stays(tmp_path: Path) -> None:
+    accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    with pytest.raises(ConfigError, match="mixed_precision is no, and this process has an Accelerator of bf16") as caught:
+        setup.set_up(recipe(tmp_path / "out"), "cpu")
+    assert caught.value.hint == "set mixed_precision to bf16, or train in a process of its own"
+
+
 def test_captions_that_are_cut_off_are_named_once(tmp_path: Path) -> None:
     long = "a red circle on a white background " * 4 + "at dawn"
     assert setup.set_up(recipe(tmp_path), "cpu").notes == ()
