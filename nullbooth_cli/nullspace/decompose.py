@@ -8,6 +8,7 @@
 `projector.py` applies P.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import NamedTuple
@@ -28,7 +29,6 @@ GROUP_BYTES = 256 << 20  # of matrices in one batch on a GPU: one small matrix a
 # The value of these rules is an eigenvalue: below the noise floor it would separate round-off from round-off.
 EIGENVALUE_RULES = ("nullspace_threshold", "relative_threshold")
 BELOW_NOISE = "raise the threshold, or set null_dim or target_leakage: eigenvalues below the noise floor are round-off"
-BELOW_ERROR = "raise the threshold, or covariance.factor_rank: this is what the factor may lack in any direction"
 
 FloatArray = NDArray[np.float64]
 
@@ -53,6 +53,14 @@ class SiteSpectrum(NamedTuple):
     energies: FloatArray
     noise_floor: float
     dropped: int = 0
+
+
+class FactorTooSmall(ConfigError):
+    """A rule needs more of a moment than its factor has. `needed`: the value of the rule from which on the factor is enough."""
+
+    def __init__(self, site: Site, rule: str, value: float, needed: float) -> None:
+        super().__init__(*_too_small(rule, value, needed, f"the factor of {site.name}"))
+        self.site, self.needed = site, needed
 
 
 class _PooledSums(NamedTuple):
@@ -87,9 +95,10 @@ def project(
     """Decompose the given units where no decomposition is stored, and cut them; yield each unit once it is durable.
 
     Raises ConfigError naming the site if its null space is empty (unless `may_be_empty`) or the threshold lies below its noise
-    floor, DataError for a moment that is not finite or has eigenvalues that are clearly negative.
+    floor; after all units, if factors of some are too small for the rule, with the value that all of them allow. Raises DataError
+    for a moment that is not finite or has eigenvalues that are clearly negative.
     """
-    decomposed = store.progress.done("decomposition")
+    decomposed, seen, refused = store.progress.done("decomposition"), set[Site](), list[FactorTooSmall]()
     for unit, fresh in _decompositions(store, device, settings, units, decomposed=decomposed):
         number, site, group = unit
         if fresh is not None:
@@ -98,30 +107,38 @@ def project(
             found = _spectrum(site, group, fresh)
         else:
             found = _stored_spectrum(store, site, group)
-        store.projectors.write_cut(site, group, cut(found, rule=rule, value=value, may_be_empty=may_be_empty))
+        seen.add(site)
+        try:
+            made = cut(found, rule=rule, value=value, may_be_empty=may_be_empty)
+        except FactorTooSmall as error:
+            refused.append(error)
+            continue
+        store.projectors.write_cut(site, group, made)
         store.progress.commit("project", number)
         yield unit
+    if refused:
+        worst = (min if rule == "energy" else max)(refused, key=lambda error: error.needed)
+        which = f"the factors of {len({error.site for error in refused})} of {len(seen)} sites, the worst of {worst.site.name}"
+        raise ConfigError(*_too_small(rule, value, worst.needed, which)) from worst
 
 
 def cut(found: SiteSpectrum, *, rule: str, value: float, may_be_empty: bool = False) -> Cut:
     """Cut one spectrum.
 
-    Raises ConfigError naming the site if nothing is null (unless `may_be_empty`) or the threshold lies below the noise floor.
+    Raises ConfigError naming the site if nothing is null (unless `may_be_empty`) or the threshold lies below the noise floor;
+    FactorTooSmall if that is for what the factor lacks.
     """
     name, eigenvalues, energies = found.site.name, found.eigenvalues, found.energies
     null_dim, heldout = spectrum.null_dim_of(eigenvalues, energies, rule, value, dropped=found.dropped)
     span = f"its {len(eigenvalues)} eigenvalues go from {eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}"
     threshold = spectrum.threshold(eigenvalues, rule, value, null_dim)
-    if rule in EIGENVALUE_RULES and threshold is not None and threshold < found.noise_floor:
+    is_below = rule in EIGENVALUE_RULES and threshold is not None and threshold < found.noise_floor
+    if found.dropped and (is_below or null_dim < found.dropped):
+        raise FactorTooSmall(found.site, rule, value, _needed(found, rule))
+    if is_below:
         raise ConfigError(
             f"{rule} {value:g} cuts {name} at {threshold:.3g}, below its noise floor of {found.noise_floor:.3g}: {span}",
-            BELOW_ERROR if found.dropped else BELOW_NOISE,
-        )
-    if null_dim < found.dropped:
-        raise ConfigError(
-            f"{rule} {value:g} preserves {len(eigenvalues) - null_dim} directions of {name}, "
-            f"whose moment is kept as a factor of {len(eigenvalues) - found.dropped}",
-            "loosen the threshold, raise covariance.factor_rank, or set covariance.factor_above to null",
+            BELOW_NOISE,
         )
     if null_dim == 0 and not may_be_empty:
         raise ConfigError(
@@ -130,6 +147,33 @@ def cut(found: SiteSpectrum, *, rule: str, value: float, may_be_empty: bool = Fa
         )
     heldout_leakage = None if heldout is None else spectrum.leakage(heldout, null_dim)
     return Cut(null_dim, spectrum.leakage(energies[0], null_dim), heldout_leakage)
+
+
+def _needed(found: SiteSpectrum, rule: str) -> float:
+    """The value of a rule from which on all that a factor lacks is null; for energy, up to which."""
+    eigenvalues, (collected, heldout), dropped = found.eigenvalues, found.energies, found.dropped
+    if rule == "energy":
+        return float(collected[dropped:].sum() / collected.sum())
+    if rule == "target_leakage":
+        return spectrum.leakage(heldout if np.isfinite(heldout).all() else collected, dropped)
+    if rule == "threshold_percent":
+        return 100 * dropped / (len(eigenvalues) - 1)
+    if rule == "null_dim":
+        return dropped
+    return found.noise_floor / (float(eigenvalues[-1]) if rule == "relative_threshold" else 1.0)
+
+
+def _too_small(rule: str, value: float, needed: float, which: str) -> tuple[str, str]:
+    """The message and hint for factors that are too small for a rule."""
+    is_energy = rule == "energy"
+    step = 10.0 ** (math.floor(math.log10(needed)) - 2) if needed > 0 else 1.0
+    allowed = f"{(math.floor if is_energy else math.ceil)(needed / step) * step:.3g}"
+    return (
+        f"{rule} {value:g} is too {'large' if is_energy else 'small'} for {which}: a factor has at most "
+        "covariance.factor_rank directions, and knows them up to what it lacks",
+        f"set project.{rule} to {allowed} or {'less' if is_energy else 'more'}, raise covariance.factor_rank, or set "
+        "covariance.factor_above to null",
+    )
 
 
 def require_possible(rule: str, value: float, sites: Sequence[Site], accumulate: str, factoring: Factoring = WHOLE) -> None:

@@ -42,7 +42,7 @@ def test_the_hint_of_an_empty_null_space_can_be_followed_at_once(tiny: Any, monk
     frozen = changed(refused, project__empty="freeze")
     events(frozen, store, "project")
     assert states_of(frozen)["project"] == "complete"
-    with pytest.raises(StageError, match="project in .* was made with other settings"):
+    with pytest.raises(StageError, match=r"project in .* was made with other settings"):
         events(config, store, "project")
 
 

@@ -71,7 +71,7 @@ def test_a_stage_that_did_no_unit_starts_with_other_settings(tmp_path: Path, mon
     assert states_of(other)["collect"] == "stale"
     events(other, store, "collect", limit=1)
     assert states_of(other)["collect"] == "partial"
-    with pytest.raises(StageError, match="collect in .* was made with other settings"):
+    with pytest.raises(StageError, match=r"collect in .* was made with other settings"):
         events(config, store, "collect")
 
 
