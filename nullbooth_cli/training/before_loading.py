@@ -3,6 +3,7 @@
 Loading takes many seconds, and drawing pictures of the class minutes: what can be wrong before is found before.
 """
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -22,11 +23,12 @@ from nullbooth_cli.settings.captions import CaptionedImage, caption_places, capt
 from nullbooth_cli.settings.images import sizes_of
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
-from nullbooth_cli.settings.resizing import Resizing
+from nullbooth_cli.settings.resizing import Resizing, Size
 from nullbooth_cli.settings.texts import cut
 from nullbooth_cli.training.distillation import Captions, captions_by_picture
 from nullbooth_cli.training.word_embedding import Word
 
+PIXELS_TOGETHER = 8  # pipelines of diffusers refuse sides of another multiple, also with an autoencoder of a smaller factor
 T5_ALONE_IS_READ = ("FluxPipeline",)  # word by word; CLIP gives one vector for a whole prompt
 
 
@@ -81,6 +83,7 @@ def read_inputs(recipe: Recipe, preserved: Sequence[str], protected: Collection[
     resizing = _resizing(recipe, pipe)
     for path, size in zip(paths, sizes, strict=True):
         resizing.require_taken(path, size)
+    _require_places(pipe, {resizing.size, *map(resizing.target, sizes)})
     if small := [path.name for path, size in zip(paths, sizes, strict=True) if resizing.is_far_too_small(size)]:
         notes += (f"enlarged more than twice, which blurs what is learned: {listed(small)}",)
     inputs = Inputs(
@@ -190,7 +193,7 @@ def _resizing(recipe: Recipe, pipe: LatentPipeline) -> Resizing:
     config, factor = config_of(denoiser_of(pipe)), pipe.vae_scale_factor
     sample = getattr(pipe, "default_sample_size", None) or config["sample_size"]
     height, width = (side * factor for side in ((sample, sample) if isinstance(sample, int) else sample))
-    step = factor * _places_together(config)
+    step = math.lcm(factor * _places_together(config), PIXELS_TOGETHER)
     if recipe.resolution is not None:
         scale = recipe.resolution / min(width, height)
         width, height = (round(side * scale / step) * step for side in (width, height))
@@ -201,6 +204,19 @@ def _resizing(recipe: Recipe, pipe: LatentPipeline) -> Resizing:
                 f"set it to {below or step}{f' or {below + step}' if below else ''}, or to null",
             )
     return Resizing(how=recipe.resize, size=(width, height), step=step)
+
+
+def _require_places(pipe: LatentPipeline, sizes: Collection[Size]) -> None:
+    """Raise ConfigError for a size of pictures whose latents have more places than the table of a denoiser."""
+    config = config_of(denoiser_of(pipe))
+    places = config.get("pos_embed_max_size")  # of Stable Diffusion 3, which cuts a part out of its middle
+    most = None if places is None else places * config["patch_size"] * pipe.vae_scale_factor
+    longest = max(sizes, key=max)
+    if most is not None and max(longest) > most:
+        raise ConfigError(
+            f"pictures would be {longest[0]} x {longest[1]} pixels, and this model has places for {most} pixels a side at most",
+            "set a smaller resolution",
+        )
 
 
 def _places_together(config: Mapping[str, Any]) -> int:
