@@ -8,7 +8,6 @@
 `projector.py` applies P.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from nullbooth_cli.datatypes import WHOLE, AnySums, Factoring, Site, Sums
 from nullbooth_cli.errors import ConfigError, DataError, Rerun
 from nullbooth_cli.nullspace import spectrum
 from nullbooth_cli.nullspace.decompose_factor import decompose_factor
+from nullbooth_cli.nullspace.factor_limits import FactorTooSmall, factors_too_small, needed_value
 from nullbooth_cli.nullspace.pooling import DecompositionSettings, moment_of, pooled, second_moment
 from nullbooth_cli.store import Cut, Decomposition, Store
 from nullbooth_cli.store.background import read_ahead
@@ -53,14 +53,6 @@ class SiteSpectrum(NamedTuple):
     energies: FloatArray
     noise_floor: float
     dropped: int = 0
-
-
-class FactorTooSmall(ConfigError):
-    """A rule needs more of a moment than its factor has. `needed`: the value of the rule from which on the factor is enough."""
-
-    def __init__(self, site: Site, rule: str, value: float, needed: float) -> None:
-        super().__init__(*_too_small(rule, value, needed, f"the factor of {site.name}"))
-        self.site, self.needed = site, needed
 
 
 class _PooledSums(NamedTuple):
@@ -117,9 +109,7 @@ def project(
         store.progress.commit("project", number)
         yield unit
     if refused:
-        worst = (min if rule == "energy" else max)(refused, key=lambda error: error.needed)
-        which = f"the factors of {len({error.site for error in refused})} of {len(seen)} sites, the worst of {worst.site.name}"
-        raise ConfigError(*_too_small(rule, value, worst.needed, which)) from worst
+        raise factors_too_small(refused, rule, value, len(seen))
 
 
 def cut(found: SiteSpectrum, *, rule: str, value: float, may_be_empty: bool = False) -> Cut:
@@ -134,7 +124,12 @@ def cut(found: SiteSpectrum, *, rule: str, value: float, may_be_empty: bool = Fa
     threshold = spectrum.threshold(eigenvalues, rule, value, null_dim)
     is_below = rule in EIGENVALUE_RULES and threshold is not None and threshold < found.noise_floor
     if found.dropped and (is_below or null_dim < found.dropped):
-        raise FactorTooSmall(found.site, rule, value, _needed(found, rule))
+        raise FactorTooSmall(
+            found.site,
+            rule,
+            value,
+            needed_value(rule, eigenvalues, energies, dropped=found.dropped, noise_floor=found.noise_floor),
+        )
     if is_below:
         raise ConfigError(
             f"{rule} {value:g} cuts {name} at {threshold:.3g}, below its noise floor of {found.noise_floor:.3g}: {span}",
@@ -147,33 +142,6 @@ def cut(found: SiteSpectrum, *, rule: str, value: float, may_be_empty: bool = Fa
         )
     heldout_leakage = None if heldout is None else spectrum.leakage(heldout, null_dim)
     return Cut(null_dim, spectrum.leakage(energies[0], null_dim), heldout_leakage)
-
-
-def _needed(found: SiteSpectrum, rule: str) -> float:
-    """The value of a rule from which on all that a factor lacks is null; for energy, up to which."""
-    eigenvalues, (collected, heldout), dropped = found.eigenvalues, found.energies, found.dropped
-    if rule == "energy":
-        return float(collected[dropped:].sum() / collected.sum())
-    if rule == "target_leakage":
-        return spectrum.leakage(heldout if np.isfinite(heldout).all() else collected, dropped)
-    if rule == "threshold_percent":
-        return 100 * dropped / (len(eigenvalues) - 1)
-    if rule == "null_dim":
-        return dropped
-    return found.noise_floor / (float(eigenvalues[-1]) if rule == "relative_threshold" else 1.0)
-
-
-def _too_small(rule: str, value: float, needed: float, which: str) -> tuple[str, str]:
-    """The message and hint for factors that are too small for a rule."""
-    is_energy = rule == "energy"
-    step = 10.0 ** (math.floor(math.log10(needed)) - 2) if needed > 0 else 1.0
-    allowed = f"{(math.floor if is_energy else math.ceil)(needed / step) * step:.3g}"
-    return (
-        f"{rule} {value:g} is too {'large' if is_energy else 'small'} for {which}: a factor has at most "
-        "covariance.factor_rank directions, and knows them up to what it lacks",
-        f"set project.{rule} to {allowed} or {'less' if is_energy else 'more'}, raise covariance.factor_rank, or set "
-        "covariance.factor_above to null",
-    )
 
 
 def require_possible(rule: str, value: float, sites: Sequence[Site], accumulate: str, factoring: Factoring = WHOLE) -> None:
