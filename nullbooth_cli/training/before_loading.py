@@ -15,6 +15,7 @@ from nullbooth_cli.model import load
 from nullbooth_cli.model.denoising_loss import NoiseProcess
 from nullbooth_cli.model.families import require_trainable_folder
 from nullbooth_cli.model.load import denoiser_of
+from nullbooth_cli.model.pipeline_folder import read_pipeline_folder
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.prompt_length import limits_of
 from nullbooth_cli.model.protocols import LatentPipeline, Pipeline, config_of
@@ -26,6 +27,7 @@ from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.resizing import Resizing, Size
 from nullbooth_cli.settings.texts import cut
 from nullbooth_cli.training.distillation import Captions, captions_by_picture
+from nullbooth_cli.training.examples import guidance_of
 from nullbooth_cli.training.word_embedding import Word
 
 PIXELS_TOGETHER = 8  # pipelines of diffusers refuse sides of another multiple, also with an autoencoder of a smaller factor
@@ -61,6 +63,14 @@ class Inputs:
     def written(self, texts: Iterable[str]) -> list[str]:
         """Texts with the token that trains in place of its word."""
         return [self.word.written(text) if self.word else text for text in texts]
+
+
+def with_own_guidance(recipe: Recipe, folder: str) -> Recipe:
+    """A recipe with a guidance_scale: its own, or what the pipeline of this folder draws with."""
+    import diffusers
+
+    pipeline = getattr(diffusers, read_pipeline_folder(folder, weights=False).class_name)
+    return recipe.model_copy(update={"guidance_scale": guidance_of(recipe, pipeline)})
 
 
 def read_inputs(recipe: Recipe, preserved: Sequence[str], protected: Collection[str] | None = None) -> Inputs:

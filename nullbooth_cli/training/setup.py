@@ -30,7 +30,7 @@ from nullbooth_cli.settings.captions import CaptionedImage
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.resizing import Resizing
 from nullbooth_cli.training import checkpoint_files, optimizers, precision
-from nullbooth_cli.training.before_loading import Inputs, read_inputs
+from nullbooth_cli.training.before_loading import Inputs, read_inputs, with_own_guidance
 from nullbooth_cli.training.checkpoint_files import Checkpoint
 from nullbooth_cli.training.constraint import Constraint, ProjectorSource, constrain
 from nullbooth_cli.training.distillation import Distillation, Teacher
@@ -120,7 +120,9 @@ def set_up(
     Cost: one read of the model's weights and of the checkpoint for their digests; with class prompts, `class_images` pictures are
     drawn.
     """
-    require_trainable_folder(load.config_folder(Source.of(recipe)))
+    folder = load.config_folder(Source.of(recipe))
+    require_trainable_folder(folder)
+    recipe = with_own_guidance(recipe, folder)
     _require_packages(recipe)
     require_changeable(changes)
     accelerator = _accelerator(recipe, device)
