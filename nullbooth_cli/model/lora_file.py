@@ -216,6 +216,9 @@ def _by_module(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, dic
             f"{'is' if len(unknown) == 1 else 'are'} no part of one: {listed(unknown)}",
             "name a file of LoRA weights",
         )
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point() and tensor.numel() > 1:
+            raise ConfigError(f"{path}: {key} is in {tensor.dtype}, which no weight is in", "save it in a floating-point dtype")
     return found
 
 

@@ -273,6 +273,11 @@ def _sites_of(store: OpenStore, change: FinishedChange, request: RefitRequest) -
         for module in change.modules
         if (site := next((by_weight[weight] for weight in module.weights if weight in by_weight), None)) is not None
     }
+    if not found and not any(module.weights for module in change.modules):
+        raise ConfigError(
+            f"{request.file} changes text encoders alone, and a store has what the denoiser receives",
+            "name a LoRA that changes the denoiser",
+        )
     if not found:
         raise ConfigError(
             f"none of the {counted(len(change.modules), 'module')} of {request.file} is in {store.url}, "

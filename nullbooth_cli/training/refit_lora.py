@@ -52,7 +52,7 @@ class LoraChange(FinishedChange):
         for module in self._read.modules:
             if module.name in left_out:
                 continue
-            if not module.is_measurable and module.kind != "norm":
+            if module.kind in ("oft", "boft"):
                 rotated.append(module)
             else:
                 _add(module, _layers(pipe, module))
@@ -111,21 +111,26 @@ class LoraChange(FinishedChange):
             notes.append(
                 f"the shift of a bias is left out of {counted(biases, 'module')}: it moves every output, whatever its input"
             )
+        if small := sum(tensor.dtype.itemsize == 1 and tensor.numel() > 1 for tensor in self._read.tensors.values()):
+            notes.append(
+                f"of {counted(small, 'tensor')} in 8 bits, those that changed are in float16 now: 8 bits would not hold them"
+            )
         return tuple(notes)
 
 
 @torch.no_grad()
 def _add(module: LoraModule, layers: Sequence[Any]) -> None:
     """Add the change of a module, and the shift of its bias, to the layers whose rows it changes."""
-    if module.kind == "norm":
-        rows, shift = module.tensors.get("w_norm", module.tensors.get("diff")), module.tensors.get("b_norm", module.shift())
-        assert rows is not None
+    if module.kind in ("norm", "bias"):
+        zero = torch.cat([torch.zeros_like(layer.weight) for layer in layers])
+        rows, shift = module.tensors.get("w_norm", module.tensors.get("diff", zero)), module.tensors.get("b_norm", module.shift())
     else:
         base = torch.cat([layer.weight.detach().cpu().flatten(1) for layer in layers]) if module.needs_base else None
         rows, shift = module.change(base), module.shift()
-    if rows.numel() != sum(layer.weight.numel() for layer in layers):
-        shapes = f"{list(rows.shape)}, and the base has {[list(layer.weight.shape) for layer in layers]} there"
-        raise ConfigError(f"{module.name} changes a weight of {shapes}", OTHER_BASE)
+    sizes = sum(layer.weight.numel() for layer in layers), sum(len(layer.weight) for layer in layers)
+    if rows.numel() != sizes[0] or (shift is not None and shift.numel() != sizes[1]):
+        shapes = [list(layer.weight.shape) for layer in layers]
+        raise ConfigError(f"{module.name} changes a weight of {list(rows.shape)}, and the base has {shapes} there", OTHER_BASE)
     for layer, part in zip(layers, module.rows or (slice(None),), strict=True):
         layer.weight += rows[part].reshape(layer.weight.shape).to(layer.weight)
         if shift is not None:

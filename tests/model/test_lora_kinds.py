@@ -168,7 +168,7 @@ def test_factors_of_a_plain_lora(layer: str, made: Any, options: dict[str, Any])
         ("x.dora_scale", ("x", "dora_scale")),
         ("x.alpha", ("x", "alpha")),
         ("x.lora_B.bias", ("x", "bias")),
-        ("x.diff_b", ("x", "bias")),
+        ("x.diff_b", ("x", "diff_b")),
         ("x.hada_w1_a", ("x", "hada_w1_a")),
         ("x.lokr_w2", ("x", "lokr_w2")),
         ("x.a1.weight", ("x", "a1")),

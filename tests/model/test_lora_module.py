@@ -93,6 +93,60 @@ def test_what_has_no_form(tmp_path: Path, tensors: dict[str, torch.Tensor], prob
         file.with_inputs_mapped({file.modules[0].name: matrix(8)}, "")
 
 
+def test_a_shift_beside_a_lora_has_no_alpha(tmp_path: Path) -> None:
+    """ComfyUI adds `diff_b` as it is; PEFT multiplies the bias of B by alpha over rank."""
+    tensors = tensors_of("lora", LINEAR) | {f"{NAME}.diff_b": torch.ones(12), f"{NAME}.lora_B.bias": torch.ones(12)}
+    file = file_of(tmp_path, tensors, LINEAR)
+    torch.testing.assert_close(
+        file.modules[0].shift(), file.tensors[f"{NAME}.diff_b"] + 1.5 * file.tensors[f"{NAME}.lora_B.bias"]
+    )
+    assert sorted(file.with_inputs_mapped({NAME: 1.0}, "")[0]) == sorted(tensors_of("lora", LINEAR))
+
+
+@pytest.mark.parametrize("kind", ["lora", "full", "lokr"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bits_become_sixteen_where_they_change(tmp_path: Path, dtype: torch.dtype, kind: str) -> None:
+    """Rounded to 8 bits, A M moves a preserved prompt five times as far as was predicted."""
+    shapes = {f"mid_block.x{i}.weight": LINEAR for i in ("", 2)}
+    tensors = {key: torch.randn(value.shape).to(dtype) for key, value in tensors_of(kind, LINEAR).items()}
+    other = {f"{NAME}2.lora_down.weight": torch.ones(2, 8).to(dtype), f"{NAME}2.lora_up.weight": torch.ones(12, 2).to(dtype)}
+    save_file(tensors | other, tmp_path / "a.safetensors")
+    file = LoraFile.read(tmp_path / "a.safetensors", "StableDiffusionPipeline", shapes)
+    (module, _) = sorted(file.modules, key=lambda each: each.name)
+    made, _ = file.with_inputs_mapped({NAME: (m := matrix(8))}, "")
+    assert {made[key].dtype for key in other} == {dtype}
+    save_file(made, tmp_path / "b.safetensors")
+    after = LoraFile.read(tmp_path / "b.safetensors", "StableDiffusionPipeline", shapes)
+    (result, _) = sorted(after.modules, key=lambda each: each.name)
+    wanted = module.change().double().numpy() @ m
+    np.testing.assert_allclose(result.change().double().numpy(), wanted, atol=2e-3 * np.abs(wanted).max())
+
+
+def test_a_result_that_is_too_large_for_its_dtype(tmp_path: Path) -> None:
+    tensors = {f"{NAME}.lora_down.weight": torch.full((2, 8), 6e4).half(), f"{NAME}.lora_up.weight": torch.ones(12, 2)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    file = LoraFile.read(tmp_path / "a.safetensors", "StableDiffusionPipeline", {"mid_block.x.weight": LINEAR})
+    with pytest.raises(ConfigError, match=r"the result of .*x is too large for torch\.float16"):
+        file.with_inputs_mapped({NAME: 2 * np.eye(8)}, "")
+
+
+@pytest.mark.parametrize(
+    ("down", "problem"),
+    [
+        (torch.ones(2, 8, dtype=torch.int8), "lora_down.weight is in torch.int8, which no weight is in"),
+        (torch.ones(2, 8, dtype=torch.complex64), "is in torch.complex64"),
+        (torch.ones(2, 8) > 0, "is in torch.bool"),
+        (torch.ones(8), "do not fit each other"),
+        (torch.tensor(1.0), "do not fit each other"),
+    ],
+)
+def test_tensors_that_are_no_weights(tmp_path: Path, down: torch.Tensor, problem: str) -> None:
+    tensors = {f"{NAME}.lora_down.weight": down, f"{NAME}.lora_up.weight": torch.ones(12, 2), f"{NAME}.alpha": torch.tensor(2)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(ConfigError, match=problem):
+        LoraFile.read(tmp_path / "a.safetensors", "StableDiffusionPipeline", {"mid_block.x.weight": LINEAR})
+
+
 @pytest.mark.parametrize(
     ("form", "wanted"),
     [

@@ -164,6 +164,8 @@ def test_changes_that_cannot_be_refitted(opened: nb.OpenStore, finished: tuple[C
     refused("none of the 1 module of .* is in .*attn1_to_v", tmp_path / "outside.safetensors")
     save_file({**tensors, f"{name}.dora_scale": torch.ones(80, 1)}, tmp_path / "dora.safetensors")
     refused(r"1 module, such as .*to_v \(dora\), for which the weight itself counts", tmp_path / "dora.safetensors")
+    save_file({k: t for k, t in lora_files.kohya_tensors(text_encoder=True).items() if "te_" in k}, tmp_path / "te.safetensors")
+    refused("te.safetensors changes text encoders alone, and a store has what the denoiser receives", tmp_path / "te.safetensors")
     refused("no prompt has the word that was taught, <sks>", trained_folders.lora_files(tmp_path / "trained"))
     sks = trained_folders.full_files(tmp_path / "sks")
     refused("no prompt has the word that was taught, sks", sks, ["a dog asks"])

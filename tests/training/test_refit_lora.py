@@ -162,6 +162,7 @@ OUTSIDE = {
     "dora": {f"{OTHER}.lora_down.weight": (2, 80), f"{OTHER}.lora_up.weight": (80, 2), f"{OTHER}.dora_scale": (80, 1)},
     "norm": {"lora_unet_mid_block_attentions_0_norm.w_norm": (80,), "lora_unet_mid_block_attentions_0_norm.b_norm": (80,)},
     "oft": {f"{OTHER}.oft_blocks": (4, 20, 20)},
+    "bias": {f"{OTHER}.diff_b": (80,)},
 }
 
 
@@ -231,6 +232,14 @@ def test_a_text_encoder_of_a_file_is_changed_as_diffusers_changes_it(tmp_path: P
         after = {name.replace(".base_layer", ""): value for name, value in getattr(theirs, part).state_dict().items()}
         for name, value in getattr(ours, part).state_dict().items():
             torch.testing.assert_close(value, after[name], rtol=1e-5, atol=1e-6)
+
+
+def test_eight_bits_are_named(opened: nb.OpenStore, tmp_path: Path) -> None:
+    tensors = {key: t.to(torch.float8_e4m3fn) if t.ndim else t for key, t in lora_files.kohya_tensors().items()}
+    save_file(tensors, tmp_path / "style.safetensors")
+    report = nb.refit(tmp_path / "style.safetensors", opened, USED, output=tmp_path / "new.safetensors", m=10, device="cpu")
+    assert "of 2 tensors in 8 bits, those that changed are in float16 now: 8 bits would not hold them" in report.notes
+    assert opened.inspect_lora(tmp_path / "new.safetensors").largest_drift == pytest.approx(report.chosen.drift, rel=1e-2)
 
 
 def test_a_second_refit_keeps_the_note_of_the_first(opened: nb.OpenStore, tmp_path: Path) -> None:
