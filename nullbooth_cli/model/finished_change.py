@@ -80,7 +80,10 @@ class FinishedFiles:
     def whole_weights(self) -> BaseWeights:
         """The weights of the denoiser in a pipeline folder. Raises ConfigError if it has no safetensors files of them."""
         if (trained := BaseWeights.in_folder(self.path, variant=None)) is None:
-            raise ConfigError(f"{self.path} has no safetensors files of its denoiser", "save the pipeline again, as safetensors")
+            raise ConfigError(
+                f"{self.path} has no safetensors files of its denoiser",
+                "save the pipeline again, as safetensors without a variant",
+            )
         return trained
 
     def modules(self, base: BaseWeights) -> tuple[LoraModule, ...]:

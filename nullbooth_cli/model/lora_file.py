@@ -140,8 +140,8 @@ class LoraFile:
 
     @property
     def _becomes_plain(self) -> bool:
-        """Whether a config of PEFT says that every module is a LoHa or a LoKr."""
-        return self.configs.get("peft_type") in ("LOHA", "LOKR")
+        """Whether it is a folder of PEFT whose modules are LoHa or LoKr, which one config knows alone."""
+        return "peft_type" in self.configs and all(module.kind in ("loha", "lokr") for module in self.modules)
 
 
 class _Names:

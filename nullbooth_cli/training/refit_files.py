@@ -59,4 +59,4 @@ def open_change(
         return LoraChange(found.lora(BaseWeights.of_pipeline(pipe)), found, protected)
     if found.files is not None:
         return TrainedWeights(found.files)
-    return WholePipeline(found, config, pipe, device)
+    return WholePipeline(found, config, device)

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from nullbooth_cli.collect.open_model import load_model
+from nullbooth_cli.collect.open_model import load_model, open_base
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.adapter_files import metadata_in, shapes_in, with_note
 from nullbooth_cli.model.finished_change import FinishedFiles
@@ -58,35 +58,38 @@ class TrainedWeights(FinishedChange):
 
 
 class WholePipeline(FinishedChange):
-    """A pipeline folder: one module for each parameter of its denoiser that differs from the base, in the base's precision.
+    """A pipeline folder: one module for each parameter of its denoiser that differs from the base, in the coarser dtype.
 
-    Raises ConfigError for a folder that does not fit the base. Cost: a second model in memory.
+    Raises ConfigError for a folder that does not fit the base. Cost: one read of both denoisers, and a second model in memory.
     """
 
-    def __init__(self, found: FinishedFiles, config: Config, base: Pipeline, device: str | None) -> None:
-        self._folder, self._weights = found.path, found.whole_weights()
-        here = {"model": str(found.path), "revision": None, "variant": None, "pipeline_config": None}
-        self._changed = load_model(config.model_copy(update=here), device)
-        before, after = (dict(denoiser_of(pipe).named_parameters()) for pipe in (base, self._changed))
-        if {name: value.shape for name, value in before.items()} != {name: value.shape for name, value in after.items()}:
+    def __init__(self, found: FinishedFiles, config: Config, device: str | None) -> None:
+        self._folder, self._weights, self._base = found.path, found.whole_weights(), open_base(config, device)
+        if self._weights.shapes != self._base.shapes:
             raise ConfigError(
-                f"{found.path} is a {type(self._changed).__name__} whose denoiser has other weights than the base",
+                f"the denoiser of {found.path}, a {self._weights.pipeline_class}, has other weights than the base",
                 "name the base that it was made for",
             )
-        different = [name for name, value in after.items() if not torch.equal(value.to(before[name]), before[name])]
-        if wrong := next((name for name in different if not after[name].isfinite().all()), None):
-            raise ConfigError(f"{found.path}: {wrong} is not finite", "train it again, or name another")
+        different = [name for name in self._weights.shapes if self._differs(name)]
         if not different:
             raise ConfigError(
                 f"the denoiser of {found.path} is that of the base: nothing changed", "name a model that was trained"
             )
         self.modules = tuple(ChangedModule(name, (name,)) for name in different)
+        here = {"model": str(found.path), "revision": None, "variant": None, "pipeline_config": None}
+        self._changed = load_model(config.model_copy(update=here), device)
+
+    def _differs(self, name: str) -> bool:
+        (after,), (before,) = (weights.read([name]).values() for weights in (self._weights, self._base))
+        if not after.isfinite().all():
+            raise ConfigError(f"{self._folder}: {name} is not finite", "train it again, or name another")
+        return not torch.equal(after, before.to(after.dtype)) and not torch.equal(after.to(before.dtype), before)
 
     def load_into(self, pipe: Pipeline, dropped: Sequence[ChangedModule]) -> ChangedModel:
-        before, after = (dict(denoiser_of(each).named_parameters()) for each in (pipe, self._changed))
-        self._base_of_dropped = {each.name: before[each.name].detach().cpu().clone() for each in dropped}
-        for name, value in self._base_of_dropped.items():
-            after[name].data.copy_(value)
+        self._dropped = self._base.read(each.name for each in dropped)
+        parameters = dict(denoiser_of(self._changed).named_parameters())
+        for name, value in self._dropped.items():
+            parameters[name].data.copy_(value)
         others = [
             part
             for part, old in pipe.components.items()
@@ -98,8 +101,8 @@ class WholePipeline(FinishedChange):
         return ChangedModel(self._changed, (note,) if others else ())
 
     def change(self, module: ChangedModule, initial: Weights) -> dict[str, torch.Tensor]:
-        after = denoiser_of(self._changed).get_parameter(module.name).detach().cpu()
-        return {module.name: _moved(after, initial[module.name])}
+        (after,), (before,) = (weights.read([module.name]).values() for weights in (self._weights, self._base))
+        return {module.name: _moved(after, before)}
 
     def write(
         self, output: Path, maps: Mapping[str, Matrix], *, dropped: Sequence[ChangedModule], initial: Weights, note: str
@@ -115,8 +118,9 @@ class WholePipeline(FinishedChange):
                     file.unlink()  # the same weights in another form, which were not refitted
                     continue
                 tensors = load_file(original)
-                tensors |= {n: v.to(tensors[n].dtype) for n, v in self._base_of_dropped.items() if n in tensors}
-                _map(tensors, {name: m for name, m in maps.items() if name in tensors}, initial)
+                tensors |= {name: value.to(tensors[name].dtype) for name, value in self._dropped.items() if name in tensors}
+                here = {name: m for name, m in maps.items() if name in tensors}
+                _map(tensors, here, self._base.read(here))
                 save_file(tensors, file, metadata=with_note(metadata_in(original), note))
         return ()
 
@@ -130,14 +134,15 @@ def copy_beside(files: TrainedFiles, folder: Path) -> None:
 def _map(tensors: dict[str, torch.Tensor], maps: Mapping[str, Matrix], initial: Weights) -> None:
     """Replace each weight in `maps` by its base and dW M, in its own dtype."""
     for name, m in maps.items():
-        before, after = initial[name].double(), tensors[name]
+        before, after = initial[name], tensors[name]
         moved = _moved(after, before) @ torch.from_numpy(m)
-        tensors[name] = (before + moved.reshape(before.shape)).to(after.dtype)
+        tensors[name] = (before.double() + moved.reshape(before.shape)).to(after.dtype)
 
 
 def _moved(after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """dW `[M, D]` in float64."""
-    return (after.double() - before.double()).flatten(1)
+    """dW `[M, D]` in float64. What only rounding to the dtype of `after` changed counts as nothing."""
+    rounded = before.to(after.dtype) if after.dtype.itemsize < before.dtype.itemsize else before
+    return (after.double() - rounded.double()).flatten(1)
 
 
 def _is_same(one: nn.Module, other: nn.Module) -> bool:

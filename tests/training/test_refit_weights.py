@@ -10,10 +10,11 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 import nullbooth_cli as nb
+from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.trained_files import TrainedFiles
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
-from tests.support import trained_folders
+from tests.support import tiny, trained_folders
 from tests.support.edited_models import toy
 from tests.support.refits import USED, moment_of, plain_m, text_inputs
 
@@ -83,3 +84,38 @@ def test_a_whole_pipeline_stays_one(opened: nb.OpenStore, tmp_path: Path, outsid
         "diffusion_pytorch_model.safetensors",
     ]
     assert "refitted at m = 10" in opened.inspect_lora(tmp_path / "new").notes[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_pipeline_in_another_precision_changed_only_what_differs(
+    opened: nb.OpenStore, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    pipe = toy()
+    pipe.unet.to(dtype).get_parameter(trained_folders.WEIGHT).data.copy_(trained_folders.changed_weight())
+    pipe.save_pretrained(tmp_path / "old")
+    report = nb.refit(tmp_path / "old", opened, USED, output=tmp_path / "new", m=10, device="cpu")
+    assert ([*report.weights], report.outside, report.notes) == ([trained_folders.WEIGHT], (), ())
+    assert report.drift_before == pytest.approx(opened.inspect_lora(tmp_path / "old").largest_drift, rel=1e-4)
+    files = [load_file(tmp_path / each / "unet/diffusion_pytorch_model.safetensors") for each in ("old", "new")]
+    assert {value.dtype for value in files[1].values()} == {dtype}
+    assert [name for name in files[0] if not torch.equal(files[0][name], files[1][name])] == [trained_folders.WEIGHT]
+
+
+def test_pipelines_that_do_not_fit(opened: nb.OpenStore, tmp_path: Path) -> None:
+    def refused(words: str, place: Path) -> None:
+        with pytest.raises(ConfigError, match=words):
+            nb.refit(place, opened, USED, output=tmp_path / "never", device="cpu")
+        assert not (tmp_path / "never").exists()
+
+    refused(
+        "the denoiser of .*, a StableDiffusionXLPipeline, has other weights than the base", tiny.saved("sdxl", tmp_path / "xl")
+    )
+    pipe = toy()
+    pipe.unet.get_parameter("conv_in.weight").data += 1
+    pipe.save_pretrained(tmp_path / "outside")
+    refused("none of the 1 module of .* is in .*, such as conv_in.weight", tmp_path / "outside")
+    pipe.unet.get_parameter("conv_in.weight").data *= float("nan")
+    pipe.save_pretrained(tmp_path / "nan")
+    refused("nan: conv_in.weight is not finite", tmp_path / "nan")
+    pipe.save_pretrained(tmp_path / "variant", variant="fp16")
+    refused("has no safetensors files of its denoiser", tmp_path / "variant")
