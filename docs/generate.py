@@ -184,7 +184,8 @@ another dtype, whose weights it is compared with. `pipeline/` has the weights th
 
 Captions and pictures are encoded with one part of the model on the accelerator at a time. Then only the denoiser is there: text
 encoders and autoencoder wait in host memory until validation pictures are drawn, or are dropped if a LoRA needs them no more.
-While a word trains, they stay, because its captions change in every step.
+While a word trains, they stay, because its captions change in every step; a text encoder in which it does not train (T5, with
+`word_encoders: clip`) runs once for each caption.
 
 `--dry-run` counts the memory of each phase on the meta device, from the config files of the model: nothing is loaded. For
 Stable Diffusion 1.5 it counts 10.0 and 8.7 GB where [10.1 and 8.6 GB](../benchmarks.md#on-a-gpu) were measured on an H200. What

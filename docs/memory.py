@@ -6,8 +6,9 @@ python docs/memory.py
 from pathlib import Path
 
 from nullbooth_cli.model import load
+from nullbooth_cli.model.sources import Source
 from nullbooth_cli.settings.recipe import Recipe
-from nullbooth_cli.training.before_loading import source_of, without_weights
+from nullbooth_cli.training.before_loading import without_weights
 from nullbooth_cli.training.memory import text_encoders, training_memory
 
 ARCHITECTURES = Path(__file__).parent.parent / "tests/architectures"
@@ -33,7 +34,7 @@ def row(name: str, method: str) -> str:
         recipe = Recipe.model_validate(
             {"model": str(ARCHITECTURES / name), "method": method, "rank": 16, "train_batch_size": 1, "store": "any", **settings}
         )
-        source = source_of(recipe)
+        source = Source.of(recipe)
         encoders = text_encoders(load.config_folder(source))
         found = training_memory(recipe, without_weights(source), encoders, (side, side))
         return found.phases["train"], found.weights, sum(found.helpers.values()) - found.helpers["vae"]

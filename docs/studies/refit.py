@@ -208,11 +208,13 @@ def solutions(
     pipe.scheduler = shipped
     of = {name: known.moment(site).second_moment for site in known.sites() for name in site.weights if name in change}
     ladder = (*FIXED, *FINE)
-    curves = [Balance(moments[name], of[name]).curve(changed, bench.initial[name], ladder) for name, changed in change.items()]
+    curves = [
+        Balance(moments[name].kept, of[name]).curve(changed, bench.initial[name], ladder) for name, changed in change.items()
+    ]
     rungs = rungs_of(ladder, curves)
     best = rungs[len(FIXED) + knee(rungs[len(FIXED) :], drift_before(curves))]
     for name, rung in (*((f"m = {rung.m:g}", rung) for rung in rungs[: len(FIXED)]), ("knee", best)):
-        yield name, {weight: solve(moments[weight], of[weight], rung.m) for weight in change}, rung
+        yield name, {weight: solve(moments[weight].kept, of[weight], rung.m) for weight in change}, rung
 
 
 def table(points: Sequence[Point]) -> list[str]:

@@ -63,7 +63,7 @@ def _default_lora(lora: "DefaultLora") -> Iterator[str]:
     left = ", ".join(f"{count} {word}" for word, count in lora.unprotected.items())
     unprotected = f"; unprotected: {left}" if left else ""
     protected = f"this config protects {lora.protected or 'none'}"
-    yield f"{lora.trainer}'s default LoRA changes {lora.modules} modules; {protected}{unprotected}"
+    yield f"the default LoRA of {lora.trainer} changes {lora.modules} modules; {protected}{unprotected}"
     if lora.linear_layers:
         words = ",".join(lora.linear_layers)
         cost = f"{counted(lora.sites, 'more site')}, {size(lora.moment_bytes)} more of moments"

@@ -34,7 +34,7 @@ Preview = Annotated[bool, typer.Option("--dry-run", help="Print what each M woul
 
 
 def refit(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A LoRA, the output of a training run, or one of its checkpoints.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A LoRA, a training output, a checkpoint, or a pipeline folder.")],
     prompts: Prompts = None,
     word: Word = None,
     output: Output = None,

@@ -27,6 +27,7 @@ from nullbooth_cli.model.load import config_folder
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.model.sources import PIPELINE_INDEX, Source
 from nullbooth_cli.model.trained_files import CHECKPOINT, Base, Located, TrainedFiles, locate, trained_checkpoints
+from nullbooth_cli.model.words import has_word
 from nullbooth_cli.settings.config import Config
 
 
@@ -57,7 +58,7 @@ class EditedModel:
 
     def word_note(self, prompts: Sequence[str]) -> str | None:
         """A sentence for the user if the model was taught a word that no prompt has; None otherwise."""
-        lacking = [token for token in self.tokens if not any(token.lower() in prompt.lower() for prompt in prompts)]
+        lacking = [token for token in self.tokens if not any(has_word(prompt, token) for prompt in prompts)]
         return f"no prompt has the word that was taught: write {' or '.join(lacking)}" if lacking else None
 
 

@@ -22,12 +22,10 @@ import torch
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.base_weights import BaseWeights
-from nullbooth_cli.model.lora_file import DENOISER, LoraFile
+from nullbooth_cli.model.finished_change import FinishedFiles
+from nullbooth_cli.model.lora_file import DENOISER
 from nullbooth_cli.model.lora_module import LoraModule
 from nullbooth_cli.model.lora_targets import recorded_by
-from nullbooth_cli.model.sources import PIPELINE_INDEX
-from nullbooth_cli.model.trained_files import TrainedFiles, locate
-from nullbooth_cli.model.whole_change import weights_of_denoiser_file, whole_changes
 from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.pooling import moment_of, pooled
 from nullbooth_cli.nullspace.projector import Projector, relative_drift
@@ -61,7 +59,7 @@ class ModuleDrift:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraDrift:
-    """What a LoRA file does to the preserved prompts.
+    """What a LoRA file does to the preserved prompts. `notes` are those in its metadata: how it was refitted, in order.
 
     `word` is the verdict on `largest_drift`, which is None without any measured module. `inside` is the share of the change of
     all measured modules that the null spaces contain. `outside` counts the modules of the denoiser whose input the store lacks,
@@ -69,6 +67,7 @@ class LoraDrift:
     """
 
     path: str
+    notes: tuple[str, ...]
     word: str
     is_good: bool
     largest_drift: float | None
@@ -88,7 +87,8 @@ def measure(store: Store, path: Path, base: BaseWeights, *, allow_pickle: bool =
     store has; some products of [M, D] and [D, D] for each.
     """
     require_pooled(store)
-    changed = _modules(path.expanduser(), base, allow_pickle=allow_pickle)
+    files = FinishedFiles.find(path, allow_pickle=allow_pickle)
+    changed = files.modules(base)
     sites = {weight: site for site in store.sites for weight in site.weights}
     found: dict[str, ModuleDrift] = {}
     fed: dict[Site, list[LoraModule]] = {}
@@ -101,24 +101,7 @@ def measure(store: Store, path: Path, base: BaseWeights, *, allow_pickle: bool =
     for site, modules in fed.items():
         inputs = _Inputs.read(store, site)
         found |= {module.name: _measured(module, inputs, _base_of(module, store, base)) for module in modules}
-    return _summary(str(path), [found[module.name] for module in changed], base)
-
-
-def _modules(place: Path, base: BaseWeights, *, allow_pickle: bool) -> tuple[LoraModule, ...]:
-    """The modules of a finished change: of a LoRA, of trained weights, or of a whole pipeline."""
-    if not place.exists():
-        raise ConfigError(f"nothing at {place}", "name a LoRA or the output of a training run; its drift is measured at scale 1")
-    path = locate(place).path
-    if (path / PIPELINE_INDEX).is_file():
-        if (trained := BaseWeights.in_folder(path, variant=None)) is None:
-            raise ConfigError(f"{path} has no safetensors files of its denoiser", "save the pipeline again, as safetensors")
-        return whole_changes(trained, base, path)
-    files = TrainedFiles.find(path)
-    if files is not None and files.denoiser is not None:
-        return whole_changes(weights_of_denoiser_file(files.denoiser, base), base, files.denoiser)
-    if files is not None and files.adapter is not None:  # a word may be beside it
-        path = files.adapter.path
-    return LoraFile.read(path, base.pipeline_class, base.shapes, allow_pickle=allow_pickle).modules
+    return _summary(str(path), files.notes, [found[module.name] for module in changed], base)
 
 
 @dataclass(frozen=True)
@@ -187,7 +170,7 @@ def _not_measured(module: LoraModule, site: Site | None) -> ModuleDrift:
     )
 
 
-def _summary(path: str, modules: Sequence[ModuleDrift], base: BaseWeights) -> LoraDrift:
+def _summary(path: str, notes: tuple[str, ...], modules: Sequence[ModuleDrift], base: BaseWeights) -> LoraDrift:
     measured = [module for module in modules if module.drift is not None]
     heldout = [module.heldout_drift for module in measured if module.heldout_drift is not None]
     largest = max((module.drift for module in measured if module.drift is not None), key=_nan_last, default=None)
@@ -201,6 +184,7 @@ def _summary(path: str, modules: Sequence[ModuleDrift], base: BaseWeights) -> Lo
     others = Counter(module.part for module in modules if module.part != DENOISER)
     return LoraDrift(
         path=path,
+        notes=notes,
         word=_word(largest),
         is_good=largest is not None and largest <= HARDLY and len(measured) == len(modules),
         largest_drift=largest,

@@ -8,7 +8,6 @@ guidance, unless the request has others. Every model starts from the same noise.
 """
 
 import gc
-import inspect
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +21,7 @@ from nullbooth_cli.errors import ConfigError, DataError
 from nullbooth_cli.evaluation.edited import EditedModel, base_of, load_edited, read_place
 from nullbooth_cli.evaluation.encoders import batches
 from nullbooth_cli.model.device import pick_device
+from nullbooth_cli.model.latents import default_of
 from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.model.quiet import quiet_libraries
@@ -176,7 +176,7 @@ def _sampled(
         pipe.register_modules(safety_checker=None)  # it blackens pictures
     if request.strategy is not None:
         pipe.scheduler = build_scheduler(request.strategy, pipe.scheduler)
-    steps, guidance = _own("num_inference_steps", pipe), _own("guidance_scale", pipe)
+    steps, guidance = (default_of(type(pipe), name) for name in ("num_inference_steps", "guidance_scale"))
     steps = steps if request.num_inference_steps is None else request.num_inference_steps
     guidance = guidance if request.guidance_scale is None else request.guidance_scale
     most = pipe.scheduler.config.get("num_train_timesteps")
@@ -195,11 +195,6 @@ def _sampled(
         base=None if source.place is None or source.base is None else source.base.name,
         tokens=() if source.edited is None else source.edited.tokens,
     )
-
-
-def _own(argument: str, pipe: Pipeline) -> Any:
-    """The default of an argument of a pipeline."""
-    return inspect.signature(type(pipe).__call__).parameters[argument].default
 
 
 def _batches(pipe: Any, name: str, wanted: Sequence[tuple[str, int]], **settings: Any) -> Iterator[Images]:

@@ -18,7 +18,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.request import Instance, instances_in
 from nullbooth_cli.model.pipeline_folder import read_json
 from nullbooth_cli.model.trained_files import BASE_FILE, CHECKPOINT, RESULT, TRAINED, locate
-from nullbooth_cli.model.words import with_token
+from nullbooth_cli.model.words import has_word, with_token
 from nullbooth_cli.settings.captions import captioned_images
 
 INSIDE = re.compile(rf"pipeline|lora|{CHECKPOINT.pattern}(/{TRAINED})?")
@@ -115,11 +115,7 @@ def _subject(recipe: Mapping[str, Any], token: str | None) -> Subject:
         instances = tuple(Instance(image.path, written(image.prompt.text)) for image in images)
     except ConfigError as error:
         missing = f"those of the training run cannot be read: {error.message}"
-    validation = [written(text) for text in recipe.get("validation_prompts", ()) if word is not None and _has(text, word)]
+    validation = [written(text) for text in recipe.get("validation_prompts", ()) if word is not None and has_word(text, word)]
     captions = [written(prompt)] if prompt else [instance.caption for instance in instances]
     prompts = tuple(map(Prompt, dict.fromkeys(validation or captions)))[:MOST_PROMPTS]
     return Subject(prompts=prompts, instances=instances if prompts else (), missing=missing)
-
-
-def _has(text: str, word: str) -> bool:
-    return with_token(text, word, f"<{word}>") != text

@@ -21,6 +21,7 @@ from nullbooth_cli.formatting import counted, listed
 from nullbooth_cli.model.sources import ALLOW_PICKLE, PICKLED, SAFE
 
 PEFT_CONFIG = "adapter_config.json"
+_NOTES = "nullbooth"  # in the metadata of a file
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 # PEFT's starts of a LoRA that change the weight of the layer as well, by the beginning of their names.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -99,15 +100,7 @@ class AdapterFile:
     @cached_property
     def metadata(self) -> dict[str, str]:
         """The metadata in the header of a safetensors file; a pickle has none. Raises ConfigError if it cannot be read."""
-        from safetensors import SafetensorError, safe_open
-
-        if self.path.suffix in PICKLED:
-            return {}
-        try:
-            with safe_open(self.path, "pt") as opened:
-                return dict(opened.metadata() or {})
-        except (SafetensorError, OSError) as error:
-            raise ConfigError(f"cannot read {self.path}: {error}", "write it again, as a .safetensors file") from error
+        return {} if self.path.suffix in PICKLED else metadata_in(self.path)
 
     def tensors(self) -> Mapping[str, Any]:
         """All of its tensors, on the CPU. A pickle is read without running code.
@@ -170,6 +163,27 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  # no mapping
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"cannot read {file}: {error}", "write it again, as a .safetensors file") from error
+
+
+def metadata_in(file: Path) -> dict[str, str]:
+    """The metadata in the header of a safetensors file. Raises ConfigError if it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            return dict(opened.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"cannot read {file}: {error}", "write it again, as a .safetensors file") from error
+
+
+def notes_in(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """What nullbooth noted in the metadata of a file, the oldest first."""
+    return tuple(metadata.get(_NOTES, "").splitlines())
+
+
+def with_note(metadata: Mapping[str, str], note: str) -> dict[str, str]:
+    """The metadata with one more note, a line of its own; those before it stay."""
+    return {**metadata, _NOTES: "\n".join([*notes_in(metadata), " ".join(note.splitlines())])}
 
 
 def _only_file(place: Path) -> Path:

@@ -55,7 +55,7 @@ def _explained(pipe: Pipeline, adapter: AdapterFile) -> Iterator[None]:
     """Turn an error of diffusers and PEFT on loading an adapter into a ConfigError."""
     try:
         yield
-    except (AttributeError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         first, *more = str(error).splitlines() or [type(error).__name__]
         reason = f"{first} {more[0].strip()}" if more and first.endswith(":") else first
         raise ConfigError(

@@ -63,7 +63,9 @@ def _explain(source: Source, place: Path | None, error: Exception) -> tuple[str,
             f"{model} is not a pipeline that diffusers can load: {_first_line(error)}",
             f"look at its files: {page}/tree/main",
         )
-    if caused_by(hub.LocalEntryNotFoundError):
+    # The errors of the network, whichever of requests, httpx and its successors a version of the hub's library uses.
+    names = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
+    if caused_by(hub.LocalEntryNotFoundError) or names & {"TransportError", "ConnectionError", "Timeout"}:
         if source.local_files_only:
             return f"{model} is not in the cache, and local_files_only forbids asking the hub", _download(model)
         return f"{model} is not in the cache, and the hub cannot be reached", f"check the network; {_download(model)}"

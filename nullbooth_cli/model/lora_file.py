@@ -26,7 +26,7 @@ import torch
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted, listed
 from nullbooth_cli.model import lora_kinds
-from nullbooth_cli.model.adapter_files import PEFT_CONFIG, AdapterFile, require_adapter_alone
+from nullbooth_cli.model.adapter_files import PEFT_CONFIG, AdapterFile, require_adapter_alone, with_note
 from nullbooth_cli.model.kohya_names import PIPELINES, PREFIX, has_swapped_halves, kohya_modules
 from nullbooth_cli.model.lora_module import FUSE, OTHER_BASE, LoraModule, Matrix
 from nullbooth_cli.model.pipeline_folder import read_json
@@ -34,12 +34,13 @@ from nullbooth_cli.model.pipeline_folder import read_json
 DENOISER = "denoiser"
 # How the name of a module begins, and the part of the pipeline that it is in.
 _PREFIXES = (
-    (re.compile(r"lora_unet_|lora_transformer_|lycoris_|unet\.|transformer\.|diffusion_model\.|base_model\.model\."), DENOISER),
+    (re.compile(r"lora_unet_|lora_transformer_|lycoris_|unet\.|transformer\.|diffusion_model\."), DENOISER),
     (re.compile(r"lora_te1?_|text_encoder\.|text_encoders\.clip_l\.transformer\."), "text_encoder"),
     (re.compile(r"lora_te2_|text_encoder_2\.|text_encoders\.clip_g\.transformer\."), "text_encoder_2"),
     (re.compile(r"lora_te3_|text_encoder_3\.|text_encoders\.t5xxl\.transformer\."), "text_encoder_3"),
 )
-_OF_TEXT_ENCODER = re.compile(r"text_model\.|encoder\.block\.")  # in a folder of PEFT, which has no part before it
+_AROUND = re.compile(r"(base_model\.model\.)?(model\.(?=diffusion_model\.))?")  # PEFT's and ComfyUI's models around these
+_OF_TEXT_ENCODER = re.compile(r"text_model\.|encoder\.(block|layers)\.")  # in a folder of PEFT, which has no part before it
 # xlabs' names of Flux: 1 is the image, 2 the text.
 _XLABS = (
     (re.compile(r"^double_blocks_(\d+)_(qkv|proj)_1$"), r"double_blocks_\1_img_attn_\2"),
@@ -48,7 +49,6 @@ _XLABS = (
 )
 _OF_DIFFUSERS = "lora_adapter_metadata"  # the configs of PEFT, as JSON, each key after the name of its part
 _DIGESTS = "sshash_"  # kohya's digests of the tensors
-NOTE = "nullbooth"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +98,9 @@ class LoraFile:
 
         M is `[D, D]`, or a number; a module that is fused of several weights has one input, and takes one M. In `drop` are the
         modules to leave out; all others stay as they are. Keys, shapes, dtypes and alphas are kept, and so is the metadata, but
-        for kohya's digests of the tensors; `note` is added to it. A LoHa or LoKr becomes a plain LoRA of the rank that it takes,
-        and so does a DoRA with `drop_magnitudes`.
+        for kohya's digests of the tensors; `note` is added to those in it. A LoHa or LoKr becomes a plain LoRA of the rank that
+        it takes; in a folder of PEFT, whose config knows one kind, so do all others, and `peft_config` has the new one. A DoRA
+        becomes one with `drop_magnitudes`.
 
         Raises ConfigError for a module that the file lacks, and for one whose result has no form: see `LoraModule.mapped`.
         """
@@ -110,13 +111,37 @@ class LoraFile:
             raise ConfigError(f"{self.path} has no module {listed(unknown)}", "use the names of its modules")
         made = dict(self.tensors)
         for name, module in by_name.items():
-            if name in matrices or name in drop:
+            is_mapped = name in matrices or self._becomes_plain
+            if is_mapped or name in drop:
                 made = {key: tensor for key, tensor in made.items() if key not in module.keys.values()}
-            if name in matrices and name not in drop:
-                made |= module.mapped(matrices[name], drop_magnitudes=drop_magnitudes)
+            if is_mapped and name not in drop:
+                made |= module.mapped(matrices.get(name, 1.0), drop_magnitudes=drop_magnitudes)
         order = {key: place for place, key in enumerate(self.tensors)}
         metadata = {key: value for key, value in self.metadata.items() if not key.startswith(_DIGESTS)}
-        return dict(sorted(made.items(), key=lambda item: order.get(item[0], len(order)))), metadata | {NOTE: note}
+        return dict(sorted(made.items(), key=lambda item: order.get(item[0], len(order)))), with_note(metadata, note)
+
+    def peft_config(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
+        """The config of PEFT for the tensors of a mapped file: as it was, or that of a plain LoRA without an alpha."""
+        if not self._becomes_plain:
+            return self.configs
+        paths = {module.name: module.path for module in self.modules}
+        split = ((lora_kinds.split_key(key), tensor) for key, tensor in tensors.items())
+        ranks = {paths[found[0]]: len(tensor) for found, tensor in split if found is not None and found[1] == "down"}
+        kept = ("base_model_name_or_path", "revision", "task_type", "inference_mode")
+        pattern = {f"^{re.escape(path)}": rank for path, rank in ranks.items()}
+        return {key: self.configs[key] for key in kept if key in self.configs} | {
+            "peft_type": "LORA",
+            "r": max(ranks.values(), default=1),
+            "lora_alpha": max(ranks.values(), default=1),
+            "rank_pattern": pattern,
+            "alpha_pattern": pattern,
+            "target_modules": "|".join(map(re.escape, ranks)),
+        }
+
+    @property
+    def _becomes_plain(self) -> bool:
+        """Whether it is a folder of PEFT whose modules are LoHa or LoKr, which one config knows alone."""
+        return "peft_type" in self.configs and all(module.kind in ("loha", "lokr") for module in self.modules)
 
 
 class _Names:
@@ -131,8 +156,9 @@ class _Names:
 
     def part(self, name: str) -> tuple[str, str]:
         """The part of the pipeline that a module is in, and its path there."""
-        prefix, part = next(((match[0], part) for begin, part in _PREFIXES if (match := begin.match(name))), ("", DENOISER))
-        path = name.removeprefix(prefix)
+        inner = _AROUND.sub("", name, count=1)
+        prefix, part = next(((match[0], part) for begin, part in _PREFIXES if (match := begin.match(inner))), ("", DENOISER))
+        path = inner.removeprefix(prefix)
         if part == DENOISER and _OF_TEXT_ENCODER.match(path):
             return "text_encoder", path
         if part == "text_encoder_3" and self.pipeline_class == "FluxPipeline":  # kohya calls every T5 the third
@@ -176,7 +202,9 @@ def _by_module(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, dic
     unknown = [key for key in tensors if lora_kinds.split_key(key) is None]
     for key in tensors:
         if split := lora_kinds.split_key(key):
-            found.setdefault(split[0], {})[split[1]] = key
+            name, role = split
+            if (other := found.setdefault(name, {}).setdefault(role, key)) != key:
+                raise ConfigError(f"{path} has two adapters: {other} and {key}", "save each in a file of its own")
     if not tensors:
         raise ConfigError(f"{path} has no tensor", "name a file of LoRA weights")
     for keys in found.values():
@@ -188,6 +216,9 @@ def _by_module(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, dic
             f"{'is' if len(unknown) == 1 else 'are'} no part of one: {listed(unknown)}",
             "name a file of LoRA weights",
         )
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point() and tensor.numel() > 1:
+            raise ConfigError(f"{path}: {key} is in {tensor.dtype}, which no weight is in", "save it in a floating-point dtype")
     return found
 
 
@@ -203,6 +234,7 @@ def _module(
     module = LoraModule(
         name=name,
         part=part,
+        path=path,
         kind="dora" if lora_kinds.magnitudes_of(tensors) is not None else kind,
         weights=weights,
         rows=tuple(slice(end - shape[0], end) for end, shape in zip(ends, shapes, strict=True)),

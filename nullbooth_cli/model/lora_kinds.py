@@ -8,7 +8,7 @@
 
 A module with magnitudes is a `dora` (arXiv 2402.09353), whatever it is without them: every row of W0 + dW, or every column in
 earlier files of LyCORIS, is rescaled to a length of its own. A convolution's weight `[M, C, k, k]` is taken as `[M, C k k]`.
-OFT and BOFT rotate W0, and norms have no input side: these are recognized, and not measured.
+OFT and BOFT rotate W0, and norms and a bias alone have no input side: these are recognized, and not measured.
 """
 
 import re
@@ -20,19 +20,23 @@ from nullbooth_cli.model.adapter_files import pair_name
 
 Tensors = Mapping[str, torch.Tensor]
 NEED_BASE = ("dora", "glora", "ia3")
-NOT_MEASURED = ("oft", "boft", "norm")
+NOT_MEASURED = ("oft", "boft", "norm", "bias")
+SHIFTS = ("bias", "diff_b")  # roles: times alpha over rank, as PEFT adds it, and as it is
 # Roles of tensors, by the ends of their names.
 _ROLES = (
     ("mid", r"lora_mid\.weight"),
     ("magnitude", r"lora_magnitude_vector(\.weight)?"),
-    ("bias", r"lora_B\.bias|diff_b"),
-    ("same", r"alpha|dora_scale|diff|hada_(w[12]_[ab]|t[12])|lokr_(w[12](_[ab])?|t2)|on_input|oft_(blocks|diag)|[wb]_norm"),
+    ("bias", r"lora_B\.bias"),
+    ("same", r"alpha|dora_scale|diff(_b)?|hada_(w[12]_[ab]|t[12])|lokr_(w[12](_[ab])?|t2)|on_input|oft_(blocks|diag)|[wb]_norm"),
     ("glora", r"[ab][12](?=\.weight)"),
     ("oft", r"oft_[rR](\.weight)?"),
     ("boft", r"boft_[RSrs](\.weight)?"),
     ("factor", r"weight"),
 )
 _KEY = re.compile(rf"(?P<module>.+?)\.(?:{'|'.join(f'(?P<{role}>{ends})' for role, ends in _ROLES)})(?:(?<=[ab][12])\.weight)?")
+_ADAPTER = re.compile(  # its name in PEFT's own state dict, which save_pretrained leaves out
+    r"(?<=\.)((?:lora_(?:A|B|magnitude_vector)|(?:hada|lokr|oft|boft)_\w+))\.(?!(?:weight|bias)$)[^.]+(?=$|\.(?:weight|bias)$)"
+)
 # Kinds, by the roles that they need: one of each group.
 _KINDS = {
     "lora": (("down",), ("up",)),
@@ -44,11 +48,13 @@ _KINDS = {
     "oft": (("oft", "oft_blocks", "oft_diag"),),
     "boft": (("boft",),),
     "norm": (("w_norm",),),
+    "bias": (("diff_b",),),
 }
 
 
 def split_key(key: str) -> tuple[str, str] | None:
     """The module that a tensor's name in a file belongs to, and its role there (`down`, `up`, `alpha`, ...); None if unknown."""
+    key = _ADAPTER.sub(r"\1", key)
     if pair := pair_name(key):
         return pair.layer, "down" if pair.down else "up"
     if not (found := _KEY.fullmatch(key)):
@@ -69,7 +75,7 @@ def rank_of(kind: str, tensors: Tensors) -> int | None:
     """The rank by which alpha is divided; None where alpha means nothing."""
     roles = {"lora": ("down",), "loha": ("hada_w1_b",), "lokr": ("lokr_w1_b", "lokr_w2_b"), "glora": ("a2",)}
     found = [tensors[role] for role in roles.get(kind, ()) if role in tensors]
-    return len(found[0]) if found else None
+    return len(found[0]) if found and found[0].ndim else None
 
 
 def size_of(kind: str, tensors: Tensors, base: tuple[int, int]) -> tuple[int, int] | None:
@@ -83,10 +89,10 @@ def size_of(kind: str, tensors: Tensors, base: tuple[int, int]) -> tuple[int, in
         made = change_of(kind, of, 1.0, w0)
         if (magnitudes := magnitudes_of(of)) is not None:
             rescaled(w0 + made, magnitudes)
-    except (RuntimeError, ZeroDivisionError):
+    except (IndexError, RuntimeError, ZeroDivisionError):
         return None
     m, d = made.shape
-    return (m, d) if "bias" not in of or of["bias"].numel() == m else None
+    return (m, d) if all(of[role].numel() == m for role in SHIFTS if role in of) else None
 
 
 def change_of(kind: str, tensors: Tensors, scale: float, base: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """One module of a LoRA file: the weights that it changes, by how much, and its tensors after the change became dW M.
 
 A LoRA has a form for that: its A becomes A M, and its rank, shapes and dtypes stay. So does a whole change (`.diff`). A LoHa or
-LoKr of kohya's form becomes a plain LoRA; what acts on the weight itself (DoRA's magnitudes, GLoRA, IA3, OFT) has no input side.
+LoKr becomes a plain LoRA; what acts on the weight itself (DoRA's magnitudes, GLoRA, IA3, OFT) has no input side.
 """
 
 from collections.abc import Mapping
@@ -21,9 +21,15 @@ _MAGNITUDES = ("magnitude", "dora_scale")
 Matrix = NDArray[np.floating] | float
 
 
+def at_least_16_bits(dtype: torch.dtype) -> torch.dtype:
+    """float16 for 8 bits, whose rounding alone would lead far out of what was solved for; any other as it is."""
+    return torch.float16 if dtype.itemsize == 1 else dtype
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoraModule:
-    """One module of a file. `name` is the one that the file has, `weights` are the parameters of the denoiser that it changes.
+    """One module of a file. `name` is the one that the file has, `weights` are the parameters of the denoiser that it changes,
+    `path` is what the file calls it within its `part`.
 
     `shape` is that of these weights, one below the other, and `rows` are those of each. A module of another part than the
     denoiser has neither. `kind` is as in `lora_kinds`, `scale` is alpha over rank.
@@ -31,6 +37,7 @@ class LoraModule:
 
     name: str
     part: str
+    path: str
     kind: str
     weights: tuple[str, ...] = ()
     rows: tuple[slice, ...] = ()
@@ -70,9 +77,9 @@ class LoraModule:
 
     def shift(self) -> torch.Tensor | None:
         """Its change of the bias `[M]` float32, which moves every output, whatever its input; None without one."""
-        if "bias" not in self.tensors:
-            return None
-        return self._turned(self.tensors["bias"].float().flatten() * (1.0 if self._plain_kind == "full" else self.scale))
+        scales = {"bias": self.scale, "diff_b": 1.0}
+        found = [scale * self.tensors[role].float().flatten() for role, scale in scales.items() if role in self.tensors]
+        return self._turned(torch.stack(found).sum(0)) if found else None
 
     def require_size(self, found: tuple[int, ...]) -> None:
         """Raise ConfigError unless a change `[M, D]` is that of its weights."""
@@ -95,7 +102,7 @@ class LoraModule:
         The shift of a bias is left out. With `drop_magnitudes` a DoRA becomes what it is without them. Raises ConfigError if the
         result has no form, and for a matrix of another size. Cost: A M; for a LoKr, or a LoHa with a core, an SVD of dW.
         """
-        kept = {role: tensor for role, tensor in self.tensors.items() if role != "bias"}
+        kept = {role: tensor for role, tensor in self.tensors.items() if role not in lora_kinds.SHIFTS}
         if magnitudes := kept.keys() & set(_MAGNITUDES):
             if not drop_magnitudes:
                 raise ConfigError(
@@ -116,31 +123,40 @@ class LoraModule:
             raise ConfigError(
                 f"{self.name} is of the kind {self.kind}, which acts on the weight itself, whatever its input", FUSE
             )
-        if self._plain_kind in ("loha", "lokr") and "alpha" not in self.tensors:
-            raise ConfigError(f"{self.name} is a {self._plain_kind} of PEFT, whose config knows no plain LoRA beside it", FUSE)
 
     def _as_plain_lora(self, tensors: lora_kinds.Tensors, matrix: Matrix) -> dict[str, torch.Tensor]:
         b, a = lora_kinds.factors_of(self._plain_kind, tensors, self.scale)
         b, a = lora_kinds.shortened(b, self._times(a, matrix))
-        dtype = next(tensor.dtype for role, tensor in tensors.items() if role != "alpha")
+        dtype = at_least_16_bits(next(tensor.dtype for role, tensor in tensors.items() if role != "alpha"))
         if self.shape is not None and len(self.shape) > 2:
             b, a = b[:, :, None, None], a.reshape(len(a), *self.shape[1:])
-        rank = torch.tensor(float(len(a)), dtype=tensors["alpha"].dtype)
-        made = {"lora_down.weight": a.to(dtype), "lora_up.weight": b.to(dtype), "alpha": rank}
-        return {f"{self.name}.{ending}": tensor.contiguous() for ending, tensor in made.items()}
+        a, b = a.to(dtype).contiguous(), b.to(dtype).contiguous()
+        if "alpha" in tensors or "." not in self.name:
+            rank = torch.tensor(float(len(a)), dtype=tensors["alpha"].dtype if "alpha" in tensors else torch.float32)
+            return {f"{self.name}.lora_down.weight": a, f"{self.name}.lora_up.weight": b, f"{self.name}.alpha": rank}
+        adapter = next(iter(self.keys.values())).removeprefix(f"{self.name}.").partition(".")[2]  # its name, where keys have it
+        ending = f".{adapter}.weight" if adapter else ".weight"
+        return {f"{self.name}.lora_A{ending}": a, f"{self.name}.lora_B{ending}": b}  # without an alpha it is the rank
 
     def _times(self, tensor: torch.Tensor, matrix: Matrix) -> torch.Tensor:
         """A tensor `[r, D]` or `[r, C, k, k]` times M, in float64, with its own shape and dtype."""
         flat = tensor.double().flatten(1)
         if isinstance(matrix, int | float):
-            return (flat * matrix).reshape(tensor.shape).to(tensor.dtype)
+            return self._kept(flat * matrix, tensor)
         size = flat.shape[1]
         if matrix.shape != (size, size):
             raise ConfigError(
                 f"the input of {self.name} has {size} values, and its matrix the shape {list(matrix.shape)}",
                 f"give a matrix of {size} x {size}",
             )
-        return (flat @ torch.from_numpy(np.asarray(matrix, np.float64))).reshape(tensor.shape).to(tensor.dtype)
+        return self._kept(flat @ torch.from_numpy(np.asarray(matrix, np.float64)), tensor)
+
+    def _kept(self, values: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """Values in the shape and dtype of a tensor. Raises ConfigError for values that are too large for the dtype."""
+        made = values.reshape(before.shape).to(at_least_16_bits(before.dtype))
+        if not made.isfinite().all():
+            raise ConfigError(f"the result of {self.name} is too large for {made.dtype}", "save the LoRA in float32 first")
+        return made
 
     @property
     def _plain_kind(self) -> str:

@@ -63,10 +63,11 @@ def _module(path: str, changes: dict[str, torch.Tensor], base: BaseWeights) -> L
     is_linear = diff.ndim > 1 and weight != path
     tensors = {"diff" if is_linear else "w_norm": diff}
     if is_linear and f"{path}.bias" in changes:
-        tensors["bias"] = changes[f"{path}.bias"]
+        tensors["diff_b"] = changes[f"{path}.bias"]
     return LoraModule(
         name=path,
         part=DENOISER,
+        path=path,
         kind="full" if is_linear else "norm",
         weights=(weight,),
         rows=(slice(0, shape[0]),),

@@ -56,7 +56,16 @@ def own_token(tokenizer: Tokenizer, word: str) -> int | None:
 
 def with_token(text: str, word: str, token: str) -> str:
     """A text with a token in place of a word, whatever its capitals, which T5 minds; where the token is written, it stays."""
-    return re.sub(rf"(?<![\w<]){re.escape(word)}(?![\w>])", lambda _: token, text, flags=re.IGNORECASE)
+    return _as_word(word).sub(lambda _: token, text)
+
+
+def has_word(text: str, word: str) -> bool:
+    """Whether a text has a word, or a token, by itself and not inside another one, whatever its capitals."""
+    return _as_word(word).search(text) is not None
+
+
+def _as_word(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w<]){re.escape(word)}(?![\w>])", re.IGNORECASE)
 
 
 def add_token(tokenizer: Tokenizer, encoder: TextEncoder, name: str) -> int:

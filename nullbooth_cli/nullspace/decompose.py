@@ -20,6 +20,7 @@ from nullbooth_cli.datatypes import WHOLE, AnySums, Factoring, Site, Sums
 from nullbooth_cli.errors import ConfigError, DataError, Rerun
 from nullbooth_cli.nullspace import spectrum
 from nullbooth_cli.nullspace.decompose_factor import decompose_factor
+from nullbooth_cli.nullspace.factor_limits import FactorTooSmall, factors_too_small, needed_value
 from nullbooth_cli.nullspace.pooling import DecompositionSettings, moment_of, pooled, second_moment
 from nullbooth_cli.store import Cut, Decomposition, Store
 from nullbooth_cli.store.background import read_ahead
@@ -28,7 +29,6 @@ GROUP_BYTES = 256 << 20  # of matrices in one batch on a GPU: one small matrix a
 # The value of these rules is an eigenvalue: below the noise floor it would separate round-off from round-off.
 EIGENVALUE_RULES = ("nullspace_threshold", "relative_threshold")
 BELOW_NOISE = "raise the threshold, or set null_dim or target_leakage: eigenvalues below the noise floor are round-off"
-BELOW_ERROR = "raise the threshold, or covariance.factor_rank: this is what the factor may lack in any direction"
 
 FloatArray = NDArray[np.float64]
 
@@ -87,9 +87,10 @@ def project(
     """Decompose the given units where no decomposition is stored, and cut them; yield each unit once it is durable.
 
     Raises ConfigError naming the site if its null space is empty (unless `may_be_empty`) or the threshold lies below its noise
-    floor, DataError for a moment that is not finite or has eigenvalues that are clearly negative.
+    floor; after all units, if factors of some are too small for the rule, with the value that all of them allow. Raises DataError
+    for a moment that is not finite or has eigenvalues that are clearly negative.
     """
-    decomposed = store.progress.done("decomposition")
+    decomposed, seen, refused = store.progress.done("decomposition"), set[Site](), list[FactorTooSmall]()
     for unit, fresh in _decompositions(store, device, settings, units, decomposed=decomposed):
         number, site, group = unit
         if fresh is not None:
@@ -98,30 +99,41 @@ def project(
             found = _spectrum(site, group, fresh)
         else:
             found = _stored_spectrum(store, site, group)
-        store.projectors.write_cut(site, group, cut(found, rule=rule, value=value, may_be_empty=may_be_empty))
+        seen.add(site)
+        try:
+            made = cut(found, rule=rule, value=value, may_be_empty=may_be_empty)
+        except FactorTooSmall as error:
+            refused.append(error)
+            continue
+        store.projectors.write_cut(site, group, made)
         store.progress.commit("project", number)
         yield unit
+    if refused:
+        raise factors_too_small(refused, rule, value, len(seen))
 
 
 def cut(found: SiteSpectrum, *, rule: str, value: float, may_be_empty: bool = False) -> Cut:
     """Cut one spectrum.
 
-    Raises ConfigError naming the site if nothing is null (unless `may_be_empty`) or the threshold lies below the noise floor.
+    Raises ConfigError naming the site if nothing is null (unless `may_be_empty`) or the threshold lies below the noise floor;
+    FactorTooSmall if that is for what the factor lacks.
     """
     name, eigenvalues, energies = found.site.name, found.eigenvalues, found.energies
     null_dim, heldout = spectrum.null_dim_of(eigenvalues, energies, rule, value, dropped=found.dropped)
     span = f"its {len(eigenvalues)} eigenvalues go from {eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}"
     threshold = spectrum.threshold(eigenvalues, rule, value, null_dim)
-    if rule in EIGENVALUE_RULES and threshold is not None and threshold < found.noise_floor:
+    is_below = rule in EIGENVALUE_RULES and threshold is not None and threshold < found.noise_floor
+    if found.dropped and (is_below or null_dim < found.dropped):
+        raise FactorTooSmall(
+            found.site,
+            rule,
+            value,
+            needed_value(rule, eigenvalues, energies, dropped=found.dropped, noise_floor=found.noise_floor),
+        )
+    if is_below:
         raise ConfigError(
             f"{rule} {value:g} cuts {name} at {threshold:.3g}, below its noise floor of {found.noise_floor:.3g}: {span}",
-            BELOW_ERROR if found.dropped else BELOW_NOISE,
-        )
-    if null_dim < found.dropped:
-        raise ConfigError(
-            f"{rule} {value:g} preserves {len(eigenvalues) - null_dim} directions of {name}, "
-            f"whose moment is kept as a factor of {len(eigenvalues) - found.dropped}",
-            "loosen the threshold, raise covariance.factor_rank, or set covariance.factor_above to null",
+            BELOW_NOISE,
         )
     if null_dim == 0 and not may_be_empty:
         raise ConfigError(

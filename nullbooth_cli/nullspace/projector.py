@@ -67,9 +67,12 @@ class Projector:
         return np.asarray((p + p.T) / 2)
 
 
-def apply_factor(rows: Rows, factor: Rows, *, is_complement: bool) -> Rows:
-    """`rows @ P` for `[M, D]` and a factor `[D, F]`, both arrays or both tensors. Cost: 4 M D F operations."""
-    inside: Rows = (rows @ factor) @ factor.T
+def apply_factor(rows: Rows, factor: Rows, *, is_complement: bool, multiplied: Rows | None = None) -> Rows:
+    """`rows @ P` for `[M, D]` and a factor `[D, F]`, both arrays or both tensors. Cost: 4 M D F operations.
+
+    `multiplied` are the rows in the dtype of the factor, where the two differ; what is subtracted from stays as it is.
+    """
+    inside: Rows = ((rows if multiplied is None else multiplied) @ factor) @ factor.T
     return rows - inside if is_complement else inside
 
 

@@ -12,6 +12,7 @@ from nullbooth_cli.pipeline.prepare_collect import prepare_collect
 from nullbooth_cli.pipeline.run import Run, decide, my_units, prepare, report_units
 from nullbooth_cli.pipeline.state import bytes_of
 from nullbooth_cli.progress import Event, Note
+from nullbooth_cli.settings.config import CollectSection
 from nullbooth_cli.settings.weighting import weighting_note
 from nullbooth_cli.store import Store, release_units
 
@@ -51,6 +52,7 @@ def run_collect(run: Run) -> Iterator[Event]:
         prepared.notes.append(cut)
     if weights_in_prompts := weighting_note(prompt.text for prompt in run.prompts):
         prepared.notes.append(weights_in_prompts)
+    prepared.notes.extend(_own_guidance(section, type(loaded.pipe)))
     yield from map(Note, prepared.notes)
     with Writer() as writing:
         sinks: list[Sink] = [FeatureSink(store, writing)] if store.layout.keeps_features else []
@@ -63,6 +65,16 @@ def run_collect(run: Run) -> Iterator[Event]:
         units = collect_units(store, loaded, mine, sinks=sinks, interrupts=run.interrupts)
         yield from report_units(run, "collect", prepared, (f"prompts of unit {unit}" for unit in units))
     store.reload()
+
+
+def _own_guidance(section: CollectSection, pipeline: type) -> list[str]:
+    """A note if nobody chose the guidance, and the pipeline itself draws with another."""
+    from nullbooth_cli.model.latents import default_of
+
+    own = default_of(pipeline, "guidance_scale")
+    if "guidance_scale" in section.model_fields_set or own == section.guidance_scale:
+        return []
+    return [f"collect.guidance_scale is not set: it is {section.guidance_scale:g}, and a {pipeline.__name__} draws with {own:g}"]
 
 
 def _require_readable_images(run: Run) -> None:

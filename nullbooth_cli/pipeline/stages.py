@@ -17,7 +17,7 @@ from nullbooth_cli.errors import ConfigError, Rerun, StageError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.pipeline.collect import run_collect
 from nullbooth_cli.pipeline.covariance import run_covariance
-from nullbooth_cli.pipeline.project import pooling_of, require_inputs, run_project
+from nullbooth_cli.pipeline.project import decomposition_basis, pooling_of, require_inputs, run_project
 from nullbooth_cli.pipeline.run import Run, StateCache, decide
 from nullbooth_cli.pipeline.same_model import recognise_model
 from nullbooth_cli.pipeline.schedule import run_schedule
@@ -101,7 +101,8 @@ def execute(stage: str, run: Run) -> Iterator[Event]:
     if wants_maps:
         attention_prompts(run.config, run.prompts)  # raises for a prompt without maps before hours are spent
     run.store.reload()
-    complete = decide(run, lambda: _refuse_or_report(stage, run))
+    at_work = replace(run, force=run.force or decide(run, lambda: _has_nothing_to_lose(stage, run)))
+    complete = decide(run, lambda: _refuse_or_report(stage, at_work))
     if complete:
         yield Note(complete)
         if stage == "collect":
@@ -109,7 +110,7 @@ def execute(stage: str, run: Run) -> Iterator[Event]:
     else:
         if stage == "collect":
             pooling_of(run.config).in_range(run.store.schedule())  # raises before the model is loaded
-        yield from _RUNNERS[stage](run)
+        yield from _RUNNERS[stage](at_work)
     if run.config.heldout_prompts is not None and stage in HELDOUT_STAGES and not (run.limit and not complete):
         yield from _execute_heldout(stage, run)
     if wants_maps and decide(run, lambda: _maps_are_left(run)):
@@ -175,6 +176,21 @@ def _sums_are_left(run: Run, *, worked: bool) -> bool:
     """Whether partial sums must still be added up: after work, or after a kill."""
     own = run.states().own
     return own["collect"].state == "complete" and (worked or own["covariance"].state in ("missing", "partial"))
+
+
+def _has_nothing_to_lose(stage: str, run: Run) -> bool:
+    """Whether a stage was started with other settings, and its work until now is nothing that could serve them.
+
+    That is no unit, and of project also some: cuts of a stage that is not complete serve nobody, and decompositions stay.
+    """
+    if run.repair or run.workers.shard:
+        return False
+    found = run.states().own[stage]
+    if found.state != "stale":
+        return False
+    if stage == "project" and run.store.records.get("decomposition") == decomposition_basis(run.config, run.store):
+        return found.units_done < (found.units_total or 0)
+    return found.units_done == 0
 
 
 def _refuse_or_report(stage: str, run: Run) -> str | None:

@@ -21,6 +21,7 @@ def lora_lines(lora: LoraDrift) -> Iterator[str]:
     """The verdict on a file, and what the store does not know of it, with what to do."""
     modules = len(lora.modules)
     yield f"{lora.path}: {lora.measured} of {counted(modules, 'module')} measured"
+    yield from lora.notes
     if lora.largest_drift is not None:
         heldout = "" if lora.largest_heldout_drift is None else f"; {lora.largest_heldout_drift:.2g} on held-out prompts"
         yield (

@@ -178,7 +178,12 @@ class Recipe(Section):
     )
     validation_prompts: list[str] = Field([], description="prompts to draw at every checkpoint")
     validation_inference_steps: int = Field(25, ge=1, le=limits.STEPS, description="denoising steps of those pictures")
-    guidance_scale: float = Field(7.5, ge=0.0, le=limits.FACTOR, description="of those pictures, and of the class pictures")
+    guidance_scale: float | None = Field(
+        None,
+        ge=0.0,
+        le=limits.FACTOR,
+        description="of those pictures, and of the class pictures; null for the default of the model's pipeline",
+    )
     report_to: Tracker | list[Tracker] | None = Field(
         None,
         description="also send loss and learning rate to one tracker or several: tensorboard, wandb, comet_ml, aim, mlflow, "

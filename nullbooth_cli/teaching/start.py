@@ -10,12 +10,12 @@ from typing import Any
 from nullbooth_cli.model.families import require_trainable_folder, untrainable
 from nullbooth_cli.model.load import config_folder
 from nullbooth_cli.model.nearest_config import nearest_config
+from nullbooth_cli.model.sources import Source
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.schema import validate
 from nullbooth_cli.settings.shipped import TOY, configs, shipped
 from nullbooth_cli.settings.starter import RECIPES
 from nullbooth_cli.settings.strict_yaml import parse_yaml
-from nullbooth_cli.training.before_loading import source_of
 
 # Their to_k and to_v read the picture as well as the text, so the denoiser draws to collect for them.
 JOINT = ("sd3", "flux")
@@ -39,7 +39,7 @@ class Start:
         """
         name = model
         if model not in configs():
-            source = source_of(validate(Recipe, {"model": model}, settings, "the settings"))
+            source = Source.of(validate(Recipe, {"model": model}, settings, "the settings"))
             require_trainable_folder(config_folder(source))
             _, name = nearest_config(source)
         if name not in RECIPES:

@@ -3,6 +3,7 @@
 Loading takes many seconds, and drawing pictures of the class minutes: what can be wrong before is found before.
 """
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -14,6 +15,7 @@ from nullbooth_cli.model import load
 from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.denoising_loss import NoiseProcess
 from nullbooth_cli.model.families import require_trainable_folder
+from nullbooth_cli.model.pipeline_folder import read_pipeline_folder
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.prompt_length import limits_of
 from nullbooth_cli.model.protocols import LatentPipeline, Pipeline, config_of
@@ -22,11 +24,13 @@ from nullbooth_cli.settings.captions import CaptionedImage, caption_places, capt
 from nullbooth_cli.settings.images import sizes_of
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
-from nullbooth_cli.settings.resizing import Resizing
+from nullbooth_cli.settings.resizing import Resizing, Size
 from nullbooth_cli.settings.texts import cut
 from nullbooth_cli.training.distillation import Captions, captions_by_picture
+from nullbooth_cli.training.examples import guidance_of
 from nullbooth_cli.training.word_embedding import Word
 
+PIXELS_TOGETHER = 8  # pipelines of diffusers refuse sides of another multiple, also with an autoencoder of a smaller factor
 T5_ALONE_IS_READ = ("FluxPipeline",)  # word by word; CLIP gives one vector for a whole prompt
 
 
@@ -61,9 +65,12 @@ class Inputs:
         return [self.word.written(text) if self.word else text for text in texts]
 
 
-def source_of(recipe: Recipe) -> Source:
-    """The recipe's model."""
-    return Source.of(recipe)
+def with_own_guidance(recipe: Recipe, folder: str) -> Recipe:
+    """A recipe with a guidance_scale: its own, or what the pipeline of this folder draws with."""
+    import diffusers
+
+    pipeline = getattr(diffusers, read_pipeline_folder(folder, weights=False).class_name)
+    return recipe.model_copy(update={"guidance_scale": guidance_of(recipe, pipeline)})
 
 
 def read_inputs(recipe: Recipe, preserved: Sequence[str], protected: Collection[str] | None = None) -> Inputs:
@@ -79,13 +86,14 @@ def read_inputs(recipe: Recipe, preserved: Sequence[str], protected: Collection[
     paths = [picture.path for picture in (*pictures, *distilled)]
     sizes = sizes_of(paths)
     class_captions, notes = _class_captions(recipe)
-    pipe = without_weights(source_of(recipe))
+    pipe = without_weights(Source.of(recipe))
     _require_noise_settings(recipe, pipe)
     if protected is not None:
         _require_protected(recipe, pipe, protected)
     resizing = _resizing(recipe, pipe)
     for path, size in zip(paths, sizes, strict=True):
         resizing.require_taken(path, size)
+    _require_places(pipe, {resizing.size, *map(resizing.target, sizes)})
     if small := [path.name for path, size in zip(paths, sizes, strict=True) if resizing.is_far_too_small(size)]:
         notes += (f"enlarged more than twice, which blurs what is learned: {listed(small)}",)
     inputs = Inputs(
@@ -119,7 +127,7 @@ def _with_distillation(recipe: Recipe, inputs: Inputs) -> Inputs:
 def _with_word(recipe: Recipe, pipe: Pipeline, inputs: Inputs, preserved: Sequence[str]) -> Inputs:
     """Inputs with the tokens of the recipe's word. A LoRA leaves the rows of the base as they are: its word is a new token."""
     assert recipe.word is not None
-    tokenizers = load.load_tokenizers(source_of(recipe))
+    tokenizers = load.load_tokenizers(Source.of(recipe))
     clip = {key: tokenizer for key, tokenizer in tokenizers.items() if key.startswith("clip")}
     trained = clip if clip and recipe.word_encoders == "clip" else tokenizers
     word = Word.of(trained, recipe.word, beside=recipe.method == "lora")
@@ -195,7 +203,7 @@ def _resizing(recipe: Recipe, pipe: LatentPipeline) -> Resizing:
     config, factor = config_of(denoiser_of(pipe)), pipe.vae_scale_factor
     sample = getattr(pipe, "default_sample_size", None) or config["sample_size"]
     height, width = (side * factor for side in ((sample, sample) if isinstance(sample, int) else sample))
-    step = factor * _places_together(config)
+    step = math.lcm(factor * _places_together(config), PIXELS_TOGETHER)
     if recipe.resolution is not None:
         scale = recipe.resolution / min(width, height)
         width, height = (round(side * scale / step) * step for side in (width, height))
@@ -206,6 +214,19 @@ def _resizing(recipe: Recipe, pipe: LatentPipeline) -> Resizing:
                 f"set it to {below or step}{f' or {below + step}' if below else ''}, or to null",
             )
     return Resizing(how=recipe.resize, size=(width, height), step=step)
+
+
+def _require_places(pipe: LatentPipeline, sizes: Collection[Size]) -> None:
+    """Raise ConfigError for a size of pictures whose latents have more places than the table of a denoiser."""
+    config = config_of(denoiser_of(pipe))
+    places = config.get("pos_embed_max_size")  # of Stable Diffusion 3, which cuts a part out of its middle
+    most = None if places is None else places * config["patch_size"] * pipe.vae_scale_factor
+    longest = max(sizes, key=max)
+    if most is not None and max(longest) > most:
+        raise ConfigError(
+            f"pictures would be {longest[0]} x {longest[1]} pixels, and this model has places for {most} pixels a side at most",
+            "set a smaller resolution",
+        )
 
 
 def _places_together(config: Mapping[str, Any]) -> int:

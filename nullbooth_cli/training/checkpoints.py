@@ -22,6 +22,7 @@ from nullbooth_cli.tensors import generators
 from nullbooth_cli.training import checkpoint_files, durable, parameters
 from nullbooth_cli.training.checkpoint_files import Checkpoint
 from nullbooth_cli.training.ema import averaged
+from nullbooth_cli.training.examples import guidance_of
 from nullbooth_cli.training.parameters import trained_parameters
 from nullbooth_cli.training.placement import at_hand
 from nullbooth_cli.training.setup import TrainingRun
@@ -123,7 +124,7 @@ def draw_validation(run: TrainingRun) -> None:
         drawn = run.pipe(
             list(run.validation_prompts),
             num_inference_steps=recipe.validation_inference_steps,
-            guidance_scale=recipe.guidance_scale,
+            guidance_scale=guidance_of(recipe, type(run.pipe)),
             generator=generators(range(recipe.seed, recipe.seed + len(run.validation_prompts))),
             output_type="np",
         ).images

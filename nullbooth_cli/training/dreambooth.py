@@ -24,6 +24,7 @@ from torch import nn
 from nullbooth_cli.errors import DataError
 from nullbooth_cli.model.conditioning import Conditioning, capture
 from nullbooth_cli.model.denoising_loss import Noising, denoising_errors
+from nullbooth_cli.model.protocols import LatentPipeline
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.model.trained_files import RESULT
 from nullbooth_cli.progress import Event, Interrupts, Note, Progress
@@ -34,11 +35,14 @@ from nullbooth_cli.training import checkpoints, model_card, optimizers, output, 
 from nullbooth_cli.training.distillation import Teacher
 from nullbooth_cli.training.durable import replacing
 from nullbooth_cli.training.ema import Averages
+from nullbooth_cli.training.encode_once import EncodedOnce
 from nullbooth_cli.training.examples import Batch, Examples, TextEncoding
 from nullbooth_cli.training.output import TrainingResult
 from nullbooth_cli.training.parameters import by_part, trained_parameters
+from nullbooth_cli.training.placement import helpers_of
 from nullbooth_cli.training.setup import TrainingRun
 from nullbooth_cli.training.step_log import StepLog
+from nullbooth_cli.training.word_embedding import WordEmbedding
 from nullbooth_cli.training.write_trained import write_trained
 
 
@@ -203,12 +207,19 @@ def _prepared(run: TrainingRun) -> _Loop:
         rates=rates,
         parameters=[*trained.values()],
         # While the word trains, the captions change with it in every step.
-        encode=run.texts if run.word is None else partial(_encode_anew, run),
+        encode=run.texts if run.word is None else partial(_encode_anew, run, EncodedOnce(_frozen_encoders(run.pipe, run.word))),
     )
 
 
-def _encode_anew(run: TrainingRun, captions: Sequence[str], size: Size) -> Conditioning:
-    return capture(run.pipe, captions, size=size, guidance=run.guidance, like=run.texts.conditionings[size])
+def _encode_anew(run: TrainingRun, once: EncodedOnce, captions: Sequence[str], size: Size) -> Conditioning:
+    with once.attached():
+        return capture(run.pipe, captions, size=size, guidance=run.guidance, like=run.texts.conditionings[size])
+
+
+def _frozen_encoders(pipe: LatentPipeline, word: WordEmbedding) -> list[nn.Module]:
+    """The text encoders in which the word does not train."""
+    trained = word.parts.values()
+    return [part for name, part in helpers_of(pipe).items() if name.startswith("text_encoder") and name not in trained]
 
 
 def finish(run: TrainingRun) -> TrainingResult | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from nullbooth_cli.model.conditioning import Conditioning, capture, joined
-from nullbooth_cli.model.latents import encode_images, size_settings, unpack_latents
+from nullbooth_cli.model.latents import default_of, encode_images, size_settings, unpack_latents
 from nullbooth_cli.model.protocols import LatentPipeline
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.settings import images
@@ -124,6 +124,12 @@ def encode_pictures(pipe: LatentPipeline, paths: Sequence[Path], resizing: Resiz
     return latents, framings
 
 
+def guidance_of(recipe: Recipe, pipeline: type) -> float:
+    """The guidance_scale with which pictures are drawn: the recipe's, or the default of pipelines of this class."""
+    own: float = default_of(pipeline, "guidance_scale")
+    return own if recipe.guidance_scale is None else recipe.guidance_scale
+
+
 def draw_class(recipe: Recipe, pipe: LatentPipeline, captions: Sequence[str], size: Size) -> Examples:
     """A picture of this size that the untrained model draws for each caption; seeded, so every run draws the same ones."""
     latents = []
@@ -133,7 +139,7 @@ def draw_class(recipe: Recipe, pipe: LatentPipeline, captions: Sequence[str], si
             drawn = pipe(
                 batch,
                 num_inference_steps=recipe.validation_inference_steps,
-                guidance_scale=recipe.guidance_scale,
+                guidance_scale=guidance_of(recipe, type(pipe)),
                 generator=generators(range(recipe.seed + start, recipe.seed + start + len(batch))),
                 output_type="latent",
                 **size_settings(pipe, size),

@@ -23,6 +23,7 @@ from nullbooth_cli.model.protocols import LatentPipeline, config_of
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.resizing import Size
 from nullbooth_cli.training import live_memory, optimizers, precision
+from nullbooth_cli.training.examples import guidance_of
 from nullbooth_cli.training.trainable import make_trainable
 
 META = torch.device("meta")
@@ -185,7 +186,7 @@ def _bytes(modules: Iterable[nn.Module]) -> int:
 
 def _drawing(recipe: Recipe, pipe: LatentPipeline, size: Size, count: int, half: torch.dtype | None) -> int:
     """The activations of one denoising step of `count` pictures, with guidance."""
-    branches = 2 if recipe.guidance_scale > 1 and not NoiseProcess.of(pipe).family.takes_guidance else 1
+    branches = 2 if guidance_of(recipe, type(pipe)) > 1 and not NoiseProcess.of(pipe).family.takes_guidance else 1
     given = inputs_of(recipe, pipe, size, branches * count, META)
     denoiser = empty_denoiser(recipe.model_copy(update={"gradient_checkpointing": False}), pipe).eval()
     return live_memory.of_call(lambda: predict(denoiser, **given), half)

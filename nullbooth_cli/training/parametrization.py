@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from nullbooth_cli.errors import ModelError
-from nullbooth_cli.nullspace.projector import Projector
+from nullbooth_cli.nullspace.projector import Projector, apply_factor
 from nullbooth_cli.tensors import full_float32
 
 ORIGINAL = "parametrizations.weight.original"  # torch's name of X inside the layer
@@ -85,8 +85,9 @@ class TorchProjector:
         if key not in self._factors:
             self._factors[key] = self._host.to(*key)
         with torch.autocast(rows.device.type, enabled=False), full_float32(rows.device):
-            inside = ((rows.flatten(1).to(key[1]) @ self._factors[key]) @ self._factors[key].T).view_as(rows)
-            return rows - inside if self._is_complement else inside.to(rows.dtype)
+            flat = rows.flatten(1)
+            made = apply_factor(flat, self._factors[key], is_complement=self._is_complement, multiplied=flat.to(key[1]))
+            return made.to(rows.dtype).view_as(rows)
 
     def share_outside(self, rows: torch.Tensor, *, compared_with: torch.Tensor) -> float:
         """norm(rows - rows P) / norm(compared_with); 0 if nothing of the rows lies outside the null space."""

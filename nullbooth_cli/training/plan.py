@@ -7,11 +7,12 @@ from typing import Any
 from nullbooth_cli.api import open_store
 from nullbooth_cli.model import load
 from nullbooth_cli.model.device import free_memory, pick_device
+from nullbooth_cli.model.sources import Source
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.resizing import Size
 from nullbooth_cli.store import open_backing
 from nullbooth_cli.training import checkpoint_files, optimizers
-from nullbooth_cli.training.before_loading import read_inputs, source_of, without_weights
+from nullbooth_cli.training.before_loading import read_inputs, without_weights
 from nullbooth_cli.training.memory import TrainingMemory, text_encoders
 from nullbooth_cli.training.step_cost import StepCost, step_cost
 
@@ -73,7 +74,7 @@ def plan_training(recipe: Recipe, device: str | None = None) -> TrainPlan:
 
 def cost_of(recipe: Recipe, size: Size, device: str | None, *, factors: int = 0) -> StepCost:
     """The cost of a step of a recipe, from the config files of its model."""
-    source = source_of(recipe)
+    source = Source.of(recipe)
     encoders = text_encoders(load.config_folder(source))
     return step_cost(recipe, without_weights(source), encoders, size, pick_device(device), factors=factors)
 

@@ -12,12 +12,35 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.settings.recipe import Recipe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 HALF = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}  # by mixed_precision
+
+
+_of_earlier_run: str | None = None
+
+
+def allow_another(mixed_precision: str) -> None:
+    """Let a run have another precision than an earlier run of this process: accelerate keeps that of the first.
+
+    Raises ConfigError if the one that it keeps is the program's own: it may be in use.
+    """
+    global _of_earlier_run
+    from accelerate.state import AcceleratorState
+
+    if AcceleratorState._shared_state and (kept := AcceleratorState().mixed_precision) != mixed_precision:
+        if kept != _of_earlier_run:
+            raise ConfigError(
+                f"mixed_precision is {mixed_precision}, and this process has an Accelerator of {kept}: accelerate keeps one "
+                "precision for a process",
+                f"set mixed_precision to {kept}, or train in a process of its own",
+            )
+        AcceleratorState._reset_state()
+    _of_earlier_run = mixed_precision
 
 
 def loaded_in_float32(recipe: Recipe, collected_in: str | None) -> tuple[str, ...]:

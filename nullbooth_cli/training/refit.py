@@ -25,11 +25,13 @@ from nullbooth_cli.formatting import counted, listed
 from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.nullspace.export import is_taken
+from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.usable import check_model
 from nullbooth_cli.progress import Begin, Event, Note, Progress, result_of
 from nullbooth_cli.settings.class_prompts import class_prompts
 from nullbooth_cli.settings.config import Config
-from nullbooth_cli.training.refit_files import ChangedModule, FinishedChange, find_change
+from nullbooth_cli.training.refit_change import ChangedModule, FinishedChange
+from nullbooth_cli.training.refit_files import find_change, open_change, require_output, require_word
 from nullbooth_cli.training.refit_inputs import used_inputs
 from nullbooth_cli.training.refit_solution import (
     FINE,
@@ -134,7 +136,7 @@ def refit(
     device: str | None = None,
     on_event: Callable[[Event], None] = lambda _: None,
 ) -> RefitReport:
-    """Refit the LoRA, trained files or training output at `file`, and write it to `output` in the same form (None: only predict).
+    """Refit the LoRA, training output or pipeline folder at `file`; write it to `output` in the same form (None: only predict).
 
     `prompts` are those that will be drawn with the change; `word`, such as "sks dog", adds prompts around it. A larger `m` keeps
     preserved prompts better and more of the change goes missing; "auto" takes the knee. `outside`: whether modules that the store
@@ -166,24 +168,24 @@ def refit_events(store: OpenStore, config: Config, request: RefitRequest) -> Gen
     """The work of `refit` under a config of the store; yields events."""
     store.require("covariance")
     found = find_change(config, request.file)
-    found.require_word(request.prompts)
+    require_word(found, request.prompts)
     if request.output is not None:
-        found.require_output(Path(request.output))
+        require_output(found, Path(request.output))
     yield Note(f"loading the model {config.model}")
     pipe = load_model(config, request.device)
     check_model(store.store, denoiser_of(pipe).state_dict())
-    change = found.open(pipe)
+    change = open_change(found, config, pipe, {weight for site in store.sites() for weight in site.weights}, request.device)
     site_of = _sites_of(store, change, request)
     outside = [module for module in change.modules if module not in site_of]
-    notes = [*found.notes, *_outside_notes(outside, request.outside)]
+    notes = [*([found.message] if found.message else []), *_outside_notes(outside, request.outside)]
     yield from map(Note, notes)
     parameters = denoiser_of(pipe).state_dict()
     initial = {weight: parameters[weight].detach().cpu().clone() for module in site_of for weight in module.weights}
     dropped = outside if request.outside == "drop" else []
-    change.load_into(pipe, dropped)
-    if cut := cut_off_note(pipe, list(request.prompts)):
-        notes.append(cut)
-        yield Note(cut)
+    pipe, unseen = change.load_into(pipe, dropped)
+    more = [*unseen, *([cut] if (cut := cut_off_note(pipe, list(request.prompts))) else [])]
+    notes += more
+    yield from map(Note, more)
     sites = list(dict.fromkeys(site_of.values()))
     receivers = [weight for site in sites for weight in site.weights]
     moments = yield from used_inputs(pipe, config, store.schedule(), receivers, request.prompts, num_drawn=request.num_drawn)
@@ -237,7 +239,7 @@ class _Solver:
     store: OpenStore
     change: FinishedChange
     modules: Mapping[Site, Sequence[ChangedModule]]
-    moments: Mapping[Site, Matrix]
+    moments: Mapping[Site, Moment]
     initial: Mapping[str, torch.Tensor]
     device: str
 
@@ -246,16 +248,18 @@ class _Solver:
         found: dict[str, Curve] = {}
         yield Begin("refit", 0, len(self.modules))
         for number, (site, modules) in enumerate(self.modules.items(), start=1):
-            balance = Balance(self.moments[site], self.store.moment(site).ceiling, self.device)
+            used, preserved = self.moments[site], self.store.moment(site)
+            balance = Balance(used.kept, preserved.ceiling, self.device, means=(used.mean, preserved.mean))
             for module in modules:
+                shifts = self.change.shift(module)
                 for weight, rows in self.change.change(module, self.initial).items():
-                    found[weight] = balance.curve(rows, self.initial[weight].flatten(1), ladder)
+                    found[weight] = balance.curve(rows, self.initial[weight].flatten(1), ladder, shift=shifts.get(weight))
             yield Progress("refit", number, len(self.modules), site.name)
         return found
 
     def maps(self, m: float) -> dict[str, Matrix]:
         """M `[D, D]` of each module, by its name."""
-        solved = {site: solve(self.moments[site], self.store.moment(site).ceiling, m, self.device) for site in self.modules}
+        solved = {site: solve(self.moments[site].kept, self.store.moment(site).ceiling, m, self.device) for site in self.modules}
         return {module.name: solved[site] for site, modules in self.modules.items() for module in modules}
 
 
@@ -269,6 +273,11 @@ def _sites_of(store: OpenStore, change: FinishedChange, request: RefitRequest) -
         for module in change.modules
         if (site := next((by_weight[weight] for weight in module.weights if weight in by_weight), None)) is not None
     }
+    if not found and not any(module.weights for module in change.modules):
+        raise ConfigError(
+            f"{request.file} changes text encoders alone, and a store has what the denoiser receives",
+            "name a LoRA that changes the denoiser",
+        )
     if not found:
         raise ConfigError(
             f"none of the {counted(len(change.modules), 'module')} of {request.file} is in {store.url}, "

@@ -10,9 +10,7 @@ own branch counts, because the empty prompt is preserved. Nothing is written.
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from nullbooth_cli.collect.find_sites import FoundSites, RecordableModel, find_sites
 from nullbooth_cli.collect.open_model import chosen_projections, follow_schedule
@@ -22,8 +20,9 @@ from nullbooth_cli.datatypes import Prompt, Site, Step
 from nullbooth_cli.errors import ModelError
 from nullbooth_cli.model.projections import Projection
 from nullbooth_cli.model.protocols import Pipeline
+from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.moments import SecondMoments, fold
-from nullbooth_cli.nullspace.pooling import second_moment
+from nullbooth_cli.nullspace.pooling import moment_of
 from nullbooth_cli.progress import Begin, Event, Progress
 from nullbooth_cli.settings.config import Config
 
@@ -50,8 +49,8 @@ class _PooledMoments:
     def checkpoint(self, units: Sequence[int]) -> None:
         """Nothing is written."""
 
-    def by_weight(self) -> dict[str, NDArray[np.float64]]:
-        return {weight: second_moment(moments.sums()[0]) for site, moments in self._moments.items() for weight in site.weights}
+    def by_weight(self) -> dict[str, Moment]:
+        return {weight: moment_of(moments.sums()[0]) for site, moments in self._moments.items() for weight in site.weights}
 
 
 def used_inputs(
@@ -62,8 +61,8 @@ def used_inputs(
     texts: Sequence[str],
     *,
     num_drawn: int,
-) -> Generator[Event, None, dict[str, NDArray[np.float64]]]:
-    """The second moment `[D, D]` about zero of what each of the weights receives for the texts, pooled over all timesteps.
+) -> Generator[Event, None, dict[str, Moment]]:
+    """The second moment about zero, with the mean, of what each of the weights receives for the texts, over all timesteps.
 
     `config` and `steps` are those of the store. Raises ModelError or DataError for what cannot be recorded. Cost: that of
     `collect` for as many prompts; 8 D^2 bytes for each site.
@@ -85,7 +84,7 @@ def used_inputs(
     if missing := wanted - {projection.weight for projection in found.projections}:
         raise ModelError(f"this model has no {sorted(missing)[0]}, which the store protects", "name the model of the store")
     of_text, of_image = _parts(found)
-    moments: dict[str, NDArray[np.float64]] = {}
+    moments: dict[str, Moment] = {}
     passes = [(part, tuple(texts[:most])) for part, most in ((of_text, len(texts)), (of_image, num_drawn)) if part.sites]
     done, total = 0, sum(len(used) for _, used in passes)
     yield Begin(STAGE, done, total)

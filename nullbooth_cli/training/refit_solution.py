@@ -21,6 +21,7 @@ c = the squared norms of the columns of dW W^-T,
 The method is that of closed-form edits (`edit.uce`; Gandikota et al., arXiv 2308.14761) with the change's own outputs as targets.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,11 +62,20 @@ def solve(subject: Matrix, preserved: Matrix, m: float, device: torch.device | s
 class Balance:
     """C1 and C0 of one site, made diagonal together. Float64 on `device`.
 
-    Cost: two decompositions and three products, about 25 D^3 operations; 32 D^2 bytes.
+    `means` are those of the same vectors, `[D]`. Cost: two decompositions and three products, about 25 D^3 operations; 32 D^2
+    bytes.
     """
 
-    def __init__(self, subject: Matrix, preserved: Matrix, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        subject: Matrix,
+        preserved: Matrix,
+        device: torch.device | str = "cpu",
+        *,
+        means: tuple[Matrix, Matrix] | None = None,
+    ) -> None:
         one, self._preserved = _shares(subject, device), _shares(preserved, device)
+        self._means, self._traces = means, tuple(float(np.trace(each)) or 1.0 for each in (subject, preserved))
         total = one + _with_floor(self._preserved)
         values, vectors = torch.linalg.eigh(total)
         whiten = vectors * values.clamp(min=FLOOR / 2).rsqrt()  # the least that they can be is FLOOR
@@ -75,10 +85,12 @@ class Balance:
         self._from = total @ self._to  # W^-T
         self._gram = self._to.T @ self._to
 
-    def curve(self, change: Any, weight: Any, ladder: Sequence[float]) -> Curve:
+    def curve(self, change: Any, weight: Any, ladder: Sequence[float], *, shift: Any = None) -> Curve:
         """The curve of one weight W and its change dW, both `[M, D]`, arrays or tensors; `ladder` has values of m above 0.
 
-        Cost: 4 M D^2 + 2 D^3 operations, and 4 D^2 for each m.
+        A `shift` `[M]` of the bias, which the change has and its refit has not, needs `means`. It counts as missing, and in the
+        drift before: the most that this can be where the mean of preserved inputs is unknown (NaN). Cost: 4 M D^2 + 2 D^3
+        operations, and 4 D^2 for each m.
         """
         changed, initial = _float64(change, self._to), _float64(weight, self._to)
         inside = changed @ self._from
@@ -86,13 +98,22 @@ class Balance:
         energy = products.diagonal()  # c
         with_floor = products * self._gram  # g^T (this) g = norm(dW M)^2
         scale = _energy(initial, self._preserved)
-        before = _energy(changed, self._preserved)
+        before, whole = _energy(changed, self._preserved), float((self._shares * energy).sum())
+        toward = torch.zeros_like(self._shares)  # twice the product of the shift and the mean of dW K1, by direction
+        of_shift = 0.0
+        if shift is not None:
+            assert self._means is not None
+            s, (used, preserved) = _float64(shift, self._to), (_float64(mean, self._to) for mean in self._means)
+            of_shift = float(s @ s) / self._traces[0]
+            toward = 2 * (s @ inside) * (self._to.T @ used) / self._traces[0]
+            whole = max(whole + float(toward.sum()) + of_shift, 0.0)
+            before = _shifted(before, float(s @ s) / self._traces[1], 2 * float(s @ changed @ preserved) / self._traces[1])
         missing, drift = [], []
         for m in ladder:
             kept = self._shares / (self._shares + m * (1.0 - self._shares))
-            lost = float(((1.0 - kept) ** 2 * self._shares * energy).sum())
+            lost = float(((1.0 - kept) ** 2 * self._shares * energy + (1.0 - kept) * toward).sum()) + of_shift
             moved = float((kept**2 * (1.0 - self._shares) * energy).sum() - FLOOR * (kept @ with_floor @ kept))
-            missing.append(_ratio(lost, float((self._shares * energy).sum())))
+            missing.append(_ratio(lost, whole))
             drift.append(_ratio(max(moved, 0.0), scale))
         return Curve(missing=np.array(missing), drift=np.array(drift), drift_before=_ratio(before, scale))
 
@@ -158,6 +179,11 @@ def _float64(matrix: Any, like: torch.Tensor) -> torch.Tensor:
 def _energy(rows: torch.Tensor, moment: torch.Tensor) -> float:
     """tr(X C X^T)."""
     return max(float(((rows @ moment) * rows).sum()), 0.0)
+
+
+def _shifted(energy: float, of_shift: float, cross: float) -> float:
+    """Mean of |x + s|^2 of those of |x|^2 and |s|^2, and of 2 s x; the most that it can be if that is NaN."""
+    return max(energy + of_shift + (2 * math.sqrt(energy * of_shift) if math.isnan(cross) else cross), 0.0)
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -23,13 +23,14 @@ from nullbooth_cli.model.families import require_trainable_folder
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import LatentPipeline
+from nullbooth_cli.model.sources import Source
 from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.settings.captions import CaptionedImage
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.resizing import Resizing
 from nullbooth_cli.training import checkpoint_files, optimizers, precision
-from nullbooth_cli.training.before_loading import Inputs, read_inputs, source_of
+from nullbooth_cli.training.before_loading import Inputs, read_inputs, with_own_guidance
 from nullbooth_cli.training.checkpoint_files import Checkpoint
 from nullbooth_cli.training.constraint import Constraint, ProjectorSource, constrain
 from nullbooth_cli.training.distillation import Distillation, Teacher
@@ -119,7 +120,9 @@ def set_up(
     Cost: one read of the model's weights and of the checkpoint for their digests; with class prompts, `class_images` pictures are
     drawn.
     """
-    require_trainable_folder(load.config_folder(source_of(recipe)))
+    folder = load.config_folder(Source.of(recipe))
+    require_trainable_folder(folder)
+    recipe = with_own_guidance(recipe, folder)
     _require_packages(recipe)
     require_changeable(changes)
     accelerator = _accelerator(recipe, device)
@@ -269,6 +272,7 @@ def _accelerator(recipe: Recipe, device: str | None) -> "Accelerator":
     wanted = None if device is None else pick_device(device)
     if wanted is not None and wanted.index is not None:
         torch.cuda.set_device(wanted)  # accelerate takes the current one
+    precision.allow_another(recipe.mixed_precision)
     try:
         accelerator = Accelerator(
             gradient_accumulation_steps=recipe.gradient_accumulation_steps,
@@ -293,7 +297,7 @@ def _accelerator(recipe: Recipe, device: str | None) -> "Accelerator":
 def _load(recipe: Recipe, device: torch.device, collected_in: str | None) -> LatentPipeline:
     """The recipe's pipeline, frozen; on an accelerator with one part there at a time."""
     pipe = load.load_pipeline(
-        **asdict(source_of(recipe)),
+        **asdict(Source.of(recipe)),
         dtype=recipe.dtype,
         in_float32=precision.loaded_in_float32(recipe, collected_in),
         model_cpu_offload=device.type != "cpu",

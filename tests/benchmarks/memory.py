@@ -12,9 +12,10 @@ import torch
 
 from nullbooth_cli.model import load
 from nullbooth_cli.model.denoising_loss import predict
+from nullbooth_cli.model.sources import Source
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.training import optimizers
-from nullbooth_cli.training.before_loading import source_of, without_weights
+from nullbooth_cli.training.before_loading import without_weights
 from nullbooth_cli.training.memory import empty_denoiser, inputs_of, text_encoders, training_memory
 from nullbooth_cli.training.precision import HALF
 from tests.support.builders import ROOT
@@ -39,7 +40,7 @@ CASES: tuple[tuple[str, int, Mapping[str, Any]], ...] = (
 def measured(name: str, side: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Counted and measured bytes of one case, each as [counted, measured]."""
     recipe = Recipe.model_validate({"model": str(ROOT / "tests/architectures" / name), "train_batch_size": 1, **settings})
-    source, size, device = source_of(recipe), (side, side), torch.device("cuda")
+    source, size, device = Source.of(recipe), (side, side), torch.device("cuda")
     pipe = without_weights(source)
     counted = training_memory(recipe, pipe, text_encoders(load.config_folder(source)), size)
     denoiser = empty_denoiser(recipe, pipe).to_empty(device=device)

@@ -35,6 +35,7 @@ def test_the_table_marks_what_the_config_chooses(small: Path) -> None:
     assert len(marked) == 3
     assert shown.stdout.count("above") == 2 * 9, "the text that ten layers share is counted once"
     assert "* chosen by the config: 1 layers, 3 sites for 4 weights; over 4 steps" in shown.stdout
+    assert "the default LoRA of diffusers changes " in shown.stdout
 
 
 class TestListing:

@@ -27,7 +27,7 @@ def lora(tmp_path: Path) -> Path:
         ("lora_te_text_model_encoder_layers_0_mlp_fc1", 192, 96),
     ):
         tensors |= {f"{name}.lora_down.weight": torch.randn(2, d), f"{name}.lora_up.weight": torch.randn(m, 2)}
-    save_file(tensors, tmp_path / "style.safetensors")
+    save_file(tensors, tmp_path / "style.safetensors", metadata={"nullbooth": "refit: one\nrefit: two"})
     return tmp_path / "style.safetensors"
 
 
@@ -37,7 +37,8 @@ def test_the_table_and_what_is_outside(finished: tuple[Config, Store], lora: Pat
     lines = shown.stdout.splitlines()
     assert lines[0].split() == ["module", "kind", "drift", "inside"]
     assert [line.split()[:2] for line in lines if line.startswith("lora_")] == [[f"{BLOCK}attn2_to_k", "lora"]]
-    assert f"{lora}: 1 of 3 modules measured" in lines
+    place = lines.index(f"{lora}: 1 of 3 modules measured")
+    assert lines[place + 1 : place + 3] == ["refit: one", "refit: two"]
     assert any(line.startswith("preserved prompts: drift ") and ": moved much (the largest of 1 module" in line for line in lines)
     assert "outside the store: 1 module, of which nothing is known: 1 attn1" in lines
     assert "  collect these inputs too: set collect.linear_layers to [attn1]" in lines

@@ -3,10 +3,6 @@
 Sites whose inputs fill their space are frozen, so what trains has a null space that is exact but for rounding.
 """
 
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,7 +12,6 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from nullbooth_cli.evaluation.edited import load_edited
 from nullbooth_cli.model.denoisers import denoiser_of
@@ -27,6 +22,7 @@ from nullbooth_cli.store import Store
 from nullbooth_cli.training import dreambooth, setup
 from tests.support import tiny
 from tests.support.builders import execute, small_config
+from tests.support.launched import train_in_processes
 from tests.support.pictures import photos
 from tests.support.tiny_dreambooth import DISTILLED
 
@@ -49,6 +45,7 @@ CASES = {
     "sd3": Case(resolution=8),
     "flux": Case(resolution=8),
     "pixart": Case(resolution=32),
+    "pixart_alpha": Case(resolution=32),
 }
 
 
@@ -181,7 +178,9 @@ def test_without_the_constraint_it_moves(tmp_path: Path, collected: Any, name: s
     assert max(drifts(source, loaded(source, method, tmp_path / "free")).values()) > 1e-2
 
 
-@pytest.mark.parametrize(("name", "method"), [("sdxl", "full"), ("sd3", "lora"), ("flux", "lora"), ("pixart", "lora")])
+@pytest.mark.parametrize(
+    ("name", "method"), [("sdxl", "full"), ("sd3", "lora"), ("flux", "lora"), ("pixart", "lora"), ("pixart_alpha", "full")]
+)
 def test_a_run_resumes_as_if_it_had_not_stopped(tmp_path: Path, collected: Any, name: str, method: str) -> None:
     source = collected(name)
     whole, parts = (recipe_of(name, source, tmp_path / place, method=method) for place in ("whole", "parts"))
@@ -210,22 +209,19 @@ def test_class_and_validation_pictures(tmp_path: Path, collected: Any, name: str
 
 
 def test_two_processes_train_one_model(tmp_path: Path, collected: Any) -> None:
-    source = collected("flux")
-    made = recipe_of("flux", source, tmp_path / "out", method="lora", max_train_steps=2)
-    (tmp_path / "train.yaml").write_text(yaml.safe_dump(made.model_dump()))
-    command = [sys.executable, "-m", "nullbooth_cli", "train", "-c", str(tmp_path / "train.yaml"), "--device", "cpu"]
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
-    processes = [
-        subprocess.Popen(command, env={**os.environ, **address, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE)
-        for rank in ("0", "1")
-    ]
-    for process in processes:
-        errors = process.communicate(timeout=200)[1]
-        assert process.returncode == 0, errors.decode()
-    found = drifts(source, loaded(source, "lora", tmp_path / "out"))
-    assert max(found.values()) <= BOUND
-    alone = recipe_of("flux", source, tmp_path / "alone", method="lora", max_train_steps=2)
-    trained(alone)
-    one, two = (loaded(source, "lora", tmp_path / place).state_dict() for place in ("alone", "out"))
-    assert any(not torch.equal(one[key], two[key]) for key in one), "each process has draws of its own"
+    """Of each family; the same two processes train one after the other."""
+    sources = {name: collected(name) for name in CASES}
+    together, alone = (
+        {
+            name: recipe_of(name, source, tmp_path / place / name, method="lora", max_train_steps=2)
+            for name, source in sources.items()
+        }
+        for place in ("together", "alone")
+    )
+    train_in_processes([*together.values()], 2)
+    for name, source in sources.items():
+        of_two = loaded(source, "lora", tmp_path / "together" / name)
+        assert max(drifts(source, of_two).values()) <= BOUND
+        trained(alone[name])
+        one, two = loaded(source, "lora", tmp_path / "alone" / name).state_dict(), of_two.state_dict()
+        assert any(not torch.equal(one[key], two[key]) for key in one), "each process has draws of its own"

@@ -318,7 +318,7 @@ class TestWhatATrainingRunWrote:
     def test_notes(self, tmp_path: Path) -> None:
         found = read_place(Config(), str(training_output(tmp_path, "full", 100, result=False)))
         assert found.notes == (f"{tmp_path} has no result yet: this is its newest checkpoint, after 100 steps",)
-        assert found.word_note(["a red circle"]) == "no prompt has the word that was taught: write sks"
+        assert found.word_note(["a red circle", "she asks"]) == "no prompt has the word that was taught: write sks"
         assert found.word_note(["a red circle", "a Sks circle"]) is None
 
 

@@ -17,14 +17,14 @@ from nullbooth_cli.model.latents import pack_latents, size_settings
 from nullbooth_cli.model.load import freeze
 from tests.support import tiny
 
-TRAINED = ("sd1", "sd2", "sdxl", "sd3", "flux", "pixart")
+TRAINED = ("sd1", "sd2", "sdxl", "sd3", "flux", "pixart", "pixart_alpha", "pixart_alpha_512")
 FLOW = ("sd3", "flux")
 LATENTS = torch.linspace(-1, 1, 3 * 4 * 8 * 8).view(3, 4, 8, 8)
 
 
 def made(name: str) -> Any:
     torch.manual_seed(0)
-    return freeze(tiny.PIPELINES[name]())
+    return freeze((tiny.PIPELINES | tiny.VARIANTS)[name]())
 
 
 def given(pipe: Any, captions: list[str]) -> Any:

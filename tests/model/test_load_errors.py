@@ -90,6 +90,10 @@ def unreachable(_: httpx2.Request) -> httpx2.Response:
     raise httpx2.ConnectError("no way")
 
 
+def too_slow(_: httpx2.Request) -> httpx2.Response:
+    raise httpx2.ConnectTimeout("no answer")
+
+
 def repository(answer: Answer, *files: str) -> Answer:
     """A repository that exists, with these files; asked for one of them the hub gives the answer."""
     siblings = [{"rfilename": file} for file in files]
@@ -137,14 +141,25 @@ class TestHub:
                 unreachable,
                 ["the hub cannot be reached", "check the network", "run hf download owner/name"],
             ),
+            (too_slow, ["the hub cannot be reached", "check the network", "run hf download owner/name"]),
         ],
-        ids=["gated", "not found", "unauthorised", "revision", "unreachable"],
+        ids=["gated", "not found", "unauthorised", "revision", "unreachable", "too slow"],
     )
     def test_what_the_hub_answers(self, hub: Any, answer: Answer, words: list[str]) -> None:
         hub(answer)
         refused(HUB, *words, local_files_only=False, revision="v9")
         with pytest.raises(ConfigError, match=re.escape(words[0])):
             load_module.load_scheduler(Source(HUB, revision="v9"))
+
+    @pytest.mark.parametrize("problem", [unreachable, too_slow])
+    def test_a_hub_that_cannot_be_reached_is_asked_once(self, hub: Any, monkeypatch: pytest.MonkeyPatch, problem: Answer) -> None:
+        """Its library asks six times for a file, with waits of 23 seconds; for the list of files once."""
+        asked = []
+        monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"{seconds} seconds are waited"))
+        hub(lambda request: (asked.append(request.url), problem(request))[1])
+        with pytest.raises(ConfigError, match="the hub cannot be reached"):
+            load_module.config_folder(Source(HUB))
+        assert len(asked) == 1
 
     def test_it_is_not_asked(self, hub: Any) -> None:
         hub(lambda request: pytest.fail(f"{request.url} was asked for"))

@@ -14,6 +14,7 @@ from diffusers.loaders import lora_conversion_utils
 from safetensors.torch import save_file
 
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.model.adapter_files import notes_in
 from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.kohya_names import kohya_modules
 from nullbooth_cli.model.lora_file import LoraFile
@@ -208,6 +209,97 @@ def test_a_folder_of_peft(tmp_path: Path, name: str, kind: str) -> None:
     for module in file.modules:
         wanted = after[module.weights[0]] - before[module.weights[0]]
         torch.testing.assert_close(module.change(before[module.weights[0]]), wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr"])
+def test_a_mapped_folder_of_peft_becomes_one_of_plain_loras(tmp_path: Path, kind: str) -> None:
+    """One module is mapped, one only becomes plain: the config knows one kind. PEFT merges it into the same weights."""
+    pipe = made("sd1")
+    config = {"loha": peft.LoHaConfig, "lokr": peft.LoKrConfig}[kind]
+    options = {"alpha": 6, "target_modules": r"(mid_block.*attn1\.to_k|conv_in)", "rank_pattern": {"conv_in": 1}}
+    wrapped = peft.get_peft_model(pipe.unet, config(r=2, **options))
+    fill(wrapped)
+    wrapped.save_pretrained(str(tmp_path / "old"))
+    plain = made("sd1")
+    shapes = shapes_of(plain)
+    file = LoraFile.read(tmp_path / "old", "StableDiffusionPipeline", shapes)
+    mapped, other = sorted(file.modules, key=lambda module: "conv_in" in module.name)
+    m = np.random.default_rng(0).standard_normal((64, 64)) / 8
+    tensors, _ = file.with_inputs_mapped({mapped.name: m}, "")
+    written((tmp_path / "adapter_model.safetensors"), tensors)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(dict(file.peft_config(tensors))))
+    before = {key: value.clone() for key, value in plain.unet.state_dict().items()}
+    loaded: Any = peft.PeftModel.from_pretrained(plain.unet, str(tmp_path))
+    after = loaded.merge_and_unload().state_dict()
+    wanted = {
+        mapped.weights[0]: mapped.change() @ torch.from_numpy(m).float(),
+        other.weights[0]: other.change().reshape(shapes[other.weights[0]]),
+    }
+    assert {key for key in before if not torch.equal(after[key], before[key])} == wanted.keys()
+    for key, value in wanted.items():
+        torch.testing.assert_close(after[key] - before[key], value, rtol=1e-3, atol=1e-5)
+    again = LoraFile.read(tmp_path, "StableDiffusionPipeline", shapes)
+    assert_same_changes(changes(again), {key: value.flatten(1) for key, value in wanted.items()})
+
+
+PREFIXES = {
+    "diffusers": "unet.{}.lora_{}.weight",
+    "comfy": "diffusion_model.{}.lora_{}.weight",
+    "checkpoint": "model.diffusion_model.{}.lora_{}.weight",
+    "peft": "base_model.model.{}.lora_{}.weight",
+    "peft of a pipeline": "base_model.model.unet.{}.lora_{}.weight",
+    "peft of a transformer": "base_model.model.transformer.{}.lora_{}.weight",
+    "an adapter's name": "base_model.model.unet.{}.lora_{}.default.weight",
+    "diffusers and a name": "unet.{}.lora_{}.my_style.weight",
+}
+
+
+@pytest.mark.parametrize("form", PREFIXES)
+def test_every_prefix_is_one_file_and_keeps_its_form(tmp_path: Path, form: str) -> None:
+    """Renamed and mapped is mapped and renamed."""
+    shapes = shapes_of(made("sd1"))
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    key = PREFIXES[form].format(layer, "{}")
+    tensors = {key.format("A"): torch.randn(2, 64), key.format("B"): torch.randn(64, 2)}
+    file = LoraFile.read(written(tmp_path / "a.safetensors", tensors), "StableDiffusionPipeline", shapes)
+    assert [(module.weights, module.part, module.path) for module in file.modules] == [((f"{layer}.weight",), "denoiser", layer)]
+    torch.testing.assert_close(file.modules[0].change(), tensors[key.format("B")] @ tensors[key.format("A")])
+    m = np.random.default_rng(0).standard_normal((64, 64))
+    mapped, _ = file.with_inputs_mapped({file.modules[0].name: m}, "")
+    renamed = {PREFIXES["diffusers"].format(layer, side): tensors[key.format(side)] for side in "AB"}
+    other = LoraFile.read(written(tmp_path / "b.safetensors", renamed), "StableDiffusionPipeline", shapes)
+    twice, _ = other.with_inputs_mapped({other.modules[0].name: m}, "")
+    assert mapped.keys() == tensors.keys()
+    for side in "AB":
+        assert torch.equal(mapped[key.format(side)], twice[PREFIXES["diffusers"].format(layer, side)])
+
+
+def test_a_text_encoder_behind_a_prefix(tmp_path: Path) -> None:
+    shapes = shapes_of(made("sd1"))
+    for name in (
+        "base_model.model.text_encoder.text_model.x",
+        "base_model.model.text_model.x",
+        "base_model.model.encoder.layers.0.x",
+    ):
+        tensors = {f"{name}.lora_A.weight": torch.zeros(2, 4), f"{name}.lora_B.weight": torch.zeros(4, 2)}
+        (module,) = LoraFile.read(written(tmp_path / "a.safetensors", tensors), "StableDiffusionPipeline", shapes).modules
+        assert (module.part, module.weights) == ("text_encoder", ())
+
+
+def test_two_adapters_in_one_file_are_refused(tmp_path: Path) -> None:
+    tensors = {f"unet.conv_in.lora_{side}.{name}.weight": torch.zeros(2, 2) for side in "AB" for name in ("one", "two")}
+    with pytest.raises(ConfigError, match=r"has two adapters: .*lora_A\.one\.weight and .*lora_A\.two\.weight"):
+        LoraFile.read(written(tmp_path / "a.safetensors", tensors), "StableDiffusionPipeline", shapes_of(made("sd1")))
+
+
+def test_notes_stay_in_their_order(tmp_path: Path) -> None:
+    tensors = kohya_pair("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v", (64, 24))
+    metadata: dict[str, str] = {}
+    for note in ("one", "two\nlines", "three"):
+        path = written(tmp_path / "a.safetensors", tensors, metadata)
+        file = LoraFile.read(path, "StableDiffusionPipeline", shapes_of(made("sd1")))
+        _, metadata = file.with_inputs_mapped({}, note)
+    assert notes_in(metadata) == ("one", "two lines", "three")
 
 
 def test_other_trainers_of_flux(tmp_path: Path) -> None:

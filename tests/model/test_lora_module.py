@@ -85,16 +85,87 @@ def test_the_shift_of_a_bias_goes(tmp_path: Path) -> None:
     [
         ({f"{NAME}.oft_blocks": torch.zeros(2, 4, 4)}, "is of the kind oft, which acts on the weight itself"),
         ({f"{NAME}.weight": torch.zeros(12), f"{NAME}.on_input": torch.tensor(False)}, "is of the kind ia3, which acts on"),
-        (
-            {key: value for key, value in tensors_of("loha", LINEAR, "unet.mid_block.x").items() if "alpha" not in key},
-            "is a loha of PEFT, whose config knows no plain LoRA",
-        ),
     ],
 )
 def test_what_has_no_form(tmp_path: Path, tensors: dict[str, torch.Tensor], problem: str) -> None:
     file = file_of(tmp_path, tensors, LINEAR)
     with pytest.raises(ConfigError, match=problem):
         file.with_inputs_mapped({file.modules[0].name: matrix(8)}, "")
+
+
+def test_a_shift_beside_a_lora_has_no_alpha(tmp_path: Path) -> None:
+    """ComfyUI adds `diff_b` as it is; PEFT multiplies the bias of B by alpha over rank."""
+    tensors = tensors_of("lora", LINEAR) | {f"{NAME}.diff_b": torch.ones(12), f"{NAME}.lora_B.bias": torch.ones(12)}
+    file = file_of(tmp_path, tensors, LINEAR)
+    torch.testing.assert_close(
+        file.modules[0].shift(), file.tensors[f"{NAME}.diff_b"] + 1.5 * file.tensors[f"{NAME}.lora_B.bias"]
+    )
+    assert sorted(file.with_inputs_mapped({NAME: 1.0}, "")[0]) == sorted(tensors_of("lora", LINEAR))
+
+
+@pytest.mark.parametrize("kind", ["lora", "full", "lokr"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bits_become_sixteen_where_they_change(tmp_path: Path, dtype: torch.dtype, kind: str) -> None:
+    """Rounded to 8 bits, A M moves a preserved prompt five times as far as was predicted."""
+    shapes = {f"mid_block.x{i}.weight": LINEAR for i in ("", 2)}
+    tensors = {key: torch.randn(value.shape).to(dtype) for key, value in tensors_of(kind, LINEAR).items()}
+    other = {f"{NAME}2.lora_down.weight": torch.ones(2, 8).to(dtype), f"{NAME}2.lora_up.weight": torch.ones(12, 2).to(dtype)}
+    save_file(tensors | other, tmp_path / "a.safetensors")
+    file = LoraFile.read(tmp_path / "a.safetensors", "StableDiffusionPipeline", shapes)
+    (module, _) = sorted(file.modules, key=lambda each: each.name)
+    made, _ = file.with_inputs_mapped({NAME: (m := matrix(8))}, "")
+    assert {made[key].dtype for key in other} == {dtype}
+    save_file(made, tmp_path / "b.safetensors")
+    after = LoraFile.read(tmp_path / "b.safetensors", "StableDiffusionPipeline", shapes)
+    (result, _) = sorted(after.modules, key=lambda each: each.name)
+    wanted = module.change().double().numpy() @ m
+    np.testing.assert_allclose(result.change().double().numpy(), wanted, atol=2e-3 * np.abs(wanted).max())
+
+
+def test_a_result_that_is_too_large_for_its_dtype(tmp_path: Path) -> None:
+    tensors = {f"{NAME}.lora_down.weight": torch.full((2, 8), 6e4).half(), f"{NAME}.lora_up.weight": torch.ones(12, 2)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    file = LoraFile.read(tmp_path / "a.safetensors", "StableDiffusionPipeline", {"mid_block.x.weight": LINEAR})
+    with pytest.raises(ConfigError, match=r"the result of .*x is too large for torch\.float16"):
+        file.with_inputs_mapped({NAME: 2 * np.eye(8)}, "")
+
+
+@pytest.mark.parametrize(
+    ("down", "problem"),
+    [
+        (torch.ones(2, 8, dtype=torch.int8), "lora_down.weight is in torch.int8, which no weight is in"),
+        (torch.ones(2, 8, dtype=torch.complex64), "is in torch.complex64"),
+        (torch.ones(2, 8) > 0, "is in torch.bool"),
+        (torch.ones(8), "do not fit each other"),
+        (torch.tensor(1.0), "do not fit each other"),
+    ],
+)
+def test_tensors_that_are_no_weights(tmp_path: Path, down: torch.Tensor, problem: str) -> None:
+    tensors = {f"{NAME}.lora_down.weight": down, f"{NAME}.lora_up.weight": torch.ones(12, 2), f"{NAME}.alpha": torch.tensor(2)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(ConfigError, match=problem):
+        LoraFile.read(tmp_path / "a.safetensors", "StableDiffusionPipeline", {"mid_block.x.weight": LINEAR})
+
+
+@pytest.mark.parametrize(
+    ("form", "wanted"),
+    [
+        ("unet.mid_block.x.hada_w{}_{}", ["unet.mid_block.x.lora_A.weight", "unet.mid_block.x.lora_B.weight"]),
+        (
+            "base_model.model.mid_block.x.hada_w{}_{}.my_style",
+            ["base_model.model.mid_block.x.lora_A.my_style.weight", "base_model.model.mid_block.x.lora_B.my_style.weight"],
+        ),
+        ("lora_unet_mid_block_x.hada_w{}_{}", [f"{NAME}.alpha", f"{NAME}.lora_down.weight", f"{NAME}.lora_up.weight"]),
+    ],
+)
+def test_a_loha_without_an_alpha_becomes_a_plain_lora_of_its_own_form(tmp_path: Path, form: str, wanted: list[str]) -> None:
+    sizes = {(i, side): (12, 2) if side == "a" else (2, 8) for i in (1, 2) for side in "ab"}
+    file = file_of(tmp_path, {form.format(*role): torch.zeros(size) for role, size in sizes.items()}, LINEAR)
+    made, _ = file.with_inputs_mapped({file.modules[0].name: (m := matrix(8))}, "")
+    assert sorted(made) == wanted
+    save_file(made, tmp_path / "b.safetensors")
+    (after,) = LoraFile.read(tmp_path / "b.safetensors", "StableDiffusionPipeline", {"mid_block.x.weight": LINEAR}).modules
+    np.testing.assert_allclose(after.change().numpy(), file.modules[0].change().numpy() @ m, rtol=1e-4, atol=1e-6)
 
 
 def test_a_change_of_another_size_than_the_base(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.model.words import WORD_FILE, WordFile
+from nullbooth_cli.model.words import WORD_FILE, WordFile, has_word, with_token
 from tests.support.edited_models import toy
 from tests.support.tiny import flux
 from tests.support.trained_folders import ROW, write_word
@@ -105,3 +105,21 @@ def test_what_does_not_fit_several(tmp_path: Path, tensors: dict[str, torch.Tens
     save_file(tensors, tmp_path / WORD_FILE)
     with pytest.raises(ConfigError, match=message):
         WordFile.read(tmp_path / WORD_FILE, token).load_into(flux())
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "found"),
+    [
+        ("a photo of SKS dog", "sks", True),
+        ("the sks's dog", "sks", True),
+        ("sks-dog", "sks", True),
+        ("she asks", "sks", False),
+        ("sks2", "sks", False),
+        ("a <sks> dog", "sks", False),
+        ("a <sks> dog", "<sks>", True),
+        ("a sks.dog", "s.s", False),
+    ],
+)
+def test_a_word_is_found_by_itself_and_not_inside_another(text: str, word: str, found: bool) -> None:
+    assert has_word(text, word) is found
+    assert (with_token(text, word, "NEW") != text) is found

@@ -50,6 +50,19 @@ def test_a_batch_far_larger_than_the_prompts_is_reported(
     assert store.nbytes("features") / 1e6 == pytest.approx(promised, rel=0.05)
 
 
+@pytest.mark.parametrize(("chosen", "own", "notes"), [(None, 7.5, 0), (None, 3.5, 1), (7.5, 3.5, 0)])
+def test_a_guidance_that_nobody_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: float | None, own: float, notes: int
+) -> None:
+    monkeypatch.setattr("nullbooth_cli.model.latents.default_of", lambda pipeline, name: own)
+    section = {"batch_size": 8, "cross_attention_layers": [0], **({} if chosen is None else {"guidance_scale": chosen})}
+    config = small_config(tmp_path / "run.zarr", original_knowledge_prompts=["a red circle"], collect=section)
+    store = Store.create(config.store, config.model_dump())
+    events = stages.execute("collect", run.Run(config=config, prompts=prompts_of(config), store=store, device="cpu"))
+    said = [event.text for event in events if isinstance(event, Note) and "guidance_scale" in event.text]
+    assert said == ["collect.guidance_scale is not set: it is 7.5, and a StableDiffusionPipeline draws with 3.5"] * notes
+
+
 def test_prompts_that_lose_words_or_have_weights_are_reported_once(tmp_path: Path) -> None:
     long = "a photo of a sks red circle at the left of a blue background with a green star"
     config = small_config(

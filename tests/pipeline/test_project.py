@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.nullspace.pooling import pooled
 from nullbooth_cli.nullspace.usable import load_projector
 from nullbooth_cli.progress import Note
@@ -29,6 +29,21 @@ def test_an_empty_null_space_names_the_site_and_keeps_the_decomposition(tiny: An
         events(changed(config, project__relative_threshold=1e-9), store, "project", force=True)
     events(config, store, "project", force=True)
     assert set(states_of(config).values()) == {"complete"}
+
+
+def test_the_hint_of_an_empty_null_space_can_be_followed_at_once(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What some sites were cut to serves nobody, and the decompositions stay; a complete stage is replaced only by force."""
+    config, store = tiny
+    refused = changed(config, project__relative_threshold=1e-9)
+    with pytest.raises(ConfigError, match="is empty under relative_threshold 1e-09") as caught:
+        events(refused, store, "project", force=True)
+    assert "set project.empty to freeze" in caught.value.hint
+    monkeypatch.setattr("nullbooth_cli.nullspace.decompose.eigh", lambda *_: pytest.fail("decomposed again"))
+    frozen = changed(refused, project__empty="freeze")
+    events(frozen, store, "project")
+    assert states_of(frozen)["project"] == "complete"
+    with pytest.raises(StageError, match=r"project in .* was made with other settings"):
+        events(config, store, "project")
 
 
 def test_an_empty_null_space_may_freeze_its_site(tiny: Any) -> None:

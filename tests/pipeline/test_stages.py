@@ -60,6 +60,21 @@ def test_a_stale_stage_is_refused_and_loses_nothing(tiny: Any) -> None:
     assert states_of(other) == {"schedule": "complete", "collect": "complete", "covariance": "stale", "project": "stale"}
 
 
+def test_a_stage_that_did_no_unit_starts_with_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(tmp_path / "run.zarr", **TINY)
+    store = execute(config, "schedule")
+    with monkeypatch.context() as failing:
+        failing.setattr("nullbooth_cli.collect.units.collect_units", lambda *_, **__: pytest.fail("before the first unit"))
+        with pytest.raises(pytest.fail.Exception):
+            events(config, store, "collect")
+    other = changed(config, collect__guidance_scale=5.0)
+    assert states_of(other)["collect"] == "stale"
+    events(other, store, "collect", limit=1)
+    assert states_of(other)["collect"] == "partial"
+    with pytest.raises(StageError, match=r"collect in .* was made with other settings"):
+        events(config, store, "collect")
+
+
 @pytest.mark.parametrize(("stage", "needs"), [("covariance", "schedule"), ("project", "schedule")])
 def test_a_stage_out_of_order(tmp_path: Path, stage: str, needs: str) -> None:
     config = small_config(tmp_path / "run.zarr")

@@ -151,26 +151,41 @@ def sdxl() -> Any:
     )
 
 
-def pixart() -> Any:
+def pixart(**changes: Any) -> Any:
     """It chooses among known sizes by itself; 256 pixels are the smallest."""
-    return diffusers.PixArtSigmaPipeline(
-        vae=vae(4),
-        text_encoder=t5(),
-        tokenizer=t5_tokenizer(),
-        transformer=diffusers.PixArtTransformer2DModel(
-            sample_size=32,
-            patch_size=2,
-            num_layers=2,
-            num_attention_heads=2,
-            attention_head_dim=16,
-            cross_attention_dim=32,
-            caption_channels=TEXT,
-            in_channels=4,
-            out_channels=8,
-            use_additional_conditions=False,
-        ),
-        scheduler=diffusers.DPMSolverMultistepScheduler(**BETAS),
-    )
+    return diffusers.PixArtSigmaPipeline(**_pixart_parts(**{"use_additional_conditions": False, **changes}))
+
+
+def pixart_alpha(**changes: Any) -> Any:
+    """As PixArt Alpha of 1024 pixels: its transformer is told the size and the aspect of the picture."""
+    width = {"attention_head_dim": 24, "cross_attention_dim": 48}  # a third for each number of the size, and the aspect
+    return diffusers.PixArtAlphaPipeline(**_pixart_parts(**{"sample_size": 128, **width, **changes}))
+
+
+def pixart_alpha_512() -> Any:
+    """As PixArt Alpha of 512 pixels, which is told neither."""
+    return pixart_alpha(sample_size=64)
+
+
+def _pixart_parts(**changes: Any) -> dict[str, Any]:
+    settings = {
+        "sample_size": 32,
+        "patch_size": 2,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "cross_attention_dim": 32,
+        "caption_channels": TEXT,
+        "in_channels": 4,
+        "out_channels": 8,
+    }
+    return {
+        "vae": vae(4),
+        "text_encoder": t5(),
+        "tokenizer": t5_tokenizer(),
+        "transformer": diffusers.PixArtTransformer2DModel(**{**settings, **changes}),
+        "scheduler": diffusers.DPMSolverMultistepScheduler(**BETAS),
+    }
 
 
 def sd3(**changes: Any) -> Any:
@@ -280,8 +295,8 @@ def qwen_image() -> Any:
     )
 
 
-PIPELINES = {made.__name__: made for made in (sd1, sd2, sdxl, lcm, pixart, sd3, flux)}
-VARIANTS = {"sd35": sd35}
+PIPELINES = {made.__name__: made for made in (sd1, sd2, sdxl, lcm, pixart, pixart_alpha, sd3, flux)}
+VARIANTS = {made.__name__: made for made in (pixart_alpha_512, sd35)}
 UNEQUAL_TEXTS = {made.__name__: made for made in (chroma, qwen_image)}  # masked under other names than PixArt's
 
 

@@ -72,6 +72,27 @@ def test_a_resolution_that_the_model_cannot_halve(tmp_path: Path, resolution: in
     assert error.hint == f"set it to {hint} to null"
 
 
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_the_sizes_of_an_autoencoder_of_a_smaller_factor(tmp_path: Path, name: str) -> None:
+    """Here 2: the pipelines take multiples of 8 all the same, and refused 20 x 12 after the model was loaded."""
+    model, folder = str(saved(name, tmp_path)), str(photos(tmp_path / "photos", ["a sks circle"], width=50, height=30))
+    found = read_inputs(recipe(tmp_path, model=model, instance_images=folder, resize="buckets"), ()).resizing
+    assert (found.step, found.target((50, 30))) == (8, (16, 16))
+    error = refused(ConfigError, "resolution is 20, and the model takes multiples of 8", tmp_path, model=model, resolution=20)
+    assert error.hint == "set it to 16 or 24, or to null"
+
+
+def test_a_picture_of_more_places_than_a_model_knows(tmp_path: Path) -> None:
+    """This Stable Diffusion 3 has a table of 16 x 16 patches, of 2 x 2 places of 2 x 2 pixels."""
+    model, folder = str(saved("sd3", tmp_path)), str(photos(tmp_path / "photos", ["a sks circle"], width=60, height=20))
+    made = {"model": model, "instance_images": folder, "resolution": 64}
+    assert read_inputs(recipe(tmp_path, **made), ()).resizing.size == (64, 64)
+    message = "pictures would be {} pixels, and this model has places for 64 pixels a side at most"
+    error = refused(ConfigError, message.format("96 x 40"), tmp_path, **made, resize="buckets")
+    assert error.hint == "set a smaller resolution"
+    refused(ConfigError, message.format("72 x 72"), tmp_path, **made | {"resolution": 72})
+
+
 def test_the_size_that_pictures_get(tmp_path: Path) -> None:
     """Of the embedded model: 32 x 32 pixels, whose latents, 8 x 8, are halved twice."""
     folder = photos(tmp_path / "photos", ["a sks circle"] * 2, width=60, height=15)

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from nullbooth_cli.model import load
+from nullbooth_cli.model.sources import Source
 from nullbooth_cli.settings.recipe import Recipe
-from nullbooth_cli.training.before_loading import source_of, without_weights
+from nullbooth_cli.training.before_loading import without_weights
 from nullbooth_cli.training.memory import TrainingMemory, text_encoders, training_memory
 from tests.support.builders import ROOT
 from tests.support.tiny import saved
@@ -36,7 +37,7 @@ def memory(
     recipe = Recipe(model=str(model or FOUND["folder"]), **{"train_batch_size": 1, **settings})
     key = f"{side} {on_cpu} {factors} {recipe}"
     if key not in FOUND:
-        source = source_of(recipe)
+        source = Source.of(recipe)
         encoders = text_encoders(load.config_folder(source))
         FOUND[key] = training_memory(recipe, without_weights(source), encoders, (side, side), on_cpu=on_cpu, factors=factors)
     found: TrainingMemory = FOUND[key]

@@ -30,6 +30,7 @@ OTHER_VALUES = {
     "linear_layers": ["ff_in"],
     "snr_gamma": 5.0,
     "training_guidance": 1.0,
+    "guidance_scale": 3.0,
     "timestep_density": "mode",
     "distill_captions": ["a star"],
     "lr_scheduler": "linear",

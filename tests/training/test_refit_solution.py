@@ -43,6 +43,26 @@ def test_the_ladder_is_what_the_solution_does(dim: int, ranks: tuple[int, int], 
     assert (np.diff(curve.drift) <= 1e-9).all()
 
 
+@settings(max_examples=25)
+@given(dim=st.integers(2, 9), seed=st.integers(0, 99), is_known=st.booleans())
+def test_a_shift_of_the_bias_is_missing_afterwards(dim: int, seed: int, is_known: bool) -> None:
+    """The change moves outputs by dW k + s, its refit by dW M k; without a mean the drift before is the most that it can be."""
+    rng = np.random.default_rng(seed)
+    k1, k0 = rng.standard_normal((dim, 7)) + 1, 20 * rng.standard_normal((dim, 8)) - 5
+    c1, c0 = k1 @ k1.T / 7, k0 @ k0.T / 8
+    w, change, shift = rng.standard_normal((5, dim)), rng.standard_normal((5, dim)), 3 * rng.standard_normal(5)
+    means = k1.mean(1), k0.mean(1) if is_known else np.full(dim, np.nan)
+    curve = Balance(c1, c0, means=means).curve(change, w, LADDER, shift=shift)
+    before = change @ k1 + shift[:, None]
+    for i, m in enumerate(LADDER):
+        lost = change @ solve(c1, c0, m) @ k1 - before
+        assert curve.missing[i] == pytest.approx(np.linalg.norm(lost) / np.linalg.norm(before), abs=1e-5)
+    moved = np.linalg.norm(change @ k0 + shift[:, None]) / np.linalg.norm(w @ k0)
+    most = (np.linalg.norm(change @ k0) + np.linalg.norm(shift) * 8**0.5) / np.linalg.norm(w @ k0)
+    assert curve.drift_before == pytest.approx(moved if is_known else most)
+    np.testing.assert_allclose(curve.drift, Balance(c1, c0).curve(change, w, LADDER).drift)
+
+
 def test_the_least_m_is_solved_for_the_widest_inputs() -> None:
     """One direction each, and all others in neither: the worst that float64 meets."""
     rng = np.random.default_rng(0)

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from nullbooth_cli.model import load
+from nullbooth_cli.model.sources import Source
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.training import dreambooth, setup
-from nullbooth_cli.training.before_loading import read_inputs, source_of, without_weights
+from nullbooth_cli.training.before_loading import read_inputs, without_weights
 from nullbooth_cli.training.memory import text_encoders
 from nullbooth_cli.training.step_cost import StepCost, step_cost
 from tests.support.tiny_dreambooth import CLASS_PROMPTS, recipe
@@ -18,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def cost(made: Recipe) -> StepCost:
-    source = source_of(made)
+    source = Source.of(made)
     encoders = text_encoders(load.config_folder(source))
     return step_cost(made, without_weights(source), encoders, read_inputs(made, ()).resizing.size, CPU)
 
