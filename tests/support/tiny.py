@@ -42,12 +42,14 @@ def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[], model_max_length=77)
 
 
-def t5_tokenizer() -> T5Tokenizer:
+def t5_tokenizer(**changes: Any) -> T5Tokenizer:
     pieces = ["<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(33, 127))]
-    return T5Tokenizer(vocab=[(piece, 0.0 if number < 3 else -2.0) for number, piece in enumerate(pieces)], extra_ids=0)
+    return T5Tokenizer(
+        vocab=[(piece, 0.0 if number < 3 else -2.0) for number, piece in enumerate(pieces)], extra_ids=0, **changes
+    )
 
 
-def clip(dim: int = TEXT, projection: int | None = None) -> Any:
+def clip(dim: int = TEXT, projection: int | None = None, **changes: Any) -> Any:
     made = CLIPTextModel if projection is None else CLIPTextModelWithProjection
     return made(
         CLIPTextConfig(
@@ -60,6 +62,7 @@ def clip(dim: int = TEXT, projection: int | None = None) -> Any:
             bos_token_id=512,
             eos_token_id=513,
             pad_token_id=513,
+            **changes,
         )
     )
 
@@ -68,14 +71,14 @@ def t5(dim: int = TEXT) -> T5EncoderModel:
     return T5EncoderModel(T5Config(vocab_size=128, d_model=dim, d_kv=8, d_ff=2 * dim, num_layers=1, num_heads=2))
 
 
-def vae(levels: int = 2, shift: float | None = None) -> diffusers.AutoencoderKL:
+def vae(levels: int = 2, shift: float | None = None, latents: int = 4) -> diffusers.AutoencoderKL:
     """Images are 2^(levels - 1) times as large as latents; latents of flow matching are shifted."""
     return diffusers.AutoencoderKL(
         block_out_channels=(8,) * levels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         norm_num_groups=2,
-        latent_channels=4,
+        latent_channels=latents,
         sample_size=16,
         shift_factor=shift,
     )
