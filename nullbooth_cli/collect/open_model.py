@@ -37,6 +37,7 @@ def compute_steps(config: Config, num_prompts: int, device: str | None = None) -
     from nullbooth_cli.model import denoise
     from nullbooth_cli.model.scheduler import compute_schedule, is_flow_matching
 
+    require_call(config)
     section, scheduler = config.schedule, scheduler_of(config)
 
     def set_by_pipeline(_: int) -> None:
@@ -55,6 +56,25 @@ def compute_steps(config: Config, num_prompts: int, device: str | None = None) -
         set_timesteps=set_by_pipeline if is_flow_matching(scheduler) else None,
     )
     return scheduler, steps
+
+
+def require_call(config: Config) -> None:
+    """Raise ConfigError unless the model's pipeline class takes what the config gives it, and is given all that it needs.
+
+    Raises ModelError for a class that cannot be used. Cost: reads the model's config files.
+    """
+    from nullbooth_cli.model import load
+    from nullbooth_cli.model.pipeline_call import call_of
+    from nullbooth_cli.model.sources import Source
+
+    section = config.collect
+    call = call_of(load.load_class(Source.of(config)))
+    call.require_inputs(section.pipeline_inputs)
+    call.require_settings(
+        guidance_is_set=section.guidance_scale != type(section).model_fields["guidance_scale"].default,
+        size_is_set=section.height is not None or section.width is not None,
+    )
+    _require_whole_size(config)
 
 
 def scheduler_of(config: Config) -> "Scheduler":
@@ -128,6 +148,7 @@ def follow_schedule(config: Config, steps: tuple[Step, ...], pipe: "Pipeline") -
 def denoising_path(config: Config, steps: tuple[Step, ...] = ()) -> "DenoisingPath":
     """The path of a config, without images; without steps, the pipeline walks those of its own scheduler."""
     from nullbooth_cli.model import denoise
+    from nullbooth_cli.model.fixed_inputs import read_inputs
 
     _require_whole_size(config)
     section = config.collect
@@ -138,6 +159,7 @@ def denoising_path(config: Config, steps: tuple[Step, ...] = ()) -> "DenoisingPa
         height=section.height,
         width=section.width,
         seed=section.seed,
+        inputs=read_inputs(section.pipeline_inputs),
     )
 
 
@@ -154,7 +176,7 @@ def _require_whole_size(config: Config) -> None:
 
 def load_path(config: Config, steps: tuple[Step, ...], device: str | None) -> "tuple[Pipeline, DenoisingPath]":
     """Load the model and let it follow the schedule; returns (pipeline, path)."""
-    _require_whole_size(config)
+    require_call(config)
     pipe = load_model(config, device)
     return pipe, follow_schedule(config, steps, pipe)
 
@@ -198,6 +220,7 @@ def open_preview(config: Config, device: str | None, note: Callable[[str], None]
     """Open the config's model to find its shapes; `note` is called with a text if it must be loaded for that."""
     from nullbooth_cli.collect.preview import Preview
 
+    require_call(config)
     scheduler = scheduler_of(config)
     pipe = open_without_weights(config, scheduler)
     loaded = pipe is None

@@ -81,8 +81,18 @@ def draw_pictures(
     with _decoded(cast(LatentPipeline, pipe).vae, latents.append):
         for batch in batches(len(specs), batch_size):
             images = denoise(pipe, path, [(spec.noise(series), spec.prompt) for spec in specs[batch]], "np")
+            require_pictures(pipe, images)
             yield Pictures((images * 255).round().astype(np.uint8), torch.cat(latents).numpy())
             latents.clear()
+
+
+def require_pictures(pipe: Pipeline, drawn: NDArray[Any]) -> None:
+    """Raise ModelError unless a pipeline has drawn pictures `[B, H, W, 3]`: videos have one axis more."""
+    if drawn.ndim != 4 or drawn.shape[-1] != 3:
+        raise ModelError(
+            f"{type(pipe).__name__} draws {list(drawn.shape)}, which are no pictures [B, H, W, 3]",
+            "look at its videos with diffusers itself; its features and projectors serve all the same",
+        )
 
 
 @contextmanager

@@ -20,8 +20,10 @@ from nullbooth_cli.collect.open_model import load_model
 from nullbooth_cli.errors import ConfigError, DataError
 from nullbooth_cli.evaluation.edited import EditedModel, base_of, load_edited, read_place
 from nullbooth_cli.evaluation.encoders import batches
+from nullbooth_cli.evaluation.pictures import require_pictures
 from nullbooth_cli.model.device import pick_device
-from nullbooth_cli.model.latents import default_of
+from nullbooth_cli.model.fixed_inputs import read_inputs
+from nullbooth_cli.model.pipeline_call import call_of
 from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.model.quiet import quiet_libraries
@@ -84,7 +86,7 @@ class SampledModel:
     name: str
     images: Images
     num_inference_steps: int
-    guidance_scale: float
+    guidance_scale: float | None
     base: str | None = None
     tokens: tuple[str, ...] = ()
 
@@ -176,15 +178,21 @@ def _sampled(
         pipe.register_modules(safety_checker=None)  # it blackens pictures
     if request.strategy is not None:
         pipe.scheduler = build_scheduler(request.strategy, pipe.scheduler)
-    steps, guidance = (default_of(type(pipe), name) for name in ("num_inference_steps", "guidance_scale"))
-    steps = steps if request.num_inference_steps is None else request.num_inference_steps
-    guidance = guidance if request.guidance_scale is None else request.guidance_scale
+    call = call_of(type(pipe))
+    call.require_settings(guidance_is_set=request.guidance_scale is not None, size_is_set=False)
+    steps = call.takes[call.steps] if request.num_inference_steps is None else request.num_inference_steps
+    guidance = call.own_guidance if request.guidance_scale is None else request.guidance_scale
     most = pipe.scheduler.config.get("num_train_timesteps")
     if most is not None and steps > most:
         raise ConfigError(f"{steps} denoising steps are more than the {most} timesteps of {source.name}", "choose fewer steps")
     wanted = [(prompt, seed) for prompt in request.prompts for seed in request.seeds]
     images: list[Images] = []
-    for pictures in _batches(pipe, source.name, wanted, num_inference_steps=steps, guidance_scale=guidance):
+    settings = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "inputs": read_inputs(request.config.collect.pipeline_inputs),
+    }
+    for pictures in _batches(pipe, source.name, wanted, **settings):
         images.extend(pictures)
         yield Progress("sample", models_done * len(wanted) + len(images), num_models * len(wanted), source.name)
     return SampledModel(
@@ -199,15 +207,18 @@ def _sampled(
 
 def _batches(pipe: Any, name: str, wanted: Sequence[tuple[str, int]], **settings: Any) -> Iterator[Images]:
     """Pictures `[B, H, W, 3]` of (prompt, seed), a batch at a time."""
-    for batch in batches(len(wanted), BATCH):
+    call = call_of(type(pipe))
+    for batch in batches(len(wanted), 1 if call.takes_one_prompt else BATCH):
         prompts, seeds = zip(*wanted[batch], strict=True)
+        arguments = call.arguments(prompts, size={}, generators=generators(seeds), output_type="np", **settings)
         try:
             with quiet_libraries():
-                drawn = pipe(list(prompts), generator=generators(seeds), output_type="np", **settings).images
+                drawn = pipe(**arguments)[0]
         except ValueError as error:
             raise ConfigError(
                 f"{type(pipe).__name__} refuses this: {error}", "choose other steps, or another guidance"
             ) from error
+        require_pictures(pipe, drawn)
         if not np.isfinite(drawn).all():
             raise DataError(f"a picture of {name} is not finite", "set dtype to float32 or bfloat16, or name another model")
         yield (drawn.clip(0, 1) * 255).round().astype(np.uint8)

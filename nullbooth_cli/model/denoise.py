@@ -9,7 +9,7 @@ stochastic samplers therefore depend neither on the batch nor on the process.
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.hooks import StopDenoising
 from nullbooth_cli.model.noised_images import noised
+from nullbooth_cli.model.pipeline_call import call_of
 from nullbooth_cli.model.protocols import Pipeline, Scheduler
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.model.scheduler import install
 from nullbooth_cli.settings.images import file_of
+from nullbooth_cli.settings.pipeline_inputs import KEY
 from nullbooth_cli.tensors import generators
 
 
@@ -31,7 +33,7 @@ class DenoisingPath:
 
     `num_inference_steps` is the pipeline's argument; some schedulers (PNDM) walk one step more. `height` and `width` are in
     pixels, None for the model's own size. `images` are the files of the prompts' images by their digests, None for the model's
-    own path.
+    own path. `inputs` are fixed inputs of every call, read (`fixed_inputs`).
     """
 
     num_inference_steps: int
@@ -41,6 +43,7 @@ class DenoisingPath:
     width: int | None
     seed: int
     images: Mapping[str, Path] | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def use_schedule(pipe: Pipeline, scheduler: Scheduler, steps: tuple[Step, ...]) -> None:
@@ -58,32 +61,35 @@ def denoise(
 ) -> Any:
     """Denoise prompts, each with its row in the store; `after_step` is called whenever the scheduler has made a step.
 
-    Returns latents, without running the autoencoder; with "np" images `[B, h, w, 3]` in [0, 1]. Raises ConfigError for arguments
-    that the pipeline refuses, such as a height that is not a multiple of 8.
+    Returns latents, without running the autoencoder where the class can; with "np" images `[B, h, w, 3]` in [0, 1], or frames.
+    Raises ConfigError for arguments that are missing, and for those that the pipeline refuses, such as a height that is not a
+    multiple of 8; ModelError for a class that cannot be used.
     """
+    call = call_of(type(pipe))
     seeds = [path.seed + row for row, _ in members]
     size = {name: value for name, value in (("height", path.height), ("width", path.width)) if value is not None}
     on_images: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if path.images is not None:
         on_images = noised(pipe, path.steps, [file_of(path.images, prompt) for _, prompt in members], seeds)
+    arguments = call.arguments(
+        [prompt.text for _, prompt in members],
+        num_inference_steps=path.num_inference_steps,
+        guidance_scale=path.guidance_scale,
+        size=size,
+        generators=generators(seeds),
+        output_type=output_type,
+        inputs=path.inputs,
+    )
     try:
         with quiet_libraries(), on_images, _watched(pipe.scheduler, after_step):
-            result = pipe(
-                prompt=[prompt.text for _, prompt in members],
-                num_inference_steps=path.num_inference_steps,
-                guidance_scale=path.guidance_scale,
-                generator=generators(seeds),
-                output_type=output_type,
-                **size,
-            )
+            result = pipe(**arguments)
     except ValueError as error:
-        raise ConfigError(
-            f"{type(pipe).__name__} refuses this: {error}", "check collect.height, collect.width and the model itself"
-        ) from error
+        given = ", ".join(["collect.height, collect.width", *([KEY] if path.inputs else [])])
+        raise ConfigError(f"{type(pipe).__name__} refuses this: {error}", f"check {given} and the model itself") from error
     finally:
         # If a hook ends the path early, the denoiser of an offloaded pipeline is still on the device.
         pipe.maybe_free_model_hooks()
-    return result.images
+    return result[0]
 
 
 @contextlib.contextmanager

@@ -8,12 +8,15 @@ import hashlib
 import re
 import threading
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.model.load_errors import explained
+from nullbooth_cli.model.pipeline_call import class_named
+from nullbooth_cli.model.pipeline_classes import needed_inputs
 from nullbooth_cli.model.pipeline_folder import read_pipeline_folder, require_latents_alone
 from nullbooth_cli.model.protocols import Pipeline, Scheduler, Tokenizer, config_of
 from nullbooth_cli.model.quiet import collected_warnings, quiet_libraries, without_future_warnings
@@ -36,6 +39,11 @@ def config_folder(source: Source) -> str:
             folder = fetch(source, weights=False)
     read_pipeline_folder(folder, weights=False)
     return folder
+
+
+def load_class(source: Source) -> Any:
+    """The pipeline class of a model. Raises ModelError for one that cannot be used, ConfigError for one that is not there."""
+    return class_named(read_pipeline_folder(config_folder(source), weights=False).class_name)
 
 
 def load_scheduler(source: Source) -> Scheduler:
@@ -110,13 +118,11 @@ def load_pipeline(
 
 
 def _from_folder(source: Source, dtype: torch.dtype, in_float32: Collection[str]) -> Pipeline:
-    import diffusers
-
     with explained(source):
         folder = fetch(source)
     found = read_pipeline_folder(folder, weights=True)
     with explained(source, folder), without_future_warnings():
-        pipe: Pipeline = getattr(diffusers, found.class_name).from_pretrained(
+        pipe: Pipeline = class_named(found.class_name).from_pretrained(
             folder,
             **dict.fromkeys(found.left_out),
             variant=source.variant,
@@ -132,18 +138,16 @@ def _from_file(source: Source, dtype: torch.dtype, in_float32: Collection[str]) 
 
     With parts in float32, all are loaded in it: diffusers takes one dtype here.
     """
-    import diffusers
-
     folder, file = _completing_folder(source), source.located()
     with explained(source, file):
-        pipeline_class = getattr(diffusers, read_pipeline_folder(folder, weights=False).class_name)
-        pipe: Pipeline = pipeline_class.from_single_file(
+        found = read_pipeline_folder(folder, weights=False)
+        pipe: Pipeline = class_named(found.class_name).from_single_file(
             file, config=folder, dtype=torch.float32 if in_float32 else dtype, local_files_only=True
         )
     for name, part in pipe.components.items() if in_float32 else ():
         if isinstance(part, nn.Module) and name not in in_float32:
             part.to(dtype)
-    if hasattr(pipe, "unet") and hasattr(pipe, "vae"):
+    if hasattr(pipe, "unet") and hasattr(pipe, "vae") and not needed_inputs(found.class_name):
         unet, vae = config_of(pipe.unet), config_of(pipe.vae)
         require_latents_alone(f"the U-Net of {file}", unet.get("in_channels"), vae.get("latent_channels"))
     return pipe

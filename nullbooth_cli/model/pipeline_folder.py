@@ -4,24 +4,22 @@
     <part>/config.json             of the denoiser, the autoencoder and text encoders; scheduler/scheduler_config.json
 
 `read_pipeline_folder()` refuses what can be known from these files: JSON of another shape, parts that are not there, and models
-that need more than a text.
+that need more than their class is given.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nullbooth_cli.errors import ConfigError, ModelError
+from nullbooth_cli.model.pipeline_classes import OTHER, needed_inputs, require_usable
 from nullbooth_cli.model.sources import PICKLED, PIPELINE_INDEX, SAFE
 
 # Parts that only look at finished pictures, or that a text alone does not need.
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 _AGAIN = "get the model again, or save it again with save_pretrained of the pipeline"
-_OTHER = "set model to a text-to-image pipeline of diffusers"
-_TAKES_AN_IMAGE = re.compile(r"Inpaint|Img2Img|Image2Image|Depth2Img|Pix2Pix|Upscale|ControlNet|Fill")
 _CONFIG_FILES = ("config.json", "scheduler_config.json")
 _CHANNELS = {5: "a depth image", 7: "a small image", 8: "an image to edit", 9: "an image with a mask to fill"}
 
@@ -38,8 +36,8 @@ class PipelineFolder:
 def read_pipeline_folder(folder: str | Path, *, weights: bool) -> PipelineFolder:
     """Read the configs of a pipeline folder. With `weights`, every part that the pipeline uses must be there.
 
-    Raises ConfigError for a file that is not what diffusers writes, and for a part without files; ModelError for a pipeline that
-    needs an image beside the text. Cost: some small files.
+    Raises ConfigError for a file that is not what diffusers writes, and for a part without files; ModelError for a pipeline class
+    that cannot be used, and for a U-Net that needs more than its class gives it. Cost: some small files.
     """
     folder = Path(folder)
     index = read_json(folder / PIPELINE_INDEX)
@@ -50,15 +48,15 @@ def read_pipeline_folder(folder: str | Path, *, weights: bool) -> PipelineFolder
                 raise ConfigError(f"{folder / PIPELINE_INDEX}: {name} is {kind}, not a library and a class", _AGAIN)
             if kind[1] is not None:
                 parts[name] = kind[1]
-    if _TAKES_AN_IMAGE.search(class_name):
-        raise ModelError(f"{folder} is a {class_name}, which draws from an image and not from a text alone", _OTHER)
+    require_usable(class_name)
     left_out = _missing_unused(folder, parts)
     parts = {name: kind for name, kind in parts.items() if name not in left_out}
     for name in parts:
         if weights:
             _require_files(folder, name)
         _require_classes(folder / name)
-    _require_latents_alone(folder)
+    if not needed_inputs(class_name):
+        _require_latents_alone(folder)
     return PipelineFolder(class_name, parts, left_out)
 
 
@@ -122,4 +120,4 @@ def require_latents_alone(what: str, taken: object, latents: object) -> None:
     """Raise ModelError if a U-Net `what` takes another number of channels than its autoencoder's latents have."""
     if isinstance(taken, int) and isinstance(latents, int) and taken != latents:
         beside = _CHANNELS.get(taken, "something else")
-        raise ModelError(f"{what} takes {taken} channels, and latents have {latents}: it needs {beside} beside the text", _OTHER)
+        raise ModelError(f"{what} takes {taken} channels, and latents have {latents}: it needs {beside} beside the text", OTHER)

@@ -106,12 +106,6 @@ class Autoencoder(Protocol):
         """All its weights."""
 
 
-class PipelineOutput(Protocol):
-    """The result of a call of a pipeline."""
-
-    images: Any  # with output_type "latent" a tensor, with "np" an array [B, H, W, 3] in [0, 1], with "pil" a list of images
-
-
 class Pipeline(Protocol):
     """A text-to-image pipeline of diffusers. Its denoisers are parts of it: `model.denoisers`."""
 
@@ -129,17 +123,9 @@ class Pipeline(Protocol):
     def _execution_device(self) -> torch.device:
         """Where its modules run, offloaded or not."""
 
-    def __call__(
-        self,
-        prompt: Sequence[str],
-        *,
-        num_inference_steps: int,
-        guidance_scale: float,
-        generator: Sequence[torch.Generator],
-        output_type: str,
-        **settings: Any,  # pipelines differ in the rest: sizes, masks, lengths
-    ) -> PipelineOutput:
-        """Denoise one image a prompt, each from the noise of its generator."""
+    def __call__(self, *prompt: Sequence[str], **arguments: Any) -> Any:
+        """Denoise one image a prompt. Arguments differ between classes (`pipeline_call`); the first field of the result are the
+        pictures, or the frames of videos: with output_type "latent" a tensor, with "np" an array [B, H, W, 3] in [0, 1]."""
 
     def to(self, device: torch.device) -> Self:
         """Move all its modules."""

@@ -28,6 +28,7 @@ from nullbooth_cli.datatypes import Step, step_key
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import listed
 from nullbooth_cli.model.corrected_solver import CorrectedDPMSolver
+from nullbooth_cli.model.pipeline_call import class_named
 from nullbooth_cli.model.pipeline_folder import read_json, read_pipeline_folder
 from nullbooth_cli.model.protocols import BetaScheduler, Scheduler
 from nullbooth_cli.settings.fingerprints import fingerprint
@@ -98,11 +99,11 @@ def model_scheduler(folder: str) -> Scheduler:
     from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 
     found = read_pipeline_folder(folder, weights=False)
+    pipeline = class_named(found.class_name)
     if "scheduler" not in found.parts:
         raise ModelError(f"{folder} has no scheduler", "set model to a text-to-image pipeline of diffusers")
     read_json(Path(folder) / "scheduler" / "scheduler_config.json")  # raises, naming it
     scheduler: Scheduler = getattr(diffusers, found.parts["scheduler"]).from_pretrained(folder, subfolder="scheduler")
-    pipeline = getattr(diffusers, found.class_name)
     if issubclass(pipeline, StableDiffusionMixin):
         needed = [name for name, each in inspect.signature(pipeline).parameters.items() if each.default is each.empty]
         scheduler = pipeline(**{**dict.fromkeys(needed), "scheduler": scheduler}).scheduler

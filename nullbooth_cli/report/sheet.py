@@ -51,7 +51,7 @@ class DrawnModelAnswer:
     base: str | None
     tokens: Sequence[str]
     num_inference_steps: int
-    guidance_scale: float
+    guidance_scale: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

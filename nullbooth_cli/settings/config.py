@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from nullbooth_cli.datatypes import Factoring
+from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.settings import limits
+from nullbooth_cli.settings.pipeline_inputs import expanded_inputs
 from nullbooth_cli.settings.schema import CONFIG, RECIPE, Kind, Section, load_settings, refusal, validate
 
 Strategy = Literal[
@@ -91,6 +93,11 @@ class CollectSection(Section):
         None, description="with latents images: a folder of images with captions, used instead of original_knowledge_prompts"
     )
     guidance_scale: float = Field(7.5, ge=0.0, description="classifier-free guidance, as the pipeline takes it")
+    pipeline_inputs: dict[str, Any] = Field(
+        {},
+        description="what the pipeline takes beside the prompt, the same in every call, as {image: photo.png, strength: 1.0}: "
+        "pictures and tensors (.safetensors) by their files, texts, numbers, true or false",
+    )
     branches: Literal["both", "cond"] = Field("both", description="both branches of guidance, or only the prompt's own")
     batch_size: int = Field(
         8, ge=1, le=limits.BATCH, description="prompts per forward; also the size of a unit, the piece of a stage that is resumed"
@@ -112,6 +119,14 @@ class CollectSection(Section):
     attention_timesteps: int = Field(
         6, ge=1, le=limits.STEPS, description="attention maps: number of timesteps, evenly spaced over the schedule"
     )
+
+    @field_validator("pipeline_inputs")
+    @classmethod
+    def _expand_inputs(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return expanded_inputs(value)
+        except ConfigError as error:
+            raise refusal(error.message, error.hint) from error
 
     @model_validator(mode="after")
     def _images_only_with_latents_images(self) -> "CollectSection":

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from nullbooth_cli.settings.config import Config
+from nullbooth_cli.settings.pipeline_inputs import KEY, recorded_inputs
 
 
 def model_names(config: Config) -> dict[str, Any]:
@@ -30,10 +31,19 @@ def stage_settings(config: Config, stage: str, keep: str | None = None) -> dict[
         keep = keep or config.collect.keep
         unused = ("feature_dtype",) if keep == "moments" else ()
         beside = ("visual_attention_map", "attention_prompts", "attention_layers", "attention_timesteps")
-        collect = _flat(config.collect, "collect", without=("batch_size", "compression", "keep", "images", *beside, *unused))
+        collect = _flat(
+            config.collect,
+            "collect",
+            without=("batch_size", "compression", "keep", "images", "pipeline_inputs", *beside, *unused),
+        )
         if not config.collect.linear_layers:  # stores that were made before there was such a key
             del collect["collect.linear_layers"]
-        return {"dtype": config.dtype, **collect, **({} if keep == "features" else sums_settings(config))}
+        return {
+            "dtype": config.dtype,
+            **collect,
+            **input_settings(config),
+            **({} if keep == "features" else sums_settings(config)),
+        }
     if stage == "covariance":
         return sums_settings(config)
     rule, value = config.project.rule()
@@ -49,8 +59,17 @@ def sums_settings(config: Config) -> dict[str, Any]:
 
 
 def size_settings(config: Config) -> dict[str, Any]:
-    """Settings that the schedule of a flow-matching model can depend on: its pipeline shifts the sigmas by the image's size."""
-    return {"collect.height": config.collect.height, "collect.width": config.collect.width}
+    """Settings that the schedule of a flow-matching model can depend on: its pipeline shifts the sigmas by the image's size.
+
+    Some pipelines take this size from a picture that they are given. Prompts that are inputs do not matter.
+    """
+    inputs = {name: value for name, value in input_settings(config).items() if "prompt" not in name}
+    return {"collect.height": config.collect.height, "collect.width": config.collect.width, **inputs}
+
+
+def input_settings(config: Config) -> dict[str, Any]:
+    """The fixed inputs of the pipeline, files by their digests; none where there are none. Cost: one read of every file."""
+    return {f"{KEY}.{name}": value for name, value in recorded_inputs(config.collect.pipeline_inputs).items()}
 
 
 def decomposition_settings(config: Config) -> dict[str, Any]:

@@ -55,9 +55,9 @@ def test_pictures_are_those_of_plain_diffusers() -> None:
 def test_steps_guidance_and_scheduler_are_the_pipelines_own(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    def call(pipe: Any, prompts: list[str], **settings: Any) -> Any:
+    def call(pipe: Any, prompt: list[str], **settings: Any) -> Any:
         seen.update(settings, scheduler=type(pipe.scheduler).__name__)
-        return type("Output", (), {"images": np.zeros((len(prompts), 32, 32, 3))})
+        return (np.zeros((len(prompt), 32, 32, 3)),)
 
     pipe = toy()
     monkeypatch.setattr(samples, "load_edited", lambda *_: pipe)

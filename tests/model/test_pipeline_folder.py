@@ -116,14 +116,17 @@ def test_a_unet_that_takes_more_than_latents_is_refused(folder: Path, channels: 
         assert f"takes {channels} channels, and latents have 4: it needs {words}" in error.message
 
 
-@pytest.mark.parametrize(
-    "name", ["StableDiffusionInpaintPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionInstructPix2PixPipeline"]
-)
-def test_a_pipeline_that_draws_from_an_image_is_refused(folder: Path, name: str) -> None:
-    change(folder / "model_index.json", _class_name=name)
+def test_a_class_that_cannot_be_used_is_refused_with_its_reason(folder: Path) -> None:
+    change(folder / "model_index.json", _class_name="StableDiffusionAttendAndExcitePipeline")
     for error in load_parts(folder):
         assert isinstance(error, ModelError)
-        assert f"is a {name}, which draws from an image" in error.message
+        assert error.message.startswith("StableDiffusionAttendAndExcitePipeline cannot be used here: it changes the latents by")
+
+
+def test_a_unet_that_takes_an_image_belongs_to_a_class_that_does(folder: Path) -> None:
+    change(folder / "unet" / "config.json", in_channels=9)
+    change(folder / "model_index.json", _class_name="StableDiffusionInpaintPipeline")
+    assert read_pipeline_folder(folder, weights=True).class_name == "StableDiffusionInpaintPipeline"
 
 
 @pytest.mark.parametrize("strategy", [None, "DDIM", "model"])

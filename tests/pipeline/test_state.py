@@ -97,6 +97,7 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"collect__linear_layers": ["ff_in"]}, COLLECT_ON),
     ({"collect__side": "output"}, COLLECT_ON),
     ({"collect__guidance_scale": 5.0}, COLLECT_ON),
+    ({"collect__pipeline_inputs": {"negative_prompt": "blurry"}}, COLLECT_ON),
     ({"collect__branches": "cond"}, COLLECT_ON),
     ({"collect__height": 32}, COLLECT_ON),
     ({"collect__width": 32}, COLLECT_ON),
@@ -135,7 +136,7 @@ def test_a_setting_makes_exactly_the_right_stages_stale(finished: Any, changes: 
 
 def test_every_setting_is_among_the_changes() -> None:
     """A new key without a row above fails here."""
-    leaves = _leaves(Config().model_dump()) | {"storage_options"}
+    leaves = _leaves(Config().model_dump()) | {"storage_options", "collect.pipeline_inputs"}
     rules = {f"project.{name}" for name in ("nullspace_threshold", "threshold_percent", "target_leakage", "null_dim")}
     assert leaves - rules - {"heldout_prompts"} == {key.replace("__", ".") for changes, _ in CHANGES for key in changes}
 

@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -60,4 +59,4 @@ class SmallPipeline:
                 text = self._text(torch.cat([encoded[kind] for kind in kinds]))
                 predicted = predicted + denoiser(torch.cat([latents] * len(kinds)), text).chunk(len(kinds))[-1]
             latents = self.scheduler.step(predicted, latents)
-        return SimpleNamespace(images=latents)
+        return (latents,)

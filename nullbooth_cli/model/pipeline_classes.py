@@ -1,0 +1,76 @@
+"""What the name of a pipeline class tells, before diffusers is imported: whether it can be used, and what it needs.
+
+`why_refused()` gives the reason of a class that cannot be collected from; `needed_inputs()` what a class needs beside the prompt.
+`pipeline_call.py` reads the rest from the class itself.
+"""
+
+import re
+
+from nullbooth_cli.errors import ModelError
+
+OTHER = "set model to a text-to-image pipeline of diffusers"
+_PIECES = "it draws a video piece by piece, and walks the schedule again for each piece, so that a step has no single place in it"
+_GRADIENTS = "it changes the latents by gradients while it denoises, so that what its layers receive is no denoising path"
+
+# A class is refused for the first pattern that its whole name matches.
+REFUSED: tuple[tuple[str, str], ...] = (
+    (r"Onnx.*|.*Onnx.*Pipeline|Flax.*", "it does not run in torch, so that its layers cannot be seen"),
+    (r".*ModularPipeline", "it is a modular pipeline, which is put together when it is used"),
+    (r"(Audio|Music|StableAudio|AceStep|LongCatAudio|Dance|Spectrogram).*", "it makes sound, not pictures"),
+    (r"LLaDA2Pipeline|DiffusionGemmaPipeline", "it writes text, not pictures"),
+    (r"ShapE.*", "it makes three-dimensional objects, not pictures"),
+    (r"RFD4Proteina.*", "it makes proteins, not pictures"),
+    (r"(Amused|VQDiffusion).*", "it draws discrete tokens, so that it has no latents and no noise schedule"),
+    (r".*Paradigms.*", "it denoises several steps at once, so that a forward has no single timestep"),
+    (
+        r".*Panorama.*",
+        "it steps its scheduler once for each of several views, so that a step has no single place in the schedule",
+    ),
+    (r"TextToVideoZero.*", "it walks parts of its schedule several times, on other latents each time"),
+    (
+        r"SkyReelsV2DiffusionForcing.*",
+        "every frame has a timestep and a scheduler of its own, so that a step has no single timestep",
+    ),
+    (r"AnyFlowFAR.*|Helios.*|HunyuanVideoFramepack.*|LTXI2VLong.*", _PIECES),
+    (r".*AttendAndExcite.*", f"{_GRADIENTS}, and it needs the places of words (token_indices)"),
+    (r".*Pix2PixZero.*", f"{_GRADIENTS}, and it needs the directions of an edit (source_embeds, target_embeds)"),
+    (r"CycleDiffusion.*", "it takes two prompts, of the picture that is there and of the one to draw"),
+    (r".*DiffEdit.*|LEditsPP.*", "it edits a picture that it has walked back to noise before, along a schedule of its own"),
+    (
+        r"KandinskyV22(Img2Img|Inpaint|Controlnet\w*)?Pipeline",
+        "it takes no prompt but what a prior made of one; KandinskyV22CombinedPipeline has both",
+    ),
+    (r"FluxPriorRedux.*|LTX\w*Upsample.*|.*DiffusionDecode.*", "it only converts what another pipeline draws or takes"),
+)
+
+# The inputs that a class needs although its signature lets them be missing. Of the names in a row, the class takes the first.
+_NEEDED: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (r"Control(Net|Pipeline|Img2Img|Inpaint)", ("control_image", "control_video", "conditioning_frames", "image")),
+    (
+        r"Img2Img|Image2Image|Depth2Img|Pix2Pix|Upscale|Refiner|ImageTo|Image2Video|(?<!T)I2V|SuperResolution|Edit(?!ing)|Layered",
+        ("image", "images"),
+    ),
+    (r"Img2ImgSuper|InpaintingSuper", ("original_image",)),
+    (r"Inpaint|Fill", ("image", "video")),
+    (r"Inpaint|Fill", ("mask_image", "mask_video", "control_mask", "mask")),
+    (r"VideoToVideo|Video2Video|EasyAnimateInpaint", ("video",)),
+    (r"DiffusionAdapter|XLAdapter", ("image",)),
+    (r"GLIGEN", ("gligen_phrases",)),
+    (r"GLIGEN", ("gligen_boxes",)),
+)
+
+
+def why_refused(class_name: str) -> str | None:
+    """The reason that a pipeline class cannot be used, from its name; None for one that may be."""
+    return next((reason for pattern, reason in REFUSED if re.fullmatch(pattern, class_name)), None)
+
+
+def require_usable(class_name: str) -> None:
+    """Raise ModelError, with the reason, for a pipeline class that cannot be used."""
+    if (reason := why_refused(class_name)) is not None:
+        raise ModelError(f"{class_name} cannot be used here: {reason}", OTHER)
+
+
+def needed_inputs(class_name: str) -> tuple[tuple[str, ...], ...]:
+    """What a pipeline class needs beside the prompt, by its name: for each input the names that it may have, the likely first."""
+    return tuple(names for pattern, names in _NEEDED if re.search(pattern, class_name))
