@@ -27,11 +27,13 @@ _limit_lock = threading.Lock()
 
 
 def largest_batch(model: RecordableModel, prompts: tuple[Prompt, ...], device: torch.device) -> int:
-    """The largest number of prompts per forward that fits, at most `MOST` and the number of prompts.
+    """The largest number of prompts per forward that fits, at most `MOST` and the number of prompts; 1 if prompts run alone.
 
     On CUDA a step is tried, and the batch made smaller until it fits. On other devices the system may end the process before it
     reports a shortage, so the memory of one and of two prompts is measured and the rest is computed. Cost: a few forwards.
     """
+    if model.found.alone:
+        return 1
     most = min(len(prompts), MOST)
     if device.type == "cuda":
         with _limited_memory(device):
@@ -99,7 +101,9 @@ def time_step(model: RecordableModel, members: Sequence[tuple[int, Prompt]]) -> 
             raise StopDenoising
 
     denoisers, projections = denoisers_of(model.pipe), model.found.projections
-    with ProjectionHooks(denoisers, projections, model.found.side, recorder.receive, begin=recorder.begin) as hooks:
+    with ProjectionHooks(
+        denoisers, projections, model.found.side, recorder.receive, begin=recorder.begin, enter=recorder.enter
+    ) as hooks:
         handle = denoiser.register_forward_pre_hook(note_start)
         try:
             denoise(model.pipe, model.path, members, after_step=hooks.end_step)

@@ -1,4 +1,4 @@
-"""A probe of a pipeline: what the projections of its denoisers receive in the first steps of one prompt."""
+"""A probe of a pipeline: what the projections of its denoisers receive in the first steps."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,20 +23,20 @@ TIMESTEPS = ("timestep", "timesteps", "timestep_ratio", "t")  # names of a denoi
 class Received:
     """A tensor that a projection received: its memory and shape `[rows, L, D]`, and a sample of it.
 
-    `changes` says whether it depends on the latents or the timestep, where that is known without values. `is_padded`: it may have
-    padding. `is_argument`: it is the text that the denoiser is given.
+    `changes` says whether it depends on the latents or the timestep, where that is known without values. `attended` `[rows, L]`
+    is False for padding, None if there is none. `is_argument`: it is the text that the denoiser is given.
     """
 
     memory: tuple[object, ...]
     shape: tuple[int, ...]
     sample: torch.Tensor
     changes: bool | None
-    is_padded: bool
+    attended: torch.Tensor | None
     is_argument: bool
 
 
 class Probe:
-    """Runs one prompt until each denoiser has made `num_steps` steps, and keeps what its projections received.
+    """Runs prompts until each denoiser has made `num_steps` steps, and keeps what its projections received.
 
     `num_rows` has, for each forward, the rows of the denoiser's latents. `changes` says of a tensor without values whether it
     depends on the latents or the timestep. `only_main`: no other denoiser than the main one counts. Memory: the tensors of one
@@ -62,12 +62,20 @@ class Probe:
         self._text: torch.Tensor | None = None
         self._padding = Padding({})
 
-    def run(self, path: DenoisingPath, prompt: Prompt, *, last: Forward | None = None) -> None:
-        """Run the prompt, with the noise of the first row; after forward `last` no more.
+    def run(self, path: DenoisingPath, *prompts: Prompt, last: Forward | None = None) -> None:
+        """Run prompts as one batch, with the noise of the first rows; after forward `last` no more.
 
         Raises ModelError for hooks that misfire, and for a denoiser that never runs or has several timesteps in one step.
         """
-        hooks = ProjectionHooks(self.denoisers, self._projections, self._side, self._receive, last=last, begin=self._begin)
+        hooks = ProjectionHooks(
+            self.denoisers,
+            self._projections,
+            self._side,
+            self._receive,
+            last=last,
+            begin=self._begin,
+            enter=lambda *given: self._padding.enter(*given),
+        )
 
         def after_step() -> None:
             hooks.end_step()
@@ -75,7 +83,7 @@ class Probe:
                 raise StopDenoising
 
         with hooks:
-            denoise(self._pipe, path, [(0, prompt)], after_step=after_step)
+            denoise(self._pipe, path, [*enumerate(prompts)], after_step=after_step)
         self._alive.clear()
         for prefix in self.denoisers:
             if not self.forwards(prefix):
@@ -114,7 +122,6 @@ class Probe:
 
     def _receive(self, projection: Projection, forward: Forward, tensor: torch.Tensor) -> None:
         self._alive.append(tensor)
-        self._padding.attended(projection, tensor)  # raises if it cannot be known
         rows, num_tokens, dim = tensor.shape
         if rows % self.num_rows[forward]:
             raise ModelError(
@@ -126,6 +133,6 @@ class Probe:
             shape=(rows, num_tokens, dim),
             sample=tensor[:, :: max(1, num_tokens // SAMPLE), :: max(1, dim // SAMPLE)].clone(),
             changes=None if self._changes is None else self._changes(tensor),
-            is_padded=self._padding.is_masked and (projection.from_text or projection.from_both),
+            attended=self._padding.attended(projection, tensor),
             is_argument=self._text is not None and memory_of(tensor) == memory_of(self._text),
         )

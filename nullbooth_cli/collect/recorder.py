@@ -42,6 +42,10 @@ class Recorder:
         self._shared.clear()
         self._padding = Padding(arguments)
 
+    def enter(self, path: str, arguments: Mapping[str, Any]) -> None:
+        """Note a layer or block that is about to run, for its mask."""
+        self._padding.enter(path, arguments)
+
     def receive(self, projection: Projection, forward: Forward, tensor: torch.Tensor) -> None:
         """Take a projection's tensor `[rows, L, D]` of a forward. Raises ModelError if it is not the one that its site shares."""
         site = self._site_of[projection]
@@ -55,17 +59,20 @@ class Recorder:
 
     def _of_prompts(self, tensor: torch.Tensor, forward: Forward) -> torch.Tensor:
         """`[B, L, D]` of a forward's `[rows, L, D]`: the tokens of a prompt in all its recorded branches."""
-        parts = split_branches(tensor, len(self.members), self._branches[forward.turn])
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return _joined(split_branches(tensor, len(self.members), self._branches[forward.turn]))
 
     def _hand_over(self, projection: Projection, site: Site, step: int) -> None:
         """Give the sinks what a site had in a step, `[B, L, D]`: one entry a prompt, of the image a sample of tokens."""
         of_turns = self._parts.pop(site)
-        values = self._sample(projection, site, step, [tensor for tensor, _ in of_turns])
-        seen = values
-        if any(padding is not None for _, padding in of_turns):
-            masks = [torch.zeros_like(tensor[..., :1], dtype=torch.bool) if mask is None else mask for tensor, mask in of_turns]
-            padding = self._sample(projection, site, step, masks)
+        seen = values = _joined([tensor for tensor, _ in of_turns])
+        padding = None
+        if any(mask is not None for _, mask in of_turns):
+            padding = _joined([_none_of(tensor) if mask is None else mask for tensor, mask in of_turns])
+        limit = self._tokens_per_prompt
+        if limit is not None and not projection.from_text:
+            seen = values = self._sample(values, limit, site, step, padding)
+            padding = None if padding is None else self._sample(padding, limit, site, step, padding)
+        if padding is not None:
             # Padding becomes NaN in `values`. `nullspace.moments.fold` leaves out tokens whose first value is NaN.
             seen, values = (values.masked_fill(padding, filling) for filling in (0.0, torch.nan))
         # The largest magnitude of each prompt is enough: amax of NaN is NaN, and rounding to a dtype preserves the order.
@@ -73,12 +80,10 @@ class Recorder:
         for sink in self._sinks:
             sink.receive(site, site.recorded_steps(step + 1).index(step), self._rows, values)
 
-    def _sample(self, projection: Projection, site: Site, step: int, of_turns: Sequence[torch.Tensor]) -> torch.Tensor:
-        values = of_turns[0] if len(of_turns) == 1 else torch.cat([*of_turns], dim=1)
-        limit = self._tokens_per_prompt
-        if limit is None or projection.from_text:
-            return values
-        return sample_tokens(values, limit, seed=self._path.seed, rows=self._rows, step=step, site=site.name)
+    def _sample(self, values: torch.Tensor, limit: int, site: Site, step: int, padding: torch.Tensor | None) -> torch.Tensor:
+        of_tokens = None if padding is None else padding[..., 0]
+        seed = self._path.seed
+        return sample_tokens(values, limit, seed=seed, rows=self._rows, step=step, site=site.name, padding=of_tokens)
 
     def _was_recorded(self, site: Site, projection: Projection, tensor: torch.Tensor, forward: Forward) -> bool:
         """Whether the tensor was recorded before: for another projection, or at an earlier timestep."""
@@ -126,3 +131,11 @@ class Recorder:
         if dtype is not None:
             raise DataError(f"a value does not fit {dtype}: {place}", "set collect.feature_dtype to bfloat16 or float32")
         raise DataError(f"a value is not finite: {place}", "set dtype to float32: the model itself computed it")
+
+
+def _joined(of_turns: Sequence[torch.Tensor]) -> torch.Tensor:
+    return of_turns[0] if len(of_turns) == 1 else torch.cat([*of_turns], dim=1)
+
+
+def _none_of(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(tensor[..., :1], dtype=torch.bool)

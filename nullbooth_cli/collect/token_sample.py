@@ -6,10 +6,20 @@ from collections.abc import Sequence
 import torch
 
 
-def sample_tokens(values: torch.Tensor, num_tokens: int, *, seed: int, rows: Sequence[int], step: int, site: str) -> torch.Tensor:
+def sample_tokens(
+    values: torch.Tensor,
+    num_tokens: int,
+    *,
+    seed: int,
+    rows: Sequence[int],
+    step: int,
+    site: str,
+    padding: torch.Tensor | None = None,
+) -> torch.Tensor:
     """`[B, n, D]` of `[B, L, D]`: n tokens of each prompt, uniformly and without replacement, so that means stay unbiased.
 
-    The choice depends on seed, row, step and site alone, not on the batch, the process or the run. With n >= L all tokens.
+    The choice depends on seed, row, step and site alone, not on the batch, the process or the run. With n >= L all tokens. Of
+    tokens that are `padding` (`[B, L]` bool) only as many are chosen as others are missing.
     """
     if values.shape[1] <= num_tokens:
         return values
@@ -18,7 +28,10 @@ def sample_tokens(values: torch.Tensor, num_tokens: int, *, seed: int, rows: Seq
         key = _draw(key, torch.tensor(part))
     # Each token draws a number on the vectors' device, and the smallest are chosen: a generator per prompt would slow a GPU down.
     of_rows = _draw(key.to(values.device), torch.tensor(rows, device=values.device)[:, None])
-    drawn = _draw(of_rows, torch.arange(values.shape[1], device=values.device))
+    if padding is None:
+        drawn = _draw(of_rows, torch.arange(values.shape[1], device=values.device))
+    else:  # a token's number counts no padding, whose length depends on the batch
+        drawn = _draw(of_rows, (~padding).cumsum(1) - 1).masked_fill(padding, torch.iinfo(torch.int64).max)
     index = drawn.topk(num_tokens, dim=1, largest=False, sorted=False).indices.sort(dim=1).values
     return values[torch.arange(len(rows), device=values.device)[:, None], index]
 

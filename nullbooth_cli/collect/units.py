@@ -40,9 +40,10 @@ def collect_units(
     finished: list[int] = []
     for unit in units:
         taking = [sink for sink in sinks if sink.lacks(unit)]
-        recorder = Recorder(model, store.members(unit), sinks=taking)
-        run_unit(model, recorder)
-        recorder.check()
+        for members in model.batches(store.members(unit)):
+            recorder = Recorder(model, members, sinks=taking)
+            run_unit(model, recorder)
+            recorder.check()
         finished.append(unit)
         if interrupts.requested or all(sink.due() for sink in sinks):
             yield from _make_durable(store, finished, sinks)
@@ -84,6 +85,7 @@ def _run_forwards(model: RecordableModel, recorder: Recorder, last: Forward) -> 
         recorder.receive,
         last=last,
         begin=recorder.begin,
+        enter=recorder.enter,
     ) as hooks:
         denoise(model.pipe, model.path, recorder.members, after_step=hooks.end_step)
     return hooks.ended

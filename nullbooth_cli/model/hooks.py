@@ -6,7 +6,7 @@ exactly once per forward is an error.
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -37,14 +37,16 @@ class Forward(NamedTuple):
 
 Receive = Callable[[Projection, Forward, torch.Tensor], None]
 Begin = Callable[[Forward, Mapping[str, Any]], None]
+Enter = Callable[[str, Mapping[str, Any]], None]
 
 
 class ProjectionHooks:
     """Context manager: calls `receive(projection, forward, tensor)` for every projection in every forward of its denoiser.
 
-    `side` is "input" or "output". `begin` gets the arguments of each forward by name, before it runs. Whoever denoises calls
-    `end_step` after each step of the scheduler. Once all projections of a denoiser have fired in forward `last`, the rest of the
-    model is not computed: `StopDenoising` is raised, which ends the block without an error and sets `ended`.
+    `side` is "input" or "output". `begin` gets the arguments of each forward by name, before it runs, and `enter` those of each
+    layer and block around a projection, with its path. Whoever denoises calls `end_step` after each step of the scheduler. Once
+    all projections of a denoiser have fired in forward `last`, the rest of the model is not computed: `StopDenoising` is raised,
+    which ends the block without an error and sets `ended`.
 
     Tensors are the model's own memory as `tokens_of` reads it: copy what you store. Raises ModelError if a projection does not
     fire exactly once in a forward.
@@ -59,8 +61,10 @@ class ProjectionHooks:
         *,
         last: Forward | None = None,
         begin: Begin = lambda *_: None,
+        enter: Enter = lambda *_: None,
     ) -> None:
-        self._denoisers, self._side, self._receive, self._last, self._begin = denoisers, side, receive, last, begin
+        self._denoisers, self._side, self._receive, self._last = denoisers, side, receive, last
+        self._begin, self._enter = begin, enter
         self._projections = {prefix: [each for each in projections if each.denoiser == prefix] for prefix in denoisers}
         self.ended = False
         self._handles: list[RemovableHandle] = []
@@ -73,6 +77,13 @@ class ProjectionHooks:
                 *map(self._hook, self._projections[prefix]),
                 denoiser.register_forward_pre_hook(partial(self._start_forward, prefix), with_kwargs=True),
                 denoiser.register_forward_hook(lambda *_: self._end_forward()),
+                *(
+                    module.register_forward_pre_hook(
+                        partial(self._enter_module, f"{prefix}{name}", argument_names(module), _defaults(module)),
+                        with_kwargs=True,
+                    )
+                    for name, module in _around(denoiser, prefix, self._projections[prefix])
+                ),
             ]
         return self
 
@@ -106,6 +117,17 @@ class ProjectionHooks:
         self._turns[prefix] += 1
         self._begin(self._now, dict(zip(argument_names(denoiser), inputs, strict=False)) | named)
 
+    def _enter_module(
+        self,
+        path: str,
+        names: Sequence[str],
+        defaults: dict[str, Any],
+        _: nn.Module,
+        inputs: tuple[Any, ...],
+        named: dict[str, Any],
+    ) -> None:
+        self._enter(path, defaults | dict(zip(names, inputs, strict=False)) | named)
+
     def _end_forward(self) -> None:
         wrong = [f"{p} {self._fired[p]} times" for p in self._projections[self._now.denoiser] if self._fired[p] != 1]
         if wrong:
@@ -115,9 +137,24 @@ class ProjectionHooks:
             )
 
 
-def argument_names(denoiser: nn.Module) -> list[str]:
-    """The names of the arguments of a denoiser's forward, in order; the first is that of the latents."""
-    return [name for name in inspect.signature(type(denoiser).forward).parameters if name != "self"]
+def argument_names(module: nn.Module) -> list[str]:
+    """The names of the arguments of a module's forward, in order; the first of a denoiser is that of the latents."""
+    return [name for name in _parameters(module) if name != "self"]
+
+
+def _defaults(module: nn.Module) -> dict[str, Any]:
+    return {name: each.default for name, each in _parameters(module).items() if each.default is not inspect.Parameter.empty}
+
+
+def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(type(module).forward).parameters
+
+
+def _around(denoiser: nn.Module, prefix: str, projections: Sequence[Projection]) -> Iterator[tuple[str, nn.Module]]:
+    """The modules around projections, the denoiser itself excepted. Those that only list others never run."""
+    paths = [projection.weight.removeprefix(prefix).split(".")[:-1] for projection in projections]
+    names = {".".join(path[:length]) for path in paths for length in range(1, len(path))}
+    return ((name, module) for name, module in denoiser.named_modules() if name in names)
 
 
 def tokens_of(projection: Projection, tensor: torch.Tensor) -> torch.Tensor:

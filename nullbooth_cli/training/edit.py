@@ -251,7 +251,13 @@ def text_inputs(pipe: Pipeline, sites: list[Site], text: str) -> dict[Site, Toke
     path = DenoisingPath(num_inference_steps=2, steps=(), guidance_scale=1.0, height=None, width=None, seed=0)
     last = Forward("", 0, 0)
     hooks = ProjectionHooks(
-        {"": denoiser}, watched, "input", receive, last=last, begin=lambda _, given: paddings.append(Padding(given))
+        {"": denoiser},
+        watched,
+        "input",
+        receive,
+        last=last,
+        begin=lambda _, given: paddings.append(Padding(given)),
+        enter=lambda *given: paddings[0].enter(*given),
     )
     with hooks:
         try:

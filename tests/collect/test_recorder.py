@@ -24,7 +24,7 @@ def test_sharing_that_changes_on_the_way_is_an_error() -> None:
     """The first two steps look shared and timestep-free; a later one is not."""
     text = torch.zeros(2, 3, 4)
     site = Site("l", "k", "input", ("l.to_k.weight", "l.to_v.weight"), True, 3, 4)
-    k, v = object(), object()
+    k, v = (Projection("l", feature, f"l.to_{feature}.weight", torch.nn.Identity(), from_text=True) for feature in "kv")
     kept: list[int] = []
 
     class Sink:

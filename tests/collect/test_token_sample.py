@@ -45,6 +45,20 @@ class TestSampling:
         error = moments.std(0) / 3000**0.5
         assert ((moments.mean(0) - exact).abs() < 5 * error).all()
 
+    def test_padding_is_chosen_last_and_does_not_change_the_choice(self) -> None:
+        """The same tokens beside no padding, before it, after it and between it; all of them where there are too few."""
+        tokens = torch.arange(1, 13)
+        places = [torch.arange(12), torch.arange(3, 15), torch.tensor([0, 1, 2, 3, 4, 7, 8, 9, 10, 11, 12, 19])]
+        found = []
+        for place in places:
+            values, padding = torch.zeros(1, 20, 1, dtype=torch.long), torch.ones(1, 20, dtype=torch.bool)
+            values[0, place, 0], padding[0, place] = tokens, False
+            choice = {"seed": 3, "rows": [5], "step": 1, "site": "a", "padding": padding}
+            found.append(sample_tokens(values, 5, **choice).flatten().tolist())
+            assert sorted(sample_tokens(values, 15, **choice).flatten().tolist()) == [0] * 3 + tokens.tolist()
+        alone = sample_tokens(tokens[None, :, None], 5, seed=3, rows=[5], step=1, site="a").flatten().tolist()
+        assert found == [alone] * 3
+
     def test_on_the_model_it_is_repeatable_and_leaves_text_alone(self, tmp_path) -> None:
         layers = {"collect__cross_attention_layers": ["mid_block*", 0], "collect__tokens_per_prompt": 5}
         one, two, folded, whole = (

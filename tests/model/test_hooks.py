@@ -79,6 +79,41 @@ def test_nothing_is_computed_after_the_last_projection_of_the_last_forward() -> 
     assert reached == []
 
 
+def test_layers_and_blocks_are_announced_with_their_arguments_and_defaults() -> None:
+    """Positional ones by the signature, and those that were left out."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.to_k = nn.Linear(4, 4)
+
+        def forward(self, hidden_states: Any, attention_mask: Any = None, scale: float = 1.0) -> Any:
+            return self.to_k(hidden_states)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([Attention(), Attention()])
+
+        def forward(self, hidden_states: Any) -> Any:
+            return self.blocks[1](self.blocks[0](hidden_states, "a mask"), scale=2.0)
+
+    model, entered = Model(), list[tuple[str, Mapping[str, Any]]]()
+    projections = tuple(
+        Projection(f"second.blocks.{i}", "k", f"second.blocks.{i}.to_k.weight", model.blocks[i].to_k, denoiser="second.")
+        for i in range(2)
+    )
+    with ProjectionHooks(
+        {"second.": model}, projections, "input", lambda *_: None, enter=lambda path, given: entered.append((path, given))
+    ):
+        model(torch.zeros(1, 2, 4))
+    assert [(path, given["attention_mask"], given["scale"]) for path, given in entered] == [
+        ("second.blocks.0", "a mask", 1.0),
+        ("second.blocks.1", None, 2.0),
+    ]
+    assert all(isinstance(given["hidden_states"], torch.Tensor) for _, given in entered)
+
+
 class TestTokens:
     linear = Projection("block", "ff_in", "block.ff.net.0.proj.weight", nn.Identity())
     pixels = Projection("block", "proj_in", "block.proj_in.weight", nn.Identity(), is_convolution=True)
