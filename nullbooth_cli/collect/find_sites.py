@@ -1,4 +1,7 @@
-"""Finds the sites of a model: the projections that share a tensor, and the tensors that do not depend on the timestep."""
+"""Finds the sites of a model: the projections that share a tensor, and the tensors that do not depend on the timestep.
+
+Where texts are as long as their prompts, a site has as many tokens as the longest prompt gives it, and padding.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,6 +10,7 @@ import torch
 
 from nullbooth_cli.collect.branches import Branches, find_branches, recorded_of
 from nullbooth_cli.collect.probe import Probe, Received
+from nullbooth_cli.collect.text_lengths import has_ragged_text, longest, need_to_run_alone
 from nullbooth_cli.datatypes import Prompt, Site
 from nullbooth_cli.model.denoise import DenoisingPath
 from nullbooth_cli.model.hooks import Forward
@@ -19,7 +23,8 @@ class FoundSites:
     """The sites of a model, and the site of each projection.
 
     `arguments` are the sites whose tensor is the denoiser's text argument: they need no forward. `branches` are those that are
-    recorded. `tokens_per_prompt` is the size of the sample of image tokens, None for all.
+    recorded. `tokens_per_prompt` is the size of the sample of image tokens, None for all. `alone`: prompts run one by one,
+    because the padding of a shorter one would count.
     """
 
     sites: tuple[Site, ...]
@@ -28,6 +33,7 @@ class FoundSites:
     branches: Branches
     tokens_per_prompt: int | None = None
     num_turns: int = 1  # forwards of a denoiser in a step
+    alone: bool = False
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -43,6 +49,16 @@ class FoundSites:
         """The sites that these projections need."""
         needed = {self.site_of[projection] for projection in projections}
         return tuple(site for site in self.sites if site in needed)
+
+    def with_sites(self, stored: Sequence[Site]) -> "FoundSites":
+        """The same with the sites of a store by the same names, which may have other numbers of tokens."""
+        by_name = {site.name: site for site in stored}
+        return replace(
+            self,
+            sites=tuple(by_name[site.name] for site in self.sites),
+            site_of={projection: by_name[site.name] for projection, site in self.site_of.items()},
+            arguments=frozenset(by_name[site.name] for site in self.arguments),
+        )
 
     def last_forward(self, num_steps: int) -> Forward | None:
         """The forward after which nothing is left to record, on a path of so many steps; None if no forward is needed."""
@@ -71,6 +87,10 @@ class RecordableModel:
         """All sites, in the model's order."""
         return self.found.sites
 
+    def batches(self, members: Sequence[tuple[int, Prompt]]) -> Sequence[Sequence[tuple[int, Prompt]]]:
+        """The prompts that run together, of those of a unit."""
+        return [[member] for member in members] if self.found.alone else [members]
+
 
 def find_sites(
     pipe: Pipeline,
@@ -79,19 +99,36 @@ def find_sites(
     *,
     side: str,
     branches: str,
-    prompt: Prompt,
+    prompts: Sequence[Prompt],
     tokens_per_prompt: int | None = None,
 ) -> FoundSites:
-    """Run the first steps of one prompt, and compare the tensors of the projections.
+    """Run the first steps of the longest of these prompts, and compare the tensors of the projections.
 
     `branches` is "both" or "cond". Cost: two steps of each denoiser (up to the first ones of a second denoiser), and those of
-    `find_branches`. Raises ModelError for hooks that misfire and for forwards that cannot be told apart.
+    `find_branches`; where texts are as long as their prompts, also those of `need_to_run_alone`, and every text is encoded.
+    Raises ModelError for hooks that misfire and for forwards that cannot be told apart.
     """
-    seen = Probe(pipe, projections, side, num_steps=2)
-    seen.run(path, prompt)
-    every = find_branches(pipe, path, projections, side, seen, prompt.image)
-    num_steps = len(path.steps) or path.num_inference_steps
-    return sites_of(seen, projections, side, recorded_of(every, branches), num_steps, tokens_per_prompt)
+    image, num_steps = prompts[0].image, len(path.steps) or path.num_inference_steps
+    is_ragged = has_ragged_text(pipe, path, image)
+    first, *others = longest(pipe, path, prompts) if is_ragged and len(prompts) > 1 else prompts[:1]
+
+    def probe(prompt: Prompt) -> Probe:
+        seen = Probe(pipe, projections, side, num_steps=2)
+        seen.run(path, prompt)
+        return seen
+
+    seen = probe(first)
+    recorded = recorded_of(find_branches(pipe, path, projections, side, seen, image), branches)
+    found = sites_of(seen, projections, side, recorded, num_steps, tokens_per_prompt)
+    if not is_ragged:
+        return found
+    of_others = [sites_of(probe(prompt), projections, side, recorded, num_steps, tokens_per_prompt) for prompt in others]
+    may_be_padded = {site for each, site in found.site_of.items() if each.from_text or each.from_both}
+    sites = [
+        replace(site, num_tokens=max(each.sites[i].num_tokens for each in (found, *of_others)), masked=site in may_be_padded)
+        for i, site in enumerate(found.sites)
+    ]
+    return replace(found.with_sites(sites), alone=need_to_run_alone(pipe, path, projections, image))
 
 
 def sites_of(
@@ -155,7 +192,7 @@ def _site(
         timestep_free=_is_timestep_free(tensors),
         num_tokens=num_tokens,
         dim=tensors[first].shape[-1],
-        masked=any(tensor.is_padded for tensor in tensors.values()),
+        masked=any(tensor.attended is not None for tensor in tensors.values()),
         steps=steps,
     )
 

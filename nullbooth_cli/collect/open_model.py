@@ -184,13 +184,13 @@ def load_path(config: Config, steps: tuple[Step, ...], device: str | None) -> "t
 def load_recordable(
     config: Config, steps: tuple[Step, ...], prompts: tuple[Prompt, ...], device: str | None
 ) -> "RecordableModel":
-    """Load the model, let it follow the schedule and find its sites. Cost: the load, and two steps of the first prompt."""
+    """Load the model, let it follow the schedule and find its sites. Cost: the load, and that of `find_sites`."""
     pipe, path = load_path(config, steps, device)
-    return find_recordable(config, pipe, path, prompts[0])
+    return find_recordable(config, pipe, path, prompts)
 
 
-def find_recordable(config: Config, pipe: "Pipeline", path: "DenoisingPath", prompt: Prompt) -> "RecordableModel":
-    """Find the sites of a pipeline that follows the schedule. Cost: two steps of a prompt."""
+def find_recordable(config: Config, pipe: "Pipeline", path: "DenoisingPath", prompts: tuple[Prompt, ...]) -> "RecordableModel":
+    """Find the sites of a pipeline that follows the schedule. Cost: that of `find_sites`; moments need no longest prompt."""
     from nullbooth_cli.collect import find_sites
 
     section = config.collect
@@ -200,7 +200,7 @@ def find_recordable(config: Config, pipe: "Pipeline", path: "DenoisingPath", pro
         chosen_projections(config, pipe),
         side=section.side,
         branches=section.branches,
-        prompt=prompt,
+        prompts=prompts[:1] if section.keep == "moments" else prompts,
         tokens_per_prompt=section.tokens_per_prompt,
     )
     return find_sites.RecordableModel(pipe, path, found)

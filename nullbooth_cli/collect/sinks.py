@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from nullbooth_cli.datatypes import WHOLE, Factoring, Site
-from nullbooth_cli.errors import ModelError
+from nullbooth_cli.errors import ModelError, Rerun
 from nullbooth_cli.nullspace.moments import fold, summing
 from nullbooth_cli.store import STORED_DTYPES, PartialSums, Store, pack_sums
 from nullbooth_cli.store.background import Writer
@@ -62,14 +62,10 @@ class FeatureSink:
     def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
         """Start copying values to the host; the last timestep of a block completes a chunk.
 
-        Raises ModelError for another number of tokens than the first prompt's.
+        Raises ModelError for more tokens than a site's arrays have room for.
         """
         assert self.dtype is not None
-        if values.shape[1] != site.num_tokens:
-            raise ModelError(
-                f"{site.name} has {values.shape[1]} tokens for these prompts, and {site.num_tokens} for the first one",
-                "set collect.keep to moments: vectors of prompts of unequal length do not fit one array",
-            )
+        values = to_length(site, values)
         received, block = self._unfinished.setdefault(site, []), self._block_of[site][step]
         received.append(pack(values, self.dtype))
         if len(received) == len(block):
@@ -92,6 +88,26 @@ class FeatureSink:
         together, nbytes = self._waiting, self._waiting_bytes
         self._waiting, self._waiting_bytes = [], 0
         self._writer.submit(nbytes, lambda: [write() for write in together])
+
+
+def to_length(site: Site, values: torch.Tensor) -> torch.Tensor:
+    """`[B, num_tokens, D]` of a site's `[B, L, D]`, where padding is NaN: the tokens of each prompt in order, then padding.
+
+    So a prompt's vectors are the same beside a longer prompt and beside a shorter one.
+    """
+    if site.masked:
+        padding = values[..., 0].isnan()
+        order = padding.to(torch.uint8).argsort(dim=1, stable=True)
+        values = values.gather(1, order[..., None].expand_as(values))
+        room = site.num_tokens - values.shape[1]
+        if room >= 0 or values[:, room:, 0].isnan().all():
+            return torch.nn.functional.pad(values, (0, 0, 0, room), value=torch.nan)
+    if values.shape[1] != site.num_tokens:
+        raise ModelError(
+            f"{site.name} has {values.shape[1]} tokens for these prompts, and its arrays have room for {site.num_tokens}",
+            Rerun("collect", force=True, otherwise=", or keep moments alone: they have no lengths"),
+        )
+    return values
 
 
 class MomentSink:

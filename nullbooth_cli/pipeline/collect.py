@@ -5,6 +5,7 @@ chunks, so that two processes never write into one chunk. It is fixed once a uni
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nullbooth_cli.collect.open_model import load_recordable
@@ -27,8 +28,7 @@ def run_collect(run: Run) -> Iterator[Event]:
     """Run the model over the prompts that are left, and write features, sums, or both.
 
     Raises ConfigError for images that cannot be read, every error of `prepare_collect`, and ModelError or DataError for tensors
-    that cannot be recorded. Cost: loads the model, runs two steps of one prompt to find the sites, then one denoising path for
-    every batch.
+    that cannot be recorded. Cost: loads the model, finds the sites by a few steps, then one denoising path for every batch.
     """
     from nullbooth_cli.collect.batch_size import largest_batch
     from nullbooth_cli.collect.sinks import FeatureSink
@@ -48,6 +48,7 @@ def run_collect(run: Run) -> Iterator[Event]:
     if run.auto_batch:
         batch_size = largest_batch(loaded, run.prompts, device)
     prepared = prepare(run, lambda: prepare_collect(run, loaded, weights, batch_size))
+    loaded = replace(loaded, found=loaded.found.with_sites(store.sites))
     if cut := cut_off_note(loaded.pipe, [prompt.text for prompt in run.prompts]):
         prepared.notes.append(cut)
     if weights_in_prompts := weighting_note(prompt.text for prompt in run.prompts):

@@ -1,5 +1,7 @@
 """Whether a model is the one that a store was collected with: by its scheduler's noise, its weights and its layers."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nullbooth_cli.collect.open_model import load_path
@@ -32,14 +34,28 @@ def require_same_noise(config: Config, store: Store, scheduler: "Scheduler") -> 
 
 
 def require_same_model(config: Config, store: Store, weights: str, sites: tuple[Site, ...]) -> None:
-    """Raise StageError unless a collection was started with this model: its weights, its layers and their sharing."""
+    """Raise StageError unless a collection was started with this model (its weights, its layers and their sharing), and its
+    arrays have room for the longest prompt."""
     recorded = store.records["collect"]["weights"]
-    if recorded != weights or sites != store.sites:
+    if recorded != weights or _without_lengths(sites) != _without_lengths(store.sites):
         changed = f"weights {recorded} -> {weights}" if recorded != weights else "the layers and their sharing"
         raise StageError(
             f"the model {config.model} is not the one this collection was started with\n  {changed}",
             Rerun("collect", force=True, otherwise=ELSEWHERE),
         )
+
+    for site, stored in zip(sites, store.sites, strict=True):
+        if store.layout.keeps_features and site.num_tokens > stored.num_tokens:
+            raise StageError(
+                f"a prompt is longer than those that this collection has room for: {site.name} has {site.num_tokens} tokens, and "
+                f"{stored.num_tokens} fit",
+                Rerun("collect", force=True, otherwise=", or keep moments alone: they have no lengths"),
+            )
+
+
+def _without_lengths(sites: Sequence[Site]) -> list[Site]:
+    """Sites that are equal for prompts of other lengths, too."""
+    return [replace(site, num_tokens=0) if site.masked else site for site in sites]
 
 
 def recognise_model(run: Run) -> list[str]:

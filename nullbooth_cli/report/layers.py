@@ -1,19 +1,16 @@
 """The layers of a model and the sites that each would record, before anything is collected."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from nullbooth_cli.collect.preview import AttentionReport, LayerReport, LayersReport, RecordingSize, Total
+from nullbooth_cli.collect.preview import LayerReport, LayersReport, RecordingSize, Total
 from nullbooth_cli.collect.unprotected import DefaultLora
 from nullbooth_cli.datatypes import Site
-from nullbooth_cli.report.json_document import OPTIONAL, Document
+from nullbooth_cli.report.json_document import Document
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSite:
-    """A site that would be recorded, with its bytes of features for one prompt and of moments in all.
-
-    `steps` are those of a denoiser that runs in a part of the schedule: the first, and how many.
-    """
+    """A site that would be recorded, with its bytes of features for one prompt and of moments in all."""
 
     layer: str
     feature: str
@@ -26,7 +23,6 @@ class LayerSite:
     name: str
     feature_bytes_per_prompt: int
     moment_bytes: int
-    steps: tuple[int, int] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,6 @@ class LayersDocument(Document):
     pipeline: str
     steps: int
     layers: tuple[LayerReport, ...]
-    attention: tuple[AttentionReport, ...]
     sites: tuple[LayerSite, ...]
     totals: LayerTotals
     default_loras: tuple[DefaultLora, ...]
@@ -58,7 +53,6 @@ def layers_document(report: LayersReport, loras: tuple[DefaultLora, ...]) -> Lay
         pipeline=report.pipeline,
         steps=report.num_steps,
         layers=report.layers,
-        attention=report.attention,
         sites=tuple(_site(site, size) for site, size in report.sites),
         totals=LayerTotals(report.every, report.chosen),
         default_loras=loras,
@@ -78,5 +72,4 @@ def _site(site: Site, size: RecordingSize) -> LayerSite:
         name=site.name,
         feature_bytes_per_prompt=size.feature_bytes_per_prompt,
         moment_bytes=size.moment_bytes,
-        steps=site.steps,
     )

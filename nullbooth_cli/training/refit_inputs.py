@@ -78,7 +78,7 @@ def used_inputs(
         projections,
         side="input",
         branches="cond",
-        prompt=Prompt(texts[0]),
+        prompts=[Prompt(texts[0])],
         tokens_per_prompt=section.tokens_per_prompt,
     )
     if missing := wanted - {projection.weight for projection in found.projections}:
@@ -93,9 +93,10 @@ def used_inputs(
         sums = _PooledMoments(part.sites, pipe._execution_device)
         for start in range(0, len(used), section.batch_size):
             members = [(start + i, Prompt(text)) for i, text in enumerate(used[start : start + section.batch_size])]
-            recorder = Recorder(model, members, sinks=[sums])
-            run_unit(model, recorder)
-            recorder.check()
+            for together in model.batches(members):
+                recorder = Recorder(model, together, sinks=[sums])
+                run_unit(model, recorder)
+                recorder.check()
             done += len(members)
             yield Progress(STAGE, done, total, f"prompts of {'the text' if part is of_text else 'pictures'}")
         moments |= sums.by_weight()

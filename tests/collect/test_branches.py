@@ -71,7 +71,7 @@ def test_what_is_recorded_is_what_every_row_received(rows: Rows, chosen: str) ->
     """Against the denoiser's own inputs, prompt by prompt: the text of each recorded row, in the order in which they ran."""
     pipe: Any = SmallPipeline(lambda _: rows)
     projections = find_projections(pipe.unet, ("q", "k", "v"), "all")
-    found = find_sites(pipe, PATH, projections, side="input", branches=chosen, prompt=Prompt(PROMPTS[0]))
+    found = find_sites(pipe, PATH, projections, side="input", branches=chosen, prompts=[Prompt(PROMPTS[0])])
     recorder = Recorder(RecordableModel(pipe, PATH, found), list(enumerate(map(Prompt, PROMPTS))), sinks=[kept := Kept()])
     run_unit(recorder=recorder, model=RecordableModel(pipe, PATH, found))
     recorder.check()
@@ -94,13 +94,15 @@ def test_guidance_that_ends_on_the_way_is_an_error() -> None:
     pipe: Any = SmallPipeline(lambda step: [["empty", "prompt"]] if step == 0 else [["prompt"]])
     projections = find_projections(pipe.unet, ("k",), "all")
     with pytest.raises(ModelError, match=r"other rows from step to step: \[2\] first, then \[1\]"):
-        find_sites(pipe, PATH, projections, side="input", branches="both", prompt=Prompt("a cat"))
+        find_sites(pipe, PATH, projections, side="input", branches="both", prompts=[Prompt("a cat")])
 
 
 def test_a_pipeline_that_ignores_its_prompt_is_an_error() -> None:
     pipe: Any = SmallPipeline(lambda _: [["empty", "empty"]])
     with pytest.raises(ModelError, match="no row of this pipeline depends on the prompt"):
-        find_sites(pipe, PATH, find_projections(pipe.unet, ("k",), "all"), side="input", branches="both", prompt=Prompt("a cat"))
+        find_sites(
+            pipe, PATH, find_projections(pipe.unet, ("k",), "all"), side="input", branches="both", prompts=[Prompt("a cat")]
+        )
 
 
 def test_rows_are_branches_then_prompts_then_frames() -> None:

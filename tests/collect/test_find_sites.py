@@ -23,7 +23,7 @@ TEXT = {f"blocks.{i}.attn2.to_{name}.weight" for i in (0, 1) for name in "kv"}
 
 def found_in(pipe: Any, side: str = "input", features: tuple[str, ...] = ALL) -> FoundSites:
     projections = find_projections(denoisers_of(pipe), features, "all")
-    return find_sites(pipe, PATH, projections, side=side, branches="both", prompt=Prompt("a cat"))
+    return find_sites(pipe, PATH, projections, side=side, branches="both", prompts=[Prompt("a cat")])
 
 
 def test_sharing_is_found_by_looking() -> None:

@@ -1,5 +1,6 @@
 """What sinks store: every chunk once, and nothing of a unit whose write has failed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from nullbooth_cli.collect.sinks import MomentSink, features_nbytes
+from nullbooth_cli.collect.sinks import MomentSink, features_nbytes, to_length
 from nullbooth_cli.datatypes import Site
-from nullbooth_cli.errors import ResourceError
+from nullbooth_cli.errors import ModelError, Rerun, ResourceError
 from nullbooth_cli.store import PartialSums, Store
 from nullbooth_cli.store.feature_arrays import FeatureArrays
 from tests.support.builders import execute, small_config
@@ -39,6 +40,31 @@ def test_a_failed_write_stops_the_run_with_its_own_error(tmp_path: Path, monkeyp
     with pytest.raises(ResourceError, match="the disk is gone"):
         execute(config, "collect")
     assert not Store.open(config.store).progress.done("collect").any()
+
+
+class TestLength:
+    site = Site("l", "k", "input", ("l.to_k.weight",), False, 3, 2, masked=True)
+
+    def test_tokens_come_first_in_order_and_then_padding_up_to_the_site_s_length(self) -> None:
+        nan = float("nan")
+        # Padding at the left of a text, between a text and an image, and none.
+        given = torch.tensor([[nan, nan, 1.0, 2.0], [3.0, nan, 4.0, nan], [5.0, 6.0, 7.0, nan]])[..., None].expand(-1, -1, 2)
+        expected = torch.tensor([[1.0, 2.0, nan], [3.0, 4.0, nan], [5.0, 6.0, 7.0]])[..., None].expand(-1, -1, 2)
+        torch.testing.assert_close(to_length(self.site, given), expected, equal_nan=True)
+        short = to_length(self.site, given[:2, :3])
+        torch.testing.assert_close(
+            short, torch.tensor([[1.0, nan, nan], [3.0, 4.0, nan]])[..., None].expand(-1, -1, 2), equal_nan=True
+        )
+
+    @pytest.mark.parametrize("masked", [True, False])
+    def test_more_tokens_than_there_is_room_for(self, masked: bool) -> None:
+        with pytest.raises(ModelError, match=r"l\.k has 4 tokens for these prompts, and its arrays have room for 3") as caught:
+            to_length(replace(self.site, masked=masked), torch.zeros(1, 4, 2))
+        assert caught.value.rerun == Rerun("collect", force=True, otherwise=", or keep moments alone: they have no lengths")
+
+    def test_fewer_tokens_of_a_site_without_padding(self) -> None:
+        with pytest.raises(ModelError, match="has 2 tokens"):
+            to_length(replace(self.site, masked=False), torch.zeros(1, 2, 2))
 
 
 class TestMoments:

@@ -49,7 +49,7 @@ def recorded(pipe: Any) -> tuple[dict[tuple[str, int], torch.Tensor], tuple[str,
     config = small_config(Path("none"))
     _, steps = open_model.compute_steps(config, 2)
     path = open_model.follow_schedule(config, steps, pipe)
-    model = open_model.find_recordable(config, pipe, path, Prompt(PROMPTS[0]))
+    model = open_model.find_recordable(config, pipe, path, (Prompt(PROMPTS[0]),))
     kept = Kept()
     members = [(row, Prompt(PROMPTS[row])) for row in range(2)]
     recorder = recorder_module.Recorder(model, members, sinks=[kept])
@@ -96,7 +96,7 @@ class TestWrapped:
         freed = []
         monkeypatch.setattr(type(offloaded), "maybe_free_model_hooks", lambda _: freed.append(1))
         recorded(offloaded)
-        assert len(freed) == 4  # three prompts to find sites and branches, and the unit
+        assert len(freed) == 6  # two texts for their lengths, three prompts to find sites and branches, and the unit
 
     def test_offloaded_layer_by_layer(self, plain: Any) -> None:
         offloaded = load("toy")
@@ -171,7 +171,7 @@ def test_a_pipeline_that_skips_steps_is_refused() -> None:
     _, steps = open_model.compute_steps(config, 2)
     pipe = load("toy")
     path = open_model.follow_schedule(config, steps, pipe)
-    model = open_model.find_recordable(config, pipe, path, Prompt(PROMPTS[0]))
+    model = open_model.find_recordable(config, pipe, path, (Prompt(PROMPTS[0]),))
     walk = pipe.scheduler.set_timesteps
 
     def walk_two(*given: Any, **how: Any) -> None:

@@ -70,7 +70,7 @@ def test_shapes_are_those_that_a_run_of_the_model_shows(folders: dict[str, Path]
         for side, branches, guidance, tokens in looks:
             along = path(name, guidance)
             choice: Any = {"side": side, "branches": branches, "tokens_per_prompt": tokens}
-            expected = find_sites.find_sites(pipes[0], along, real, prompt=Prompt("a cat"), **choice)
+            expected = find_sites.find_sites(pipes[0], along, real, prompts=[Prompt("a cat")], **choice)
             found = without_weights.find_shapes(pipes[1], along, bare, **choice)
             assert found.sites == expected.sites
             assert found.arguments == expected.arguments
@@ -167,7 +167,7 @@ def test_a_plan_reads_no_weights(folders: dict[str, Path], tmp_path: Path) -> No
     planned = plan(("collect",), config, prompts_of(config), None, device="cpu")[0]
     pipe = loaded(folders["sdxl"])
     projections = projections_module.find_projections(pipe.unet, ("q", "k", "v", "out"), "all")
-    found = find_sites.find_sites(pipe, path("sdxl"), projections, side="input", branches="both", prompt=Prompt("a cat"))
+    found = find_sites.find_sites(pipe, path("sdxl"), projections, side="input", branches="both", prompts=[Prompt("a cat")])
     assert planned.bytes_needed == 2 * moments.sums_nbytes(found.sites, 3)
     # On the CPU torch counts what attention does only where it is written out as products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

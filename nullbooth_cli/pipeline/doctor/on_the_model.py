@@ -101,7 +101,7 @@ def probe(exam: Examination) -> str:
 
     with _foreign_errors("the model fails on a prompt", "check collect.height, collect.width, dtype and the model itself"):
         exam.path = follow_schedule(exam.config, exam.steps, exam.pipe)
-        exam.recordable = find_recordable(exam.config, exam.pipe, exam.path, exam.prompts[0])
+        exam.recordable = find_recordable(exam.config, exam.pipe, exam.path, exam.prompts)
     config, store, states = exam.config, exam.store, exam.states
     if store is not None and "schedule" in states and states["schedule"].is_done:
         require_same_noise(config, store, exam.pipe.scheduler)

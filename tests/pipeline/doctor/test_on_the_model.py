@@ -121,7 +121,7 @@ class TestModel:
         prompts = prompts_of(config)
         _, steps = open_model.compute_steps(config, len(prompts))
         path = open_model.follow_schedule(config, steps, pipe)
-        loaded = open_model.find_recordable(config, pipe, path, prompts[0])
+        loaded = open_model.find_recordable(config, pipe, path, prompts)
         ended = []
         handle = pipe.unet.register_forward_hook(lambda *_: ended.append(1))
         try:
@@ -138,7 +138,7 @@ class TestModel:
         prompts = prompts_of(config)
         _, steps = open_model.compute_steps(config, len(prompts))
         path = open_model.follow_schedule(config, steps, pipe)
-        loaded = open_model.find_recordable(config, pipe, path, prompts[0])
+        loaded = open_model.find_recordable(config, pipe, path, prompts)
         monkeypatch.setattr(batch_size, "TIMED_SECONDS", 600.0)
         monkeypatch.setattr(batch_size, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         assert batch_size.time_step(loaded, list(enumerate(prompts[:2]))) == 2.0
