@@ -11,7 +11,7 @@ from nullbooth_cli.model.sources import Source
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.resizing import Size
 from nullbooth_cli.store import open_backing
-from nullbooth_cli.training import checkpoint_files, optimizers
+from nullbooth_cli.training import checkpoint_files, optimizers, precision
 from nullbooth_cli.training.before_loading import read_inputs, without_weights
 from nullbooth_cli.training.memory import TrainingMemory, text_encoders
 from nullbooth_cli.training.step_cost import StepCost, step_cost
@@ -48,6 +48,7 @@ class TrainPlan:
 def plan_training(recipe: Recipe, device: str | None = None) -> TrainPlan:
     """The plan of a recipe. Raises as `set_up` does before it loads. Cost: that of `step_cost`."""
     chosen = pick_device(device)
+    precision.require_there(recipe.mixed_precision, chosen)
     optimizers.require_package(recipe.optimizer)
     store = None if recipe.store is None else open_store(recipe.store)
     projectors = {} if store is None else store.projectors()

@@ -43,6 +43,15 @@ def allow_another(mixed_precision: str) -> None:
     _of_earlier_run = mixed_precision
 
 
+def require_there(mixed_precision: str, device: torch.device) -> None:
+    """Raise ConfigError for a precision that a device does not have."""
+    if mixed_precision == "fp16" and device.type == "cpu":
+        raise ConfigError(
+            "mixed_precision: fp16 would be float32 on the CPU: accelerate leaves it out",
+            "set mixed_precision to no or bf16",
+        )
+
+
 def loaded_in_float32(recipe: Recipe, collected_in: str | None) -> tuple[str, ...]:
     """The parts of a pipeline that are loaded in float32 whatever `dtype` is.
 

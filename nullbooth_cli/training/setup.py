@@ -286,11 +286,7 @@ def _accelerator(recipe: Recipe, device: str | None) -> "Accelerator":
         raise ConfigError(
             f"mixed_precision: {recipe.mixed_precision} cannot run on this device: {error}", "set mixed_precision to no"
         ) from error
-    if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ConfigError(
-            "mixed_precision: fp16 would be float32 on the CPU: accelerate leaves it out",
-            "set mixed_precision to no or bf16",
-        )
+    precision.require_there(recipe.mixed_precision, accelerator.device)
     return accelerator
 
 

@@ -1,5 +1,6 @@
 """The device and precision of a run, and what it says of long captions."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 
 from nullbooth_cli.errors import ConfigError, ResourceError
+from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.training import setup
+from nullbooth_cli.training.plan import plan_training
 from tests.support import tiny
 from tests.support.tiny_dreambooth import recipe
 
@@ -19,9 +22,10 @@ def test_a_device_that_is_not_there(tmp_path: Path) -> None:
     assert "cpu" in caught.value.hint
 
 
-def test_a_precision_that_the_device_has_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("begin", [setup.set_up, plan_training])
+def test_a_precision_that_the_device_has_not(tmp_path: Path, begin: Callable[[Recipe, str], object]) -> None:
     with pytest.raises(ConfigError, match="mixed_precision: fp16 would be float32 on the CPU") as caught:
-        setup.set_up(recipe(tmp_path, mixed_precision="fp16"), "cpu")
+        begin(recipe(tmp_path, mixed_precision="fp16"), "cpu")
     assert caught.value.hint == "set mixed_precision to no or bf16"
 
 
