@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from nullbooth_cli.errors import ConfigError, StoreError
 
+SECOND_DENOISERS = ("transformer_2",)  # parts of a pipeline whose weights have the name of the part before theirs, in a store
 HELDOUT = "heldout"  # the store of the held-out prompts, inside that of the preserved ones
 
 
@@ -247,6 +248,11 @@ def split_weight(weight: str) -> tuple[str, str]:
     if block and norm.startswith("norm") and name == "linear":
         return layer, MODULATION
     return path, OTHER
+
+
+def denoiser_of_weight(weight: str) -> str:
+    """The prefix of the denoiser that has a weight: `transformer_2.` of a second one, and "" of the main one."""
+    return next((f"{part}." for part in SECOND_DENOISERS if weight.startswith(f"{part}.")), "")
 
 
 def choose_sites(sites: Sequence[Site], layer: str | None, feature: str | None, name: str | None = None) -> list[Site]:

@@ -17,7 +17,7 @@ from nullbooth_cli.evaluation.pictures import Pictures, draw_pictures, pooled_la
 from nullbooth_cli.evaluation.request import EvaluationRequest
 from nullbooth_cli.evaluation.weight_drift import Weights, require_same_architecture, weights_of
 from nullbooth_cli.model.denoise import DenoisingPath
-from nullbooth_cli.model.denoisers import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_weights
 from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import LatentPipeline, Pipeline, Scheduler
 from nullbooth_cli.nullspace.usable import check_model
@@ -62,7 +62,7 @@ class DrawnModels:
         yield Note(f"loading the model {self.config.model}, to {self.device}")
         pipe, path = load_path(self.config, self.store.schedule(), str(self.device))
         path = replace(path, images=None)  # every picture starts from noise, even if real images were collected
-        check_model(self.store, denoiser_of(pipe).state_dict())
+        check_model(self.store, denoiser_weights(pipe))
         if cut := cut_off_note(pipe, [spec.prompt.text for spec in self.request.specs]):
             yield Note(cut)
         if weights_in_prompts := weighting_note(spec.prompt.text for spec in self.request.specs):

@@ -12,19 +12,18 @@ from pathlib import Path
 
 import torch
 
+from nullbooth_cli.datatypes import SECOND_DENOISERS, denoiser_of_weight
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.adapter_files import shapes_in
-from nullbooth_cli.model.denoisers import denoiser_of
+from nullbooth_cli.model.denoisers import MAIN_PARTS, denoiser_weights
 from nullbooth_cli.model.pipeline_folder import read_pipeline_folder
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.model.sources import SAFE
 
-_PARTS = ("unet", "transformer")
-
 
 @dataclass(frozen=True, kw_only=True)
 class BaseWeights:
-    """The shapes of a denoiser's parameters by name, and where their values are: files, or tensors in memory."""
+    """The shapes of the denoisers' parameters by their names in a store, and where their values are: files, or tensors."""
 
     pipeline_class: str
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
@@ -38,20 +37,25 @@ class BaseWeights:
         Raises ConfigError for a folder that is no pipeline, and for files that cannot be read.
         """
         kind = read_pipeline_folder(folder, weights=False).class_name
-        found = [file for part in _PARTS for file in sorted((folder / part).glob(f"*{SAFE}")) if _is_of(file, variant)]
-        if not found:
+        of_parts = {
+            part: [file for file in sorted((folder / part).glob(f"*{SAFE}")) if _is_of(file, variant)]
+            for part in (*MAIN_PARTS, *SECOND_DENOISERS)
+        }
+        if (main := next((part for part in MAIN_PARTS if of_parts[part]), None)) is None:
             return None
-        shapes = {file: shapes_in(file) for file in found}
-        return cls(
-            pipeline_class=kind,
-            shapes={name: shape for each in shapes.values() for name, shape in each.items()},
-            files={name: file for file, each in shapes.items() for name in each},
-        )
+        shapes: dict[str, tuple[int, ...]] = {}
+        files: dict[str, Path] = {}
+        for prefix, part in {"": main, **{f"{part}.": part for part in SECOND_DENOISERS}}.items():
+            for file in of_parts[part]:
+                named = {f"{prefix}{name}": shape for name, shape in shapes_in(file).items()}
+                shapes |= named
+                files |= dict.fromkeys(named, file)
+        return cls(pipeline_class=kind, shapes=shapes, files=files)
 
     @classmethod
     def of_pipeline(cls, pipe: Pipeline) -> "BaseWeights":
         """Of a loaded pipeline, whose weights are not copied."""
-        tensors = denoiser_of(pipe).state_dict()
+        tensors = denoiser_weights(pipe)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         return cls(pipeline_class=type(pipe).__name__, shapes=shapes, tensors=tensors)
 
@@ -68,7 +72,8 @@ class BaseWeights:
         made = {name: self.tensors[name].cpu() for name in names if name in self.tensors}
         for file in dict.fromkeys(self.files[name] for name in names if name in self.files):
             with safe_open(file, "pt") as opened:
-                made |= {name: opened.get_tensor(name) for name in names if self.files.get(name) == file}
+                own = [name for name in names if self.files.get(name) == file]
+                made |= {name: opened.get_tensor(name.removeprefix(denoiser_of_weight(name))) for name in own}
         return made
 
 

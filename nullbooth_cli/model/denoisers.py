@@ -3,13 +3,15 @@
 The main one has no prefix. A second one, such as that of Wan 2.2 for the later steps, has the name of its part: `transformer_2.`.
 """
 
+from typing import Any
+
 from torch import nn
 
+from nullbooth_cli.datatypes import SECOND_DENOISERS
 from nullbooth_cli.errors import ModelError
 from nullbooth_cli.model.protocols import Pipeline
 
 MAIN_PARTS = ("unet", "transformer", "decoder", "prior")  # the first of these that a pipeline has
-SECOND_PARTS = ("transformer_2",)
 
 
 def denoisers_of(pipe: Pipeline) -> dict[str, nn.Module]:
@@ -18,11 +20,18 @@ def denoisers_of(pipe: Pipeline) -> dict[str, nn.Module]:
     Raises ModelError if there is none, or if one cannot be hooked because it was compiled or wrapped as a whole.
     """
     found = {"": denoiser_of(pipe)}
-    for part in SECOND_PARTS:
+    for part in SECOND_DENOISERS:
         if isinstance(module := getattr(pipe, part, None), nn.Module):
             _require_hookable(part, module)
             found[f"{part}."] = module
     return found
+
+
+def denoiser_weights(pipe: Pipeline) -> dict[str, Any]:
+    """The weights of all denoisers, not copied, by their names in a store."""
+    return {
+        f"{prefix}{name}": tensor for prefix, each in denoisers_of(pipe).items() for name, tensor in each.state_dict().items()
+    }
 
 
 def denoiser_of(pipe: Pipeline) -> nn.Module:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nullbooth_cli.datatypes import Site
+from nullbooth_cli.datatypes import Site, denoiser_of_weight
 from nullbooth_cli.errors import ConfigError, Rerun
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.store import Store
@@ -17,7 +17,8 @@ def load_projector(store: Store, site: Site, index: int = 0) -> Projector:
 def usable_projectors(store: Store, tensors: Mapping[str, Any] | None = None) -> dict[str, Projector]:
     """The projector of each weight that a store protects, by the weight's name: for edits and training.
 
-    `tensors`, the weights of a model by name (its `state_dict()`), are compared with those that the prompts were run through.
+    `tensors`, the weights of a model by name (its `state_dict()`), are compared with those that the prompts were run through;
+    the projectors are then those of the denoisers that `tensors` has weights of.
     Raises ConfigError for per-timestep projectors, and for another model, naming the differences. Cost: one read of the
     eigenvectors, and of the weights.
     """
@@ -26,6 +27,8 @@ def usable_projectors(store: Store, tensors: Mapping[str, Any] | None = None) ->
         check_model(store, tensors)
     found: dict[str, Projector] = {}
     for site in store.sites:
+        if tensors is not None and denoiser_of_weight(site.weights[0]) not in _denoisers(tensors):
+            continue
         found |= dict.fromkeys(site.weights, load_projector(store, site))
     return found
 
@@ -42,7 +45,8 @@ def require_pooled(store: Store) -> None:
 def check_model(store: Store, tensors: Mapping[str, Any]) -> None:
     """Raise ConfigError if a model lacks a weight that a store protects, or has another value there.
 
-    `tensors` are the model's weights, by the names of its `state_dict()`.
+    `tensors` are the model's weights, by the names of its `state_dict()`; those of a second denoiser begin with its prefix. A
+    denoiser without any weight in it is not compared.
     The model may have a higher precision than the one that was collected from: its weights are then rounded first. Adapters of
     PEFT that are loaded and not fused change no base weight.
     """
@@ -57,6 +61,7 @@ def check_model(store: Store, tensors: Mapping[str, Any]) -> None:
     dtype = store.config["dtype"]
     tensors = {plain_name(name): tensor for name, tensor in tensors.items()}
     named = store.records["collect"]["model"]["model"]
+    recorded = {name: digest for name, digest in recorded.items() if denoiser_of_weight(name) in _denoisers(tensors)}
     missing = [name for name in recorded if name not in tensors]
     changed = [name for name in recorded if name in tensors and tensor_digest(tensors[name], dtype) != recorded[name]]
     if missing or changed:
@@ -69,6 +74,11 @@ def check_model(store: Store, tensors: Mapping[str, Any]) -> None:
             f"these projectors belong to another model than the one at hand ({named}, run in {dtype}): " + "; ".join(differences),
             "load the model that was collected from, without any training; or collect from this one",
         )
+
+
+def _denoisers(tensors: Mapping[str, Any]) -> set[str]:
+    """The prefixes of the denoisers that weights belong to; the main one's if there are none."""
+    return {denoiser_of_weight(name) for name in tensors} or {""}
 
 
 def provenance(store: Store) -> dict[str, Any]:

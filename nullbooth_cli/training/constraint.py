@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 import torch
 from torch import nn
 
-from nullbooth_cli.datatypes import Site
+from nullbooth_cli.datatypes import Site, denoiser_of_weight
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.projector import Projector, relative_drift
@@ -26,6 +26,7 @@ from nullbooth_cli.tensors import plain_name
 from nullbooth_cli.training.constrainable import base_changed_by_lora, require_constrainable
 from nullbooth_cli.training.parametrization import TorchProjector, exact, is_constrained, saved_name
 from nullbooth_cli.training.protected_weights import ProtectedWeight, actual_names, find_weight
+from nullbooth_cli.training.which_denoiser import names_inside, projectors_of
 
 SAVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NOT_IN_STORE = "the store has no projector for it"
@@ -76,12 +77,19 @@ class ConstraintReport:
 
 
 def constrain(
-    model: nn.Module, store: ProjectorSource, *, unprotected: Literal["freeze", "refuse", "allow"] = "freeze"
+    model: nn.Module,
+    store: ProjectorSource,
+    *,
+    unprotected: Literal["freeze", "refuse", "allow"] = "freeze",
+    part: str | None = None,
 ) -> "Constraint":
     """Constrain every trainable weight of a denoiser that the store protects, in place; call it before the optimizer is built.
 
     Other parameters that would train are frozen; `unprotected="refuse"` raises ConfigError instead, and "allow" warns and lets
     them train.
+
+    Where the store has several denoisers (Wan 2.2), the weights say which one the model is. `part` names it (`transformer_2`)
+    where they cannot, because they are equal.
 
     Raises ConfigError for a model whose protected weights are not those that were collected from, for per-timestep projectors,
     and if nothing would be constrained. Raises ModelError for LoRA adapters that were trained without the constraint, StageError
@@ -94,8 +102,8 @@ def constrain(
         raise ConfigError(f"unprotected={unprotected!r} is not a choice", "set unprotected to freeze, refuse or allow")
     if isinstance(model, nn.Module) and any(is_constrained(module) for module in model.modules()):
         raise ConfigError("this model is constrained already", "call merge() of its constraint first, or load the model again")
-    require_constrainable(model, [weight for site in store.sites() for weight in site.weights])
-    weights = _protected_weights(model, store)
+    require_constrainable(model, names_inside(store.sites()))
+    weights = _protected_weights(model, store, part)
     constraint = Constraint(model, store, weights)
     report = constraint.report()
     others = report.unprotected
@@ -233,10 +241,10 @@ def _counts(others: Mapping[str, str]) -> str:
     return "".join(f"\n  {count}, such as {first[reason]}: {reason}" for reason, count in Counter(others.values()).items())
 
 
-def _protected_weights(model: nn.Module, store: ProjectorSource) -> list[ProtectedWeight]:
-    """Every weight that the store protects, with one projector for each site."""
+def _protected_weights(model: nn.Module, store: ProjectorSource, part: str | None) -> list[ProtectedWeight]:
+    """Every weight of the model that the store protects, with one projector for each site."""
     try:
-        by_weight = store.projectors(model.state_dict())
+        prefix, by_weight = projectors_of(model, store, part)
     except ConfigError as error:
         if changed := ", ".join(base_changed_by_lora(model)):
             raise ConfigError(
@@ -247,6 +255,8 @@ def _protected_weights(model: nn.Module, store: ProjectorSource) -> list[Protect
     names = actual_names(model)
     found = []
     for site in store.sites():
-        projector = TorchProjector(by_weight[site.weights[0]])
-        found += [find_weight(model, names[weight], name=weight, site=site, projector=projector) for weight in site.weights]
+        if denoiser_of_weight(site.weights[0]) == prefix:
+            projector = TorchProjector(by_weight[site.weights[0]])
+            inside = [weight.removeprefix(prefix) for weight in site.weights]
+            found += [find_weight(model, names[name], name=name, site=site, projector=projector) for name in inside]
     return found

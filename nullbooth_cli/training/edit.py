@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nullbooth_cli.api import OpenStore
-from nullbooth_cli.datatypes import Prompt, Site
+from nullbooth_cli.datatypes import Prompt, Site, denoiser_of_weight
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
@@ -153,7 +153,12 @@ def require_possible(store: OpenStore, pairs: Mapping[str, str], *, method: str,
     if same or not pairs:
         raise ConfigError(f"'{same[0]}' is its own target" if same else "no prompt to edit", "name sources and other targets")
     require_pooled(store.store)
-    text_sites(store)
+    others = [prefix for site in text_sites(store) if (prefix := denoiser_of_weight(site.weights[0]))]
+    if others:
+        raise ConfigError(
+            f"an edit changes one denoiser, and {store.url} has weights of a second one, {others[0].removesuffix('.')}",
+            "train the pipeline under the constraint instead",
+        )
 
 
 def _require_plain(denoiser: nn.Module, weights: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from nullbooth_cli.collect.open_model import load_model
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted, listed
-from nullbooth_cli.model.denoisers import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of, denoiser_weights
 from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.nullspace.export import is_taken
 from nullbooth_cli.nullspace.moment import Moment
@@ -173,7 +173,7 @@ def refit_events(store: OpenStore, config: Config, request: RefitRequest) -> Gen
         require_output(found, Path(request.output))
     yield Note(f"loading the model {config.model}")
     pipe = load_model(config, request.device)
-    check_model(store.store, denoiser_of(pipe).state_dict())
+    check_model(store.store, denoiser_weights(pipe))
     change = open_change(found, config, pipe, {weight for site in store.sites() for weight in site.weights}, request.device)
     site_of = _sites_of(store, change, request)
     outside = [module for module in change.modules if module not in site_of]

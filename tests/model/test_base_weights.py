@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.base_weights import BaseWeights
 from tests.support import tiny
+from tests.support.attention import Denoiser
+from tests.support.pipelines import SmallPipeline
 
 NAMES = ["conv_in.weight", "mid_block.attentions.0.proj_in.weight"]
 
@@ -29,6 +31,23 @@ def test_files_and_the_loaded_pipeline_have_the_same(folder: Path) -> None:
     assert [*read] == NAMES
     for name in NAMES:
         assert torch.equal(read[name], other[name])
+
+
+def test_a_second_denoiser_has_its_prefix_before_the_names_of_its_weights(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text((folder / "model_index.json").read_text())
+    for part, value in (("transformer", 1.0), ("transformer_2", 2.0)):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text("{}")
+        save_file({"to_k.weight": torch.full((2, 3), value)}, tmp_path / part / "diffusion_pytorch_model.safetensors")
+    found = BaseWeights.in_folder(tmp_path, None)
+    assert found is not None
+    assert dict(found.shapes) == {"to_k.weight": (2, 3), "transformer_2.to_k.weight": (2, 3)}
+    read = found.read(["transformer_2.to_k.weight", "to_k.weight"])
+    assert {name: tensor[0, 0].item() for name, tensor in read.items()} == {"transformer_2.to_k.weight": 2.0, "to_k.weight": 1.0}
+    pipe = SmallPipeline(second=Denoiser())
+    loaded = BaseWeights.of_pipeline(pipe)
+    name = "transformer_2.blocks.0.attn2.to_k.weight"
+    assert torch.equal(loaded.read([name])[name], pipe.transformer_2.blocks[0].attn2.to_k.weight)
 
 
 def test_shards_and_variants(folder: Path, tmp_path: Path) -> None:

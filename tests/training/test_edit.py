@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +276,10 @@ class TestTheCommand:
         refused = CliRunner().invoke(app, arguments)
         assert refused.exit_code == 2
         assert f"error: {output} exists" in refused.stderr
+
+
+def test_a_store_of_two_denoisers_is_refused(text_store: nb.OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    sites = [replace(each, weights=tuple(f"transformer_2.{name}" for name in each.weights)) for each in text_store.sites()]
+    monkeypatch.setattr(text_store, "sites", lambda: sites)
+    with pytest.raises(ConfigError, match=r"an edit changes one denoiser, and .* has weights of a second one, transformer_2"):
+        nb.edit(fresh(), text_store, PAIRS)
