@@ -39,8 +39,13 @@ class Step:
     sigma: float
 
 
-def step_key(strategy: str | None, index: int, timestep: float) -> str:
-    """`timestep_0999`; with a sampler strategy `alpha_00_9e2`, the index and the timestep cut to one digit."""
+def step_key(strategy: str | None, index: int, timestep: float, *, of_units: bool = False) -> str:
+    """`timestep_0999`; with a sampler strategy `alpha_00_9e2`, the index and the timestep cut to one digit.
+
+    Timesteps `of_units`, such as ratios and angles, have two decimals: `alpha_00_1.57`.
+    """
+    if of_units:
+        return f"alpha_{index:02d}_{timestep:.2f}"
     whole = int(timestep)
     if strategy is None:
         return f"timestep_{whole:04d}"

@@ -36,13 +36,14 @@ def compute_steps(config: Config, num_prompts: int, device: str | None = None) -
     from nullbooth_cli.collect import without_weights
     from nullbooth_cli.model import denoise
     from nullbooth_cli.model.scheduler import compute_schedule, is_flow_matching
+    from nullbooth_cli.model.stored_schedule import put_scheduler
 
     require_call(config)
     section, scheduler = config.schedule, scheduler_of(config)
 
     def set_by_pipeline(_: int) -> None:
         pipe = open_without_weights(config, scheduler) or load_model(config, device)
-        pipe.scheduler = scheduler
+        put_scheduler(pipe, scheduler)
         denoise.begin_denoising(pipe, denoising_path(config), without_weights.ANY_PROMPT)
 
     steps = compute_schedule(
@@ -137,9 +138,10 @@ def follow_schedule(config: Config, steps: tuple[Step, ...], pipe: "Pipeline") -
     """Replace a pipeline's scheduler by the config's, which walks exactly these steps; returns the path."""
     from nullbooth_cli.model import denoise
     from nullbooth_cli.model.scheduler import build_scheduler
+    from nullbooth_cli.model.stored_schedule import scheduler_in
     from nullbooth_cli.settings import images
 
-    scheduler = build_scheduler(config.schedule.sampler_strategy, pipe.scheduler, config.schedule.timestep_spacing)
+    scheduler = build_scheduler(config.schedule.sampler_strategy, scheduler_in(pipe), config.schedule.timestep_spacing)
     denoise.use_schedule(pipe, scheduler, steps)
     folder = config.collect.images
     return replace(denoising_path(config, steps), images=None if folder is None else images.image_files(folder))
@@ -219,6 +221,7 @@ def chosen_projections(config: Config, pipe: "Pipeline") -> "tuple[Projection, .
 def open_preview(config: Config, device: str | None, note: Callable[[str], None]) -> "Preview":
     """Open the config's model to find its shapes; `note` is called with a text if it must be loaded for that."""
     from nullbooth_cli.collect.preview import Preview
+    from nullbooth_cli.model.stored_schedule import put_scheduler
 
     require_call(config)
     scheduler = scheduler_of(config)
@@ -227,7 +230,7 @@ def open_preview(config: Config, device: str | None, note: Callable[[str], None]
     if pipe is None:
         note(f"the shapes of {config.model} cannot be found without its weights: loading it")
         pipe = load_model(config, device)
-        pipe.scheduler = scheduler
+        put_scheduler(pipe, scheduler)
     section = config.collect
     return Preview(
         model=config.model,

@@ -20,6 +20,7 @@ from nullbooth_cli.model.denoise import DenoisingPath
 from nullbooth_cli.model.denoisers import denoiser_weights
 from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import LatentPipeline, Pipeline, Scheduler
+from nullbooth_cli.model.stored_schedule import put_scheduler, scheduler_in
 from nullbooth_cli.nullspace.usable import check_model
 from nullbooth_cli.progress import Event, Note, Progress
 from nullbooth_cli.settings.config import Config
@@ -82,7 +83,7 @@ class DrawnModels:
         """Load an edited model and draw every picture from the noise of the base."""
         yield Note(f"loading {place}")
         pipe = load_edited(self.config, place, str(self.device))
-        pipe.scheduler = base.scheduler  # not the scheduler that the edited pipeline was saved with
+        put_scheduler(pipe, base.scheduler)  # not the scheduler that the edited pipeline was saved with
         self.weights[place] = weights_of(pipe, self._protected)
         shapes = {name: weight.shape for name, weight in self.weights[place].protected.items()}
         require_same_architecture(self.weights[BASE], shapes, place)
@@ -113,7 +114,7 @@ class DrawnModels:
             encoded = {name: encode(images) for name, encode in spaces.encoders.items()}
             vectors = {"latents": pooled_latents(cast(LatentPipeline, pipe), images), **encoded}
         has_loss = images is not None and has_instance_loss(pipe)
-        return DrawnBase(path=path, scheduler=pipe.scheduler, images=images, instances=vectors, has_loss=has_loss)
+        return DrawnBase(path=path, scheduler=scheduler_in(pipe), images=images, instances=vectors, has_loss=has_loss)
 
     def _measure_errors(self, name: str, pipe: Pipeline, base: DrawnBase) -> None:
         if base.images is not None and base.has_loss:

@@ -28,6 +28,7 @@ from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.model.scheduler import build_scheduler
+from nullbooth_cli.model.stored_schedule import put_scheduler, scheduler_in
 from nullbooth_cli.model.trained_files import Base
 from nullbooth_cli.progress import Event, Note, Progress
 from nullbooth_cli.settings import limits
@@ -177,12 +178,12 @@ def _sampled(
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.register_modules(safety_checker=None)  # it blackens pictures
     if request.strategy is not None:
-        pipe.scheduler = build_scheduler(request.strategy, pipe.scheduler)
+        put_scheduler(pipe, build_scheduler(request.strategy, scheduler_in(pipe)))
     call = call_of(type(pipe))
     call.require_settings(guidance_is_set=request.guidance_scale is not None, size_is_set=False)
     steps = call.takes[call.steps] if request.num_inference_steps is None else request.num_inference_steps
     guidance = call.own_guidance if request.guidance_scale is None else request.guidance_scale
-    most = pipe.scheduler.config.get("num_train_timesteps")
+    most = scheduler_in(pipe).config.get("num_train_timesteps")
     if most is not None and steps > most:
         raise ConfigError(f"{steps} denoising steps are more than the {most} timesteps of {source.name}", "choose fewer steps")
     wanted = [(prompt, seed) for prompt in request.prompts for seed in request.seeds]

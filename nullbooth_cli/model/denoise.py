@@ -7,8 +7,7 @@ stochastic samplers therefore depend neither on the batch nor on the process.
 """
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from nullbooth_cli.model.noised_images import noised
 from nullbooth_cli.model.pipeline_call import call_of
 from nullbooth_cli.model.protocols import Pipeline, Scheduler
 from nullbooth_cli.model.quiet import quiet_libraries
-from nullbooth_cli.model.scheduler import install
+from nullbooth_cli.model.stored_schedule import install, put_scheduler, watched
 from nullbooth_cli.settings.images import file_of
 from nullbooth_cli.settings.pipeline_inputs import KEY
 from nullbooth_cli.tensors import generators
@@ -48,7 +47,7 @@ class DenoisingPath:
 
 def use_schedule(pipe: Pipeline, scheduler: Scheduler, steps: tuple[Step, ...]) -> None:
     """Give the pipeline a scheduler that walks exactly the stored steps."""
-    pipe.scheduler = install(scheduler, steps)
+    put_scheduler(pipe, install(scheduler, steps))
 
 
 def denoise(
@@ -81,7 +80,7 @@ def denoise(
         inputs=path.inputs,
     )
     try:
-        with quiet_libraries(), on_images, _watched(pipe.scheduler, after_step):
+        with quiet_libraries(), on_images, watched(pipe, path.steps, after_step):
             result = pipe(**arguments)
     except ValueError as error:
         given = ", ".join(["collect.height, collect.width", *([KEY] if path.inputs else [])])
@@ -90,24 +89,6 @@ def denoise(
         # If a hook ends the path early, the denoiser of an offloaded pipeline is still on the device.
         pipe.maybe_free_model_hooks()
     return result[0]
-
-
-@contextlib.contextmanager
-def _watched(scheduler: Scheduler, after_step: Callable[[], None]) -> Iterator[None]:
-    """Call `after_step` whenever the scheduler has made a step."""
-    original = scheduler.step
-
-    @functools.wraps(original)
-    def step(*args: Any, **kwargs: Any) -> Any:
-        made = original(*args, **kwargs)
-        after_step()
-        return made
-
-    scheduler.step = step
-    try:
-        yield
-    finally:
-        del scheduler.step
 
 
 def begin_denoising(pipe: Pipeline, path: DenoisingPath, prompt: Prompt, num_forwards: int = 0) -> None:

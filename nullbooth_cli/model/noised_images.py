@@ -27,7 +27,7 @@ from nullbooth_cli.datatypes import Step
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model.latents import encode_images, pack_latents
 from nullbooth_cli.model.protocols import LatentPipeline, Pipeline, Scheduler
-from nullbooth_cli.model.scheduler import write_steps
+from nullbooth_cli.model.stored_schedule import write_steps
 from nullbooth_cli.settings.images import read_image
 from nullbooth_cli.tensors import generators
 

@@ -3,10 +3,9 @@
 1. `model_scheduler()` reads the scheduler that a pipeline folder ships with, without weights.
 2. `build_scheduler()` makes the one that a `sampler_strategy` names. It passes every setting that shapes the steps explicitly:
    `from_config` alone answers "linspace" for a hub SD1.5 and "leading" for the same model after one `save_pretrained`.
-3. `compute_schedule()` asks it for N steps; `install()` makes a pipeline walk exactly the stored steps.
+3. `compute_schedule()` asks it for N steps; `stored_schedule.install()` makes a pipeline walk exactly the stored steps.
 """
 
-import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +15,12 @@ import numpy as np
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMWuerstchenScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
+    SCMScheduler,
     UniPCMultistepScheduler,
 )
 from numpy.typing import NDArray
@@ -29,8 +30,10 @@ from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import listed
 from nullbooth_cli.model.corrected_solver import CorrectedDPMSolver
 from nullbooth_cli.model.pipeline_call import class_named
+from nullbooth_cli.model.pipeline_classes import OTHER
 from nullbooth_cli.model.pipeline_folder import read_json, read_pipeline_folder
 from nullbooth_cli.model.protocols import BetaScheduler, Scheduler
+from nullbooth_cli.model.stored_schedule import SCHEDULER_PARTS, num_walked
 from nullbooth_cli.settings.fingerprints import fingerprint
 
 NOISE_KEYS = (
@@ -45,6 +48,8 @@ NOISE_KEYS = (
 )
 LCM_MAX_STEPS = 50
 SMALLEST_ALPHA = 2.0**-24
+SMALL_TIMESTEPS = 10.0  # timesteps that are all below are ratios, angles or logarithms
+_PATH = "choose another num_denoising_steps, sampler_strategy or timestep_spacing"
 _DDIM = {"clip_sample": False, "set_alpha_to_one": False}
 _DPM = {
     "algorithm_type": "dpmsolver++",
@@ -100,10 +105,11 @@ def model_scheduler(folder: str) -> Scheduler:
 
     found = read_pipeline_folder(folder, weights=False)
     pipeline = class_named(found.class_name)
-    if "scheduler" not in found.parts:
-        raise ModelError(f"{folder} has no scheduler", "set model to a text-to-image pipeline of diffusers")
-    read_json(Path(folder) / "scheduler" / "scheduler_config.json")  # raises, naming it
-    scheduler: Scheduler = getattr(diffusers, found.parts["scheduler"]).from_pretrained(folder, subfolder="scheduler")
+    part = next((name for name in SCHEDULER_PARTS if name in found.parts), None)
+    if part is None:
+        raise ModelError(f"{folder} has no scheduler", OTHER)
+    read_json(Path(folder) / part / "scheduler_config.json")  # raises, naming it
+    scheduler: Scheduler = getattr(diffusers, found.parts[part]).from_pretrained(folder, subfolder=part)
     if issubclass(pipeline, StableDiffusionMixin):
         needed = [name for name, each in inspect.signature(pipeline).parameters.items() if each.default is each.empty]
         scheduler = pipeline(**{**dict.fromkeys(needed), "scheduler": scheduler}).scheduler
@@ -113,22 +119,24 @@ def model_scheduler(folder: str) -> Scheduler:
 def build_scheduler(strategy: str | None, shipped: Scheduler, spacing: str | None = None) -> Scheduler:
     """A fresh scheduler for a strategy, with the noise schedule of `shipped` (the model's own scheduler).
 
-    Raises ConfigError for a flow-matching model with any strategy but "model", and for a strategy whose first step does not work
-    with what the model predicts.
+    Raises ConfigError for a model without betas, such as a flow-matching one, with any strategy but "model", and for a strategy
+    whose first step does not work with what the model predicts.
     """
     override = {} if spacing is None else {"timestep_spacing": spacing}
     if strategy == "model":
         return type(shipped).from_config(shipped.config, **override)
     if is_flow_matching(shipped):
         raise ConfigError(
-            f"sampler_strategy {strategy or 'null'} needs a noise schedule of betas; this model is a flow-matching one, with a "
-            f"{type(shipped).__name__}",
+            f"sampler_strategy {strategy or 'null'} needs a noise schedule of betas, and the {type(shipped).__name__} of this "
+            "model has none",
             "set schedule.sampler_strategy to model, the only strategy for this model",
         )
     scheduler_class, settings = _SAMPLERS[strategy]
     noise = {key: shipped.config[key] for key in NOISE_KEYS if shipped.config.get(key) is not None}
     known = _parameters(scheduler_class)
     built: Scheduler = scheduler_class(**{key: value for key, value in noise.items() if key in known}, **{**settings, **override})
+    if "variance_type" in shipped.config and "variance_type" not in built.config:
+        built.register_to_config(variance_type=None)  # type: ignore[attr-defined]  # pipelines of IF ask any scheduler for it
     _require_a_first_step(strategy, built)
     return built
 
@@ -160,7 +168,7 @@ def _require_a_first_step(strategy: str | None, scheduler: Scheduler) -> None:
 
 
 def is_flow_matching(scheduler: Scheduler) -> bool:
-    """Whether a scheduler moves along straight paths from noise to image, without betas."""
+    """Whether a scheduler has no betas that its timesteps count, as that of flow matching: the pipeline may set its steps."""
     return "beta_start" not in scheduler.config or scheduler.config.get("prediction_type") == "flow_prediction"
 
 
@@ -175,15 +183,26 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
 
 
 def sigmas_of(scheduler: Scheduler) -> torch.Tensor:
-    """The sigmas of the scheduler's current timesteps, `[T]` float64; from the betas if a scheduler has no sigmas.
+    """The sigmas of the timesteps that a scheduler walks, `[T]` float64: noise over signal, NaN where a scheduler has none.
 
-    With `rescale_betas_zero_snr` the last is infinite; as in diffusers' own schedulers with sigmas, it is 4096 instead.
+    If it has no sigmas, they follow from what is left of the signal at a timestep. With `rescale_betas_zero_snr` the last is
+    infinite; as in diffusers' own schedulers with sigmas, it is 4096 instead.
     """
-    if hasattr(scheduler, "sigmas") and len(scheduler.sigmas) >= len(scheduler.timesteps):
-        return torch.as_tensor(scheduler.sigmas, dtype=torch.float64, device="cpu")[: len(scheduler.timesteps)]
-    alphas = torch.as_tensor(cast(BetaScheduler, scheduler).alphas_cumprod, dtype=torch.float64)[scheduler.timesteps.long()]
+    timesteps = scheduler.timesteps[: num_walked(scheduler)].cpu()
+    if len(getattr(scheduler, "sigmas", ())) >= len(timesteps):
+        sigmas: torch.Tensor = scheduler.sigmas  # type: ignore[attr-defined]
+        return torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")[: len(timesteps)]
+    if isinstance(scheduler, DDPMWuerstchenScheduler):
+        alphas = scheduler._alpha_cumprod(timesteps, timesteps.device).double()
+    elif isinstance(scheduler, SCMScheduler):  # its timestep is the angle between signal and noise
+        alphas = timesteps.double().cos() ** 2
+    elif hasattr(scheduler, "alphas_cumprod"):
+        alphas = torch.as_tensor(scheduler.alphas_cumprod, dtype=torch.float64)[timesteps.long()]
+    else:
+        return torch.full((len(timesteps),), torch.nan, dtype=torch.float64)
     alphas = alphas.clamp(min=SMALLEST_ALPHA)
-    return ((1 - alphas) / alphas).sqrt()
+    found: torch.Tensor = ((1 - alphas) / alphas).sqrt()
+    return found
 
 
 def compute_schedule(
@@ -205,25 +224,28 @@ def compute_schedule(
     SDE strategies have sequences that differ: each sigma is multiplied by 1 + jitter * N(0, 1), independently per prompt, from
     `seed` or fresh randomness. Raises ConfigError, showing the values, if the timesteps are not usable.
     """
-    num_train = int(scheduler.config["num_train_timesteps"])
+    num_train = scheduler.config.get("num_train_timesteps")
     _require_possible(strategy, num_steps, num_train)
     (set_timesteps or scheduler.set_timesteps)(num_steps)
-    timesteps = scheduler.timesteps.double().cpu().numpy()
-    # Flow-matching timesteps are sigmas times num_train, so they start at num_train itself.
-    last = num_train - 1 if hasattr(scheduler, "alphas_cumprod") else num_train
+    timesteps = scheduler.timesteps[: num_walked(scheduler)].double().cpu().numpy()
+    last = None if is_flow_matching(scheduler) else scheduler.config["num_train_timesteps"] - 1
     _require_a_path(timesteps, last)
     sigmas = sigmas_of(scheduler).numpy()
+    if (np.diff(sigmas) > 0).any():
+        raise ConfigError(f"the scheduler gave increasing sigmas: {listed([f'{s:g}' for s in sigmas], most=10)}", _PATH)
     if is_sde(strategy) and jitter > 0 and mode != "all_steps":
         sigmas = _mean_of_perturbed(sigmas, jitter, np.random.default_rng(seed), num_prompts if mode == "avg" else 1)
         timesteps = _nearest_timesteps(cast(BetaScheduler, scheduler), sigmas)
         _require_a_path(timesteps, last)
+    of_units = bool(np.abs(timesteps).max() < SMALL_TIMESTEPS)
     return tuple(
-        Step(i, step_key(strategy, i, t), float(t), float(s)) for i, (t, s) in enumerate(zip(timesteps, sigmas, strict=True))
+        Step(i, step_key(strategy, i, t, of_units=of_units), float(t), float(s))
+        for i, (t, s) in enumerate(zip(timesteps, sigmas, strict=True))
     )
 
 
-def _require_possible(strategy: str | None, num_steps: int, num_train: int) -> None:
-    if num_steps > num_train:
+def _require_possible(strategy: str | None, num_steps: int, num_train: int | None) -> None:
+    if num_train is not None and num_steps > num_train:
         raise ConfigError(
             f"num_denoising_steps {num_steps} is more than the model's {num_train} timesteps",
             "set schedule.num_denoising_steps to fewer, such as 30",
@@ -240,18 +262,22 @@ def _require_possible(strategy: str | None, num_steps: int, num_train: int) -> N
         )
 
 
-def _require_a_path(timesteps: NDArray[np.float64], last: int) -> None:
-    """Raise ConfigError unless the timesteps lead from noise (`last`) downwards."""
+def _require_a_path(timesteps: NDArray[np.float64], last: int | None) -> None:
+    """Raise ConfigError unless the timesteps lead from noise (`last`) downwards; None where they do not count betas.
+
+    Those of other schedulers may be ratios, angles or logarithms, and may increase: their sigmas tell.
+    """
     shown = listed([f"{t:g}" for t in timesteps], most=10)
-    hint = "choose another num_denoising_steps, sampler_strategy or timestep_spacing"
     if not np.isfinite(timesteps).all():
-        raise ConfigError(f"the scheduler gave non-finite timesteps: {shown}", hint)
+        raise ConfigError(f"the scheduler gave non-finite timesteps: {shown}", _PATH)
+    if last is None:
+        return
     if timesteps.min() < 0 or timesteps.max() > last:
-        raise ConfigError(f"the scheduler gave timesteps outside 0..{last}: {shown}", hint)
+        raise ConfigError(f"the scheduler gave timesteps outside 0..{last}: {shown}", _PATH)
     if (np.diff(timesteps) > 0).any():
-        raise ConfigError(f"the scheduler gave increasing timesteps: {shown}", hint)
+        raise ConfigError(f"the scheduler gave increasing timesteps: {shown}", _PATH)
     if timesteps[0] < last / 2:
-        raise ConfigError(f"the path starts at timestep {timesteps[0]:g}, below half of {last}: {shown}", hint)
+        raise ConfigError(f"the path starts at timestep {timesteps[0]:g}, below half of {last}: {shown}", _PATH)
 
 
 def _mean_of_perturbed(sigmas: NDArray[np.float64], jitter: float, rng: np.random.Generator, count: int) -> NDArray[np.float64]:
@@ -266,34 +292,3 @@ def _mean_of_perturbed(sigmas: NDArray[np.float64], jitter: float, rng: np.rando
 def _nearest_timesteps(scheduler: BetaScheduler, sigmas: NDArray[np.float64]) -> NDArray[np.float64]:
     log_sigmas = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt().log().numpy()
     return np.array([scheduler._sigma_to_t(sigma, log_sigmas) for sigma in sigmas]).round()
-
-
-def install(scheduler: Scheduler, steps: tuple[Step, ...]) -> Scheduler:
-    """Make `set_timesteps` end in exactly these steps, so that a pipeline walks the stored schedule. Returns the scheduler.
-
-    The solver then runs on the stored sigmas themselves: custom *timesteps* would lose Karras spacing and give NaN on repeats.
-    `set_timesteps` raises ModelError if the scheduler walks another number of steps.
-    """
-    original = scheduler.set_timesteps
-
-    @functools.wraps(original)
-    def set_timesteps(*args: Any, **kwargs: Any) -> None:
-        original(*args, **kwargs)
-        if len(scheduler.timesteps) != len(steps):
-            raise ModelError(
-                f"the scheduler walks {len(scheduler.timesteps)} steps, the stored schedule has {len(steps)}",
-                "choose another schedule.sampler_strategy: this one does not follow a stored schedule",
-            )
-        write_steps(scheduler, steps)
-
-    scheduler.set_timesteps = set_timesteps
-    return scheduler
-
-
-def write_steps(scheduler: Scheduler, steps: tuple[Step, ...]) -> None:
-    """Replace the scheduler's timesteps and sigmas by the stored ones."""
-    scheduler.timesteps = torch.tensor([s.timestep for s in steps], dtype=torch.float64).to(scheduler.timesteps)
-    if hasattr(scheduler, "sigmas") and len(scheduler.sigmas) > len(steps):
-        # The sigma after the last step (0, as a rule) stays the scheduler's own.
-        stored = torch.tensor([s.sigma for s in steps], dtype=torch.float64).to(scheduler.sigmas)
-        scheduler.sigmas = torch.cat([stored, scheduler.sigmas[len(steps) :]])

@@ -70,10 +70,10 @@ def run_collect(run: Run) -> Iterator[Event]:
 
 def _own_guidance(section: CollectSection, pipeline: type) -> list[str]:
     """A note if nobody chose the guidance, and the pipeline itself draws with another."""
-    from nullbooth_cli.model.latents import default_of
+    from nullbooth_cli.model.pipeline_call import call_of
 
-    own = default_of(pipeline, "guidance_scale")
-    if "guidance_scale" in section.model_fields_set or own == section.guidance_scale:
+    own = call_of(pipeline).own_guidance
+    if own is None or "guidance_scale" in section.model_fields_set or own == section.guidance_scale:
         return []
     return [f"collect.guidance_scale is not set: it is {section.guidance_scale:g}, and a {pipeline.__name__} draws with {own:g}"]
 

@@ -38,7 +38,7 @@ def prepare_collect(run: Run, loaded: "RecordableModel", weights: str, batch_siz
             "has beside a longer one, so that its features would depend on the batch",
             "set collect.batch_size to 1, or collect.keep to moments",
         )
-    require_same_noise(run.config, run.store, loaded.pipe.scheduler)
+    require_same_noise(run.config, run.store, loaded.pipe)
     found, notes = run.states().own["collect"], list[str]()
     afresh = found.state == "missing" or run.force
     if run.force and found.only_lost_prompts:

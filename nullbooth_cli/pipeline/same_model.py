@@ -14,17 +14,18 @@ from nullbooth_cli.settings.fingerprints import model_names
 from nullbooth_cli.store import Store
 
 if TYPE_CHECKING:
-    from nullbooth_cli.model.protocols import Scheduler
+    from nullbooth_cli.model.protocols import Pipeline
 
 ELSEWHERE = ", or set store to another place"
 
 
-def require_same_noise(config: Config, store: Store, scheduler: "Scheduler") -> None:
-    """Raise StageError unless the stored schedule follows from the model's scheduler, as `follow_schedule` builds it."""
+def require_same_noise(config: Config, store: Store, pipe: "Pipeline") -> None:
+    """Raise StageError unless the stored schedule follows from the scheduler of a pipeline, as `follow_schedule` builds it."""
     from nullbooth_cli.model.scheduler import noise_digest
+    from nullbooth_cli.model.stored_schedule import scheduler_in
 
     recorded = store.records["schedule"]["noise"]
-    found = noise_digest(config.schedule.sampler_strategy, scheduler)
+    found = noise_digest(config.schedule.sampler_strategy, scheduler_in(pipe))
     if recorded != found:
         raise StageError(
             f"the schedule in {store.url} was made with another scheduler than that of the model {config.model}"
@@ -69,7 +70,7 @@ def recognise_model(run: Run) -> list[str]:
         return []
     config = run.config.model_copy(update={"model_cpu_offload": False})
     pipe, path = load_path(config, run.store.schedule(), "cpu")
-    require_same_noise(config, run.store, pipe.scheduler)
+    require_same_noise(config, run.store, pipe)
     require_same_model(config, run.store, load.weights_digest(pipe, encodes=path.images is not None), run.store.sites)
     return note_names(run)
 

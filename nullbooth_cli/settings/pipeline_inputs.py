@@ -56,4 +56,4 @@ def there(name: str, file: str) -> Path:
 
 
 def _is_plain(value: object) -> bool:
-    return all(map(_is_plain, value)) if isinstance(value, list) else isinstance(value, str | int | float)
+    return all(map(_is_plain, value)) if isinstance(value, list) else value is None or isinstance(value, str | int | float)

@@ -19,7 +19,7 @@ from nullbooth_cli.errors import ModelError
 from nullbooth_cli.model import load as load_module
 from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.projections import find_projections
-from nullbooth_cli.model.scheduler import write_steps
+from nullbooth_cli.model.stored_schedule import write_steps
 from nullbooth_cli.nullspace.usable import usable_projectors
 from nullbooth_cli.pipeline import collect
 from tests.support.builders import PROMPTS, execute, features_at, small_config, vectors_at
@@ -180,7 +180,7 @@ def test_a_pipeline_that_skips_steps_is_refused() -> None:
 
     pipe.scheduler.set_timesteps = walk_two
     recorder = recorder_module.Recorder(model, [(0, Prompt(PROMPTS[0]))], sinks=[])
-    with pytest.raises(ModelError, match="the pipeline ran 2 forwards for 4 steps"):
+    with pytest.raises(ModelError, match="walks 2 steps, the stored schedule has 4"):
         units_module.run_unit(model, recorder)
 
 

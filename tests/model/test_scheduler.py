@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model.corrected_solver import CorrectedDPMSolver
-from nullbooth_cli.model.scheduler import build_scheduler, compute_schedule, install, is_sde
+from nullbooth_cli.model.scheduler import build_scheduler, compute_schedule, is_sde
+from nullbooth_cli.model.stored_schedule import install
 from nullbooth_cli.settings.config import STRATEGIES
 
 BETAS = {

@@ -104,7 +104,7 @@ def probe(exam: Examination) -> str:
         exam.recordable = find_recordable(exam.config, exam.pipe, exam.path, exam.prompts)
     config, store, states = exam.config, exam.store, exam.states
     if store is not None and "schedule" in states and states["schedule"].is_done:
-        require_same_noise(config, store, exam.pipe.scheduler)
+        require_same_noise(config, store, exam.pipe)
     if store is not None and "collect" in states:
         collect = states["collect"]
         if collect.state == "partial" or (collect.is_done and model_renamed(config, store)):
