@@ -40,6 +40,11 @@ REFUSED: tuple[tuple[str, str], ...] = (
         r"KandinskyV22(Img2Img|Inpaint|Controlnet\w*)?Pipeline",
         "it takes no prompt but what a prior made of one; KandinskyV22CombinedPipeline has both",
     ),
+    (r"CogView4Control.*", "it adds noise to its control image that no seed sets, so that nothing of it can be recorded again"),
+    (
+        r"ChromaInpaint.*",
+        "it asks its transformer for guidance_embeds, which Chroma's has not, and ends with an error in diffusers",
+    ),
     (r"FluxPriorRedux.*|LTX\w*Upsample.*|.*DiffusionDecode.*", "it only converts what another pipeline draws or takes"),
 )
 

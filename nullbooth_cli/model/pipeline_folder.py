@@ -43,7 +43,7 @@ def read_pipeline_folder(folder: str | Path, *, weights: bool) -> PipelineFolder
     index = read_json(folder / PIPELINE_INDEX)
     class_name, parts = _text(index, "_class_name", folder / PIPELINE_INDEX), dict[str, str]()
     for name, kind in index.items():
-        if isinstance(kind, list):
+        if isinstance(kind, list) and not _is_setting(kind):
             if len(kind) != 2 or not all(each is None or isinstance(each, str) for each in kind):
                 raise ConfigError(f"{folder / PIPELINE_INDEX}: {name} is {kind}, not a library and a class", _AGAIN)
             if kind[1] is not None:
@@ -58,6 +58,11 @@ def read_pipeline_folder(folder: str | Path, *, weights: bool) -> PipelineFolder
     if not needed_inputs(class_name):
         _require_latents_alone(folder)
     return PipelineFolder(class_name, parts, left_out)
+
+
+def _is_setting(values: list[Any]) -> bool:
+    """Whether a list of the index is a setting of the pipeline, such as the layers that Krea 2 takes its text from."""
+    return bool(values) and all(isinstance(value, int | float) for value in values)
 
 
 def read_json(file: Path) -> dict[str, Any]:

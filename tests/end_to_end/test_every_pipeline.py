@@ -36,6 +36,8 @@ from tests.support.builders import execute, small_config, vectors_at
 from tests.support.loading import load, use_loaded
 from tests.support.zoo import ENTRIES, Entry
 
+# diffusers says these of its own pipelines and calls.
+pytestmark = [pytest.mark.filterwarnings(f"ignore:{text}") for text in (":FutureWarning", "In CPU autocast:UserWarning")]
 WORKING = [name for name, entry in ENTRIES.items() if entry.refused is None]
 REFUSED = [name for name, entry in ENTRIES.items() if entry.refused is not None]
 NUM_STEPS = 2

@@ -71,6 +71,12 @@ def test_a_part_of_the_index_is_a_library_and_a_class(folder: Path, entry: Any) 
         assert f"model_index.json: unet is {entry}" in error.message
 
 
+def test_a_list_of_numbers_is_a_setting_of_the_pipeline(folder: Path) -> None:
+    parts = read_pipeline_folder(folder, weights=True).parts
+    change(folder / "model_index.json", text_encoder_select_layers=[1, 2])
+    assert read_pipeline_folder(folder, weights=True).parts == parts
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
 def test_a_part_that_is_missing_is_named(folder: Path, part: str) -> None:
     shutil.rmtree(folder / part)

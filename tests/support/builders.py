@@ -38,7 +38,10 @@ MANY = [f"{prompt}, {more}" for more in ("small", "large", "very large", "tiny",
 
 
 def small_config(store: Path, **changes: Any) -> Config:
-    """Eight prompts, four steps, three prompts a unit; `changes` are dotted keys with `__` for the dot."""
+    """Eight prompts, four steps, three prompts a unit; `changes` are dotted keys with `__` for the dot.
+
+    A guidance scale of None is left out: there are classes that take none.
+    """
     data: dict[str, Any] = {
         "store": str(store),
         "original_knowledge_prompts": PROMPTS,
@@ -52,6 +55,8 @@ def small_config(store: Path, **changes: Any) -> Config:
         for section in sections:
             place = place.setdefault(section, {})
         place[last] = value
+    if data["collect"]["guidance_scale"] is None:
+        del data["collect"]["guidance_scale"]
     return build_config(data)
 
 

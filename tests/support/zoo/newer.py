@@ -63,12 +63,12 @@ def longcat() -> Any:
     """The processor of pictures and text rewrites prompts alone, and its place is taken by the tokenizer here."""
     return diffusers.LongCatImagePipeline(
         scheduler=flow(**SHIFTING),
-        vae=vae(shift=0.06),
+        vae=vae(shift=0.06, latents=16),
         text_encoder=qwen_vl(),
         tokenizer=qwen_tokenizer(),
         text_processor=qwen_tokenizer(),
         transformer=diffusers.LongCatImageTransformer2DModel(
-            in_channels=16,
+            in_channels=64,
             num_layers=1,
             num_single_layers=1,
             attention_head_dim=16,
@@ -218,25 +218,4 @@ def kandinsky5() -> Any:
         text_encoder_2=clip(TEXT),
         tokenizer_2=clip_tokenizer(),
         scheduler=flow(),
-    )
-
-
-def ideogram4() -> Any:
-    shape = {
-        "in_channels": 16,
-        "num_layers": 2,
-        "attention_head_dim": 16,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "adaln_dim": 16,
-        "llm_features_dim": 13 * TEXT,
-        "mrope_section": (4, 2, 2),
-    }
-    return diffusers.Ideogram4Pipeline(
-        scheduler=flow(),
-        vae=flux2_vae(),
-        text_encoder=qwen3_vl(Qwen3VLModel, num_hidden_layers=36),
-        tokenizer=qwen_tokenizer(),
-        transformer=diffusers.Ideogram4Transformer2DModel(**shape),
-        unconditional_transformer=diffusers.Ideogram4Transformer2DModel(**shape),
     )

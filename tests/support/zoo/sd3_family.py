@@ -89,12 +89,12 @@ def cogview3() -> Any:
     )
 
 
-def cogview4(name: str = "CogView4Pipeline", in_channels: int = 4) -> Any:
-    return getattr(diffusers, name)(
+def cogview4() -> Any:
+    return diffusers.CogView4Pipeline(
         tokenizer=glm_tokenizer(),
         text_encoder=language_model("GlmModel"),
         vae=vae(),
-        transformer=diffusers.CogView4Transformer2DModel(**{**cogview_shape(rope=True), "in_channels": in_channels}),
+        transformer=diffusers.CogView4Transformer2DModel(**cogview_shape(rope=True)),
         scheduler=flow(use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75, base_image_seq_len=256),
     )
 

@@ -4,6 +4,10 @@ import inspect
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from nullbooth_cli.datatypes import Site
 from tests.support import tiny
 from tests.support.zoo import flux_family, gemma_family, newer, qwen_family, sd3_family
 from tests.support.zoo.entry import Entry, text_comes_first
@@ -11,7 +15,7 @@ from tests.support.zoo.entry import Entry, text_comes_first
 PROMPT_FIRST = (True, False)  # pipelines that run the prompt's forward before the empty one
 INPUTS = "collect.pipeline_inputs"
 TRUE_GUIDANCE = {"true_cfg_scale": 4.0, "negative_prompt": "blurred"}
-ALONE = {"collect.batch_size": 1}  # its text is padded to the longest of a batch, and padding is attended to
+NO_GUIDANCE = {"collect.guidance_scale": None}  # the class takes none
 WHOLE_PATH = {"strength": 1.0}  # from pure noise, as the stored schedule begins
 UNPERTURBED = {"collect.cross_attention_layers": ["transformer_blocks.0.attn"]}  # pag_applied_layers has the others
 PICTURE, MASK, CONTROL = {"image": "picture.png"}, {"mask_image": "mask.png"}, {"control_image": "picture.png"}
@@ -35,6 +39,63 @@ def sana_tokens(pipe: Any, text: str) -> int:
 
 
 CHROMA = {"attended": text_comes_first(chroma_tokens, text=512, both="single"), "own": PROMPT_FIRST}
+
+
+def z_image_tokens(pipe: Any, text: str, site: Site, length: int) -> NDArray[np.bool_]:
+    """Text and image are padded to 32 tokens each, which are attended to; what pads a text to another's length is not."""
+    chat = pipe.tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+    )
+    num_text = -(-number_of_tokens(pipe, chat) // 32) * 32
+    num_image = 0 if "context_refiner" in site.layer else 32
+    return np.arange(length) < num_image + num_text
+
+
+def ernie_tokens(pipe: Any, text: str, site: Site, length: int) -> NDArray[np.bool_]:
+    """The image's 16 tokens come first; the empty text is one token."""
+    return np.arange(length) < 16 + max(1, number_of_tokens(pipe, text))
+
+
+def lumina_tokens(pipe: Any, text: str, site: Site, length: int) -> NDArray[np.bool_] | None:
+    """Text is padded before it."""
+    return np.arange(length) >= length - number_of_tokens(pipe, text) if site.feature == "k" else None
+
+
+def lumina2_tokens(pipe: Any, text: str, site: Site, length: int) -> NDArray[np.bool_] | None:
+    """Text alone is padded to 256 tokens; together with the image it is as long as it is."""
+    whole = f"{pipe.system_prompt} <Prompt Start> {text}" if text else ""
+    return np.arange(length) < number_of_tokens(pipe, whole) if "context_refiner" in site.layer else None
+
+
+def krea_tokens(pipe: Any, text: str, site: Site, length: int) -> NDArray[np.bool_] | None:
+    """Padding stands between the prompt and what follows it; the image of one token comes last."""
+    if "layerwise" in site.layer:
+        return None
+    num_after = len(pipe.tokenizer(pipe.prompt_template_encode_suffix).input_ids) + ("text_fusion" not in site.layer)
+    num_prompt = number_of_tokens(pipe, pipe.prompt_template_encode_prefix + text) - pipe.prompt_template_encode_start_idx
+    places = np.arange(length)
+    return (places < num_prompt) | (places >= length - num_after)
+
+
+def hunyuan_tokens(pipe: Any, text: str, site: Site, length: int) -> NDArray[np.bool_] | None:
+    """The image's 64 tokens come first; the text of a second encoder is empty and so padding."""
+    if length == 64:
+        return None
+    template = pipe.prompt_template_encode.format(text)
+    num_image = 64 if "single" in site.layer else 0
+    return np.arange(length) < num_image + number_of_tokens(pipe, template) - pipe.prompt_template_encode_start_idx
+
+
+def fibo_tokens(pipe: Any, text: str, site: Site, length: int) -> NDArray[np.bool_] | None:
+    """The image is one token, after the text; the empty text is one token as well."""
+    is_single = "single" in site.layer
+    if not (is_single or site.feature.startswith("add_")):
+        return None
+    places = np.arange(length)
+    return (places < max(1, number_of_tokens(pipe, text))) | (places >= length - is_single)
+
+
+Z_IMAGE = {"attended": z_image_tokens, "own": PROMPT_FIRST}
 SANA = text_comes_first(sana_tokens, text=300)
 CROSS_T5 = text_comes_first(number_of_tokens, text=300)
 
@@ -83,7 +144,7 @@ FLUX = {
     "Flux2KleinInpaintPipeline": Entry(
         build=partial(flux_family.flux2_klein, "Flux2KleinInpaintPipeline"), settings={INPUTS: PICTURE | MASK | WHOLE_PATH}
     ),
-    "Flux2KleinKVPipeline": Entry(build=partial(flux_family.flux2_klein, "Flux2KleinKVPipeline")),
+    "Flux2KleinKVPipeline": Entry(build=partial(flux_family.flux2_klein, "Flux2KleinKVPipeline"), settings=NO_GUIDANCE),
     "ChromaPipeline": Entry(build=tiny.chroma, **CHROMA),
     "ChromaImg2ImgPipeline": Entry(
         build=partial(flux_family.chroma_as, "ChromaImg2ImgPipeline"), settings={INPUTS: PICTURE | WHOLE_PATH}, **CHROMA
@@ -117,10 +178,7 @@ SD3 = {
     ),
     "AuraFlowPipeline": Entry(build=sd3_family.auraflow),
     "CogView3PlusPipeline": Entry(build=sd3_family.cogview3),
-    "CogView4Pipeline": Entry(build=sd3_family.cogview4, settings=ALONE),
-    "CogView4ControlPipeline": Entry(
-        build=partial(sd3_family.cogview4, "CogView4ControlPipeline", 8), settings={INPUTS: CONTROL, **ALONE}
-    ),
+    "CogView4Pipeline": Entry(build=sd3_family.cogview4, settings={"collect.batch_size": 1}),
     "HunyuanDiTPipeline": Entry(build=sd3_family.hunyuandit),
     "HunyuanDiTPAGPipeline": Entry(build=partial(sd3_family.hunyuandit, "HunyuanDiTPAGPipeline")),
     "HiDreamImagePipeline": Entry(build=sd3_family.hidream),
@@ -144,37 +202,49 @@ CROSS = {
         own=(True,),
     ),
     "SanaControlNetPipeline": Entry(build=gemma_family.sana_controlnet, settings={INPUTS: CONTROL}, attended=SANA),
-    "LuminaPipeline": Entry(build=gemma_family.lumina, attended=text_comes_first(number_of_tokens, text=256), own=PROMPT_FIRST),
+    "LuminaPipeline": Entry(build=gemma_family.lumina, attended=lumina_tokens, own=PROMPT_FIRST),
 }
 
 ONE_STREAM = {
-    "Lumina2Pipeline": Entry(build=gemma_family.lumina2),
-    "ZImagePipeline": Entry(build=gemma_family.z_image),
+    "Lumina2Pipeline": Entry(build=gemma_family.lumina2, attended=lumina2_tokens, own=PROMPT_FIRST),
+    "ZImagePipeline": Entry(build=gemma_family.z_image, **Z_IMAGE),
     "ZImageImg2ImgPipeline": Entry(
-        build=partial(gemma_family.z_image, "ZImageImg2ImgPipeline"), settings={INPUTS: PICTURE | WHOLE_PATH}
+        build=partial(gemma_family.z_image, "ZImageImg2ImgPipeline"), settings={INPUTS: PICTURE | WHOLE_PATH}, **Z_IMAGE
     ),
     "ZImageInpaintPipeline": Entry(
-        build=partial(gemma_family.z_image, "ZImageInpaintPipeline"), settings={INPUTS: PICTURE | MASK | WHOLE_PATH}
+        build=partial(gemma_family.z_image, "ZImageInpaintPipeline"), settings={INPUTS: PICTURE | MASK | WHOLE_PATH}, **Z_IMAGE
     ),
 }
 
 NEWER = {
     "Flux2Pipeline": Entry(build=newer.flux2),
     "LongCatImagePipeline": Entry(build=newer.longcat, settings={INPUTS: {"enable_prompt_rewrite": False}}),
-    "Krea2Pipeline": Entry(build=newer.krea2),
-    "ErnieImagePipeline": Entry(build=newer.ernie),
-    "HunyuanImagePipeline": Entry(build=newer.hunyuan_image),
-    "BriaFiboPipeline": Entry(build=newer.bria_fibo),
-    "Ideogram4Pipeline": Entry(build=newer.ideogram4, settings={INPUTS: {"guidance_schedule": None}}),
+    "Krea2Pipeline": Entry(build=newer.krea2, attended=krea_tokens, own=PROMPT_FIRST),
+    "ErnieImagePipeline": Entry(build=newer.ernie, attended=ernie_tokens),
+    "HunyuanImagePipeline": Entry(build=newer.hunyuan_image, attended=hunyuan_tokens, own=(True,), settings=NO_GUIDANCE),
+    "BriaFiboPipeline": Entry(build=newer.bria_fibo, attended=fibo_tokens),
+}
+
+REFUSED = {
+    "CogView4ControlPipeline": Entry(refused="noise to its control image that no seed sets"),
+    "ChromaInpaintPipeline": Entry(refused="asks its transformer for guidance_embeds, which Chroma's has not"),
+    "FluxPriorReduxPipeline": Entry(refused="only converts what another pipeline draws"),
+    "VisualClozeGenerationPipeline": Entry(refused="takes no prompt"),
+    "VisualClozePipeline": Entry(refused="takes no prompt"),
 }
 
 # Entries that wait for a part of the library that is being written.
 WAITING = {
-    *(name for family in (FLUX, QWEN, SD3, CROSS, ONE_STREAM, NEWER) for name in family if INPUTS in family[name].settings),
-    *("Flux2KleinKVPipeline", "ChromaPipeline", "CogView4Pipeline", "HunyuanDiTPipeline", "HunyuanDiTPAGPipeline"),
-    *("SanaSprintPipeline", "LuminaPipeline", "Lumina2Pipeline", "ZImagePipeline", "ErnieImagePipeline"),
-    *("HunyuanImagePipeline", "BriaFiboPipeline", "Krea2Pipeline"),
+    *("SanaSprintImg2ImgPipeline", "Lumina2Pipeline"),
+    *("StableDiffusion3Img2ImgPipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
+    *("StableDiffusion3PAGImg2ImgPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxFillPipeline"),
+    *("FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline", "FluxControlNetImg2ImgPipeline"),
+    *("FluxControlNetInpaintPipeline", "ChromaImg2ImgPipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"),
+    *("StableDiffusion3InpaintPipeline",),
 }
 ENTRIES: dict[str, Entry] = {
-    name: entry for family in (FLUX, QWEN, SD3, CROSS, ONE_STREAM, NEWER) for name, entry in family.items() if name not in WAITING
+    name: entry
+    for family in (FLUX, QWEN, SD3, CROSS, ONE_STREAM, NEWER, REFUSED)
+    for name, entry in family.items()
+    if name not in WAITING
 }
