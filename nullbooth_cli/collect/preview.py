@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from nullbooth_cli.collect import without_weights
 from nullbooth_cli.collect.find_sites import FoundSites, find_sites
 from nullbooth_cli.collect.sinks import features_nbytes
-from nullbooth_cli.datatypes import Factoring, Site
+from nullbooth_cli.datatypes import EVERY_FEATURE, Factoring, Site
 from nullbooth_cli.model.denoise import DenoisingPath
 from nullbooth_cli.model.denoisers import denoisers_of
-from nullbooth_cli.model.projections import Projection, find_projections
+from nullbooth_cli.model.projections import Projection, attention_of, find_projections
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.nullspace.moments import sums_nbytes
 
@@ -48,7 +48,9 @@ class Preview:
 
     def text_projections(self) -> tuple[Projection, ...]:
         """All projections of layers that attend to text."""
-        return find_projections(denoisers_of(self.pipe), ATTENTION, "all")
+        denoisers = denoisers_of(self.pipe)
+        some = any(layer.sees_text for layer in attention_of(denoisers).values())
+        return find_projections(denoisers, ATTENTION, "all") if some else ()
 
     def find(self, projections: tuple[Projection, ...]) -> FoundSites:
         """The sites of these projections. Cost: a second without weights, else two steps of one prompt."""
@@ -101,6 +103,18 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class AttentionReport:
+    """What an attention layer `attends_to` (cross, joint, text, self; as in `attention_layers`), and `why`.
+
+    Layers of self attend to no text: they are recorded only where the config names them.
+    """
+
+    layer: str
+    attends_to: str
+    why: str
+
+
+@dataclass(frozen=True)
 class RecordingSize:
     """Bytes of features for one prompt, and of moments in all."""
 
@@ -121,12 +135,16 @@ class Total:
 
 @dataclass(frozen=True, kw_only=True)
 class LayersReport:
-    """The layers of a model and the sites that each would record. Filters do not change the totals `every` and `chosen`."""
+    """The layers of a model and the sites that each would record; `attention` has those that are left out as well.
+
+    Filters do not change the totals `every` and `chosen`.
+    """
 
     model: str
     pipeline: str
     num_steps: int
     layers: tuple[LayerReport, ...]
+    attention: tuple[AttentionReport, ...]
     sites: tuple[tuple[Site, RecordingSize], ...]
     every: Total
     chosen: Total
@@ -162,6 +180,11 @@ def layers_report(
         pipeline=type(preview.pipe).__name__,
         num_steps=num_steps,
         layers=layers,
+        attention=tuple(
+            AttentionReport(layer, each.kind, each.why)
+            for layer, each in attention_of(denoisers_of(preview.pipe)).items()
+            if any(passes(layer, feature) for feature in EVERY_FEATURE)
+        ),
         sites=tuple((site, size([site])) for site in found.sites if site.name in names),
         every=total(every, found.sites),
         chosen=total(preview.chosen, found.of(preview.chosen)),

@@ -52,10 +52,24 @@ def _draw(document: "LayersDocument") -> list[Any]:
     return [
         drawn,
         *([f"layers end in {ending}"] if ending else []),
+        *_attention(document),
         f"{document.model}, {document.pipeline}: {_total(document.totals.all, document.steps)}",
         f"* chosen by the config: {_total(document.totals.chosen, document.steps)}",
         *(line for lora in document.default_loras for line in _default_lora(lora)),
     ]
+
+
+def _attention(document: "LayersDocument") -> Iterator[str]:
+    """A line for each reason that layers count as attending to text, or do not."""
+    from nullbooth_cli.model.attention_layers import SELF
+
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for each in document.attention:
+        reasons.setdefault((each.attends_to, each.why), []).append(each.layer)
+    for (attends_to, why), layers in reasons.items():
+        left_out = ", not of text" if attends_to == SELF else ""
+        some = layers[0] if len(layers) == 1 else f"{len(layers)} layers such as {layers[0]}"
+        yield f"{attends_to}{left_out}: {some}, because {why}"
 
 
 def _default_lora(lora: "DefaultLora") -> Iterator[str]:

@@ -266,9 +266,9 @@ def _choose(names: list[str], others: list[str], layers: str | list[str | int]) 
                 name for name in others if fnmatchcase(name, pattern)
             }
         if not matching:
-            there = listed([f"{i:2d}  {name}" for i, name in enumerate(names)], most=20, lines=True)
+            there = listed([f"{i:2d}  {name}" for i, name in enumerate(names)] or others, most=20, lines=True)
             raise ConfigError(
-                f"collect.cross_attention_layers: {wanted!r} matches none of the {len(names)} layers",
+                f"collect.cross_attention_layers: {wanted!r} matches none of the {len(names or others)} layers",
                 f"the layers are{there}",
             )
         chosen |= matching

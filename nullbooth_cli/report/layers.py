@@ -1,16 +1,19 @@
 """The layers of a model and the sites that each would record, before anything is collected."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from nullbooth_cli.collect.preview import LayerReport, LayersReport, RecordingSize, Total
+from nullbooth_cli.collect.preview import AttentionReport, LayerReport, LayersReport, RecordingSize, Total
 from nullbooth_cli.collect.unprotected import DefaultLora
 from nullbooth_cli.datatypes import Site
-from nullbooth_cli.report.json_document import Document
+from nullbooth_cli.report.json_document import OPTIONAL, Document
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSite:
-    """A site that would be recorded, with its bytes of features for one prompt and of moments in all."""
+    """A site that would be recorded, with its bytes of features for one prompt and of moments in all.
+
+    `steps` are those of a denoiser that runs in a part of the schedule: the first, and how many.
+    """
 
     layer: str
     feature: str
@@ -23,6 +26,7 @@ class LayerSite:
     name: str
     feature_bytes_per_prompt: int
     moment_bytes: int
+    steps: tuple[int, int] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class LayersDocument(Document):
     pipeline: str
     steps: int
     layers: tuple[LayerReport, ...]
+    attention: tuple[AttentionReport, ...]
     sites: tuple[LayerSite, ...]
     totals: LayerTotals
     default_loras: tuple[DefaultLora, ...]
@@ -53,6 +58,7 @@ def layers_document(report: LayersReport, loras: tuple[DefaultLora, ...]) -> Lay
         pipeline=report.pipeline,
         steps=report.num_steps,
         layers=report.layers,
+        attention=report.attention,
         sites=tuple(_site(site, size) for site, size in report.sites),
         totals=LayerTotals(report.every, report.chosen),
         default_loras=loras,
@@ -72,4 +78,5 @@ def _site(site: Site, size: RecordingSize) -> LayerSite:
         name=site.name,
         feature_bytes_per_prompt=size.feature_bytes_per_prompt,
         moment_bytes=size.moment_bytes,
+        steps=site.steps,
     )

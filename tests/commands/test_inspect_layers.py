@@ -72,6 +72,19 @@ class TestListing:
         assert [layer["layer"].rpartition(".")[2] for layer in asked_for] == ["attn1"]
         assert document["totals"]["chosen"]["sites"] == 2  # q, k and v share their input
 
+    def test_why_layers_attend_to_text_and_others_do_not(self) -> None:
+        table = nullbooth(*self.TOY).stdout
+        assert "cross: 10 layers such as down_blocks.0." in table
+        assert re.search(r"attn2, because it is cross-attention \(is_cross_attention\)\n", table)
+        assert re.search(
+            r"self, not of text: 10 layers such as \S+attn1, because Attention called attn1 is given no text\n", table
+        )
+        document = json.loads(nullbooth(*self.TOY, "--layer", "mid_block", "--json").stdout)
+        assert [(each["layer"].rpartition(".")[2], each["attends_to"]) for each in document["attention"]] == [
+            ("attn1", "self"),
+            ("attn2", "cross"),
+        ]
+
     def test_the_table_and_its_filters(self) -> None:
         table = nullbooth(*self.TOY, "--layer", "mid_block").stdout
         assert re.search(r"\* +9 +mid_block\S+attn2 +q +8 +80 +1 +every step", table)

@@ -41,8 +41,9 @@ DOCUMENTS = {
         "largest_leakage_on_the_other[] mean_overlap}}"
     ),
     "inspect --layers": (
-        "{schema_version model pipeline steps layers[{index layer recordings[{site features[] chosen}]}] sites[{layer feature "
-        "side weights[] timestep_free num_tokens dim masked name feature_bytes_per_prompt moment_bytes}] "
+        "{schema_version model pipeline steps layers[{index layer recordings[{site features[] chosen}]}] "
+        "attention[{layer attends_to why}] sites[{layer feature side weights[] timestep_free num_tokens dim masked name "
+        "feature_bytes_per_prompt moment_bytes}] "
         "totals{all{layers sites weights feature_bytes_per_prompt moment_bytes} "
         "chosen{layers sites weights feature_bytes_per_prompt moment_bytes}} "
         "default_loras[{trainer modules protected unprotected{attn1 attn2 q attn2 k attn2 v attn2 out} linear_layers[] sites "

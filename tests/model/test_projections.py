@@ -60,8 +60,23 @@ def test_nothing_to_find() -> None:
         find_projections(Denoiser(), (), "all")
     with pytest.raises(ConfigError, match="empty list"):
         find_projections(Denoiser(), ALL, [])
-    with pytest.raises(ModelError, match="Linear has no layer that attends to text"):
+    with pytest.raises(ModelError, match="Linear has no layer that attends to text") as caught:
         find_projections(nn.Linear(2, 2), ALL, "all")
+    assert caught.value.hint == "choose a model with attention to text"
+
+
+def test_a_model_without_attention_to_text_says_why_and_takes_patterns() -> None:
+    model = Denoiser()
+    for block in model.blocks:
+        block.attn2.is_cross_attention = False
+    with pytest.raises(ModelError, match="Denoiser has no layer that attends to text") as caught:
+        find_projections(model, ALL, "all")
+    assert "name layers or patterns in collect.cross_attention_layers; there are" in caught.value.hint
+    assert "blocks.1.attn2: Attention called attn2 is given no text" in caught.value.hint
+    assert {p.layer for p in find_projections(model, ALL, ["*.attn2"])} == {"blocks.0.attn2", "blocks.1.attn2"}
+    with pytest.raises(ConfigError, match=r"'nothing\*' matches none of the 4 layers") as other:
+        find_projections(model, ALL, ["nothing*"])
+    assert "blocks.0.attn1" in other.value.hint
 
 
 def test_fused_projections_are_refused() -> None:

@@ -1,6 +1,6 @@
 """The JSON document of layers: its keys and values, from a report written out by hand."""
 
-from nullbooth_cli.collect.preview import LayerReport, LayersReport, RecordingReport, RecordingSize, Total
+from nullbooth_cli.collect.preview import AttentionReport, LayerReport, LayersReport, RecordingReport, RecordingSize, Total
 from nullbooth_cli.collect.unprotected import DefaultLora
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.report.json_document import to_json
@@ -8,12 +8,13 @@ from nullbooth_cli.report.layers import layers_document
 
 
 def test_the_document_has_every_key_of_the_report() -> None:
-    site = Site("mid.attn2", "k", "input", ("mid.attn2.to_k.weight", "mid.attn2.to_v.weight"), True, 2, 5)
+    site = Site("mid.attn2", "k", "input", ("mid.attn2.to_k.weight", "mid.attn2.to_v.weight"), True, 2, 5, steps=(2, 1))
     report = LayersReport(
         model="toy",
         pipeline="StableDiffusionPipeline",
         num_steps=4,
         layers=(LayerReport(0, "mid.attn2", (RecordingReport("mid.attn2.k", ("k", "v"), True),)),),
+        attention=(AttentionReport("mid.attn2", "cross", "it is so"),),
         sites=((site, RecordingSize(20, 240)),),
         every=Total(layers=1, sites=1, weights=2, feature_bytes_per_prompt=20, moment_bytes=240),
         chosen=Total(layers=1, sites=1, weights=1, feature_bytes_per_prompt=20, moment_bytes=240),
@@ -35,7 +36,8 @@ def test_the_document_has_every_key_of_the_report() -> None:
         "pipeline": "StableDiffusionPipeline",
         "steps": 4,
         "layers": [{"index": 0, "layer": "mid.attn2", "recordings": [recording]}],
-        "sites": [{**to_json(site), "name": "mid.attn2.k", **size}],
+        "attention": [{"layer": "mid.attn2", "attends_to": "cross", "why": "it is so"}],
+        "sites": [{**to_json(site), "name": "mid.attn2.k", **size, "steps": [2, 1]}],
         "totals": {
             "all": {"layers": 1, "sites": 1, "weights": 2, **size},
             "chosen": {"layers": 1, "sites": 1, "weights": 1, **size},
