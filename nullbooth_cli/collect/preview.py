@@ -5,6 +5,7 @@ found = preview.find(preview.chosen)
 report = layers_report(preview, preview.find(preview.every()), num_steps)
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from nullbooth_cli.collect import without_weights
 from nullbooth_cli.collect.find_sites import FoundSites, find_sites
 from nullbooth_cli.collect.sinks import features_nbytes
 from nullbooth_cli.datatypes import EVERY_FEATURE, Factoring, Site
+from nullbooth_cli.model.attention_layers import CROSS
 from nullbooth_cli.model.denoise import DenoisingPath
 from nullbooth_cli.model.denoisers import denoisers_of
 from nullbooth_cli.model.projections import Projection, attention_of, find_projections
@@ -43,7 +45,7 @@ class Preview:
         """All projections of layers that attend to text, and the chosen ones of other layers, in the model's order."""
         names = (f"{prefix}{name}" for prefix, each in denoisers_of(self.pipe).items() for name, _ in each.named_modules())
         order = {name: place for place, name in enumerate(names)}
-        found = {*self.chosen, *self.text_projections()}
+        found = {*self.chosen, *self.undisturbed(self.text_projections())}
         return tuple(sorted(found, key=lambda projection: order[projection.weight.removesuffix(".weight")]))
 
     def text_projections(self) -> tuple[Projection, ...]:
@@ -51,6 +53,16 @@ class Preview:
         denoisers = denoisers_of(self.pipe)
         some = any(layer.sees_text for layer in attention_of(denoisers).values())
         return find_projections(denoisers, ATTENTION, "all") if some else ()
+
+    def undisturbed(self, projections: tuple[Projection, ...]) -> tuple[Projection, ...]:
+        """Those outside of layers that perturbed attention guidance changes: their to_v runs twice, each time for some rows."""
+        patterns: Sequence[str] = getattr(self.pipe, "pag_applied_layers", ())
+        of_text = {layer for layer, each in attention_of(denoisers_of(self.pipe)).items() if each.kind == CROSS}
+        return tuple(
+            each
+            for each in projections
+            if each.layer in of_text or not any(re.search(pattern, each.layer) for pattern in patterns)
+        )
 
     def find(self, projections: tuple[Projection, ...]) -> FoundSites:
         """The sites of these projections. Cost: a second without weights, else two steps of one prompt."""

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nullbooth_cli.collect.preview import Preview
-from nullbooth_cli.datatypes import OTHER
+from nullbooth_cli.datatypes import OTHER, split_weight
 from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.lora_targets import CONVOLUTION, Modules, default_modules, recorded_by
-from nullbooth_cli.model.projections import SHORTHANDS, find_projections
+from nullbooth_cli.model.projections import SHORTHANDS, attention_of, find_projections
 from nullbooth_cli.nullspace.moments import sums_nbytes
 
 
@@ -35,12 +35,16 @@ def default_loras(preview: Preview, num_steps: int) -> tuple[DefaultLora, ...]:
     shapes = {name: tuple(value.shape) for name, value in denoiser.named_parameters()}
     trainers = default_modules(denoiser, kind)
     chosen = {projection.weight for projection in preview.chosen}
+    text = {name: layer.sees_text for name, layer in attention_of(denoiser).items()}
     words = {
-        weight: recorded_by(weight, shapes[weight], kind) for each in trainers.values() for module in each for weight in module
+        weight: recorded_by(weight, shapes[weight], kind, sees_text=text.get(split_weight(weight)[0]))
+        for each in trainers.values()
+        for module in each
+        for weight in module
     }
     with_word = [weight for weight, word in words.items() if word not in (OTHER, CONVOLUTION) and weight not in chosen]
     paths = [weight.removesuffix(".weight") for weight in with_word]
-    projections = find_projections(denoiser, (), "all", paths) if paths else ()
+    projections = preview.undisturbed(find_projections(denoiser, (), "all", paths)) if paths else ()
     sites = {projection.weight: site for projection, site in preview.find((*preview.chosen, *projections)).site_of.items()}
     recorded = {sites[weight] for weight in chosen}
 

@@ -29,11 +29,11 @@ _OF_DIFFUSERS = {
 Modules = tuple[tuple[str, ...], ...]
 
 
-def recorded_by(weight: str, shape: tuple[int, ...], pipeline_class: str) -> str:
+def recorded_by(weight: str, shape: tuple[int, ...], pipeline_class: str, *, sees_text: bool | None = None) -> str:
     """What records the input of a weight: a word of `linear_layers`, a feature of attention to text (`attn2 k`), or nothing yet.
 
     `shape` is that of the weight. "convolution" is one of several pixels, "norm" a parameter that is no linear map; "linear" any
-    map that has no word, only its name.
+    map that has no word, only its name. `sees_text`: whether an attention layer attends to text; None to go by its name.
     """
     if len(shape) < 2 or not weight.endswith(".weight"):
         return NORM
@@ -42,8 +42,8 @@ def recorded_by(weight: str, shape: tuple[int, ...], pipeline_class: str) -> str
         return CONVOLUTION
     if feature in ATTENTION_FEATURES.values():
         name = layer.rpartition(".")[2]
-        is_self = name == "attn1" or (name == "attn2" and pipeline_class in _SELF_ATTENTION)
-        return ATTN1 if is_self else f"{name} {feature}"
+        by_name = name != "attn1" and not (name == "attn2" and pipeline_class in _SELF_ATTENTION)
+        return ATTN1 if not (by_name if sees_text is None else sees_text) else f"{name} {feature}"
     return next((word for word, features in SHORTHANDS.items() if feature in features), feature)
 
 

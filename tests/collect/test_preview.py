@@ -1,13 +1,20 @@
 """What a run would record, before it runs, and as a report of layers."""
 
+from pathlib import Path
+
+import diffusers
 import pytest
+import torch
 
 from nullbooth_cli.collect.find_sites import FoundSites
 from nullbooth_cli.collect.open_model import open_preview
 from nullbooth_cli.collect.preview import LayersReport, Preview, layers_report
 from nullbooth_cli.collect.sinks import features_nbytes
+from nullbooth_cli.collect.unprotected import default_loras
+from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.nullspace.moments import sums_nbytes
 from nullbooth_cli.settings.config import Config, build_config
+from tests.support import tiny
 
 CHOICE = {"collect": {"cross_attention_layers": [3, "mid_block*attn1"], "collect_features": {"v_features": False}}}
 
@@ -65,3 +72,21 @@ def test_a_filter_leaves_layers_out_and_totals_alone(preview: Preview, found: Fo
 def test_an_empty_choice_of_the_default_config_chooses_every_layer() -> None:
     preview = open_preview(Config(), "cpu", lambda text: pytest.fail(text))
     assert set(preview.chosen) == set(preview.every())
+
+
+def test_layers_that_perturbed_attention_guidance_changes_are_left_out_unless_they_are_chosen(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pipe = tiny.pixart()
+    diffusers.PixArtSigmaPAGPipeline(**pipe.components, pag_applied_layers="blocks.1").save_pretrained(tmp_path / "model")
+    wanted = {"cross_attention_layers": ["transformer_blocks.0.attn2"], "height": 256, "width": 256, "guidance_scale": 4.0}
+    data = {"model": str(tmp_path / "model"), "schedule": {"num_denoising_steps": 2}, "collect": wanted}
+    preview = open_preview(build_config(data), "cpu", lambda _: None)
+    every = find_projections(preview.pipe.transformer, (), "all", ["*attn?.to_q"])  # type: ignore[attr-defined]
+    assert [each.layer for each in preview.undisturbed(every)] == [
+        "transformer_blocks.0.attn1",
+        "transformer_blocks.0.attn2",
+        "transformer_blocks.1.attn2",
+    ]
+    report = layers_report(preview, preview.find(preview.every()), 2)
+    assert [layer.layer for layer in report.layers] == ["transformer_blocks.0.attn2", "transformer_blocks.1.attn2"]
+    assert {lora.trainer for lora in default_loras(preview, 2)} == {"ai-toolkit", "PEFT"}

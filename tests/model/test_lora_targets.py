@@ -74,3 +74,10 @@ def test_the_word_that_records_an_input(weight: str, shape: tuple[int, ...], wor
 
 def test_the_second_attention_of_sd3_sees_the_image_alone() -> None:
     assert recorded_by("transformer_blocks.0.attn2.to_q.weight", (8, 8), "StableDiffusion3Pipeline") == "attn1"
+
+
+def test_what_a_denoiser_says_of_a_layer_counts_more_than_its_name() -> None:
+    """CogVideoX calls joint attention attn1."""
+    weight = "transformer_blocks.0.attn1.to_k.weight"
+    assert recorded_by(weight, (8, 8), "CogVideoXPipeline", sees_text=True) == "attn1 k"
+    assert recorded_by(weight, (8, 8), "CogVideoXPipeline") == "attn1"
