@@ -77,6 +77,8 @@ def decide(path: str, layer: nn.Module, block: nn.Module, denoiser: nn.Module) -
         return Attention(TEXT, f"{pooling.pop()} makes one token of the text", text=("k", "v"))
     if place := next((each for each in places if each in _OF_IMAGE), None):
         return Attention(SELF, f"it stands in {place}, which has the image alone")
+    if "fuser" in places:
+        return Attention(SELF, "it attends to the image and to the phrases of boxes (fuser), which are no prompt")
     if name in _OF_SOUND:
         return Attention(SELF, "it attends between video and sound")
     if block_name == "Cosmos3VLTextMoTDecoderLayer":

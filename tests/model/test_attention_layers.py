@@ -194,6 +194,14 @@ def test_which_tokens_each_projection_receives(name: str, expected: dict[str, tu
     assert {layer: each for layer, each in found.items() if layer in expected} == expected
 
 
+def test_the_fuser_of_gligen_is_given_no_prompt() -> None:
+    small = {"block_out_channels": (32,), "layers_per_block": 1, "cross_attention_dim": 24, "attention_type": "gated"}
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    found = attention_of(on_meta("UNet2DConditionModel", **small, **blocks))
+    kinds = {"attn1": "self", "attn2": "cross", "fuser.attn": "self"}
+    assert {layer.partition("transformer_blocks.0.")[2]: each.kind for layer, each in found.items()} == kinds
+
+
 def test_keys_and_values_of_cascade_have_the_text_behind_the_image() -> None:
     found = tokens(on_meta("StableCascadeUNet"))
     assert found["down_blocks.0.2.attention"] == ("", "k v")
