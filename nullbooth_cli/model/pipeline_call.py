@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import listed
-from nullbooth_cli.model.pipeline_classes import OTHER, needed_inputs, require_usable
+from nullbooth_cli.model.pipeline_classes import OTHER, UNUSED, needed_inputs, require_usable
 from nullbooth_cli.settings.pipeline_inputs import KEY
 
 # Names of what nullbooth hands over, the likely first; those of a decoder belong to pipelines of several stages without a name of
@@ -44,7 +45,12 @@ _NO_LATENTS = re.compile(
     r"|Kandinsky(Img2Img|Inpaint)?(Combined)?Pipeline|Kandinsky(V22)?(Prior.*|\w*CombinedPipeline)"
 )
 # Classes that take one prompt a call, although their signature has a list.
-_ONE_PROMPT = ("QwenImageEditPlusPipeline",)
+_ONE_PROMPT = ("QwenImageEditPlusPipeline", "DreamLiteMobilePipeline")
+# Classes that take a picture for each prompt. In others a list of pictures belongs to one prompt.
+_A_PICTURE_EACH = re.compile(
+    r"(?!.*(Edit|Kontext|Omni|Layered|Flux2|Legacy)).*(Img2Img|Inpaint|Fill|Depth2Img|Pix2Pix|Upscale|Adapter).*"
+)
+_PICTURES = ("image", "mask_image")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +137,14 @@ class Call:
         return {name: value for name, value in made.items() if name in self.takes}
 
     def _for_prompts(self, name: str, value: Any, count: int) -> Any:
-        """A value for each prompt: texts such as a negative prompt, and tensors of one row."""
+        """A value for each prompt: texts such as a negative prompt, tensors of one row, and pictures where the class can.
+
+        A class that gets one picture for all may encode it once, with the noise of the first prompt.
+        """
         if isinstance(value, torch.Tensor) and value.dim() and len(value) == 1:
             return value.expand(count, *value.shape[1:])
+        if name in _PICTURES and isinstance(value, Image.Image) and _A_PICTURE_EACH.fullmatch(self.class_name):
+            return [value] * count
         return [value] * count if isinstance(value, str) and "prompt" in name and not self.takes_one_prompt else value
 
     def _require_whole_path(self, inputs: Mapping[str, Any]) -> None:
@@ -208,4 +219,21 @@ def class_named(name: str) -> Any:
     if not issubclass(found, diffusers.DiffusionPipeline):
         raise ModelError(f"{name} is no pipeline of diffusers", OTHER)
     call_of(found)
+    _require_loadable(found)
     return found
+
+
+def _require_loadable(pipeline_class: Any) -> None:
+    """Raise ModelError for a class with a part whose class diffusers does not find: it has moved the parts of old pipelines."""
+    import diffusers
+    from diffusers import pipelines
+
+    for name, each in inspect.signature(pipeline_class.__init__).parameters.items():
+        kind, place = each.annotation, getattr(each.annotation, "__module__", "").split(".")
+        is_own = isinstance(kind, type) and place[:2] == ["diffusers", "pipelines"] and name not in UNUSED
+        if is_own and not hasattr(diffusers, kind.__name__) and not hasattr(pipelines, place[-2]):
+            raise ModelError(
+                f"diffusers {diffusers.__version__} cannot load a {pipeline_class.__name__}: it does not find the class of "
+                f"{name}, {kind.__name__}, any more",
+                OTHER,
+            )

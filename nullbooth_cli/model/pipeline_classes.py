@@ -9,6 +9,8 @@ import re
 from nullbooth_cli.errors import ModelError
 
 OTHER = "set model to a text-to-image pipeline of diffusers"
+# Parts that only look at finished pictures, or that a text alone does not need.
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 _PIECES = "it draws a video piece by piece, and walks the schedule again for each piece, so that a step has no single place in it"
 _GRADIENTS = "it changes the latents by gradients while it denoises, so that what its layers receive is no denoising path"
 
@@ -35,6 +37,10 @@ REFUSED: tuple[tuple[str, str], ...] = (
     (r".*AttendAndExcite.*", f"{_GRADIENTS}, and it needs the places of words (token_indices)"),
     (r".*Pix2PixZero.*", f"{_GRADIENTS}, and it needs the directions of an edit (source_embeds, target_embeds)"),
     (r"CycleDiffusion.*", "it takes two prompts, of the picture that is there and of the one to draw"),
+    (
+        r".*ModelEditing.*",
+        "it is for changing the weights of a model (edit_model); StableDiffusionPipeline draws the same with them",
+    ),
     (r".*DiffEdit.*|LEditsPP.*", "it edits a picture that it has walked back to noise before, along a schedule of its own"),
     (
         r"KandinskyV22(Img2Img|Inpaint|Controlnet\w*)?Pipeline",

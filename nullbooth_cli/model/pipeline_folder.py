@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from nullbooth_cli.errors import ConfigError, ModelError
-from nullbooth_cli.model.pipeline_classes import OTHER, needed_inputs, require_usable
+from nullbooth_cli.model.pipeline_classes import OTHER, UNUSED, needed_inputs, require_usable
 from nullbooth_cli.model.sources import PICKLED, PIPELINE_INDEX, SAFE
 
-# Parts that only look at finished pictures, or that a text alone does not need.
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 _AGAIN = "get the model again, or save it again with save_pretrained of the pipeline"
 _CONFIG_FILES = ("config.json", "scheduler_config.json")
 _CHANNELS = {5: "a depth image", 7: "a small image", 8: "an image to edit", 9: "an image with a mask to fill"}

@@ -7,6 +7,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from PIL import Image
 
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model.pipeline_call import call_of, class_named
@@ -83,6 +84,21 @@ class TestArguments:
             arguments(OnePrompt)
         assert caught.value.hint == "set collect.batch_size to 1"
 
+    @pytest.mark.parametrize(
+        ("name", "each"),
+        [("StableDiffusionInpaintPipeline", True), ("FluxFillPipeline", True), ("FluxKontextInpaintPipeline", False)],
+    )
+    def test_every_prompt_has_a_picture_of_its_own_where_a_class_takes_pictures(self, name: str, each: bool) -> None:
+        picture, mask = Image.new("RGB", (8, 8)), Image.new("L", (8, 8))
+        given = arguments(getattr(diffusers, name), image=picture, mask_image=mask, strength=1.0)
+        assert given["image"] == ([picture, picture] if each else picture)
+        assert given["mask_image"] == ([mask, mask] if each else mask)
+
+    def test_pictures_that_are_no_start_are_given_once(self) -> None:
+        """A list of them may be one for each of several control networks."""
+        picture = Image.new("RGB", (8, 8))
+        assert arguments(diffusers.StableDiffusionControlNetPipeline, image=picture)["image"] is picture
+
 
 class TestInputs:
     """Names, what is needed, and where the path starts."""
@@ -155,6 +171,14 @@ class TestClass:
     def test_one_that_cannot_be_used(self, name: str, reason: str) -> None:
         with pytest.raises(ModelError, match=reason):
             class_named(name)
+
+    @pytest.mark.parametrize("name", ["AltDiffusionPipeline", "UnCLIPPipeline", "WuerstchenDecoderPipeline"])
+    def test_one_whose_parts_diffusers_has_moved(self, name: str) -> None:
+        with pytest.raises(ModelError, match=rf"^diffusers [\d.]+ cannot load a {name}: it does not find the class of \w+"):
+            class_named(name)
+
+    def test_an_unused_part_that_diffusers_has_moved_is_no_reason(self) -> None:
+        assert class_named("StableDiffusionPipelineSafe") is diffusers.StableDiffusionPipelineSafe
 
     def test_one_that_is_not_there(self) -> None:
         with pytest.raises(ConfigError, match="this diffusers does not know the pipeline FuturePipeline") as caught:
