@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, inject_adapter_in_model
 from PIL import Image
+from safetensors.torch import load_file
 
 import nullbooth_cli as nb
 from nullbooth_cli.datatypes import Site
@@ -75,22 +76,30 @@ class Made:
         )
 
     def call(self, config: Config, row: int) -> None:
-        """Denoise the prompt of a row, alone."""
-        inputs = dict(getattr(config.collect, "pipeline_inputs", {}))
+        """Denoise the prompt of a row, alone; a class that is run with one prompt at a time gets no list of them."""
+        collect, text, generator = config.collect, self.entry.prompts[row], torch.Generator("cpu").manual_seed(row)
+        in_list = collect.batch_size > 1
         arguments = {
+            "prompt": [text] if in_list else text,
             "num_inference_steps": NUM_STEPS,
-            "guidance_scale": config.collect.guidance_scale,
-            "generator": [torch.Generator("cpu").manual_seed(row)],
-            "output_type": "latent",
-            "height": config.collect.height,
-            "width": config.collect.width,
-            **{name: Image.open(value) if str(value).endswith(".png") else value for name, value in inputs.items()},
+            "guidance_scale": collect.guidance_scale,
+            "generator": [generator] if in_list else generator,
+            "output_type": self.entry.output,
+            "height": collect.height,
+            "width": collect.width,
+            **{name: opened(value) for name, value in collect.pipeline_inputs.items()},
         }
         taken = inspect.signature(type(self.pipe).__call__).parameters
-        self.pipe(
-            prompt=[self.entry.prompts[row]],
-            **{name: value for name, value in arguments.items() if name in taken and value is not None},
-        )
+        self.pipe(**{name: value for name, value in arguments.items() if name in taken and value is not None})
+
+
+def opened(value: Any) -> Any:
+    """A value of pipeline_inputs with its files read."""
+    if isinstance(value, list):
+        return [opened(each) for each in value]
+    if isinstance(value, str) and value.endswith(".safetensors"):
+        return next(iter(load_file(value).values()))
+    return Image.open(value).convert("RGB") if isinstance(value, str) and value.endswith(".png") else value
 
 
 @pytest.fixture(scope="module", params=WORKING)

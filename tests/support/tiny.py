@@ -256,10 +256,14 @@ def chroma() -> Any:
     )
 
 
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Bytes, and three marks."""
+    words = [*sorted(ByteLevel.alphabet()), "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    return Qwen2Tokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
+
+
 def qwen_image() -> Any:
     """Its text is as long as the longest prompt of a batch, and has no mask if all are that long."""
-    letters = sorted(ByteLevel.alphabet())
-    words = [*letters, "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     return diffusers.QwenImagePipeline(
         vae=diffusers.AutoencoderKLQwenImage(
             base_dim=4, z_dim=4, latents_mean=[0.0] * 4, latents_std=[1.0] * 4, num_res_blocks=1
@@ -267,7 +271,7 @@ def qwen_image() -> Any:
         text_encoder=Qwen2_5_VLForConditionalGeneration(
             Qwen2_5_VLConfig(
                 text_config={
-                    "vocab_size": len(words),
+                    "vocab_size": 259,
                     "hidden_size": TEXT,
                     "intermediate_size": 2 * TEXT,
                     "num_hidden_layers": 1,
@@ -284,7 +288,7 @@ def qwen_image() -> Any:
                 vision_end_token_id=256,
             )
         ),
-        tokenizer=Qwen2Tokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[]),
+        tokenizer=qwen_tokenizer(),
         transformer=diffusers.QwenImageTransformer2DModel(
             in_channels=16,
             out_channels=4,

@@ -19,7 +19,8 @@ class Entry:
 
     `build` makes a tiny random pipeline of the class; a class that is refused by its name needs none. `settings` are the config
     keys that a user of the class has to set, by their dotted names; files in them are "picture.png" and "mask.png". `size` is
-    that of the images in pixels, None for the pipeline's own.
+    that of the images in pixels, None for a class that takes none. `output` is the output_type of the test's own call, where a
+    class has no "latent".
 
     `attended` is what the test itself knows of padding, with the rows of a step in `own`: whether each is the prompt's, in the
     order in which they run; the others have the text "". `note` is for the reader of docs/reference/models.md.
@@ -31,6 +32,7 @@ class Entry:
     size: int | None = 16
     attended: Attended | None = None
     own: tuple[bool, ...] = (False, True)
+    output: str = "latent"
     refused: str | None = None
     note: str = ""
 
