@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pipelines
+
 ROOT = Path(__file__).parent.parent
 NAMES = ("sd15", "sd14", "sd21", "sdxl", "lcm", "pixart", "sd3", "flux")
 NUM_PROMPTS = 1000
@@ -83,9 +85,14 @@ def models_page() -> str:
     return f"""\
 # Models
 
+{pipelines.summary()}
+[The table of classes](#pipeline-classes) has each of them; [another model](../how-to/another-model.md) explains how to look at
+yours, and [the glossary](glossary.md) defines the words.
+
+## Architectures
+
 The sites that nullbooth records of each architecture, computed from the config files of the models in `configs/` by the code of
 `nullbooth inspect --layers`. Bytes are those of one timestep, every layer and every feature.
-[Another model](../how-to/another-model.md) explains how to look at yours; [the glossary](glossary.md) defines the words.
 
 | config | pipeline | parameters of the denoiser | layers | weights | sites | features of a prompt, float16 | moments |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -110,6 +117,12 @@ step*.
   those of the text stream; the single-stream blocks of Flux have one stream of both. The last block of SD3 has no `add_out`.
 - The **self-attention** of U-Nets and PixArt (`attn1`), and the `attn2` of SD3.5's dual-attention blocks, is recorded when
   `collect.cross_attention_layers` asks for it by name, as in `["*.attn1"]`.
+
+## Pipeline classes
+
+{pipelines.explained()}
+
+{pipelines.table()}
 """
 
 
