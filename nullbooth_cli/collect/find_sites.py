@@ -109,7 +109,7 @@ def find_sites(
     Raises ModelError for hooks that misfire and for forwards that cannot be told apart.
     """
     image, num_steps = prompts[0].image, len(path.steps) or path.num_inference_steps
-    is_ragged = has_ragged_text(pipe, path, image)
+    is_ragged = has_ragged_text(pipe, path, projections, image)
     first, *others = longest(pipe, path, prompts) if is_ragged and len(prompts) > 1 else prompts[:1]
 
     def probe(prompt: Prompt) -> Probe:

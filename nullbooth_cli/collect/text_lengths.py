@@ -16,13 +16,30 @@ from nullbooth_cli.model.hooks import Forward, ProjectionHooks, StopDenoising
 from nullbooth_cli.model.projections import Projection
 from nullbooth_cli.model.protocols import Pipeline
 
+_ATTENDED = " > 0"  # after the name of a mask
 SHORT, LONG = "cat", " ".join(["a cat and a dog"] * 8)
 
 
-def has_ragged_text(pipe: Pipeline, path: DenoisingPath, image: str | None) -> bool:
-    """Whether a longer prompt gives the denoiser longer arguments. Cost: the text encoders, twice."""
-    short, long = (_sizes(pipe, path, Prompt(text, image)) for text in (SHORT, LONG))
-    return short != long
+def has_ragged_text(pipe: Pipeline, path: DenoisingPath, projections: tuple[Projection, ...], image: str | None) -> bool:
+    """Whether a longer prompt gives the denoiser longer arguments, or makes it cut its text by a mask, as Lumina 2 does.
+
+    Cost: the text encoders, twice; if masks alone differ, also a step of two prompts.
+    """
+    prompts = [Prompt(text, image) for text in (SHORT, LONG)]
+    short, long = (_sizes(pipe, path, prompt) for prompt in prompts)
+    if short == long:
+        return False
+    if any(size != long.get(name) for name, size in short.items() if not name.endswith(_ATTENDED)):
+        return True
+    shapes = [
+        [
+            tensor.shape
+            for received in _probed(pipe, path, projections, [prompt]).received.values()
+            for tensor in received.values()
+        ]
+        for prompt in prompts
+    ]
+    return shapes[0] != shapes[1]
 
 
 def longest(pipe: Pipeline, path: DenoisingPath, prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
@@ -50,10 +67,7 @@ def _num_attended(
     pipe: Pipeline, path: DenoisingPath, projections: tuple[Projection, ...], prompts: Sequence[Prompt]
 ) -> Mapping[tuple[Forward, Projection], list[int]]:
     """The tokens of the first prompt that are no padding, in the first step, by branch."""
-    of_main = tuple(projection for projection in projections if projection.denoiser == "")
-    probe = Probe(pipe, of_main, "input", num_steps=1, only_main=True)
-    probe.run(path, *prompts)
-    found = {}
+    probe, found = _probed(pipe, path, projections, prompts), {}
     for forward, received in probe.received.items():
         chunks = probe.num_rows[forward] // len(prompts)
         for projection, tensor in received.items():
@@ -64,8 +78,19 @@ def _num_attended(
     return found
 
 
+def _probed(pipe: Pipeline, path: DenoisingPath, projections: tuple[Projection, ...], prompts: Sequence[Prompt]) -> Probe:
+    """The first step of prompts, in the main denoiser."""
+    of_main = tuple(projection for projection in projections if projection.denoiser == "")
+    probe = Probe(pipe, of_main, "input", num_steps=1, only_main=True)
+    probe.run(path, *prompts)
+    return probe
+
+
 def _sizes(pipe: Pipeline, path: DenoisingPath, prompt: Prompt) -> dict[str, int]:
-    """The number of values of each tensor that a denoiser is first called with, by its place among the arguments."""
+    """The number of values of each tensor that a denoiser is first called with, by its place among the arguments.
+
+    Of a mask also how many of them are attended to.
+    """
     found: dict[str, int] = {}
 
     def take(_: Forward, arguments: Mapping[str, Any]) -> None:
@@ -80,6 +105,8 @@ def _sizes(pipe: Pipeline, path: DenoisingPath, prompt: Prompt) -> dict[str, int
 def _tensors(place: str, value: Any) -> Iterator[tuple[str, int]]:
     if isinstance(value, torch.Tensor):
         yield place, value.numel()
+        if place.endswith("mask") and value.dim() == 2:
+            yield place + _ATTENDED, int((value > 0).sum())
     elif isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _tensors(f"{place}.{name}", inner)

@@ -1,6 +1,7 @@
 """Texts that are as long as their prompts: found by looking, with the longest prompts, and with padding that no mask shows."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nullbooth_cli.settings.config import Config
 from tests.support import tiny
 from tests.support.builders import execute, small_config
 from tests.support.loading import use_loaded
+from tests.support.zoo import gemma_family
 
 PATH = DenoisingPath(num_inference_steps=2, steps=(), guidance_scale=1.0, height=32, width=32, seed=0)
 PROMPTS = tuple(map(Prompt, ("a cat", "a dog with a hat", "a dog with a bat", "a bird")))
@@ -41,9 +43,20 @@ def without_mask(qwen: Any) -> Iterator[Any]:
     handle.remove()
 
 
+def is_ragged(pipe: Any, **changes: Any) -> bool:
+    projections = find_projections(denoiser_of(pipe), ("q",), "all")
+    return has_ragged_text(pipe, replace(PATH, **changes), projections, None)
+
+
 def test_texts_that_are_as_long_as_their_prompts(qwen: Any) -> None:
-    assert has_ragged_text(qwen, PATH, None)
-    assert not has_ragged_text(load.freeze(tiny.sd1()), PATH, None)
+    assert is_ragged(qwen)
+    assert not is_ragged(load.freeze(tiny.sd1()))
+
+
+def test_texts_that_are_cut_by_their_masks_inside_of_the_denoiser() -> None:
+    """Lumina 2 is given 256 tokens of every prompt; PixArt's mask hides tokens and leaves them where they are."""
+    assert is_ragged(load.freeze(gemma_family.lumina2()), guidance_scale=4.0)
+    assert not is_ragged(load.freeze(tiny.pixart()), height=256, width=256)
 
 
 def test_the_longest_prompt_is_the_first_of_those_that_are_as_long(qwen: Any) -> None:

@@ -235,7 +235,7 @@ REFUSED = {
 
 # Entries that wait for a part of the library that is being written.
 WAITING = {
-    *("SanaSprintImg2ImgPipeline", "Lumina2Pipeline"),
+    *("SanaSprintImg2ImgPipeline",),
     *("StableDiffusion3Img2ImgPipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
     *("StableDiffusion3PAGImg2ImgPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxFillPipeline"),
     *("FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline", "FluxControlNetImg2ImgPipeline"),
