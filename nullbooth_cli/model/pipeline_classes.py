@@ -61,6 +61,7 @@ _NEEDED: tuple[tuple[str, tuple[str, ...]], ...] = (
         r"Img2Img|Image2Image|Depth2Img|Pix2Pix|Upscale|Refiner|ImageTo|Image2Video|(?<!T)I2V|SuperResolution|Edit(?!ing)|Layered",
         ("image", "images"),
     ),
+    (r"ControlNetUnion", ("control_mode",)),
     (r"Img2ImgSuper|InpaintingSuper", ("original_image",)),
     (r"Inpaint|Fill", ("image", "video")),
     (r"Inpaint|Fill", ("mask_image", "mask_video", "control_mask", "mask")),

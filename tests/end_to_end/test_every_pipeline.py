@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +178,15 @@ def test_moments_are_those_of_plain_hooks(made: Made) -> None:
     config = made.config("moments")
     store = execute(config, "schedule", "collect", "covariance")
     assert store.sites
+    if made.entry.layers is not None:
+        names = {f"{prefix}{name}" for prefix, each in denoisers_of(made.pipe).items() for name, _ in each.named_modules()}
+        recorded = {layer for site in store.sites for layer, _ in site.projections}
+        assert recorded == {name for name in names if re.search(made.entry.layers, name)}
     seen = seen_by_hooks(made, config, store)
     for site in store.sites:
+        if site.timestep_free:
+            first, *others = (seen[site.name, step] for step in replace(site, timestep_free=False).recorded_steps(NUM_STEPS))
+            assert all(np.array_equal(first, other) for other in others), site.name
         for t, step in enumerate(site.recorded_steps(NUM_STEPS)):
             x = seen[site.name, step]
             sum_xxt, sum_x, number = store.moments.read_one(site, t)

@@ -8,8 +8,9 @@ import diffusers
 import pytest
 
 import nullbooth_cli as nb
-from nullbooth_cli.errors import ModelError
+from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model import load
+from nullbooth_cli.model.pipeline_call import call_of, class_named
 from nullbooth_cli.model.pipeline_classes import why_refused
 from tests.support.builders import ROOT, small_config
 from tests.support.zoo import ENTRIES, Entry
@@ -56,3 +57,19 @@ def test_a_name_that_is_refused_is_refused_before_anything_is_loaded_or_written(
             nb.run(small_config(tmp_path / "run.zarr", model=str(tmp_path)))
         assert reason in caught.value.message
     assert not (tmp_path / "run.zarr").exists()
+
+
+def test_a_class_of_the_zoo_names_each_input_that_it_needs_and_lacks() -> None:
+    needs = {name: call_of(class_named(name)).needs for name, entry in ENTRIES.items() if entry.refused is None}
+    for name, needed in needs.items():
+        given = ENTRIES[name].settings.get("collect.pipeline_inputs", {})
+        for missing in needed:
+            with pytest.raises(ConfigError, match=rf"^{name} needs {missing} beside the prompt"):
+                call_of(class_named(name)).require_inputs({key: value for key, value in given.items() if key != missing})
+    assert set(needs["StableDiffusionXLControlNetUnionInpaintPipeline"]) == {
+        "control_image",
+        "control_mode",
+        "image",
+        "mask_image",
+    }
+    assert not needs["StableDiffusionPipeline"]

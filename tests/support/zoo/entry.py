@@ -23,7 +23,8 @@ class Entry:
     class has no "latent".
 
     `attended` is what the test itself knows of padding, with the rows of a step in `own`: whether each is the prompt's, in the
-    order in which they run; the others have the text "". `note` is for the reader of docs/reference/models.md.
+    order in which they run; the others have the text "". `layers` is a regular expression of the names of the layers that attend
+    to text, where the test knows them: these and no others are recorded. `note` is for the reader of docs/reference/models.md.
     """
 
     build: Callable[[], Any] | None = None
@@ -32,6 +33,7 @@ class Entry:
     size: int | None = 16
     attended: Attended | None = None
     own: tuple[bool, ...] = (False, True)
+    layers: str | None = None
     output: str = "latent"
     refused: str | None = None
     note: str = ""

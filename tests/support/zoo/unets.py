@@ -33,13 +33,14 @@ def pipeline(name: str, base: Callable[[], Any], changes: Mapping[str, Callable[
 
 def entry(base: Callable[[], Any], name: str, inputs: Mapping[str, Any], how: Mapping[str, Any], changes: Any) -> Entry:
     settings = {**how.get("settings", {}), **({"collect.pipeline_inputs": dict(inputs)} if inputs else {})}
-    return Entry(build=partial(pipeline, name, base, changes), **{**how, "settings": settings})
+    return Entry(build=partial(pipeline, name, base, changes), **{"layers": LAYERS, **how, "settings": settings})
 
 
 def family(base: Callable[[], Any], classes: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any], Any]]) -> dict[str, Entry]:
     return {name: entry(base, name, *row) for name, row in classes.items()}
 
 
+LAYERS = r"\.attn2$"  # and no others of a U-Net
 NO_SIZE = {"size": None}  # the image has it
 ALONE = {"settings": {"collect.batch_size": 1}}  # one prompt at a time
 # By class: what it takes beside the prompt, how its entry differs, and its own parts.
@@ -114,9 +115,9 @@ def dream_lite_attended(pipe: Any, text: str, site: Site, length: int) -> NDArra
 
 
 ENTRIES: dict[str, Entry] = {
-    "StableDiffusionPipeline": Entry(build=tiny.sd1),
-    "LatentConsistencyModelPipeline": Entry(build=tiny.lcm),
-    "StableDiffusionXLPipeline": Entry(build=tiny.sdxl),
+    "StableDiffusionPipeline": Entry(build=tiny.sd1, layers=LAYERS),
+    "LatentConsistencyModelPipeline": Entry(build=tiny.lcm, layers=LAYERS),
+    "StableDiffusionXLPipeline": Entry(build=tiny.sdxl, layers=LAYERS),
     **{
         name: Entry(refused=f"does not find the class of {part}", note=f"diffusers cannot load it: it lost the class of {part}")
         for name, part in NOT_FOUND.items()
