@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from nullbooth_cli.collect.preview import Preview
 from nullbooth_cli.datatypes import OTHER, split_weight
 from nullbooth_cli.model.denoisers import denoiser_of
+from nullbooth_cli.model.hooks import NotOnce
 from nullbooth_cli.model.lora_targets import CONVOLUTION, Modules, default_modules, recorded_by
 from nullbooth_cli.model.projections import SHORTHANDS, attention_of, find_projections
 from nullbooth_cli.nullspace.moments import sums_nbytes
@@ -45,8 +46,14 @@ def default_loras(preview: Preview, num_steps: int) -> tuple[DefaultLora, ...]:
     with_word = [weight for weight, word in words.items() if word not in (OTHER, CONVOLUTION) and weight not in chosen]
     paths = [weight.removesuffix(".weight") for weight in with_word]
     projections = preview.undisturbed(find_projections(denoiser, (), "all", paths)) if paths else ()
-    sites = {projection.weight: site for projection, site in preview.find((*preview.chosen, *projections)).site_of.items()}
+    try:
+        found = preview.find((*preview.chosen, *projections))
+    except NotOnce as error:  # CogView4 feeds text and image forward by the same layers, one after the other
+        found = preview.find((*preview.chosen, *(each for each in projections if each not in error.projections)))
+    sites = {projection.weight: site for projection, site in found.site_of.items()}
     recorded = {sites[weight] for weight in chosen}
+
+    can_record = {words[weight] for weight in sites if weight in words}
 
     def of(trainer: str, modules: Modules) -> DefaultLora:
         left = [module for module in modules if not chosen & set(module)]
@@ -58,7 +65,7 @@ def default_loras(preview: Preview, num_steps: int) -> tuple[DefaultLora, ...]:
             modules=len(modules),
             protected=len(modules) - len(left),
             unprotected=dict(unprotected),
-            linear_layers=tuple(word for word in SHORTHANDS if word in unprotected),
+            linear_layers=tuple(word for word in SHORTHANDS if word in unprotected and word in can_record),
             sites=len(new),
             moment_bytes=sums_nbytes(new, num_steps, preview.factoring),
         )

@@ -33,6 +33,7 @@ _ONE_SEQUENCE = {
     "OmniGenBlock",
     "ZImageTransformerBlock",
 }
+TOKENS_FIRST = {"ErnieImageSharedAdaLNBlock"}  # blocks whose sequence is `[L, rows, D]` outside of attention
 # Processors that put text and image into one sequence before to_q.
 _JOINING = {
     "CogVideoXAttnProcessor2_0",

@@ -24,6 +24,21 @@ class StopDenoising(Exception):
     """Ends a denoising path early, from inside a hook."""
 
 
+class NotOnce(ModelError):
+    """Projections that do not run exactly once in a forward, with how often they do."""
+
+    def __init__(self, step: int, runs: Mapping[Projection, int]) -> None:
+        several = any(count > 1 for count in runs.values())
+        super().__init__(
+            f"in step {step} these projections did not run exactly once in a forward: "
+            f"{listed([f'{projection} {count} times' for projection, count in runs.items()])}",
+            "leave them out of collect.cross_attention_layers and collect.linear_layers: what runs twice cannot be recorded"
+            if several
+            else "load the model without compiled, fused or custom attention processors, or leave them out of the config",
+        )
+        self.projections = frozenset(runs)
+
+
 class Forward(NamedTuple):
     """One forward of a denoiser (its prefix, as in `denoisers_of`).
 
@@ -129,12 +144,9 @@ class ProjectionHooks:
         self._enter(path, defaults | dict(zip(names, inputs, strict=False)) | named)
 
     def _end_forward(self) -> None:
-        wrong = [f"{p} {self._fired[p]} times" for p in self._projections[self._now.denoiser] if self._fired[p] != 1]
+        wrong = {each: self._fired[each] for each in self._projections[self._now.denoiser] if self._fired[each] != 1}
         if wrong:
-            raise ModelError(
-                f"in step {self._now.step} these projections did not fire exactly once: {listed(wrong)}",
-                "load the model without compiled, fused or custom attention processors",
-            )
+            raise NotOnce(self._now.step, wrong)
 
 
 def argument_names(module: nn.Module) -> list[str]:
@@ -167,6 +179,8 @@ def tokens_of(projection: Projection, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.flatten(2).transpose(1, 2)
     if tensor.dim() == 2:
         return tensor[:, None]
+    if projection.tokens_first and tensor.dim() == 3:
+        return tensor.transpose(0, 1)
     if tensor.dim() > 3 and not projection.is_convolution:
         return tensor.flatten(1, -2)
     if tensor.dim() != 3:

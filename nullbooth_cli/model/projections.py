@@ -14,7 +14,7 @@ from torch import nn
 from nullbooth_cli.datatypes import ATTENTION_FEATURES, MODULATION, OTHER, split_weight
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import listed
-from nullbooth_cli.model.attention_layers import CROSS, JOINT, TEXT, Attention, decide
+from nullbooth_cli.model.attention_layers import CROSS, JOINT, TEXT, TOKENS_FIRST, Attention, decide
 
 BLOCKS = {"down": "down_blocks.*", "mid": "mid_block.*", "up": "up_blocks.*"}
 # What `linear_layers` may say beside patterns, and the features that each word means. attn1 and all are about layers.
@@ -35,7 +35,8 @@ class Projection:
     """One linear map; `weight` is the name of its parameter in the plain model.
 
     With `from_text`, it receives only tokens of the prompt; with `from_both`, it may receive tokens of prompt and image as one
-    sequence, or of either. `is_convolution`: it is a 1x1 convolution, whose tokens are pixels.
+    sequence, or of either. `is_convolution`: it is a 1x1 convolution, whose tokens are pixels. `tokens_first`: its tensors are
+    `[L, rows, D]`.
     """
 
     layer: str
@@ -45,6 +46,7 @@ class Projection:
     from_text: bool = False
     from_both: bool = False
     is_convolution: bool = False
+    tokens_first: bool = False
     denoiser: str = ""  # the prefix of its denoiser, as in `denoisers_of`
 
     def __str__(self) -> str:
@@ -167,6 +169,8 @@ class _LinearMaps:
             from_text=from_text,
             from_both=from_both,
             is_convolution=isinstance(_base(module), nn.Conv2d),
+            tokens_first=path not in self.attention
+            and any(type(self._all[block]).__name__ in TOKENS_FIRST for block in self.blocks if path.startswith(f"{block}.")),
             denoiser=self._denoiser(path),
         )
 

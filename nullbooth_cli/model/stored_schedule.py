@@ -125,4 +125,6 @@ def _replace(scheduler: Scheduler, **methods: Callable[..., Any]) -> None:
     """Give a scheduler, and every copy of it, other methods: its class becomes one of the same name below its own."""
     kind = type(scheduler)
     same = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    if not hasattr(kind, "scale_model_input"):  # Bria spares exactly diffusers' own class this call
+        methods["scale_model_input"] = lambda _, sample, *__: sample
     scheduler.__class__ = type(kind.__name__, (kind,), {**same, **methods})

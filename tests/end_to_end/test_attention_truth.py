@@ -5,7 +5,7 @@ the first layers has the text in it, token by token.
 """
 
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,12 @@ def test_decisions_are_true(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     after = received(denoiser, arguments, projections)
 
     is_pooling = type(denoiser).__name__ in POOLING
-    lengths = {
+    found_lengths = {
         length for one, _ in pairs for length in (one.shape[1:-1] if one.dim() > 2 else [one.shape[not one.is_floating_point()]])
     }
-    lengths = {sum(some) for many in range(1, len(lengths) + 1) for some in combinations(lengths, many)}
+    # HunyuanImage has a second text, which only differs where the prompts have words in quotes.
+    found_lengths |= {each.shape[1] for name, each in arguments[1].items() if name == "encoder_hidden_states_2"}
+    lengths = {sum(some) for many in (1, 2, 3) for some in combinations_with_replacement(found_lengths, many)}
     image_lengths, met = set[int](), set[str]()
     for each, tensor in before.items():
         attention, num_tokens = decided[each.layer], tensor.shape[-2]

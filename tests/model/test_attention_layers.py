@@ -223,6 +223,15 @@ def test_added_projections_are_of_the_text_or_of_an_image() -> None:
     assert image.why == "it is cross-attention (is_cross_attention), with add_k_proj for an image"
 
 
+def test_sequences_come_before_rows_outside_of_the_attention_of_ernie() -> None:
+    found = find_projections(on_meta("ErnieImageTransformer2DModel"), ("q",), "all", ["*.up_proj", "text_proj"])
+    assert {each.weight: each.tokens_first for each in found} == {
+        "text_proj.weight": False,
+        "layers.0.self_attention.to_q.weight": False,
+        "layers.0.mlp.up_proj.weight": True,
+    }
+
+
 def test_feed_forward_of_a_block_of_text_receives_text() -> None:
     found = find_projections(on_meta("HunyuanVideoTransformer3DModel"), (), "all", ["ff_in"])
     assert {(each.layer, each.from_text, each.from_both) for each in found} == {

@@ -1,6 +1,7 @@
 """Hooks fire once, go away, and show which projections share a tensor."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from nullbooth_cli.errors import ModelError
-from nullbooth_cli.model.hooks import Forward, ProjectionHooks, memory_of, tokens_of
+from nullbooth_cli.model.hooks import Forward, NotOnce, ProjectionHooks, memory_of, tokens_of
 from nullbooth_cli.model.projections import Projection, find_projections
 from tests.support.attention import Denoiser
 
@@ -30,8 +31,11 @@ def watched(model: Denoiser, side: str = "input", forwards: int = 2) -> list:
 def test_a_hook_that_does_not_fire_once_is_an_error(times: int) -> None:
     model = Denoiser()
     model.blocks[1].attn2.calls["to_k"] = times
-    with pytest.raises(ModelError, match=rf"blocks\.1\.attn2 k {times} times"):
+    with pytest.raises(ModelError, match=rf"did not run exactly once in a forward: blocks\.1\.attn2 k {times} times") as caught:
         watched(model)
+    assert isinstance(caught.value, NotOnce)
+    assert {str(each) for each in caught.value.projections} == {"blocks.1.attn2 k"}
+    assert ("what runs twice cannot be recorded" in caught.value.hint) == (times == 2)
 
 
 def test_hooks_go_even_after_an_error() -> None:
@@ -137,6 +141,11 @@ class TestTokens:
         assert tokens_of(self.linear, torch.zeros(2, 6)).shape == (2, 1, 6)
         assert tokens_of(self.linear, torch.zeros(2, 3, 4, 6)).shape == (2, 12, 6)
         assert tokens_of(self.linear, torch.zeros(2, 3, 6)).shape == (2, 3, 6)
+
+    def test_a_sequence_that_comes_before_its_rows_is_turned(self) -> None:
+        tensor = torch.arange(24.0).reshape(4, 2, 3)
+        found = tokens_of(replace(self.linear, tokens_first=True), tensor)
+        assert torch.equal(found[1, 2], tensor[2, 1])
 
     @pytest.mark.parametrize(("projection", "shape"), [(linear, (6,)), (pixels, (2, 3, 4, 5, 6))])
     def test_other_shapes_are_refused(self, projection: Projection, shape: tuple[int, ...]) -> None:
