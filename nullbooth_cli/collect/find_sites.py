@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from nullbooth_cli.collect.batching import find_batching, longest
 from nullbooth_cli.collect.branches import Branches, find_branches, recorded_of
 from nullbooth_cli.collect.probe import Probe, Received
-from nullbooth_cli.collect.text_lengths import has_ragged_text, longest, need_to_run_alone
 from nullbooth_cli.datatypes import Prompt, Site
 from nullbooth_cli.model.denoise import DenoisingPath
 from nullbooth_cli.model.hooks import Forward
@@ -23,8 +23,8 @@ class FoundSites:
     """The sites of a model, and the site of each projection.
 
     `arguments` are the sites whose tensor is the denoiser's text argument: they need no forward. `branches` are those that are
-    recorded. `tokens_per_prompt` is the size of the sample of image tokens, None for all. `alone`: prompts run one by one,
-    because the padding of a shorter one would count.
+    recorded. `tokens_per_prompt` is the size of the sample of image tokens, None for all. `alone`: prompts have to run one by
+    one (`find_batching`).
     """
 
     sites: tuple[Site, ...]
@@ -87,10 +87,6 @@ class RecordableModel:
         """All sites, in the model's order."""
         return self.found.sites
 
-    def batches(self, members: Sequence[tuple[int, Prompt]]) -> Sequence[Sequence[tuple[int, Prompt]]]:
-        """The prompts that run together, of those of a unit."""
-        return [[member] for member in members] if self.found.alone else [members]
-
 
 def find_sites(
     pipe: Pipeline,
@@ -105,12 +101,12 @@ def find_sites(
     """Run the first steps of the longest of these prompts, and compare the tensors of the projections.
 
     `branches` is "both" or "cond". Cost: two steps of each denoiser (up to the first ones of a second denoiser), and those of
-    `find_branches`; where texts are as long as their prompts, also those of `need_to_run_alone`, and every text is encoded.
+    `find_branches` and `find_batching`; where the number of tokens depends on the prompt, every text is encoded.
     Raises ModelError for hooks that misfire and for forwards that cannot be told apart.
     """
     image, num_steps = prompts[0].image, len(path.steps) or path.num_inference_steps
-    is_ragged = has_ragged_text(pipe, path, projections, image)
-    first, *others = longest(pipe, path, prompts) if is_ragged and len(prompts) > 1 else prompts[:1]
+    batching = find_batching(pipe, path, projections, image)
+    first, *others = longest(pipe, path, prompts) if batching.is_ragged and len(prompts) > 1 else prompts[:1]
 
     def probe(prompt: Prompt) -> Probe:
         seen = Probe(pipe, projections, side, num_steps=2)
@@ -120,7 +116,8 @@ def find_sites(
     seen = probe(first)
     recorded = recorded_of(find_branches(pipe, path, projections, side, seen, image), branches)
     found = sites_of(seen, projections, side, recorded, num_steps, tokens_per_prompt)
-    if not is_ragged:
+    found = replace(found, alone=batching.alone)
+    if not batching.is_ragged:
         return found
     of_others = [sites_of(probe(prompt), projections, side, recorded, num_steps, tokens_per_prompt) for prompt in others]
     may_be_padded = {site for each, site in found.site_of.items() if each.from_text or each.from_both}
@@ -128,7 +125,7 @@ def find_sites(
         replace(site, num_tokens=max(each.sites[i].num_tokens for each in (found, *of_others)), masked=site in may_be_padded)
         for i, site in enumerate(found.sites)
     ]
-    return replace(found.with_sites(sites), alone=need_to_run_alone(pipe, path, projections, image))
+    return found.with_sites(sites)
 
 
 def sites_of(

@@ -40,10 +40,9 @@ def collect_units(
     finished: list[int] = []
     for unit in units:
         taking = [sink for sink in sinks if sink.lacks(unit)]
-        for members in model.batches(store.members(unit)):
-            recorder = Recorder(model, members, sinks=taking)
-            run_unit(model, recorder)
-            recorder.check()
+        recorder = Recorder(model, store.members(unit), sinks=taking)
+        run_unit(model, recorder)
+        recorder.check()
         finished.append(unit)
         if interrupts.requested or all(sink.due() for sink in sinks):
             yield from _make_durable(store, finished, sinks)

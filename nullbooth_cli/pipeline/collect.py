@@ -47,6 +47,11 @@ def run_collect(run: Run) -> Iterator[Event]:
     batch_size = section.batch_size
     if run.auto_batch:
         batch_size = largest_batch(loaded, run.prompts, device)
+    elif loaded.found.alone and batch_size > 1:
+        batch_size = 1
+        yield Note(
+            f"one prompt at a time, not {section.batch_size}: what a prompt of {run.config.model} has depends on its batch"
+        )
     prepared = prepare(run, lambda: prepare_collect(run, loaded, weights, batch_size))
     loaded = replace(loaded, found=loaded.found.with_sites(store.sites))
     if cut := cut_off_note(loaded.pipe, [prompt.text for prompt in run.prompts]):

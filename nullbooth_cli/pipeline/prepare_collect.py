@@ -10,7 +10,6 @@ prepare_collect(run, loaded, weights, batch_size)     one of:
 from typing import TYPE_CHECKING
 
 from nullbooth_cli.datatypes import Prompt
-from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.pipeline.differences import added_prompts, removed_prompts
 from nullbooth_cli.pipeline.run import Prepared, Run, layout_of, start_stage, units_to_do
@@ -30,14 +29,8 @@ def prepare_collect(run: Run, loaded: "RecordableModel", weights: str, batch_siz
 
     `weights` is the digest of the model's weights; `batch_size` is the number of prompts per forward, which is also the unit that
     is resumed and the border between chunks. Raises StageError for another model than the collection's, ResourceError if the disk
-    is too small, ConfigError for features in batches of a model whose prompts have to run alone.
+    is too small.
     """
-    if loaded.found.alone and batch_size > 1 and run.config.collect.keep != "moments":
-        raise ConfigError(
-            f"collect.batch_size is {batch_size}, and {type(loaded.pipe).__name__} lets a prompt attend to the padding that it "
-            "has beside a longer one, so that its features would depend on the batch",
-            "set collect.batch_size to 1, or collect.keep to moments",
-        )
     require_same_noise(run.config, run.store, loaded.pipe)
     found, notes = run.states().own["collect"], list[str]()
     afresh = found.state == "missing" or run.force

@@ -84,6 +84,7 @@ def used_inputs(
     if missing := wanted - {projection.weight for projection in found.projections}:
         raise ModelError(f"this model has no {sorted(missing)[0]}, which the store protects", "name the model of the store")
     of_text, of_image = _parts(found)
+    batch_size = 1 if found.alone else section.batch_size
     moments: dict[str, Moment] = {}
     passes = [(part, tuple(texts[:most])) for part, most in ((of_text, len(texts)), (of_image, num_drawn)) if part.sites]
     done, total = 0, sum(len(used) for _, used in passes)
@@ -91,12 +92,11 @@ def used_inputs(
     for part, used in passes:
         model = RecordableModel(pipe, path, part)
         sums = _PooledMoments(part.sites, pipe._execution_device)
-        for start in range(0, len(used), section.batch_size):
-            members = [(start + i, Prompt(text)) for i, text in enumerate(used[start : start + section.batch_size])]
-            for together in model.batches(members):
-                recorder = Recorder(model, together, sinks=[sums])
-                run_unit(model, recorder)
-                recorder.check()
+        for start in range(0, len(used), batch_size):
+            members = [(start + i, Prompt(text)) for i, text in enumerate(used[start : start + batch_size])]
+            recorder = Recorder(model, members, sinks=[sums])
+            run_unit(model, recorder)
+            recorder.check()
             done += len(members)
             yield Progress(STAGE, done, total, f"prompts of {'the text' if part is of_text else 'pictures'}")
         moments |= sums.by_weight()

@@ -1,0 +1,131 @@
+"""What a batch changes: texts that are only as long as their prompts, and prompts that have to run alone.
+
+Only the text encoders run for most of that: a call of the pipeline ends before the first forward of its denoiser.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nullbooth_cli.datatypes import Prompt
+from nullbooth_cli.model.denoise import DenoisingPath, denoise
+from nullbooth_cli.model.denoisers import denoiser_of, denoisers_of
+from nullbooth_cli.model.hooks import Forward, ProjectionHooks, StopDenoising, argument_names
+from nullbooth_cli.model.padding import Padding
+from nullbooth_cli.model.projections import Projection
+from nullbooth_cli.model.protocols import Pipeline
+
+SHORT, LONG = "cat", " ".join(["a cat and a dog"] * 8)
+SAMPLE = 64  # tokens and dimensions that stand for what a projection receives
+DIFFERENT = 0.2  # relative; the round-off of another batch is less than a tenth of it, even in bfloat16
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Whether the number of tokens depends on the prompt (`is_ragged`), and whether prompts have to run `alone`.
+
+    They have to where what a prompt has depends on the others of its batch: padding counts, and no mask shows it (CogView4), or
+    one generator of a batch draws for all (the sample of an encoded image).
+    """
+
+    is_ragged: bool = False
+    alone: bool = False
+
+
+def find_batching(pipe: Pipeline, path: DenoisingPath, projections: tuple[Projection, ...], image: str | None) -> Batching:
+    """Compare what a short prompt has alone with what it has behind a long one.
+
+    Cost: the text encoders, twice. Where the two texts give arguments of unequal size or unequal masks, or the pipeline is given
+    inputs, also a step of two prompts and one of one.
+    """
+    long, short = Prompt(LONG, image), Prompt(SHORT, image)
+    if not path.inputs and _sizes(pipe, path, short) == _sizes(pipe, path, long):
+        return Batching()
+    together, alone = (_last_prompt(pipe, path, projections, members) for members in ([(0, long), (1, short)], [(1, short)]))
+    pairs = [(together[place], alone[place]) for place in alone]
+    return Batching(
+        is_ragged=any(length != other_length for (length, _), (other_length, _) in pairs),
+        alone=any(_differ(samples, others) for (_, samples), (_, others) in pairs),
+    )
+
+
+def longest(pipe: Pipeline, path: DenoisingPath, prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
+    """The prompts with the most tokens: one in every argument of the denoiser, or one for each. Cost: every text is encoded."""
+    of_prompts = [_sizes(pipe, path, prompt) for prompt in prompts]
+    found = set()
+    for name in of_prompts[0]:
+        sizes = [of_prompt.get(name, 0) for of_prompt in of_prompts]
+        if min(sizes) < max(sizes):
+            found.add(sizes.index(max(sizes)))
+    return tuple(prompts[i] for i in sorted(found or {0}))
+
+
+def _last_prompt(
+    pipe: Pipeline, path: DenoisingPath, projections: tuple[Projection, ...], members: Sequence[tuple[int, Prompt]]
+) -> dict[tuple[Forward, Projection], tuple[int, list[torch.Tensor]]]:
+    """Of what each projection receives in the first step: its length, and by branch a sample of the last prompt's, no padding."""
+    denoiser, found = denoiser_of(pipe), dict[tuple[Forward, Projection], tuple[int, list[torch.Tensor]]]()
+    num_branches, padding = 1, Padding({})
+
+    def begin(_: Forward, arguments: Mapping[str, Any]) -> None:
+        nonlocal num_branches, padding
+        padding = Padding(arguments)
+        num_branches = len(arguments[argument_names(denoiser)[0]]) // len(members)
+
+    def receive(projection: Projection, forward: Forward, tensor: torch.Tensor) -> None:
+        attended = padding.attended(projection, tensor)
+        if attended is None:
+            attended = torch.ones(tensor.shape[:2], dtype=torch.bool, device=tensor.device)
+        values = tensor.reshape(num_branches, len(members), -1, tensor.shape[-1])[:, -1]
+        places = attended.reshape(num_branches, len(members), -1)[:, -1]
+        samples = [_sample(tokens[place]) for tokens, place in zip(values, places, strict=True)]
+        found[forward, projection] = tensor.shape[1], samples
+
+    def stop() -> None:
+        raise StopDenoising
+
+    of_main = tuple(projection for projection in projections if projection.denoiser == "")
+    hooks = ProjectionHooks({"": denoiser}, of_main, "input", receive, begin=begin, enter=lambda *given: padding.enter(*given))
+    with hooks:
+        denoise(pipe, path, members, after_step=stop)
+    return found
+
+
+def _sample(tokens: torch.Tensor) -> torch.Tensor:
+    count, dim = tokens.shape
+    return tokens[:: max(1, count // SAMPLE), :: max(1, dim // SAMPLE)].float().cpu()
+
+
+def _differ(samples: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
+    return any(
+        one.shape != other.shape or bool((one - other).norm() > DIFFERENT * other.norm())
+        for one, other in zip(samples, others, strict=True)
+    )
+
+
+def _sizes(pipe: Pipeline, path: DenoisingPath, prompt: Prompt) -> dict[str, int]:
+    """How large each argument is that a denoiser is first called with, by its place, and how much each mask lets through."""
+    found: dict[str, int] = {}
+
+    def take(_: Forward, arguments: Mapping[str, Any]) -> None:
+        found.update(_sizes_of("", arguments))
+        raise StopDenoising
+
+    with ProjectionHooks(denoisers_of(pipe), (), "input", lambda *_: None, begin=take):
+        denoise(pipe, path, [(0, prompt)])
+    return found
+
+
+def _sizes_of(place: str, value: Any) -> Iterator[tuple[str, int]]:
+    if isinstance(value, torch.Tensor):
+        yield place, value.numel()
+        if not value.is_floating_point():
+            yield f"{place} attended", int(value.count_nonzero())
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _sizes_of(f"{place}.{name}", inner)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from _sizes_of(f"{place}.{i}", inner)
