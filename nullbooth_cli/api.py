@@ -118,7 +118,8 @@ class OpenStore:
     def moment(self, site: Site | str, step: int | None = None) -> Moment:
         """The second moment of a site at one step of the schedule (by its index), or over all of them.
 
-        A timestep-free site has the same moment at every step. Raises StageError before `covariance` is complete.
+        A timestep-free site has the same moment at every step. Raises StageError before `covariance` is complete, ConfigError
+        for a step in which the denoiser of the site does not run.
         Cost: 8 D^2 bytes read for each timestep that is added up.
         """
         self.require("covariance")
@@ -211,15 +212,12 @@ class OpenStore:
     def _recorded(self, site: Site, step: int) -> int:
         if not 0 <= step < self._store.num_steps:
             raise ConfigError(f"no step {step} in {self.url}", f"use a step from 0 to {self._store.num_steps - 1}")
-        if site.timestep_free:
-            return 0
-        stored = site.recorded_steps(self._store.num_steps)
-        if step not in stored:
+        own = site.own_steps(self._store.num_steps)
+        if step not in own:
             raise ConfigError(
-                f"{site.name} has no step {step}: its denoiser does not run there",
-                f"use a step from {stored.start} to {stored.stop - 1}",
+                f"{site.name} has no step {step}: its denoiser does not run there", f"use a step from {own[0]} to {own[-1]}"
             )
-        return stored.index(step)
+        return 0 if site.timestep_free else own.index(step)
 
 
 def _moment(store: Store, site: Site, steps: Sequence[int] | None) -> Moment:

@@ -223,10 +223,19 @@ class Site:
             if layer is None or fnmatchcase(name, layer) or fnmatchcase(name, f"*{layer}*")
         ]
 
+    @property
+    def first_step(self) -> int:
+        """The first step of the schedule in which its denoiser runs."""
+        return 0 if self.steps is None else self.steps[0]
+
+    def own_steps(self, num_steps: int) -> range:
+        """The steps of a schedule of `num_steps` in which its denoiser runs, in order."""
+        return range(self.first_step, self.first_step + (num_steps if self.steps is None else self.steps[1]))
+
     def recorded_steps(self, num_steps: int) -> range:
-        """The steps of a schedule of `num_steps` that are stored, in order."""
-        first, count = self.steps or (0, num_steps)
-        return range(first, first + (1 if self.timestep_free else count))
+        """Those of them that are stored: the first alone of a timestep-free tensor."""
+        own = self.own_steps(num_steps)
+        return own[:1] if self.timestep_free else own
 
     def recorded(self, steps: Sequence[Step]) -> Sequence[Step]:
         """The steps of a schedule that are stored, in order."""

@@ -79,7 +79,7 @@ class Probe:
 
         def after_step() -> None:
             hooks.end_step()
-            if all(len({forward.step for forward in self.forwards(prefix)}) == self._num_steps for prefix in self.denoisers):
+            if all(len({forward.step for forward in self.forwards(prefix)}) >= self._num_steps for prefix in self.denoisers):
                 raise StopDenoising
 
         with hooks:

@@ -105,8 +105,9 @@ def export_folder(
                 files = _moment_files(store, site, group, settings, weight="count" if each_step else settings.pooling.weight)
                 if not only_covariance:
                     files |= _projector_files(store, site, index, rule=rule, value=value)
-                # A site that no timestep changes is written for all of them.
-                steps = settings.steps if site.timestep_free else [site.recorded(settings.steps)[index]]
+                # A site that no timestep changes is written for all in which its denoiser runs.
+                own = site.own_steps(len(settings.steps))
+                steps = [settings.steps[t] for t in (own if site.timestep_free else own[index : index + 1])]
                 for step in steps if each_step else [None]:
                     at = (
                         {
@@ -148,6 +149,7 @@ def _moment_files(
         "tokens": sums.count,
         "centred": settings.centred,
         "weights": list(site.weights),
+        **({} if site.steps is None else {"steps": list(site.steps)}),
     }
     return _SiteFiles(arrays={"covariance": covariance}, metadata=metadata)
 

@@ -41,7 +41,10 @@ WEIGHTS |= {MODULATION: ".linear.weight", OTHER: ".weight"}
 
 @dataclass(frozen=True, kw_only=True)
 class CovarianceFile:
-    """One covariance file: its layer, feature, weight and step, and the number of tokens that it is the mean of."""
+    """One covariance file: its layer, feature, weight and step, and the number of tokens that it is the mean of.
+
+    `steps` are (the first, how many) in which its denoiser runs, None for all.
+    """
 
     path: Path
     layer: str
@@ -49,6 +52,7 @@ class CovarianceFile:
     weight: str
     step: Step
     tokens: int
+    steps: tuple[int, int] | None
 
 
 def find_covariances(run: Path) -> list[CovarianceFile]:
@@ -100,7 +104,18 @@ def _read(path: Path, folder: Path) -> CovarianceFile:
         raise ConfigError(f"{described}: tokens is {tokens!r}", f"{METADATA}: tokens is the number of vectors, 1 or more")
     step = Step(0, folder.name, float(timestep), math.nan if sigma is None else float(sigma))
     weight = _weight(layer, feature, metadata.get("weights"))
-    return CovarianceFile(path=path, layer=layer, feature=feature, weight=weight, step=step, tokens=tokens)
+    steps = metadata.get("steps")
+    if steps is not None and not (isinstance(steps, list) and len(steps) == 2 and all(type(n) is int and n >= 0 for n in steps)):
+        raise ConfigError(f"{described}: steps is {steps!r}", "write [first, how many], or leave steps out for all")
+    return CovarianceFile(
+        path=path,
+        layer=layer,
+        feature=feature,
+        weight=weight,
+        step=step,
+        tokens=tokens,
+        steps=None if steps is None else (steps[0], steps[1]),
+    )
 
 
 def _weight(layer: str, feature: str, weights: object) -> str:
@@ -144,7 +159,7 @@ def import_covariances(run_folder: Path, out: Store, config: Config) -> Iterator
         sites=tuple(sites),
         rows=[prompt],
         layout=Layout(keep="moments", batch_size=1, dtype=config.collect.feature_dtype),
-        sums=((site, [_sums(files[t], site.dim) for t in range(len(steps))]) for site, files in sites.items()),
+        sums=((site, [_sums(files[t], site.dim) for t in sorted(files)]) for site, files in sites.items()),
         schedule={"scheduler": "imported", "noise": "imported", "values": [step.timestep for step in steps]},
         weights="imported",
         names=model_names(config),
@@ -159,20 +174,28 @@ def _sites_of(run_folder: Path, found: Sequence[CovarianceFile], steps: Sequence
         by_site.setdefault((file.layer, file.feature), {})[file.step.index] = file
     sites = {}
     for (layer, feature), files in by_site.items():
-        if len(files) < len(steps):
-            missing = next(step.key for step in steps if step.index not in files)
-            raise ConfigError(
-                f"{run_folder}: {layer} {feature} has no covariance in {missing}", "put the same files into every step folder"
-            )
+        one = next(iter(files.values()))
         site = Site(
             layer=layer,
             feature=feature,
             side="input",
-            weights=(files[0].weight,),
+            weights=(one.weight,),
             timestep_free=False,
             num_tokens=0,
-            dim=len(_load(files[0])),
+            dim=len(_load(one)),
+            steps=one.steps,
         )
+        if one.steps is not None and sum(one.steps) > len(steps):
+            raise ConfigError(
+                f"{one.path} is of {one.steps[1]} steps from step {one.steps[0]} on, and {run_folder} has {len(steps)} steps",
+                "import the whole folder of the run",
+            )
+        if different := sorted(set(site.own_steps(len(steps))) ^ files.keys()):
+            raise ConfigError(
+                f"{run_folder}: {layer} {feature} has {'a' if different[0] in files else 'no'} covariance in "
+                f"{steps[different[0]].key}",
+                "put the same files into every step folder, or only into those that the steps of their metadata name",
+            )
         sites[site] = files
     return sites
 

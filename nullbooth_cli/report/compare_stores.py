@@ -124,7 +124,7 @@ def _compare_sites(one: _Side, two: _Side, site: Site, other_site: Site) -> Iter
         yield ComparedSite(
             layer=site.layer,
             feature=site.feature,
-            key=one.settings.steps[index].key if len(groups) > 1 else "pooled",
+            key=site.recorded(one.settings.steps)[index].key if len(groups) > 1 else "pooled",
             dim=site.dim,
             null_dim=(cut.null_dim, other_cut.null_dim),
             leakage=(cut.leakage, other_cut.leakage),

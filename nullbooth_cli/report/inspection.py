@@ -193,7 +193,8 @@ def _entries(settings: DecompositionSettings, store: Store, site: Site, rule: Ru
 def spectra_of(store: Store, entries: Iterable[SiteReport]) -> list[Eigenvalues]:
     """The eigenvalues `[D]`, ascending, behind each entry of a report. Cost: 8 D bytes read for each."""
     sites = {site.name: site for site in store.sites}
-    return [store.projectors.read_eigenvalues(sites[entry.site_name], entry.step_index or 0) for entry in entries]
+    places = ((sites[entry.site_name], entry.step_index) for entry in entries)
+    return [store.projectors.read_eigenvalues(site, 0 if step is None else step - site.first_step) for site, step in places]
 
 
 def sparklines(store: Store, report: InspectReport) -> list[str]:

@@ -68,7 +68,7 @@ class PageSite(SiteReport):
 
 @dataclass(frozen=True, kw_only=True)
 class PageEvolution:
-    """A site over the timesteps; each tuple has one value per timestep, None where there is none.
+    """A site over the timesteps from step `first_step` on; each tuple has one value per timestep, None where there is none.
 
     `spectra` are eigenvalues at the places `place`, the same at every timestep.
     """
@@ -77,6 +77,7 @@ class PageEvolution:
     layer: str
     feature: str
     dim: int
+    first_step: int
     timesteps: tuple[float, ...]
     place: tuple[int, ...]
     spectra: tuple[tuple[float, ...], ...]
@@ -204,6 +205,7 @@ def _evolution(found: SiteOverTimesteps, called: Called, points: int) -> PageEvo
         layer=found.site.layer,
         feature=found.site.feature,
         dim=found.site.dim,
+        first_step=found.site.first_step,
         timesteps=tuple(float(f"{timestep:.5g}") for timestep in found.timesteps),
         place=spectra[0].place,
         spectra=tuple(each.value for each in spectra),

@@ -46,7 +46,15 @@ class SmallPipeline:
     def maybe_free_model_hooks(self) -> None:
         """Nothing is offloaded."""
 
-    def __call__(self, prompt: Sequence[str], *, num_inference_steps: int, generator: Sequence[torch.Generator], **_: Any) -> Any:
+    def __call__(
+        self,
+        prompt: Sequence[str],
+        *,
+        num_inference_steps: int,
+        generator: Sequence[torch.Generator],
+        guidance_scale: float = 4.0,  # `rows` say what guidance there is
+        **_: Any,
+    ) -> Any:
         latents = torch.stack([torch.randn(5, 4, generator=each) for each in generator])
         encoded = {
             kind: torch.stack([text_of(each) for each in texts])

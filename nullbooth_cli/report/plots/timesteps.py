@@ -45,19 +45,26 @@ def _percent(found: SiteOverTimesteps, quantity: Quantity) -> Floats:
 
 
 def draw_maps(evolutions: Sequence[SiteOverTimesteps], called: Called, path: PathOf) -> Iterator[Path]:
-    """null_dim and effective rank, as shares of D, layer by timestep: a picture of each for each feature."""
+    """null_dim and effective rank, as shares of D, layer by timestep: a picture of each for each feature.
+
+    Grey are the timesteps at which the denoiser of a layer does not run.
+    """
     pictures: tuple[tuple[str, str, Quantity], ...] = (
         ("timesteps", "null dimensions", "null_dim"),
         ("effective-rank", "effective rank", "effective_rank"),
     )
     for feature, of_feature in _by_feature(evolutions).items():
         layers = [plain(called[evolution.site.layer]) for evolution in of_feature]
+        timesteps = dict(sorted(step for each in of_feature for step in enumerate(each.timesteps, each.site.first_step)))
         for name, title, quantity in pictures:
             made = figure(8, max(3.0, 0.3 * len(of_feature) + 1.4), f"Feature {feature}: {title}, each timestep alone")
-            values = np.array([_percent(each, quantity) for each in of_feature])
+            values = np.full((len(layers), len(timesteps)), np.nan)
+            for row, each in zip(values, of_feature, strict=True):
+                start = each.site.first_step - min(timesteps)
+                row[start : start + len(each.timesteps)] = _percent(each, quantity)
             drawn = axes(made, "timestep", "")
-            heat_map(drawn, values, lowest=float(values.min()), highest=float(values.max()))
-            ticks(drawn.xaxis, [f"{t:.0f}" for t in of_feature[0].timesteps], 8)
+            heat_map(drawn, values, lowest=float(np.nanmin(values)), highest=float(np.nanmax(values)))
+            ticks(drawn.xaxis, [f"{t:.0f}" for t in timesteps.values()], 8)
             drawn.set_yticks(range(len(layers)), labels=layers, fontsize=8)
             colour_bar([drawn], f"{title}, % of the dimensions")
             yield save(made, path(f"{name}-{feature}"))
