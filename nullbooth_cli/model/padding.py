@@ -57,7 +57,7 @@ class Padding:
         if not (projection.from_text or projection.from_both):
             return None
         given = self._innermost(projection)
-        masks = {name: mask for name, mask in given.masks.items() if mask is not None}
+        masks = {name: _by_row(mask, len(tensor)) for name, mask in given.masks.items() if mask is not None}
         if not masks or _is_of_image(projection, tensor, given, masks):
             return None
         for fitting in (_whole, _of_text, _around_text):
@@ -127,6 +127,14 @@ def _of_row(mask: torch.Tensor) -> torch.Tensor:
         return mask > 0
     is_added = (mask < 0).any() if mask.dim() < 3 else ~(mask > 0).any()
     return torch.where(is_added, mask > _HIDDEN, mask > 0)
+
+
+def _by_row(mask: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """A mask `[rows heads, M]`, repeated for each head of a layer, as `[rows, M]`; any other one as it is."""
+    if len(mask) <= num_rows or len(mask) % num_rows:
+        return mask
+    of_heads = mask.unflatten(0, (num_rows, -1))
+    return of_heads[:, 0] if (of_heads == of_heads[:, :1]).all() else mask
 
 
 def _is_lengths(value: Any) -> bool:

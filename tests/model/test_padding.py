@@ -101,6 +101,21 @@ def test_a_mask_without_padding_hides_nothing(shape: str) -> None:
     assert found.tolist() == ALL
 
 
+def test_a_mask_repeated_for_the_heads_of_a_layer() -> None:
+    """As `PriorTransformer` gives it: causal, added to the logits, `[rows heads, L, L]`."""
+    causal = torch.full((3, 3), -10000.0).triu(1)
+    mask = (((1 - MASK) * -10000.0)[:, None] + causal).repeat_interleave(4, dim=0)
+    padding = Padding({"hidden_states": tokens(IMAGE_TOKENS)})
+    padding.enter("block.attn2", {"attention_mask": mask})
+    found = padding.attended(TEXT, tokens(3))
+    assert found is not None
+    assert found.tolist() == EXPECTED
+    mask[5, :, 1] = 0.0  # one head sees more than the others of its row
+    padding = Padding({"hidden_states": tokens(IMAGE_TOKENS), "attention_mask": mask})
+    with pytest.raises(ModelError, match="do not show which are padding"):
+        padding.attended(TEXT, tokens(3))
+
+
 def test_one_row_for_all_rows() -> None:
     found = Padding({"attention_mask": MASK[:1]}).attended(TEXT, tokens(3))
     assert found is not None
