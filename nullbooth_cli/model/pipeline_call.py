@@ -7,6 +7,7 @@ take are not passed, and a setting for one is an error.
 import difflib
 import inspect
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,13 @@ _NO_LATENTS = re.compile(
     r"|Kandinsky(Img2Img|Inpaint)?(Combined)?Pipeline|Kandinsky(V22)?(Prior.*|\w*CombinedPipeline)"
 )
 # Classes that take one prompt a call, although their signature has a list.
-_ONE_PROMPT = ("QwenImageEditPlusPipeline", "DreamLiteMobilePipeline")
+_ONE_PROMPT = (
+    "QwenImageEditPlusPipeline",
+    "DreamLiteMobilePipeline",
+    "WanVACEPipeline",
+    "LucyEditPipeline",
+    "VideoToVideoSDPipeline",
+)
 # Classes that take a picture for each prompt. In others a list of pictures belongs to one prompt.
 _A_PICTURE_EACH = re.compile(
     r"(?!.*(Edit|Kontext|Omni|Layered|Flux2|Legacy)).*(Img2Img|Inpaint|Fill|Depth2Img|Pix2Pix|Upscale|Adapter).*"
@@ -220,6 +227,7 @@ def class_named(name: str) -> Any:
         raise ModelError(f"{name} is no pipeline of diffusers", OTHER)
     call_of(found)
     _require_loadable(found)
+    _require_packages(found)
     return found
 
 
@@ -237,3 +245,20 @@ def _require_loadable(pipeline_class: Any) -> None:
                 f"{name}, {kind.__name__}, any more",
                 OTHER,
             )
+
+
+def _require_packages(pipeline_class: type) -> None:
+    """Raise ConfigError for a class that needs a package that is missing: diffusers says so once all is loaded, or later."""
+    module: Any = sys.modules[pipeline_class.__module__]
+    clean = getattr(module, "basic_clean", None)
+    names = () if clean is None else clean.__code__.co_names
+    if "ftfy" in names and "is_ftfy_available" not in names and not hasattr(module, "ftfy"):
+        raise ConfigError(
+            f"{pipeline_class.__name__} reads its prompts with the package ftfy, which is not installed", "pip install ftfy"
+        )
+    checker = getattr(module, "CosmosSafetyChecker", None)
+    if checker is not None and checker.__module__ == module.__name__:  # in the place of the one that is missing
+        raise ConfigError(
+            f"{pipeline_class.__name__} checks its prompts with the package cosmos_guardrail, which is not installed",
+            "pip install cosmos_guardrail",
+        )

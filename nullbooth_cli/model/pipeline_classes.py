@@ -51,6 +51,7 @@ REFUSED: tuple[tuple[str, str], ...] = (
         r"ChromaInpaint.*",
         "it asks its transformer for guidance_embeds, which Chroma's has not, and ends with an error in diffusers",
     ),
+    (r"I2VGenXL.*", "diffusers reads its prompts through CLIPTextModel.text_model, which transformers 5 no longer has"),
     (r"FluxPriorRedux.*|LTX\w*Upsample.*|.*DiffusionDecode.*", "it only converts what another pipeline draws or takes"),
 )
 
@@ -58,7 +59,7 @@ REFUSED: tuple[tuple[str, str], ...] = (
 _NEEDED: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"Control(Net|Pipeline|Img2Img|Inpaint)", ("control_image", "control_video", "conditioning_frames", "image")),
     (
-        r"Img2Img|Image2Image|Depth2Img|Pix2Pix|Upscale|Refiner|ImageTo|Image2Video|(?<!T)I2V|SuperResolution|Edit(?!ing)|Layered",
+        r"Img2Img|Image2Image|Depth2Img|Pix2Pix|Upscale|Refiner|ImageTo|Image2Video|(?<!T)I2V|SuperResolution|Edit(?!ing)|Layered|PIA",
         ("image", "images"),
     ),
     (r"ControlNetUnion", ("control_mode",)),
