@@ -27,7 +27,9 @@ def run_covariance(run: Run) -> Iterator[Event]:
     device = pick_device(run.device or run.workers.device)
     section = run.config.covariance
     units = covariance(run.store, device, section.accumulate, mine, section.factoring())
-    yield from report_units(run, "covariance", prepared, (f"{unit.site.name} {_keys(unit.site.recorded(steps), unit.timesteps)}" for unit in units))
+    yield from report_units(
+        run, "covariance", prepared, (f"{unit.site.name} {_keys(unit.site.recorded(steps), unit.timesteps)}" for unit in units)
+    )
     # A unit that is not done may have nothing but its staged moments, which a kill or another process left.
     if run.workers.rank == 0 and run.store.arrays.has("staged"):  # else it is not worth reading every cell
         target = len(run.store.progress.cells("collect"))

@@ -32,7 +32,7 @@ from nullbooth_cli.report.over_timesteps import over_timesteps
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from tests.support.attention import Denoiser
-from tests.support.builders import execute, per_timestep, prompts_of, small_config
+from tests.support.builders import execute, per_timestep, small_config
 from tests.support.pipelines import SmallPipeline
 
 STEPS = tuple(Step(t, f"timestep_{900 - 100 * t:04d}", 900.0 - 100 * t, 1.0) for t in range(5))
@@ -58,7 +58,7 @@ def small_pipeline() -> Iterator[Any]:
         pipe = frozen_pipeline()
         path = DenoisingPath(num_inference_steps=len(steps), steps=steps, guidance_scale=1.0, height=None, width=None, seed=0)
         projections = find_projections(denoisers_of(pipe), ("q", "k", "v"), "all")
-        found = find_sites(pipe, path, projections, side="input", branches="both", prompt=prompts[0])
+        found = find_sites(pipe, path, projections, side="input", branches="both", prompts=prompts)
         return RecordableModel(pipe, path, found)
 
     with pytest.MonkeyPatch.context() as patched:
@@ -154,7 +154,7 @@ def test_the_python_interface_knows_steps_by_their_place_in_the_schedule(
     for site in opened.sites():
         for step in own(site):
             wanted = moment(expected, site, [step]) / len(expected[site.weights[0], step])
-            np.testing.assert_allclose(opened.moment(site, step).matrix, wanted, rtol=1e-5)
+            np.testing.assert_allclose(opened.moment(site, step).second_moment, wanted, rtol=1e-5)
         first, last = own(site)[0], own(site)[-1]
         for step in set(range(len(STEPS))) - set(own(site)):
             with pytest.raises(ConfigError, match=f"{site.name} has no step {step}: its denoiser does not run there") as caught:
@@ -194,7 +194,7 @@ def test_projectors_of_single_timesteps_are_named_by_their_steps(
     stepwise: tuple[Config, Store], expected: dict[tuple[str, int], NDArray[np.float64]]
 ) -> None:
     config, store = stepwise
-    report = inspect_store(config, prompts_of(config), store)
+    report = inspect_store(config, store)
     rows = [(entry.layer, entry.feature, entry.key) for entry in report.sites if entry.feature == "q"]
     assert rows == [
         (f"{prefix}blocks.{block}.attn2", "q", STEPS[step].key)

@@ -1,5 +1,6 @@
 """How a pipeline class is called."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -197,3 +198,22 @@ class TestClass:
         with pytest.raises(ConfigError, match="cannot import KolorsPipeline: it needs sentencepiece") as caught:
             class_named("KolorsPipeline")
         assert caught.value.hint == "pip install sentencepiece"
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("SkyReelsV2Pipeline", "ftfy"), ("WanVACEPipeline", "ftfy"), ("Cosmos2TextToImagePipeline", "cosmos_guardrail")],
+)
+def test_a_package_that_is_missing_is_named(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[getattr(diffusers, name).__module__]
+    monkeypatch.delattr(module, package, raising=False)
+    with pytest.raises(ConfigError, match=f"{name} .* its prompts with the package {package}, which is not installed") as caught:
+        class_named(name)
+    assert caught.value.hint == f"pip install {package}"
+
+
+def test_a_package_that_is_there_or_that_a_class_does_without_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[diffusers.SkyReelsV2Pipeline.__module__]
+    monkeypatch.setattr(module, "ftfy", object(), raising=False)
+    assert class_named("SkyReelsV2Pipeline") is diffusers.SkyReelsV2Pipeline
+    assert class_named("WanPipeline") is diffusers.WanPipeline
