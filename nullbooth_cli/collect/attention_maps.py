@@ -15,26 +15,45 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nullbooth_cli.datatypes import Prompt
-from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.errors import ConfigError, ModelError
+from nullbooth_cli.model.attention_layers import CROSS, JOINT, SELF, TEXT
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.hooks import Forward, ProjectionHooks
 from nullbooth_cli.model.load import tokenizers_of
-from nullbooth_cli.model.projections import Projection, find_projections
+from nullbooth_cli.model.projections import Projection, attention_of, find_projections
 from nullbooth_cli.model.prompt_length import token_limits
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.store import AttentionMaps
 
+# Processors whose scores are the softmax of q k^T, as diffusers' own function makes them.
+_PLAIN = {"AttnProcessor", "AttnProcessor2_0", "SanaAttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor"}
+_NO_MAP = {
+    CROSS: None,
+    JOINT: "attends to image and text at once",
+    TEXT: "attends from the text to itself",
+    SELF: "attends to no text",
+}
+
 
 def find_attention(denoiser: nn.Module, layers: str | list[str | int]) -> tuple[Projection, ...]:
-    """to_q and to_k of the chosen layers. Raises ConfigError for layers that do not attend to words alone."""
+    """to_q and to_k of the chosen layers.
+
+    Raises ConfigError for layers in which the image does not attend to words alone, and for those whose scores are not the plain
+    ones of q and k.
+    """
     projections = find_projections(denoiser, ("q", "k"), layers)
-    joint = [projection.layer for projection in projections if projection.feature != "q" and not projection.from_text]
-    if joint:
-        raise ConfigError(
-            f"{joint[0]} attends to image and text at once: it has no map of words alone",
-            "set collect.visual_attention_map to false, or collect.attention_layers to layers of cross-attention",
-        )
+    decided = attention_of(denoiser)
+    for layer in dict.fromkeys(projection.layer for projection in projections):
+        processor = type(getattr(denoiser.get_submodule(layer), "processor", None)).__name__
+        reason = _NO_MAP[decided[layer].kind]
+        if reason is None and processor not in _PLAIN:
+            reason = f"scores in its own way ({processor})"
+        if reason is not None:
+            raise ConfigError(
+                f"{layer} {reason}: it has no map of words alone",
+                "set collect.visual_attention_map to false, or collect.attention_layers to layers of cross-attention",
+            )
     return projections
 
 
@@ -58,6 +77,11 @@ def record(
     masks: dict[str, torch.Tensor | None] = {}
 
     def receive(projection: Projection, forward: Forward, tensor: torch.Tensor) -> None:
+        if forward.turn:
+            raise ModelError(
+                f"{type(pipe).__name__} runs its denoiser several times in a step, and attention maps take one run",
+                "set collect.visual_attention_map to false",
+            )
         if forward.step not in steps:
             return
         layer = projection.layer
@@ -76,6 +100,11 @@ def record(
     try:
         with ProjectionHooks({"": denoiser}, projections, "output", receive) as hooks:
             image = denoise(pipe, path, [(row, prompt)], output_type="np", after_step=hooks.end_step)[0]
+            if image.ndim != 3:
+                raise ModelError(
+                    f"{type(pipe).__name__} draws frames, and attention maps are of one image",
+                    "set collect.visual_attention_map to false",
+                )
     finally:
         for handle in handles:
             handle.remove()

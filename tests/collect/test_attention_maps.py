@@ -1,18 +1,23 @@
 """Attention maps: they are what the model attends to, and they sit where the words are."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from nullbooth_cli.cli import app
-from nullbooth_cli.collect.attention_maps import record, words_of
+from nullbooth_cli.collect import attention_maps
+from nullbooth_cli.collect.attention_maps import find_attention, record, words_of
 from nullbooth_cli.collect.open_model import load_path
 from nullbooth_cli.datatypes import Prompt
+from nullbooth_cli.errors import ConfigError, ModelError
+from nullbooth_cli.model.denoise import DenoisingPath
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.report.plots.attention import word_maps
 from nullbooth_cli.settings.config import Config
@@ -115,3 +120,42 @@ def test_there_are_words_only_for_what_the_pipeline_takes() -> None:
     """PixArt takes 300 tokens of its T5, whose tokenizer has no limit."""
     words = words_of(tiny.pixart(), Prompt("x" * 310))
     assert (len(words), words[1], words[-1]) == (300, "x", "</s>")
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "reason"),
+    [
+        ("flux", "all", "transformer_blocks.0.attn attends to image and text at once"),
+        ("pixart", ["*.attn1"], "transformer_blocks.0.attn1 attends to no text"),
+    ],
+)
+def test_layers_without_a_map_of_words_are_refused(name: str, layers: Any, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"{re.escape(reason)}: it has no map of words alone"):
+        find_attention(tiny.PIPELINES[name]().transformer, layers)
+
+
+def test_attention_that_scores_in_its_own_way_is_refused() -> None:
+    """HunyuanDiT turns queries by their place."""
+    made = diffusers.HunyuanDiT2DModel(
+        num_layers=1, in_channels=4, hidden_size=32, attention_head_dim=16, num_attention_heads=2, patch_size=2
+    )
+    with pytest.raises(ConfigError, match=r"blocks\.0\.attn2 scores in its own way \(HunyuanAttnProcessor2_0\)"):
+        find_attention(made, "all")
+
+
+def test_guidance_in_two_forwards_and_frames_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = tiny.sd1()
+    path = DenoisingPath(num_inference_steps=1, steps=(), guidance_scale=1.0, height=16, width=16, seed=0)
+    projections = find_attention(pipe.unet, ["mid"])
+    run = partial(record, pipe, path, 0, Prompt("a cat"), projections=projections, steps=[0])
+    monkeypatch.setattr(attention_maps, "denoise", lambda *_, **__: np.zeros((1, 3, 16, 16, 3)))
+    with pytest.raises(ModelError, match="StableDiffusionPipeline draws frames, and attention maps are of one image"):
+        run()
+
+    def twice(*_: Any, **__: Any) -> Any:
+        for _ in range(2):
+            pipe.unet(torch.zeros(1, 4, 8, 8), 1, torch.zeros(1, 77, tiny.TEXT))
+
+    monkeypatch.setattr(attention_maps, "denoise", twice)
+    with pytest.raises(ModelError, match="runs its denoiser several times in a step, and attention maps take one run"):
+        run()
