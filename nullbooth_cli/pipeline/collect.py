@@ -50,8 +50,7 @@ def run_collect(run: Run) -> Iterator[Event]:
     elif loaded.found.alone and batch_size > 1:
         batch_size = 1
         yield Note(
-            f"one prompt at a time, not {section.batch_size}: {run.config.model} takes no more, or what a prompt has depends on "
-            "its batch"
+            f"one prompt at a time, not {section.batch_size}: what a prompt of {run.config.model} has depends on its batch"
         )
     prepared = prepare(run, lambda: prepare_collect(run, loaded, weights, batch_size))
     loaded = replace(loaded, found=loaded.found.with_sites(store.sites))

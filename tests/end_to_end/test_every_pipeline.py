@@ -76,9 +76,9 @@ class Made:
         )
 
     def call(self, config: Config, row: int) -> None:
-        """Denoise the prompt of a row, alone; not as a list where the class takes one prompt, or is run with one."""
+        """Denoise the prompt of a row, alone; not as a list where the class is run with one at a time."""
         collect, text, generator = config.collect, self.entry.prompts[row], torch.Generator("cpu").manual_seed(row)
-        in_list = collect.batch_size > 1 and not self.entry.one_prompt
+        in_list = collect.batch_size > 1
         arguments = {
             "prompt": [text] if in_list else text,
             "num_inference_steps": NUM_STEPS,

@@ -24,8 +24,7 @@ class Entry:
 
     `attended` is what the test itself knows of padding, with the rows of a step in `own`: whether each is the prompt's, in the
     order in which they run; the others have the text "". `layers` is a regular expression of the names of the layers that attend
-    to text, where the test knows them: these and no others are recorded. `one_prompt`: a call takes no list of prompts. `note` is
-    for the reader of docs/reference/models.md.
+    to text, where the test knows them: these and no others are recorded. `note` is for the reader of docs/reference/models.md.
     """
 
     build: Callable[[], Any] | None = None
@@ -35,7 +34,6 @@ class Entry:
     attended: Attended | None = None
     own: tuple[bool, ...] = (False, True)
     layers: str | None = None
-    one_prompt: bool = False
     output: str = "latent"
     refused: str | None = None
     note: str = ""

@@ -113,7 +113,7 @@ def dream_lite_attended(pipe: Any, text: str, site: Site, length: int) -> NDArra
     return np.arange(length) < len(pipe.tokenizer(said).input_ids) - pipe.prompt_template_encode_generate_start_idx
 
 
-DREAM_LITE = {"one_prompt": True, "attended": dream_lite_attended}
+DREAM_LITE = {"settings": {"collect.batch_size": 1}, "attended": dream_lite_attended}
 ENTRIES: dict[str, Entry] = {
     "StableDiffusionPipeline": Entry(build=tiny.sd1, layers=LAYERS),
     "LatentConsistencyModelPipeline": Entry(build=tiny.lcm, layers=LAYERS),
