@@ -14,7 +14,6 @@ from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.denoisers import denoiser_of, denoisers_of
 from nullbooth_cli.model.hooks import Forward, ProjectionHooks, StopDenoising, argument_names
 from nullbooth_cli.model.padding import Padding
-from nullbooth_cli.model.pipeline_call import call_of
 from nullbooth_cli.model.projections import Projection
 from nullbooth_cli.model.protocols import Pipeline
 
@@ -27,8 +26,9 @@ DIFFERENT = 0.2  # relative; the round-off of another batch is less than a tenth
 class Batching:
     """Whether the number of tokens depends on the prompt (`is_ragged`), and whether prompts have to run `alone`.
 
-    They have to where the pipeline class takes one prompt a call, and where what a prompt has depends on the others of its batch:
-    padding counts, and no mask shows it (CogView4), or one generator of a batch draws for all (the sample of an encoded image).
+    They have to where what a prompt has depends on the others of its batch: padding counts, and no mask shows it (CogView4), or
+    one generator of a batch draws for all (the sample of an encoded image). And where a pipeline draws one prompt and not two, as
+    those of video do with the picture or the film of one.
     """
 
     is_ragged: bool = False
@@ -42,12 +42,15 @@ def find_batching(pipe: Pipeline, path: DenoisingPath, projections: tuple[Projec
     inputs, also a step of two prompts and one of one.
     """
     long, short = Prompt(LONG, image), Prompt(SHORT, image)
-    if call_of(type(pipe)).takes_one_prompt:
-        one, other = (_last_prompt(pipe, path, projections, [(0, prompt)]) for prompt in (long, short))
-        return Batching(is_ragged=any(one[place][0] != other[place][0] for place in one), alone=True)
     if not path.inputs and _sizes(pipe, path, short) == _sizes(pipe, path, long):
         return Batching()
-    together, alone = (_last_prompt(pipe, path, projections, members) for members in ([(0, long), (1, short)], [(1, short)]))
+    alone = _last_prompt(pipe, path, projections, [(1, short)])
+    try:
+        together = _last_prompt(pipe, path, projections, [(0, long), (1, short)])
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # of any kind: what one prompt can be given, such as a picture or a single generator, two cannot
+        return Batching(is_ragged=_sizes(pipe, path, short) != _sizes(pipe, path, long), alone=True)
     pairs = [(together[place], alone[place]) for place in alone]
     return Batching(
         is_ragged=any(length != other_length for (length, _), (other_length, _) in pairs),

@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from nullbooth_cli.collect import batching
 from nullbooth_cli.collect.batching import Batching, find_batching, longest
 from nullbooth_cli.datatypes import Prompt
-from nullbooth_cli.model import load, pipeline_call
-from nullbooth_cli.model.denoise import DenoisingPath
+from nullbooth_cli.model import load
+from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.projections import find_projections
 from tests.support import tiny
@@ -54,13 +55,6 @@ def test_texts_that_are_as_long_as_their_prompts(qwen: Any) -> None:
     assert batching_of(qwen) == Batching(is_ragged=True, alone=False)
 
 
-@pytest.mark.parametrize(("make", "is_ragged"), [(tiny.qwen_image, True), (tiny.sd1, False)])
-def test_a_class_that_takes_one_prompt_is_given_one(make: Any, is_ragged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = load.freeze(make())
-    monkeypatch.setattr(pipeline_call, "_ONE_PROMPT", (type(pipe).__name__,))
-    assert batching_of(pipe) == Batching(is_ragged=is_ragged, alone=True)
-
-
 @pytest.mark.parametrize("make", [tiny.sd1, tiny.flux, tiny.pixart])
 def test_texts_of_one_length(make: Any) -> None:
     """With a mask (PixArt) and without."""
@@ -85,6 +79,18 @@ def test_noise_that_one_prompt_of_a_batch_draws_for_all() -> None:
     inputs = {"image": [picture], "strength": 1.0}
     found = batching_of(load.freeze(made), height=16, width=16, inputs=inputs)
     assert found == Batching(is_ragged=False, alone=True)
+
+
+def test_a_pipeline_that_draws_one_prompt_and_not_two(qwen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of video with the film of one prompt: diffusers ends in whatever error comes first."""
+
+    def one_alone(pipe: Any, path: DenoisingPath, members: Any, **more: Any) -> Any:
+        if len(members) > 1:
+            raise IndexError("index 1 is out of bounds for dimension 0 with size 1")
+        return denoise(pipe, path, members, **more)
+
+    monkeypatch.setattr(batching, "denoise", one_alone)
+    assert batching_of(qwen) == Batching(is_ragged=True, alone=True)
 
 
 def test_the_longest_prompt_is_the_first_of_those_that_are_as_long(qwen: Any) -> None:

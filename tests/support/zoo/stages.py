@@ -80,7 +80,7 @@ def of_prior(parts: dict[str, Any]) -> dict[str, Any]:
     return {f"prior_{name}": part for name, part in parts.items()}
 
 
-def kandinsky_parts() -> dict[str, Any]:
+def kandinsky_parts(channels: int) -> dict[str, Any]:
     config = MCLIPConfig(
         numDims=TEXT,
         transformerDimensions=TEXT,
@@ -91,7 +91,11 @@ def kandinsky_parts() -> dict[str, Any]:
         vocab_size=128,
     )
     unet = diffusers.UNet2DConditionModel(
-        **ADDED_KEYS, in_channels=4, out_channels=8, addition_embed_type="text_image", encoder_hid_dim_type="text_image_proj"
+        **ADDED_KEYS,
+        in_channels=channels,
+        out_channels=8,
+        addition_embed_type="text_image",
+        encoder_hid_dim_type="text_image_proj",
     )
     return {
         "text_encoder": MultilingualCLIP(config).eval(),
@@ -106,13 +110,13 @@ def kandinsky_prior() -> Any:
     return diffusers.KandinskyPriorPipeline(**prior_parts())
 
 
-def kandinsky_combined() -> Any:
-    return diffusers.KandinskyCombinedPipeline(**kandinsky_parts(), **of_prior(prior_parts()))
+def kandinsky_combined(name: str = "KandinskyCombinedPipeline", channels: int = 4) -> Any:
+    return getattr(diffusers, name)(**kandinsky_parts(channels), **of_prior(prior_parts()))
 
 
-def kandinsky22_parts() -> dict[str, Any]:
+def kandinsky22_parts(channels: int) -> dict[str, Any]:
     unet = diffusers.UNet2DConditionModel(
-        **ADDED_KEYS, in_channels=4, out_channels=8, addition_embed_type="image", encoder_hid_dim_type="image_proj"
+        **ADDED_KEYS, in_channels=channels, out_channels=8, addition_embed_type="image", encoder_hid_dim_type="image_proj"
     )
     return {"unet": unet, "scheduler": ddim(), "movq": movq()}
 
@@ -121,11 +125,11 @@ def kandinsky22_prior() -> Any:
     return diffusers.KandinskyV22PriorPipeline(**prior_parts())
 
 
-def kandinsky22_combined() -> Any:
-    return diffusers.KandinskyV22CombinedPipeline(**kandinsky22_parts(), **of_prior(prior_parts()))
+def kandinsky22_combined(name: str = "KandinskyV22CombinedPipeline", channels: int = 4) -> Any:
+    return getattr(diffusers, name)(**kandinsky22_parts(channels), **of_prior(prior_parts()))
 
 
-def kandinsky3() -> Any:
+def kandinsky3(name: str = "Kandinsky3Pipeline") -> Any:
     unet = diffusers.Kandinsky3UNet(
         time_embedding_dim=8,
         groups=8,
@@ -136,7 +140,7 @@ def kandinsky3() -> Any:
         encoder_hid_dim=TEXT,
     )
     scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", beta_start=0.00085, beta_end=0.012, steps_offset=1)
-    return diffusers.Kandinsky3Pipeline(tokenizer=t5_tokenizer(), text_encoder=t5(), unet=unet, scheduler=scheduler, movq=movq())
+    return getattr(diffusers, name)(tokenizer=t5_tokenizer(), text_encoder=t5(), unet=unet, scheduler=scheduler, movq=movq())
 
 
 def cascade_prior_parts() -> dict[str, Any]:

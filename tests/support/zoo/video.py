@@ -1,6 +1,7 @@
 """Pipelines of video, and those with several denoisers or stages."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,54 @@ OF_STAGES = {
         size=None,
     ),
 }
+WHOLE = {"strength": 1.0}
+OF_PICTURES = {
+    "CogVideoXImageToVideoPipeline": Entry(
+        build=partial(video_transformers.cogvideox, "CogVideoXImageToVideoPipeline", 8),
+        settings={INPUTS: FRAMES | PICTURE, **ALONE},
+    ),
+    "CogVideoXVideoToVideoPipeline": Entry(
+        build=partial(video_transformers.cogvideox, "CogVideoXVideoToVideoPipeline"),
+        settings={INPUTS: {"video": FILM, **WHOLE}, **ALONE},
+    ),
+    "LTXImageToVideoPipeline": Entry(
+        build=partial(video_transformers.ltx, "LTXImageToVideoPipeline"),
+        settings={INPUTS: FRAMES | PICTURE, **ALONE},
+        size=32,
+        attended=t5_first(128),
+    ),
+    "LTXConditionPipeline": Entry(
+        build=partial(video_transformers.ltx, "LTXConditionPipeline"),
+        settings={INPUTS: FRAMES | PICTURE},
+        size=32,
+        attended=t5_first(256),
+    ),
+    "SkyReelsV2ImageToVideoPipeline": Entry(
+        build=wan_family.skyreels_image_to_video, settings={INPUTS: FRAMES | PICTURE}, own=PROMPT_FIRST
+    ),
+    "Kandinsky3Img2ImgPipeline": Entry(
+        build=partial(stages.kandinsky3, "Kandinsky3Img2ImgPipeline"),
+        settings={INPUTS: PICTURE | WHOLE, **ALONE},
+        size=None,
+        attended=text_comes_first(kandinsky3_tokens, text=128),
+    ),
+    "KandinskyImg2ImgCombinedPipeline": Entry(
+        build=partial(stages.kandinsky_combined, "KandinskyImg2ImgCombinedPipeline"),
+        settings={INPUTS: PICTURE | WHOLE},
+        output="pt",
+    ),
+    "KandinskyInpaintCombinedPipeline": Entry(
+        build=partial(stages.kandinsky_combined, "KandinskyInpaintCombinedPipeline", 9),
+        settings={INPUTS: PICTURE | MASK},
+        output="pt",
+    ),
+    "KandinskyV22Img2ImgCombinedPipeline": Entry(
+        build=partial(stages.kandinsky22_combined, "KandinskyV22Img2ImgCombinedPipeline"), settings={INPUTS: PICTURE | WHOLE}
+    ),
+    "KandinskyV22InpaintCombinedPipeline": Entry(
+        build=partial(stages.kandinsky22_combined, "KandinskyV22InpaintCombinedPipeline", 9), settings={INPUTS: PICTURE | MASK}
+    ),
+}
 UNOPENED = {
     "refused": r"cannot load a \w+: it does not find the class of",
     "note": "diffusers does not find the class of a part any more",
@@ -178,4 +227,4 @@ REFUSED = {
         Entry(**GUARDED),
     ),
 }
-ENTRIES: dict[str, Entry] = {**OF_WAN, **OF_TRANSFORMERS, **OF_UNETS, **OF_STAGES, **REFUSED}
+ENTRIES: dict[str, Entry] = {**OF_WAN, **OF_TRANSFORMERS, **OF_UNETS, **OF_STAGES, **OF_PICTURES, **REFUSED}

@@ -8,7 +8,7 @@ from tests.support.tiny import TEXT, vae
 from tests.support.zoo.wan_family import HEADS, flow, with_t5
 
 
-def ltx() -> Any:
+def ltx(name: str = "LTXPipeline") -> Any:
     vae = diffusers.AutoencoderKLLTXVideo(
         latent_channels=4,
         block_out_channels=(8, 8, 8, 8),
@@ -28,10 +28,10 @@ def ltx() -> Any:
         num_layers=2,
         caption_channels=TEXT,
     )
-    return diffusers.LTXPipeline(vae=vae, **with_t5(), transformer=transformer, scheduler=flow())
+    return getattr(diffusers, name)(vae=vae, **with_t5(), transformer=transformer, scheduler=flow())
 
 
-def cogvideox() -> Any:
+def cogvideox(name: str = "CogVideoXPipeline", channels: int = 4) -> Any:
     blocks = 4
     vae = diffusers.AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * blocks,
@@ -44,7 +44,7 @@ def cogvideox() -> Any:
     transformer = diffusers.CogVideoXTransformer3DModel(
         **HEADS,
         attention_head_dim=16,
-        in_channels=4,
+        in_channels=channels,
         out_channels=4,
         time_embed_dim=4,
         text_embed_dim=TEXT,
@@ -54,9 +54,7 @@ def cogvideox() -> Any:
         sample_frames=9,
         max_text_seq_length=226,
     )
-    return diffusers.CogVideoXPipeline(
-        vae=vae, **with_t5(), transformer=transformer, scheduler=diffusers.CogVideoXDDIMScheduler()
-    )
+    return getattr(diffusers, name)(vae=vae, **with_t5(), transformer=transformer, scheduler=diffusers.CogVideoXDDIMScheduler())
 
 
 def mochi() -> Any:

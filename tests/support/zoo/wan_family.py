@@ -87,6 +87,15 @@ def skyreels() -> Any:
     return with_ftfy(diffusers.SkyReelsV2Pipeline)(**{**parts(), "transformer": made, "scheduler": unipc(8.0)})
 
 
+def skyreels_image_to_video() -> Any:
+    image = vision()
+    encoder = {"image_encoder": image["image_encoder"], "image_processor": image["feature_extractor"]}
+    made = wan_transformer(diffusers.SkyReelsV2Transformer3DModel, in_channels=2 * 4 + 4, image_dim=TEXT, added_kv_proj_dim=24)
+    return with_ftfy(diffusers.SkyReelsV2ImageToVideoPipeline)(
+        **{**parts(), "transformer": made, "scheduler": unipc(8.0)}, **encoder
+    )
+
+
 def lucy_edit() -> Any:
     made = wan_transformer(in_channels=2 * 4)
     return with_ftfy(diffusers.LucyEditPipeline)(**{**parts(), "transformer": made})
