@@ -13,42 +13,26 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import nn
 
-from nullbooth_cli.datatypes import Site, denoiser_of_weight
+from nullbooth_cli.datatypes import denoiser_of_weight
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.nullspace.moment import Moment
-from nullbooth_cli.nullspace.projector import Projector, relative_drift
+from nullbooth_cli.nullspace.projector import relative_drift
 from nullbooth_cli.tensors import plain_name
 from nullbooth_cli.training.constrainable import base_changed_by_lora, require_constrainable
 from nullbooth_cli.training.parametrization import TorchProjector, exact, is_constrained, saved_name
+from nullbooth_cli.training.projector_source import ProjectorSource, names_inside, projectors_of
 from nullbooth_cli.training.protected_weights import ProtectedWeight, actual_names, find_weight
-from nullbooth_cli.training.which_denoiser import names_inside, projectors_of
 
 SAVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NOT_IN_STORE = "the store has no projector for it"
 BIAS = "a bias changes every output"
 OTHER_ADAPTER = "an adapter that is not plain LoRA changes a protected weight in its own way"
 LET_LOOSE = "it is protected, but not constrained any more"
-
-
-class ProjectorSource(Protocol):
-    """The source of a constraint. `nb.OpenStore` is one; another may cut its projectors in another way."""
-
-    def sites(self) -> Sequence[Site]:
-        """The sites whose weights are protected."""
-
-    def moment(self, site: Site) -> Moment:
-        """The second moment of all inputs that were collected at a site."""
-
-    def projectors(self, model: Mapping[str, torch.Tensor]) -> Mapping[str, Projector]:
-        """The projector of each weight of the sites, by name; weights of one site have equal ones.
-
-        `model` is the state dict of the model to constrain. Raises an error if the projectors do not belong to it.
-        """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,13 +32,14 @@ from nullbooth_cli.settings.resizing import Resizing
 from nullbooth_cli.training import checkpoint_files, optimizers, precision
 from nullbooth_cli.training.before_loading import Inputs, read_inputs, with_own_guidance
 from nullbooth_cli.training.checkpoint_files import Checkpoint
-from nullbooth_cli.training.constraint import Constraint, ProjectorSource, constrain
+from nullbooth_cli.training.constraint import Constraint, constrain
 from nullbooth_cli.training.distillation import Distillation, Teacher
 from nullbooth_cli.training.ema import Averages
 from nullbooth_cli.training.estimate import Estimate, estimate_learning
 from nullbooth_cli.training.examples import EncodedTexts, Examples, TextEncoding, draw_class, encode_pictures
 from nullbooth_cli.training.output import Preserved, require_steps_left
 from nullbooth_cli.training.placement import settle
+from nullbooth_cli.training.projector_source import ProjectorSource
 from nullbooth_cli.training.record import CHANGEABLE, RunRecord, require_changeable
 from nullbooth_cli.training.trainable import make_trainable
 from nullbooth_cli.training.word_embedding import WordEmbedding

@@ -5,13 +5,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 
 from nullbooth_cli.collect import open_model
-from nullbooth_cli.errors import ModelError, ResourceError
+from nullbooth_cli.errors import ResourceError
 from nullbooth_cli.model import load as load_module
 from nullbooth_cli.model.sources import Source
 from tests.support.builders import ROOT, small_config
@@ -94,13 +94,3 @@ def test_offload_needs_an_accelerator() -> None:
     )
     with pytest.raises(ResourceError, match="this run is on the CPU"):
         open_model.load_model(small_config(Path("none"), model_cpu_offload=True), "cpu")
-
-
-def test_a_pipeline_without_a_denoiser_is_refused(pipe: Any) -> None:
-    class Upscaler:
-        unet = transformer = None
-
-    with pytest.raises(ModelError, match="Upscaler has neither unet nor transformer") as caught:
-        load_module.denoiser_of(cast(Any, Upscaler()))
-    assert "set model to a text-to-image pipeline" in caught.value.hint
-    assert load_module.denoiser_of(pipe) is pipe.unet

@@ -25,7 +25,7 @@ REFUSED = {
 }
 USABLE = (
     *("StableDiffusionPipeline", "StableDiffusionInstructPix2PixPipeline", "KandinskyV22CombinedPipeline", "UnCLIPPipeline"),
-    *("KandinskyV22PriorPipeline", "SkyReelsV2Pipeline", "StableDiffusionModelEditingPipeline", "AnyFlowPipeline"),
+    *("KandinskyV22PriorPipeline", "SkyReelsV2Pipeline", "AnyFlowPipeline"),
 )
 
 
@@ -46,7 +46,6 @@ def test_others_are_not(name: str) -> None:
         ("StableDiffusionPipeline", []),
         ("FluxKontextPipeline", []),
         ("Kandinsky6TI2VAPipeline", []),
-        ("StableDiffusionModelEditingPipeline", []),
         ("StableDiffusionXLImg2ImgPipeline", ["image"]),
         ("I2VGenXLPipeline", ["image"]),
         ("HunyuanImageRefinerPipeline", ["image"]),

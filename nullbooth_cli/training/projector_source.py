@@ -1,17 +1,32 @@
-"""Which of the denoisers in a store a model is: found by its weights, never by a guess."""
+"""Where a constraint gets its projectors from, and which of its denoisers a model is: found by weights, never by a guess."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+import torch
 from torch import nn
 
 from nullbooth_cli.datatypes import SECOND_DENOISERS, Site, denoiser_of_weight
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.denoisers import MAIN_PARTS
+from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.projector import Projector
 
-if TYPE_CHECKING:
-    from nullbooth_cli.training.constraint import ProjectorSource
+
+class ProjectorSource(Protocol):
+    """The source of a constraint. `nb.OpenStore` is one; another may cut its projectors in another way."""
+
+    def sites(self) -> Sequence[Site]:
+        """The sites whose weights are protected."""
+
+    def moment(self, site: Site) -> Moment:
+        """The second moment of all inputs that were collected at a site."""
+
+    def projectors(self, model: Mapping[str, torch.Tensor]) -> Mapping[str, Projector]:
+        """The projector of each weight of the sites, by name; weights of one site have equal ones.
+
+        `model` is the state dict of the model to constrain. Raises an error if the projectors do not belong to it.
+        """
 
 
 def names_inside(sites: Sequence[Site]) -> list[str]:
@@ -19,7 +34,7 @@ def names_inside(sites: Sequence[Site]) -> list[str]:
     return [*dict.fromkeys(weight.removeprefix(denoiser_of_weight(weight)) for site in sites for weight in site.weights)]
 
 
-def projectors_of(model: nn.Module, store: "ProjectorSource", part: str | None) -> tuple[str, Mapping[str, Projector]]:
+def projectors_of(model: nn.Module, store: ProjectorSource, part: str | None) -> tuple[str, Mapping[str, Projector]]:
     """The prefix of the denoiser that a model is, and the projectors of its weights by their names in the store.
 
     `part` is the name of the denoiser in its pipeline, None where the weights tell. Raises ConfigError for a name that the store
