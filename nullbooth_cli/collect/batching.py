@@ -14,6 +14,7 @@ from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.denoisers import denoiser_of, denoisers_of
 from nullbooth_cli.model.hooks import Forward, ProjectionHooks, StopDenoising, argument_names
 from nullbooth_cli.model.padding import Padding
+from nullbooth_cli.model.pipeline_call import call_of
 from nullbooth_cli.model.projections import Projection
 from nullbooth_cli.model.protocols import Pipeline
 
@@ -26,9 +27,9 @@ DIFFERENT = 0.2  # relative; the round-off of another batch is less than a tenth
 class Batching:
     """Whether the number of tokens depends on the prompt (`is_ragged`), and whether prompts have to run `alone`.
 
-    They have to where what a prompt has depends on the others of its batch: padding counts, and no mask shows it (CogView4), or
-    one generator of a batch draws for all (the sample of an encoded image). And where a pipeline draws one prompt and not two, as
-    those of video do with the picture or the film of one.
+    They have to where the pipeline class takes one prompt a call, and where what a prompt has depends on the others of its batch:
+    padding counts, and no mask shows it (CogView4), or one generator of a batch draws for all (the sample of an encoded image).
+    And where a pipeline draws one prompt and not two, as those of video do with the picture or the film of one.
     """
 
     is_ragged: bool = False
@@ -42,6 +43,9 @@ def find_batching(pipe: Pipeline, path: DenoisingPath, projections: tuple[Projec
     inputs, also a step of two prompts and one of one.
     """
     long, short = Prompt(LONG, image), Prompt(SHORT, image)
+    if call_of(type(pipe)).takes_one_prompt:
+        one, other = (_last_prompt(pipe, path, projections, [(0, prompt)]) for prompt in (long, short))
+        return Batching(is_ragged=any(one[place][0] != other[place][0] for place in one), alone=True)
     if not path.inputs and _sizes(pipe, path, short) == _sizes(pipe, path, long):
         return Batching()
     alone = _last_prompt(pipe, path, projections, [(1, short)])

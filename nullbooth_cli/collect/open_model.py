@@ -74,6 +74,7 @@ def require_call(config: Config) -> None:
     call.require_settings(
         guidance_is_set=section.guidance_scale != type(section).model_fields["guidance_scale"].default,
         size_is_set=section.height is not None or section.width is not None,
+        batch_size=section.batch_size,
     )
     _require_whole_size(config)
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nullbooth_cli.datatypes import Prompt, Step
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.denoisers import denoiser_of
@@ -85,6 +87,10 @@ def denoise(
     except ValueError as error:
         given = ", ".join(["collect.height, collect.width", *([KEY] if path.inputs else [])])
         raise ConfigError(f"{type(pipe).__name__} refuses this: {error}", f"check {given} and the model itself") from error
+    except (RuntimeError, IndexError, TypeError) as error:
+        if len(members) == 1 or not path.inputs or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise call.too_many(len(members), f", with these {KEY}: {error}") from error
     finally:
         # If a hook ends the path early, the denoiser of an offloaded pipeline is still on the device.
         pipe.maybe_free_model_hooks()

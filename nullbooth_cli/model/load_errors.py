@@ -77,7 +77,8 @@ def _explain(source: Source, place: Path | None, error: Exception) -> tuple[str,
     if place is not None and not source.allow_pickle and (files := pickled_weights(place)):
         return f"{pickled}: {files[0].relative_to(place)}", ALLOW_PICKLE
     if place is not None and (damaged := _damaged(place)):
-        return f"{damaged} is damaged, perhaps by a download that was cut off", "delete the file and get it again"
+        file, reason = damaged
+        return f"{file} is damaged, perhaps by a download that was cut off: {reason}", "delete the file and get it again"
     if "missing in the checkpoint" in text:
         return (
             f"{model} is not a whole pipeline: {_first_line(error)}",
@@ -117,14 +118,19 @@ def _variants(place: Path | None) -> str:
     return f"set variant to one of: {', '.join(there)}; or to null" if there else "set variant to null"
 
 
-def _damaged(place: Path) -> Path | None:
-    """The first safetensors file of a pipeline folder, or the single file, that cannot be opened. Cost: reads the headers."""
+def _damaged(place: Path) -> tuple[Path, str] | None:
+    """The first safetensors file of a pipeline folder, or the single file, that has no sound header, and why.
+
+    A file that only cannot be opened now, as for want of memory or permission, is not damaged. Cost: reads the headers.
+    """
     from safetensors import SafetensorError, safe_open
 
     for file in [place] if place.suffix == SAFE else sorted(place.glob(f"*/*{SAFE}")):
         try:
             with safe_open(file, "np"):
                 pass
-        except (SafetensorError, OSError):
-            return file
+        except SafetensorError as error:
+            return file, str(error)
+        except OSError:
+            continue
     return None

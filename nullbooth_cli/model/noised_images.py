@@ -34,19 +34,25 @@ from nullbooth_cli.tensors import generators
 if TYPE_CHECKING:
     from PIL import Image
 
+_OWN_PATH = "set collect.latents to path and collect.images to null"
+
 
 @contextlib.contextmanager
 def noised(pipe: Pipeline, steps: tuple[Step, ...], files: Sequence[Path], seeds: Sequence[int]) -> Iterator[None]:
     """Let a call of the pipeline see these images, one a prompt, noised to each step.
 
-    Raises ModelError for a pipeline without an AutoencoderKL, ConfigError for an image of another size than the pipeline's.
+    Raises ModelError for a pipeline without an AutoencoderKL, and for one with a picture of its own; ConfigError for an image of
+    another size than the pipeline's.
     """
     if not isinstance(getattr(pipe, "vae", None), AutoencoderKL) or not hasattr(pipe, "prepare_latents"):
         raise ModelError(
             f"{type(pipe).__name__} cannot run on images: nullbooth encodes them by an AutoencoderKL, "
             f"and this pipeline has {type(getattr(pipe, 'vae', None)).__name__}",
-            "set collect.latents to path and collect.images to null",
+            _OWN_PATH,
         )
+    taken = inspect.signature(pipe.prepare_latents).parameters.keys()
+    if "image" in taken or not {"height", "width"} <= taken:
+        raise ModelError(f"{type(pipe).__name__} starts from a picture of its own, and so cannot start from others", _OWN_PATH)
     pipe = cast(LatentPipeline, pipe)
     scheduler, prepare = pipe.scheduler, pipe.prepare_latents
     walk = _NoisedImages(pipe, steps, seeds)

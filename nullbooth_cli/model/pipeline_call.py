@@ -55,9 +55,11 @@ _ONE_PROMPT = (
 )
 # Classes that take a picture for each prompt. In others a list of pictures belongs to one prompt.
 _A_PICTURE_EACH = re.compile(
-    r"(?!.*(Edit|Kontext|Omni|Layered|Flux2|Legacy)).*(Img2Img|Inpaint|Fill|Depth2Img|Pix2Pix|Upscale|Adapter).*"
+    r"(?!.*(Edit|Kontext|Omni|Layered|Flux2|Legacy)).*(Img2Img|Inpaint|Fill|Depth2Img|Pix2Pix|Upscale|Adapter|SuperResolution).*"
 )
-_PICTURES = ("image", "mask_image")
+_PICTURES = ("image", "mask_image", "original_image")
+# Classes that take the frames of one video, whatever the number of prompts.
+_ONE_VIDEO = re.compile(r"AnimateDiff(ControlNet|VideoToVideo).*|PIA.*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +103,10 @@ class Call:
             )
         self._require_whole_path(inputs)
 
-    def require_settings(self, *, guidance_is_set: bool, size_is_set: bool) -> None:
-        """Raise ConfigError for a guidance scale, or a size, that the class does not take."""
+    def require_settings(self, *, guidance_is_set: bool, size_is_set: bool, batch_size: int = 1) -> None:
+        """Raise ConfigError for a guidance scale, a size, or a number of prompts a call that the class does not take."""
+        if self.takes_one_prompt and batch_size > 1:
+            raise self.too_many(batch_size)
         if guidance_is_set and self.guidance is None:
             others = [name for name in self.takes if "guidance" in name]
             hint = f"leave it out; {KEY} can set {listed(others)}" if others else "leave it out"
@@ -112,6 +116,10 @@ class Call:
                 f"collect.height and collect.width are set, and {self.class_name} takes no size",
                 "set both to null; where it takes an image, its pictures are as large as that",
             )
+
+    def too_many(self, count: int, because: str = "") -> ConfigError:
+        """The error for several prompts in a call."""
+        return ConfigError(f"{self.class_name} takes one prompt a call, not {count}{because}", "set collect.batch_size to 1")
 
     def arguments(
         self,
@@ -130,7 +138,7 @@ class Call:
         """
         self.require_inputs(inputs)
         if self.takes_one_prompt and len(prompts) > 1:
-            raise ConfigError(f"{self.class_name} takes one prompt a call, not {len(prompts)}", "set collect.batch_size to 1")
+            raise self.too_many(len(prompts))
         made: dict[str, Any] = {
             **{name: self._for_prompts(name, value, len(prompts)) for name, value in inputs.items()},
             "prompt": prompts[0] if self.takes_one_prompt else list(prompts),
@@ -189,7 +197,7 @@ def call_of(pipeline_class: type) -> Call:
         guidance=next((each for each in _GUIDANCE if each in takes), None),
         needs=tuple(dict.fromkeys([*without_default, *filter(None, by_name)])),
         latent_output="pt" if _NO_LATENTS.fullmatch(name) else "latent",
-        takes_one_prompt=name in _ONE_PROMPT or not _takes_a_list(parameters["prompt"]),
+        takes_one_prompt=name in _ONE_PROMPT or _ONE_VIDEO.fullmatch(name) is not None or not _takes_a_list(parameters["prompt"]),
     )
 
 

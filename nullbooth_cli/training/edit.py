@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.denoisers import denoiser_of
+from nullbooth_cli.model.fixed_inputs import read_inputs
 from nullbooth_cli.model.hooks import Forward, ProjectionHooks
 from nullbooth_cli.model.padding import Padding
 from nullbooth_cli.model.projections import Projection, find_projections
@@ -123,7 +124,8 @@ def edit(
     denoiser, sites = denoiser_of(pipe), text_sites(store)
     _require_plain(denoiser, [weight for site in sites for weight in site.weights])
     projectors = store.projectors(denoiser)
-    tokens = {text: text_inputs(pipe, sites, text) for text in dict.fromkeys([*pairs, *pairs.values()])}
+    fixed = read_inputs(store.config.collect.pipeline_inputs)
+    tokens = {text: text_inputs(pipe, sites, text, fixed) for text in dict.fromkeys([*pairs, *pairs.values()])}
     after: dict[str, torch.Tensor] = {}
     edited: dict[str, EditedWeight] = {}
     for site in sites:
@@ -239,8 +241,8 @@ def text_sites(store: OpenStore) -> list[Site]:
     return sites
 
 
-def text_inputs(pipe: Pipeline, sites: list[Site], text: str) -> dict[Site, TokenInputs]:
-    """The inputs of each site for a prompt. Cost: the beginning of one forward."""
+def text_inputs(pipe: Pipeline, sites: list[Site], text: str, fixed: Mapping[str, Any] | None = None) -> dict[Site, TokenInputs]:
+    """The inputs of each site for a prompt; `fixed` are the other inputs of the pipeline. Cost: the beginning of one forward."""
     denoiser = denoiser_of(pipe)
     by_weight = {site.weights[0]: site for site in sites}
     watched = tuple(p for p in find_projections(denoiser, ("k", "v"), "all") if p.weight in by_weight)
@@ -253,7 +255,7 @@ def text_inputs(pipe: Pipeline, sites: list[Site], text: str) -> dict[Site, Toke
         attended = np.ones(len(rows), bool) if mask is None else mask[-1].cpu().numpy()
         found[by_weight[projection.weight]] = TokenInputs(rows, attended)
 
-    path = DenoisingPath(num_inference_steps=2, steps=(), guidance_scale=1.0, height=None, width=None, seed=0)
+    path = DenoisingPath(num_inference_steps=2, steps=(), guidance_scale=1.0, height=None, width=None, seed=0, inputs=fixed or {})
     last = Forward("", 0, 0)
     hooks = ProjectionHooks(
         {"": denoiser},

@@ -15,7 +15,7 @@ from PIL import Image
 from nullbooth_cli.collect import batching
 from nullbooth_cli.collect.batching import Batching, find_batching, longest
 from nullbooth_cli.datatypes import Prompt
-from nullbooth_cli.model import load
+from nullbooth_cli.model import load, pipeline_call
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.projections import find_projections
@@ -53,6 +53,13 @@ def batching_of(pipe: Any, **changes: Any) -> Batching:
 
 def test_texts_that_are_as_long_as_their_prompts(qwen: Any) -> None:
     assert batching_of(qwen) == Batching(is_ragged=True, alone=False)
+
+
+@pytest.mark.parametrize(("make", "is_ragged"), [(tiny.qwen_image, True), (tiny.sd1, False)])
+def test_a_class_that_takes_one_prompt_is_given_one(make: Any, is_ragged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = load.freeze(make())
+    monkeypatch.setattr(pipeline_call, "_ONE_PROMPT", (type(pipe).__name__,))
+    assert batching_of(pipe) == Batching(is_ragged=is_ragged, alone=True)
 
 
 @pytest.mark.parametrize("make", [tiny.sd1, tiny.flux, tiny.pixart])

@@ -76,7 +76,7 @@ class Made:
         )
 
     def call(self, config: Config, row: int) -> None:
-        """Denoise the prompt of a row, alone; a class that is run with one prompt at a time gets no list of them."""
+        """Denoise the prompt of a row, alone; not as a list where the class is run with one at a time."""
         collect, text, generator = config.collect, self.entry.prompts[row], torch.Generator("cpu").manual_seed(row)
         in_list = collect.batch_size > 1
         arguments = {

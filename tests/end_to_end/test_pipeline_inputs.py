@@ -9,11 +9,14 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
+import nullbooth_cli as nb
 from nullbooth_cli.cli import app
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model import load
 from nullbooth_cli.pipeline.state import stage_states
 from nullbooth_cli.settings.config import Config
+from nullbooth_cli.training.edit import edit
+from tests.support import loading
 from tests.support.builders import PROMPTS, execute, prompts_of, states_of
 from tests.support.model_files import copy_folder
 from tests.support.stages import config_of
@@ -72,3 +75,13 @@ def test_another_picture_makes_the_collection_stale(folder: Path) -> None:
     assert (found.state, [because.field for because in found.stale_because]) == ("stale", ["collect.pipeline_inputs.image"])
     picture(folder / "photo.png", 0)
     assert states_of(config)["collect"] == "complete"
+
+
+def test_an_edit_reads_texts_with_the_same_inputs(folder: Path) -> None:
+    config = with_inputs(folder, image=str(folder / "photo.png"), strength=1.0)
+    nb.run(config, device="cpu")
+    pipe, store = loading.load(folder / "model"), nb.open_store(config.store)
+    assert edit(pipe, store, {PROMPTS[0]: PROMPTS[1]}).weights
+    (folder / "photo.png").unlink()
+    with pytest.raises(ConfigError, match=r"collect.pipeline_inputs.image: no file at"):
+        edit(loading.load(folder / "model"), store, {PROMPTS[0]: PROMPTS[1]})

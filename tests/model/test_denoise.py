@@ -11,6 +11,7 @@ from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.denoise import DenoisingPath, begin_denoising, denoise
 from tests.support.builders import PROMPTS
+from tests.support.pipelines import SmallPipeline
 
 PATH = DenoisingPath(num_inference_steps=2, steps=(), guidance_scale=3.0, height=None, width=None, seed=5)
 
@@ -35,6 +36,23 @@ def test_pictures_are_in_rgb_from_0_to_1(pipe: Any) -> None:
 def test_a_size_that_the_pipeline_refuses_is_an_error_of_the_config(pipe: Any) -> None:
     with pytest.raises(ConfigError, match=r"StableDiffusionPipeline refuses this: .*divisible by 8"):
         denoise(pipe, replace(PATH, height=30, width=32), [(0, Prompt(PROMPTS[0]))])
+
+
+def test_a_batch_that_fixed_inputs_do_not_fit_is_an_error_of_the_config() -> None:
+    class OfOneRow(SmallPipeline):
+        def __call__(self, prompt: Any, *, num_inference_steps: int, generator: Any, rows: Any = None) -> Any:
+            torch.ones(len(prompt), 2) + torch.ones(rows, 2)
+            return super().__call__(prompt, num_inference_steps=num_inference_steps, generator=generator)
+
+    path = replace(PATH, inputs={"rows": 2})
+    three = [(row, Prompt(text)) for row, text in enumerate(PROMPTS[:3])]
+    with pytest.raises(
+        ConfigError, match=r"OfOneRow takes one prompt a call, not 3, with these collect.pipeline_inputs: The size"
+    ):
+        denoise(OfOneRow(), path, three)  # type: ignore[arg-type]
+    denoise(OfOneRow(), path, three[:2])  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        denoise(OfOneRow(), PATH, three)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("num_forwards", [0, 1, 2])

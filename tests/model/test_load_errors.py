@@ -17,7 +17,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model import load as load_module
 from nullbooth_cli.model.sources import Source
 from tests.support.builders import ROOT
-from tests.support.loading import HUB, refused
+from tests.support.loading import HUB, load, refused
 from tests.support.model_files import COMMIT, copy_folder, weights_file
 
 
@@ -53,6 +53,19 @@ class TestFiles:
         else:
             file.unlink()
         refused(folder, *words)
+
+    def test_a_file_that_cannot_be_opened_now_is_not_damaged(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As for want of memory, while something else is wrong with the model."""
+        folder = copy_folder(tmp_path / "model")
+        (folder / "tokenizer" / "tokenizer.json").write_text("{")
+
+        def without_memory(*_: Any) -> Any:
+            raise OSError("Cannot allocate memory")
+
+        monkeypatch.setattr("safetensors.safe_open", without_memory)
+        with pytest.raises(ConfigError) as caught:
+            load(folder)
+        assert "damaged" not in caught.value.message
 
     def test_a_vocabulary(self, tmp_path: Path) -> None:
         folder = copy_folder(tmp_path / "model")

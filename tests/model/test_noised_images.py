@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model import load
 from nullbooth_cli.model.denoise import denoise
 from nullbooth_cli.model.denoisers import denoiser_of
+from nullbooth_cli.model.noised_images import noised
 from nullbooth_cli.model.scheduler import build_scheduler, compute_schedule
 from nullbooth_cli.settings.captions import load_captions
 from nullbooth_cli.settings.config import build_config
@@ -172,3 +174,12 @@ def test_latents_of_another_shape(tmp_path: Path) -> None:
     made.vae_scale_factor = 4
     with pytest.raises(ConfigError, match=r"takes latents of shape \[1, 4, 4, 4\], and images of 16 x 16 pixels give"):
         walk(made, tmp_path, None, 2, 16, [0])
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"])
+def test_a_pipeline_with_a_picture_of_its_own(name: str, pipe: Any) -> None:
+    made = getattr(diffusers, name)(**pipe.components, requires_safety_checker=False)
+    refused = pytest.raises(ModelError, match=f"{name} starts from a picture of its own, and so cannot start from others")
+    with refused as caught, noised(made, (), [], []):
+        pass
+    assert "collect.latents to path" in caught.value.hint

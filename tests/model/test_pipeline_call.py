@@ -84,6 +84,9 @@ class TestArguments:
         with pytest.raises(ConfigError, match="OnePrompt takes one prompt a call, not 2") as caught:
             arguments(OnePrompt)
         assert caught.value.hint == "set collect.batch_size to 1"
+        with pytest.raises(ConfigError, match="OnePrompt takes one prompt a call, not 8"):
+            call_of(OnePrompt).require_settings(guidance_is_set=False, size_is_set=False, batch_size=8)
+        assert call_of(diffusers.AnimateDiffVideoToVideoPipeline).takes_one_prompt
 
     @pytest.mark.parametrize(
         ("name", "each"),

@@ -54,7 +54,7 @@ def test_a_batch_far_larger_than_the_prompts_is_reported(
 def test_a_guidance_that_nobody_chose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: float | None, own: float, notes: int
 ) -> None:
-    monkeypatch.setattr("nullbooth_cli.model.latents.default_of", lambda pipeline, name: own)
+    monkeypatch.setattr("nullbooth_cli.model.pipeline_call.Call.own_guidance", own)
     section = {"batch_size": 8, "cross_attention_layers": [0], **({} if chosen is None else {"guidance_scale": chosen})}
     config = small_config(tmp_path / "run.zarr", original_knowledge_prompts=["a red circle"], collect=section)
     store = Store.create(config.store, config.model_dump())

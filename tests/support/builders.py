@@ -55,7 +55,7 @@ def small_config(store: Path, **changes: Any) -> Config:
         for section in sections:
             place = place.setdefault(section, {})
         place[last] = value
-    if data["collect"]["guidance_scale"] is None:
+    if data["collect"].get("guidance_scale", 0) is None:
         del data["collect"]["guidance_scale"]
     return build_config(data)
 

@@ -52,14 +52,13 @@ def model(exam: Examination) -> str:
 def layers(exam: Examination) -> str:
     """Whether the chosen layers and features are there."""
     from nullbooth_cli.collect.open_model import chosen_projections
-    from nullbooth_cli.collect.preview import ATTENTION
-    from nullbooth_cli.model.denoisers import denoiser_of
-    from nullbooth_cli.model.projections import find_projections
+    from nullbooth_cli.model.denoisers import denoisers_of
+    from nullbooth_cli.model.projections import attention_of
 
     exam.projections = chosen_projections(exam.config, exam.pipe)
     matching = {projection.layer for projection in exam.projections}
-    there = {projection.layer for projection in find_projections(denoiser_of(exam.pipe), ATTENTION, "all")}
-    matched = f"{len(matching & there)} of {counted(len(there), 'cross-attention layer')} match"
+    there = {layer for layer, each in attention_of(denoisers_of(exam.pipe)).items() if each.sees_text}
+    matched = f"{len(matching & there)} of {counted(len(there), 'layer')} of attention to text match"
     others = f", and {counted(len(matching - there), 'other layer')}" if matching - there else ""
     return f"{matched}{others}, with {counted(len(exam.projections), 'projection')}"
 

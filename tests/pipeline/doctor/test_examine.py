@@ -29,7 +29,7 @@ class TestARunThatCanStart:
         assert list(every) == [check for check in CHECKS if check != "images"]
         assert files(tmp_path) == before
         assert not (tmp_path / "runs").exists()
-        assert every["layers"].text == "1 of 10 cross-attention layers match, with 1 projection"
+        assert every["layers"].text == "1 of 10 layers of attention to text match, with 1 projection"
         assert "takes 16 tokens" in every["tokenizer"].text
         assert every["batch"].text == "a step of 4 prompts takes 0.25 s"
         assert re.search(r"about \S+ MB to write, \S+ GB free", every["disk"].text)

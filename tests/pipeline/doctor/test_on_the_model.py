@@ -12,8 +12,13 @@ import torch
 
 from nullbooth_cli.collect import batch_size, open_model
 from nullbooth_cli.pipeline import space
+from nullbooth_cli.pipeline.doctor import on_the_model
+from nullbooth_cli.pipeline.doctor.examination import Examination
+from nullbooth_cli.settings.config import build_config
+from tests.support.attention import Denoiser
 from tests.support.builders import PROMPTS, prompts_of
 from tests.support.doctor import Q_ONLY, findings, found, little, refused
+from tests.support.pipelines import SmallPipeline
 
 
 @contextlib.contextmanager
@@ -142,3 +147,15 @@ class TestModel:
         monkeypatch.setattr(batch_size, "TIMED_SECONDS", 600.0)
         monkeypatch.setattr(batch_size, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         assert batch_size.time_step(loaded, list(enumerate(prompts[:2]))) == 2.0
+
+
+def test_layers_of_a_second_denoiser_and_those_named_against_the_decision_count() -> None:
+    pipe: Any = SmallPipeline(second=Denoiser())
+    config = build_config({"collect": {"cross_attention_layers": ["*.attn1"]}})
+    exam = Examination(lambda: (config, "", None))
+    exam.config, exam.pipe = config, pipe
+    assert on_the_model.layers(exam) == "0 of 4 layers of attention to text match, and 4 other layers, with 16 projections"
+    for denoiser in (pipe.unet, pipe.transformer_2):
+        for block in denoiser.blocks:
+            block.attn2.is_cross_attention = False
+    assert on_the_model.layers(exam).startswith("0 of 0 layers of attention to text match, and 4 other layers")

@@ -42,7 +42,6 @@ def family(base: Callable[[], Any], classes: Mapping[str, tuple[Mapping[str, Any
 
 LAYERS = r"\.attn2$"  # and no others of a U-Net
 NO_SIZE = {"size": None}  # the image has it
-ALONE = {"settings": {"collect.batch_size": 1}}  # one prompt at a time
 # By class: what it takes beside the prompt, how its entry differs, and its own parts.
 SD1: dict[str, Any] = {
     "StableDiffusionImg2ImgPipeline": (FROM_IMAGE, NO_SIZE, {}),
@@ -114,6 +113,7 @@ def dream_lite_attended(pipe: Any, text: str, site: Site, length: int) -> NDArra
     return np.arange(length) < len(pipe.tokenizer(said).input_ids) - pipe.prompt_template_encode_generate_start_idx
 
 
+DREAM_LITE = {"settings": {"collect.batch_size": 1}, "attended": dream_lite_attended}
 ENTRIES: dict[str, Entry] = {
     "StableDiffusionPipeline": Entry(build=tiny.sd1, layers=LAYERS),
     "LatentConsistencyModelPipeline": Entry(build=tiny.lcm, layers=LAYERS),
@@ -125,4 +125,11 @@ ENTRIES: dict[str, Entry] = {
     **family(tiny.sd1, SD1),
     **family(tiny.lcm, {"LatentConsistencyModelImg2ImgPipeline": (FROM_IMAGE, NO_SIZE, {})}),
     **family(tiny.sdxl, SDXL),
+    **family(
+        tiny.sdxl,
+        {
+            "DreamLitePipeline": ({}, DREAM_LITE, parts.DREAM_LITE),
+            "DreamLiteMobilePipeline": ({}, {**DREAM_LITE, "own": (True,)}, parts.DREAM_LITE),
+        },
+    ),
 }
