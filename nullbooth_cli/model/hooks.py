@@ -85,6 +85,7 @@ class ProjectionHooks:
         self._handles: list[RemovableHandle] = []
         self._fired: Counter[Projection] = Counter()
         self._step, self._turns, self._now = 0, Counter[str](), Forward("", 0, 0)
+        self._is_running = False  # a control network may run layers of the denoiser before it
 
     def __enter__(self) -> Self:
         for prefix, denoiser in self._denoisers.items():
@@ -115,6 +116,8 @@ class ProjectionHooks:
 
     def _hook(self, projection: Projection) -> RemovableHandle:
         def fire(tensor: torch.Tensor) -> None:
+            if not self._is_running:
+                return
             self._fired[projection] += 1
             self._receive(projection, self._now, tokens_of(projection, tensor))
             if self._now == self._last and len(self._fired) == len(self._projections[self._now.denoiser]):
@@ -128,6 +131,7 @@ class ProjectionHooks:
 
     def _start_forward(self, prefix: str, denoiser: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         self._fired.clear()
+        self._is_running = True
         self._now = Forward(prefix, self._step, self._turns[prefix])
         self._turns[prefix] += 1
         self._begin(self._now, dict(zip(argument_names(denoiser), inputs, strict=False)) | named)
@@ -144,6 +148,7 @@ class ProjectionHooks:
         self._enter(path, defaults | dict(zip(names, inputs, strict=False)) | named)
 
     def _end_forward(self) -> None:
+        self._is_running = False
         wrong = {each: self._fired[each] for each in self._projections[self._now.denoiser] if self._fired[each] != 1}
         if wrong:
             raise NotOnce(self._now.step, wrong)

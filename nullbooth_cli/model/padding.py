@@ -94,6 +94,8 @@ class Padding:
         for name, value in arguments.items():
             if isinstance(value, Mapping):
                 yield from self._masks(value)
+            elif not isinstance(name, str):
+                continue  # blocks by their numbers, as control networks give them
             elif _MASK.fullmatch(name) and (value is None or _is_mask(value)):
                 yield name, None if value is None else self._once(value, _of_keys)
             elif _LENGTHS.fullmatch(name) and _is_lengths(value):

@@ -125,9 +125,11 @@ def seen_by_hooks(made: Made, config: Config, store: Store) -> Rows:
     pipe, entry, seen = made.pipe, made.entry, dict[tuple[str, int], list[NDArray[np.float64]]]()
     use_schedule(pipe, build_scheduler(config.schedule.sampler_strategy, made.scheduler), store.schedule())
     step, num_rows, rows_before = 0, Counter[str](), Counter[str]()  # rows of the forward now, and before it in its step
+    running = set[str]()  # control networks may run layers of the denoiser as well
 
     def begin(prefix: str) -> Any:
         def hook(_: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            running.add(prefix)
             rows_before[prefix] += num_rows[prefix]
             num_rows[prefix] = len(inputs[0] if inputs else next(iter(named.values())))
 
@@ -135,6 +137,8 @@ def seen_by_hooks(made: Made, config: Config, store: Store) -> Rows:
 
     def keep(site: Any, prefix: str) -> Any:
         def hook(_: Any, inputs: tuple[torch.Tensor], named: dict[str, Any]) -> None:
+            if not running:
+                return
             x = (inputs[0] if inputs else next(iter(named.values()))).double().numpy()
             for row, tokens in enumerate(x.reshape(len(x), -1, x.shape[-1])):
                 branch = rows_before[prefix] + row * num_rows[prefix] // len(x)
@@ -159,6 +163,7 @@ def seen_by_hooks(made: Made, config: Config, store: Store) -> Rows:
     pipe.scheduler.step = count
     for prefix, denoiser in denoisers_of(pipe).items():
         handles.append(denoiser.register_forward_pre_hook(begin(prefix), with_kwargs=True))
+        handles.append(denoiser.register_forward_hook(lambda *_: running.clear()))
         for site in store.sites:
             path = site.weights[-1].removesuffix(".weight")
             if path.startswith(prefix) and (prefix or path in dict(denoiser.named_modules())):

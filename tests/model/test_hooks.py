@@ -46,6 +46,19 @@ def test_hooks_go_even_after_an_error() -> None:
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
+def test_layers_that_run_outside_of_the_denoiser_are_not_heard() -> None:
+    """The control network of Z-Image runs refiners of the transformer before it."""
+    model, seen = Denoiser(), list[torch.Tensor]()
+    projections = find_projections(model, ("k",), "all")[:1]
+    text = torch.randn(2, 3, 6)
+    with ProjectionHooks({"": model}, projections, "input", lambda _, __, tensor: seen.append(tensor)) as hooks:
+        for _ in range(2):
+            projections[0].module(torch.randn(2, 3, 6))
+            model(torch.randn(2, 5, 4), text)
+            hooks.end_step()
+    assert [tensor is text for tensor in seen] == [True, True]
+
+
 def test_steps_are_counted_by_the_scheduler_and_turns_within_them() -> None:
     model, seen, given = Denoiser(), list[Forward](), list[list[str]]()
     projections = find_projections(model, ("q",), "all")[:1]

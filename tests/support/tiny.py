@@ -71,17 +71,18 @@ def t5(dim: int = TEXT) -> T5EncoderModel:
     return T5EncoderModel(T5Config(vocab_size=128, d_model=dim, d_kv=8, d_ff=2 * dim, num_layers=1, num_heads=2))
 
 
-def vae(levels: int = 2, shift: float | None = None, latents: int = 4) -> diffusers.AutoencoderKL:
+def vae(levels: int = 2, shift: float | None = None, latents: int = 4, **changes: Any) -> diffusers.AutoencoderKL:
     """Images are 2^(levels - 1) times as large as latents; latents of flow matching are shifted."""
-    return diffusers.AutoencoderKL(
-        block_out_channels=(8,) * levels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        norm_num_groups=2,
-        latent_channels=latents,
-        sample_size=16,
-        shift_factor=shift,
-    )
+    settings = {
+        "block_out_channels": (8,) * levels,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "norm_num_groups": 2,
+        "latent_channels": latents,
+        "sample_size": 16,
+        "shift_factor": shift,
+    }
+    return diffusers.AutoencoderKL(**{**settings, **changes})
 
 
 def unet(**changes: Any) -> diffusers.UNet2DConditionModel:

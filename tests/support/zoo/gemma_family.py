@@ -119,3 +119,17 @@ def z_image(name: str = "ZImagePipeline", **parts: Any) -> Any:
         ),
         **parts,
     )
+
+
+def z_image_controlnet(name: str, channels: int) -> Any:
+    """Its control network runs refiners of the transformer as well."""
+    net = diffusers.ZImageControlNetModel(
+        control_layers_places=[0],
+        control_refiner_layers_places=[0],
+        control_in_dim=channels,
+        dim=32,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+    )
+    return z_image(name, controlnet=net)

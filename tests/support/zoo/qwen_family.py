@@ -11,7 +11,7 @@ def qwen_as(name: str, **parts: Any) -> Any:
     return getattr(diffusers, name)(**{**qwen_image().components, **parts})
 
 
-def qwen_controlnet() -> Any:
+def qwen_controlnet(name: str, extra_channels: int = 0) -> Any:
     net = diffusers.QwenImageControlNetModel(
         in_channels=16,
         out_channels=4,
@@ -20,5 +20,6 @@ def qwen_controlnet() -> Any:
         num_attention_heads=2,
         joint_attention_dim=TEXT,
         axes_dims_rope=(4, 6, 6),
+        extra_condition_channels=extra_channels,
     )
-    return qwen_as("QwenImageControlNetPipeline", controlnet=net)
+    return qwen_as(name, controlnet=net)

@@ -21,7 +21,7 @@ def sd3_inpaint() -> Any:
     return sd3_as("StableDiffusion3InpaintPipeline", transformer=transformer, vae=vae(shift=0.06, latents=16))
 
 
-def sd3_controlnet() -> Any:
+def sd3_controlnet(name: str, extra_channels: int = 0) -> Any:
     net = diffusers.SD3ControlNetModel(
         sample_size=8,
         in_channels=4,
@@ -33,8 +33,9 @@ def sd3_controlnet() -> Any:
         pooled_projection_dim=2 * TEXT,
         out_channels=4,
         pos_embed_max_size=16,
+        extra_conditioning_channels=extra_channels,
     )
-    return sd3_as("StableDiffusion3ControlNetPipeline", controlnet=net)
+    return sd3_as(name, controlnet=net)
 
 
 def pixart_as(name: str, **parts: Any) -> Any:
@@ -99,33 +100,40 @@ def cogview4() -> Any:
     )
 
 
+HUNYUAN_SHAPE = {
+    "sample_size": 8,
+    "patch_size": 16,
+    "in_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "hidden_size": 32,
+    "cross_attention_dim": TEXT,
+    "cross_attention_dim_t5": TEXT,
+    "pooled_projection_dim": 16,
+    "use_style_cond_and_image_meta_size": False,
+}
+
+
 def hunyuandit(name: str = "HunyuanDiTPipeline", **parts: Any) -> Any:
     """It chooses among known sizes, of which 1024 pixels are the smallest square; large patches leave 64 tokens."""
     return getattr(diffusers, name)(
-        vae=vae(4),
+        vae=vae(4, block_out_channels=(2,) * 4, mid_block_add_attention=False),
         text_encoder=bert(),
         tokenizer=bert_tokenizer(),
         text_encoder_2=t5(TEXT),
         tokenizer_2=t5_tokenizer(),
-        transformer=diffusers.HunyuanDiT2DModel(
-            sample_size=8,
-            num_layers=2,
-            patch_size=16,
-            in_channels=4,
-            num_attention_heads=2,
-            attention_head_dim=16,
-            hidden_size=32,
-            cross_attention_dim=TEXT,
-            cross_attention_dim_t5=TEXT,
-            pooled_projection_dim=16,
-            use_style_cond_and_image_meta_size=False,
-        ),
+        transformer=diffusers.HunyuanDiT2DModel(**HUNYUAN_SHAPE, num_layers=2),
         scheduler=diffusers.DDPMScheduler(**BETAS),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
         **parts,
     )
+
+
+def hunyuandit_controlnet() -> Any:
+    net = diffusers.HunyuanDiT2DControlNetModel(**HUNYUAN_SHAPE, transformer_num_layers=2)
+    return hunyuandit("HunyuanDiTControlNetPipeline", controlnet=net)
 
 
 def hidream() -> Any:

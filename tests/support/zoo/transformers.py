@@ -19,6 +19,8 @@ NO_GUIDANCE = {"collect.guidance_scale": None}  # the class takes none
 WHOLE_PATH = {"strength": 1.0}  # from pure noise, as the stored schedule begins
 UNPERTURBED = {"collect.cross_attention_layers": ["transformer_blocks.0.attn"]}  # pag_applied_layers has the others
 PICTURE, MASK, CONTROL = {"image": "picture.png"}, {"mask_image": "mask.png"}, {"control_image": "picture.png"}
+OWN_SIZE = {"use_resolution_binning": False}  # to encode a small picture, not one of 512 or 1024 pixels: it takes less time
+CONTROL_MASK = {"control_mask": "mask.png"}
 
 
 def number_of_tokens(pipe: Any, text: str) -> int:
@@ -161,7 +163,13 @@ QWEN = {
     "QwenImageInpaintPipeline": Entry(
         build=partial(qwen_family.qwen_as, "QwenImageInpaintPipeline"), settings={INPUTS: PICTURE | MASK | WHOLE_PATH}
     ),
-    "QwenImageControlNetPipeline": Entry(build=qwen_family.qwen_controlnet, settings={INPUTS: CONTROL}),
+    "QwenImageControlNetPipeline": Entry(
+        build=partial(qwen_family.qwen_controlnet, "QwenImageControlNetPipeline"), settings={INPUTS: CONTROL}
+    ),
+    "QwenImageControlNetInpaintPipeline": Entry(
+        build=partial(qwen_family.qwen_controlnet, "QwenImageControlNetInpaintPipeline", 4),
+        settings={INPUTS: CONTROL | CONTROL_MASK},
+    ),
 }
 
 SD3 = {
@@ -170,7 +178,13 @@ SD3 = {
         build=partial(sd3_family.sd3_as, "StableDiffusion3Img2ImgPipeline"), settings={INPUTS: PICTURE | WHOLE_PATH}
     ),
     "StableDiffusion3InpaintPipeline": Entry(build=sd3_family.sd3_inpaint, settings={INPUTS: PICTURE | MASK | WHOLE_PATH}),
-    "StableDiffusion3ControlNetPipeline": Entry(build=sd3_family.sd3_controlnet, settings={INPUTS: CONTROL}),
+    "StableDiffusion3ControlNetPipeline": Entry(
+        build=partial(sd3_family.sd3_controlnet, "StableDiffusion3ControlNetPipeline"), settings={INPUTS: CONTROL}
+    ),
+    "StableDiffusion3ControlNetInpaintingPipeline": Entry(
+        build=partial(sd3_family.sd3_controlnet, "StableDiffusion3ControlNetInpaintingPipeline", 1),
+        settings={INPUTS: CONTROL | CONTROL_MASK},
+    ),
     "StableDiffusion3PAGPipeline": Entry(build=partial(sd3_family.sd3_as, "StableDiffusion3PAGPipeline"), settings=UNPERTURBED),
     "StableDiffusion3PAGImg2ImgPipeline": Entry(
         build=partial(sd3_family.sd3_as, "StableDiffusion3PAGImg2ImgPipeline"),
@@ -180,6 +194,9 @@ SD3 = {
     "CogView3PlusPipeline": Entry(build=sd3_family.cogview3),
     "CogView4Pipeline": Entry(build=sd3_family.cogview4, settings={"collect.batch_size": 1}),
     "HunyuanDiTPipeline": Entry(build=sd3_family.hunyuandit),
+    "HunyuanDiTControlNetPipeline": Entry(
+        build=sd3_family.hunyuandit_controlnet, settings={INPUTS: CONTROL | OWN_SIZE}, size=128
+    ),
     "HunyuanDiTPAGPipeline": Entry(build=partial(sd3_family.hunyuandit, "HunyuanDiTPAGPipeline")),
     "HiDreamImagePipeline": Entry(build=sd3_family.hidream),
 }
@@ -197,11 +214,14 @@ CROSS = {
     "SanaSprintPipeline": Entry(build=gemma_family.sana_sprint, attended=SANA, own=(True,)),
     "SanaSprintImg2ImgPipeline": Entry(
         build=partial(gemma_family.sana_sprint, "SanaSprintImg2ImgPipeline"),
-        settings={INPUTS: PICTURE | WHOLE_PATH},
+        settings={INPUTS: PICTURE | WHOLE_PATH | OWN_SIZE},
+        size=64,
         attended=SANA,
         own=(True,),
     ),
-    "SanaControlNetPipeline": Entry(build=gemma_family.sana_controlnet, settings={INPUTS: CONTROL}, attended=SANA),
+    "SanaControlNetPipeline": Entry(
+        build=gemma_family.sana_controlnet, settings={INPUTS: CONTROL | OWN_SIZE}, size=64, attended=SANA
+    ),
     "LuminaPipeline": Entry(build=gemma_family.lumina, attended=lumina_tokens, own=PROMPT_FIRST),
 }
 
@@ -213,6 +233,14 @@ ONE_STREAM = {
     ),
     "ZImageInpaintPipeline": Entry(
         build=partial(gemma_family.z_image, "ZImageInpaintPipeline"), settings={INPUTS: PICTURE | MASK | WHOLE_PATH}, **Z_IMAGE
+    ),
+    "ZImageControlNetPipeline": Entry(
+        build=partial(gemma_family.z_image_controlnet, "ZImageControlNetPipeline", 4), settings={INPUTS: CONTROL}, **Z_IMAGE
+    ),
+    "ZImageControlNetInpaintPipeline": Entry(
+        build=partial(gemma_family.z_image_controlnet, "ZImageControlNetInpaintPipeline", 9),
+        settings={INPUTS: PICTURE | MASK | CONTROL},
+        **Z_IMAGE,
     ),
 }
 
@@ -233,18 +261,4 @@ REFUSED = {
     "VisualClozePipeline": Entry(refused="takes no prompt"),
 }
 
-# Entries that wait for a part of the library that is being written.
-WAITING = {
-    *("SanaSprintImg2ImgPipeline",),
-    *("StableDiffusion3Img2ImgPipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
-    *("StableDiffusion3PAGImg2ImgPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxFillPipeline"),
-    *("FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline", "FluxControlNetImg2ImgPipeline"),
-    *("FluxControlNetInpaintPipeline", "ChromaImg2ImgPipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"),
-    *("StableDiffusion3InpaintPipeline",),
-}
-ENTRIES: dict[str, Entry] = {
-    name: entry
-    for family in (FLUX, QWEN, SD3, CROSS, ONE_STREAM, NEWER, REFUSED)
-    for name, entry in family.items()
-    if name not in WAITING
-}
+ENTRIES: dict[str, Entry] = {**FLUX, **QWEN, **SD3, **CROSS, **ONE_STREAM, **NEWER, **REFUSED}
