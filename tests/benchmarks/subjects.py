@@ -172,7 +172,7 @@ def subject(
     prompts = tuple(Prompt(f"a photo of thing {i}") for i in range(batch_size * num_units))
     projections = find_projections(denoiser_of(pipe), ("q", "k", "v", "out"), "all")
     return Subject(
-        pipe, path, find_sites(pipe, path, projections, side="input", branches="both", prompt=prompts[0]), batch_size, prompts
+        pipe, path, find_sites(pipe, path, projections, side="input", branches="both", prompts=prompts), batch_size, prompts
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from nullbooth_cli.collect import units
+from nullbooth_cli.collect.branches import ALONE
+from nullbooth_cli.collect.find_sites import FoundSites, RecordableModel
 from nullbooth_cli.datatypes import AnySums, FactoredSums, Prompt, Site, Step
 from nullbooth_cli.model import load
 from nullbooth_cli.pipeline import collect, heartbeat, prepare_collect, schedule
@@ -54,17 +56,15 @@ class PretendedRecorder:
 @contextmanager
 def pretended_model() -> Iterator[pytest.MonkeyPatch]:
     """Runs inside collect from the pretended model."""
-    loaded = SimpleNamespace(
-        pipe=SimpleNamespace(scheduler=None),
-        path=SimpleNamespace(images=None),
-        found=SimpleNamespace(projections=()),
-        sites=SITES,
-    )
+    pipe, path = cast(Any, SimpleNamespace(scheduler=None)), cast(Any, SimpleNamespace(images=None))
+    found = FoundSites(sites=SITES, site_of={}, arguments=frozenset(), branches=ALONE)
+    loaded = RecordableModel(pipe, path, found)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(schedule, "compute_steps", lambda *_: (None, STEPS))
         patched.setattr("nullbooth_cli.model.scheduler.is_flow_matching", lambda _: False)
         patched.setattr("nullbooth_cli.model.scheduler.noise_digest", lambda *_: "none")
         patched.setattr(collect, "load_recordable", lambda *_: loaded)
+        patched.setattr(collect, "_own_guidance", lambda *_: [])
         patched.setattr(load, "weights_digest", lambda *_, **__: "none")
         patched.setattr("nullbooth_cli.model.prompt_length.cut_off_note", lambda *_: None)
         patched.setattr(prepare_collect, "require_same_noise", lambda *_: None)
