@@ -287,8 +287,12 @@ def _explained(pipe: Pipeline, error: RuntimeError) -> Exception:
 
 
 def paired(pairs: Sequence[tuple[TokenInputs, TokenInputs]]) -> tuple[Rows, Rows]:
-    """(K1^T, (K* - K1)^T), both `[N, D]`: of each pair the N tokens that both prompts have, position by position."""
-    attended = [source.attended & target.attended for source, target in pairs]
-    sources = np.concatenate([source.rows[both] for (source, _), both in zip(pairs, attended, strict=True)])
-    targets = np.concatenate([target.rows[both] for (_, target), both in zip(pairs, attended, strict=True)])
+    """(K1^T, (K* - K1)^T), both `[N, D]`: of each pair the N tokens that both prompts have, position by position.
+
+    Of texts that are as long as their prompts, the positions of the shorter one.
+    """
+    lengths = [min(len(source.rows), len(target.rows)) for source, target in pairs]
+    attended = [source.attended[:n] & target.attended[:n] for (source, target), n in zip(pairs, lengths, strict=True)]
+    sources = np.concatenate([source.rows[: len(both)][both] for (source, _), both in zip(pairs, attended, strict=True)])
+    targets = np.concatenate([target.rows[: len(both)][both] for (_, target), both in zip(pairs, attended, strict=True)])
     return sources, targets - sources

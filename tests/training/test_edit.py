@@ -21,7 +21,7 @@ from nullbooth_cli.model import load
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.settings.config import build_config
 from nullbooth_cli.toy import score, world
-from nullbooth_cli.training.edit import alphaedit, paired, read_pairs, text_inputs, text_sites, uce
+from nullbooth_cli.training.edit import TokenInputs, alphaedit, paired, read_pairs, text_inputs, text_sites, uce
 from tests.support.builders import ROOT, execute
 from tests.support.tiny import saved
 from tests.support.tiny_training import add_lora, exact_store
@@ -158,6 +158,15 @@ def test_padding_that_nothing_looks_at_plays_no_part(tmp_path: Path) -> None:
     report = nb.edit(pipe, store, {"abcd": "ab"}, method="uce", preserve=0.0, ridge=1e-4)
     assert set(report.weights) == set(sites[0].weights)
     assert report.missing < 0.3
+
+
+def test_texts_that_are_as_long_as_their_prompts_are_paired_up_to_the_shorter_one() -> None:
+    long, short = np.arange(8.0).reshape(4, 2), 10 * np.ones((3, 2))
+    source = TokenInputs(long, np.array([True, True, True, True])), TokenInputs(short, np.array([True, True, False]))
+    for pair, expected in ((source, long[:2]), (source[::-1], short[:2])):
+        rows, missing = paired([pair])
+        assert rows.tolist() == expected.tolist()
+        assert missing.tolist() == (pair[1].rows[:2] - pair[0].rows[:2]).tolist()
 
 
 class TestRefusals:
