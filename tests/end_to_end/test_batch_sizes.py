@@ -29,7 +29,7 @@ pytestmark = [
 ]
 TEXTS = ("a cat", "a dog with a hat and a red coat", "star", "two red birds", "a cat at sea")
 NUM_STEPS = 2
-SIZES = {"pixart": 256, "pixart_alpha": 256, "chroma": 16, "qwen_image": 32}
+SIZES = {"pixart": 256, "chroma": 16, "qwen_image": 32}
 # Of the zoo, one class of each way to give text and masks to a denoiser.
 CLASSES = (
     *("AuraFlowPipeline", "BriaFiboPipeline", "CogView3PlusPipeline", "CogView4Pipeline", "ErnieImagePipeline"),
@@ -38,7 +38,7 @@ CLASSES = (
     *("AllegroPipeline", "CogVideoXPipeline", "EasyAnimatePipeline", "HunyuanVideoPipeline", "IFPipeline"),
     *("Kandinsky5T2VPipeline", "LTXPipeline", "LattePipeline", "MochiPipeline", "MotifVideoPipeline"),
 )
-TINY = {**tiny.PIPELINES, **tiny.VARIANTS, **tiny.UNEQUAL_TEXTS}
+TINY = {**tiny.PIPELINES, "sd35": tiny.sd35, **tiny.UNEQUAL_TEXTS}
 Features = dict[tuple[str, int, int], NDArray[np.float64]]  # by (site, step, prompt): `[L, D]`, padding is NaN
 
 
