@@ -93,9 +93,9 @@ class TestAdding:
     def _noting(ran: list[str]) -> Any:
         from nullbooth_cli.model.denoise import denoise
 
-        def noting(pipe: Any, path: Any, members: Any) -> Any:
+        def noting(pipe: Any, path: Any, members: Any, **settings: Any) -> Any:
             ran.extend(prompt.text for _, prompt in members)
-            return denoise(pipe, path, members)
+            return denoise(pipe, path, members, **settings)
 
         return noting
 

@@ -105,7 +105,7 @@ class TestStore:
         ran: list[Prompt] = []
         monkeypatch.setattr(
             "nullbooth_cli.collect.units.denoise",
-            lambda pipe, path, members: (ran.extend(prompt for _, prompt in members), denoise(pipe, path, members))[1],
+            lambda pipe, path, members, **how: (ran.extend(p for _, p in members), denoise(pipe, path, members, **how))[1],
         )
         execute(config, "collect", store=store, force=True)
         assert ran == [load_captions(str(folder))[1]]
