@@ -51,6 +51,10 @@ REFUSED: tuple[tuple[str, str], ...] = (
         r"ChromaInpaint.*",
         "it asks its transformer for guidance_embeds, which Chroma's has not, and ends with an error in diffusers",
     ),
+    (
+        r"EasyAnimateControl.*",
+        "it calls its own encode_prompt with text_encoder_index, which that has not, and ends with an error in diffusers",
+    ),
     (r"I2VGenXL.*", "diffusers reads its prompts through CLIPTextModel.text_model, which transformers 5 no longer has"),
     (r"FluxPriorRedux.*|LTX\w*Upsample.*|.*DiffusionDecode.*", "it only converts what another pipeline draws or takes"),
 )

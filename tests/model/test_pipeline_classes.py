@@ -22,6 +22,7 @@ REFUSED = {
     "KandinskyV22Pipeline": "KandinskyV22CombinedPipeline has both",
     "KandinskyV22ControlnetImg2ImgPipeline": "no prompt",
     "HunyuanVideoFramepackPipeline": "piece by piece",
+    "EasyAnimateControlPipeline": "text_encoder_index",
 }
 USABLE = (
     *("StableDiffusionPipeline", "StableDiffusionInstructPix2PixPipeline", "KandinskyV22CombinedPipeline", "UnCLIPPipeline"),
