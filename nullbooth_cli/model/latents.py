@@ -29,11 +29,6 @@ def unpack_latents(pipe: LatentPipeline, latents: torch.Tensor, size: tuple[int,
     return unpacked
 
 
-def default_of(pipeline: type, argument: str) -> Any:
-    """The default of an argument of a call of pipelines of this class."""
-    return inspect.signature(pipeline.__call__).parameters[argument].default
-
-
 def size_settings(pipe: Pipeline, size: tuple[int, int]) -> dict[str, Any]:
     """The settings of a call that draws exactly this width and height: PixArt would take the nearest that it knows."""
     binning = "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters

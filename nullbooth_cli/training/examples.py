@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from nullbooth_cli.model.conditioning import Conditioning, capture, joined
-from nullbooth_cli.model.latents import default_of, encode_images, size_settings, unpack_latents
+from nullbooth_cli.model.latents import encode_images, size_settings, unpack_latents
+from nullbooth_cli.model.pipeline_call import call_of
 from nullbooth_cli.model.protocols import LatentPipeline
 from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.settings import images
@@ -126,8 +127,11 @@ def encode_pictures(pipe: LatentPipeline, paths: Sequence[Path], resizing: Resiz
 
 def guidance_of(recipe: Recipe, pipeline: type) -> float:
     """The guidance_scale with which pictures are drawn: the recipe's, or the default of pipelines of this class."""
-    own: float = default_of(pipeline, "guidance_scale")
-    return own if recipe.guidance_scale is None else recipe.guidance_scale
+    if recipe.guidance_scale is not None:
+        return recipe.guidance_scale
+    own = call_of(pipeline).own_guidance
+    assert own is not None  # every family that trains has a guidance scale
+    return own
 
 
 def draw_class(recipe: Recipe, pipe: LatentPipeline, captions: Sequence[str], size: Size) -> Examples:
