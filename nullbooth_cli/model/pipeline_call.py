@@ -1,7 +1,8 @@
 """How a pipeline class is called: which arguments it takes and under which names, and what it needs beside a prompt.
 
-`call_of()` reads this from the signature of the class; a small table has what no signature tells. Arguments that a class does not
-take are not passed, and a setting for one is an error.
+`call_of()` reads this from the signature of the class, and what no signature tells from its name (`pipeline_classes`). Arguments
+that a class does not take are not passed, and a setting for one is an error. `class_named()` finds the class of a name, if
+diffusers can load it.
 """
 
 import difflib
@@ -17,7 +18,15 @@ from PIL import Image
 
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import listed
-from nullbooth_cli.model.pipeline_classes import OTHER, UNUSED, needed_inputs, require_usable
+from nullbooth_cli.model.pipeline_classes import (
+    OTHER,
+    UNUSED,
+    ends_in_latents,
+    needed_inputs,
+    require_usable,
+    takes_one_prompt,
+    takes_pictures_by_prompt,
+)
 from nullbooth_cli.settings.pipeline_inputs import KEY
 
 # Names of what nullbooth hands over, the likely first; those of a decoder belong to pipelines of several stages without a name of
@@ -40,26 +49,7 @@ _OWN: Mapping[str, str] = {
 }
 # Where they are below 1, the path starts in the middle of the schedule.
 _SHARES = ("denoise_strength", "strength")
-# Classes without output_type latent: they end in tensors of pixels or embeddings.
-_NO_LATENTS = re.compile(
-    r"IF.*|UnCLIP.*|Wuerstchen(Prior|Combined).*|LDMTextToImage.*|BlipDiffusion.*|StableDiffusionPipelineSafe|StableCascade(Prior|Combined).*"
-    r"|Kandinsky(Img2Img|Inpaint)?(Combined)?Pipeline|Kandinsky(V22)?(Prior.*|\w*CombinedPipeline)"
-)
-# Classes that take one prompt a call, although their signature has a list.
-_ONE_PROMPT = (
-    "QwenImageEditPlusPipeline",
-    "DreamLiteMobilePipeline",
-    "WanVACEPipeline",
-    "LucyEditPipeline",
-    "VideoToVideoSDPipeline",
-)
-# Classes that take a picture for each prompt. In others a list of pictures belongs to one prompt.
-_A_PICTURE_EACH = re.compile(
-    r"(?!.*(Edit|Kontext|Omni|Layered|Flux2|Legacy)).*(Img2Img|Inpaint|Fill|Depth2Img|Pix2Pix|Upscale|Adapter|SuperResolution).*"
-)
 _PICTURES = ("image", "mask_image", "original_image")
-# Classes that take the frames of one video, whatever the number of prompts.
-_ONE_VIDEO = re.compile(r"AnimateDiff(ControlNet|VideoToVideo).*|PIA.*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +57,9 @@ class Call:
     """The arguments of a pipeline class: `takes` has all names, with their defaults.
 
     `steps` and `guidance` are the names of the number of steps and of the guidance scale; `guidance` is None for a class without.
-    `needs` are the inputs that it cannot be called without, beside the prompt. `latent_output` is the output_type that ends
-    before the autoencoder, if there is one.
+    `needs` are the inputs that it cannot be called without, beside the prompt. `latent_output` is the output_type of a call that
+    needs no pictures: "latent", which ends before the autoencoder, or "pt" for a class that cannot. `takes_one_prompt`: a call
+    takes one prompt, not a list.
     """
 
     class_name: str
@@ -114,7 +105,7 @@ class Call:
         if size_is_set and not {"height", "width"} <= self.takes.keys():
             raise ConfigError(
                 f"collect.height and collect.width are set, and {self.class_name} takes no size",
-                "set both to null; where it takes an image, its pictures are as large as that",
+                "set both to null: if it is given an image, its pictures have the size of that image",
             )
 
     def too_many(self, count: int, because: str = "") -> ConfigError:
@@ -158,7 +149,7 @@ class Call:
         """
         if isinstance(value, torch.Tensor) and value.dim() and len(value) == 1:
             return value.expand(count, *value.shape[1:])
-        if name in _PICTURES and isinstance(value, Image.Image) and _A_PICTURE_EACH.fullmatch(self.class_name):
+        if name in _PICTURES and isinstance(value, Image.Image) and takes_pictures_by_prompt(self.class_name):
             return [value] * count
         return [value] * count if isinstance(value, str) and "prompt" in name and not self.takes_one_prompt else value
 
@@ -196,8 +187,8 @@ def call_of(pipeline_class: type) -> Call:
         steps=steps,
         guidance=next((each for each in _GUIDANCE if each in takes), None),
         needs=tuple(dict.fromkeys([*without_default, *filter(None, by_name)])),
-        latent_output="pt" if _NO_LATENTS.fullmatch(name) else "latent",
-        takes_one_prompt=name in _ONE_PROMPT or _ONE_VIDEO.fullmatch(name) is not None or not _takes_a_list(parameters["prompt"]),
+        latent_output="latent" if ends_in_latents(name) else "pt",
+        takes_one_prompt=takes_one_prompt(name) or not _takes_a_list(parameters["prompt"]),
     )
 
 
@@ -232,7 +223,7 @@ def class_named(name: str) -> Any:
             command[1] if command else "install what the message names",
         ) from error
     if not issubclass(found, diffusers.DiffusionPipeline):
-        raise ModelError(f"{name} is no pipeline of diffusers", OTHER)
+        raise ModelError(f"{name} is not a pipeline of diffusers", OTHER)
     call_of(found)
     _require_loadable(found)
     _require_packages(found)
@@ -240,7 +231,7 @@ def class_named(name: str) -> Any:
 
 
 def _require_loadable(pipeline_class: Any) -> None:
-    """Raise ModelError for a class with a part whose class diffusers does not find: it has moved the parts of old pipelines."""
+    """Raise ModelError for a class with a part that diffusers does not find: it has moved the parts of old pipelines."""
     import diffusers
     from diffusers import pipelines
 
@@ -249,8 +240,8 @@ def _require_loadable(pipeline_class: Any) -> None:
         is_own = isinstance(kind, type) and place[:2] == ["diffusers", "pipelines"] and name not in UNUSED
         if is_own and not hasattr(diffusers, kind.__name__) and not hasattr(pipelines, place[-2]):
             raise ModelError(
-                f"diffusers {diffusers.__version__} cannot load a {pipeline_class.__name__}: it does not find the class of "
-                f"{name}, {kind.__name__}, any more",
+                f"diffusers {diffusers.__version__} cannot load a {pipeline_class.__name__}: it no longer finds the class of "
+                f"{name}, {kind.__name__}",
                 OTHER,
             )
 

@@ -1,7 +1,7 @@
-"""What the name of a pipeline class tells, before diffusers is imported: whether it can be used, and what it needs.
+"""What the name of a pipeline class tells, before diffusers is imported: whether it can be used, what it needs, what it takes.
 
-`why_refused()` gives the reason of a class that cannot be collected from; `needed_inputs()` what a class needs beside the prompt.
-`pipeline_call.py` reads the rest from the class itself.
+`why_refused()` gives the reason that a class cannot be collected from, `needed_inputs()` what it needs beside the prompt. The
+rest is read from the class itself (`pipeline_call`).
 """
 
 import re
@@ -75,6 +75,19 @@ _NEEDED: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"GLIGEN", ("gligen_phrases",)),
     (r"GLIGEN", ("gligen_boxes",)),
 )
+# Classes without output_type latent: they end in tensors of pixels or embeddings.
+_NO_LATENTS = (
+    r"IF.*|UnCLIP.*|Wuerstchen(Prior|Combined).*|LDMTextToImage.*|BlipDiffusion.*|StableDiffusionPipelineSafe|StableCascade(Prior|Combined).*"
+    r"|Kandinsky(Img2Img|Inpaint)?(Combined)?Pipeline|Kandinsky(V22)?(Prior.*|\w*CombinedPipeline)"
+)
+# Classes that take one prompt a call, although their signature has a list, or the frames of one video for all prompts.
+_ONE_PROMPT = (
+    r"(QwenImageEditPlus|DreamLiteMobile|WanVACE|LucyEdit|VideoToVideoSD)Pipeline|AnimateDiff(ControlNet|VideoToVideo).*|PIA.*"
+)
+# Classes that take a picture for each prompt. In others a list of pictures belongs to one prompt.
+_PICTURES_BY_PROMPT = (
+    r"(?!.*(Edit|Kontext|Omni|Layered|Flux2|Legacy)).*(Img2Img|Inpaint|Fill|Depth2Img|Pix2Pix|Upscale|Adapter|SuperResolution).*"
+)
 
 
 def why_refused(class_name: str) -> str | None:
@@ -91,3 +104,18 @@ def require_usable(class_name: str) -> None:
 def needed_inputs(class_name: str) -> tuple[tuple[str, ...], ...]:
     """What a pipeline class needs beside the prompt, by its name: for each input the names that it may have, the likely first."""
     return tuple(names for pattern, names in _NEEDED if re.search(pattern, class_name))
+
+
+def ends_in_latents(class_name: str) -> bool:
+    """Whether a class has the output_type latent, which ends before its autoencoder."""
+    return not re.fullmatch(_NO_LATENTS, class_name)
+
+
+def takes_one_prompt(class_name: str) -> bool:
+    """Whether a class takes one prompt a call although its signature has a list."""
+    return re.fullmatch(_ONE_PROMPT, class_name) is not None
+
+
+def takes_pictures_by_prompt(class_name: str) -> bool:
+    """Whether a class takes a list of pictures as one for each prompt."""
+    return re.fullmatch(_PICTURES_BY_PROMPT, class_name) is not None

@@ -15,7 +15,7 @@ from PIL import Image
 from nullbooth_cli.collect import batching
 from nullbooth_cli.collect.batching import Batching, find_batching, longest
 from nullbooth_cli.datatypes import Prompt
-from nullbooth_cli.model import load, pipeline_call
+from nullbooth_cli.model import load, pipeline_classes
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.projections import find_projections
@@ -58,7 +58,7 @@ def test_texts_that_are_as_long_as_their_prompts(qwen: Any) -> None:
 @pytest.mark.parametrize(("make", "is_ragged"), [(tiny.qwen_image, True), (tiny.sd1, False)])
 def test_a_class_that_takes_one_prompt_is_given_one(make: Any, is_ragged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = load.freeze(make())
-    monkeypatch.setattr(pipeline_call, "_ONE_PROMPT", (type(pipe).__name__,))
+    monkeypatch.setattr(pipeline_classes, "_ONE_PROMPT", type(pipe).__name__)
     assert batching_of(pipe) == Batching(is_ragged=is_ragged, alone=True)
 
 

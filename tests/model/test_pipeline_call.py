@@ -169,7 +169,7 @@ class TestClass:
             ("DiTPipeline", "takes no prompt: it draws from class_labels"),
             ("LTX2DFRPipeline", "takes no number of steps"),
             ("StableDiffusionParadigmsPipeline", "several steps at once"),
-            ("UNet2DConditionModel", "is no pipeline of diffusers"),
+            ("UNet2DConditionModel", "is not a pipeline of diffusers"),
         ],
     )
     def test_one_that_cannot_be_used(self, name: str, reason: str) -> None:
@@ -178,7 +178,7 @@ class TestClass:
 
     @pytest.mark.parametrize("name", ["AltDiffusionPipeline", "UnCLIPPipeline", "WuerstchenDecoderPipeline"])
     def test_one_whose_parts_diffusers_has_moved(self, name: str) -> None:
-        with pytest.raises(ModelError, match=rf"^diffusers [\d.]+ cannot load a {name}: it does not find the class of \w+"):
+        with pytest.raises(ModelError, match=rf"^diffusers [\d.]+ cannot load a {name}: it no longer finds the class of \w+"):
             class_named(name)
 
     def test_an_unused_part_that_diffusers_has_moved_is_no_reason(self) -> None:

@@ -119,7 +119,7 @@ ENTRIES: dict[str, Entry] = {
     "LatentConsistencyModelPipeline": Entry(build=tiny.lcm, layers=LAYERS),
     "StableDiffusionXLPipeline": Entry(build=tiny.sdxl, layers=LAYERS),
     **{
-        name: Entry(refused=f"does not find the class of {part}", note=f"diffusers cannot load it: it lost the class of {part}")
+        name: Entry(refused=f"no longer finds the class of {part}", note=f"diffusers no longer finds the class of its {part}")
         for name, part in NOT_FOUND.items()
     },
     **family(tiny.sd1, SD1),

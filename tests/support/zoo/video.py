@@ -208,8 +208,8 @@ OF_PICTURES = {
     ),
 }
 UNOPENED = {
-    "refused": r"cannot load a \w+: it does not find the class of",
-    "note": "diffusers does not find the class of a part any more",
+    "refused": r"cannot load a \w+: it no longer finds the class of",
+    "note": "diffusers no longer finds the class of one of its parts",
 }
 GUARDED = {
     "refused": r"package cosmos_guardrail, which is not",
