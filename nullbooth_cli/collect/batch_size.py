@@ -18,7 +18,6 @@ from nullbooth_cli.model.denoise import denoise
 from nullbooth_cli.model.denoisers import denoiser_of, denoisers_of
 from nullbooth_cli.model.device import free_memory
 from nullbooth_cli.model.hooks import Forward, ProjectionHooks, StopDenoising
-from nullbooth_cli.model.pipeline_call import call_of
 
 MARGIN = 0.8  # of the free memory: later steps, sums and waiting writes need some too
 MOST = 256
@@ -33,7 +32,7 @@ def largest_batch(model: RecordableModel, prompts: tuple[Prompt, ...], device: t
     On CUDA a step is tried, and the batch made smaller until it fits. On other devices the system may end the process before it
     reports a shortage, so the memory of one and of two prompts is measured and the rest is computed. Cost: a few forwards.
     """
-    if model.found.alone or call_of(type(model.pipe)).takes_one_prompt:
+    if model.found.alone:
         return 1
     most = min(len(prompts), MOST)
     if device.type == "cuda":

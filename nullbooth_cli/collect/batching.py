@@ -1,6 +1,6 @@
-"""What a batch changes: texts that are only as long as their prompts, and prompts that have to run alone.
+"""How a batch changes what its prompts have: the lengths of texts, and values that force prompts to run alone.
 
-Only the text encoders run for most of that: a call of the pipeline ends before the first forward of its denoiser.
+For most pipelines only the text encoders run here: a call ends before the first forward of the denoiser.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from nullbooth_cli.collect.probe import sample_of
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.denoisers import denoiser_of, denoisers_of
@@ -19,7 +20,6 @@ from nullbooth_cli.model.projections import Projection
 from nullbooth_cli.model.protocols import Pipeline
 
 SHORT, LONG = "cat", " ".join(["a cat and a dog"] * 8)
-SAMPLE = 64  # tokens and dimensions that stand for what a projection receives
 DIFFERENT = 0.2  # relative; the round-off of another batch is less than a tenth of it, even in bfloat16
 
 
@@ -27,9 +27,9 @@ DIFFERENT = 0.2  # relative; the round-off of another batch is less than a tenth
 class Batching:
     """Whether the number of tokens depends on the prompt (`is_ragged`), and whether prompts have to run `alone`.
 
-    They have to where the pipeline class takes one prompt a call, and where what a prompt has depends on the others of its batch:
-    padding counts, and no mask shows it (CogView4), or one generator of a batch draws for all (the sample of an encoded image).
-    And where a pipeline draws one prompt and not two, as those of video do with the picture or the film of one.
+    Prompts have to run alone where the pipeline class takes one prompt a call, or fails with two (video pipelines that are given
+    a picture or a video), and where the values of a prompt depend on the rest of its batch: its padding is attended to and no
+    mask shows it (CogView4), or one generator draws for all prompts (the sample of an encoded image).
     """
 
     is_ragged: bool = False
@@ -53,7 +53,7 @@ def find_batching(pipe: Pipeline, path: DenoisingPath, projections: tuple[Projec
         together = _last_prompt(pipe, path, projections, [(0, long), (1, short)])
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # of any kind: what one prompt can be given, such as a picture or a single generator, two cannot
+    except Exception:  # diffusers raises errors of all kinds for inputs, such as a picture, that fit one prompt and not two
         return Batching(is_ragged=_sizes(pipe, path, short) != _sizes(pipe, path, long), alone=True)
     pairs = [(together[place], alone[place]) for place in alone]
     return Batching(
@@ -76,7 +76,10 @@ def longest(pipe: Pipeline, path: DenoisingPath, prompts: Sequence[Prompt]) -> t
 def _last_prompt(
     pipe: Pipeline, path: DenoisingPath, projections: tuple[Projection, ...], members: Sequence[tuple[int, Prompt]]
 ) -> dict[tuple[Forward, Projection], tuple[int, list[torch.Tensor]]]:
-    """Of what each projection receives in the first step: its length, and by branch a sample of the last prompt's, no padding."""
+    """What each projection receives in the first step: the number of tokens, and of the last prompt a sample for each branch.
+
+    Samples have no padding.
+    """
     denoiser, found = denoiser_of(pipe), dict[tuple[Forward, Projection], tuple[int, list[torch.Tensor]]]()
     num_branches, padding = 1, Padding({})
 
@@ -91,7 +94,7 @@ def _last_prompt(
             attended = torch.ones(tensor.shape[:2], dtype=torch.bool, device=tensor.device)
         values = tensor.reshape(num_branches, len(members), -1, tensor.shape[-1])[:, -1]
         places = attended.reshape(num_branches, len(members), -1)[:, -1]
-        samples = [_sample(tokens[place]) for tokens, place in zip(values, places, strict=True)]
+        samples = [sample_of(tokens[place]).float().cpu() for tokens, place in zip(values, places, strict=True)]
         found[forward, projection] = tensor.shape[1], samples
 
     def stop() -> None:
@@ -102,11 +105,6 @@ def _last_prompt(
     with hooks:
         denoise(pipe, path, members, after_step=stop)
     return found
-
-
-def _sample(tokens: torch.Tensor) -> torch.Tensor:
-    count, dim = tokens.shape
-    return tokens[:: max(1, count // SAMPLE), :: max(1, dim // SAMPLE)].float().cpu()
 
 
 def _differ(samples: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:

@@ -15,7 +15,7 @@ from nullbooth_cli.model.padding import TEXT_ARGUMENT, Padding
 from nullbooth_cli.model.projections import Projection
 from nullbooth_cli.model.protocols import Pipeline
 
-SAMPLE = 64  # places along tokens and dimensions that stand for a tensor in comparisons
+_SAMPLE = 64  # places along tokens and dimensions that stand for a tensor in comparisons
 TIMESTEPS = ("timestep", "timesteps", "timestep_ratio", "t")  # names of a denoiser's timestep
 
 
@@ -125,14 +125,20 @@ class Probe:
         rows, num_tokens, dim = tensor.shape
         if rows % self.num_rows[forward]:
             raise ModelError(
-                f"{projection} received {rows} rows in a forward of {self.num_rows[forward]}, which is no whole number for each",
+                f"{projection} received {rows} rows in a forward of {self.num_rows[forward]}, not a whole number for each",
                 "leave it out of collect.cross_attention_layers and collect.linear_layers",
             )
         self.received[forward][projection] = Received(
             memory=memory_of(tensor),
             shape=(rows, num_tokens, dim),
-            sample=tensor[:, :: max(1, num_tokens // SAMPLE), :: max(1, dim // SAMPLE)].clone(),
+            sample=sample_of(tensor).clone(),
             changes=None if self._changes is None else self._changes(tensor),
             attended=self._padding.attended(projection, tensor),
             is_argument=self._text is not None and memory_of(tensor) == memory_of(self._text),
         )
+
+
+def sample_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Evenly spaced tokens and dimensions of `[..., L, D]`, at least 64 of each where there are as many: a view."""
+    num_tokens, dim = tensor.shape[-2:]
+    return tensor[..., :: max(1, num_tokens // _SAMPLE), :: max(1, dim // _SAMPLE)]

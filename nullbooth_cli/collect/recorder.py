@@ -67,7 +67,7 @@ class Recorder:
         seen = values = _joined([tensor for tensor, _ in of_turns])
         padding = None
         if any(mask is not None for _, mask in of_turns):
-            padding = _joined([_none_of(tensor) if mask is None else mask for tensor, mask in of_turns])
+            padding = _joined([_no_padding(tensor) if mask is None else mask for tensor, mask in of_turns])
         limit = self._tokens_per_prompt
         if limit is not None and not projection.from_text:
             seen = values = self._sample(values, limit, site, step, padding)
@@ -137,5 +137,5 @@ def _joined(of_turns: Sequence[torch.Tensor]) -> torch.Tensor:
     return of_turns[0] if len(of_turns) == 1 else torch.cat([*of_turns], dim=1)
 
 
-def _none_of(tensor: torch.Tensor) -> torch.Tensor:
+def _no_padding(tensor: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(tensor[..., :1], dtype=torch.bool)

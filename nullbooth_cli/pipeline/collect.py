@@ -50,7 +50,7 @@ def run_collect(run: Run) -> Iterator[Event]:
     elif loaded.found.alone and batch_size > 1:
         batch_size = 1
         yield Note(
-            f"one prompt at a time, not {section.batch_size}: what a prompt of {run.config.model} has depends on its batch"
+            f"prompts run one at a time, not {section.batch_size}: a batch of {run.config.model} fails or changes their values"
         )
     prepared = prepare(run, lambda: prepare_collect(run, loaded, weights, batch_size))
     loaded = replace(loaded, found=loaded.found.with_sites(store.sites))
