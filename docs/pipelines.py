@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 WORKS, WITH, REFUSED, UNTESTED = "works", "works with", "refused", "not tested"
+GUIDANCE, INPUTS = "collect.guidance_scale", "collect.pipeline_inputs"
+# Inputs that make the pictures and videos of the tests small; no user has to set them.
+SIZES = ("num_frames", "frames", "video_length", "max_area", "_auto_resize", "use_resolution_binning")
 
 
 @cache
@@ -49,12 +52,21 @@ def answer(name: str) -> tuple[str, str]:
         return REFUSED, reason
     if entry is None:
         return UNTESTED, ""
-    settings = "; ".join(f"`{key}: {_shown(value)}`" for key, value in entry.settings.items())
+    settings = "; ".join(f"`{key}: {_shown(value)}`" for key, value in _needed(entry.settings).items())
     return (WITH if settings else WORKS), "; ".join(filter(None, (settings, entry.note)))
+
+
+def _needed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a user has to make as well: not the guidance scale, nor the sizes of a test."""
+    inputs = {name: value for name, value in settings.get(INPUTS, {}).items() if name not in SIZES}
+    others = {key: value for key, value in settings.items() if key not in (GUIDANCE, INPUTS)}
+    return {**({INPUTS: inputs} if inputs else {}), **others}
 
 
 def _shown(value: Any) -> str:
     """A value as it is written in a config; FILE for a file."""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {_shown(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):
@@ -79,7 +91,7 @@ def explained() -> str:
     return f"""\
 - **{WORKS}**: for a small pipeline of the class with random weights, every moment of every site is that of plain hooks which run
   one prompt after the other, and a weight that is constrained, in full or by a LoRA, does not move the outputs on what was
-  recorded. tests/end_to_end/test_every_pipeline.py computes both.
+  recorded. tests/end_to_end/test_every_pipeline.py computes both, for videos with five frames or fewer.
 - **{WITH}**: the same, with the settings in the next column. FILE is a picture, or a tensor in a .safetensors file.
 - **{REFUSED}**: the reason appears before anything is loaded or written.
 - **{UNTESTED}**: nothing is known. A class that a new release of diffusers adds is one of these."""

@@ -25,9 +25,17 @@ def test_a_class_that_diffusers_adds_is_not_tested_until_it_has_an_entry(monkeyp
     assert "| FuturePipeline | not tested |  |" in pipelines.table()
     assert f"{len(classes)} pipeline classes of diffusers {diffusers.__version__}" in pipelines.summary()
     monkeypatch.setitem(
-        ENTRIES, "FuturePipeline", Entry(settings={"collect.pipeline_inputs": {"image": "picture.png", "n": 1.0}})
+        ENTRIES, "FuturePipeline", Entry(settings={"collect.pipeline_inputs": {"image": "picture.png", "n": 1.0, "flag": False}})
     )
-    assert "| FuturePipeline | works with | `collect.pipeline_inputs: {image: FILE, n: 1.0}` |" in pipelines.table()
+    assert "| FuturePipeline | works with | `collect.pipeline_inputs: {image: FILE, n: 1.0, flag: false}` |" in pipelines.table()
+
+
+def test_settings_that_only_the_tests_need_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"collect.pipeline_inputs": {"num_frames": 5}, "collect.guidance_scale": None}
+    monkeypatch.setitem(ENTRIES, "FuturePipeline", Entry(settings=small))
+    assert pipelines.answer("FuturePipeline") == (pipelines.WORKS, "")
+    monkeypatch.setitem(ENTRIES, "FuturePipeline", Entry(settings={**small, "collect.batch_size": 1}))
+    assert pipelines.answer("FuturePipeline") == (pipelines.WITH, "`collect.batch_size: 1`")
 
 
 def test_classes_are_those_of_diffusers_that_take_a_prompt() -> None:
