@@ -59,7 +59,7 @@ def find_branches(
 
 
 def named(rows: Sequence[int], own: Sequence[bool]) -> Branches:
-    """The branches of forwards with so many rows each; `own` says of every row whether it depends on the prompt."""
+    """The branches of a step whose forwards have `rows` rows each; `own` says of every row whether it depends on the prompt."""
     places = [(turn, chunk, num_chunks) for turn, num_chunks in enumerate(rows) for chunk in range(num_chunks)]
     found: list[Branch] = []
     for place, is_own in zip(places, own, strict=True):
@@ -77,8 +77,8 @@ def _rows(seen: Probe) -> list[int]:
     first, *others = steps.values()
     if any(other != first for other in others):
         raise ModelError(
-            f"the pipeline runs other rows from step to step: {first} first, then {next(o for o in others if o != first)}",
-            "set collect.guidance_scale to 1, so that guidance neither begins nor ends on the way",
+            f"the rows of a prompt change from step to step: {first} first, then {next(o for o in others if o != first)}",
+            "set collect.guidance_scale to 1, so that guidance neither starts nor ends on the way",
         )
     return first
 

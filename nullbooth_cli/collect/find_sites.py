@@ -61,7 +61,7 @@ class FoundSites:
         )
 
     def last_forward(self, num_steps: int) -> Forward | None:
-        """The forward after which nothing is left to record, on a path of so many steps; None if no forward is needed."""
+        """The forward after which nothing is left to record, on a path of `num_steps` steps; None if no forward is needed."""
         if self.arguments == set(self.sites):
             return None
         ends = [(site.recorded_steps(num_steps)[-1], each.denoiser) for each, site in self.site_of.items()]
@@ -69,7 +69,7 @@ class FoundSites:
         return Forward(prefix, step, self.branches[-1].turn)
 
     def forwards_needed(self, num_steps: int) -> int:
-        """The number of forwards of a unit, on a path of so many steps: 0 if every site is an argument of the denoiser."""
+        """The number of forwards of a unit, on a path of `num_steps` steps: 0 if every site is an argument of the denoiser."""
         last = self.last_forward(num_steps)
         return 0 if last is None else last.step * self.num_turns + last.turn + 1
 

@@ -90,8 +90,8 @@ def require_pictures(pipe: Pipeline, drawn: NDArray[Any]) -> None:
     """Raise ModelError unless a pipeline has drawn pictures `[B, H, W, 3]`: videos have one axis more."""
     if drawn.ndim != 4 or drawn.shape[-1] != 3:
         raise ModelError(
-            f"{type(pipe).__name__} draws {list(drawn.shape)}, which are no pictures [B, H, W, 3]",
-            "look at its videos with diffusers itself; its features and projectors serve all the same",
+            f"{type(pipe).__name__} draws {list(drawn.shape)}, not pictures [B, H, W, 3]",
+            "draw its videos with diffusers; collect, project and constrain work without pictures",
         )
 
 

@@ -1,6 +1,6 @@
 """What an attention layer of a denoiser attends to, and why.
 
-`decide()` answers by what the layer is (its projections, its processor, `is_cross_attention`) and by the block that it stands in:
+`decide()` answers by what the layer is (its projections, its processor, `is_cross_attention`) and by the block around it:
 several architectures put text and image into one sequence before attention, in blocks whose layers look like self-attention.
 """
 
@@ -73,11 +73,11 @@ def decide(path: str, layer: nn.Module, block: nn.Module, denoiser: nn.Module) -
     is_cross = getattr(layer, "is_cross_attention", None)
     own = next((each for each in _OWN_TEXT if isinstance(getattr(layer, each, None), nn.Module)), None)
     if place := next((each for each in places if each in _OF_TEXT), None):
-        return Attention(TEXT, f"it stands in {place}, which has the text alone", text=_ALL)
+        return Attention(TEXT, f"it is in {place}, which is given the text alone", text=_ALL)
     if pooling := {block_name, type(layer).__name__} & _POOLING:
         return Attention(TEXT, f"{pooling.pop()} makes one token of the text", text=("k", "v"))
     if place := next((each for each in places if each in _OF_IMAGE), None):
-        return Attention(SELF, f"it stands in {place}, which has the image alone")
+        return Attention(SELF, f"it is in {place}, which is given the image alone")
     if "fuser" in places:
         return Attention(SELF, "it attends to the image and to the phrases of boxes (fuser), which are no prompt")
     if name in _OF_SOUND:

@@ -59,7 +59,7 @@ class ProjectionHooks:
     """Context manager: calls `receive(projection, forward, tensor)` for every projection in every forward of its denoiser.
 
     `side` is "input" or "output". `begin` gets the arguments of each forward by name, before it runs, and `enter` those of each
-    layer and block around a projection, with its path. Whoever denoises calls `end_step` after each step of the scheduler. Once
+    layer and block around a projection, with its path. Call `end_step` after each step of the scheduler. Once
     all projections of a denoiser have fired in forward `last`, the rest of the model is not computed: `StopDenoising` is raised,
     which ends the block without an error and sets `ended`.
 
@@ -190,7 +190,7 @@ def tokens_of(projection: Projection, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.flatten(1, -2)
     if tensor.dim() != 3:
         raise ModelError(
-            f"{projection} has a tensor of shape {list(tensor.shape)}, which are no tokens of rows",
+            f"{projection} has a tensor of shape {list(tensor.shape)}, not that of tokens [rows, L, D]",
             "leave it out of collect.linear_layers",
         )
     return tensor

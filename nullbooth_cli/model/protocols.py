@@ -124,8 +124,11 @@ class Pipeline(Protocol):
         """Where its modules run, offloaded or not."""
 
     def __call__(self, *prompt: Sequence[str], **arguments: Any) -> Any:
-        """Denoise one image a prompt. Arguments differ between classes (`pipeline_call`); the first field of the result are the
-        pictures, or the frames of videos: with output_type "latent" a tensor, with "np" an array [B, H, W, 3] in [0, 1]."""
+        """Denoise one image a prompt, with the arguments that `pipeline_call` finds for its class.
+
+        The first field of the result has the pictures, or the frames of videos: with output_type "latent" a tensor, with "np" an
+        array `[B, H, W, 3]` in [0, 1].
+        """
 
     def to(self, device: torch.device) -> Self:
         """Move all its modules."""

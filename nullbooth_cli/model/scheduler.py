@@ -190,7 +190,7 @@ def sigmas_of(scheduler: Scheduler) -> torch.Tensor:
     """
     timesteps = scheduler.timesteps[: num_walked(scheduler)].cpu()
     if len(getattr(scheduler, "sigmas", ())) >= len(timesteps):
-        sigmas: torch.Tensor = scheduler.sigmas  # type: ignore[attr-defined]
+        sigmas: torch.Tensor = scheduler.sigmas  # type: ignore[attr-defined]  # not every scheduler has them
         return torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")[: len(timesteps)]
     if isinstance(scheduler, DDPMWuerstchenScheduler):
         alphas = scheduler._alpha_cumprod(timesteps, timesteps.device).double()

@@ -93,7 +93,7 @@ def test_what_is_recorded_is_what_every_row_received(rows: Rows, chosen: str) ->
 def test_guidance_that_ends_on_the_way_is_an_error() -> None:
     pipe: Any = SmallPipeline(lambda step: [["empty", "prompt"]] if step == 0 else [["prompt"]])
     projections = find_projections(pipe.unet, ("k",), "all")
-    with pytest.raises(ModelError, match=r"other rows from step to step: \[2\] first, then \[1\]"):
+    with pytest.raises(ModelError, match=r"the rows of a prompt change from step to step: \[2\] first, then \[1\]"):
         find_sites(pipe, PATH, projections, side="input", branches="both", prompts=[Prompt("a cat")])
 
 

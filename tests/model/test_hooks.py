@@ -162,5 +162,5 @@ class TestTokens:
 
     @pytest.mark.parametrize(("projection", "shape"), [(linear, (6,)), (pixels, (2, 3, 4, 5, 6))])
     def test_other_shapes_are_refused(self, projection: Projection, shape: tuple[int, ...]) -> None:
-        with pytest.raises(ModelError, match="which are no tokens of rows"):
+        with pytest.raises(ModelError, match="not that of tokens"):
             tokens_of(projection, torch.zeros(shape))
