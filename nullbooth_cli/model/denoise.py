@@ -87,10 +87,13 @@ def denoise(
     except ValueError as error:
         given = ", ".join(["collect.height, collect.width", *([KEY] if path.inputs else [])])
         raise ConfigError(f"{type(pipe).__name__} refuses this: {error}", f"check {given} and the model itself") from error
-    except (RuntimeError, IndexError, TypeError) as error:
-        if len(members) == 1 or not path.inputs or isinstance(error, torch.OutOfMemoryError):
+    except (RuntimeError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        if not path.inputs or isinstance(error, torch.OutOfMemoryError):
             raise
-        raise call.too_many(len(members), f", with these {KEY}: {error}") from error
+        if len(members) > 1:
+            raise call.too_many(len(members), f", with these {KEY}: {error}") from error
+        name = type(pipe).__name__
+        raise ConfigError(f"{name} fails with these {KEY}: {type(error).__name__}: {error}", f"check {KEY}") from error
     finally:
         # If a hook ends the path early, the denoiser of an offloaded pipeline is still on the device.
         pipe.maybe_free_model_hooks()

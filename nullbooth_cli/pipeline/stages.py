@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from nullbooth_cli.collect.open_model import scheduler_of
+from nullbooth_cli.collect.open_model import require_call, scheduler_of
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError, Rerun, StageError
 from nullbooth_cli.formatting import counted
+from nullbooth_cli.model.fixed_inputs import read_inputs
 from nullbooth_cli.pipeline.collect import run_collect
 from nullbooth_cli.pipeline.covariance import run_covariance
 from nullbooth_cli.pipeline.project import decomposition_basis, pooling_of, require_inputs, run_project
@@ -68,8 +69,9 @@ def check_possible(stages: Sequence[str], config: Config, prompts: tuple[Prompt,
     """Raise for what is wrong with a request, as far as that is known before a store is made or a model is loaded.
 
     ResourceError for a device that is not there; ConfigError for a collection that cannot be projected, for prompts that are both
-    preserved and held out, for attention maps of other prompts, and (with a new store) for a model that lacks its config files.
-    Cost: with a new store, a read of those files; otherwise none.
+    preserved and held out, for attention maps of other prompts, and (with a new store) for a model that lacks its config files
+    and for inputs that its pipeline class is not given, does not take or that cannot be read; ModelError for a class that cannot
+    be used. Cost: with a new store, a read of those files; otherwise none.
     """
     if device is not None:
         from nullbooth_cli.model.device import pick_device
@@ -81,6 +83,8 @@ def check_possible(stages: Sequence[str], config: Config, prompts: tuple[Prompt,
     if "collect" in stages and config.collect.visual_attention_map:
         attention_prompts(config, prompts)
     if stages[0] in ("schedule", "collect") and not Store.exists(config.store, config.storage_options):
+        require_call(config)
+        read_inputs(config.collect.pipeline_inputs)
         scheduler_of(config)
 
 

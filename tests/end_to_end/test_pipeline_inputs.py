@@ -1,6 +1,7 @@
 """Pipelines that need more than a prompt: refused before anything is written, recorded with it, stale when it changes."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_every_command_names_what_is_missing_and_writes_nothing(
     assert found.exit_code == ConfigError.exit_code
     assert "StableDiffusionImg2ImgPipeline needs image beside the prompt" in found.output
     assert "set collect.pipeline_inputs to {image: FILE}" in found.output
-    assert not (folder / "run.zarr" / "schedule").exists()
+    assert not (folder / "run.zarr").exists()
 
 
 @pytest.mark.parametrize("command", [["run"], ["collect"], ["inspect", "--layers"], ["run", "--dry-run"]])
@@ -63,7 +64,41 @@ def test_every_command_refuses_a_class_by_its_name(folder: Path, command: list[s
     found = CliRunner().invoke(app, [*command, "-c", str(folder / "c.yaml")])
     assert found.exit_code == ModelError.exit_code
     assert "CycleDiffusionPipeline cannot be used here: it takes two prompts" in found.output
-    assert not (folder / "run.zarr" / "schedule").exists()
+    assert not (folder / "run.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"image": "gone.png", "strength": 1.0}, "collect.pipeline_inputs.image: no file at gone.png"),
+        ({"image": "c.safetensors", "strength": 1.0}, "collect.pipeline_inputs.image: cannot read c.safetensors"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_before_anything_is_written(
+    folder: Path, inputs: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "c.safetensors").write_text("no tensor at all")
+    (folder / "c.yaml").write_text(yaml.safe_dump(with_inputs(folder, **inputs).model_dump(exclude={"storage_options"})))
+    found = CliRunner().invoke(app, ["collect", "-c", "c.yaml"])
+    assert (found.exit_code, said in found.output) == (ConfigError.exit_code, True)
+    assert not (folder / "run.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"strength": "high"}, "fails with these collect.pipeline_inputs: TypeError: '<' not supported"),
+        ({"strength": 1.0, "image": []}, "fails with these collect.pipeline_inputs: IndexError: list index out of range"),
+        ({"strength": 1.0, "clip_skip": 99}, "fails with these collect.pipeline_inputs: IndexError: tuple index out of range"),
+    ],
+)
+def test_a_value_that_the_pipeline_cannot_use_is_an_error_of_the_config(
+    folder: Path, wrong: dict[str, object], said: str
+) -> None:
+    config = with_inputs(folder, **{"image": str(folder / "photo.png"), **wrong})
+    with pytest.raises(ConfigError, match=f"StableDiffusionImg2ImgPipeline {re.escape(said)}"):
+        execute(config, "collect")
 
 
 def test_another_picture_makes_the_collection_stale(folder: Path) -> None:
