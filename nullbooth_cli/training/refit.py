@@ -19,7 +19,7 @@ import torch
 
 from nullbooth_cli.api import OpenStore
 from nullbooth_cli.collect.open_model import load_model
-from nullbooth_cli.datatypes import Site
+from nullbooth_cli.datatypes import Site, denoiser_of_weight
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted, listed
 from nullbooth_cli.model.denoisers import denoiser_of, denoiser_weights
@@ -167,6 +167,12 @@ def prompts_of(prompts: str | Sequence[str], word: str | None) -> tuple[str, ...
 def refit_events(store: OpenStore, config: Config, request: RefitRequest) -> Generator[Event, None, RefitReport]:
     """The work of `refit` under a config of the store; yields events."""
     store.require("covariance")
+    others = [prefix for site in store.sites() if (prefix := denoiser_of_weight(site.weights[0]))]
+    if others:
+        raise ConfigError(
+            f"a refit changes one denoiser, and {store.url} has weights of a second one, {others[0].removesuffix('.')}",
+            "train the pipeline under the constraint instead",
+        )
     found = find_change(config, request.file)
     require_word(found, request.prompts)
     if request.output is not None:

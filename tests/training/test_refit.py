@@ -1,6 +1,7 @@
 """Refits of finished changes in every form that files have, against the formula written plainly on the embedded model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,14 @@ def test_a_store_before_its_moments_is_refused(tmp_path: Path) -> None:
     store = nb.OpenStore(execute(small_config(tmp_path / "run.zarr"), "schedule"))
     with pytest.raises(StageError, match="covariance"):
         nb.refit(lora_files.kohya_file(tmp_path / "style.safetensors"), store, USED, output=None)
+
+
+def test_a_store_of_two_denoisers_is_refused(opened: nb.OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = lora_files.kohya_file(tmp_path / "style.safetensors")
+    sites = [replace(each, weights=tuple(f"transformer_2.{name}" for name in each.weights)) for each in opened.sites()]
+    monkeypatch.setattr(opened, "sites", lambda: sites)
+    with pytest.raises(ConfigError, match=r"a refit changes one denoiser, and .* has weights of a second one, transformer_2"):
+        nb.refit(file, opened, USED, output=None, device="cpu")
 
 
 def test_the_report_is_a_sentence(opened: nb.OpenStore, tmp_path: Path) -> None:
