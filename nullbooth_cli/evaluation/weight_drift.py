@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from nullbooth_cli.datatypes import SECOND_DENOISERS
 from nullbooth_cli.errors import ConfigError, DataError
 from nullbooth_cli.evaluation.answer import Drift, WeightDrift
-from nullbooth_cli.model.denoisers import denoiser_of
+from nullbooth_cli.model.denoisers import denoiser_of, denoiser_weights
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.nullspace.pooling import moment_of, pooled
 from nullbooth_cli.nullspace.projector import relative_drift
@@ -47,7 +48,7 @@ def weights_of(pipe: Pipeline, protected: Sequence[str]) -> Weights:
         if isinstance(module, nn.Module) and component != "safety_checker"
         for name, tensor in module.state_dict().items()
     }
-    tensors = denoiser_of(pipe).state_dict()
+    tensors = denoiser_weights(pipe)
     missing = [name for name in protected if name not in tensors]
     if missing:
         raise ConfigError(
@@ -58,8 +59,8 @@ def weights_of(pipe: Pipeline, protected: Sequence[str]) -> Weights:
 
 
 def _require_finite(pipe: Pipeline) -> None:
-    for name, parameter in denoiser_of(pipe).named_parameters():
-        if not parameter.isfinite().all():
+    for name, tensor in denoiser_weights(pipe).items():
+        if not tensor.isfinite().all():
             raise DataError(f"{name} of the {type(pipe).__name__} is not finite", "train it again, with a lower learning rate")
 
 
@@ -95,7 +96,7 @@ def weight_drifts(store: Store, heldout: Store | None, base: Weights, edited: Se
 
 def _drift(base: Weights, edited: Weights, weights: Sequence[WeightDrift]) -> Drift:
     changed = [name for name in {**base.digests, **edited.digests} if base.digests.get(name) != edited.digests.get(name)]
-    unprotected = tuple(name for name in changed if name.partition(".")[2] not in base.protected)
+    unprotected = tuple(name for name in changed if _name_in_store(name) not in base.protected)
     heldout = [each.heldout_drift for each in weights if each.heldout_drift is not None]
     return Drift(
         largest=float(np.max([each.drift for each in weights])),  # of NaN, too
@@ -104,3 +105,9 @@ def _drift(base: Weights, edited: Weights, weights: Sequence[WeightDrift]) -> Dr
         unprotected_changed=unprotected,
         weights=tuple(weights),
     )
+
+
+def _name_in_store(name: str) -> str:
+    """The name that a tensor has in a store, from its name with the part of the pipeline: only second denoisers keep theirs."""
+    part, _, of_part = name.partition(".")
+    return name if part in SECOND_DENOISERS else of_part

@@ -2,10 +2,13 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import nullbooth_cli as nb
 from nullbooth_cli.errors import ConfigError
@@ -91,3 +94,20 @@ def test_another_architecture_is_refused() -> None:
         weight_drift.require_same_architecture(base, {"w": (2, 4)}, "there")
     with pytest.raises(ConfigError, match="there lacks 1 protected weights of the base, such as w"):
         weight_drift.require_same_architecture(base, {"v": (2, 3)}, "there")
+
+
+def test_the_weights_of_a_second_denoiser_are_its_own() -> None:
+    """Both denoisers have the same names; only the second one changes."""
+
+    def weights(second: float) -> weight_drift.Weights:
+        denoisers: dict[str, Any] = {name: nn.Linear(2, 2, bias=False) for name in ("transformer", "transformer_2")}
+        for denoiser, value in zip(denoisers.values(), (1.0, second), strict=True):
+            nn.init.constant_(denoiser.weight, value)
+            denoiser.dtype = torch.float32
+        pipe: Any = SimpleNamespace(**denoisers, components=denoisers)
+        return weight_drift.weights_of(pipe, ["weight", "transformer_2.weight"])
+
+    base, edited = weights(2.0), weights(3.0)
+    assert {name: float(value[0, 0]) for name, value in edited.protected.items()} == {"weight": 1.0, "transformer_2.weight": 3.0}
+    drift = weight_drift._drift(base, edited, [WeightDrift("transformer_2.weight", 0.5, None)])
+    assert (drift.protected_changed, drift.unprotected_changed) == (1, ())
