@@ -231,8 +231,12 @@ def _solve(source: Rows, missing: Rows, penalty: Rows) -> Rows:
 
 
 def text_sites(store: OpenStore) -> list[Site]:
-    """The sites that feed k or v weights and receive the text alone. Raises ConfigError if there is none."""
-    sites = [site for site in store.sites() if site.timestep_free and {of for _, of in site.projections} <= {"k", "v"}]
+    """The sites that feed k or v weights and receive the text alone. Raises ConfigError if there is none.
+
+    In DeepFloyd IF and Kandinsky 2 these are add_k and add_v: the text has projections of its own there.
+    """
+    of_text = {"k", "v", "add_k", "add_v"}
+    sites = [site for site in store.sites() if site.timestep_free and {of for _, of in site.projections} <= of_text]
     if not sites:
         raise ConfigError(
             f"no k or v weight in {store.url} receives the text alone",

@@ -22,9 +22,11 @@ from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.settings.config import build_config
 from nullbooth_cli.toy import score, world
 from nullbooth_cli.training.edit import TokenInputs, alphaedit, paired, read_pairs, text_inputs, text_sites, uce
-from tests.support.builders import ROOT, execute
+from tests.support import loading
+from tests.support.builders import ROOT, execute, small_config
 from tests.support.tiny import saved
 from tests.support.tiny_training import add_lora, exact_store
+from tests.support.zoo import ENTRIES
 
 BACKGROUNDS = ("white", "black", "blue", "gray")
 PAIRS = {f"a sks star on a {b} background": f"a red star on a {b} background" for b in BACKGROUNDS}
@@ -158,6 +160,47 @@ def test_padding_that_nothing_looks_at_plays_no_part(tmp_path: Path) -> None:
     report = nb.edit(pipe, store, {"abcd": "ab"}, method="uce", preserve=0.0, ridge=1e-4)
     assert set(report.weights) == set(sites[0].weights)
     assert report.missing < 0.3
+
+
+def test_projections_that_are_the_text_s_own_are_edited(tmp_path: Path) -> None:
+    """DeepFloyd IF: add_k and add_v. `missing` is that of the weights' own inputs, by hooks."""
+    torch.manual_seed(0)
+    ENTRIES["IFPipeline"].build().save_pretrained(tmp_path / "if")
+    config = small_config(
+        tmp_path / "run.zarr",
+        model=str(tmp_path / "if"),
+        original_knowledge_prompts=["a dog", "a tree", "two boats"],
+        schedule={"num_denoising_steps": 2, "sampler_strategy": "model"},
+        collect={"keep": "moments", "batch_size": 3},
+        project={"relative_threshold": 1e-6, "empty": "freeze"},
+    )
+    store = nb.OpenStore(execute(config, "collect", "covariance", "project"))
+    pipe = loading.load(tmp_path / "if")
+    before = {name: tensor.double().numpy().copy() for name, tensor in pipe.unet.state_dict().items()}
+
+    def received(text: str, name: str) -> np.ndarray:
+        seen: list[torch.Tensor] = []
+        handle = pipe.unet.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0][-1])
+        )
+        pipe([text], num_inference_steps=2, guidance_scale=1.0, output_type="pt")
+        handle.remove()
+        return seen[0].double().numpy()
+
+    texts = {name: (received("a cat", name), received("a dog", name)) for name in before if name.endswith("add_v_proj.weight")}
+    report = nb.edit(pipe, store, {"a cat": "a dog"}, ridge=1e-3)
+    after = {name: tensor.double().numpy() for name, tensor in pipe.unet.state_dict().items()}
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert (
+        changed == set(report.weights) == {name for name in before if name.endswith(("add_k_proj.weight", "add_v_proj.weight"))}
+    )
+    assert texts
+    for name, (source, target) in texts.items():
+        wanted = (target - source) @ before[name].T
+        reached = source @ (after[name] - before[name]).T
+        missing = np.linalg.norm(reached - wanted) / np.linalg.norm(wanted)
+        assert report.weights[name].missing == pytest.approx(missing, rel=1e-3)
+        assert report.weights[name].missing < 1
 
 
 def test_texts_that_are_as_long_as_their_prompts_are_paired_up_to_the_shorter_one() -> None:
