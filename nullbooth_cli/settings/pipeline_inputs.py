@@ -4,6 +4,7 @@ A text is a file if its name ends as that of a picture or of a tensor, except wh
 input, such as the frames of a video.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from nullbooth_cli.settings.places import expanded
 
 KEY = "collect.pipeline_inputs"
 TENSOR = ".safetensors"
+_OF_PICTURES = re.compile(r".*(image|mask|video|frame)s?")  # names of inputs that are no text
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
@@ -40,6 +42,12 @@ def expanded_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(
                 f"{name} is a {type(value).__name__}", "give a file, a text, a number, true or false, or a list of these"
             )
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, str) and _OF_PICTURES.fullmatch(name) and not is_file(name, each):
+                raise ConfigError(
+                    f"{name} is {each!r}, whose name ends as no picture's that can be read",
+                    f"give a file that ends in {', '.join((*PICTURES, TENSOR))}",
+                )
     return with_files(inputs, lambda _, file: expanded(file))
 
 

@@ -27,6 +27,13 @@ def test_a_file_is_known_by_its_ending(name: str, value: object, found: bool) ->
     assert is_file(name, value) == found
 
 
+@pytest.mark.parametrize(("name", "value"), [("image", "photo"), ("mask_image", "photo.heic"), ("video", ["a.png", "b"])])
+def test_a_picture_whose_name_ends_as_none_is_an_error_and_no_text(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is '.*', whose name ends as no picture's") as caught:
+        build_config({"collect": {"pipeline_inputs": {name: value}}})
+    assert ".png, .jpg" in caught.value.hint
+
+
 def test_a_collection_depends_on_the_content_of_files_and_on_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLACE", str(tmp_path))
     (tmp_path / "a.png").write_bytes(b"a picture")
