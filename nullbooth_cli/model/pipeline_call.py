@@ -27,6 +27,7 @@ from nullbooth_cli.model.pipeline_classes import (
     takes_one_prompt,
     takes_pictures_by_prompt,
 )
+from nullbooth_cli.model.quiet import quiet_libraries
 from nullbooth_cli.settings.pipeline_inputs import KEY
 
 # Names of what nullbooth hands over, the likely first; those of a decoder belong to pipelines of several stages without a name of
@@ -210,9 +211,10 @@ def class_named(name: str) -> Any:
 
     require_usable(name)
     try:
-        found = getattr(diffusers, name)
-        if hasattr(found, "_backends"):  # a dummy, which raises for all that is asked of it
-            found.from_pretrained("")
+        with quiet_libraries():  # the import of a class logs what is not installed
+            found = getattr(diffusers, name)
+            if hasattr(found, "_backends"):  # a dummy, which raises for all that is asked of it
+                found.from_pretrained("")
     except AttributeError as error:
         raise ConfigError(f"this diffusers does not know the pipeline {name}", "upgrade it: pip install -U diffusers") from error
     except (ImportError, RuntimeError) as error:
