@@ -75,3 +75,18 @@ def test_the_forwards_that_are_needed_count_those_of_guidance() -> None:
     assert found_in(pipe).forwards_needed(6) == 12
     assert found_in(pipe, features=("k", "v")).forwards_needed(6) == 2
     assert found_in(SmallPipeline()).forwards_needed(6) == 6
+
+
+class Timed(Denoiser):
+    """One that is told the timestep, and does nothing with it."""
+
+    def forward(self, hidden: torch.Tensor, text: torch.Tensor, timestep: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(hidden, text)
+
+
+def test_forwards_at_two_timesteps_are_no_step() -> None:
+    """As of a solver that runs the denoiser between two steps of its scheduler."""
+    rows = [["prompt"], ["empty"]]
+    found_in(SmallPipeline(lambda _: rows, denoiser=Timed(), timestep=lambda step, turn: 900.0 - step))
+    with pytest.raises(ModelError, match=r"at two timesteps in one step of its scheduler: 900 and 899\.5"):
+        found_in(SmallPipeline(lambda _: rows, denoiser=Timed(), timestep=lambda step, turn: 900.0 - step - turn / 2))

@@ -35,11 +35,12 @@ class SmallPipeline:
         second: Denoiser | None = None,
         boundary: int = 0,
         text: Callable[[torch.Tensor], torch.Tensor] = lambda text: text,
+        timestep: Callable[[int, int], float] | None = None,
     ) -> None:
         torch.manual_seed(0)
         self.unet = denoiser or Denoiser()
         self.transformer_2, self._boundary = second, boundary
-        self._rows, self._text = rows, text
+        self._rows, self._text, self._timestep = rows, text, timestep
         self.scheduler = SmallScheduler()
         self.device = self._execution_device = torch.device("cpu")
 
@@ -63,8 +64,9 @@ class SmallPipeline:
         for step in range(num_inference_steps):
             denoiser = self.transformer_2 if self.transformer_2 is not None and step >= self._boundary else self.unet
             predicted = torch.zeros_like(latents)
-            for kinds in self._rows(step):
+            for turn, kinds in enumerate(self._rows(step)):
+                told = {} if self._timestep is None else {"timestep": torch.tensor([self._timestep(step, turn)])}
                 text = self._text(torch.cat([encoded[kind] for kind in kinds]))
-                predicted = predicted + denoiser(torch.cat([latents] * len(kinds)), text).chunk(len(kinds))[-1]
+                predicted = predicted + denoiser(torch.cat([latents] * len(kinds)), text, **told).chunk(len(kinds))[-1]
             latents = self.scheduler.step(predicted, latents)
         return (latents,)
