@@ -33,6 +33,33 @@ FLUX_SHAPE = {
     "joint_attention_dim": TEXT,
     "axes_dims_rope": (4, 4, 8),
 }
+# Of the transformer and of a control network beside it.
+SD3_SHAPE = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "attention_head_dim": 8,
+    "num_attention_heads": 4,
+    "joint_attention_dim": 64,
+    "caption_projection_dim": 32,
+    "pooled_projection_dim": 2 * TEXT,
+    "out_channels": 4,
+    "pos_embed_max_size": 16,
+}
+QWEN_SHAPE = {
+    "in_channels": 16,
+    "out_channels": 4,
+    "num_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": TEXT,
+    "axes_dims_rope": (4, 6, 6),
+}
+
+
+def with_class(name: str, pipe: Any, **parts: Any) -> Any:
+    """The parts of a pipeline, but those that are None, in another pipeline class, with these in their place or beside them."""
+    components = {part: made for part, made in pipe.components.items() if made is not None}
+    return getattr(diffusers, name)(**{**components, **parts})
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -201,20 +228,7 @@ def sd3(**changes: Any) -> Any:
         tokenizer=clip_tokenizer(),
         tokenizer_2=clip_tokenizer(),
         tokenizer_3=t5_tokenizer(),
-        transformer=diffusers.SD3Transformer2DModel(
-            sample_size=8,
-            patch_size=2,
-            in_channels=4,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=4,
-            joint_attention_dim=64,
-            caption_projection_dim=32,
-            pooled_projection_dim=2 * TEXT,
-            out_channels=4,
-            pos_embed_max_size=16,
-            **changes,
-        ),
+        transformer=diffusers.SD3Transformer2DModel(patch_size=2, num_layers=2, **SD3_SHAPE, **changes),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
 
@@ -290,15 +304,7 @@ def qwen_image() -> Any:
             )
         ),
         tokenizer=qwen_tokenizer(),
-        transformer=diffusers.QwenImageTransformer2DModel(
-            in_channels=16,
-            out_channels=4,
-            num_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=TEXT,
-            axes_dims_rope=(4, 6, 6),
-        ),
+        transformer=diffusers.QwenImageTransformer2DModel(**QWEN_SHAPE),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
 

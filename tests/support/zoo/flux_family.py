@@ -4,7 +4,7 @@ from typing import Any
 
 import diffusers
 
-from tests.support.tiny import FLUX_SHAPE, TEXT, chroma, flux, t5, t5_tokenizer, vae
+from tests.support.tiny import FLUX_SHAPE, TEXT, chroma, flux, t5, t5_tokenizer, vae, with_class
 from tests.support.zoo.language_models import language_model, qwen_tokenizer
 
 SHIFTING = {"use_dynamic_shifting": True, "shift": 3.0}
@@ -21,8 +21,7 @@ def flux_transformer(**changes: Any) -> diffusers.FluxTransformer2DModel:
 
 def flux_as(name: str, **parts: Any) -> Any:
     """The parts of Flux in another pipeline class, with these in their place or beside them."""
-    components = {part: made for part, made in flux().components.items() if part not in ("image_encoder", "feature_extractor")}
-    return getattr(diffusers, name)(**{**components, **parts})
+    return with_class(name, flux(), **parts)
 
 
 def flux_with_channels(name: str, in_channels: int) -> Any:
@@ -38,8 +37,7 @@ def flux_controlnet(name: str) -> Any:
 
 
 def chroma_as(name: str) -> Any:
-    parts = {part: made for part, made in chroma().components.items() if part not in ("image_encoder", "feature_extractor")}
-    return getattr(diffusers, name)(**{**parts, "vae": vae(shift=0.06)})
+    return with_class(name, chroma(), vae=vae(shift=0.06))
 
 
 def flux2_vae() -> Any:

@@ -4,22 +4,13 @@ from typing import Any
 
 import diffusers
 
-from tests.support.tiny import TEXT, qwen_image
+from tests.support.tiny import QWEN_SHAPE, qwen_image, with_class
 
 
 def qwen_as(name: str, **parts: Any) -> Any:
-    return getattr(diffusers, name)(**{**qwen_image().components, **parts})
+    return with_class(name, qwen_image(), **parts)
 
 
 def qwen_controlnet(name: str, extra_channels: int = 0) -> Any:
-    net = diffusers.QwenImageControlNetModel(
-        in_channels=16,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=TEXT,
-        axes_dims_rope=(4, 6, 6),
-        extra_condition_channels=extra_channels,
-    )
+    net = diffusers.QwenImageControlNetModel(extra_condition_channels=extra_channels, **QWEN_SHAPE)
     return qwen_as(name, controlnet=net)

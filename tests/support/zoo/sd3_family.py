@@ -4,14 +4,13 @@ from typing import Any
 
 import diffusers
 
-from tests.support.tiny import BETAS, TEXT, clip, clip_tokenizer, pixart, sd3, t5, t5_tokenizer, vae
+from tests.support.tiny import BETAS, SD3_SHAPE, TEXT, clip, clip_tokenizer, pixart, sd3, t5, t5_tokenizer, vae, with_class
 from tests.support.zoo.flux_family import flow
 from tests.support.zoo.language_models import bert, bert_tokenizer, glm_tokenizer, language_model, qwen_tokenizer
 
 
 def sd3_as(name: str, **parts: Any) -> Any:
-    components = {part: made for part, made in sd3().components.items() if part not in ("image_encoder", "feature_extractor")}
-    return getattr(diffusers, name)(**{**components, **parts})
+    return with_class(name, sd3(), **parts)
 
 
 def sd3_inpaint() -> Any:
@@ -22,24 +21,12 @@ def sd3_inpaint() -> Any:
 
 
 def sd3_controlnet(name: str, extra_channels: int = 0) -> Any:
-    net = diffusers.SD3ControlNetModel(
-        sample_size=8,
-        in_channels=4,
-        num_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=4,
-        joint_attention_dim=64,
-        caption_projection_dim=32,
-        pooled_projection_dim=2 * TEXT,
-        out_channels=4,
-        pos_embed_max_size=16,
-        extra_conditioning_channels=extra_channels,
-    )
+    net = diffusers.SD3ControlNetModel(num_layers=1, extra_conditioning_channels=extra_channels, **SD3_SHAPE)
     return sd3_as(name, controlnet=net)
 
 
 def pixart_as(name: str, **parts: Any) -> Any:
-    return getattr(diffusers, name)(**{**pixart().components, **parts})
+    return with_class(name, pixart(), **parts)
 
 
 def auraflow() -> Any:
