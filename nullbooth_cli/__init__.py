@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nullbooth_cli.api import OpenStore, open_store, run
     from nullbooth_cli.datatypes import Site, Step
+    from nullbooth_cli.editing.edit import EditReport, edit
     from nullbooth_cli.errors import (
         ConfigError,
         DataError,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from nullbooth_cli.settings.config import Config, load_config
     from nullbooth_cli.teaching.teach import TeachReport, teach
     from nullbooth_cli.training.constraint import Constraint, ConstraintReport, constrain
-    from nullbooth_cli.training.edit import EditReport, edit
     from nullbooth_cli.training.refit import RefitReport, refit
 
 __version__ = "0.1.0"
@@ -88,7 +88,7 @@ _MODULES = {
     "settings.config": ("Config", "load_config"),
     "teaching.teach": ("TeachReport", "teach"),
     "training.constraint": ("Constraint", "ConstraintReport", "constrain"),
-    "training.edit": ("EditReport", "edit"),
+    "editing.edit": ("EditReport", "edit"),
     "training.refit": ("RefitReport", "refit"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

@@ -24,6 +24,7 @@ ROWS = (
     ("evaluation", "pipeline"),
     ("api",),
     ("training",),
+    ("editing",),
     ("integrations",),
     ("kohya",),
     ("report",),
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "fsspec": ("store",),
     "diffusers": ("model", "collect/without_weights.py", "training", "toy"),
     "nullbooth_cli.settings.config.Config": (
-        *("settings", "collect/open_model.py"),
+        *("settings", "collect/open_model.py", "collect/edited_model.py"),
         *("pipeline", "evaluation", "api", "training", "report", "teaching", "commands", "cli"),
     ),
 }

@@ -1,6 +1,7 @@
 """Opens the model of a config: its scheduler and steps, its pipeline with weights or without, its path and its sites.
 
-The only file below pipeline/ that reads a `Config`. Nothing here reads or writes a store. Heavy imports are inside the functions.
+The only file below pipeline/, beside edited_model.py, that reads a `Config`.
+Nothing here reads or writes a store. Heavy imports are inside the functions.
 
 1. `compute_steps()` and `scheduler_of()` need the model's config files only.
 2. `load_model()` loads the pipeline; `follow_schedule()` sets the stored schedule; `find_recordable()` finds its sites.

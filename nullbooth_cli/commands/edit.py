@@ -44,12 +44,12 @@ def edit(
     from nullbooth_cli.collect.open_model import load_model
     from nullbooth_cli.commands import next_command
     from nullbooth_cli.commands.session import start
+    from nullbooth_cli.editing.edit import edit as edit_pipeline
+    from nullbooth_cli.editing.edit import read_pairs, require_possible
     from nullbooth_cli.errors import ConfigError
     from nullbooth_cli.model.quiet import quiet_libraries
     from nullbooth_cli.nullspace.export import is_taken, written
     from nullbooth_cli.report.answers import EditAnswer
-    from nullbooth_cli.training.edit import edit as edit_pipeline
-    from nullbooth_cli.training.edit import read_pairs, require_possible
 
     path = Path(output)
     if is_taken(path):

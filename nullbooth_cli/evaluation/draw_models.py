@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nullbooth_cli.collect.edited_model import load_edited, require_fits, stored_shapes
 from nullbooth_cli.collect.open_model import load_path
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.evaluation.edited import load_edited, require_fits, stored_shapes
 from nullbooth_cli.evaluation.encoders import FeatureSpaces
 from nullbooth_cli.evaluation.instance_loss import has_instance_loss, instance_errors
 from nullbooth_cli.evaluation.pictures import Pictures, draw_pictures, pooled_latents, read_images

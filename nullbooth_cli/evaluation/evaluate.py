@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nullbooth_cli.collect.edited_model import read_place
 from nullbooth_cli.evaluation.answer import (
     SUBJECT,
     EvaluationReport,
@@ -33,7 +34,6 @@ from nullbooth_cli.evaluation.compare import (
     extract_features,
 )
 from nullbooth_cli.evaluation.draw_models import ANOTHER, BASE, DrawnBase, DrawnModels
-from nullbooth_cli.evaluation.edited import read_place
 from nullbooth_cli.evaluation.encoders import FeatureSpaces, load_feature_spaces
 from nullbooth_cli.evaluation.instance_loss import NO_LOSS, instance_loss
 from nullbooth_cli.evaluation.learned import learned_verdict

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nullbooth_cli.collect.edited_model import EditedModel, base_of, load_edited, read_place
 from nullbooth_cli.collect.open_model import load_model
 from nullbooth_cli.errors import ConfigError, DataError
-from nullbooth_cli.evaluation.edited import EditedModel, base_of, load_edited, read_place
 from nullbooth_cli.evaluation.encoders import batches
 from nullbooth_cli.evaluation.pictures import require_pictures
 from nullbooth_cli.model.device import pick_device

@@ -1,1 +1,1 @@
-"""Using projectors: constrained training, DreamBooth, closed-form edits."""
+"""Using projectors: constrained training, DreamBooth, refits."""

@@ -184,5 +184,5 @@ def test_the_code_of_the_constraint(names: dict[str, Any], capsys: pytest.Captur
 
 
 def test_the_code_of_an_edit(names: dict[str, Any]) -> None:
-    found = run_python(python_of("nullbooth_cli/training/edit.py"), {**names, "nb": nb})
+    found = run_python(python_of("nullbooth_cli/editing/edit.py"), {**names, "nb": nb})
     assert found["report"].pairs == {"a zwx": "a red star"}

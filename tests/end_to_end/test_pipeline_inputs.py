@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 import nullbooth_cli as nb
 from nullbooth_cli.cli import app
+from nullbooth_cli.editing.edit import edit
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model import load
 from nullbooth_cli.pipeline.state import stage_states
 from nullbooth_cli.settings.config import Config
-from nullbooth_cli.training.edit import edit
 from tests.support import loading
 from tests.support.builders import PROMPTS, execute, prompts_of, states_of
 from tests.support.model_files import copy_folder

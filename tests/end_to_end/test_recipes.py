@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from nullbooth_cli.evaluation.edited import load_edited
+from nullbooth_cli.collect.edited_model import load_edited
 from nullbooth_cli.model import load
 from nullbooth_cli.model.conditioning import capture
 from nullbooth_cli.settings.config import Config

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from nullbooth_cli.evaluation.edited import load_edited
+from nullbooth_cli.collect.edited_model import load_edited
 from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.nullspace.pooling import pooled, second_moment
 from nullbooth_cli.settings.config import Config

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 
 import nullbooth_cli as nb
 from nullbooth_cli.collect import open_model
+from nullbooth_cli.collect.edited_model import load_edited
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError, StageError
 from nullbooth_cli.evaluation import draw_models
-from nullbooth_cli.evaluation.edited import load_edited
 from nullbooth_cli.evaluation.encoders import ENCODERS
 from nullbooth_cli.evaluation.evaluate import evaluate
 from nullbooth_cli.evaluation.pictures import PictureSpec

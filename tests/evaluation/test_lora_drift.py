@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 import nullbooth_cli as nb
+from nullbooth_cli.collect.edited_model import load_edited
 from nullbooth_cli.collect.open_model import open_base
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.evaluation.edited import load_edited
 from nullbooth_cli.evaluation.lora_drift import LoraDrift, measure
 from nullbooth_cli.evaluation.weight_drift import weight_drifts, weights_of
 from nullbooth_cli.model.base_weights import BaseWeights

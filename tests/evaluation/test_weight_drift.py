@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import nullbooth_cli as nb
+from nullbooth_cli.collect.edited_model import load_edited
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation import weight_drift
 from nullbooth_cli.evaluation.answer import Drift, WeightDrift
-from nullbooth_cli.evaluation.edited import load_edited
 from nullbooth_cli.nullspace.projector import relative_drift
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store

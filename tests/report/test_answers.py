@@ -16,7 +16,7 @@ def test_an_export_names_only_what_its_format_has() -> None:
 
 
 def test_an_edit_has_its_pairs_and_its_weights() -> None:
-    from nullbooth_cli.training.edit import EditedWeight
+    from nullbooth_cli.editing.edit import EditedWeight
 
     weights = {"mid.to_k.weight": EditedWeight(missing=0.1, drift=0.01, change=0.2)}
     answer = EditAnswer(

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from nullbooth_cli import toy
+from nullbooth_cli.collect.edited_model import load_edited, read_place
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.evaluation.edited import load_edited, read_place
 from nullbooth_cli.model import load
 from nullbooth_cli.model.conditioning import capture
 from nullbooth_cli.model.families import family_of

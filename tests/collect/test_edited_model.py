@@ -10,8 +10,8 @@ import torch
 from peft import LoHaConfig, LoraConfig
 from safetensors.torch import load_file, save_file
 
+from nullbooth_cli.collect.edited_model import base_of, load_edited, read_place, require_fits, stored_shapes
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.evaluation.edited import base_of, load_edited, read_place, require_fits, stored_shapes
 from nullbooth_cli.model.trained_files import Base
 from nullbooth_cli.settings.config import Config
 from tests.support.edited_models import save_lora, toy

@@ -16,12 +16,14 @@ from typer.testing import CliRunner
 
 import nullbooth_cli as nb
 from nullbooth_cli.cli import app
+from nullbooth_cli.editing.edit import read_pairs, text_sites
+from nullbooth_cli.editing.solve import alphaedit, uce
+from nullbooth_cli.editing.tokens import TokenInputs, paired, text_inputs
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model import load
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.settings.config import build_config
 from nullbooth_cli.toy import score, world
-from nullbooth_cli.training.edit import TokenInputs, alphaedit, paired, read_pairs, text_inputs, text_sites, uce
 from tests.support import loading
 from tests.support.builders import ROOT, execute, small_config
 from tests.support.tiny import saved
