@@ -12,10 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nullbooth_cli.datatypes import Site, Step
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.nullspace.moment import Moment
-from nullbooth_cli.nullspace.pooling import moment_of, pooled
+from nullbooth_cli.nullspace.pooling import edited, moment_of, pooled
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.nullspace.usable import load_projector, provenance, usable_projectors
 from nullbooth_cli.pipeline.state import require, stage_states
@@ -116,7 +119,7 @@ class OpenStore:
         return tuple(prompt.text for prompt in self._store.prompts())
 
     def moment(self, site: Site | str, step: int | None = None) -> Moment:
-        """The second moment of a site at one step of the schedule (by its index), or over all of them.
+        """The second moment of a site at one step of the schedule (by its index), or over all of them, with hard tasks.
 
         A timestep-free site has the same moment at every step. Raises StageError before `covariance` is complete, ConfigError
         for a step in which the denoiser of the site does not run.
@@ -126,6 +129,14 @@ class OpenStore:
         found = self._site(site)
         chosen = None if step is None else [self._recorded(found, step)]
         return _moment(self._store, found, chosen)
+
+    def edited(self, site: Site | str) -> NDArray[np.float64] | None:
+        """K1 K1^T `[D, D]` of the edits that the store remembers softly, which a further edit leaves as they are; None without.
+
+        Raises StageError before `covariance` is complete. Cost: as of `moment`.
+        """
+        self.require("covariance")
+        return edited(self._store, self._site(site))
 
     def heldout_moment(self, site: Site | str) -> Moment | None:
         """The second moment of a site over all steps, of the held-out prompts; None without any.

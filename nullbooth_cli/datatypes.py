@@ -13,6 +13,15 @@ from nullbooth_cli.errors import ConfigError, StoreError
 
 SECOND_DENOISERS = ("transformer_2",)  # parts of a pipeline whose weights have the name of the part before theirs, in a store
 HELDOUT = "heldout"  # the store of the held-out prompts, inside that of the preserved ones
+TASKS = "tasks"  # the stores of what was remembered, each inside that of the preserved prompts
+
+
+def outer_place(place: str) -> str:
+    """The place of the store around one of held-out prompts or of a task; any other place as it is."""
+    around, _, name = place.rpartition("/")
+    if name == HELDOUT:
+        return around
+    return around.removesuffix(f"/{TASKS}") if around.endswith(f"/{TASKS}") else place
 
 
 @dataclass(frozen=True)

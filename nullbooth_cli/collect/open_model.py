@@ -178,18 +178,20 @@ def _require_whole_size(config: Config) -> None:
         )
 
 
-def load_path(config: Config, steps: tuple[Step, ...], device: str | None) -> "tuple[Pipeline, DenoisingPath]":
-    """Load the model and let it follow the schedule; returns (pipeline, path)."""
+def load_path(
+    config: Config, steps: tuple[Step, ...], device: str | None, pipe: "Pipeline | None" = None
+) -> "tuple[Pipeline, DenoisingPath]":
+    """Load the model, unless it is given, and let it follow the schedule; returns (pipeline, path)."""
     require_call(config)
-    pipe = load_model(config, device)
+    pipe = load_model(config, device) if pipe is None else pipe
     return pipe, follow_schedule(config, steps, pipe)
 
 
 def load_recordable(
-    config: Config, steps: tuple[Step, ...], prompts: tuple[Prompt, ...], device: str | None
+    config: Config, steps: tuple[Step, ...], prompts: tuple[Prompt, ...], device: str | None, *, pipe: "Pipeline | None" = None
 ) -> "RecordableModel":
-    """Load the model, let it follow the schedule and find its sites. Cost: the load, and that of `find_sites`."""
-    pipe, path = load_path(config, steps, device)
+    """Load the model, unless it is given, let it follow the schedule and find its sites. Cost: the load, and `find_sites`."""
+    pipe, path = load_path(config, steps, device, pipe)
     return find_recordable(config, pipe, path, prompts)
 
 

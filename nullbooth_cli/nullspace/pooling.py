@@ -1,6 +1,6 @@
 """The timesteps that a decomposition pools, and their sums. Needs no torch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -12,7 +12,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import listed
 from nullbooth_cli.nullspace.factored import add_factored
 from nullbooth_cli.nullspace.moment import Moment
-from nullbooth_cli.store import Store
+from nullbooth_cli.store import Store, Task, tasks_of
 
 
 @dataclass(frozen=True)
@@ -92,15 +92,34 @@ def _plus(one: AnySums, other: AnySums) -> AnySums:
 
 
 def pooled(store: Store, site: Site, timesteps: Iterable[int] | None = None, weight: str = "count") -> AnySums:
-    """The sums of a site over recorded timesteps, all of them by default. Cost: one read of their moments.
+    """The sums of a site over recorded timesteps, all of them by default, with those of the hard tasks that the store remembers.
 
-    Weight "timestep" scales the sums of each timestep to the mean count; the count stays that of all vectors.
+    Weight "timestep" scales the sums of each timestep to the mean count; the count stays that of all vectors. Cost: one read of
+    their moments, twice for that weight.
     """
     timesteps = list(range(site.num_recorded(store.num_steps)) if timesteps is None else timesteps)
     if weight == "count":
-        return add_up(store.moments.read(site, timesteps))
-    total = int(store.moments.counts(site)[timesteps].sum())
-    return add_up(_scaled(sums, total / len(timesteps) / sums.count) for sums in store.moments.read(site, timesteps))
+        return add_up(with_tasks(store, site, timesteps))
+    total = sum(sums.count for sums in with_tasks(store, site, timesteps))
+    return add_up(_scaled(sums, total / len(timesteps) / sums.count) for sums in with_tasks(store, site, timesteps))
+
+
+def with_tasks(store: Store, site: Site, timesteps: Sequence[int], tasks: Sequence[Task] | None = None) -> Iterator[AnySums]:
+    """The sums of each recorded timestep of a site, with those of tasks: by default the hard ones that the store remembers."""
+    tasks = tasks_of(store, "hard") if tasks is None else tasks
+    remembered = [found for task in tasks if (found := task.sums(site, timesteps)) is not None]
+    for i, sums in enumerate(store.moments.read(site, timesteps)):
+        yield add_up([sums, *(of_task[i] for of_task in remembered)])
+
+
+def edited(store: Store, site: Site) -> NDArray[np.float64] | None:
+    """K1 K1^T `[D, D]` of the edits that a store remembers softly, each times its weight; None without any at this site."""
+    every = range(site.num_recorded(store.num_steps))
+    found = [sums for task in tasks_of(store, "soft") for sums in task.sums(site, every) or ()]
+    if not found:
+        return None
+    total = add_up(found)
+    return total.sum_xxt if isinstance(total, Sums) else total.factor.T @ total.factor
 
 
 def _scaled(sums: AnySums, factor: float) -> AnySums:

@@ -6,7 +6,7 @@ from typing import Any
 from nullbooth_cli.datatypes import Site, denoiser_of_weight
 from nullbooth_cli.errors import ConfigError, Rerun
 from nullbooth_cli.nullspace.projector import Projector
-from nullbooth_cli.store import Store
+from nullbooth_cli.store import Store, tasks_of
 
 
 def load_projector(store: Store, site: Site, index: int = 0) -> Projector:
@@ -45,6 +45,8 @@ def require_pooled(store: Store) -> None:
 def check_model(store: Store, tensors: Mapping[str, Any]) -> None:
     """Raise ConfigError if a model lacks a weight that a store protects, or has another value there.
 
+    The model is the one that was collected from, or that one after all tasks that the store remembers.
+
     `tensors` are the model's weights, by the names of its `state_dict()`; those of a second denoiser begin with its prefix. A
     denoiser without any weight in it is not compared.
     The model may have a higher precision than the one that was collected from: its weights are then rounded first. Adapters of
@@ -62,18 +64,25 @@ def check_model(store: Store, tensors: Mapping[str, Any]) -> None:
     tensors = {plain_name(name): tensor for name, tensor in tensors.items()}
     named = store.records["collect"]["model"]["model"]
     recorded = {name: digest for name, digest in recorded.items() if denoiser_of_weight(name) in _denoisers(tensors)}
-    missing = [name for name in recorded if name not in tensors]
-    changed = [name for name in recorded if name in tensors and tensor_digest(tensors[name], dtype) != recorded[name]]
-    if missing or changed:
-        differences = [
-            f"{len(names)} weights {problem}, such as {names[0]}"
-            for names, problem in ((missing, "are missing"), (changed, "differ"))
-            if names
-        ]
-        raise ConfigError(
-            f"these projectors belong to another model than the one at hand ({named}, run in {dtype}): " + "; ".join(differences),
-            "load the model that was collected from, without any training; or collect from this one",
-        )
+    found = {name: tensor_digest(tensors[name], dtype) for name in recorded if name in tensors}
+    tasks = tasks_of(store)
+    ends = [recorded, *([{**recorded, **tasks[-1].weights}] if tasks else [])]
+    if any(found == {name: end[name] for name in recorded} for end in ends):
+        return
+    missing = [name for name in recorded if name not in found]
+    changed = [name for name in found if found[name] != ends[-1][name]]
+    differences = [
+        f"{len(names)} weights {problem}, such as {names[0]}"
+        for names, problem in ((missing, "are missing"), (changed, "differ"))
+        if names
+    ]
+    chain = f"{named}, run in {dtype}" + (f", after {', '.join(task.name for task in tasks)}" if tasks else "")
+    raise ConfigError(
+        f"these projectors belong to another model than the one at hand ({chain}): " + "; ".join(differences),
+        "load the model that was collected from, without any training"
+        + (", or the one after the last task" if tasks else "")
+        + "; or collect from this one",
+    )
 
 
 def _denoisers(tensors: Mapping[str, Any]) -> set[str]:

@@ -31,6 +31,7 @@ def run_collect(run: Run) -> Iterator[Event]:
     that cannot be recorded. Cost: loads the model, finds the sites by a few steps, then one denoising path for every batch.
     """
     from nullbooth_cli.collect.batch_size import largest_batch
+    from nullbooth_cli.collect.edited_model import load_edited
     from nullbooth_cli.collect.sinks import FeatureSink
     from nullbooth_cli.collect.units import collect_units
     from nullbooth_cli.model import load
@@ -41,8 +42,9 @@ def run_collect(run: Run) -> Iterator[Event]:
     store, section = run.store, run.config.collect
     device = pick_device(run.device or run.workers.device)
     decide(run, lambda: _require_readable_images(run))
-    yield Note(f"loading the model {run.config.model}, to {device}")
-    loaded = load_recordable(run.config, store.schedule(), run.prompts, str(device))
+    yield Note(f"loading the model {run.edited or run.config.model}, to {device}")
+    pipe = None if run.edited is None else load_edited(run.config, run.edited, str(device))
+    loaded = load_recordable(run.config, store.schedule(), run.prompts, str(device), pipe=pipe)
     weights = load.weights_digest(loaded.pipe, encodes=loaded.path.images is not None)
     batch_size = section.batch_size
     if run.auto_batch:

@@ -9,7 +9,7 @@ from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.fingerprints import fingerprint, model_names, stage_settings
 from nullbooth_cli.settings.knowledge import HELDOUT_FIELD, PROMPTS_FIELD, attention_prompts, heldout_prompts
 from nullbooth_cli.settings.texts import cut
-from nullbooth_cli.store import Store
+from nullbooth_cli.store import Store, tasks_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,15 @@ def wanted_settings(config: Config, prompts: Iterable[Prompt], stage: str, keep:
         ids = sorted(prompt.id for prompt in heldout_prompts(config))
         settings[HELDOUT_FIELD] = f"{len(ids)} prompts, {fingerprint(ids)}" if ids else None
     return settings
+
+
+def remembered_settings(store: Store) -> dict[str, Any]:
+    """The hard tasks that the decompositions of a store depend on, a digest of each by its name; nothing without any."""
+    digests = {
+        task.name: fingerprint([task.weight, *(task.store.records["covariance"][key] for key in ("fingerprint", "rows"))])
+        for task in tasks_of(store, "hard")
+    }
+    return {"tasks": digests} if digests else {}
 
 
 def attention_settings(config: Config, store: Store) -> dict[str, Any]:

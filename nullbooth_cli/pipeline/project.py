@@ -6,6 +6,7 @@ from typing import Any
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.nullspace.pooling import DecompositionSettings, Pooling
+from nullbooth_cli.pipeline.differences import remembered_settings
 from nullbooth_cli.pipeline.run import Prepared, Run, my_units, prepare, report_units, start_stage, units_to_do
 from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.config import Config
@@ -50,6 +51,7 @@ def decomposition_basis(config: Config, store: Store) -> dict[str, Any]:
         "upstream": covariance["fingerprint"],
         "rows": covariance["rows"]["digest"],
         HELDOUT_FIELD: None if heldout is None else heldout.records["covariance"]["rows"]["digest"],
+        **remembered_settings(store),
     }
 
 

@@ -47,7 +47,8 @@ class StateCache:
 class Run:
     """The request. `store` is open for writing, and locked; `limit` is the number of units to do, None for all.
 
-    `stage` is the one at work: damage of a later one, or of one that is replaced or repaired, does not stop it.
+    `stage` is the one at work: damage of a later one, or of one that is replaced or repaired, does not stop it. `edited` is the
+    place of an edited model, which collect runs instead of the config's.
     """
 
     config: Config
@@ -59,6 +60,7 @@ class Run:
     limit: int | None = None
     repair: bool = False
     auto_batch: bool = False
+    edited: str | None = None
     workers: Workers = field(default_factory=Workers)
     interrupts: Interrupts = field(default_factory=Interrupts)
     cache: StateCache = field(default_factory=StateCache, repr=False)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 from nullbooth_cli.collect.open_model import require_call, scheduler_of
-from nullbooth_cli.datatypes import Prompt
+from nullbooth_cli.datatypes import HELDOUT, Prompt
 from nullbooth_cli.errors import ConfigError, Rerun, StageError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.model.fixed_inputs import read_inputs
@@ -158,15 +158,23 @@ def _prepare_heldout(run: Run, stage: str) -> dict[str, str]:
     `damage` is "stale" if a forced stage is damaged there. Cost: one read of what it wrote.
     """
     require_disjoint(heldout_prompts(run.config), run.prompts)
-    store = run.store.heldout_or_create(public_settings(heldout_config(run.config, batch_size=run.store.layout.batch_size)))
-    schedule = run.store.records["schedule"]
-    if store.records.get("schedule") != schedule:
-        store.write_record("schedule", None)
-        store.write_schedule(run.store.schedule())
-        store.write_record("schedule", schedule)
+    settings = public_settings(heldout_config(run.config, batch_size=run.store.layout.batch_size))
+    store = run.store.inside_or_create(HELDOUT, settings)
+    if give_schedule(run.store, store):
         run.cache.forget()
     damaged = run.force and any(isinstance(found, Damage) for found in run_checks(store, stage))
     return {name: found.state for name, found in run.states().heldout.items()} | {"damage": "stale" if damaged else ""}
+
+
+def give_schedule(store: Store, inner: Store) -> bool:
+    """Give a store the schedule of the one around it; returns whether it had another."""
+    schedule = store.records["schedule"]
+    if inner.records.get("schedule") == schedule:
+        return False
+    inner.write_record("schedule", None)
+    inner.write_schedule(store.schedule())
+    inner.write_record("schedule", schedule)
+    return True
 
 
 def _maps_are_left(run: Run) -> bool:

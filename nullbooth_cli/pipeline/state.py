@@ -30,6 +30,7 @@ from nullbooth_cli.pipeline.differences import (
     attention_settings,
     covered_rows,
     differing,
+    remembered_settings,
     removed_prompts,
     wanted_settings,
 )
@@ -255,6 +256,9 @@ def _project_units(_: tuple[Prompt, ...], store: Store, __: dict[str, StageState
     cells, records = store.progress.cells("project"), store.records
     old, new = records.get("decomposition", {}).get("rows"), records.get("covariance", {}).get("rows", {}).get("digest")
     because = (Difference(PROMPTS_FIELD, f"rows {old}", f"rows {new}"),) if old and new and old != new else ()
+    before, after = (found.get("tasks", {}) for found in (records.get("decomposition", {}), remembered_settings(store)))
+    if before != after:
+        because = (*because, Difference("tasks", ", ".join(before) or "none", ", ".join(after) or "none"))
     # A unit is cut after it was decomposed.
     known = {"project": cells, "decomposition": cells}
     return _Units(done=int((cells > 0).sum()), total=len(cells), cells=known, differences=because)

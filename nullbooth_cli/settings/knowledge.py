@@ -50,6 +50,22 @@ def heldout_config(config: Config, batch_size: int | None = None) -> Config:
     )
 
 
+def task_config(config: Config, place: str, prompts: Sequence[str]) -> Config:
+    """The config for recording a task at a place inside the store: the same schedule and path, its own prompts, only sums.
+
+    It starts from noise, even if real images were collected: nobody has images of what was taught under every prompt.
+    """
+    unused = {"keep": "moments", "visual_attention_map": False, "latents": "path", "images": None}
+    return config.model_copy(
+        update={
+            "store": f"{config.store.rstrip('/')}/{place}",
+            PROMPTS_FIELD: list(prompts),
+            HELDOUT_FIELD: None,
+            "collect": config.collect.model_copy(update=unused),
+        }
+    )
+
+
 def with_heldout_texts(config: Config) -> Config:
     """The config with its held-out prompts as a list of texts: a store that carries this config needs no prompt file."""
     if config.heldout_prompts is None:

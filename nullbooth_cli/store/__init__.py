@@ -11,6 +11,7 @@
     ├── projectors/<site>      eigenvalues [R, D], eigenvectors [R, D, F], energies [R, 2, D], noise_floor [R], null_dim [R],
     │                          leakage [R, 2]; R = 1 pooled
     ├── heldout/               a store of its own with the moments of the held-out prompts
+    ├── tasks/<name>/          a store of its own with the moments of what the model was taught since, see `tasks`
     ├── attention/<prompt id>  where the words of some prompts attend: <layer> [A, H, W, K] float16, image [h, w, 3]
     ├── activity/<worker>      attributes: the progress of a process at work; removed when it is done
     └── progress/<stage>       one cell per unit, one chunk per cell, written last; `decomposition` is the first half of project
@@ -44,6 +45,7 @@ from nullbooth_cli.store.partial_sums import PartialSums, pack_sums
 from nullbooth_cli.store.progress_cells import RELEASED
 from nullbooth_cli.store.projector_arrays import Cut, Decomposition
 from nullbooth_cli.store.store import Store
+from nullbooth_cli.store.tasks import Kind, Task, forget_task, list_task, listed_tasks, tasks_of
 
 __all__ = [
     "FEATURES",
@@ -55,16 +57,21 @@ __all__ = [
     "Cut",
     "Decomposition",
     "Heartbeat",
+    "Kind",
     "Layout",
     "PartialSums",
     "Site",
     "Store",
     "Sums",
+    "Task",
     "choose_sites",
     "create_collection",
     "extend_collection",
+    "forget_task",
     "is_held",
     "is_url",
+    "list_task",
+    "listed_tasks",
     "locked",
     "no_store",
     "open_backing",
@@ -72,4 +79,5 @@ __all__ = [
     "release_units",
     "shard_locked",
     "stores_beside",
+    "tasks_of",
 ]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from nullbooth_cli.datatypes import HELDOUT
+from nullbooth_cli.datatypes import outer_place
 from nullbooth_cli.errors import Rerun, StoreError
 from nullbooth_cli.store.backing import Backing, Bytes
 from nullbooth_cli.store.chunks import decode, encode
@@ -53,8 +53,8 @@ class ArrayGroup:
 
     @property
     def place(self) -> str:
-        """The place that a command names: held-out prompts belong to the store that they are in."""
-        return self.url.removesuffix(f"/{HELDOUT}")
+        """The place that a command names: held-out prompts and tasks belong to the store that they are in."""
+        return outer_place(self.url)
 
     @property
     def id(self) -> str:
@@ -115,7 +115,7 @@ class ArrayGroup:
 
         Chunks of an earlier array of this name do not belong to it, unless both were given one `identity`.
         """
-        self._make_groups_above(name)
+        self.make_groups_above(name)
         attributes = {**(attributes or {}), ID: identity or new_id()}
         document = array_document(
             shape=shape, chunks=chunks, dtype=dtype, fill=fill, attributes=attributes, compressed=compressed
@@ -228,6 +228,10 @@ class ArrayGroup:
         """An attribute of the group itself, as JSON gives it; do not change it. Raises KeyError if there is none."""
         return self._root.attributes[name]
 
+    def has_attribute(self, name: str) -> bool:
+        """Whether the group itself has an attribute."""
+        return name in self._root.attributes
+
     def update_attributes(self, **attributes: object) -> None:
         """Set attributes of the group itself, durably."""
         self._root = write_root(self.backing, {**self._root.attributes, **attributes})
@@ -235,7 +239,7 @@ class ArrayGroup:
 
     def create_group(self, name: str, attributes: Mapping[str, object]) -> None:
         """Make a group inside this one, or put other attributes in the place of those that it has, by one atomic write."""
-        self._make_groups_above(name)
+        self.make_groups_above(name)
         self._put_document(name, group_document(attributes))
 
     def require_group(self, name: str) -> None:
@@ -259,7 +263,7 @@ class ArrayGroup:
 
     # Documents
 
-    def _make_groups_above(self, name: str) -> None:
+    def make_groups_above(self, name: str) -> None:
         """Make the groups that an array or group is in, unless they are there."""
         parts = name.split("/")[:-1]
         for path in ("/".join(parts[: i + 1]) for i in range(len(parts))):

@@ -21,7 +21,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.common import concurrent_map
 from zarr.core.sync import sync
 
-from nullbooth_cli.datatypes import HELDOUT
+from nullbooth_cli.datatypes import outer_place
 from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.store.backing import Backing, Bytes
 from nullbooth_cli.store.lease import LEASES, Lease
@@ -154,10 +154,11 @@ class RemoteBacking(Backing):
                 raise in_use(self.url, holder)
 
     def _locked_place(self) -> "RemoteBacking":
-        """The place that the lock belongs to: held-out prompts belong to the store around them."""
-        around, _, name = self.url.rpartition("/")
-        if unquote(name) != HELDOUT or around.count("/") < 3:  # only a bucket is around it
+        """The place that the lock belongs to: held-out prompts and tasks belong to the store around them."""
+        around = outer_place(unquote(self.url))
+        if around == unquote(self.url) or around.count("/") < 3:  # only a bucket is around it
             return self
+        around = self.url.rsplit("/", unquote(self.url).count("/") - around.count("/"))[0]
         outer = RemoteBacking(around, self._options)
         return self if outer.get("zarr.json") is None else outer
 

@@ -75,20 +75,24 @@ class Store:
 
     def heldout(self, *, write: bool = False) -> "Store | None":
         """The store of the held-out prompts, which is inside this one; None if there is none."""
-        backing = self.arrays.backing.inside(HELDOUT, read_only=not write)
-        return type(self)(open_root(backing, self._heldout_id), backing) if is_there(backing) else None
+        return self.inside(HELDOUT, write=write)
 
-    def heldout_or_create(self, config: Mapping[str, object]) -> "Store":
+    def inside(self, name: str, *, write: bool = False) -> "Store | None":
+        """The store of a name inside this one; None if there is none. Raises StoreError for one of another store."""
+        backing = self.arrays.backing.inside(name, read_only=not write)
+        return type(self)(open_root(backing, self._inner_id(name)), backing) if is_there(backing) else None
+
+    def inside_or_create(self, name: str, config: Mapping[str, object]) -> "Store":
         """The same, open for writing; an empty one with this config if there is none."""
-        if found := self.heldout(write=True):
+        if found := self.inside(name, write=True):
             return found
-        backing = self.arrays.backing.inside(HELDOUT)
-        return type(self)(create_root(backing, config, self._heldout_id), backing)
+        self.arrays.make_groups_above(name)
+        backing = self.arrays.backing.inside(name)
+        return type(self)(create_root(backing, config, self._inner_id(name)), backing)
 
-    @property
-    def _heldout_id(self) -> str:
-        """With an id that follows from this store's, the held-out prompts of another store are found."""
-        return f"{self.arrays.id}-{HELDOUT}"
+    def _inner_id(self, name: str) -> str:
+        """With an id that follows from this store's, an inner store that was copied from another one is found."""
+        return f"{self.arrays.id}-{name}"
 
     @property
     def path(self) -> Path:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nullbooth_cli.datatypes import HELDOUT
 from nullbooth_cli.errors import StoreError
 from nullbooth_cli.pipeline.state import StageState
 from nullbooth_cli.report.json_document import to_json
@@ -97,7 +98,7 @@ class TestReport:
         store = Store.create(tmp_path / "run.zarr", {})
         store.heartbeats.write(outer := note())
         assert read_notes(store) == [("", outer)]
-        store.heldout_or_create({}).heartbeats.write(inner := note("1-of-1.1"))
+        store.inside_or_create(HELDOUT, {}).heartbeats.write(inner := note("1-of-1.1"))
         assert read_notes(store) == [("", outer), ("heldout", inner)]
 
     def test_its_json(self) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nullbooth_cli.datatypes import HELDOUT
 from nullbooth_cli.errors import Rerun, StoreError
 from nullbooth_cli.store import Store
 from nullbooth_cli.store.arrays import TEXT_CHUNK, ArrayGroup
@@ -72,7 +73,7 @@ def test_a_missing_array_names_the_stage_that_writes_it(arrays: ArrayGroup, name
 
 def test_what_rebuilds_heldout_prompts_names_the_store_that_they_are_in(store: Store) -> None:
     with pytest.raises(StoreError, match=r"run\.zarr/heldout has no array moments/a") as caught:
-        store.heldout_or_create({}).arrays.array("moments/a")
+        store.inside_or_create(HELDOUT, {}).arrays.array("moments/a")
     assert caught.value.rerun is not None
     assert caught.value.rerun.store == store.url
 

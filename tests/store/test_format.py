@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import zarr
 
+from nullbooth_cli.datatypes import HELDOUT
 from nullbooth_cli.errors import StageError, StoreError
 from nullbooth_cli.store import Store
 from nullbooth_cli.store.format import FORMAT_VERSION, PACKAGES
@@ -78,7 +79,7 @@ def test_a_store_that_lost_its_metadata_is_damaged_not_foreign(store: Store) -> 
 
 def test_metadata_or_held_out_prompts_of_another_store_are_refused(store: Store, tmp_path: Path) -> None:
     other = Store.create(tmp_path / "other.zarr", {})
-    store.heldout_or_create({})
+    store.inside_or_create(HELDOUT, {})
     other.heldout_or_create({})
     shutil.copyfile(other.path / "heldout/zarr.json", store.path / "heldout/zarr.json")
     with pytest.raises(StoreError, match=r"heldout: zarr\.json is damaged: it belongs to another run"):

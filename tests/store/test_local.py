@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from nullbooth_cli.datatypes import HELDOUT
 from nullbooth_cli.errors import ResourceError, StoreError
 from nullbooth_cli.store import Store, files, locks, shard_locked
 from nullbooth_cli.store.backing import UnreadableError
@@ -79,7 +80,7 @@ def test_one_writer_at_a_time_and_the_other_is_named(store: Store) -> None:
 )
 def test_a_place_has_one_lock_by_any_name(store: Store, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(store.path.parent)
-    store.heldout_or_create({})
+    store.inside_or_create(HELDOUT, {})
     for link, target in (("link.zarr", "run.zarr"), ("folder", "."), ("held", "link.zarr/heldout")):
         Path(link).symlink_to(target)
     Path("x").mkdir()

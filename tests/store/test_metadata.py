@@ -13,6 +13,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nullbooth_cli.datatypes import HELDOUT
 from nullbooth_cli.errors import StoreError
 from nullbooth_cli.store import Cut, Store, pack_sums
 from nullbooth_cli.store.metadata import group_document, parsed, sealed, unsealed
@@ -35,7 +36,7 @@ def filled(path: Path) -> Store:
     for site in SITES:
         for block in store.blocks(site):
             store.moments.stage(site, block, list(store.moments.read(site, block)))
-    heldout = store.heldout_or_create({})
+    heldout = store.inside_or_create(HELDOUT, {})
     heldout.write_schedule(STEPS)
     heldout.write_rows(0, PROMPTS)
     heldout.progress.create("collect", 3)

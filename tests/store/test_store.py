@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nullbooth_cli.datatypes import Prompt, Step
+from nullbooth_cli.datatypes import HELDOUT, Prompt, Step
 from nullbooth_cli.errors import StoreError
 from nullbooth_cli.store import Store
 from tests.support.stores import FREE, TIMED
@@ -82,12 +82,12 @@ def test_a_record_of_another_process_makes_a_store_reload(store: Store) -> None:
 
 def test_held_out_prompts_have_a_store_inside(store: Store) -> None:
     assert store.heldout() is None
-    made = store.heldout_or_create({"inner": True})
+    made = store.inside_or_create(HELDOUT, {"inner": True})
     made.write_rows(0, [Prompt("held out")])
     found = store.heldout()
     assert found is not None
     assert (found.config, found.prompts()) == ({"inner": True}, (Prompt("held out"),))
-    assert store.heldout_or_create({"inner": False}).config == {"inner": True}
+    assert store.inside_or_create(HELDOUT, {"inner": False}).config == {"inner": True}
     assert len(store.prompts()) == 5
 
 

@@ -1,0 +1,192 @@
+"""Remember what a model was taught: its prompts, as the changed model receives them, join what the store preserves.
+
+The sums of a *task* are made by the ordinary stages, in a store inside the store, so that they resume and are checked like any
+other. A task counts once it is listed; then the projectors are computed again, from all sums. Nothing of the preserved prompts is
+read from the model again, and `forget` takes a task out exactly.
+
+What a token of a task weighs is a whole number of preserved tokens: with 1 the projectors are those of a collection with both
+kinds of prompts.
+"""
+
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nullbooth_cli.datatypes import Sums
+from nullbooth_cli.errors import ConfigError, ModelError
+from nullbooth_cli.pipeline.from_sums import SummedCollection, fill_store
+from nullbooth_cli.pipeline.open_run import open_run
+from nullbooth_cli.pipeline.run import Run, StateCache
+from nullbooth_cli.pipeline.stages import execute, give_schedule
+from nullbooth_cli.pipeline.state import require
+from nullbooth_cli.progress import Event, Interrupts, Note
+from nullbooth_cli.settings.config import Config, public_settings
+from nullbooth_cli.settings.knowledge import PROMPTS_FIELD, task_config
+from nullbooth_cli.settings.prompts import load_prompts
+from nullbooth_cli.store import Kind, Layout, Store, forget_task, list_task, listed_tasks, pack_sums
+from nullbooth_cli.store.tasks import place_of
+
+STAGE = "remember"
+ORIGIN = "origin"  # attribute of a task's store: what it was asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembered:
+    """A request: the changed model at `source`, and the prompts that use what it was taught.
+
+    `edits`: the sums of an edit's rows K1 at each of its sites, by name, for a soft task; None for a hard one, whose sums are
+    recorded. `weights` are then the digests of the edited weights by name, and `digest` that of the edit.
+    """
+
+    source: str
+    prompts: tuple[str, ...]
+    name: str
+    weight: int = 1
+    edits: Mapping[str, Sums] | None = None
+    weights: Mapping[str, str] | None = None
+    digest: str | None = None
+
+    def __post_init__(self) -> None:
+        place_of(self.name)
+        if self.weight < 1:
+            raise ConfigError(f"weight is {self.weight}", "set it to 1 or more: how many preserved tokens each counts")
+        if not self.prompts or not all(text.strip() for text in self.prompts):
+            raise ConfigError("the task has no prompt, or an empty one", "name the prompts that use what was taught")
+
+    @property
+    def kind(self) -> Kind:
+        """Whether the null space excludes it, or only later edits weigh it."""
+        return "hard" if self.edits is None else "soft"
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a task that was begun must have in common with this request to be resumed."""
+        return {"source": str(Path(self.source).absolute()), "prompts": list(self.prompts), "kind": self.kind}
+
+
+def remember_events(
+    config: Config, request: Remembered, *, device: str | None = None, interrupts: Interrupts | None = None
+) -> Iterator[Event]:
+    """Record a task into the store of a config, list it, and compute the projectors again.
+
+    A task that is listed already under the same name and origin is left as it is. Raises StageError before `covariance` is
+    complete, ConfigError for a name that is taken, every error of collecting, and ModelError for a changed model with other
+    layers. Cost: that of collecting the prompts and of `project`; the store is locked meanwhile.
+    """
+    with _opened(config, device, interrupts) as run:
+        if _is_listed(run.store, request):
+            yield Note(f"the task {request.name} is remembered already")
+        else:
+            place = place_of(request.name)
+            inner = run.store.inside(place, write=True)
+            if inner is not None and _origin(inner) != request.origin:
+                run.store.delete(place)  # left by another request that was stopped
+            yield from _record(run, request) if request.edits is None else _write(run, request)
+            list_task(run.store, request.name, kind=request.kind, weight=request.weight, source=request.source)
+        if request.kind == "hard":
+            yield from _project(run)
+
+
+def forget_events(
+    config: Config, name: str, *, device: str | None = None, interrupts: Interrupts | None = None
+) -> Iterator[Event]:
+    """Take a task out of the store of a config, and compute the projectors again: they are those of before, exactly.
+
+    Raises ConfigError if there is no such task. Cost: that of `project`; the store is locked meanwhile.
+    """
+    with _opened(config, device, interrupts) as run:
+        hard = any(entry["name"] == name and entry["kind"] == "hard" for entry in listed_tasks(run.store))
+        forget_task(run.store, name)
+        if hard:
+            yield from _project(run)
+
+
+def _opened(config: Config, device: str | None, interrupts: Interrupts | None) -> Any:
+    """The run on a store that is there; its prompts are those of the collection."""
+    store = Store.open(config.store, options=config.storage_options)
+    return open_run(config, store.prompts(), create=False, device=device, interrupts=interrupts)
+
+
+def _is_listed(store: Store, request: Remembered) -> bool:
+    """Whether the store has this task; raises ConfigError if it has another one of the name."""
+    entry = next((entry for entry in listed_tasks(store) if entry["name"] == request.name), None)
+    if entry is None:
+        return False
+    inner = store.inside(place_of(request.name))
+    if inner is None or _origin(inner) != request.origin or entry["weight"] != request.weight:
+        raise ConfigError(
+            f"{store.url} remembers another task by the name {request.name}: {entry['source']}, with weight {entry['weight']}",
+            "choose another name, or forget that task first",
+        )
+    return True
+
+
+def _origin(inner: Store) -> Any:
+    return inner.arrays.attribute(ORIGIN) if inner.arrays.has_attribute(ORIGIN) else None
+
+
+def _begun(run: Run, request: Remembered, config: Config) -> Store:
+    """The store of the task, with the schedule of the one around it."""
+    inner = run.store.inside_or_create(place_of(request.name), public_settings(config))
+    inner.arrays.update_attributes(**{ORIGIN: request.origin})
+    give_schedule(run.store, inner)
+    return inner
+
+
+def _record(run: Run, request: Remembered) -> Iterator[Event]:
+    """Collect the prompts with the changed model, and add them up."""
+    require(run.states().stages, "covariance", run.store.url)
+    config = task_config(run.config, place_of(request.name), request.prompts)
+    inner = _begun(run, request, config)
+    prompts = load_prompts(list(request.prompts), PROMPTS_FIELD)
+    task = replace(run, config=config, prompts=prompts, store=inner, edited=request.source, cache=StateCache())
+    for event in execute("collect", task):
+        yield event if isinstance(event, Note) else replace(event, stage=STAGE)
+    _require_same_sites(run.store, inner, request)
+
+
+def _require_same_sites(store: Store, inner: Store, request: Remembered) -> None:
+    """Raise ModelError unless the changed model gives every site what its base gave it."""
+    expected, found = ({site.name: (site.dim, site.weights) for site in each.sites} for each in (store, inner))
+    if expected != found:
+        name = next(iter(dict(expected.items() ^ found.items())))
+        raise ModelError(
+            f"{request.source} has other layers than the model of {store.url}: {name} differs",
+            "remember a model that was trained from this base",
+        )
+
+
+def _write(run: Run, request: Remembered) -> Iterator[Event]:
+    """Write the sums of an edit's rows."""
+    assert request.edits is not None
+    store, edits = run.store, request.edits
+    sites = tuple(site for site in store.sites if site.name in edits)
+    config = task_config(run.config, place_of(request.name), request.prompts)
+    run.store.delete(place_of(request.name))  # it is written at once
+    inner = _begun(run, request, config)
+    schedule, collected = store.records["schedule"], store.records["collect"]
+    yield from fill_store(
+        inner,
+        config,
+        SummedCollection(
+            name=STAGE,
+            steps=store.schedule(),
+            sites=sites,
+            rows=load_prompts(list(request.prompts), PROMPTS_FIELD),
+            layout=Layout(keep="moments", batch_size=1, dtype=store.layout.dtype),
+            sums=((site, [pack_sums(edits[site.name])]) for site in sites),
+            schedule={name: schedule[name] for name in ("scheduler", "noise", "values") if name in schedule},
+            weights=str(request.digest),
+            names=collected["model"],
+            tensors={**collected["tensors"], **(request.weights or {})},
+        ),
+    )
+
+
+def _project(run: Run) -> Generator[Event, None, None]:
+    """Compute the projectors again if they do not follow from the tasks that are listed now."""
+    run.store.reload()
+    run.cache.forget()
+    if run.states().own["project"].state != "complete":
+        yield from execute("project", replace(run, stage="project", force=True))

@@ -1,0 +1,112 @@
+"""What a store remembers: tasks, each a store of its own inside it, with the sums of what was taught or edited.
+
+    tasks/<name>/      sums of the task's prompts on the changed model; its record of collect has the digests of that model
+
+The attribute `tasks` of the store around them lists those that count, in the order in which the model was changed. A task is
+recorded first and listed last, by one atomic write: one that is not listed is left over from a run that was stopped.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from nullbooth_cli.datatypes import TASKS, AnySums, FactoredSums, Site, Sums
+from nullbooth_cli.errors import ConfigError, StoreError
+from nullbooth_cli.store.store import Store
+
+Kind = Literal["hard", "soft"]
+KINDS: tuple[Kind, ...] = ("hard", "soft")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One task. A vector of it counts as `weight` vectors of the preserved prompts.
+
+    `hard`: the null space of the store around it has none of its inputs. `soft`: only closed-form edits weigh it, as their term
+    C. `source` is what the user named: the place of the changed model.
+    """
+
+    name: str
+    kind: Kind
+    weight: int
+    source: str
+    store: Store
+
+    def site(self, site: Site) -> Site | None:
+        """The site of the same name in the task; None if it was not recorded there."""
+        return next((own for own in self.store.sites if own.name == site.name), None)
+
+    def sums(self, site: Site, timesteps: Sequence[int]) -> list[AnySums] | None:
+        """Its sums of a site at recorded timesteps, times the weight; None if the site was not recorded."""
+        own = self.site(site)
+        return None if own is None else [_times(sums, self.weight) for sums in self.store.moments.read(own, timesteps)]
+
+    @property
+    def weights(self) -> Mapping[str, str]:
+        """The digest of each protected weight of the model after this task, by its name."""
+        digests: Mapping[str, str] = self.store.records["collect"]["tensors"]
+        return digests
+
+
+def tasks_of(store: Store, kind: Kind | None = None) -> tuple[Task, ...]:
+    """The tasks that a store remembers, in order; those of one kind only, if it is given.
+
+    Raises StoreError for one that is listed and not there. Cost: one small object for each.
+    """
+    return tuple(_open(store, entry) for entry in listed_tasks(store) if kind in (None, entry["kind"]))
+
+
+def listed_tasks(store: Store) -> list[dict[str, object]]:
+    """The list of the tasks, `name`, `kind`, `weight` and `source` each, as it is stored. Cost: none."""
+    return [dict(entry) for entry in store.arrays.attribute("tasks")] if store.arrays.has_attribute("tasks") else []
+
+
+def _open(store: Store, entry: Mapping[str, object]) -> Task:
+    inner = store.inside(place_of(str(entry["name"])))
+    if inner is None:
+        raise StoreError(
+            f"{store.url} remembers the task {entry['name']}, and {place_of(str(entry['name']))} is missing",
+            "put it back from a copy, or forget the task",
+        )
+    return Task(**entry, store=inner)  # type: ignore[arg-type]  # as `list_task` wrote it
+
+
+def place_of(name: str) -> str:
+    """The place of a task inside its store. Raises ConfigError for a name that cannot be a folder's."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"'{name}' cannot be the name of a task", "use letters, digits, hyphens and dots, 64 at most")
+    return f"{TASKS}/{name}"
+
+
+def list_task(store: Store, name: str, *, kind: Kind, weight: int, source: str) -> None:
+    """Let a task count from now on: its sums are complete."""
+    entry = {"name": name, "kind": kind, "weight": weight, "source": source}
+    store.arrays.update_attributes(tasks=[*listed_tasks(store), entry])
+
+
+def forget_task(store: Store, name: str) -> None:
+    """Take a task off the list, then remove its sums. Raises ConfigError if there is none of this name."""
+    listed = listed_tasks(store)
+    left = [entry for entry in listed if entry["name"] != name]
+    if len(left) == len(listed) and store.inside(place_of(name)) is None:
+        names = ", ".join(str(entry["name"]) for entry in listed) or "none"
+        raise ConfigError(f"{store.url} has no task {name}", f"name one of those that it remembers: {names}")
+    if len(left) < len(listed):
+        store.arrays.update_attributes(tasks=left)
+    store.delete(place_of(name))
+
+
+def _times(sums: AnySums, weight: int) -> AnySums:
+    """The same vectors, each so many times."""
+    if isinstance(sums, Sums):
+        return Sums(sums.sum_xxt * weight, sums.sum_x * weight, sums.count * weight)
+    assert isinstance(sums, FactoredSums)
+    return sums._replace(
+        factor=sums.factor * weight**0.5,
+        sum_x=sums.sum_x * weight,
+        count=sums.count * weight,
+        trace=sums.trace * weight,
+        delta=sums.delta * weight,
+    )
