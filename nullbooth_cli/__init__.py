@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nullbooth_cli.api import OpenStore, open_store, run
     from nullbooth_cli.datatypes import Site, Step
-    from nullbooth_cli.editing.edit import EditReport, edit
+    from nullbooth_cli.editing.edit import edit, plan_edit
+    from nullbooth_cli.editing.report import EditPlan, EditReport
     from nullbooth_cli.errors import (
         ConfigError,
         DataError,
@@ -45,6 +46,7 @@ __all__ = [
     "Constraint",
     "ConstraintReport",
     "DataError",
+    "EditPlan",
     "EditReport",
     "Evaluation",
     "EvaluationReport",
@@ -71,6 +73,7 @@ __all__ = [
     "evaluate",
     "load_config",
     "open_store",
+    "plan_edit",
     "refit",
     "run",
     "teach",
@@ -88,7 +91,8 @@ _MODULES = {
     "settings.config": ("Config", "load_config"),
     "teaching.teach": ("TeachReport", "teach"),
     "training.constraint": ("Constraint", "ConstraintReport", "constrain"),
-    "editing.edit": ("EditReport", "edit"),
+    "editing.edit": ("edit", "plan_edit"),
+    "editing.report": ("EditPlan", "EditReport"),
     "training.refit": ("RefitReport", "refit"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

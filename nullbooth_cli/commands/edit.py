@@ -57,7 +57,7 @@ def edit(
     pairs = read_pairs(prompts or [], file)
     session = start(Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose))
     opened = OpenStore(session.open_finished())
-    require_possible(opened, pairs, method=method, ridge=ridge, preserve=preserve)  # before seconds of loading
+    require_possible(opened, pairs, method=method, tokens="all", ridge=ridge, preserve=preserve)  # before seconds of loading
     pipe = load_model(session.config, device)
     report = edit_pipeline(pipe, opened, pairs, method=method, ridge=ridge, preserve=preserve)  # type: ignore[arg-type]  # it refuses others
     if report.cut_off:

@@ -7,8 +7,10 @@ K* those for the targets, token by token. For each weight W we want W' with W' K
 and values of its target, and the model draws the same. (Attention to text ignores order, so tokens may be paired by position.)
 With the missing part R = V1 - W K1, W' = W + dW is
 
-    alphaedit   dW = R K1^T P (K1 K1^T P + a I)^-1               Fang et al., arXiv 2410.02355, without earlier edits
-    uce         dW = R K1^T (K1 K1^T + b K0 K0^T + a I)^-1       Gandikota et al., arXiv 2308.14761
+    alphaedit   dW = R K1^T P ((K1 K1^T + C) P + a I)^-1         Fang et al., arXiv 2410.02355
+    uce         dW = R K1^T (K1 K1^T + C + b K0 K0^T + a I)^-1   Gandikota et al., arXiv 2308.14761
+
+C is the sum of K1 K1^T over the edits that were made before: with it a later edit does not undo them.
 
 `alphaedit` acts within the null space alone, so it affects the collected prompts only by leakage. `uce` weighs the edit against
 them. A source of collected tokens only has no component in the null space: no edit can move it without the collected prompts.
@@ -21,7 +23,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ from torch import nn
 
 from nullbooth_cli.api import OpenStore
 from nullbooth_cli.datatypes import Site, denoiser_of_weight
+from nullbooth_cli.editing.report import EditedWeight, EditPlan, EditReport
 from nullbooth_cli.editing.solve import Rows, alphaedit, uce
 from nullbooth_cli.editing.tokens import paired, text_inputs
 from nullbooth_cli.errors import ConfigError, ModelError
@@ -38,55 +41,17 @@ from nullbooth_cli.model.fixed_inputs import read_inputs
 from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.nullspace.moment import Moment
-from nullbooth_cli.nullspace.projector import relative_drift
+from nullbooth_cli.nullspace.projector import Projector, relative_drift
 from nullbooth_cli.nullspace.usable import require_pooled
 from nullbooth_cli.settings import limits
 from nullbooth_cli.settings.strict_yaml import parse_yaml
 from nullbooth_cli.settings.texts import read_text
+from nullbooth_cli.tensors import tensor_digest
 from nullbooth_cli.training.constrainable import require_constrainable
 from nullbooth_cli.training.protected_weights import actual_names
 
-
-@dataclass(frozen=True, kw_only=True)
-class EditedWeight:
-    """The edit of one weight.
-
-    `missing`: norm(W' K1 - V1) / norm(W K1 - V1), 0 for a complete edit and 1 for none. `drift`: norm(dW K0) / norm(W K0) on all
-    inputs that were collected. `change`: norm(dW) / norm(W).
-    """
-
-    missing: float
-    drift: float
-    change: float
-
-
-@dataclass(frozen=True)
-class EditReport:
-    """An edit: its method, the pairs of prompts, and each weight by name.
-
-    `cut_off` names the prompts that are longer than the model takes; None if all fit.
-    """
-
-    method: str
-    pairs: Mapping[str, str]
-    weights: Mapping[str, EditedWeight]
-    cut_off: str | None = None
-
-    @property
-    def missing(self) -> float:
-        """The largest `missing` of all weights."""
-        return float(np.max([weight.missing for weight in self.weights.values()]))
-
-    @property
-    def drift(self) -> float:
-        """The largest `drift` of all weights."""
-        return float(np.max([weight.drift for weight in self.weights.values()]))
-
-    def __str__(self) -> str:
-        return (
-            f"{counted(len(self.pairs), 'prompt')} edited in {len(self.weights)} weights ({self.method}): at most "
-            f"{self.missing:.2g} of the edit is missing, outputs on the collected prompts moved by {self.drift:.2g} at most"
-        )
+Method = Literal["alphaedit", "uce"]
+Tokens = Literal["all"]
 
 
 def edit(
@@ -94,49 +59,108 @@ def edit(
     store: OpenStore,
     pairs: Mapping[str, str],
     *,
-    method: Literal["alphaedit", "uce"] = "alphaedit",
+    method: Method = "alphaedit",
+    tokens: Tokens = "all",
     ridge: float = 1e-2,
     preserve: float = 1.0,
+    earlier: Sequence[EditReport] = (),
 ) -> EditReport:
     """Give each source prompt of `pairs` the picture of its target, by changing k and v weights of the pipeline in place.
 
-    `ridge` is a in units of the mean squared norm of an edited token: a larger one changes less and leaves more missing.
+    `ridge` is a in units of the mean squared norm of a preserved token: a larger one changes less and leaves more missing.
     `preserve` (`uce` only) is b: at 1 all collected tokens together weigh as much as all edited ones.
+    `earlier` are the reports of the edits that this pipeline has had and the store does not remember, in order: the inputs that
+    they edited are C. The targets are those of the weights as they are now.
 
-    Raises ConfigError for another model than the one that was collected from (an edited one too: edit all prompts at once), and
-    for a store without a k or v weight that receives the text alone; ModelError for one that is compiled, fused or constrained,
-    has adapters, or parts in dtypes that do not work together. After an error the model is as it was. Cost: the beginning of one
-    forward for each prompt, and some 10 D^3 operations for each site.
+    Raises ConfigError for another model than the one that was collected from or that the last of `earlier` left, and for a store
+    without a k or v weight that receives the text alone; ModelError for one that is compiled, fused or constrained, has adapters,
+    or parts in dtypes that do not work together. After an error the model is as it was. Cost: the beginning of one forward for
+    each prompt, and some 10 D^3 operations for each site.
     """
-    require_possible(store, pairs, method=method, ridge=ridge, preserve=preserve)
+    return plan_edit(pipe, store, pairs, method=method, tokens=tokens, ridge=ridge, preserve=preserve, earlier=earlier).apply()
+
+
+def plan_edit(
+    pipe: Pipeline,
+    store: OpenStore,
+    pairs: Mapping[str, str],
+    *,
+    method: Method = "alphaedit",
+    tokens: Tokens = "all",
+    ridge: float = 1e-2,
+    preserve: float = 1.0,
+    earlier: Sequence[EditReport] = (),
+) -> EditPlan:
+    """The edit that `edit` would make, with the same arguments, errors and cost; the pipeline stays as it is.
+
+    Its memory: a copy of the weights to change.
+    """
+    require_possible(store, pairs, method=method, tokens=tokens, ridge=ridge, preserve=preserve)
     denoiser, sites = denoiser_of(pipe), text_sites(store)
-    _require_plain(denoiser, [weight for site in sites for weight in site.weights])
-    projectors = store.projectors(denoiser)
+    names = [name for site in sites for name in site.weights]
+    _require_plain(denoiser, names)
+    projectors = _projectors(store, denoiser, names, earlier)
     fixed = read_inputs(store.config.collect.pipeline_inputs)
-    tokens = {text: text_inputs(pipe, sites, text, fixed) for text in dict.fromkeys([*pairs, *pairs.values()])}
+    inputs = {text: text_inputs(pipe, sites, text, fixed) for text in dict.fromkeys([*pairs, *pairs.values()])}
     after: dict[str, torch.Tensor] = {}
     edited: dict[str, EditedWeight] = {}
+    keys: dict[str, Rows] = {}
+    wanted: dict[str, Rows] = {}
     for site in sites:
-        source, missing = paired([(tokens[one][site], tokens[other][site]) for one, other in pairs.items()])
-        moment = store.moment(site)
-        penalty = ridge * float(np.square(source).sum(1).mean())
+        source, missing = paired([(inputs[one][site], inputs[other][site]) for one, other in pairs.items()])
+        keys[site.name], wanted[site.name] = source, missing
+        moment, before = store.moment(site), edited_before(site, earlier)
+        penalty = ridge * moment.trace
         if method == "alphaedit":
-            factor = alphaedit(source, missing, projectors[site.weights[0]], penalty)
+            factor = alphaedit(source, missing, projectors[site.weights[0]], penalty, before)
         else:
-            factor = uce(source, missing, preserve * len(source) * moment.ceiling, penalty)
+            factor = uce(source, missing, preserve * len(source) * moment.ceiling, penalty, before)
+        change = _Change(source=source, missing=missing, moment=moment, heldout=store.heldout_moment(site))
         for name in site.weights:
-            after[name], edited[name] = _edit_weight(
-                denoiser.get_parameter(name), factor, source=source, missing=missing, moment=moment
-            )
-    for name, weight in after.items():
-        denoiser.get_parameter(name).data.copy_(weight)
-    return EditReport(method, dict(pairs), edited, cut_off_note(pipe, list(tokens)))
+            after[name], edited[name] = change.of(denoiser.get_parameter(name), factor)
+    dtype = store.config.dtype
+    report = EditReport(
+        method=method,
+        tokens=tokens,
+        pairs=dict(pairs),
+        weights=edited,
+        keys=keys,
+        tensors={name: tensor_digest(after.get(name, denoiser.get_parameter(name)), dtype) for name in names},
+        cut_off=cut_off_note(pipe, list(inputs)),
+    )
+    return EditPlan(report=report, after=after, wanted=wanted, denoiser=denoiser)
 
 
-def require_possible(store: OpenStore, pairs: Mapping[str, str], *, method: str, ridge: float, preserve: float) -> None:
+def edited_before(site: Site, earlier: Sequence[EditReport]) -> Rows | None:
+    """C `[D, D]` of a site, the sum of K1 K1^T over earlier edits; None without any."""
+    rows = [report.keys[site.name] for report in earlier if site.name in report.keys]
+    return sum((each.T @ each for each in rows), np.zeros((site.dim, site.dim))) if rows else None
+
+
+def _projectors(
+    store: OpenStore, denoiser: nn.Module, names: Sequence[str], earlier: Sequence[EditReport]
+) -> Mapping[str, Projector]:
+    """The projector of each weight. Raises ConfigError for a model that neither the store nor the last of `earlier` knows."""
+    if not earlier:
+        return store.projectors(denoiser)
+    last, dtype = earlier[-1].tensors, store.config.dtype
+    other = [name for name in names if last.get(name) != tensor_digest(denoiser.get_parameter(name), dtype)]
+    if other:
+        raise ConfigError(
+            f"this is not the model that the last of {counted(len(earlier), 'earlier edit')} left: "
+            f"{counted(len(other), 'weight')} differ, such as {other[0]}",
+            "give the reports of the edits that this pipeline has had, in order, and the store that they were made with",
+        )
+    return store.projectors()
+
+
+def require_possible(
+    store: OpenStore, pairs: Mapping[str, str], *, method: str, tokens: str, ridge: float, preserve: float
+) -> None:
     """Raise ConfigError for arguments without an edit, and for a store that cannot constrain one: needs no model."""
-    if method not in ("alphaedit", "uce"):
-        raise ConfigError(f"method={method!r} is not a choice", "set method to alphaedit or uce")
+    for key, value, choices in (("method", method, get_args(Method)), ("tokens", tokens, get_args(Tokens))):
+        if value not in choices:
+            raise ConfigError(f"{key}={value!r} is not a choice", f"set {key} to {' or '.join(choices)}")
     if not 0 < ridge < math.inf or not 0 <= preserve < math.inf:
         raise ConfigError(f"ridge={ridge}, preserve={preserve}", "set ridge to a number above 0, preserve to 0 or more")
     same = [source for source, target in pairs.items() if source == target]
@@ -163,20 +187,28 @@ def _require_plain(denoiser: nn.Module, weights: Sequence[str]) -> None:
         )
 
 
-def _edit_weight(
-    parameter: nn.Parameter, factor: Rows, *, source: Rows, missing: Rows, moment: Moment
-) -> tuple[torch.Tensor, EditedWeight]:
-    """W + W M rounded to the weight's dtype, and the measures of that edit. `factor` is M `[D, D]`."""
-    weight = parameter.detach()
-    before = weight.cpu().double().numpy()
-    after = torch.from_numpy(before + before @ factor).to(weight)
-    change = after.cpu().double().numpy() - before
-    wanted = missing @ before.T
-    return after, EditedWeight(
-        missing=float(np.linalg.norm(source @ change.T - wanted) / np.linalg.norm(wanted)),
-        drift=relative_drift(change, before, moment),
-        change=float(np.linalg.norm(change) / np.linalg.norm(before)),
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Change:
+    """What the edit of a site is measured by: K1^T and (K* - K1)^T `[N, D]`, and the moments of the preserved prompts."""
+
+    source: Rows
+    missing: Rows
+    moment: Moment
+    heldout: Moment | None
+
+    def of(self, parameter: nn.Parameter, factor: Rows) -> tuple[torch.Tensor, EditedWeight]:
+        """W + W M rounded to the weight's dtype, and the measures of that edit. `factor` is M `[D, D]`."""
+        weight = parameter.detach()
+        before = weight.cpu().double().numpy()
+        after = torch.from_numpy(before + before @ factor).to(weight)
+        change = after.cpu().double().numpy() - before
+        wanted = self.missing @ before.T
+        return after, EditedWeight(
+            missing=float(np.linalg.norm(self.source @ change.T - wanted) / np.linalg.norm(wanted)),
+            drift=relative_drift(change, before, self.moment),
+            change=float(np.linalg.norm(change) / np.linalg.norm(before)),
+            heldout=None if self.heldout is None else relative_drift(change, before, self.heldout),
+        )
 
 
 def read_pairs(prompts: Sequence[str], file: str | None) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from nullbooth_cli.report.json_document import OPTIONAL, Document
 
 if TYPE_CHECKING:
-    from nullbooth_cli.editing.edit import EditedWeight
+    from nullbooth_cli.editing.report import EditedWeight
     from nullbooth_cli.training.refit import RefitReport, RefittedWeight
     from nullbooth_cli.training.refit_solution import Rung
 

@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 
 import nullbooth_cli as nb
 from nullbooth_cli.cli import app
-from nullbooth_cli.editing.edit import read_pairs, text_sites
+from nullbooth_cli.editing.edit import plan_edit, read_pairs, text_sites
 from nullbooth_cli.editing.solve import alphaedit, uce
 from nullbooth_cli.editing.tokens import TokenInputs, paired, text_inputs
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model import load
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.settings.config import build_config
+from nullbooth_cli.tensors import tensor_digest
 from nullbooth_cli.toy import score, world
 from tests.support import loading
 from tests.support.builders import ROOT, execute, small_config
@@ -72,6 +73,32 @@ def test_the_formulas_are_those_of_the_papers(tokens: int, dim: int, ridge: floa
     v, c0 = w @ target, k0 @ k0.T
     of_uce = (v @ k1.T + w @ c0 + ridge * w) @ np.linalg.inv(k1 @ k1.T + c0 + ridge * np.eye(dim))
     np.testing.assert_allclose(w + w @ uce(k1.T, (target - k1).T, c0, ridge), of_uce, rtol=1e-6, atol=1e-8)
+
+
+@settings(deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    dim=st.integers(2, 8),
+    ridge=st.floats(1e-2, 10),
+    seed=st.integers(0, 99),
+)
+def test_one_by_one_is_at_once(counts: list[int], dim: int, ridge: float, seed: int) -> None:
+    """With C and the same ridge, for the targets that each edit had: dW (S P + a I) = sum of R K^T P, S that of all K K^T."""
+    rng = np.random.default_rng(seed)
+    start, k0 = rng.standard_normal((5, dim)), rng.standard_normal((dim, 30))
+    projector = Projector.of(np.linalg.qr(rng.standard_normal((dim, dim)))[0], int(rng.integers(1, dim + 1)))
+    for p, preserved in ((projector.dense(), np.zeros((dim, dim))), (np.eye(dim), k0 @ k0.T)):
+        w, before, right = start, np.zeros((dim, dim)), np.zeros((5, dim))
+        for count in counts:
+            k, target = rng.standard_normal((2, dim, count))
+            right += (w @ target - start @ k) @ k.T @ p
+            if preserved.any():
+                w = w + w @ uce(k.T, (target - k).T, preserved, ridge, before)
+            else:
+                w = w + w @ alphaedit(k.T, (target - k).T, projector, ridge, before)
+            before = before + k @ k.T
+        at_once = right @ np.linalg.inv((before + preserved) @ p + ridge * np.eye(dim))
+        np.testing.assert_allclose(w - start, at_once, rtol=1e-6, atol=1e-8)
 
 
 def test_a_small_ridge_leaves_nothing_missing_where_there_is_room() -> None:
@@ -132,6 +159,37 @@ def test_the_source_draws_the_target_and_the_rest_stays(text_store: nb.OpenStore
     assert 0.1 < report.missing < 0.7
     assert 0.01 < report.drift < 0.3
     assert str(report).startswith("4 prompts edited in 20 weights")
+
+
+def test_a_plan_changes_nothing_until_it_is_applied(text_store: nb.OpenStore) -> None:
+    pipe = fresh()
+    before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
+    plan = plan_edit(pipe, text_store, {"a sks": "a red star"})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pipe.unet.state_dict().items())
+    report = plan.apply()
+    assert report is plan.report
+    for name, weight in plan.after.items():
+        assert torch.equal(pipe.unet.get_parameter(name), weight)
+        assert report.tensors[name] == tensor_digest(weight, "float32")
+    site = text_store.sites()[0]
+    source, target = embedded(pipe, "a sks"), embedded(pipe, "a red star")
+    np.testing.assert_allclose(report.keys[site.name], source, atol=1e-5)
+    np.testing.assert_allclose(plan.wanted[site.name], target - source, atol=1e-5)
+
+
+def test_what_was_edited_before_stays(text_store: nb.OpenStore) -> None:
+    """C: the outputs for the keys of the first edit move less than without it."""
+    words = {"a sks star": "a red star"}, {"a zwx star": "a blue star"}
+    moved = []
+    for is_told in (True, False):
+        pipe = fresh()
+        first = nb.edit(pipe, text_store, words[0])
+        site, name = text_store.sites()[0], next(iter(first.weights))
+        then = pipe.unet.get_parameter(name).double().numpy().copy()
+        second = nb.edit(pipe, text_store, words[1], earlier=[first if is_told else replace(first, keys={})])
+        moved.append(np.linalg.norm(first.keys[site.name] @ (pipe.unet.get_parameter(name).double().numpy() - then).T))
+        assert second.missing < 0.9
+    assert moved[0] < 0.8 * moved[1]
 
 
 def test_an_exact_null_space_is_not_left(tmp_path: Path) -> None:
@@ -230,11 +288,15 @@ class TestRefusals:
         with pytest.raises(ConfigError, match=message):
             nb.edit(pipe, text_store, **{"pairs": {"a": "b"}, **arguments})
 
-    def test_a_second_edit(self, text_store: nb.OpenStore) -> None:
+    def test_a_second_edit_without_the_first(self, text_store: nb.OpenStore) -> None:
         pipe = fresh()
-        nb.edit(pipe, text_store, {"a sks": "a star"})
+        first = nb.edit(pipe, text_store, {"a sks": "a star"})
         with pytest.raises(ConfigError, match="belong to another model"):
             nb.edit(pipe, text_store, {"a zwx": "a ring"})
+        second = nb.edit(pipe, text_store, {"a zwx": "a ring"}, earlier=[first])
+        for earlier in ([first], [second, first]):
+            with pytest.raises(ConfigError, match=rf"the last of {len(earlier)} earlier edits? left: 20 weights differ, such as"):
+                nb.edit(pipe, text_store, {"a qfj": "a ring"}, earlier=earlier)
 
     @pytest.mark.parametrize(
         ("change", "message"),

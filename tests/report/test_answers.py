@@ -16,7 +16,7 @@ def test_an_export_names_only_what_its_format_has() -> None:
 
 
 def test_an_edit_has_its_pairs_and_its_weights() -> None:
-    from nullbooth_cli.editing.edit import EditedWeight
+    from nullbooth_cli.editing.report import EditedWeight
 
     weights = {"mid.to_k.weight": EditedWeight(missing=0.1, drift=0.01, change=0.2)}
     answer = EditAnswer(
@@ -25,4 +25,4 @@ def test_an_edit_has_its_pairs_and_its_weights() -> None:
     document = to_json(answer)
     assert list(document) == ["schema_version", "store", "output", "method", "pairs", "weights", "missing", "drift"]
     assert document["pairs"] == {"a cat": "a dog"}
-    assert document["weights"]["mid.to_k.weight"] == {"missing": 0.1, "drift": 0.01, "change": 0.2}
+    assert document["weights"]["mid.to_k.weight"] == {"missing": 0.1, "drift": 0.01, "change": 0.2, "heldout": None}
