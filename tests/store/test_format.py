@@ -80,7 +80,7 @@ def test_a_store_that_lost_its_metadata_is_damaged_not_foreign(store: Store) -> 
 def test_metadata_or_held_out_prompts_of_another_store_are_refused(store: Store, tmp_path: Path) -> None:
     other = Store.create(tmp_path / "other.zarr", {})
     store.inside_or_create(HELDOUT, {})
-    other.heldout_or_create({})
+    other.inside_or_create(HELDOUT, {})
     shutil.copyfile(other.path / "heldout/zarr.json", store.path / "heldout/zarr.json")
     with pytest.raises(StoreError, match=r"heldout: zarr\.json is damaged: it belongs to another run"):
         Store.open(store.path).heldout()

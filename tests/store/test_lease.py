@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nullbooth_cli.datatypes import HELDOUT
 from nullbooth_cli.errors import ResourceError, StoreError
 from nullbooth_cli.store import lease, shard_locked
 from nullbooth_cli.store.lease import LEASE_SECONDS, LEASES, Sign, machine
@@ -112,10 +113,11 @@ def test_a_holder_that_lost_its_lease_stops_writing(place: Place, quick: None) -
 
 
 @pytest.mark.parametrize(
-    "name", ["{url}", "{url}/", "{url}/heldout", "{url}/heldout/", "s3a://{rest}", "S3://{rest}/heldout", "s3://{coded}"]
+    "name",
+    ["{url}", "{url}/", "{url}/heldout", "{url}/tasks/dog", "s3a://{rest}", "S3://{rest}/heldout/", "s3://{coded}/tasks/dog"],
 )
 def test_nothing_is_written_below_a_lost_lease_by_any_name(place: Place, name: str) -> None:
-    place.create().heldout_or_create({})
+    place.create().inside_or_create(HELDOUT, {})
     rest = place.url.removeprefix("s3://")
     other = place.backing(name.format(url=place.url, rest=rest, coded=rest.replace("run", "r%75n")))
     with place.backing().lock():
@@ -131,9 +133,9 @@ def test_nothing_is_written_below_a_lost_lease_by_any_name(place: Place, name: s
         beside.delete("mine")
 
 
-@pytest.mark.parametrize("name", ["{url}", "{url}/", "{url}/heldout", "s3a://{rest}", "s3://{coded}/heldout"])
+@pytest.mark.parametrize("name", ["{url}", "{url}/", "{url}/heldout", "{url}/tasks/dog", "s3a://{rest}", "s3://{coded}/heldout"])
 def test_a_place_has_one_lease_by_any_name(place: Place, name: str) -> None:
-    place.create().heldout_or_create({})
+    place.create().inside_or_create(HELDOUT, {})
     rest = place.url.removeprefix("s3://")
     other = place.backing(name.format(url=place.url, rest=rest, coded=rest.replace("run", "r%75n")))
     for one, two in ((place.backing(), other), (other, place.backing())):
