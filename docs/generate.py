@@ -200,7 +200,7 @@ model](../how-to/teach-other-models.md#memory).
 | pipeline/ | the result of `method: full`: a pipeline folder of diffusers, in float32 |
 | lora/ | the result of `method: lora`: the files of `trained/` below |
 | README.md | a model card for the hub: base, tags, prompt, code that loads the result, what it preserves and how far that moved |
-| train.json | the result, the recipe and the drift of every weight; written last |
+| train.json | the result, the recipe, the captions (`prompts`) and the drift of every weight; written last |
 | train.jsonl | a line for each step: `{{"step", "loss", "learning_rate", "seconds"}}`, of the first process |
 | checkpoint-000200/ | the state to resume from, and a manifest with a digest of each file |
 | checkpoint-000200/trained/ | the [trained files](glossary.md#use) of that step; `evaluate` and `sample` take them |
@@ -208,7 +208,7 @@ model](../how-to/teach-other-models.md#memory).
 | logs/ | those of TensorBoard, if `report_to` names it |
 
 trained/ has the LoRA as diffusers saves it, or `denoiser.safetensors` with the trained weights in float32; the embedding of the
-[word](#the-word-in-several-text-encoders); and base.json, which names the base, the step, the token and a prompt. It costs
+[word](#the-word-in-several-text-encoders); and base.json, which names the base, the step, the token and the captions. It costs
 four bytes for each trained parameter: 77 MB for k and v of Stable Diffusion 1.5, whose checkpoint is 3.6 GB without it.
 
 ## The word in several text encoders

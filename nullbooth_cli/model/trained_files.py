@@ -9,9 +9,9 @@ A folder of trained files holds what a run trained, without the base:
     pytorch_lora_weights.safetensors    method lora; of PixArt adapter_model.safetensors and adapter_config.json, PEFT's files
     denoiser.safetensors                method full: the parameters that trained, by their names in the denoiser, as plain weights
     learned_embeds.safetensors          with a word: its embedding, by its token, or by text encoder
-    base.json                           the model that it belongs to, the step, the token, and a prompt that has it
+    base.json                           the model that it belongs to, the step, the token, and the prompts that have it
 
-`locate()` finds what a place names; `TrainedFiles` reads such a folder.
+`locate()` finds what a place names; `TrainedFiles` reads such a folder; `prompts_of_training()` tells what it was taught.
 """
 
 import re
@@ -35,6 +35,7 @@ from nullbooth_cli.model.words import WORD_FILE, WordFile
 
 LORA_FILE, DENOISER_FILE, BASE_FILE = "pytorch_lora_weights.safetensors", "denoiser.safetensors", "base.json"
 RESULT, TRAINED = "train.json", "trained"
+RESULTS = ("pipeline", "lora")
 CHECKPOINT = re.compile(r"checkpoint-(\d{6,})")
 _EARLIER = "finish the run, and name its output; or train again"
 
@@ -184,12 +185,14 @@ def _load_parameters(file: Path, pipe: Pipeline) -> None:
 class Located:
     """What a place names: a pipeline folder, trained files, or, if no training run wrote it, the place itself.
 
-    `base` and `token` are those of the run, as far as its files tell; `note` says which of several models was chosen.
+    `base`, `token` and `prompts` (the captions of its pictures, as prompts write them) are those of the run, as far as its files
+    tell; `note` says which of several models was chosen.
     """
 
     path: Path
     base: Base | None = None
     token: str | None = None
+    prompts: tuple[str, ...] = ()
     note: str | None = None
 
 
@@ -200,12 +203,12 @@ def locate(place: Path) -> Located:
     """
     if (place / PIPELINE_INDEX).is_file():
         written = place.parent / RESULT
-        return _result(place, written) if place.name == "pipeline" and written.is_file() else Located(path=place)
+        return _result(place, written) if place.name == RESULTS[0] and written.is_file() else Located(path=place)
     if (place / BASE_FILE).is_file():
         return _trained(place)
     if (place / RESULT).is_file():
         method = _recipe(place / RESULT).get("method")
-        result = place / ("lora" if method == "lora" else "pipeline")
+        result = place / RESULTS[method == "lora"]
         if not result.is_dir():
             raise ConfigError(f"{place} has a {RESULT}, and no {result.name}", "run its training again: it writes the result")
         return _result(result, place / RESULT)
@@ -239,7 +242,13 @@ def _newest_checkpoint(output: Path) -> Located:
 
 def _trained(folder: Path, note: str | None = None) -> Located:
     document = read_json(folder / BASE_FILE)
-    return Located(path=folder, base=Base.read(document, folder / BASE_FILE), token=document.get("token"), note=note)
+    return Located(
+        path=folder,
+        base=Base.read(document, folder / BASE_FILE),
+        token=document.get("token"),
+        prompts=_prompts(document),
+        note=note,
+    )
 
 
 def _recipe(file: Path) -> Mapping[str, Any]:
@@ -251,5 +260,32 @@ def _recipe(file: Path) -> Mapping[str, Any]:
 
 def _result(path: Path, file: Path) -> Located:
     """The result of a run, by its train.json."""
-    token = read_json(file).get("token")
-    return Located(path=path, base=Base.read(_recipe(file), file), token=token if isinstance(token, str) else None)
+    document = read_json(file)
+    token = document.get("token")
+    return Located(
+        path=path,
+        base=Base.read(_recipe(file), file),
+        token=token if isinstance(token, str) else None,
+        prompts=_prompts(document),
+    )
+
+
+def _prompts(document: Mapping[str, Any]) -> tuple[str, ...]:
+    """The prompts in a train.json or base.json; one of them in those of an earlier nullbooth."""
+    found = document.get("prompts") or [document.get("instance_prompt")]
+    return tuple(text for text in found if isinstance(text, str))
+
+
+def prompts_of_training(place: Path) -> tuple[str, tuple[str, ...]]:
+    """The name of the training run that wrote a place, which is that of its output, and the prompts of what it was taught.
+
+    The prompts are the captions of its pictures, each once, as prompts write the word. Raises ConfigError for a place that no
+    training run wrote, and as `locate` does. Cost: a small file.
+    """
+    path = place.expanduser().resolve()
+    prompts = locate(path).prompts
+    if not prompts:
+        raise ConfigError(f"{place} names no prompt of what it was taught", "name the prompts, or the output of a training run")
+    if path.name == TRAINED:
+        path = path.parent
+    return (path.parent if path.name in RESULTS or CHECKPOINT.fullmatch(path.name) else path).name, prompts

@@ -250,6 +250,7 @@ def finish(run: TrainingRun) -> TrainingResult | None:
         token=None if run.word is None else run.word.name,
         word_in=None if run.word is None else run.word.parts,
         instance_prompt=run.subject.captions[0],
+        prompts=tuple(dict.fromkeys(run.subject.captions)),
         constrained_by=recipe.store,
         preserved=run.preserved,
         drift=drift,

@@ -44,8 +44,9 @@ class Preserved:
 class TrainingResult:
     """A finished run: the folder that was written, and norm(dW K0) / norm(W0 K0) of each weight (None without a constraint).
 
-    `model` and `method` are the recipe's, `pipeline` is the class of the model; `instance_prompt` is a prompt of the subject, and
-    `token` how prompts write the word that trained (None if none did). `word_in` are the text encoders of that word: parts of
+    `model` and `method` are the recipe's, `pipeline` is the class of the model; `instance_prompt` is a prompt of the subject,
+    `prompts` are all captions of its pictures, each once, and `token` is how prompts write the word that trained (None if none
+    did). `word_in` are the text encoders of that word: parts of
     the pipeline, by the names of their rows in its file. `preserved` is None without a constraint.
     """
 
@@ -61,6 +62,7 @@ class TrainingResult:
     drift: dict[str, float] | None
     pipeline: str = "StableDiffusionPipeline"  # the only class that earlier versions could train
     word_in: dict[str, str] | None = None
+    prompts: tuple[str, ...] = ()  # earlier versions wrote none
 
     @property
     def largest_drift(self) -> float | None:
@@ -78,7 +80,8 @@ class TrainingResult:
         """The inverse of `document`, for a result that is in the folder `output` now."""
         values = {field.name: document[field.name] for field in fields(cls) if field.default is MISSING or field.name in document}
         preserved = None if values["preserved"] is None else Preserved(**values["preserved"])
-        return cls(**{**values, "output": output, "preserved": preserved})
+        prompts = tuple(values.get("prompts", ()))
+        return cls(**{**values, "output": output, "preserved": preserved, "prompts": prompts})
 
 
 def is_first_process() -> bool:

@@ -52,10 +52,11 @@ def _write_lora(run: TrainingRun, folder: Path) -> None:
     save_file(named, folder / PEFT_FILES[0], {"format": "pt"})
 
 
-def _base(run: TrainingRun) -> dict[str, str | int | None]:
+def _base(run: TrainingRun) -> dict[str, Any]:
     return {
         **asdict(Base.of(run.recipe)),
         "step": run.steps_done,
         "token": run.word.name if run.word else None,
         "instance_prompt": run.subject.captions[0],
+        "prompts": list(dict.fromkeys(run.subject.captions)),
     }

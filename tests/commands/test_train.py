@@ -41,10 +41,12 @@ class TestTheCommand:
         done = self.train("-c", file, "--json", "--set", "report_to=tensorboard")
         assert done.exit_code == 0, done.stderr
         document = json.loads(done.stdout)
-        settings = {"method", "model", "pipeline", "token", "word_in", "instance_prompt", "trained"}
+        settings = {"method", "model", "pipeline", "token", "word_in", "instance_prompt", "prompts", "trained"}
         settings |= {"constrained_by", "preserved"}
         assert set(document) == {"schema_version", "output", "steps", "largest_drift", "drift", *settings}
         assert document["steps"] == 4
+        assert document["prompts"] == list(dict.fromkeys(document["prompts"])), "each caption once"
+        assert document["prompts"][0] == document["instance_prompt"]
         out = tmp_path / "out"
         assert checkpoint_files.steps(str(out)) == [2, 4]
         assert len((out / "train.jsonl").read_text().splitlines()) == 4

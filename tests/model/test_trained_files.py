@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from nullbooth_cli import toy as embedded
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.model.trained_files import Base, Located, TrainedFiles, locate
+from nullbooth_cli.model.trained_files import Base, Located, TrainedFiles, locate, prompts_of_training
 from tests.support.edited_models import save_lora, toy
 from tests.support.trained_folders import LAYER, ROW, WEIGHT, changed_weight, full_files, lora_files, training_output, write_base
 
@@ -131,12 +131,12 @@ class TestPlaces:
     @pytest.mark.parametrize(("method", "result"), [("lora", "lora"), ("full", "pipeline")])
     def test_an_output_and_its_result(self, tmp_path: Path, method: str, result: str) -> None:
         output = training_output(tmp_path, method, 100)
-        expected = Located(path=output / result, base=TOY, token="sks")
+        expected = Located(path=output / result, base=TOY, token="sks", prompts=("a sks circle",))
         assert locate(output) == locate(output / result) == expected
 
     def test_a_checkpoint(self, tmp_path: Path) -> None:
         output = training_output(tmp_path, "full", 100, 200)
-        expected = Located(path=output / "checkpoint-000100/trained", base=TOY, token="sks")
+        expected = Located(path=output / "checkpoint-000100/trained", base=TOY, token="sks", prompts=("a sks circle",))
         assert locate(output / "checkpoint-000100") == locate(output / "checkpoint-000100/trained") == expected
 
     def test_an_output_without_a_result(self, tmp_path: Path) -> None:
@@ -144,7 +144,8 @@ class TestPlaces:
         (output / "checkpoint-2000000").write_text("a file")
         (output / "checkpoint-000300").mkdir()
         note = f"{output} has no result yet: this is its newest checkpoint, after 1000000 steps"
-        assert locate(output) == Located(path=output / "checkpoint-1000000/trained", base=TOY, token="sks", note=note)
+        newest, prompts = output / "checkpoint-1000000/trained", ("a sks circle",)
+        assert locate(output) == Located(path=newest, base=TOY, token="sks", prompts=prompts, note=note)
 
     def test_what_an_earlier_nullbooth_left(self, tmp_path: Path) -> None:
         (tmp_path / "checkpoint-000200").mkdir()
@@ -172,3 +173,23 @@ class TestPlaces:
         document = json.loads((output / "train.json").read_text())
         (output / "train.json").write_text(json.dumps({"recipe": document["recipe"]}))
         assert locate(output).token is None
+
+
+class TestPrompts:
+    @pytest.mark.parametrize("place", ["", "pipeline", "checkpoint-000100", "checkpoint-000100/trained"])
+    def test_are_those_of_the_run_by_any_name_of_it(self, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        output = training_output(tmp_path / "dog", "full", 100)
+        prompts = ["a red sks circle", "a blue sks circle"]
+        for file in (output / "train.json", output / "checkpoint-000100/trained/base.json"):
+            file.write_text(json.dumps({**json.loads(file.read_text()), "prompts": prompts}))
+        assert prompts_of_training(output / place) == ("dog", tuple(prompts))
+        monkeypatch.chdir(output)
+        assert prompts_of_training(Path(place or ".")) == ("dog", tuple(prompts))
+
+    def test_of_an_earlier_nullbooth_are_one(self, tmp_path: Path) -> None:
+        assert prompts_of_training(training_output(tmp_path / "dog", "lora")) == ("dog", ("a sks circle",))
+
+    def test_of_another_model_are_not_known(self, tmp_path: Path) -> None:
+        for place in (embedded.FOLDER, tmp_path, tmp_path / "nowhere"):
+            with pytest.raises(ConfigError, match=f"{place} names no prompt of what it was taught"):
+                prompts_of_training(place)

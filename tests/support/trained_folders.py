@@ -62,5 +62,5 @@ def training_output(folder: Path, method: str, *steps: int, result: bool = True,
             pipe.unet.get_parameter(WEIGHT).data.copy_(changed_weight())
             pipe.save_pretrained(folder / "pipeline")
         recipe = {"model": "toy", "revision": None, "variant": None, "pipeline_config": None, "method": method}
-        (folder / "train.json").write_text(json.dumps({"token": token, "recipe": recipe}))
+        (folder / "train.json").write_text(json.dumps({"token": token, "instance_prompt": "a sks circle", "recipe": recipe}))
     return folder

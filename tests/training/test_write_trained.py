@@ -37,7 +37,11 @@ def test_a_checkpoint_has_what_the_result_has(tmp_path: Path, finished: tuple[Co
     document = run(made)
     trained, result = tmp_path / "out/checkpoint-000004/trained", Path(document["output"])
     base = {"model": "toy", "revision": None, "variant": None, "pipeline_config": None, "step": 4, "token": document["token"]}
-    assert json.loads((trained / "base.json").read_text()) == {**base, "instance_prompt": document["instance_prompt"]}
+    assert json.loads((trained / "base.json").read_text()) == {
+        **base,
+        "instance_prompt": document["instance_prompt"],
+        "prompts": list(document["prompts"]),
+    }
     word = load_file(trained / "learned_embeds.safetensors")
     assert {token: tensor.shape for token, tensor in word.items()} == {document["token"]: (1, 96)}
     more = Path(run(recipe(tmp_path / "more", checkpointing_steps=1, **changes))["output"])
