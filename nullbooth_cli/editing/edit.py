@@ -31,9 +31,10 @@ from torch import nn
 
 from nullbooth_cli.api import OpenStore
 from nullbooth_cli.datatypes import Site, denoiser_of_weight
+from nullbooth_cli.editing.positions import Marked, Positions
 from nullbooth_cli.editing.report import EditedWeight, EditPlan, EditReport
 from nullbooth_cli.editing.solve import Rows, alphaedit, uce
-from nullbooth_cli.editing.tokens import paired, text_inputs
+from nullbooth_cli.editing.tokens import first_tokens, paired, text_inputs
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.model.denoisers import denoiser_of
@@ -51,7 +52,7 @@ from nullbooth_cli.training.constrainable import require_constrainable
 from nullbooth_cli.training.protected_weights import actual_names
 
 Method = Literal["alphaedit", "uce"]
-Tokens = Literal["all"]
+Tokens = Literal["subject", "all"]
 
 
 def edit(
@@ -69,11 +70,14 @@ def edit(
 
     `ridge` is a in units of the mean squared norm of a preserved token: a larger one changes less and leaves more missing.
     `preserve` (`uce` only) is b: at 1 all collected tokens together weigh as much as all edited ones.
+    `tokens`: "all" pairs the tokens of both by position; "subject" those from the last token of the subject to the end of the text
+    that the model receives, by their distance to it. Brackets mark the subject, `a [sks star] on a table`; without them it is what
+    differs between the two (`Positions.subject_ends`).
     `earlier` are the reports of the edits that this pipeline has had and the store does not remember, in order: the inputs that
     they edited are C. The targets are those of the weights as they are now.
 
-    Raises ConfigError for another model than the one that was collected from or that the last of `earlier` left, and for a store
-    without a k or v weight that receives the text alone; ModelError for one that is compiled, fused or constrained, has adapters,
+    Raises ConfigError for another model than the one that was collected from or that the last of `earlier` left, for a subject that
+    cannot be found, and for a store without a k or v weight that receives the text alone; ModelError for one that is compiled, fused or constrained, has adapters,
     or parts in dtypes that do not work together. After an error the model is as it was. Cost: the beginning of one forward for
     each prompt, and some 10 D^3 operations for each site.
     """
@@ -101,13 +105,19 @@ def plan_edit(
     _require_plain(denoiser, names)
     projectors = _projectors(store, denoiser, names, earlier)
     fixed = read_inputs(store.config.collect.pipeline_inputs)
-    inputs = {text: text_inputs(pipe, sites, text, fixed) for text in dict.fromkeys([*pairs, *pairs.values()])}
+    marked = [(Marked.read(source), Marked.read(target)) for source, target in pairs.items()]
+    inputs = {
+        text: text_inputs(pipe, sites, text, fixed) for text in dict.fromkeys(each.text for pair in marked for each in pair)
+    }
+    positions = Positions(pipe, fixed)
+    ends = [positions.subject_ends(*pair) for pair in marked] if tokens == "subject" else None
     after: dict[str, torch.Tensor] = {}
     edited: dict[str, EditedWeight] = {}
     keys: dict[str, Rows] = {}
     wanted: dict[str, Rows] = {}
     for site in sites:
-        source, missing = paired([(inputs[one][site], inputs[other][site]) for one, other in pairs.items()])
+        rows = [(inputs[one.text][site], inputs[other.text][site]) for one, other in marked]
+        source, missing = paired(rows, None if ends is None else first_tokens(site, rows, ends))
         keys[site.name], wanted[site.name] = source, missing
         moment, before = store.moment(site), edited_before(site, earlier)
         penalty = ridge * moment.trace
@@ -122,7 +132,7 @@ def plan_edit(
     report = EditReport(
         method=method,
         tokens=tokens,
-        pairs=dict(pairs),
+        pairs={source.text: target.text for source, target in marked},
         weights=edited,
         keys=keys,
         tensors={name: tensor_digest(after.get(name, denoiser.get_parameter(name)), dtype) for name in names},
@@ -163,9 +173,11 @@ def require_possible(
             raise ConfigError(f"{key}={value!r} is not a choice", f"set {key} to {' or '.join(choices)}")
     if not 0 < ridge < math.inf or not 0 <= preserve < math.inf:
         raise ConfigError(f"ridge={ridge}, preserve={preserve}", "set ridge to a number above 0, preserve to 0 or more")
-    same = [source for source, target in pairs.items() if source == target]
+    marked = [(Marked.read(source), Marked.read(target)) for source, target in pairs.items()]
+    same = [source.text for source, target in marked if source.text == target.text]
     if same or not pairs:
         raise ConfigError(f"'{same[0]}' is its own target" if same else "no prompt to edit", "name sources and other targets")
+    require_once([source.text for source, _ in marked])
     require_pooled(store.store)
     others = [prefix for site in text_sites(store) if (prefix := denoiser_of_weight(site.weights[0]))]
     if others:
@@ -225,10 +237,15 @@ def read_pairs(prompts: Sequence[str], file: str | None) -> dict[str, str]:
         if not isinstance(read, dict) or not all(isinstance(text, str) for pair in read.items() for text in pair):
             raise ConfigError(f"{file} does not map prompts to prompts", "write a line `source: target` for each")
         pairs += read.items()
-    twice = [source for source, count in Counter(source for source, _ in pairs).items() if count > 1]
+    require_once([source for source, _ in pairs])
+    return dict(pairs)
+
+
+def require_once(sources: Sequence[str]) -> None:
+    """Raise ConfigError for a source that appears twice."""
+    twice = [source for source, count in Counter(sources).items() if count > 1]
     if twice:
         raise ConfigError(f"'{twice[0]}' appears twice as a source", "keep one target for each prompt")
-    return dict(pairs)
 
 
 def text_sites(store: OpenStore) -> list[Site]:

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nullbooth_cli.datatypes import Prompt, Site
+from nullbooth_cli.editing.positions import Ends
 from nullbooth_cli.editing.solve import Rows
-from nullbooth_cli.errors import ModelError
+from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model.denoise import DenoisingPath, denoise
 from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.hooks import Forward, ProjectionHooks
@@ -71,13 +72,38 @@ def _explained(pipe: Pipeline, error: RuntimeError) -> Exception:
     )
 
 
-def paired(pairs: Sequence[tuple[TokenInputs, TokenInputs]]) -> tuple[Rows, Rows]:
-    """(K1^T, (K* - K1)^T), both `[N, D]`: of each pair the N tokens that both prompts have, position by position.
+def paired(pairs: Sequence[tuple[TokenInputs, TokenInputs]], first: Sequence[tuple[int, int]] | None = None) -> tuple[Rows, Rows]:
+    """(K1^T, (K* - K1)^T), both `[N, D]`: of each pair the N tokens that both prompts have.
 
-    Of texts that are as long as their prompts, the positions of the shorter one.
+    From the `first` tokens of each pair on, one by one, those of the source and of the target; from the beginning by default. Of
+    texts that are as long as their prompts, as many as the shorter rest has.
     """
-    lengths = [min(len(source.rows), len(target.rows)) for source, target in pairs]
-    attended = [source.attended[:n] & target.attended[:n] for (source, target), n in zip(pairs, lengths, strict=True)]
-    sources = np.concatenate([source.rows[: len(both)][both] for (source, _), both in zip(pairs, attended, strict=True)])
-    targets = np.concatenate([target.rows[: len(both)][both] for (_, target), both in zip(pairs, attended, strict=True)])
-    return sources, targets - sources
+    sources, targets = [], []
+    for (source, target), (at, to) in zip(pairs, first or [(0, 0)] * len(pairs), strict=True):
+        length = min(len(source.rows) - at, len(target.rows) - to)
+        both = source.attended[at : at + length] & target.attended[to : to + length]
+        sources.append(source.rows[at : at + length][both])
+        targets.append(target.rows[to : to + length][both])
+    return np.concatenate(sources), np.concatenate(targets) - np.concatenate(sources)
+
+
+def first_tokens(
+    site: Site, inputs: Sequence[tuple[TokenInputs, TokenInputs]], ends: Sequence[Sequence[Ends]]
+) -> list[tuple[int, int]]:
+    """The last subject tokens of each pair, source and target, in the inputs of a site; `ends` has those of all text encoders.
+
+    Raises ConfigError unless the site has as many tokens as one of the encoders, or as several that agree.
+    """
+    found = []
+    for (source, target), of_pair in zip(inputs, ends, strict=True):
+        lengths = len(source.rows), len(target.rows)
+        last = {each.last for each in of_pair if each.lengths == lengths}
+        if len(last) != 1:
+            read = ", ".join(f"{one} and {other}" for one, other in dict.fromkeys(each.lengths for each in of_pair)) or "none"
+            raise ConfigError(
+                f"the subject's tokens in {site.name} cannot be found: it receives {lengths[0]} and {lengths[1]} tokens of "
+                f"source and target, and the text encoders read {read}",
+                "set tokens to all, which pairs them by position",
+            )
+        found.append(last.pop())
+    return found

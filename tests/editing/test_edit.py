@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 import nullbooth_cli as nb
 from nullbooth_cli.cli import app
 from nullbooth_cli.editing.edit import plan_edit, read_pairs, text_sites
+from nullbooth_cli.editing.positions import Ends
 from nullbooth_cli.editing.solve import alphaedit, uce
-from nullbooth_cli.editing.tokens import TokenInputs, paired, text_inputs
+from nullbooth_cli.editing.tokens import TokenInputs, first_tokens, paired, text_inputs
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model import load
 from nullbooth_cli.nullspace.projector import Projector
@@ -272,17 +273,49 @@ def test_texts_that_are_as_long_as_their_prompts_are_paired_up_to_the_shorter_on
         assert missing.tolist() == (pair[1].rows[:2] - pair[0].rows[:2]).tolist()
 
 
+def test_from_the_subject_on_tokens_are_paired_by_their_distance_to_it() -> None:
+    source = TokenInputs(np.arange(10.0).reshape(5, 2), np.array([True, True, True, True, False]))
+    target = TokenInputs(-np.arange(12.0).reshape(6, 2), np.ones(6, bool))
+    keys, wanted = paired([(source, target), (target, source)], [(1, 3), (4, 0)])
+    assert keys.tolist() == [*source.rows[1:4].tolist(), *target.rows[4:6].tolist()]
+    assert (keys + wanted).tolist() == [*target.rows[3:6].tolist(), *source.rows[0:2].tolist()]
+
+
+def test_tokens_of_the_subject(text_store: nb.OpenStore) -> None:
+    """`sks` goes with `star`, `on` with `on`, and the padding of the longer text is not needed."""
+    plan = plan_edit(fresh(), text_store, {"a [sks] on a table": "a [red star] on a table"}, tokens="subject")
+    source, target = embedded(fresh(), "a sks on a table"), embedded(fresh(), "a red star on a table")
+    site = text_store.sites()[0].name
+    np.testing.assert_allclose(plan.report.keys[site], source[2:15], atol=1e-5)
+    np.testing.assert_allclose(plan.wanted[site], target[3:16] - source[2:15], atol=1e-5)
+    assert plan.report.pairs == {"a sks on a table": "a red star on a table"}
+    assert plan.report.tokens == "subject"
+
+
+def test_a_site_that_has_other_tokens_than_the_encoders(text_store: nb.OpenStore) -> None:
+    rows = TokenInputs(np.zeros((10, 2)), np.ones(10, bool))
+    site, agree = text_store.sites()[0], Ends((10, 10), (1, 2))
+    assert first_tokens(site, [(rows, rows)], [[agree, Ends((77, 77), (5, 6)), agree]]) == [(1, 2)]
+    for several in ([], [Ends((77, 77), (1, 2))], [agree, Ends((10, 10), (3, 2))]):
+        with pytest.raises(ConfigError, match=r"the subject's tokens in .* cannot be found: it receives 10 and 10"):
+            first_tokens(site, [(rows, rows)], [several])
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             ({"method": "rome"}, "method='rome' is not a choice"),
+            ({"tokens": "last"}, "tokens='last' is not a choice"),
+            ({"pairs": {"a [b": "c"}}, "does not mark one subject"),
+            ({"pairs": {"a [b] c": "d", "a b [c]": "e"}}, "'a b c' appears twice as a source"),
+            ({"pairs": {"a [b]": "[a] b"}}, "'a b' is its own target"),
             ({"ridge": 0.0}, "ridge=0.0"),
             ({"preserve": -1.0}, "preserve=-1.0"),
             ({"pairs": {}}, "no prompt to edit"),
             ({"pairs": {"a": "a"}}, "'a' is its own target"),
         ],
-        ids=["method", "ridge", "preserve", "no pairs", "no change"],
+        ids=["method", "tokens", "marks", "twice", "itself", "ridge", "preserve", "no pairs", "no change"],
     )
     def test_arguments(self, text_store: nb.OpenStore, pipe: Any, arguments: dict[str, Any], message: str) -> None:
         with pytest.raises(ConfigError, match=message):
