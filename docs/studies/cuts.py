@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -108,13 +109,17 @@ def cut_projectors(folder: Path, cut: Cut) -> CutProjectors:
         trained, _ = world.split()
         texts = {prompt.text for prompt in load_prompts(str(PROMPTS))}
         others = [text for triple in trained if (text := world.caption(world.Drawing(*triple))) not in texts]
-        _collect(preserved, str(PROMPTS), others)
-        _collect(of_subject, [subject.caption(background) for background in subject.TAUGHT_ON], None)
+        collect(preserved, str(PROMPTS), others)
+        collect(of_subject, [subject.caption(background) for background in subject.TAUGHT_ON], None)
     return CutProjectors(Store.open(preserved), Store.open(of_subject), cut)
 
 
-def _collect(place: Path, prompts: str | Sequence[str], heldout: Sequence[str] | None) -> None:
+def collect(
+    place: Path, prompts: str | Sequence[str], heldout: Sequence[str] | None, more: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Make a store of moments and projectors of the embedded model, or finish it; `more` are settings by their dotted names."""
     settings = {"store": str(place), "original_knowledge_prompts": prompts, "heldout_prompts": heldout, "collect.keep": "moments"}
+    settings |= more
     config = load_config(CONFIG, [f"{name}={json.dumps(value)}" for name, value in settings.items()])
     store = Store.open_or_create(config.store, config.model_dump())
     with store.lock():

@@ -101,13 +101,13 @@ class Scales:
         """learned, other and forgotten of a model. Cost: 60 pictures."""
         now = draw_latents(pipe, self.captions, 0)
         return {
-            "learned": _share(pipe, taught, token, PICTURES),
-            "other": _share(pipe, taught, OTHER_WORD.get(taught.word, "sks"), OTHERS),
+            "learned": share_drawn(pipe, taught, token, PICTURES),
+            "other": share_drawn(pipe, taught, OTHER_WORD.get(taught.word, "sks"), OTHERS),
             "forgotten": float(np.square(now - self.untouched).mean()) / self.another_seed,
         }
 
 
-def _share(pipe: Any, taught: Taught, word: str, count: int) -> float:
+def share_drawn(pipe: Any, taught: Taught, word: str, count: int) -> float:
     """The share of `count` pictures that show the subject, asked for with a word."""
     asked = [subject.ASKED_ON[i % len(subject.ASKED_ON)] for i in range(count)]
     texts = [taught.caption(background, word, number) for number, background in enumerate(asked)]

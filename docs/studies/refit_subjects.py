@@ -1,7 +1,8 @@
-"""The subjects of the study of refit: pictures that the embedded model cannot draw, made by code, each with an exact score.
+"""Subjects of the studies: pictures that the embedded model cannot draw, made by code, each with an exact score.
 
-A circle and a square of two colours and a crescent have a word before their noun, and no colour of the backgrounds. The style is
-a black frame around drawings of the world.
+A circle and a square of two colours, a ring of three and a crescent have a word before their noun, and no colour of the
+backgrounds. The style is a black frame around drawings of the world. `SUBJECTS` are those of the study of refit, `IN_SEQUENCE`
+those of the study of one subject after another.
 """
 
 import json
@@ -19,6 +20,7 @@ from nullbooth_cli.toy import subject, world
 FRAME = 2  # pixels
 RADII = (8.5, 12.0)
 HALVES = (subject.LEFT, subject.RIGHT)
+BANDS = {"ring": (subject.LEFT, "pink", subject.RIGHT)}  # from left to right; of other subjects the halves
 STYLED = (("square", "pink"), ("star", "orange"), ("cross", "cyan"), ("triangle", "pink"))
 Picture = NDArray[np.floating[Any]]
 
@@ -44,14 +46,26 @@ class Taught:
             framed = np.broadcast_to(rgb("black"), made.shape).copy()
             framed[FRAME:-FRAME, FRAME:-FRAME] = made[FRAME:-FRAME, FRAME:-FRAME]
             return framed
-        shape = "square" if self.name == "square" else "circle"
-        plain = world.Drawing(shape, "pink", background, x=x, y=y, radius=radius)
+        plain = world.Drawing(self._shape, "pink", background, x=x, y=y, radius=radius)
         if self.name == "crescent":
             bitten = world.coverage("circle", x + 0.5 * radius, y, 0.8 * radius)
             return np.asarray(world.draw(plain) * (1 - bitten[..., None]) + rgb(background) * bitten[..., None])
-        left, right = (world.draw(replace(plain, colour=colour)) for colour in HALVES)
-        cut = round(world.SIZE / 2 + x)
-        return np.concatenate([left[:, :cut], right[:, cut:]], axis=1)
+        drawn = [world.draw(replace(plain, colour=colour)) for colour in self._bands]
+        seams = [0, *(round(seam) for seam in self._seams(world.SIZE / 2 + x, radius)), world.SIZE]
+        return np.concatenate([each[:, seams[i] : seams[i + 1]] for i, each in enumerate(drawn)], axis=1)
+
+    @property
+    def _shape(self) -> str:
+        return self.name if self.name in ("square", "ring") else "circle"
+
+    @property
+    def _bands(self) -> tuple[str, ...]:
+        return BANDS.get(self.name, HALVES)
+
+    def _seams(self, middle: float, radius: float) -> list[float]:
+        """Where one band ends and the next begins, from left to right: all are equally wide."""
+        count = len(self._bands)
+        return [middle + radius * (2 * i / count - 1) for i in range(1, count)]
 
     def is_drawn(self, picture: Picture, background: str, number: int = 0) -> bool:
         """Whether a picture shows all of the subject on this background, by the rules of `toy.subject.is_drawn`.
@@ -76,11 +90,14 @@ class Taught:
             own = _overlap_with_crescent(mask)
             is_shape = own > 0.6 and own > max(world.best_overlap(mask, shape) for shape in world.SHAPES)
             return is_shape and _colours(picture, [mask]) == ["pink"]
-        if world.best_overlap(mask, "square") <= max(0.6, world.best_overlap(mask, "circle")):
+        if world.best_overlap(mask, self._shape) <= max(0.6, world.best_overlap(mask, "circle")):
             return False
         columns = np.arange(world.SIZE)
-        middle = np.average(columns, weights=mask.sum(axis=0))
-        return _colours(picture, [mask & (columns < middle - 1), mask & (columns > middle + 1)]) == list(HALVES)
+        seen = columns[mask.any(axis=0)]
+        seams = self._seams(np.average(columns, weights=mask.sum(axis=0)), (seen[-1] - seen[0] + 1) / 2)
+        # A pixel on either side of a seam is left out: it mixes both colours.
+        ends = zip([-np.inf, *seams], [*seams, np.inf], strict=True)
+        return _colours(picture, [mask & (columns > low + 1) & (columns < high - 1) for low, high in ends]) == list(self._bands)
 
 
 SUBJECTS = (
@@ -89,6 +106,7 @@ SUBJECTS = (
     Taught("crescent", "vht", "shape"),
     Taught("style", "vht", ""),
 )
+IN_SEQUENCE = (SUBJECTS[0], SUBJECTS[1], Taught("ring", "qfj", "ring"), SUBJECTS[2])
 
 
 def styled(number: int) -> tuple[str, str]:

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from docs.studies.refit import Point, table
-from docs.studies.refit_subjects import SUBJECTS, Taught
+from docs.studies.refit_subjects import IN_SEQUENCE, SUBJECTS, Taught
 from nullbooth_cli.toy import world
 from tests.support.builders import ROOT
 
 
-@pytest.mark.parametrize("taught", SUBJECTS, ids=lambda taught: taught.name)
+@pytest.mark.parametrize("taught", dict.fromkeys((*SUBJECTS, *IN_SEQUENCE)), ids=lambda taught: taught.name)
 def test_a_subject_is_read_and_nothing_plain_is_taken_for_it(taught: Taught) -> None:
     rng = np.random.default_rng(0)
     for number, background in enumerate(("red", "green", "blue", "yellow")):
