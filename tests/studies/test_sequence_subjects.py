@@ -22,6 +22,7 @@ from docs.studies.sequence_ways import WAYS, StoreWithTasks, assembled, bases
 from nullbooth_cli.api import OpenStore
 from nullbooth_cli.model.trained_files import BASE_FILE, DENOISER_FILE
 from nullbooth_cli.model.words import WORD_FILE
+from nullbooth_cli.pipeline.remember import Remembered, remember_events
 from nullbooth_cli.store import Store
 from tests.support.builders import ROOT
 
@@ -60,21 +61,29 @@ def test_orders_are_balanced_and_a_table_fills_evenly() -> None:
     assert all(len(set(column)) == 3 for column in zip(*sequences[:3], strict=True))
 
 
-def test_what_is_remembered_is_what_collecting_anew_gives(tmp_path: Path) -> None:
+def test_what_is_remembered_is_what_the_package_remembers(tmp_path: Path) -> None:
+    """The study adds tasks to one store in memory, so that sequences share it: the projectors are those of `remember`."""
     preserved = ["a red circle on a blue background", "a green star on a white background", "a pink ring at the top"]
     taught = ["a sks circle on a black background", "a sks circle on a gray background"]
-    for name, prompts in {"base": preserved, "task": taught, "anew": [*preserved, *taught]}.items():
-        collect(tmp_path / name, prompts, None, TEXT_ONLY | {"project.relative_threshold": 1e-4})
-    base, anew = OpenStore(Store.open(tmp_path / "base")), OpenStore(Store.open(tmp_path / "anew"))
-    found = StoreWithTasks(base, [Store.open(tmp_path / "task")], 1e-4)
-    [site] = found.sites()
-    np.testing.assert_allclose(found.moment(site).second_moment, anew.moment(site).second_moment, rtol=1e-12, atol=1e-15)
-    expected = anew.projectors()
-    assert found.projectors().keys() == expected.keys()
-    for weight, projector in found.projectors().items():
-        assert projector.null_dim == expected[weight].null_dim < base.projectors()[weight].null_dim
-        np.testing.assert_allclose(projector.dense(), expected[weight].dense(), atol=1e-8)
+    changed = refit.fresh()
+    changed.text_encoder.get_input_embeddings().weight.data[changed.tokenizer("sks", add_special_tokens=False).input_ids] *= 3
+    changed.save_pretrained(tmp_path / "changed")
+    collect(tmp_path / "base", preserved, None, TEXT_ONLY)
+    collect(tmp_path / "task", taught, None, TEXT_ONLY | {"model": str(tmp_path / "changed")})
+    base = OpenStore(Store.open(tmp_path / "base"))
+    found = StoreWithTasks(base, [Store.open(tmp_path / "task")], base.config.project.rule()[1])
     assert found.prompts() == (*preserved, *taught)
+    before = base.projectors()
+    request = Remembered(source=str(tmp_path / "changed"), prompts=tuple(taught), name="sks")
+    assert list(remember_events(base.config, request, device="cpu"))
+    expected = OpenStore(Store.open(tmp_path / "base"))
+    [site] = found.sites()
+    np.testing.assert_allclose(found.moment(site).second_moment, expected.moment(site).second_moment, rtol=1e-12, atol=1e-15)
+    after = expected.projectors()
+    assert found.projectors().keys() == after.keys()
+    for weight, projector in found.projectors().items():
+        assert projector.null_dim == after[weight].null_dim < before[weight].null_dim
+        np.testing.assert_allclose(projector.dense(), after[weight].dense(), atol=1e-8)
 
 
 def test_fixed_bases_are_orthogonal_and_within_the_null_space() -> None:
