@@ -7,33 +7,39 @@ K* those for the targets, token by token. For each weight W we want W' with W' K
 and values of its target, and the model draws the same. (Attention to text ignores order, so tokens may be paired by position.)
 With the missing part R = V1 - W K1, W' = W + dW is
 
-    alphaedit   dW = R K1^T P ((K1 K1^T + C) P + a I)^-1         Fang et al., arXiv 2410.02355
-    uce         dW = R K1^T (K1 K1^T + C + b K0 K0^T + a I)^-1   Gandikota et al., arXiv 2308.14761
+    alphaedit   dW = R K1^T P ((K1 K1^T + C) P + a I)^-1          Fang et al., arXiv 2410.02355
+    ace         the same, with R = P_Q V1 - W K1 for keys         Wang et al., arXiv 2503.08116 (`editing.ace`)
+    speed       dW = R K1^T P' ((K1 K1^T + C) P' + a I)^-1        Li et al., arXiv 2503.07392 (`editing.speed`)
+    uce         dW = R K1^T (K1 K1^T + C + b K0 K0^T + a I)^-1    Gandikota et al., arXiv 2308.14761
 
-C is the sum of K1 K1^T over the edits that were made before: with it a later edit does not undo them.
+C is the sum of K1 K1^T over the edits that were made before: with it a later edit does not undo them, and N edits one by one are
+the solution for all N at once. What differs is where the targets are from: those of the second edit are of the weights after the
+first.
 
-`alphaedit` acts within the null space alone, so it affects the collected prompts only by leakage. `uce` weighs the edit against
-them. A source of collected tokens only has no component in the null space: no edit can move it without the collected prompts.
+`alphaedit` acts within the null space alone, so it affects the collected prompts only by leakage. `ace` beside that gives keys
+that usual pictures do not attend to, `speed` takes for each weight the null space of the prompts that the edit would move, and
+leaves the middle of the empty prompt exactly as it is. `uce` weighs the edit against the collected prompts. A source of collected tokens only
+has no component in the null space: no edit can move it without the collected prompts.
 
-All weights of a site have one K1, so one system is solved for all of them: dW = W M. Everything is float64.
+All weights of a site have one K1, so one system is solved for all of them, but by `speed`. Everything is float64.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import nn
 
 from nullbooth_cli.api import OpenStore
-from nullbooth_cli.datatypes import Site, denoiser_of_weight
+from nullbooth_cli.datatypes import Site, denoiser_of_weight, split_weight
+from nullbooth_cli.editing.methods import System, prepare, with_copies
 from nullbooth_cli.editing.positions import Marked, Positions
 from nullbooth_cli.editing.report import EditedWeight, EditPlan, EditReport
-from nullbooth_cli.editing.solve import Rows, alphaedit, uce
+from nullbooth_cli.editing.settings import EditOptions, EditSettings
+from nullbooth_cli.editing.solve import Rows
 from nullbooth_cli.editing.tokens import first_tokens, paired, text_inputs
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import counted
@@ -51,37 +57,27 @@ from nullbooth_cli.tensors import tensor_digest
 from nullbooth_cli.training.constrainable import require_constrainable
 from nullbooth_cli.training.protected_weights import actual_names
 
-Method = Literal["alphaedit", "uce"]
-Tokens = Literal["subject", "all"]
-
 
 def edit(
     pipe: Pipeline,
     store: OpenStore,
     pairs: Mapping[str, str],
     *,
-    method: Method = "alphaedit",
-    tokens: Tokens = "all",
-    ridge: float = 1e-2,
-    preserve: float = 1.0,
     earlier: Sequence[EditReport] = (),
+    **settings: Unpack[EditOptions],
 ) -> EditReport:
     """Give each source prompt of `pairs` the picture of its target, by changing k and v weights of the pipeline in place.
 
-    `ridge` is a in units of the mean squared norm of a preserved token: a larger one changes less and leaves more missing.
-    `preserve` (`uce` only) is b: at 1 all collected tokens together weigh as much as all edited ones.
-    `tokens`: "all" pairs the tokens of both by position; "subject" those from the last token of the subject to the end of the text
-    that the model receives, by their distance to it. Brackets mark the subject, `a [sks star] on a table`; without them it is what
-    differs between the two (`Positions.subject_ends`).
-    `earlier` are the reports of the edits that this pipeline has had and the store does not remember, in order: the inputs that
-    they edited are C. The targets are those of the weights as they are now.
+    `settings` are those of `EditSettings`: method, tokens, weights, ridge, preserve, copies, prompts, noise, project, seed.
+    `earlier` are the reports of the edits that this pipeline has had and the store does not remember, in order. The inputs that
+    they edited are C, with those that the store remembers. The targets are those of the weights as they are now.
 
-    Raises ConfigError for another model than the one that was collected from or that the last of `earlier` left, for a subject that
-    cannot be found, and for a store without a k or v weight that receives the text alone; ModelError for one that is compiled, fused or constrained, has adapters,
-    or parts in dtypes that do not work together. After an error the model is as it was. Cost: the beginning of one forward for
-    each prompt, and some 10 D^3 operations for each site.
+    Raises ConfigError for another model than the store knows or the last of `earlier` left, for a subject that cannot be found,
+    for wrong settings, and for a store without a weight to change that receives the text alone; ModelError for one that is
+    compiled, fused or constrained, has adapters, or parts in dtypes that do not work together. After an error the model is as it
+    was. Cost: the beginning of one forward for each prompt, and some 10 D^3 operations for each site, with speed for each weight.
     """
-    return plan_edit(pipe, store, pairs, method=method, tokens=tokens, ridge=ridge, preserve=preserve, earlier=earlier).apply()
+    return plan_edit(pipe, store, pairs, earlier=earlier, **settings).apply()
 
 
 def plan_edit(
@@ -89,18 +85,15 @@ def plan_edit(
     store: OpenStore,
     pairs: Mapping[str, str],
     *,
-    method: Method = "alphaedit",
-    tokens: Tokens = "all",
-    ridge: float = 1e-2,
-    preserve: float = 1.0,
     earlier: Sequence[EditReport] = (),
+    **settings: Unpack[EditOptions],
 ) -> EditPlan:
     """The edit that `edit` would make, with the same arguments, errors and cost; the pipeline stays as it is.
 
     Its memory: a copy of the weights to change.
     """
-    require_possible(store, pairs, method=method, tokens=tokens, ridge=ridge, preserve=preserve)
-    denoiser, sites = denoiser_of(pipe), text_sites(store)
+    require_possible(store, pairs, **settings)
+    how, denoiser, sites = EditSettings(**settings), denoiser_of(pipe), text_sites(store)
     names = [name for site in sites for name in site.weights]
     _require_plain(denoiser, names)
     projectors = _projectors(store, denoiser, names, earlier)
@@ -110,41 +103,48 @@ def plan_edit(
         text: text_inputs(pipe, sites, text, fixed) for text in dict.fromkeys(each.text for pair in marked for each in pair)
     }
     positions = Positions(pipe, fixed)
-    ends = [positions.subject_ends(*pair) for pair in marked] if tokens == "subject" else None
+    ends = [positions.subject_ends(*pair) for pair in marked] if how.tokens == "subject" else None
+    live = prepare(pipe, store, sites, [source for source, _ in marked], how)
     after: dict[str, torch.Tensor] = {}
     edited: dict[str, EditedWeight] = {}
-    keys: dict[str, Rows] = {}
-    wanted: dict[str, Rows] = {}
+    systems: dict[str, System] = {}
     for site in sites:
         rows = [(inputs[one.text][site], inputs[other.text][site]) for one, other in marked]
-        source, missing = paired(rows, None if ends is None else first_tokens(site, rows, ends))
-        keys[site.name], wanted[site.name] = source, missing
-        moment, before = store.moment(site), edited_before(site, earlier)
-        penalty = ridge * moment.trace
-        if method == "alphaedit":
-            factor = alphaedit(source, missing, projectors[site.weights[0]], penalty, before)
-        else:
-            factor = uce(source, missing, preserve * len(source) * moment.ceiling, penalty, before)
-        change = _Change(source=source, missing=missing, moment=moment, heldout=store.heldout_moment(site))
+        source, missing = with_copies(*paired(rows, None if ends is None else first_tokens(site, rows, ends)), how)
+        system = System(
+            site=site,
+            source=source,
+            missing=missing,
+            moment=store.moment(site),
+            projector=projectors[site.weights[0]],
+            before=edited_before(store, site, earlier),
+            settings=how,
+            live=live,
+        )
+        systems[site.name], heldout = system, store.heldout_moment(site)
         for name in site.weights:
-            after[name], edited[name] = change.of(denoiser.get_parameter(name), factor)
+            if split_weight(name)[1] in how.features:
+                after[name], edited[name] = _edit_weight(name, denoiser.get_parameter(name), system, heldout)
     dtype = store.config.dtype
     report = EditReport(
-        method=method,
-        tokens=tokens,
+        method=how.method,
+        tokens=how.tokens,
         pairs={source.text: target.text for source, target in marked},
         weights=edited,
-        keys=keys,
+        keys={name: system.source for name, system in systems.items()},
         tensors={name: tensor_digest(after.get(name, denoiser.get_parameter(name)), dtype) for name in names},
         cut_off=cut_off_note(pipe, list(inputs)),
     )
+    wanted = {name: system.missing for name, system in systems.items()}
     return EditPlan(report=report, after=after, wanted=wanted, denoiser=denoiser)
 
 
-def edited_before(site: Site, earlier: Sequence[EditReport]) -> Rows | None:
-    """C `[D, D]` of a site, the sum of K1 K1^T over earlier edits; None without any."""
-    rows = [report.keys[site.name] for report in earlier if site.name in report.keys]
-    return sum((each.T @ each for each in rows), np.zeros((site.dim, site.dim))) if rows else None
+def edited_before(store: OpenStore, site: Site, earlier: Sequence[EditReport]) -> Rows | None:
+    """C `[D, D]` of a site: K1 K1^T of the edits that the store remembers, and of `earlier` ones; None without any."""
+    found = [rows.T @ rows for report in earlier if (rows := report.keys.get(site.name)) is not None]
+    if (remembered := store.edited(site)) is not None:
+        found.append(remembered)
+    return np.sum(found, axis=0) if found else None
 
 
 def _projectors(
@@ -164,21 +164,19 @@ def _projectors(
     return store.projectors()
 
 
-def require_possible(
-    store: OpenStore, pairs: Mapping[str, str], *, method: str, tokens: str, ridge: float, preserve: float
-) -> None:
+def require_possible(store: OpenStore, pairs: Mapping[str, str], **settings: Any) -> None:
     """Raise ConfigError for arguments without an edit, and for a store that cannot constrain one: needs no model."""
-    for key, value, choices in (("method", method, get_args(Method)), ("tokens", tokens, get_args(Tokens))):
-        if value not in choices:
-            raise ConfigError(f"{key}={value!r} is not a choice", f"set {key} to {' or '.join(choices)}")
-    if not 0 < ridge < math.inf or not 0 <= preserve < math.inf:
-        raise ConfigError(f"ridge={ridge}, preserve={preserve}", "set ridge to a number above 0, preserve to 0 or more")
+    how = EditSettings(**settings)
     marked = [(Marked.read(source), Marked.read(target)) for source, target in pairs.items()]
     same = [source.text for source, target in marked if source.text == target.text]
     if same or not pairs:
         raise ConfigError(f"'{same[0]}' is its own target" if same else "no prompt to edit", "name sources and other targets")
     require_once([source.text for source, _ in marked])
     require_pooled(store.store)
+    if not any(split_weight(name)[1] in how.features for site in text_sites(store) for name in site.weights):
+        raise ConfigError(
+            f"no {' or '.join(how.weights or 'v')} weight in {store.url} receives the text alone", "set weights to another choice"
+        )
     others = [prefix for site in text_sites(store) if (prefix := denoiser_of_weight(site.weights[0]))]
     if others:
         raise ConfigError(
@@ -199,28 +197,19 @@ def _require_plain(denoiser: nn.Module, weights: Sequence[str]) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Change:
-    """What the edit of a site is measured by: K1^T and (K* - K1)^T `[N, D]`, and the moments of the preserved prompts."""
-
-    source: Rows
-    missing: Rows
-    moment: Moment
-    heldout: Moment | None
-
-    def of(self, parameter: nn.Parameter, factor: Rows) -> tuple[torch.Tensor, EditedWeight]:
-        """W + W M rounded to the weight's dtype, and the measures of that edit. `factor` is M `[D, D]`."""
-        weight = parameter.detach()
-        before = weight.cpu().double().numpy()
-        after = torch.from_numpy(before + before @ factor).to(weight)
-        change = after.cpu().double().numpy() - before
-        wanted = self.missing @ before.T
-        return after, EditedWeight(
-            missing=float(np.linalg.norm(self.source @ change.T - wanted) / np.linalg.norm(wanted)),
-            drift=relative_drift(change, before, self.moment),
-            change=float(np.linalg.norm(change) / np.linalg.norm(before)),
-            heldout=None if self.heldout is None else relative_drift(change, before, self.heldout),
-        )
+def _edit_weight(name: str, parameter: nn.Parameter, system: System, heldout: Moment | None) -> tuple[torch.Tensor, EditedWeight]:
+    """W + R G rounded to the weight's dtype, and the measures of that edit."""
+    weight = parameter.detach()
+    before = weight.cpu().double().numpy()
+    wanted, factor = system.of(name, before)
+    after = torch.from_numpy(before + wanted.T @ factor).to(weight)
+    change = after.cpu().double().numpy() - before
+    return after, EditedWeight(
+        missing=float(np.linalg.norm(system.source @ change.T - wanted) / np.linalg.norm(wanted)),
+        drift=relative_drift(change, before, system.moment),
+        change=float(np.linalg.norm(change) / np.linalg.norm(before)),
+        heldout=None if heldout is None else relative_drift(change, before, heldout),
+    )
 
 
 def read_pairs(prompts: Sequence[str], file: str | None) -> dict[str, str]:

@@ -25,10 +25,11 @@ _MARKED = re.compile(r"\[([^\[\]]+)\]")
 
 
 class Marked(NamedTuple):
-    """A prompt, and the part of it up to the end of its subject; None if the subject is not marked."""
+    """A prompt, the part of it up to the end of its subject, and the subject; None if it is not marked."""
 
     text: str
     until: str | None
+    subject: str | None = None
 
     @classmethod
     def read(cls, prompt: str) -> "Marked":
@@ -43,7 +44,7 @@ class Marked(NamedTuple):
             raise ConfigError(
                 f"'{prompt}' does not mark one subject", "put one pair of brackets around it: a [sks star] on a table"
             )
-        return cls(before + found[0] + found[1], (before + found[0]).rstrip())
+        return cls(before + found[0] + found[1], (before + found[0]).rstrip(), found[0].strip())
 
 
 class Ends(NamedTuple):
@@ -70,9 +71,10 @@ class Positions:
 
         Unmarked, the subject is what differs between the two, without the tokens that both begin and end with. If one of them has
         nothing of its own there, it is the token after that in both, or the last one of all.
+        The subject of an empty text is the token before its end, a mark of the beginning where there is one.
         Raises ConfigError if only one is marked, and for a subject that does not end where a token does.
         """
-        if (source.until is None) != (target.until is None):
+        if (source.until is None) != (target.until is None) and target.text.strip():
             raise ConfigError(
                 f"only one subject is marked in '{source.text}' and '{target.text}'", "put both into brackets, or neither"
             )
@@ -81,9 +83,9 @@ class Positions:
     def _ends(self, part: str, source: Marked, target: Marked) -> Ends:
         one, other = self._found(part, source.text), self._found(part, target.text)
         lengths = len(one.ids), len(other.ids)
-        if source.until is None or target.until is None:
+        if source.until is None:
             return Ends(lengths, _of_difference(one, other))
-        return Ends(lengths, (self._marked(part, source.until, one), self._marked(part, target.until, other)))
+        return Ends(lengths, (self._marked(part, source.until, one), self._marked(part, target.until or "", other)))
 
     def _marked(self, part: str, until: str, whole: "_Found") -> int:
         """The last token of a text that another one begins with."""

@@ -27,7 +27,9 @@ class TokenInputs(NamedTuple):
     attended: NDArray[np.bool_]
 
 
-def text_inputs(pipe: Pipeline, sites: list[Site], text: str, fixed: Mapping[str, Any] | None = None) -> dict[Site, TokenInputs]:
+def text_inputs(
+    pipe: Pipeline, sites: Sequence[Site], text: str, fixed: Mapping[str, Any] | None = None
+) -> dict[Site, TokenInputs]:
     """The inputs of each site for a prompt; `fixed` are the other inputs of the pipeline. Cost: the beginning of one forward."""
     denoiser = denoiser_of(pipe)
     by_weight = {site.weights[0]: site for site in sites}

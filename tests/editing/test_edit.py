@@ -10,24 +10,21 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import nullbooth_cli as nb
 from nullbooth_cli.cli import app
-from nullbooth_cli.editing.edit import plan_edit, read_pairs, text_sites
+from nullbooth_cli.editing.edit import edited_before, plan_edit, read_pairs, text_sites
 from nullbooth_cli.editing.positions import Ends
-from nullbooth_cli.editing.solve import alphaedit, uce
 from nullbooth_cli.editing.tokens import TokenInputs, first_tokens, paired, text_inputs
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model import load
-from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.settings.config import build_config
 from nullbooth_cli.tensors import tensor_digest
 from nullbooth_cli.toy import score, world
 from tests.support import loading
-from tests.support.builders import ROOT, execute, small_config
+from tests.support.builders import execute, small_config
+from tests.support.edits import embedded, fresh
 from tests.support.tiny import saved
 from tests.support.tiny_training import add_lora, exact_store
 from tests.support.zoo import ENTRIES
@@ -35,80 +32,6 @@ from tests.support.zoo import ENTRIES
 BACKGROUNDS = ("white", "black", "blue", "gray")
 PAIRS = {f"a sks star on a {b} background": f"a red star on a {b} background" for b in BACKGROUNDS}
 KNOWN = [f"a green {shape} on a {b} background" for shape in ("star", "square", "ring") for b in BACKGROUNDS]
-
-
-def fresh() -> Any:
-    return load.load_pipeline(
-        "toy", revision=None, variant=None, dtype="float32", local_files_only=True, device=torch.device("cpu")
-    )
-
-
-@pytest.fixture(scope="module")
-def text_store(tmp_path_factory: pytest.TempPathFactory) -> nb.OpenStore:
-    """All of the toy's prompts, k and v only: the text encoder is all that runs."""
-    config = build_config(
-        {
-            "store": str(tmp_path_factory.mktemp("text") / "run.zarr"),
-            "original_knowledge_prompts": str(ROOT / "dataset/prompts/toy.txt"),
-            "collect": {"batch_size": 48, "keep": "moments", "collect_features": {"q_features": False, "out_features": False}},
-        }
-    )
-    return nb.OpenStore(execute(config, "schedule", "collect", "covariance", "project"))
-
-
-def embedded(pipe: Any, text: str) -> np.ndarray:
-    """The text encoder's output, `[16, 96]`, by its own call."""
-    ids = pipe.tokenizer(text, padding="max_length", max_length=16, return_tensors="pt").input_ids
-    return pipe.text_encoder(ids)[0][0].double().numpy()
-
-
-@settings(deadline=None)
-@given(tokens=st.integers(1, 12), dim=st.integers(2, 8), ridge=st.floats(1e-2, 10), seed=st.integers(0, 99))
-def test_the_formulas_are_those_of_the_papers(tokens: int, dim: int, ridge: float, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    w, k1, target, k0 = (rng.standard_normal(shape) for shape in ((5, dim), (dim, tokens), (dim, tokens), (dim, 30)))
-    projector = Projector.of(np.linalg.qr(rng.standard_normal((dim, dim)))[0], int(rng.integers(1, dim + 1)))
-    p, r = projector.dense(), w @ target - w @ k1
-    of_alphaedit = r @ k1.T @ p @ np.linalg.inv(k1 @ k1.T @ p + ridge * np.eye(dim))
-    np.testing.assert_allclose(w @ alphaedit(k1.T, (target - k1).T, projector, ridge), of_alphaedit, rtol=1e-6, atol=1e-8)
-    v, c0 = w @ target, k0 @ k0.T
-    of_uce = (v @ k1.T + w @ c0 + ridge * w) @ np.linalg.inv(k1 @ k1.T + c0 + ridge * np.eye(dim))
-    np.testing.assert_allclose(w + w @ uce(k1.T, (target - k1).T, c0, ridge), of_uce, rtol=1e-6, atol=1e-8)
-
-
-@settings(deadline=None)
-@given(
-    counts=st.lists(st.integers(1, 4), min_size=1, max_size=4),
-    dim=st.integers(2, 8),
-    ridge=st.floats(1e-2, 10),
-    seed=st.integers(0, 99),
-)
-def test_one_by_one_is_at_once(counts: list[int], dim: int, ridge: float, seed: int) -> None:
-    """With C and the same ridge, for the targets that each edit had: dW (S P + a I) = sum of R K^T P, S that of all K K^T."""
-    rng = np.random.default_rng(seed)
-    start, k0 = rng.standard_normal((5, dim)), rng.standard_normal((dim, 30))
-    projector = Projector.of(np.linalg.qr(rng.standard_normal((dim, dim)))[0], int(rng.integers(1, dim + 1)))
-    for p, preserved in ((projector.dense(), np.zeros((dim, dim))), (np.eye(dim), k0 @ k0.T)):
-        w, before, right = start, np.zeros((dim, dim)), np.zeros((5, dim))
-        for count in counts:
-            k, target = rng.standard_normal((2, dim, count))
-            right += (w @ target - start @ k) @ k.T @ p
-            if preserved.any():
-                w = w + w @ uce(k.T, (target - k).T, preserved, ridge, before)
-            else:
-                w = w + w @ alphaedit(k.T, (target - k).T, projector, ridge, before)
-            before = before + k @ k.T
-        at_once = right @ np.linalg.inv((before + preserved) @ p + ridge * np.eye(dim))
-        np.testing.assert_allclose(w - start, at_once, rtol=1e-6, atol=1e-8)
-
-
-def test_a_small_ridge_leaves_nothing_missing_where_there_is_room() -> None:
-    rng = np.random.default_rng(0)
-    projector = Projector.of(np.linalg.qr(rng.standard_normal((20, 20)))[0], 12)
-    w, source, missing = (rng.standard_normal(shape) for shape in ((5, 20), (4, 20), (4, 20)))
-    change = w @ alphaedit(source, missing, projector, 1e-10)
-    np.testing.assert_allclose(source @ change.T, missing @ w.T, atol=1e-8)
-    np.testing.assert_allclose(change @ projector.dense(), change, atol=1e-12)
 
 
 def test_the_inputs_are_what_the_text_encoder_gives(text_store: nb.OpenStore, pipe: Any) -> None:
@@ -128,7 +51,7 @@ def meant(text: str) -> tuple[str, str, str]:
     return words[2], words[1], words[-2]
 
 
-@pytest.mark.parametrize("how", [{}, {"method": "uce", "preserve": 10.0}], ids=["alphaedit", "uce"])
+@pytest.mark.parametrize("how", [{}, {"method": "uce", "preserve": 640.0}], ids=["alphaedit", "uce"])
 def test_the_source_draws_the_target_and_the_rest_stays(text_store: nb.OpenStore, how: dict[str, Any]) -> None:
     """`sks` is a word without a meaning; training never saw it, and the prompts to keep do not have it."""
     pipe = fresh()
@@ -191,6 +114,31 @@ def test_what_was_edited_before_stays(text_store: nb.OpenStore) -> None:
         moved.append(np.linalg.norm(first.keys[site.name] @ (pipe.unet.get_parameter(name).double().numpy() - then).T))
         assert second.missing < 0.9
     assert moved[0] < 0.8 * moved[1]
+
+
+def test_what_the_store_remembers_counts_as_an_earlier_edit(text_store: nb.OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, site = fresh(), text_store.sites()[0]
+    first = nb.edit(pipe, text_store, {"a sks star": "a red star"})
+    keys = first.keys[site.name]
+    plan = plan_edit(pipe, text_store, {"a zwx": "a ring"}, earlier=[first])
+    monkeypatch.setattr(text_store, "edited", lambda _: keys.T @ keys)
+    told = plan_edit(pipe, text_store, {"a zwx": "a ring"}, earlier=[replace(first, keys={})])
+    for name, weight in plan.after.items():
+        torch.testing.assert_close(told.after[name], weight)
+    np.testing.assert_allclose(edited_before(text_store, site, [first]), 2 * keys.T @ keys)
+
+
+def test_noisy_copies_have_the_same_targets(text_store: nb.OpenStore) -> None:
+    plans = [plan_edit(fresh(), text_store, {"a sks": "a red star"}, copies=copies, weights="k") for copies in (0, 2)]
+    assert {name.split(".")[-2] for name in plans[1].after} == {"to_k"}
+    site = text_store.sites()[0].name
+    (k1, k3), (wanted, more) = (
+        [made(plan) for plan in plans] for made in (lambda p: p.report.keys[site], lambda p: p.wanted[site])
+    )
+    assert k3.shape == (48, 96)
+    np.testing.assert_allclose(k3[:16], k1)
+    np.testing.assert_allclose(k3 + more, np.tile(k1 + wanted, (3, 1)))
+    assert (k3 - np.tile(k1, (3, 1)))[16:].std() == pytest.approx(k1.std() / 10, rel=0.1)
 
 
 def test_an_exact_null_space_is_not_left(tmp_path: Path) -> None:
@@ -310,12 +258,28 @@ class TestRefusals:
             ({"pairs": {"a [b": "c"}}, "does not mark one subject"),
             ({"pairs": {"a [b] c": "d", "a b [c]": "e"}}, "'a b c' appears twice as a source"),
             ({"pairs": {"a [b]": "[a] b"}}, "'a b' is its own target"),
+            ({"weights": "q"}, "weights='q' is not a choice"),
+            ({"copies": -1}, "copies=-1"),
+            ({"project": 0.0}, "project=0.0"),
             ({"ridge": 0.0}, "ridge=0.0"),
             ({"preserve": -1.0}, "preserve=-1.0"),
             ({"pairs": {}}, "no prompt to edit"),
             ({"pairs": {"a": "a"}}, "'a' is its own target"),
         ],
-        ids=["method", "tokens", "marks", "twice", "itself", "ridge", "preserve", "no pairs", "no change"],
+        ids=[
+            "method",
+            "tokens",
+            "marks",
+            "twice",
+            "itself",
+            "weights",
+            "copies",
+            "project",
+            "ridge",
+            "preserve",
+            "no pairs",
+            "no change",
+        ],
     )
     def test_arguments(self, text_store: nb.OpenStore, pipe: Any, arguments: dict[str, Any], message: str) -> None:
         with pytest.raises(ConfigError, match=message):

@@ -1,0 +1,83 @@
+"""How an edit is solved: the method and its numbers, each with the value that its authors use."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypedDict, get_args
+
+from nullbooth_cli.errors import ConfigError
+
+Method = Literal["alphaedit", "uce", "speed", "ace"]
+Tokens = Literal["subject", "all"]
+Weights = Literal["kv", "k", "v"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditSettings:
+    """The settings of an edit. Raises ConfigError for values that make none.
+
+    `method` and its equation: see `editing.edit`.
+    `tokens`: "all" pairs the tokens of source and target by position; "subject" those from the last token of the subject to the
+    end of the text that the model receives, by their distance to it. Brackets mark the subject, `a [sks star] on a table`;
+    without them it is what differs between the two (`positions.Positions`).
+    `weights`: those to change, "kv", "k" or "v"; None for those of the method, v alone for speed and both for the others.
+    `ridge` is a in units of the mean squared norm of a preserved token, the same for every edit of a store: a larger one changes
+    less and leaves more missing. For tokens of Stable Diffusion 1 (about 780) the authors' values are 6e-4 (uce, .5; ace for one
+    concept, .5), 1.3e-3 for each concept (speed, 1), and .26 (ace for a hundred concepts, 20 / .1).
+    `preserve` (uce) is b in edited tokens: all preserved tokens together weigh as much as this number of edited ones. The authors
+    let each preserved concept weigh as much as an edited one.
+    `copies`: noisy copies of each edited token, with the same target, so that what is near it is edited too.
+    `prompts` (speed, ace): preserved prompts that speed filters and ace draws. Its authors draw 1200, ten steps each.
+    `noise` (speed): noisy copies of each filtered token, authors 10.
+    `project` (ace): the share of the query directions that targets of keys may have, authors .16 (the code's default is .01).
+    `seed`: of the noise, and of the centres of speed.
+    """
+
+    method: Method = "alphaedit"
+    tokens: Tokens = "all"
+    weights: Weights | None = None
+    ridge: float = 1e-2
+    preserve: float = 100.0
+    copies: int = 0
+    prompts: int = 200
+    noise: int = 10
+    project: float = 0.16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choices = {"method": get_args(Method), "tokens": get_args(Tokens), "weights": (None, *get_args(Weights))}
+        for key, allowed in choices.items():
+            if (value := getattr(self, key)) not in allowed:
+                named = [each for each in allowed if each is not None]
+                raise ConfigError(f"{key}={value!r} is not a choice", f"set {key} to {' or '.join(named)}")
+        if not 0 < self.ridge < math.inf or not 0 <= self.preserve < math.inf:
+            raise ConfigError(
+                f"ridge={self.ridge}, preserve={self.preserve}", "set ridge to a number above 0, preserve to 0 or more"
+            )
+        if self.copies < 0 or self.noise < 0 or self.prompts < 1:
+            raise ConfigError(
+                f"copies={self.copies}, noise={self.noise}, prompts={self.prompts}",
+                "set prompts to 1 or more, the others to 0 or more",
+            )
+        if not 0 < self.project <= 1:
+            raise ConfigError(f"project={self.project}", "set it to a share above 0, at most 1")
+
+    @property
+    def features(self) -> set[str]:
+        """The features whose weights change."""
+        chosen = self.weights or ("v" if self.method == "speed" else "kv")
+        return {f"{stream}{letter}" for letter in chosen for stream in ("", "add_")}
+
+
+class EditOptions(TypedDict, total=False):
+    """The settings as keyword arguments."""
+
+    method: Method
+    tokens: Tokens
+    weights: Weights | None
+    ridge: float
+    preserve: float
+    copies: int
+    prompts: int
+    noise: int
+    project: float
+    seed: int
