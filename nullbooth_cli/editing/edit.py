@@ -18,8 +18,8 @@ first.
 
 `alphaedit` acts within the null space alone, so it affects the collected prompts only by leakage. `ace` beside that gives keys
 that usual pictures do not attend to, `speed` takes for each weight the null space of the prompts that the edit would move, and
-leaves the middle of the empty prompt exactly as it is. `uce` weighs the edit against the collected prompts. A source of collected tokens only
-has no component in the null space: no edit can move it without the collected prompts.
+leaves the middle of the empty prompt exactly as it is. `uce` weighs the edit against the collected prompts. A source of collected
+tokens only has no component in the null space: no edit can move it without the collected prompts.
 
 All weights of a site have one K1, so one system is solved for all of them, but by `speed`. Everything is float64.
 """
