@@ -15,7 +15,7 @@ from docs.studies.refit_subjects import Taught
 from docs.studies.sequence_ways import Way
 
 Sequences = Sequence[tuple[int, Sequence[Taught]]]  # (seed, order) of each
-BROWN = "#8c564b"
+MORE = ("#8c564b", "#999999")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def room(points: Sequence[Point], ways: Sequence[Way], sequences: Sequences) -> 
         f"|{' --- |' * 6}",
     ]
     for way in ways:
-        for count, found in by_count(points, way, sequences) if way.remembers else ():
+        for count, found in by_count(points, way, sequences) if way.remembered else ():
             last = [played.models[-1] for played in found]
             cells = [
                 spread([float(point.null_dim or 0) for point in last], ".0f"),
@@ -151,14 +151,14 @@ def picture(points: Sequence[Point], ways: Sequence[Way], sequences: Sequences, 
     forgotten.set_yscale("log")
     dimension = axes(made, "tasks remembered", "null dimension, of 96", (2, 2, 3))
     energy = axes(made, "tasks remembered", "energy ratio of the next subject", (2, 2, 4))
-    for way, colour, mark in zip(ways, (*COLOURS, BROWN), "osD^vP*X", strict=False):
+    for way, colour, mark in zip(ways, (*COLOURS, *MORE), "osD^vP*Xh", strict=False):
         found = dict(by_count(points, way, sequences))
         style: dict[str, Any] = {"color": colour, "marker": mark, "markersize": 5, "linewidth": 1.4}
         scores.plot([*found], [np.mean([each.average for each in played]) for played in found.values()], label=way.name, **style)
         forgotten.plot(
             [*found], [geometric([each.models[-1].forgotten for each in played]) for played in found.values()], **style
         )
-        if way.remembers and found:
+        if way.remembered and found:
             ends = [[each.models[-1] for each in played] for played in found.values()]
             dims = [float(ends[0][0].null_dim or 0), *(float(np.mean([end.left or 0 for end in each])) for each in ends)]
             dimension.plot([*range(len(dims))], dims, **style)

@@ -100,7 +100,7 @@ class Study:
         if way.goes_on:
             before = [(self._trained(way, so_far[: i + 1], seed), each) for i, each in enumerate(so_far)]
             room = teach(way, self._base, before[:-1], so_far[-1], seed=seed, folder=before[-1][0])
-            if way.remembers:
+            if way.remembered:
                 remember(way, before)
         else:
             before = [(self._trained(way, [each], seed), each) for each in so_far]
@@ -112,7 +112,7 @@ class Study:
         pipe, tokens = assembled(way, [place for place, _ in before])
         found = self._scales.measure(pipe, list(zip(so_far, tokens, strict=True)))
         of_constraint: dict[str, Any] = {} if room is None else asdict(room)
-        if way.remembers:
+        if way.remembered:
             of_constraint["left"] = constraint(way, self._base, before).null_dim
         return Point(way=way.name, seed=seed, subjects=tuple(each.name for each in so_far), **found, **of_constraint)
 

@@ -46,15 +46,16 @@ RANK = 8  # of a fixed basis: four of them have room in the null space at 1e-4
 class Way:
     """One way to teach subjects one after another.
 
-    `cut` is the relative threshold of a constraint, to which every subject is added that was taught; `distilled` the weight of
-    distillation with rehearsal. `apart`: each subject is taught on the base alone, as a LoRA or in a fixed basis within the null
-    space, and the changes are added up.
+    `cut` is the relative threshold of a constraint; where it is `remembered`, every subject that was taught joins what the next
+    one's constraint preserves. `distilled` is the weight of distillation with rehearsal. `apart`: each subject is taught on the
+    base alone, as a LoRA or in a fixed basis within the null space, and the changes are added up.
     """
 
     name: str
     rate: float
     steps: int = 300
     cut: float | None = None
+    remembered: bool = False
     distilled: float | None = None
     apart: Literal["lora", "basis"] | None = None
 
@@ -63,19 +64,15 @@ class Way:
         """Whether a subject is taught on the model that the last one left."""
         return self.apart is None
 
-    @property
-    def remembers(self) -> bool:
-        """Whether every subject is added to what the next one's constraint preserves."""
-        return self.goes_on and self.cut is not None
-
     def listed(self, subjects: Sequence[Taught]) -> list[Taught]:
         """Subjects as a model of this way is named: in order, or, where the order does not matter, always in the same one."""
         return [*subjects] if self.goes_on else sorted(subjects, key=IN_SEQUENCE.index)
 
 
 WAYS = (
-    Way(name="constrained 1e-4, remembered", rate=1e-2, cut=1e-4),
-    Way(name="constrained 1e-5, remembered", rate=1e-2, cut=1e-5),
+    Way(name="constrained 1e-4, remembered", rate=1e-2, cut=1e-4, remembered=True),
+    Way(name="constrained 1e-5, remembered", rate=1e-2, cut=1e-5, remembered=True),
+    Way(name="constrained 1e-4, not remembered", rate=1e-2, cut=1e-4),
     Way(name="free", rate=3e-3),
     Way(name="distilled, weight 1", rate=3e-3, steps=400, distilled=1.0),
     Way(name="distilled, weight 10", rate=3e-3, steps=400, distilled=10.0),
@@ -211,8 +208,8 @@ def teach(
 def constraint(way: Way, base: OpenStore, before: Sequence[tuple[Path, Taught]], taught: Taught | None = None) -> StoreWithTasks:
     """What constrains the next subject: the base and all tasks so far; of a way with fixed bases the base and a subject's own."""
     assert way.cut is not None
-    if way.remembers:
-        return StoreWithTasks(base, [Store.open(task_of(place)) for place, _ in before], way.cut)
+    if way.goes_on:
+        return StoreWithTasks(base, [Store.open(task_of(place)) for place, _ in before if way.remembered], way.cut)
     assert taught is not None
     return StoreWithTasks(base, [], way.cut, bases(StoreWithTasks(base, [], way.cut).null_basis, RANK)[taught.name])
 
