@@ -69,6 +69,8 @@ class Way:
         return [*subjects] if self.goes_on else sorted(subjects, key=IN_SEQUENCE.index)
 
 
+# Learning rates: the smallest of 1e-3, 3e-3 and 1e-2 at which two subjects, each alone and with a seed of its own, were in 0.7 of
+# the pictures, else the best: `sequence_subjects.py --search`.
 WAYS = (
     Way(name="constrained 1e-4, remembered", rate=1e-2, cut=1e-4, remembered=True),
     Way(name="constrained 1e-5, remembered", rate=1e-2, cut=1e-5, remembered=True),
