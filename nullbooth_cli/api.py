@@ -9,6 +9,7 @@ An open store is read, never written. Arrays are numpy, float64; torch is import
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,12 +193,19 @@ class OpenStore:
         of the collection, and for per-timestep projectors. Cost: one read of the file, and of the moments, eigenvectors and base
         weights of the modules that the store protects.
         """
+        from nullbooth_cli.collect.edited_model import open_before
         from nullbooth_cli.collect.open_model import open_base
         from nullbooth_cli.evaluation.lora_drift import measure
 
         self.require("project")
         config = self.config
-        return measure(self._store, Path(path), open_base(config, device), allow_pickle=config.allow_pickle)
+        return measure(
+            self._store,
+            Path(path),
+            open_base(config, device),
+            allow_pickle=config.allow_pickle,
+            open_before=partial(open_before, config, device=device),
+        )
 
     def require(self, stage: str) -> None:
         """Raise StageError unless a stage is complete. A complete stage is read again only after a run."""

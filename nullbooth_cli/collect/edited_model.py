@@ -3,26 +3,25 @@
     trained                             a pipeline folder, or the hub id of one
     lora.safetensors                    a LoRA of diffusers or kohya, or the folder that has it
     adapter                             a folder that PEFT's `save_pretrained` wrote
-    runs/toy-sks                        the output of a training run, or one of its checkpoints
+    runs/toy-sks                        the output of a training run, or one of its checkpoints, on what it was trained after
     lora.safetensors@0.8                at another strength
     lora.safetensors@0.8+style@0.5      several, each added to the base
 
 `read_place()` finds what a place names, from the headers of files; `require_fits()` tries it on the base; `load_edited()` loads
-the model. `base_of()` finds the base that a training run names.
+the model, `load_before()` what it was trained after. `base_of()` finds the base that a training run names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 
-from nullbooth_cli.collect.open_model import load_model
+from nullbooth_cli.collect.open_model import load_model, open_base
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import listed
-from nullbooth_cli.model.adapter_files import AdapterFile
-from nullbooth_cli.model.adapters import attached, fuse
 from nullbooth_cli.model.base_weights import BaseWeights
+from nullbooth_cli.model.chain import Addition, Chain, digest_of
 from nullbooth_cli.model.load import config_folder
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.model.sources import PIPELINE_INDEX, Source
@@ -30,23 +29,12 @@ from nullbooth_cli.model.trained_files import CHECKPOINT, Base, Located, Trained
 from nullbooth_cli.model.words import has_word
 from nullbooth_cli.settings.config import Config
 
-
-@dataclass(frozen=True)
-class Addition:
-    """What is added to the base: an adapter times `scale`, or the files that a training run wrote."""
-
-    files: AdapterFile | TrainedFiles
-    scale: float
-
-    @property
-    def is_lora(self) -> bool:
-        """Whether it can have a scale, and others beside it."""
-        return not isinstance(self.files, TrainedFiles) or self.files.adapter is not None
+Check = Callable[[Pipeline], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditedModel:
-    """What a place names: additions to the base, or, if there are none, the folder or hub id of a `pipeline`.
+    """What a place names: additions, in their order, on the folder or hub id of a `pipeline`, or (None) on the base.
 
     `tokens` are the words that training runs taught, as prompts write them. `notes` are for the user.
     """
@@ -61,6 +49,11 @@ class EditedModel:
         lacking = [token for token in self.tokens if not any(has_word(prompt, token) for prompt in prompts)]
         return f"no prompt has the word that was taught: write {' or '.join(lacking)}" if lacking else None
 
+    @property
+    def digest(self) -> str | None:
+        """The digest of its additions; None without any. Cost: one read of them."""
+        return digest_of(self.additions)
+
 
 def read_place(config: Config, place: str) -> EditedModel:
     """What a place names.
@@ -71,9 +64,9 @@ def read_place(config: Config, place: str) -> EditedModel:
     """
     parts = _parts(place)
     located = [locate(Path(name).expanduser()) if _exists(name) else None for name, _ in parts]
-    additions = [_addition(config, scale, at) for (_, scale), at in zip(parts, located, strict=True)]
-    for (name, scale), addition in zip(parts, additions, strict=True):
-        if (len(parts) > 1 or scale != 1) and not (addition and addition.is_lora):
+    chains = [_chain(config, scale, at) for (_, scale), at in zip(parts, located, strict=True)]
+    for (name, scale), chain in zip(parts, chains, strict=True):
+        if (len(parts) > 1 or scale != 1) and not (chain and chain.additions[-1].is_lora):
             raise ConfigError(
                 f"{name} is not a LoRA, and only LoRAs can have a scale or be added up",
                 "name the model alone, without @ and +",
@@ -82,23 +75,37 @@ def read_place(config: Config, place: str) -> EditedModel:
     tokens = [at.token for at in found if at.token is not None]
     if len(set(tokens)) < len(tokens):
         raise ConfigError(f"two of {place} taught the same word, {tokens[0]}", "name one of them")
-    edited = EditedModel(
-        additions=tuple(addition for addition in additions if addition is not None),
+    pipeline, additions = _joined(place, [chain for chain in chains if chain is not None])
+    return EditedModel(
+        pipeline=pipeline if additions else _pipeline(config, place, located[0]),
+        additions=additions,
         tokens=tuple(tokens),
         notes=tuple(at.note for at in found if at.note is not None),
     )
-    return edited if edited.additions else replace(edited, pipeline=_pipeline(config, place, located[0]))
 
 
-def _addition(config: Config, scale: float, at: Located | None) -> Addition | None:
-    """What is at a place that exists; None for a pipeline."""
-    if at is None:
+def _joined(place: str, chains: Sequence[Chain]) -> tuple[str | None, tuple[Addition, ...]]:
+    """The pipeline that LoRAs were trained on, None for the base, and all additions; a chain brings along what is before it."""
+    pipelines = {str(chain.pipeline) for chain in chains if chain.pipeline is not None}
+    if len(pipelines) > 1:
+        raise ConfigError(f"{place} was trained on several models: {' and '.join(sorted(pipelines))}", "name one of them")
+    additions = tuple(addition for chain in chains for addition in chain.additions)
+    paths = [addition.path for addition in additions]
+    before = [addition.path for chain in chains for addition in chain.additions[:-1]]
+    if twice := next((path for path in before if paths.count(path) > 1), None):
+        raise ConfigError(f"{twice} is in {place} twice: one of them was trained after it, and brings it along", "leave it out")
+    return next(iter(pipelines), None), additions
+
+
+def _chain(config: Config, scale: float, at: Located | None) -> Chain | None:
+    """What is at a place that exists, after what it went on from; None for a pipeline."""
+    if at is None or (chain := Chain.at(at.path, allow_pickle=config.allow_pickle)).pipeline == at.path:
         return None
-    if (trained := TrainedFiles.find(at.path)) is not None:
-        trained.require_base(Base.of(config))
-        return Addition(trained, scale)
-    adapter = AdapterFile.find(at.path, allow_pickle=config.allow_pickle)
-    return None if adapter is None else Addition(adapter, scale)
+    for addition in chain.additions:
+        if isinstance(addition.files, TrainedFiles):
+            addition.files.require_base(Base.of(config))
+    *before, last = chain.additions
+    return replace(chain, additions=(*before, replace(last, scale=scale)))
 
 
 def _pipeline(config: Config, name: str, at: Located | None) -> str:
@@ -152,11 +159,7 @@ def _exists(place: str) -> bool:
 def require_fits(config: Config, pipe: Pipeline, place: str) -> None:
     """Raise ConfigError for additions that do not fit the base `pipe`, which stays as it was. Cost: one read of each file."""
     for each in read_place(config, place).additions:
-        if isinstance(each.files, TrainedFiles):
-            each.files.require_fits(pipe)
-        else:
-            with attached(pipe, each.files):
-                pass
+        each.require_fits(pipe)
 
 
 def stored_shapes(place: str) -> dict[str, tuple[int, ...]] | None:
@@ -170,12 +173,31 @@ def stored_shapes(place: str) -> dict[str, tuple[int, ...]] | None:
 def load_edited(config: Config, place: str, device: str | None) -> Pipeline:
     """The pipeline of an edited model, its additions put onto the base. Raises ConfigError unless all of it can be loaded."""
     edited = read_place(config, place)
-    if edited.pipeline is not None:
-        return load_model(config.model_copy(update=asdict(Base(model=edited.pipeline))), device)
-    pipe = load_model(config, device)
-    for each in edited.additions:
-        if isinstance(each.files, TrainedFiles):
-            each.files.load_into(pipe, each.scale)
-        else:
-            fuse(pipe, each.files, each.scale)
+    return _loaded(config, edited.pipeline, edited.additions, device)
+
+
+def load_before(config: Config, at: Located, device: str | None, check: Check = lambda _: None) -> Pipeline:
+    """The pipeline that the model at a place went on from: the base, or all that was trained before it, in order.
+
+    `check` is called before anything is put onto the pipeline that is loaded. Raises ConfigError as `load_edited` does.
+    """
+    before = Chain.before(at, allow_pickle=config.allow_pickle)
+    return _loaded(config, None if before.pipeline is None else str(before.pipeline), before.additions, device, check)
+
+
+def open_before(config: Config, at: Located, device: str | None) -> BaseWeights:
+    """The weights that the model at a place went on from: those of the base, unless it was trained after another model.
+
+    Raises ConfigError as `load_edited` does. Cost: headers of the base's files; the load of a model that is not the base.
+    """
+    return open_base(config, device) if at.after is None else BaseWeights.of_pipeline(load_before(config, at, device))
+
+
+def _loaded(
+    config: Config, pipeline: str | None, additions: Sequence[Addition], device: str | None, check: Check = lambda _: None
+) -> Pipeline:
+    pipe = load_model(config if pipeline is None else config.model_copy(update=asdict(Base(model=pipeline))), device)
+    check(pipe)
+    for each in additions:
+        each.load_into(pipe)
     return pipe

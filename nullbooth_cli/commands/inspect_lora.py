@@ -2,6 +2,7 @@
 
 import csv
 import io
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,15 @@ MOST = 20  # modules of one file in the table
 
 def answer_loras(session: Session, files: list[str], *, device: str | None, as_csv: bool) -> None:
     """Answer with the drift of each file's modules on the prompts of a finished store."""
+    from nullbooth_cli.collect.edited_model import open_before
     from nullbooth_cli.collect.open_model import open_base
     from nullbooth_cli.evaluation.lora_drift import measure
     from nullbooth_cli.report.lora import LoraDocument
 
     store = session.open_finished()
     base = open_base(session.config, device)
-    found = [measure(store, Path(file), base, allow_pickle=session.config.allow_pickle) for file in files]
+    before, allow_pickle = partial(open_before, session.config, device=device), session.config.allow_pickle
+    found = [measure(store, Path(file), base, allow_pickle=allow_pickle, open_before=before) for file in files]
     if as_csv:
         session.terminal.text(_csv(found))
     else:

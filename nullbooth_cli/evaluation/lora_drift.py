@@ -10,7 +10,7 @@ store: nothing is known of what it moves. `measure()` reads one file.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf, isnan
@@ -26,6 +26,7 @@ from nullbooth_cli.model.finished_change import FinishedFiles
 from nullbooth_cli.model.lora_file import DENOISER
 from nullbooth_cli.model.lora_module import LoraModule
 from nullbooth_cli.model.lora_targets import recorded_by
+from nullbooth_cli.model.trained_files import Located
 from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.pooling import moment_of, pooled
 from nullbooth_cli.nullspace.projector import Projector, relative_drift
@@ -79,8 +80,17 @@ class LoraDrift:
     modules: tuple[ModuleDrift, ...]
 
 
-def measure(store: Store, path: Path, base: BaseWeights, *, allow_pickle: bool = False) -> LoraDrift:
+def measure(
+    store: Store,
+    path: Path,
+    base: BaseWeights,
+    *,
+    allow_pickle: bool = False,
+    open_before: Callable[[Located], BaseWeights] | None = None,
+) -> LoraDrift:
     """Measure a LoRA file, a folder with one, or what a training run wrote: a LoRA, or weights of the denoiser.
+
+    Weights that were trained after another model than the base are compared with that, which `open_before` opens.
 
     Raises ConfigError for what is no change of this base, for a base that is not the one that was collected from, and for
     per-timestep projectors. Cost: one read of the file, and of the moments, eigenvectors and weights of the modules that the
@@ -88,7 +98,8 @@ def measure(store: Store, path: Path, base: BaseWeights, *, allow_pickle: bool =
     """
     require_pooled(store)
     files = FinishedFiles.find(path, allow_pickle=allow_pickle)
-    changed = files.modules(base)
+    changes_base = files.adapter is not None or files.at.after is None  # an adapter is a change by itself
+    changed = files.modules(base if changes_base or open_before is None else open_before(files.at))
     sites = {weight: site for site in store.sites for weight in site.weights}
     found: dict[str, ModuleDrift] = {}
     fed: dict[Site, list[LoraModule]] = {}

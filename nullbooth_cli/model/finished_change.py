@@ -17,7 +17,7 @@ from nullbooth_cli.model.base_weights import BaseWeights
 from nullbooth_cli.model.lora_file import LoraFile
 from nullbooth_cli.model.lora_module import LoraModule
 from nullbooth_cli.model.sources import PIPELINE_INDEX
-from nullbooth_cli.model.trained_files import TrainedFiles, locate, trained_checkpoints
+from nullbooth_cli.model.trained_files import Located, TrainedFiles, locate, trained_checkpoints
 from nullbooth_cli.model.whole_change import weights_of_denoiser_file, whole_changes
 
 
@@ -25,15 +25,13 @@ from nullbooth_cli.model.whole_change import weights_of_denoiser_file, whole_cha
 class FinishedFiles:
     """A finished change: an `adapter`, a `denoiser` file of trained weights, or, with neither, the pipeline folder at `path`.
 
-    `files` are the trained files that either is in, None for what no training run wrote. `token` is the word that was taught,
-    `message` a sentence for the user on what was chosen.
+    `files` are the trained files that either is in, None for what no training run wrote. `at` says what the place names, and what
+    it was trained after: the base of what is found here.
     """
 
-    path: Path
+    at: Located
     files: TrainedFiles | None
     adapter: AdapterFile | None
-    token: str | None
-    message: str | None
     allow_pickle: bool
 
     @classmethod
@@ -51,13 +49,26 @@ class FinishedFiles:
         is_trained = files is not None and files.denoiser is not None
         adapter = files.adapter if files is not None else AdapterFile.find(located.path, allow_pickle=allow_pickle, plain=False)
         return cls(
-            path=located.path,
+            at=located,
             files=files,
             adapter=None if is_trained else adapter,
-            token=located.token,
-            message=located.note,
             allow_pickle=allow_pickle,
         )
+
+    @property
+    def path(self) -> Path:
+        """The folder or file."""
+        return self.at.path
+
+    @property
+    def token(self) -> str | None:
+        """The word that was taught."""
+        return self.at.token
+
+    @property
+    def message(self) -> str | None:
+        """A sentence for the user on what was chosen."""
+        return self.at.note
 
     @property
     def denoiser(self) -> Path | None:

@@ -9,7 +9,8 @@ A folder of trained files holds what a run trained, without the base:
     pytorch_lora_weights.safetensors    method lora; of PixArt adapter_model.safetensors and adapter_config.json, PEFT's files
     denoiser.safetensors                method full: the parameters that trained, by their names in the denoiser, as plain weights
     learned_embeds.safetensors          with a word: its embedding, by its token, or by text encoder
-    base.json                           the model that it belongs to, the step, the token, and the prompts that have it
+    base.json                           the model that it belongs to, what it went on from (`after.py`), the step, and what it was
+                                        taught: the token, and the prompts that have it
 
 `locate()` finds what a place names; `TrainedFiles` reads such a folder; `prompts_of_training()` tells what it was taught.
 """
@@ -27,6 +28,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import listed
 from nullbooth_cli.model.adapter_files import PEFT_FILES, AdapterFile, shapes_in
 from nullbooth_cli.model.adapters import attached, fuse
+from nullbooth_cli.model.after import After
 from nullbooth_cli.model.denoisers import denoiser_of
 from nullbooth_cli.model.pipeline_folder import read_json
 from nullbooth_cli.model.protocols import Pipeline
@@ -81,7 +83,10 @@ def _address(model: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedFiles:
-    """A folder of trained files: a LoRA or trained weights of the denoiser, and perhaps a word."""
+    """A folder of trained files: a LoRA or trained weights of the denoiser, and perhaps a word.
+
+    They are put onto the base, or, with `after`, onto what they went on from: `chain.py` finds that.
+    """
 
     folder: Path
     base: Base
@@ -89,6 +94,7 @@ class TrainedFiles:
     adapter: AdapterFile | None
     denoiser: Path | None
     word: WordFile | None
+    after: After | None = None
 
     @classmethod
     def find(cls, folder: Path) -> "TrainedFiles | None":
@@ -121,6 +127,7 @@ class TrainedFiles:
             adapter=AdapterFile.find(lora, allow_pickle=False) if lora.is_file() else None,
             denoiser=denoiser if denoiser.is_file() else None,
             word=WordFile.read(word, token) if word.is_file() else None,
+            after=After.read(document),
         )
 
     def require_base(self, base: Base) -> None:
@@ -186,13 +193,14 @@ class Located:
     """What a place names: a pipeline folder, trained files, or, if no training run wrote it, the place itself.
 
     `base`, `token` and `prompts` (the captions of its pictures, as prompts write them) are those of the run, as far as its files
-    tell; `note` says which of several models was chosen.
+    tell; `after` is what it went on from, None for the base. `note` says which of several models was chosen.
     """
 
     path: Path
     base: Base | None = None
     token: str | None = None
     prompts: tuple[str, ...] = ()
+    after: After | None = None
     note: str | None = None
 
 
@@ -247,6 +255,7 @@ def _trained(folder: Path, note: str | None = None) -> Located:
         base=Base.read(document, folder / BASE_FILE),
         token=document.get("token"),
         prompts=_prompts(document),
+        after=After.read(document),
         note=note,
     )
 
@@ -267,6 +276,7 @@ def _result(path: Path, file: Path) -> Located:
         base=Base.read(_recipe(file), file),
         token=token if isinstance(token, str) else None,
         prompts=_prompts(document),
+        after=After.read(document),
     )
 
 

@@ -133,6 +133,14 @@ class WordFile:
         found = encoders_in({part: type(component).__name__ for part, component in pipe.components.items()})
         return {name: found.get(name) for name in self.widths}
 
+    def add_to(self, tokenizers: Mapping[str, Tokenizer]) -> None:
+        """Give tokenizers, by the keys of their text encoders, the token that prompts have for this word."""
+        for name in self.widths:
+            # A file of one row is that of the first text encoder, which `encoders_in` has first.
+            tokenizer = next(iter(tokenizers.values())) if len(self.widths) == 1 else tokenizers.get(name)
+            if tokenizer is not None and own_token(tokenizer, self.token) is None:
+                tokenizer.add_tokens(self.token)
+
     @torch.no_grad()
     def load_into(self, pipe: Pipeline) -> None:
         """Write the rows into the text encoders, for the token that a prompt with this word has; a new one is added.

@@ -1,12 +1,14 @@
 """The projectors of a store that a model may use, and their origin."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from nullbooth_cli.datatypes import Site, denoiser_of_weight
 from nullbooth_cli.errors import ConfigError, Rerun
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.store import Store, tasks_of
+
+Link = Literal["ends", "before the end", "all"]
 
 
 def load_projector(store: Store, site: Site, index: int = 0) -> Projector:
@@ -42,10 +44,11 @@ def require_pooled(store: Store) -> None:
         )
 
 
-def check_model(store: Store, tensors: Mapping[str, Any]) -> None:
+def check_model(store: Store, tensors: Mapping[str, Any], *, among: Link = "ends") -> None:
     """Raise ConfigError if a model lacks a weight that a store protects, or has another value there.
 
-    The model is the one that was collected from, or that one after all tasks that the store remembers.
+    The model is one of the chain: that which was collected from, and that after each task that the store remembers. Of these the
+    `ends` are accepted, all `before the end`, or `all`.
 
     `tensors` are the model's weights, by the names of its `state_dict()`; those of a second denoiser begin with its prefix. A
     denoiser without any weight in it is not compared.
@@ -66,19 +69,20 @@ def check_model(store: Store, tensors: Mapping[str, Any]) -> None:
     recorded = {name: digest for name, digest in recorded.items() if denoiser_of_weight(name) in _denoisers(tensors)}
     found = {name: tensor_digest(tensors[name], dtype) for name in recorded if name in tensors}
     tasks = tasks_of(store)
-    ends = [recorded, *([{**recorded, **tasks[-1].weights}] if tasks else [])]
-    if any(found == {name: end[name] for name in recorded} for end in ends):
+    chain = [recorded, *({**recorded, **task.weights} for task in tasks)]
+    accepted = {"ends": (chain[0], chain[-1]), "before the end": chain[:-1], "all": chain}[among]
+    if any(found == {name: link[name] for name in recorded} for link in accepted):
         return
     missing = [name for name in recorded if name not in found]
-    changed = [name for name in found if found[name] != ends[-1][name]]
+    changed = [name for name in found if found[name] != chain[-1][name]]
     differences = [
         f"{len(names)} weights {problem}, such as {names[0]}"
         for names, problem in ((missing, "are missing"), (changed, "differ"))
         if names
     ]
-    chain = f"{named}, run in {dtype}" + (f", after {', '.join(task.name for task in tasks)}" if tasks else "")
+    chained = f"{named}, run in {dtype}" + (f", after {', '.join(task.name for task in tasks)}" if tasks else "")
     raise ConfigError(
-        f"these projectors belong to another model than the one at hand ({chain}): " + "; ".join(differences),
+        f"these projectors belong to another model than the one at hand ({chained}): " + "; ".join(differences),
         "load the model that was collected from, without any training"
         + (", or the one after the last task" if tasks else "")
         + "; or collect from this one",

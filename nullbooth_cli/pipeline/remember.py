@@ -25,10 +25,9 @@ from nullbooth_cli.settings.config import Config, public_settings
 from nullbooth_cli.settings.knowledge import PROMPTS_FIELD, task_config
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.store import Kind, Layout, Store, forget_task, list_task, listed_tasks, pack_sums
-from nullbooth_cli.store.tasks import place_of
+from nullbooth_cli.store.tasks import ORIGIN, place_of
 
 STAGE = "remember"
-ORIGIN = "origin"  # attribute of a task's store: what it was asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +58,16 @@ class Remembered:
         """Whether the null space excludes it, or only later edits weigh it."""
         return "hard" if self.edits is None else "soft"
 
-    @property
-    def origin(self) -> dict[str, Any]:
-        """What a task that was begun must have in common with this request to be resumed."""
-        return {"source": str(Path(self.source).absolute()), "prompts": list(self.prompts), "kind": self.kind}
+    def origin(self, config: Config) -> dict[str, Any]:
+        """What a task that was begun must have in common with this request to be resumed.
+
+        Raises ConfigError for a source without a model. Cost: one read of the files that are put onto a base.
+        """
+        from nullbooth_cli.collect.edited_model import read_place
+
+        digest = read_place(config, self.source).digest if self.edits is None else self.digest
+        source = str(Path(self.source).absolute())
+        return {"source": source, "digest": digest, "prompts": list(self.prompts), "kind": self.kind}
 
 
 def remember_events(
@@ -74,15 +79,16 @@ def remember_events(
     complete, ConfigError for a name that is taken, every error of collecting, and ModelError for a changed model with other
     layers. Cost: that of collecting the prompts and of `project`; the store is locked meanwhile.
     """
+    origin = request.origin(config)
     with _opened(config, device, interrupts) as run:
-        if _is_listed(run.store, request):
+        if _is_listed(run.store, request, origin):
             yield Note(f"the task {request.name} is remembered already")
         else:
             place = place_of(request.name)
             inner = run.store.inside(place, write=True)
-            if inner is not None and _origin(inner) != request.origin:
+            if inner is not None and _origin(inner) != origin:
                 run.store.delete(place)  # left by another request that was stopped
-            yield from _record(run, request) if request.edits is None else _write(run, request)
+            yield from _record(run, request, origin) if request.edits is None else _write(run, request, origin)
             list_task(run.store, request.name, kind=request.kind, weight=request.weight, source=request.source)
         if request.kind == "hard":
             yield from _project(run)
@@ -108,13 +114,13 @@ def _opened(config: Config, device: str | None, interrupts: Interrupts | None) -
     return open_run(config, store.prompts(), create=False, device=device, interrupts=interrupts)
 
 
-def _is_listed(store: Store, request: Remembered) -> bool:
+def _is_listed(store: Store, request: Remembered, origin: Mapping[str, Any]) -> bool:
     """Whether the store has this task; raises ConfigError if it has another one of the name."""
     entry = next((entry for entry in listed_tasks(store) if entry["name"] == request.name), None)
     if entry is None:
         return False
     inner = store.inside(place_of(request.name))
-    if inner is None or _origin(inner) != request.origin or entry["weight"] != request.weight:
+    if inner is None or _origin(inner) != origin or entry["weight"] != request.weight:
         raise ConfigError(
             f"{store.url} remembers another task by the name {request.name}: {entry['source']}, with weight {entry['weight']}",
             "choose another name, or forget that task first",
@@ -126,19 +132,19 @@ def _origin(inner: Store) -> Any:
     return inner.arrays.attribute(ORIGIN) if inner.arrays.has_attribute(ORIGIN) else None
 
 
-def _begun(run: Run, request: Remembered, config: Config) -> Store:
+def _begun(run: Run, request: Remembered, config: Config, origin: Mapping[str, Any]) -> Store:
     """The store of the task, with the schedule of the one around it."""
     inner = run.store.inside_or_create(place_of(request.name), public_settings(config))
-    inner.arrays.update_attributes(**{ORIGIN: request.origin})
+    inner.arrays.update_attributes(**{ORIGIN: origin})
     give_schedule(run.store, inner)
     return inner
 
 
-def _record(run: Run, request: Remembered) -> Iterator[Event]:
+def _record(run: Run, request: Remembered, origin: Mapping[str, Any]) -> Iterator[Event]:
     """Collect the prompts with the changed model, and add them up."""
     require(run.states().stages, "covariance", run.store.url)
     config = task_config(run.config, place_of(request.name), request.prompts)
-    inner = _begun(run, request, config)
+    inner = _begun(run, request, config, origin)
     prompts = load_prompts(list(request.prompts), PROMPTS_FIELD)
     task = replace(run, config=config, prompts=prompts, store=inner, edited=request.source, cache=StateCache())
     for event in execute("collect", task):
@@ -157,14 +163,14 @@ def _require_same_sites(store: Store, inner: Store, request: Remembered) -> None
         )
 
 
-def _write(run: Run, request: Remembered) -> Iterator[Event]:
+def _write(run: Run, request: Remembered, origin: Mapping[str, Any]) -> Iterator[Event]:
     """Write the sums of an edit's rows."""
     assert request.edits is not None
     store, edits = run.store, request.edits
     sites = tuple(site for site in store.sites if site.name in edits)
     config = task_config(run.config, place_of(request.name), request.prompts)
     run.store.delete(place_of(request.name))  # it is written at once
-    inner = _begun(run, request, config)
+    inner = _begun(run, request, config, origin)
     schedule, collected = store.records["schedule"], store.records["collect"]
     yield from fill_store(
         inner,

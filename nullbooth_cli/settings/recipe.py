@@ -28,6 +28,7 @@ class Recipe(Section):
     places: ClassVar[tuple[str, ...]] = (
         "model",
         "pipeline_config",
+        "after",
         "output",
         "store",
         "instance_images",
@@ -48,6 +49,11 @@ class Recipe(Section):
     allow_pickle: bool = Field(False, description="read pickled weights, which can run any code: only if you trust their author")
     pipeline_config: str | None = Field(
         None, description="for a single file of weights: the pipeline folder or hub id that completes it"
+    )
+    after: str | None = Field(
+        None,
+        description="what training goes on from in place of the untrained model: the output of a training run, a LoRA, or a "
+        "pipeline folder; the store must remember it",
     )
     output: str = Field("runs/trained", description="folder for the result, its checkpoints, pictures and logs")
     store: str | None = Field(None, description="store with the projectors that constrain training; null for no constraint")

@@ -17,6 +17,7 @@ from nullbooth_cli.store.store import Store
 
 Kind = Literal["hard", "soft"]
 KINDS: tuple[Kind, ...] = ("hard", "soft")
+ORIGIN = "origin"  # attribute of a task's store: what it was asked for
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -48,6 +49,12 @@ class Task:
         """The digest of each protected weight of the model after this task, by its name."""
         digests: Mapping[str, str] = self.store.records["collect"]["tensors"]
         return digests
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of the files that were put onto the model before it; None for a pipeline, which its weights tell."""
+        found: str | None = self.store.arrays.attribute(ORIGIN)["digest"]
+        return found
 
 
 def tasks_of(store: Store, kind: Kind | None = None) -> tuple[Task, ...]:

@@ -27,6 +27,7 @@ from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.resizing import Resizing, Size
 from nullbooth_cli.settings.texts import cut
 from nullbooth_cli.training.distillation import Captions, captions_by_picture
+from nullbooth_cli.training.earlier import Earlier, source_of
 from nullbooth_cli.training.examples import guidance_of
 from nullbooth_cli.training.word_embedding import Word
 
@@ -86,7 +87,8 @@ def read_inputs(recipe: Recipe, preserved: Sequence[str], protected: Collection[
     paths = [picture.path for picture in (*pictures, *distilled)]
     sizes = sizes_of(paths)
     class_captions, notes = _class_captions(recipe)
-    pipe = without_weights(Source.of(recipe))
+    earlier = Earlier.of(recipe)
+    pipe = without_weights(source_of(recipe, earlier))
     _require_noise_settings(recipe, pipe)
     if protected is not None:
         _require_protected(recipe, pipe, protected)
@@ -104,7 +106,8 @@ def read_inputs(recipe: Recipe, preserved: Sequence[str], protected: Collection[
         notes=(*_unread_captions(recipe), *notes),
     )
     if recipe.word is not None:
-        inputs = _with_word(recipe, pipe, inputs, preserved)
+        earlier_prompts = () if earlier is None else earlier.chain.prompts
+        inputs = _with_word(recipe, pipe, inputs, [*preserved, *earlier_prompts], earlier)
     return inputs if recipe.distill_captions is None else _with_distillation(recipe, inputs)
 
 
@@ -124,10 +127,12 @@ def _with_distillation(recipe: Recipe, inputs: Inputs) -> Inputs:
     return inputs
 
 
-def _with_word(recipe: Recipe, pipe: Pipeline, inputs: Inputs, preserved: Sequence[str]) -> Inputs:
+def _with_word(recipe: Recipe, pipe: Pipeline, inputs: Inputs, preserved: Sequence[str], earlier: Earlier | None) -> Inputs:
     """Inputs with the tokens of the recipe's word. A LoRA leaves the rows of the base as they are: its word is a new token."""
     assert recipe.word is not None
-    tokenizers = load.load_tokenizers(Source.of(recipe))
+    tokenizers = load.load_tokenizers(source_of(recipe, earlier))
+    if earlier is not None:
+        earlier.add_tokens(tokenizers)
     clip = {key: tokenizer for key, tokenizer in tokenizers.items() if key.startswith("clip")}
     trained = clip if clip and recipe.word_encoders == "clip" else tokenizers
     word = Word.of(trained, recipe.word, beside=recipe.method == "lora")

@@ -251,6 +251,7 @@ def finish(run: TrainingRun) -> TrainingResult | None:
         word_in=None if run.word is None else run.word.parts,
         instance_prompt=run.subject.captions[0],
         prompts=tuple(dict.fromkeys(run.subject.captions)),
+        after=None if run.earlier is None else run.earlier.record(place),
         constrained_by=recipe.store,
         preserved=run.preserved,
         drift=drift,

@@ -16,14 +16,19 @@ LOGIN = "run hf auth login, or set HF_TOKEN to a token with write access (https:
 def require_account(repo: str, recipe: Recipe) -> None:
     """Raise, before anything is trained, what `push` would raise for a name, a token or a network.
 
-    Raises ConfigError for a name that no repository can have, for a missing or refused token, and if the recipe forbids the hub;
-    ResourceError if the hub cannot be reached. Cost: one request.
+    Raises ConfigError for a name that no repository can have, for a missing or refused token, if the recipe forbids the hub, and
+    for a LoRA that is nothing without an earlier model; ResourceError if the hub cannot be reached. Cost: one request.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils._validators import validate_repo_id
 
     if recipe.local_files_only:
         raise ConfigError("local_files_only forbids contacting the hub", "set local_files_only to false, or do not push")
+    if recipe.after is not None and recipe.method == "lora":
+        raise ConfigError(
+            f"the LoRA goes on top of {recipe.after}, which the repository would not have",
+            "set method to full, whose result is a whole pipeline, or do not push",
+        )
     with _explained(repo):
         validate_repo_id(repo)
         HfApi().whoami()

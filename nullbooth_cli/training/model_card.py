@@ -6,12 +6,15 @@ It has the base, the tags and the prompt as the hub reads them, code that loads 
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from nullbooth_cli.evaluation.verdict import Verdict
 from nullbooth_cli.formatting import counted, percent
+from nullbooth_cli.model.after import After
 from nullbooth_cli.model.families import family_of
 from nullbooth_cli.model.sources import SAFE
+from nullbooth_cli.model.trained_files import Base
 from nullbooth_cli.model.words import WORD_FILE, tokenizer_of
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.training import durable
@@ -46,7 +49,8 @@ def model_card(recipe: Recipe, result: TrainingResult, verdicts: Sequence[Verdic
         f"---\n{data.to_yaml()}\n---",
         f"# {_in_line(result.instance_prompt)}",
         f"This is {kind} of {recipe.model}, taught a subject with nullbooth in {counted(result.steps, 'step')}."
-        + (f" Write {_in_line(result.token)} in prompts." if result.token else ""),
+        + (f" Write {_in_line(result.token)} in prompts." if result.token else "")
+        + (f" It was trained after {_in_line(before.place)}, and goes on top of it." if (before := _below(result)) else ""),
         f"## Load it\n\n```python\n{_code(recipe, result, place or result.output)}\n```",
         f"## What it preserves\n\n{_preserved(result)}",
     ]
@@ -81,7 +85,22 @@ def _word(token: str, parts: Mapping[str, str], file: str) -> list[str]:
     ]
 
 
+def _below(result: TrainingResult) -> After | None:
+    """The earlier model that a result goes on top of; a pipeline has all of it, and needs none."""
+    return result.after if result.method == "lora" else None
+
+
 def _code(recipe: Recipe, result: TrainingResult, place: str) -> str:
+    draws = [f"picture = pipe({_literal(result.instance_prompt)}).images[0]", 'picture.save("picture.png")']
+    if _below(result):
+        named = {key: value for key, value in asdict(Base.of(recipe)).items() if value is not None}
+        base = ", ".join(f"{key}={_literal(value)}" for key, value in named.items())
+        imports = [
+            "from nullbooth_cli.collect.edited_model import load_edited",
+            "from nullbooth_cli.settings.config import Config",
+        ]
+        loads = [f"pipe = load_edited(Config({base}), {_literal(place)}, None)  # with what it was trained after"]
+        return "\n".join([*imports, "", *loads, *draws])
     loads = [f"pipe = {result.pipeline}.from_pretrained({_literal(place)}, dtype=torch.float32)"]
     imports = ["import torch", f"from diffusers import {result.pipeline}"]
     if result.method == "lora":
@@ -110,7 +129,6 @@ def _code(recipe: Recipe, result: TrainingResult, place: str) -> str:
                 imports.append("from huggingface_hub import hf_hub_download")
                 file = f"hf_hub_download({_literal(place)}, {_literal(WORD_FILE)})"
             loads += _word(result.token, result.word_in, file)
-    draws = [f"picture = pipe({_literal(result.instance_prompt)}).images[0]", 'picture.save("picture.png")']
     return "\n".join([*imports, "", *loads, *draws])
 
 

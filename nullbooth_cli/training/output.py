@@ -19,6 +19,7 @@ import numpy as np
 
 from nullbooth_cli.api import open_store
 from nullbooth_cli.errors import ConfigError, StoreError
+from nullbooth_cli.model.after import After
 from nullbooth_cli.model.trained_files import RESULT, Base
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.store import is_url, open_backing
@@ -28,7 +29,7 @@ from nullbooth_cli.training.estimate import Estimate
 from nullbooth_cli.training.record import OtherSettings, RunRecord
 
 SCHEMA_VERSION = 2
-MODEL = tuple(field.name for field in fields(Base))
+MODEL = (*(field.name for field in fields(Base)), "after")
 LOCK = "train"  # a lock is beside the place that it guards, with an ending of its own
 
 
@@ -47,7 +48,8 @@ class TrainingResult:
     `model` and `method` are the recipe's, `pipeline` is the class of the model; `instance_prompt` is a prompt of the subject,
     `prompts` are all captions of its pictures, each once, and `token` is how prompts write the word that trained (None if none
     did). `word_in` are the text encoders of that word: parts of
-    the pipeline, by the names of their rows in its file. `preserved` is None without a constraint.
+    the pipeline, by the names of their rows in its file. `preserved` is None without a constraint. `after` is what the run went
+    on from, as `output` records it; None for the model itself.
     """
 
     output: str
@@ -63,6 +65,7 @@ class TrainingResult:
     pipeline: str = "StableDiffusionPipeline"  # the only class that earlier versions could train
     word_in: dict[str, str] | None = None
     prompts: tuple[str, ...] = ()  # earlier versions wrote none
+    after: After | None = None
 
     @property
     def largest_drift(self) -> float | None:
@@ -73,15 +76,16 @@ class TrainingResult:
         """The result as JSON."""
         rest = asdict(self)
         drift = rest.pop("drift")
-        return {"schema_version": SCHEMA_VERSION, **rest, "largest_drift": self.largest_drift, "drift": drift}
+        after = None if self.after is None else self.after.document()
+        return {"schema_version": SCHEMA_VERSION, **rest, "after": after, "largest_drift": self.largest_drift, "drift": drift}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any], output: str) -> "TrainingResult":
         """The inverse of `document`, for a result that is in the folder `output` now."""
         values = {field.name: document[field.name] for field in fields(cls) if field.default is MISSING or field.name in document}
         preserved = None if values["preserved"] is None else Preserved(**values["preserved"])
-        prompts = tuple(values.get("prompts", ()))
-        return cls(**{**values, "output": output, "preserved": preserved, "prompts": prompts})
+        others = {"prompts": tuple(values.get("prompts", ())), "after": After.read(document)}
+        return cls(**{**values, **others, "output": output, "preserved": preserved})
 
 
 def is_first_process() -> bool:
@@ -140,9 +144,10 @@ def finished(recipe: Recipe, changes: Sequence[str] = (), *, takes_earlier: bool
     store = None if recipe.store is None else open_store(recipe.store)
     now = RunRecord.of(recipe, store, before.decides["processes"])
     now.resumed(recipe.output, before, steps, changes)
-    if other := {
-        key: (written["recipe"][key], getattr(recipe, key)) for key in MODEL if written["recipe"][key] != getattr(recipe, key)
-    }:
+    # Earlier versions had no `after`; files that are put onto a model were compared by their content.
+    by_name = [key for key in MODEL if key != "after" or now.decides[key] is None]
+    named = {key: (written["recipe"].get(key), getattr(recipe, key)) for key in by_name}
+    if other := {key: names for key, names in named.items() if names[0] != names[1]}:
         if checkpoint is None:
             raise OtherSettings(recipe.output, other)
         return None  # the caller loads the model, and compares its weights with those that the run began with

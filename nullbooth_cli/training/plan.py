@@ -7,12 +7,12 @@ from typing import Any
 from nullbooth_cli.api import open_store
 from nullbooth_cli.model import load
 from nullbooth_cli.model.device import free_memory, pick_device
-from nullbooth_cli.model.sources import Source
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.settings.resizing import Size
 from nullbooth_cli.store import open_backing
 from nullbooth_cli.training import checkpoint_files, optimizers, precision
 from nullbooth_cli.training.before_loading import read_inputs, without_weights
+from nullbooth_cli.training.earlier import Earlier, source_of
 from nullbooth_cli.training.memory import TrainingMemory, text_encoders
 from nullbooth_cli.training.step_cost import StepCost, step_cost
 
@@ -52,7 +52,9 @@ def plan_training(recipe: Recipe, device: str | None = None) -> TrainPlan:
     optimizers.require_package(recipe.optimizer)
     store = None if recipe.store is None else open_store(recipe.store)
     projectors = {} if store is None else store.projectors()
-    inputs = read_inputs(recipe, store.prompts() if store else (), projectors.keys() if store else None)
+    earlier = Earlier.of(recipe)
+    remembered = earlier.require_remembered(store) if earlier and store else ()
+    inputs = read_inputs(recipe, (*store.prompts(), *remembered) if store else (), projectors.keys() if store else None)
     factors = {id(projector): projector.factor.size * 4 for projector in projectors.values()}  # float32, once for each site
     cost = cost_of(recipe, inputs.resizing.size, device, factors=sum(factors.values()))
     done = max(checkpoint_files.steps(recipe.output), default=0)
@@ -75,7 +77,7 @@ def plan_training(recipe: Recipe, device: str | None = None) -> TrainPlan:
 
 def cost_of(recipe: Recipe, size: Size, device: str | None, *, factors: int = 0) -> StepCost:
     """The cost of a step of a recipe, from the config files of its model."""
-    source = Source.of(recipe)
+    source = source_of(recipe, Earlier.of(recipe))
     encoders = text_encoders(load.config_folder(source))
     return step_cost(recipe, without_weights(source), encoders, size, pick_device(device), factors=factors)
 

@@ -19,6 +19,7 @@ from nullbooth_cli.settings.captions import captioned_images
 from nullbooth_cli.settings.fingerprints import fingerprint
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
+from nullbooth_cli.training.earlier import Earlier
 
 FREE = (
     "output",
@@ -36,6 +37,7 @@ BY_CONTENT = (
     "revision",
     "variant",
     "pipeline_config",
+    "after",
     "store",
     "instance_images",
     "instance_prompt",
@@ -92,7 +94,11 @@ class RunRecord:
 
     @classmethod
     def of(cls, recipe: Recipe, store: ProjectorsByWeight | None, processes: int) -> "RunRecord":
-        """The record of a recipe, before its model is loaded. Cost: one read of every picture and of the store's projectors."""
+        """The record of a recipe, before its model is loaded.
+
+        Cost: one read of every picture, of the store's projectors, and of the files that it goes on from.
+        """
+        earlier = Earlier.of(recipe)
         unused = (
             *(WITH_LORA if recipe.method != "lora" else ()),
             *(WITH_WORD if recipe.word is None else ()),
@@ -104,6 +110,7 @@ class RunRecord:
         inputs = {
             "pictures and captions": _pictures(recipe.instance_images, "instance_images", recipe.instance_prompt),
             "class_prompts": _class_prompts(recipe),
+            "after": None if earlier is None else earlier.digest,  # of a pipeline, the weights of the model tell
             "projectors": None if store is None else _projectors(store),
             "processes": processes,
         }

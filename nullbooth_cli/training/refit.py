@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 
 from nullbooth_cli.api import OpenStore
-from nullbooth_cli.collect.open_model import load_model
+from nullbooth_cli.collect.edited_model import load_before
 from nullbooth_cli.datatypes import Site, denoiser_of_weight
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted, listed
@@ -26,7 +26,7 @@ from nullbooth_cli.model.denoisers import denoiser_of, denoiser_weights
 from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.nullspace.export import is_taken
 from nullbooth_cli.nullspace.moment import Moment
-from nullbooth_cli.nullspace.usable import check_model
+from nullbooth_cli.nullspace.usable import Link, check_model
 from nullbooth_cli.progress import Begin, Event, Note, Progress, result_of
 from nullbooth_cli.settings.class_prompts import class_prompts
 from nullbooth_cli.settings.config import Config
@@ -178,8 +178,10 @@ def refit_events(store: OpenStore, config: Config, request: RefitRequest) -> Gen
     if request.output is not None:
         require_output(found, Path(request.output))
     yield Note(f"loading the model {config.model}")
-    pipe = load_model(config, request.device)
-    check_model(store.store, denoiser_weights(pipe))
+    among: Link = "ends" if found.at.after is None else "all"  # what comes after it may be remembered too
+    pipe = load_before(
+        config, found.at, request.device, lambda base: check_model(store.store, denoiser_weights(base), among=among)
+    )
     change = open_change(found, config, pipe, {weight for site in store.sites() for weight in site.weights}, request.device)
     site_of = _sites_of(store, change, request)
     outside = [module for module in change.modules if module not in site_of]

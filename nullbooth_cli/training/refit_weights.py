@@ -9,7 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from nullbooth_cli.collect.open_model import load_model, open_base
+from nullbooth_cli.collect.edited_model import open_before
+from nullbooth_cli.collect.open_model import load_model
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.adapter_files import metadata_in, shapes_in, with_note
 from nullbooth_cli.model.denoisers import denoiser_of
@@ -64,7 +65,7 @@ class WholePipeline(FinishedChange):
     """
 
     def __init__(self, found: FinishedFiles, config: Config, device: str | None) -> None:
-        self._folder, self._weights, self._base = found.path, found.whole_weights(), open_base(config, device)
+        self._folder, self._weights, self._base = found.path, found.whole_weights(), open_before(config, found.at, device)
         if self._weights.shapes != self._base.shapes:
             raise ConfigError(
                 f"the denoiser of {found.path}, a {self._weights.pipeline_class}, has other weights than the base",

@@ -1,7 +1,7 @@
 """Everything that a training run needs before its first step: model, pictures, captions and constraint.
 
-The order in `set_up()` matters. The class pictures are drawn by the model as it was loaded. Then parameters are marked to train.
-Then they are constrained. Then the teacher of distillation takes their first values.
+The order in `set_up()` matters. What the run goes on from is put onto the model. The class pictures are drawn by that. Then
+parameters are marked to train. Then they are constrained. Then the teacher of distillation takes their first values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +34,7 @@ from nullbooth_cli.training.before_loading import Inputs, read_inputs, with_own_
 from nullbooth_cli.training.checkpoint_files import Checkpoint
 from nullbooth_cli.training.constraint import Constraint, constrain
 from nullbooth_cli.training.distillation import Distillation, Teacher
+from nullbooth_cli.training.earlier import Earlier, source_of
 from nullbooth_cli.training.ema import Averages
 from nullbooth_cli.training.estimate import Estimate, estimate_learning
 from nullbooth_cli.training.examples import EncodedTexts, Examples, TextEncoding, draw_class, encode_pictures
@@ -73,10 +74,10 @@ class TrainingRun:
 
     `trained`: the names of the denoiser's parameters that train. `process` is its noise, `guidance` the guidance_scale that it
     trains with, `texts` all captions, encoded once. `constraint` and `preserved` are None without a store, `prior`
-    without prior preservation, `distillation` without any, `word` if no embedding trains. `record` is what decides the
-    weights, `checkpoint` where the run resumes (None: it starts). `averages` are made with the optimizer, if the recipe has
-    `ema_decay`. `validation_prompts` are the recipe's, with the token of the word. `estimate` is None if no constrained weight
-    that trains reads the text. `notes` are for the user.
+    without prior preservation, `distillation` without any, `word` if no embedding trains, `earlier` if it starts from its model.
+    `record` is what decides the weights, `checkpoint` where the run resumes (None: it starts). `averages` are made with the
+    optimizer, if the recipe has `ema_decay`. `validation_prompts` are the recipe's, with the token of the word. `estimate` is
+    None if no constrained weight that trains reads the text. `notes` are for the user.
     """
 
     recipe: Recipe
@@ -94,6 +95,7 @@ class TrainingRun:
     word: WordEmbedding | None
     preserved: Preserved | None
     record: RunRecord
+    earlier: Earlier | None
     checkpoint: Checkpoint | None
     averages: Averages | None = None
     steps_done: int = 0
@@ -121,7 +123,8 @@ def set_up(
     Cost: one read of the model's weights and of the checkpoint for their digests; with class prompts, `class_images` pictures are
     drawn.
     """
-    folder = load.config_folder(Source.of(recipe))
+    earlier = Earlier.of(recipe)
+    folder = load.config_folder(source_of(recipe, earlier))
     require_trainable_folder(folder)
     recipe = with_own_guidance(recipe, folder)
     _require_packages(recipe)
@@ -136,16 +139,19 @@ def set_up(
     changes = FREE_AT_THE_END if at is not None else changes
     _require_resumable(recipe, record, checkpoint, changes, trains=at is None)
     projectors = store.projectors() if store else {}
-    inputs = read_inputs(recipe, store.prompts() if store else (), projectors.keys() if store else None)
+    remembered = earlier.require_remembered(store) if earlier and store else ()
+    preserved = (*store.prompts(), *remembered) if store else ()
+    inputs = read_inputs(recipe, preserved, projectors.keys() if store else None)
     first = accelerator.is_main_process  # it writes and compares; the others load the same files
     if first and checkpoint is not None:
         checkpoint.require_whole()
-    pipe = _load(recipe, accelerator.device, None if store is None else _dtype_of(store))
+    pipe = _load(recipe, source_of(recipe, earlier), accelerator.device, None if store is None else _dtype_of(store))
     if first:
         record = record.with_model(load.weights_digest(pipe, encodes=True))
         if checkpoint is not None:
             resumed = record.resumed(recipe.output, checkpoint.record, checkpoint.step, changes)
             record = resumed if at is None else checkpoint.record
+    compared = store if earlier is None else earlier.load_into(pipe, store)
     word = None if inputs.word is None else WordEmbedding(pipe, inputs.word)  # before texts are encoded: it may add a token
     denoiser, process = denoiser_of(pipe), NoiseProcess.of(pipe, recipe.timestep_density)
     subject = _examples(pipe, inputs.pictures, inputs.captions, inputs.resizing)
@@ -168,7 +174,7 @@ def set_up(
         if process.family.reads_texts:
             estimate = estimate_learning(store, of_text, _texts_of(subject, texts), trains_word=word is not None)
     make_trainable(denoiser, projections, recipe)
-    constraint = None if store is None else constrain(denoiser, store, unprotected="refuse")
+    constraint = None if compared is None else constrain(denoiser, compared, unprotected="refuse")
     precision.cast(denoiser, getattr(torch, recipe.dtype))
     distillation = None
     if inputs.distilled is not None and at is None:
@@ -193,6 +199,7 @@ def set_up(
         word=word,
         preserved=None if store is None else _preserved(store),
         record=record,
+        earlier=earlier,
         checkpoint=checkpoint,
         validation_prompts=tuple(validation_prompts),
         estimate=estimate,
@@ -291,10 +298,10 @@ def _accelerator(recipe: Recipe, device: str | None) -> "Accelerator":
     return accelerator
 
 
-def _load(recipe: Recipe, device: torch.device, collected_in: str | None) -> LatentPipeline:
-    """The recipe's pipeline, frozen; on an accelerator with one part there at a time."""
+def _load(recipe: Recipe, source: Source, device: torch.device, collected_in: str | None) -> LatentPipeline:
+    """The pipeline, frozen; on an accelerator with one part there at a time."""
     pipe = load.load_pipeline(
-        **asdict(Source.of(recipe)),
+        **asdict(source),
         dtype=recipe.dtype,
         in_float32=precision.loaded_in_float32(recipe, collected_in),
         model_cpu_offload=device.type != "cpu",

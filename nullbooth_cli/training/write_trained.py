@@ -31,7 +31,7 @@ def write_trained(run: TrainingRun, folder: Path) -> None:
         save_file({name: state[name].detach().float().cpu().contiguous() for name in names}, folder / DENOISER_FILE)
     if run.word is not None:
         run.word.save(folder)
-    (folder / BASE_FILE).write_text(json.dumps(_base(run), indent=2) + "\n")
+    (folder / BASE_FILE).write_text(json.dumps(_base(run, folder), indent=2) + "\n")
 
 
 def _write_lora(run: TrainingRun, folder: Path) -> None:
@@ -52,9 +52,10 @@ def _write_lora(run: TrainingRun, folder: Path) -> None:
     save_file(named, folder / PEFT_FILES[0], {"format": "pt"})
 
 
-def _base(run: TrainingRun) -> dict[str, Any]:
+def _base(run: TrainingRun, folder: Path) -> dict[str, Any]:
     return {
         **asdict(Base.of(run.recipe)),
+        "after": None if run.earlier is None else run.earlier.record(folder).document(),
         "step": run.steps_done,
         "token": run.word.name if run.word else None,
         "instance_prompt": run.subject.captions[0],

@@ -41,7 +41,7 @@ class TestTheCommand:
         done = self.train("-c", file, "--json", "--set", "report_to=tensorboard")
         assert done.exit_code == 0, done.stderr
         document = json.loads(done.stdout)
-        settings = {"method", "model", "pipeline", "token", "word_in", "instance_prompt", "prompts", "trained"}
+        settings = {"method", "model", "pipeline", "token", "word_in", "instance_prompt", "prompts", "after", "trained"}
         settings |= {"constrained_by", "preserved"}
         assert set(document) == {"schema_version", "output", "steps", "largest_drift", "drift", *settings}
         assert document["steps"] == 4

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nullbooth_cli import toy
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.settings.recipe import Recipe
@@ -20,6 +21,7 @@ SETTINGS = {"word": "sks", "class_prompts": ["a circle"], "instance_images": str
 OTHER_VALUES = {
     "revision": "main",
     "variant": "fp16",
+    "after": str(toy.FOLDER),  # test_earlier has LoRAs
     "store": "elsewhere.zarr",
     "instance_images": str(INSTANCES),  # test_pictures has others
     "distill_pictures": "instance",  # test_distillation has others

@@ -39,6 +39,7 @@ def test_a_checkpoint_has_what_the_result_has(tmp_path: Path, finished: tuple[Co
     base = {"model": "toy", "revision": None, "variant": None, "pipeline_config": None, "step": 4, "token": document["token"]}
     assert json.loads((trained / "base.json").read_text()) == {
         **base,
+        "after": None,
         "instance_prompt": document["instance_prompt"],
         "prompts": list(document["prompts"]),
     }
