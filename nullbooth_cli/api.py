@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from nullbooth_cli.datatypes import Site, Step
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.nullspace.budget import TaskBudget, budgets
 from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.pooling import edited, moment_of, pooled
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.nullspace.usable import load_projector, provenance, usable_projectors
+from nullbooth_cli.pipeline.project import decomposition_of
 from nullbooth_cli.pipeline.state import require, stage_states
 from nullbooth_cli.progress import Event
 from nullbooth_cli.settings.config import STAGES, Config, build_config, load_config
@@ -174,6 +176,15 @@ class OpenStore:
         self.require("project")
         tensors = model if model is None or isinstance(model, Mapping) else model.state_dict()
         return usable_projectors(self._store, tensors)
+
+    def tasks(self) -> tuple[TaskBudget, ...]:
+        """What the store remembers, in order: what every hard task took of each null space, and its own energy in what was left.
+
+        Raises StageError before `project` is complete. Cost: 40 D bytes read for each projector and hard task.
+        """
+        self.require("project")
+        config = self.config
+        return tuple(budgets(self._store, decomposition_of(config, self._store), *config.project.rule(), self._store.sites))
 
     def provenance(self) -> dict[str, Any]:
         """The origin of the projectors, as a JSON document: model, weights, prompts, schedule, settings, packages.

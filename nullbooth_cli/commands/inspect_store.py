@@ -9,6 +9,7 @@ from typing import Any
 
 from nullbooth_cli.commands import next_command
 from nullbooth_cli.commands.draw import summary_line
+from nullbooth_cli.commands.draw_tasks import draw_tasks
 from nullbooth_cli.commands.session import Session
 from nullbooth_cli.commands.tables import shortened, table
 from nullbooth_cli.report.headline import preservation_answer
@@ -99,7 +100,9 @@ def draw_report(report: InspectReport, sparks: list[str] | None = None) -> list[
     right = frozenset(i for i, name in enumerate(columns) if name not in words)
     drawn = table(list(columns), [list(row) for row in zip(*columns.values(), strict=True)], right=right, drop=DROPPED)
     shared = [f"{called[layer]} {feature} protects {_protected(site, called)}" for (layer, feature), site in groups.items()]
-    return [drawn, *([f"layers end in {ending}"] if ending else []), *shared, summary_line(report), *_verdict_lines(report)]
+    tasks = draw_tasks(report.tasks, lambda name: name.replace(ending, "") if ending else name)
+    notes = [f"layers end in {ending}"] if ending else []
+    return [drawn, *notes, *shared, *tasks, summary_line(report), *_verdict_lines(report)]
 
 
 def _verdict_lines(report: InspectReport) -> list[str]:

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from nullbooth_cli.datatypes import WHOLE, AnySums, Factoring, Site, Sums
 from nullbooth_cli.errors import ConfigError, DataError, Rerun
 from nullbooth_cli.nullspace import spectrum
+from nullbooth_cli.nullspace.budget import task_spectra
 from nullbooth_cli.nullspace.decompose_factor import decompose_factor
 from nullbooth_cli.nullspace.factor_limits import FactorTooSmall, factors_too_small, needed_value
 from nullbooth_cli.nullspace.pooling import DecompositionSettings, moment_of, pooled, second_moment
-from nullbooth_cli.store import Cut, Decomposition, Store
+from nullbooth_cli.store import Cut, Decomposition, Store, tasks_of
 from nullbooth_cli.store.background import read_ahead
 
 GROUP_BYTES = 256 << 20  # of matrices in one batch on a GPU: one small matrix alone leaves most of it idle
@@ -91,10 +92,13 @@ def project(
     for a moment that is not finite or has eigenvalues that are clearly negative.
     """
     decomposed, seen, refused = store.progress.done("decomposition"), set[Site](), list[FactorTooSmall]()
+    has_tasks = bool(tasks_of(store, "hard"))
     for unit, fresh in _decompositions(store, device, settings, units, decomposed=decomposed):
         number, site, group = unit
         if fresh is not None:
             store.projectors.write_decomposition(site, group, fresh)
+            if has_tasks:
+                _write_tasks(store, device, settings, unit, fresh)
             store.progress.commit("decomposition", number)
             found = _spectrum(site, group, fresh)
         else:
@@ -110,6 +114,24 @@ def project(
         yield unit
     if refused:
         raise factors_too_small(refused, rule, value, len(seen))
+
+
+def _write_tasks(
+    store: Store, device: torch.device, settings: DecompositionSettings, unit: ProjectUnit, final: Decomposition
+) -> None:
+    """Store what each hard task met and left, beside the decomposition that has all of them."""
+    site, group = unit.site, unit.group
+    timesteps, weight = settings.pooling.groups(site, settings.steps)[group], settings.pooling.weight
+    inner = store.heldout() if settings.heldout else None
+    heldout = pooled(inner, site, timesteps, weight) if inner else None
+
+    def decompose(sums: AnySums) -> Decomposition:
+        [(_, found)] = _decompose([(unit, _PooledSums(sums, heldout))], device, settings)
+        assert found is not None
+        return found
+
+    found = task_spectra(store, site, group, settings=settings, final=final, decompose=decompose)
+    store.projectors.write_tasks(site, group, found)
 
 
 def cut(found: SiteSpectrum, *, rule: str, value: float, may_be_empty: bool = False) -> Cut:

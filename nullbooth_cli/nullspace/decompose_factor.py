@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from nullbooth_cli.nullspace import spectrum
 from nullbooth_cli.nullspace.moment import Moment
@@ -19,16 +18,6 @@ def decompose_factor(moment: Moment, heldout: Moment | None, device: torch.devic
     eigenvectors = np.ascontiguousarray(vectors.flip(0).mT.cpu().numpy())
     eigenvalues = np.zeros(moment.dim)
     eigenvalues[-len(roots) :] = roots.flip(0).square().cpu().numpy()
-    on_heldout = np.full(moment.dim, np.nan) if heldout is None else _energies(heldout, eigenvectors)
+    on_heldout = np.full(moment.dim, np.nan) if heldout is None else heldout.spread_energies(eigenvectors)
     floor = max(spectrum.noise_floor(float(eigenvalues[-1]), moment.dim, accumulate), moment.bound)
-    return Decomposition(eigenvalues, eigenvectors, np.stack([_energies(moment, eigenvectors), on_heldout]), floor)
-
-
-def _energies(moment: Moment, eigenvectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The energies `[D]` of a moment along the last eigenvectors `[D, R]`; what they lack of its trace is spread over the others.
-
-    So the leakage of a null space that has all those others is the most that it can be.
-    """
-    kept = moment.energies(eigenvectors)
-    dropped = len(eigenvectors) - len(kept)
-    return np.concatenate([np.full(dropped, max(moment.trace - float(kept.sum()), 0.0) / dropped), kept])
+    return Decomposition(eigenvalues, eigenvectors, np.stack([moment.spread_energies(eigenvectors), on_heldout]), floor)

@@ -53,6 +53,16 @@ class Moment:
             return np.asarray(np.square(self.kept @ directions).sum(0))
         return np.asarray(np.einsum("dk,dk->k", directions, self.kept @ directions))
 
+    def spread_energies(self, eigenvectors: Floats) -> Floats:
+        """The energies `[D]` along the last eigenvectors `[D, R]`; what these lack of the trace is spread over the D - R others.
+
+        So the leakage of a null space that has all those others is the most that it can be.
+        """
+        found = self.energies(eigenvectors)
+        dropped = self.dim - len(found)
+        lacking = max(self.trace - float(found.sum()), 0.0)
+        return np.concatenate([np.full(dropped, lacking / max(dropped, 1)), found])
+
     def energy(self, rows: NDArray[np.floating]) -> tuple[float, float]:
         """The least and the most that trace(X C X^T) of rows X `[M, D]` can be; they differ only for a factor.
 

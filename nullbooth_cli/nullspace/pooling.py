@@ -91,17 +91,24 @@ def _plus(one: AnySums, other: AnySums) -> AnySums:
     return add_factored(one, other)
 
 
-def pooled(store: Store, site: Site, timesteps: Iterable[int] | None = None, weight: str = "count") -> AnySums:
-    """The sums of a site over recorded timesteps, all of them by default, with those of the hard tasks that the store remembers.
+def pooled(
+    store: Store,
+    site: Site,
+    timesteps: Iterable[int] | None = None,
+    weight: str = "count",
+    *,
+    tasks: Sequence[Task] | None = None,
+) -> AnySums:
+    """The sums of a site over recorded timesteps, all of them by default, with those of `tasks`: see `with_tasks`.
 
     Weight "timestep" scales the sums of each timestep to the mean count; the count stays that of all vectors. Cost: one read of
     their moments, twice for that weight.
     """
     timesteps = list(range(site.num_recorded(store.num_steps)) if timesteps is None else timesteps)
     if weight == "count":
-        return add_up(with_tasks(store, site, timesteps))
-    total = sum(sums.count for sums in with_tasks(store, site, timesteps))
-    return add_up(_scaled(sums, total / len(timesteps) / sums.count) for sums in with_tasks(store, site, timesteps))
+        return add_up(with_tasks(store, site, timesteps, tasks))
+    total = sum(sums.count for sums in with_tasks(store, site, timesteps, tasks))
+    return add_up(_scaled(sums, total / len(timesteps) / sums.count) for sums in with_tasks(store, site, timesteps, tasks))
 
 
 def with_tasks(store: Store, site: Site, timesteps: Sequence[int], tasks: Sequence[Task] | None = None) -> Iterator[AnySums]:
@@ -110,6 +117,18 @@ def with_tasks(store: Store, site: Site, timesteps: Sequence[int], tasks: Sequen
     remembered = [found for task in tasks if (found := task.sums(site, timesteps)) is not None]
     for i, sums in enumerate(store.moments.read(site, timesteps)):
         yield add_up([sums, *(of_task[i] for of_task in remembered)])
+
+
+def counts_with_tasks(store: Store, site: Site) -> NDArray[np.int64]:
+    """The number of vectors in the moment of each recorded timestep of a site, `[T]`, with those of hard tasks by weight.
+
+    Cost: the matrices are not read.
+    """
+    counts = store.moments.counts(site)
+    for task in tasks_of(store, "hard"):
+        if (own := task.site(site)) is not None:
+            counts = counts + task.weight * task.store.moments.counts(own)
+    return counts
 
 
 def edited(store: Store, site: Site) -> NDArray[np.float64] | None:

@@ -92,14 +92,18 @@ def _shares(positive: Eigenvalues) -> Eigenvalues:
     return sums / sums[-1] if sums[-1] > 0 else np.zeros_like(sums)
 
 
-def leakage(energies: Eigenvalues, null_dim: int) -> float:
-    """norm(P K) / norm(K) = sqrt(trace(P C P) / trace(C)) on the data whose mean squares along the eigenvectors these are.
+def share(energies: Eigenvalues, null_dim: int) -> float:
+    """trace(P C P) / trace(C): the share of the energy that is null, of data with these mean squares along the eigenvectors.
 
     On the data of the moment itself the energies are the eigenvalues. On other data they are u^T C u for each eigenvector u, so
     the moment C of those data gives them exactly.
     """
-    shares = _shares(np.clip(energies, 0.0, None))
-    return float(np.sqrt(shares[null_dim - 1])) if null_dim else 0.0
+    return float(_shares(np.clip(energies, 0.0, None))[null_dim - 1]) if null_dim else 0.0
+
+
+def leakage(energies: Eigenvalues, null_dim: int) -> float:
+    """norm(P K) / norm(K) = sqrt(trace(P C P) / trace(C)), the root of `share`."""
+    return float(np.sqrt(share(energies, null_dim)))
 
 
 def noise_floor(largest: float, dim: int, accumulate: str) -> float:

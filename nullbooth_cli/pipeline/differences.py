@@ -43,10 +43,13 @@ def wanted_settings(config: Config, prompts: Iterable[Prompt], stage: str, keep:
 
 
 def remembered_settings(store: Store) -> dict[str, Any]:
-    """The hard tasks that the decompositions of a store depend on, a digest of each by its name; nothing without any."""
+    """The hard tasks that the decompositions of a store depend on, a digest of each by its name; nothing without any.
+
+    Their order is part of the digests: what each took is known for this order alone.
+    """
     digests = {
-        task.name: fingerprint([task.weight, *(task.store.records["covariance"][key] for key in ("fingerprint", "rows"))])
-        for task in tasks_of(store, "hard")
+        task.name: fingerprint([place, task.weight, *(task.store.records["covariance"][key] for key in ("fingerprint", "rows"))])
+        for place, task in enumerate(tasks_of(store, "hard"))
     }
     return {"tasks": digests} if digests else {}
 

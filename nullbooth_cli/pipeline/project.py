@@ -90,11 +90,12 @@ def _prepare_project(run: Run) -> Prepared:
     if found.state == "missing" or run.force:
         basis = decomposition_basis(run.config, store)
         if found.state != "stale" or store.records.get("decomposition") != basis or _is_damaged(store):
-            needed = space.decompositions_nbytes(units, run.config.covariance.factoring())
+            num_tasks = len(basis.get("tasks", ()))
+            needed = space.decompositions_nbytes(units, run.config.covariance.factoring(), num_tasks)
             space.ensure_room(store, needed - store.nbytes("projectors"))
             store.write_record("decomposition", None)
             store.write_record("project", None)
-            store.projectors.create(sites, Counter(site.name for site, _ in units), store.moments.rows)
+            store.projectors.create(sites, Counter(site.name for site, _ in units), store.moments.rows, num_tasks=num_tasks)
             store.write_record("decomposition", basis)
         store.write_record("project", None)
         store.progress.create("project", len(units))

@@ -28,9 +28,9 @@ def require_room(url: str, needed: int, free: int | None) -> None:
         )
 
 
-def decompositions_nbytes(units: Sequence[tuple[Site, int]], factoring: Factoring = WHOLE) -> int:
-    """Bytes of the decompositions that are the units of stage project."""
-    return sum(8 * site.dim * (factoring.rows(site.dim) + 3) for site, _ in units)
+def decompositions_nbytes(units: Sequence[tuple[Site, int]], factoring: Factoring = WHOLE, num_tasks: int = 0) -> int:
+    """Bytes of the decompositions that are the units of stage project, with so many hard tasks."""
+    return sum(8 * site.dim * (factoring.rows(site.dim) + 3 + 5 * num_tasks) for site, _ in units)
 
 
 def place_for_sums(sites: Sequence[Site], num_steps: int, device: torch.device, factoring: Factoring = WHOLE) -> torch.device:

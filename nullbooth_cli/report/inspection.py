@@ -1,12 +1,13 @@
 """The projectors of a store: how large each null space is, the spectrum it was cut from, and how much data leaks into it."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nullbooth_cli.datatypes import Site, choose_sites
 from nullbooth_cli.errors import ConfigError, Rerun
 from nullbooth_cli.nullspace import spectrum
-from nullbooth_cli.nullspace.pooling import DecompositionSettings
+from nullbooth_cli.nullspace.budget import TaskBudget, budgets
+from nullbooth_cli.nullspace.pooling import DecompositionSettings, counts_with_tasks
 from nullbooth_cli.nullspace.spectrum import Eigenvalues
 from nullbooth_cli.pipeline.project import decomposition_of
 from nullbooth_cli.report.json_document import OPTIONAL, Document
@@ -98,7 +99,7 @@ class InspectTotals:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectReport(Document):
-    """The projectors of a store; `files` are the pictures that were drawn of them."""
+    """The projectors of a store; `tasks` are what it remembers, `files` the pictures that were drawn of them."""
 
     store: str
     scope: str
@@ -106,6 +107,7 @@ class InspectReport(Document):
     centred: bool
     sites: tuple[SiteReport, ...]
     totals: InspectTotals
+    tasks: tuple[TaskBudget, ...] = ()
     files: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
@@ -124,7 +126,8 @@ def inspect_store(
     """
     rule = Rule(*config.project.rule())
     settings = decomposition_of(config, store)
-    found = (entry for each in choose_sites(store.sites, layer, feature, site) for entry in _entries(settings, store, each, rule))
+    chosen = choose_sites(store.sites, layer, feature, site)
+    found = (entry for each in chosen for entry in _entries(settings, store, each, rule))
     sites = tuple(entry for entry in found if timestep is None or entry.timestep == timestep)
     if not sites:
         there = f"choose one of {', '.join(f'{step.timestep:g}' for step in settings.steps)}"
@@ -140,7 +143,13 @@ def inspect_store(
         centred=config.covariance.centred,
         sites=sites,
         totals=_totals(sites),
+        tasks=tuple(_at_timestep(task, timestep) for task in budgets(store, settings, rule.name, rule.value, chosen)),
     )
+
+
+def _at_timestep(task: TaskBudget, timestep: float | None) -> TaskBudget:
+    """The budget at one timestep alone; None for all."""
+    return replace(task, sites=tuple(each for each in task.sites if timestep is None or each.timestep == timestep))
 
 
 def _totals(sites: Sequence[SiteReport]) -> InspectTotals:
@@ -158,7 +167,7 @@ def _totals(sites: Sequence[SiteReport]) -> InspectTotals:
 def _entries(settings: DecompositionSettings, store: Store, site: Site, rule: Rule) -> Iterator[SiteReport]:
     """The projectors of one site. Cost: one read of its eigenvalues, not of its eigenvectors."""
     pooled = settings.pooling.scope == "pooled" or site.timestep_free
-    counts = store.moments.counts(site)
+    counts = counts_with_tasks(store, site)
     for index, group in enumerate(settings.pooling.groups(site, settings.steps)):
         eigenvalues, noise_floor = store.projectors.read_eigenvalues(site, index), store.projectors.read_noise_floor(site, index)
         cut = store.projectors.read_cut(site, index)

@@ -9,7 +9,7 @@
     │                          [T, F, D], sum_x, count, trace [T], delta [T]; F is D unless moments are kept as factors
     ├── staged/<site>          [T, F + 2, D] float64, only while prompts are added to moments
     ├── projectors/<site>      eigenvalues [R, D], eigenvectors [R, D, F], energies [R, 2, D], noise_floor [R], null_dim [R],
-    │                          leakage [R, 2]; R = 1 pooled
+    │                          leakage [R, 2]; R = 1 pooled; with n hard tasks, tasks [R, n, 5, D]
     ├── heldout/               a store of its own with the moments of the held-out prompts
     ├── tasks/<name>/          a store of its own with the moments of what the model was taught since, see `tasks`
     ├── attention/<prompt id>  where the words of some prompts attend: <layer> [A, H, W, K] float16, image [h, w, 3]
@@ -43,7 +43,7 @@ from nullbooth_cli.store.moment_arrays import STAGED
 from nullbooth_cli.store.open_backing import is_url, open_backing
 from nullbooth_cli.store.partial_sums import PartialSums, pack_sums
 from nullbooth_cli.store.progress_cells import RELEASED
-from nullbooth_cli.store.projector_arrays import Cut, Decomposition
+from nullbooth_cli.store.projector_arrays import Cut, Decomposition, TaskSpectrum
 from nullbooth_cli.store.store import Store
 from nullbooth_cli.store.tasks import Kind, Task, forget_task, list_task, listed_tasks, tasks_of
 
@@ -64,6 +64,7 @@ __all__ = [
     "Store",
     "Sums",
     "Task",
+    "TaskSpectrum",
     "choose_sites",
     "create_collection",
     "extend_collection",

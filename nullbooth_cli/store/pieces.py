@@ -215,7 +215,8 @@ def _project(store: Store, known: Mapping[str, Cells]) -> Found:
         for site in store.sites
         for index in range(_length(store, [f"projectors/{site.name}/{name}" for name in (*_DECOMPOSITION, *_CUT)]))
     ]
-    for progress, arrays in (("decomposition", _DECOMPOSITION), ("project", _CUT)):
+    budget = ("tasks",) if store.records.get("decomposition", {}).get("tasks") else ()
+    for progress, arrays in (("decomposition", (*_DECOMPOSITION, *budget)), ("project", _CUT)):
         cells = yield from _progress(store, "project", len(every), known, progress)
         for (name, number), cell in zip(every, cells, strict=False):
             for array in arrays if cell else ():
@@ -223,7 +224,7 @@ def _project(store: Store, known: Mapping[str, Cells]) -> Found:
                 yield _chunk(store, f"{name}/{array}", index, is_certain=bool(cell != UNKNOWN))
 
 
-_AXES = {"eigenvalues": 1, "eigenvectors": 2, "energies": 2, "noise_floor": 0, "null_dim": 0, "leakage": 1}
+_AXES = {"eigenvalues": 1, "eigenvectors": 2, "energies": 2, "noise_floor": 0, "null_dim": 0, "leakage": 1, "tasks": 3}
 
 
 def _attention(store: Store, known: Mapping[str, Cells]) -> Found:

@@ -38,6 +38,26 @@ class Cut(NamedTuple):
     heldout_leakage: float | None
 
 
+class TaskSpectrum(NamedTuple):
+    """What a hard task met and left in one decomposition, `[D]` float64 each, along eigenvectors of ascending eigenvalues.
+
+    Of the moment before the task, with the tasks before it: its `eigenvalues`, and the energies of the `collected` vectors (about
+    zero), of the `heldout` ones (NaN without them) and of the `task`'s own. `task_after` are those of the task along the
+    eigenvectors of the whole decomposition, after all tasks.
+    """
+
+    eigenvalues: NDArray[np.float64]
+    collected: NDArray[np.float64]
+    heldout: NDArray[np.float64]
+    task: NDArray[np.float64]
+    task_after: NDArray[np.float64]
+
+    @property
+    def energies(self) -> NDArray[np.float64]:
+        """`[2, D]`, as those of a `Decomposition`."""
+        return np.stack([self.collected, self.heldout])
+
+
 class ProjectorArrays:
     """The projectors of an open store. `index` is 0 for a pooled decomposition, or the recorded timestep."""
 
@@ -45,12 +65,17 @@ class ProjectorArrays:
         self._arrays, self._progress = arrays, progress
 
     def create(
-        self, sites: Sequence[Site], num_decompositions: Mapping[str, int], rows: Callable[[Site], int] = lambda site: site.dim
+        self,
+        sites: Sequence[Site],
+        num_decompositions: Mapping[str, int],
+        rows: Callable[[Site], int] = lambda site: site.dim,
+        *,
+        num_tasks: int = 0,
     ) -> None:
         """Remove all projectors and the progress of `decomposition`, and make the arrays of every site anew.
 
         `num_decompositions` gives their number for each site, by its name; `rows` those of its moments (`MomentArrays.rows`).
-        Cost: about 10 ms a site.
+        Only with tasks is there an array for them. Cost: about 10 ms a site.
         """
         self._arrays.delete("projectors")
         for site in sites:
@@ -62,6 +87,9 @@ class ProjectorArrays:
             self._arrays.create(f"{name}/noise_floor", shape=(r,), chunks=(1,), dtype="f8", fill="NaN")
             self._arrays.create(f"{name}/null_dim", shape=(r,), chunks=(1,), dtype="i8", fill=0)
             self._arrays.create(f"{name}/leakage", shape=(r, 2), chunks=(1, 2), dtype="f8", fill="NaN")
+            if num_tasks:
+                shape = num_tasks, len(TaskSpectrum._fields), d
+                self._arrays.create(f"{name}/tasks", shape=(r, *shape), chunks=(1, *shape), dtype="f8", fill="NaN")
         self._progress.create("decomposition", sum(num_decompositions[site.name] for site in sites))
 
     def num_decompositions(self, site: Site) -> int:
@@ -107,6 +135,15 @@ class ProjectorArrays:
     def read_noise_floor(self, site: Site, index: int) -> float:
         """The eigenvalue below which there is only round-off."""
         return float(self._arrays.read_chunk(f"projectors/{site.name}/noise_floor", (index,))[0])
+
+    def write_tasks(self, site: Site, index: int, tasks: Sequence[TaskSpectrum]) -> None:
+        """Write the spectra of all hard tasks, in their order."""
+        self._arrays.write_chunk(f"projectors/{site.name}/tasks", (index, 0, 0, 0), np.array([tasks]))
+
+    def read_tasks(self, site: Site, index: int) -> list[TaskSpectrum]:
+        """Those spectra. Raises StoreError if there are none. Cost: 40 D bytes for each task."""
+        values = self._arrays.read_chunk(f"projectors/{site.name}/tasks", (index, 0, 0, 0))[0]
+        return [TaskSpectrum(*of_task) for of_task in values]
 
     def write_cut(self, site: Site, index: int, cut: Cut) -> None:
         """Write the cut of one decomposition."""
