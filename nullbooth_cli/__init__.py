@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nullbooth_cli.api import OpenStore, open_store, run
     from nullbooth_cli.datatypes import Site, Step
     from nullbooth_cli.editing.edit import edit, plan_edit
+    from nullbooth_cli.editing.remember import forget, remember
     from nullbooth_cli.editing.report import EditPlan, EditReport
     from nullbooth_cli.errors import (
         ConfigError,
@@ -71,10 +72,12 @@ __all__ = [
     "constrain",
     "edit",
     "evaluate",
+    "forget",
     "load_config",
     "open_store",
     "plan_edit",
     "refit",
+    "remember",
     "run",
     "teach",
 ]
@@ -92,6 +95,7 @@ _MODULES = {
     "teaching.teach": ("TeachReport", "teach"),
     "training.constraint": ("Constraint", "ConstraintReport", "constrain"),
     "editing.edit": ("edit", "plan_edit"),
+    "editing.remember": ("forget", "remember"),
     "editing.report": ("EditPlan", "EditReport"),
     "training.refit": ("RefitReport", "refit"),
 }

@@ -24,6 +24,7 @@ from nullbooth_cli.commands.inspect import inspect
 from nullbooth_cli.commands.merge import merge
 from nullbooth_cli.commands.project import project
 from nullbooth_cli.commands.refit import refit
+from nullbooth_cli.commands.remember import remember
 from nullbooth_cli.commands.run import run
 from nullbooth_cli.commands.sample import sample
 from nullbooth_cli.commands.schedule import schedule
@@ -33,7 +34,7 @@ from nullbooth_cli.commands.teach import teach
 from nullbooth_cli.commands.train import train
 from nullbooth_cli.errors import ConfigError, NullboothError
 
-RESUMING = (run, collect, covariance, project, merge, train, teach)  # what they have finished stays
+RESUMING = (run, collect, covariance, project, merge, train, teach, remember)  # what they have finished stays
 
 
 class Boundary(TyperGroup):
@@ -87,7 +88,7 @@ app = typer.Typer(
 )
 _COMMANDS = (
     *(init, teach, run, schedule, collect, covariance, project, inspect, status, doctor),
-    *(merge, export, import_, edit, train, refit, evaluate, sample),
+    *(merge, export, import_, edit, train, remember, refit, evaluate, sample),
 )
 for _command in _COMMANDS:
     app.command(_command.__name__.rstrip("_"))(_command)

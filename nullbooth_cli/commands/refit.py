@@ -60,7 +60,8 @@ def refit(
     """
     from nullbooth_cli.api import OpenStore
     from nullbooth_cli.commands import next_command
-    from nullbooth_cli.commands.refit_options import draw, prompts_to_use, weight_of
+    from nullbooth_cli.commands.prompt_options import prompts_to_use
+    from nullbooth_cli.commands.refit_options import draw, weight_of
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.errors import ConfigError
     from nullbooth_cli.report.answers import RefitAnswer

@@ -1,34 +1,12 @@
 """Reads the options of `nullbooth refit`, and draws its answer."""
 
-import re
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nullbooth_cli.commands.tables import table
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.settings.prompts import load_prompts
-from nullbooth_cli.training.refit import prompts_of
 
 if TYPE_CHECKING:
     from nullbooth_cli.training.refit import RefitReport
-
-_FILE = re.compile(r"nullbooth:.+|\S+\.(txt|csv|tsv|jsonl|ndjson|json)(#.+)?", re.IGNORECASE)  # and no prompt, if it is missing
-
-
-def prompts_to_use(given: Sequence[str], word: str | None) -> tuple[str, ...]:
-    """The prompts of the options: texts, those in files, and those around a word."""
-    texts: list[str] = []
-    for each in given:
-        texts += [prompt.text for prompt in load_prompts(each, "--prompts")] if _is_file(each) else [each]
-    return prompts_of(texts, word)
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return bool(_FILE.fullmatch(text)) or Path(text).is_file()
-    except OSError:  # longer than a name may be
-        return False
 
 
 def weight_of(m: str) -> float | Literal["auto"]:

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nullbooth_cli.commands.console import Terminal
 from nullbooth_cli.commands.find_config import configure
@@ -12,6 +13,9 @@ from nullbooth_cli.pipeline.state import require, stage_states
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.settings.knowledge import knowledge_prompts, with_heldout_texts
 from nullbooth_cli.store import Backing, Store, is_url, open_backing
+
+if TYPE_CHECKING:
+    from nullbooth_cli.nullspace.budget import TaskBudget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,14 @@ class Session:
         store = self.open()
         require(stage_states(self.config, self.prompts, store), "project", self.url)
         return store
+
+    def tasks(self) -> "tuple[TaskBudget, ...]":
+        """The tasks of a store whose projectors are complete, with their budget under the threshold in force."""
+        from nullbooth_cli.nullspace.budget import budgets
+        from nullbooth_cli.pipeline.project import decomposition_of
+
+        store = self.open()
+        return tuple(budgets(store, decomposition_of(self.config, store), *self.config.project.rule(), store.sites))
 
     def open_if_there(self) -> Store | None:
         """The store; None if there is none yet."""

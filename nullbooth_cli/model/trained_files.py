@@ -292,10 +292,17 @@ def prompts_of_training(place: Path) -> tuple[str, tuple[str, ...]]:
     The prompts are the captions of its pictures, each once, as prompts write the word. Raises ConfigError for a place that no
     training run wrote, and as `locate` does. Cost: a small file.
     """
-    path = place.expanduser().resolve()
-    prompts = locate(path).prompts
-    if not prompts:
+    prompts, name = locate(place.expanduser().resolve()).prompts, name_of_training(place)
+    if not prompts or name is None:
         raise ConfigError(f"{place} names no prompt of what it was taught", "name the prompts, or the output of a training run")
+    return name, prompts
+
+
+def name_of_training(place: Path) -> str | None:
+    """The name of the output of the training run that wrote a place; None if none did. Cost: a small file."""
+    path = place.expanduser().resolve()
+    if not path.exists() or locate(path).base is None:
+        return None
     if path.name == TRAINED:
         path = path.parent
-    return (path.parent if path.name in RESULTS or CHECKPOINT.fullmatch(path.name) else path).name, prompts
+    return (path.parent if path.name in RESULTS or CHECKPOINT.fullmatch(path.name) else path).name

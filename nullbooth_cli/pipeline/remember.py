@@ -15,14 +15,17 @@ from typing import Any
 
 from nullbooth_cli.datatypes import Sums
 from nullbooth_cli.errors import ConfigError, ModelError
+from nullbooth_cli.formatting import counted
+from nullbooth_cli.nullspace.usable import require_pooled
 from nullbooth_cli.pipeline.from_sums import SummedCollection, fill_store
 from nullbooth_cli.pipeline.open_run import open_run
-from nullbooth_cli.pipeline.run import Run, StateCache
+from nullbooth_cli.pipeline.project import require_inputs
+from nullbooth_cli.pipeline.run import Run, StateCache, decide
 from nullbooth_cli.pipeline.stages import execute, give_schedule
 from nullbooth_cli.pipeline.state import require
 from nullbooth_cli.progress import Event, Interrupts, Note
 from nullbooth_cli.settings.config import Config, public_settings
-from nullbooth_cli.settings.knowledge import PROMPTS_FIELD, task_config
+from nullbooth_cli.settings.knowledge import PROMPTS_FIELD, heldout_prompts, require_disjoint, task_config
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.store import Kind, Layout, Store, forget_task, list_task, listed_tasks, pack_sums
 from nullbooth_cli.store.tasks import ORIGIN, place_of
@@ -81,15 +84,12 @@ def remember_events(
     """
     origin = request.origin(config)
     with _opened(config, device, interrupts) as run:
-        if _is_listed(run.store, request, origin):
+        if decide(run, lambda: _is_listed(run.store, request, origin)):
             yield Note(f"the task {request.name} is remembered already")
         else:
-            place = place_of(request.name)
-            inner = run.store.inside(place, write=True)
-            if inner is not None and _origin(inner) != origin:
-                run.store.delete(place)  # left by another request that was stopped
-            yield from _record(run, request, origin) if request.edits is None else _write(run, request, origin)
-            list_task(run.store, request.name, kind=request.kind, weight=request.weight, source=request.source)
+            decide(run, lambda: _begin(run, request, origin))
+            yield from _record(run, request) if request.edits is None else _write(run, request)
+            decide(run, lambda: _list(run.store, request))
         if request.kind == "hard":
             yield from _project(run)
 
@@ -102,9 +102,7 @@ def forget_events(
     Raises ConfigError if there is no such task. Cost: that of `project`; the store is locked meanwhile.
     """
     with _opened(config, device, interrupts) as run:
-        hard = any(entry["name"] == name and entry["kind"] == "hard" for entry in listed_tasks(run.store))
-        forget_task(run.store, name)
-        if hard:
+        if decide(run, lambda: _forget(run.store, name)):
             yield from _project(run)
 
 
@@ -132,19 +130,55 @@ def _origin(inner: Store) -> Any:
     return inner.arrays.attribute(ORIGIN) if inner.arrays.has_attribute(ORIGIN) else None
 
 
-def _begun(run: Run, request: Remembered, config: Config, origin: Mapping[str, Any]) -> Store:
-    """The store of the task, with the schedule of the one around it."""
-    inner = run.store.inside_or_create(place_of(request.name), public_settings(config))
+def _forget(store: Store, name: str) -> bool:
+    """Take a task out; returns whether the null space excluded it."""
+    hard = any(entry["name"] == name and entry["kind"] == "hard" for entry in listed_tasks(store))
+    forget_task(store, name)
+    return hard
+
+
+def _list(store: Store, request: Remembered) -> None:
+    list_task(store, request.name, kind=request.kind, weight=request.weight, source=request.source)
+
+
+def _begin(run: Run, request: Remembered, origin: Mapping[str, Any]) -> None:
+    """Check that the task can be remembered, and make its store, with the schedule of the one around it.
+
+    What another request left that was stopped is removed; the sums of an edit are written at once, so they start anew.
+    """
+    store, place = run.store, place_of(request.name)
+    require(run.states().stages, "covariance" if request.kind == "hard" else "project", store.url)
+    require_inputs(run.config)
+    if "project" in store.records:
+        require_pooled(store)
+    require_disjoint(heldout_prompts(run.config), load_prompts(list(request.prompts), PROMPTS_FIELD))
+    if not store.records["collect"].get("tensors"):
+        raise ConfigError(
+            f"{store.url} does not record which weights it was made from, so no model can follow them",
+            "collect from the model into another store",
+        )
+    inner = store.inside(place, write=True)
+    if inner is not None and (request.kind == "soft" or _origin(inner) != origin):
+        store.delete(place)
+    inner = store.inside_or_create(place, public_settings(_inner_config(run, request)))
     inner.arrays.update_attributes(**{ORIGIN: origin})
-    give_schedule(run.store, inner)
+    give_schedule(store, inner)
+
+
+def _inner_config(run: Run, request: Remembered) -> Config:
+    return task_config(run.config, place_of(request.name), request.prompts)
+
+
+def _begun(run: Run, request: Remembered) -> Store:
+    """The store of the task, open for writing."""
+    inner = run.store.inside(place_of(request.name), write=True)
+    assert inner is not None  # `_begin` made it
     return inner
 
 
-def _record(run: Run, request: Remembered, origin: Mapping[str, Any]) -> Iterator[Event]:
+def _record(run: Run, request: Remembered) -> Iterator[Event]:
     """Collect the prompts with the changed model, and add them up."""
-    require(run.states().stages, "covariance", run.store.url)
-    config = task_config(run.config, place_of(request.name), request.prompts)
-    inner = _begun(run, request, config, origin)
+    inner, config = _begun(run, request), _inner_config(run, request)
     prompts = load_prompts(list(request.prompts), PROMPTS_FIELD)
     task = replace(run, config=config, prompts=prompts, store=inner, edited=request.source, cache=StateCache())
     for event in execute("collect", task):
@@ -163,36 +197,36 @@ def _require_same_sites(store: Store, inner: Store, request: Remembered) -> None
         )
 
 
-def _write(run: Run, request: Remembered, origin: Mapping[str, Any]) -> Iterator[Event]:
-    """Write the sums of an edit's rows."""
+def _write(run: Run, request: Remembered) -> Iterator[Event]:
+    """Write the sums of an edit's rows, in one process."""
+    yield Note(f"{counted(len(request.prompts), 'edited prompt')} of {request.source}")
+    decide(run, lambda: _write_sums(run.store, _begun(run, request), _inner_config(run, request), request))
+
+
+def _write_sums(store: Store, inner: Store, config: Config, request: Remembered) -> None:
     assert request.edits is not None
-    store, edits = run.store, request.edits
+    edits = request.edits
     sites = tuple(site for site in store.sites if site.name in edits)
-    config = task_config(run.config, place_of(request.name), request.prompts)
-    run.store.delete(place_of(request.name))  # it is written at once
-    inner = _begun(run, request, config, origin)
     schedule, collected = store.records["schedule"], store.records["collect"]
-    yield from fill_store(
-        inner,
-        config,
-        SummedCollection(
-            name=STAGE,
-            steps=store.schedule(),
-            sites=sites,
-            rows=load_prompts(list(request.prompts), PROMPTS_FIELD),
-            layout=Layout(keep="moments", batch_size=1, dtype=store.layout.dtype),
-            sums=((site, [pack_sums(edits[site.name])]) for site in sites),
-            schedule={name: schedule[name] for name in ("scheduler", "noise", "values") if name in schedule},
-            weights=str(request.digest),
-            names=collected["model"],
-            tensors={**collected["tensors"], **(request.weights or {})},
-        ),
+    given = SummedCollection(
+        name=STAGE,
+        steps=store.schedule(),
+        sites=sites,
+        rows=load_prompts(list(request.prompts), PROMPTS_FIELD),
+        layout=Layout(keep="moments", batch_size=1, dtype=store.layout.dtype),
+        sums=((site, [pack_sums(edits[site.name])]) for site in sites),
+        schedule={name: schedule[name] for name in ("scheduler", "noise", "values") if name in schedule},
+        weights=str(request.digest),
+        names=collected["model"],
+        tensors={**collected["tensors"], **(request.weights or {})},
     )
+    for _ in fill_store(inner, config, given):
+        pass
 
 
 def _project(run: Run) -> Generator[Event, None, None]:
     """Compute the projectors again if they do not follow from the tasks that are listed now."""
     run.store.reload()
     run.cache.forget()
-    if run.states().own["project"].state != "complete":
+    if decide(run, lambda: run.states().own["project"].state != "complete"):
         yield from execute("project", replace(run, stage="project", force=True))

@@ -1,4 +1,4 @@
-"""The answers of init, export, edit and refit."""
+"""The answers of init, export, edit, remember and refit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +8,7 @@ from nullbooth_cli.report.json_document import OPTIONAL, Document
 
 if TYPE_CHECKING:
     from nullbooth_cli.editing.report import EditedWeight
+    from nullbooth_cli.nullspace.budget import TaskBudget
     from nullbooth_cli.training.refit import RefitReport, RefittedWeight
     from nullbooth_cli.training.refit_solution import Rung
 
@@ -52,6 +53,27 @@ class EditAnswer(Document):
     weights: "Mapping[str, EditedWeight]"
     missing: float
     drift: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RememberAnswer(Document):
+    """The `task` that a store remembers now, and the budget of all its `tasks`."""
+
+    store: str
+    task: str
+    kind: str
+    weight: int
+    prompts: Sequence[str]
+    tasks: "Sequence[TaskBudget]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetAnswer(Document):
+    """The `task` that a store remembers no longer, and the budget of those that are left."""
+
+    store: str
+    task: str
+    tasks: "Sequence[TaskBudget]"
 
 
 @dataclass(frozen=True, kw_only=True)

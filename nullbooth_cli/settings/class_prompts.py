@@ -5,6 +5,7 @@ for it and `{}s` for its plural.
 """
 
 import re
+from collections.abc import Iterable
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.settings.prompts import load_prompts
@@ -26,6 +27,11 @@ _F_TO_VES = re.compile(r"\w*(wolf|calf|shelf|leaf|loaf|thief|scarf|knife|wife)|h
 _O_TO_OES = re.compile(r"\w*(potato|tomato|hero)|echo|mosquito|buffalo|torpedo|volcano")
 _SINGULAR_IN_S = re.compile(r"(ss|us|is|as|lens|species|series|chassis|bos|cos|ors)$", re.IGNORECASE)  # glass, bus, iris, gas
 _PLURAL = re.compile(r"\w*(people|children|mice|geese|feet|teeth|oxen|cattle|police|men|women|clothes)")
+
+
+def prompts_around(prompts: Iterable[str], word: str | None) -> tuple[str, ...]:
+    """The prompts, and those of a class that is a word and a noun, such as sks dog, each once. Raises as `class_prompts` does."""
+    return tuple(dict.fromkeys([*prompts, *(class_prompts(word) if word is not None else ())]))
 
 
 def class_prompts(noun: str) -> list[str]:

@@ -28,7 +28,7 @@ from nullbooth_cli.nullspace.export import is_taken
 from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.usable import Link, check_model
 from nullbooth_cli.progress import Begin, Event, Note, Progress, result_of
-from nullbooth_cli.settings.class_prompts import class_prompts
+from nullbooth_cli.settings.class_prompts import prompts_around
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.training.refit_change import ChangedModule, FinishedChange
 from nullbooth_cli.training.refit_files import find_change, open_change, require_output, require_word
@@ -148,7 +148,7 @@ def refit(
     """
     request = RefitRequest(
         file=str(file),
-        prompts=prompts_of(prompts, word),
+        prompts=prompts_around([prompts] if isinstance(prompts, str) else prompts, word),
         output=None if output is None else str(output),
         m=m,
         outside=outside,
@@ -156,12 +156,6 @@ def refit(
         device=device,
     )
     return result_of(refit_events(store, store.config, request), on_event)
-
-
-def prompts_of(prompts: str | Sequence[str], word: str | None) -> tuple[str, ...]:
-    """The prompts (a string is one), and those around a word, each once. Raises ConfigError for a word that fits no template."""
-    given = [prompts] if isinstance(prompts, str) else prompts
-    return tuple(dict.fromkeys([*given, *(class_prompts(word) if word is not None else ())]))
 
 
 def refit_events(store: OpenStore, config: Config, request: RefitRequest) -> Generator[Event, None, RefitReport]:

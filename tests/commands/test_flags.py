@@ -30,6 +30,7 @@ FLAGS = {
     "import": ("FOLDER -c/--config -s/--store --set --json -q/--quiet",),
     "edit": (SHARED, "SOURCE_TARGET --device -o/--output --pairs --method --ridge --preserve"),
     "train": (SHARED, "--device --dry-run --resume-with --finish --push-to-hub"),
+    "remember": (SHARED, "MODEL PROMPT --device --word --name --weight --forget"),
     "refit": (SHARED, "FILE --device -o/--output --prompts --word --m --outside --num-drawn --dry-run"),
     "evaluate": (
         SHARED,

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import nullbooth_cli as nb
-from nullbooth_cli.commands.refit_options import prompts_to_use
 from nullbooth_cli.model import load
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
@@ -18,7 +17,6 @@ from tests.support.keys import keys_of
 USED = ["a zwx circle on a red background", "a zwx star"]
 RUNG = "{m missing largest_missing drift largest_drift}"
 WEIGHT = "missing drift drift_before"
-LONG = "a zwx circle, " * 40
 
 
 @pytest.fixture
@@ -44,10 +42,6 @@ def test_the_options_reach_the_refit(finished: tuple[Config, Store], lora: str, 
         f"{{schema_version file store output prompts[] m chosen{RUNG} drift_before largest_drift_before ladder[{RUNG}] "
         f"weights{{{WEIGHT}}} outside[] text_encoders[] dropped notes[]}}"
     )
-
-
-def test_a_prompt_may_be_longer_than_the_name_of_a_file() -> None:
-    assert prompts_to_use([f"{LONG}.txt", LONG], None) == (f"{LONG}.txt", LONG)
 
 
 def test_a_dry_run_shows_the_ladder_and_writes_nothing(finished: tuple[Config, Store], lora: str, tmp_path: Path) -> None:
