@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "fsspec": ("store",),
     "diffusers": ("model", "collect/without_weights.py", "training", "toy"),
     "nullbooth_cli.settings.config.Config": (
-        *("settings", "collect/open_model.py", "collect/edited_model.py"),
+        *("settings", "collect/open_model.py", "collect/edited_model.py", "editing/remember.py"),
         *("pipeline", "evaluation", "api", "training", "report", "teaching", "commands", "cli"),
     ),
 }
