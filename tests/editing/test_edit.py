@@ -141,6 +141,35 @@ def test_noisy_copies_have_the_same_targets(text_store: nb.OpenStore) -> None:
     assert (k3 - np.tile(k1, (3, 1)))[16:].std() == pytest.approx(k1.std() / 10, rel=0.1)
 
 
+@pytest.mark.parametrize("method", ["alphaedit", "uce"])
+def test_one_by_one_is_at_once_but_for_the_targets(text_store: nb.OpenStore, method: str) -> None:
+    """The term between the two is what the edits before have done to each target: (W_i - W) K* K1^T (...)^-1."""
+    words = {"a sks star": "a red star", "a zwx ring": "a blue ring", "a qfj cross on black": "a green cross on black"}
+    how: dict[str, Any] = {"method": method}
+    pipe, site = fresh(), text_store.sites()[0]
+    at_once = plan_edit(pipe, text_store, words, **how)
+    name = min(at_once.after)
+
+    def weight() -> np.ndarray:
+        return pipe.unet.get_parameter(name).double().numpy().copy()
+
+    start, reports, term, total = weight(), [], np.zeros_like(weight()), np.zeros((96, 96))
+    for source, target in words.items():
+        moved = weight() - start
+        reports.append(nb.edit(pipe, text_store, {source: target}, earlier=reports, **how))
+        k1 = reports[-1].keys[site.name]
+        np.testing.assert_allclose(k1, embedded(pipe, source), atol=1e-5)
+        term += moved @ embedded(pipe, target).T @ k1
+        total += k1.T @ k1
+    moment = text_store.moment(site)
+    a, p = 1e-2 * moment.trace * np.eye(96), text_store.projector(site).dense()
+    c0 = 100 * moment.second_moment
+    term = term @ p @ np.linalg.inv(total @ p + a) if method == "alphaedit" else term @ np.linalg.inv(total + c0 + a)
+    change, expected = weight() - start, at_once.after[name].double().numpy() - start
+    assert np.linalg.norm(change - expected - term) < 1e-4 * np.linalg.norm(expected)
+    assert 1e-3 * np.linalg.norm(expected) < np.linalg.norm(term) < 0.5 * np.linalg.norm(expected)
+
+
 def test_an_exact_null_space_is_not_left(tmp_path: Path) -> None:
     store = nb.OpenStore(exact_store(tmp_path / "run.zarr"))
     report = nb.edit(fresh(), store, {"a sks": "a red star"}, ridge=1e-6)
