@@ -3,6 +3,10 @@
     v* := P_Q v*      for the weights of keys only; P_Q is the projector on the smallest directions of the queries
     R  = v* - W K1
 
+It hides a concept: what usual queries do not see is not drawn, so a source draws neither itself nor its target (the embedded
+model drew the star of "a red star" in 4 of 4 pictures with alphaedit and in none with ace). To draw the target, choose another
+method.
+
 P_Q is of one query for each preserved prompt and layer: that with the largest summed cosine to the keys of the prompt's tokens,
 over all steps and places of the picture. The authors take the keys of the prompt's nouns, each encoded alone; here they are those
 of all its tokens. A store of inputs has no queries, so the prompts are drawn.

@@ -111,8 +111,8 @@ class Positions:
         changed = {(row, more) for row, more in zip(rows, longer, strict=True) if row != more}
         if not changed and text:  # what comes after it is cut off
             own = {row for row, empty in zip(rows, self._rows("")[part], strict=True) if row != empty}
-            special = set(self._pipe.components[tokenizer_of(part)].all_special_ids)
-            if len(own) == 1:
+            special = getattr(self._pipe.components.get(tokenizer_of(part)), "all_special_ids", None)
+            if len(own) == 1 and special is not None:
                 (row,) = own
                 return row, len(row) - (row[-1] in special)
         if len(changed) != 1:

@@ -17,12 +17,17 @@ class EditSettings:
 
     `method` and its equation: see `editing.edit`.
     `tokens`: "all" pairs the tokens of source and target by position; "subject" those from the last token of the subject to the
-    end of the text that the model receives, by their distance to it. Brackets mark the subject, `a [sks star] on a table`;
-    without them it is what differs between the two (`positions.Positions`).
+    end of the text that the model receives, by their distance to it, as UCE, SPEED and ACE do. Brackets mark the subject, `a [sks
+    star] on a table`; without them it is what differs between the two (`positions.Positions`). By position `on` may
+    become `star`, and from the subject on what comes before its last token has no target. On the embedded model neither wins, so
+    the simpler one is the default: of 72 pictures of `a sks` edited to `a red star` 71 % had the shape and 78 % the colour by
+    position, 42 % and 96 % from the subject on; of `a sks green circle` 71 % and 94 %, 76 % and 50 %; with as many words in both,
+    99 % either way.
     `weights`: those to change, "kv", "k" or "v"; None for those of the method, v alone for speed and both for the others.
     `ridge` is a in units of the mean squared norm of a preserved token, the same for every edit of a store: a larger one changes
-    less and leaves more missing. For tokens of Stable Diffusion 1 (about 780) the authors' values are 6e-4 (uce, .5; ace for one
-    concept, .5), 1.3e-3 for each concept (speed, 1), and .26 (ace for a hundred concepts, 20 / .1).
+    less and leaves more missing. With a squared norm of 768 (768 values after a layer norm, as Stable Diffusion 1 has), the
+    authors' values are 6.5e-4 (uce, .5; ace for one concept, .5), 1.3e-3 for each concept (speed, 1), and .26 (ace for a hundred
+    concepts, 20 / .1).
     `preserve` (uce) is b in edited tokens: all preserved tokens together weigh as much as this number of edited ones. The authors
     let each preserved concept weigh as much as an edited one.
     `copies`: noisy copies of each edited token, with the same target, so that what is near it is edited too.

@@ -64,6 +64,13 @@ def test_two_encoders_whose_tokens_follow_each_other() -> None:
     assert [each.lengths for each in found] == [(77, 77), (256, 256)]
 
 
+def test_padding_before_the_text() -> None:
+    """CogView4 pads on the left: one word more moves all tokens, so no text ends where they begin to differ."""
+    torch.manual_seed(0)
+    with pytest.raises(ConfigError, match="the tokens of 'a b c' cannot be found among those that text_encoder reads"):
+        ends(ENTRIES["CogView4Pipeline"].build(), "a [b] c", "a [d e] c")
+
+
 @pytest.mark.parametrize("text", ["a [sks", "a ]sks[ star", "[a] [b]", "a [] star", "a [ ] star", "a [[sks]] star"])
 def test_marks_that_are_not_one_pair(text: str) -> None:
     with pytest.raises(ConfigError, match="does not mark one subject"):
