@@ -1,6 +1,7 @@
 """Closed-form edits: the formulas against numpy written plainly, and what the embedded model draws afterwards."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,13 @@ from typer.testing import CliRunner
 
 import nullbooth_cli as nb
 from nullbooth_cli.cli import app
+from nullbooth_cli.datatypes import Sums
 from nullbooth_cli.editing.edit import edited_before, plan_edit, read_pairs, text_sites
 from nullbooth_cli.editing.positions import Ends
 from nullbooth_cli.editing.tokens import TokenInputs, first_tokens, paired, text_inputs
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model import load
+from nullbooth_cli.pipeline.remember import Remembered, remember_events
 from nullbooth_cli.settings.config import build_config
 from nullbooth_cli.tensors import tensor_digest
 from nullbooth_cli.toy import score, world
@@ -126,6 +129,30 @@ def test_what_the_store_remembers_counts_as_an_earlier_edit(text_store: nb.OpenS
     for name, weight in plan.after.items():
         torch.testing.assert_close(told.after[name], weight)
     np.testing.assert_allclose(edited_before(text_store, site, [first]), 2 * keys.T @ keys)
+
+
+def test_an_edit_goes_on_from_one_that_the_store_remembers(text_store: nb.OpenStore, tmp_path: Path) -> None:
+    """As from a report in memory: the model is the end of the store's chain, and the rows are its term C."""
+    shutil.copytree(text_store.url, tmp_path / "run.zarr")
+    config = text_store.config.model_copy(update={"store": str(tmp_path / "run.zarr")})
+    pipe = fresh()
+    first = nb.edit(pipe, nb.open_store(config.store), {"a sks star": "a red star"})
+    expected = plan_edit(pipe, text_store, {"a zwx": "a ring"}, earlier=[first])
+    request = Remembered(
+        source="edited",
+        prompts=tuple(first.pairs),
+        name="first",
+        edits={name: Sums(rows.T @ rows, rows.sum(0), len(rows)) for name, rows in first.keys.items()},
+        weights=first.tensors,
+        digest="0123",
+    )
+    list(remember_events(config, request, device="cpu"))
+    found = plan_edit(pipe, nb.open_store(config.store), {"a zwx": "a ring"})
+    assert found.report.tensors == expected.report.tensors
+    assert all(torch.equal(found.after[name], weight) for name, weight in expected.after.items())
+    found.apply()
+    with pytest.raises(ConfigError, match=r"belong to another model than the one at hand .*, after first"):
+        nb.edit(pipe, nb.open_store(config.store), {"a qfj": "a ring"})
 
 
 def test_noisy_copies_have_the_same_targets(text_store: nb.OpenStore) -> None:
