@@ -1,11 +1,69 @@
 """The command `nullbooth edit`."""
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nullbooth_cli.commands.options import AsJson, Common, ConfigFile, Device, Overrides, Quiet, StorePath, Verbose
+
+if TYPE_CHECKING:
+    from nullbooth_cli.api import OpenStore
+    from nullbooth_cli.editing.report import EditPlan
+
+Mark = Annotated[
+    bool, typer.Option("--map", help="A SOURCE and its TARGET follow, as without it; beside other verbs. Repeatable.")
+]
+Erase = Annotated[
+    list[str] | None, typer.Option("--erase", metavar="CONCEPT", help="Let a word or a prompt mean nothing. Repeatable.")
+]
+Neutral = Annotated[
+    str | None, typer.Option("--to", metavar="TEXT", help="What erased concepts look like instead; else the empty prompt.")
+]
+Debias = Annotated[
+    list[str] | None,
+    typer.Option("--debias", metavar="PROFESSION", help="Give it the mean of it with each attribute of --over. Repeatable."),
+]
+Over = Annotated[str | None, typer.Option("--over", metavar="A,B", help="The attributes of --debias, such as male,female.")]
+File = Annotated[
+    str | None,
+    typer.Option("--pairs", metavar="FILE", help="More: YAML of lines `source: target`, or of lists map, erase and debias."),
+]
+Output = Annotated[str | None, typer.Option("-o", "--output", metavar="FOLDER", help="Folder for the edited pipeline.")]
+Method = Annotated[
+    str,
+    typer.Option("--method", metavar="alphaedit|uce", help="Within the null space, or weighed against the preserved prompts."),
+]
+Tokens = Annotated[
+    str | None,
+    typer.Option(
+        "--tokens",
+        metavar="subject|all",
+        help="Pair tokens from the subject's last on, or by position. Brackets mark the [subject].",
+    ),
+]
+Ridge = Annotated[
+    float, typer.Option("--ridge", metavar="A", help="A larger one changes the weights less and misses more of TARGET.")
+]
+Preserve = Annotated[
+    float | None,
+    typer.Option("--preserve", metavar="B", help="uce: weight of all preserved prompts, in edited tokens; else 100."),
+]
+Copies = Annotated[
+    int, typer.Option("--copies", metavar="N", help="Noisy copies of each edited token, so that what is near it is edited too.")
+]
+Around = Annotated[
+    str,
+    typer.Option(
+        "--around", metavar="KIND", help="Prompts to edit around a word of a verb: object, style, class (150 prompts) or none."
+    ),
+]
+MaxMissing = Annotated[
+    float,
+    typer.Option(
+        "--max-missing", min=0, max=1, metavar="M", help="Save nothing if more than this share is missing; 1 saves all."
+    ),
+]
+Preview = Annotated[bool, typer.Option("--dry-run", help="Report what would be missing, and the drift; write nothing.")]
 
 
 def edit(
@@ -13,18 +71,21 @@ def edit(
         list[str] | None,
         typer.Argument(metavar="SOURCE TARGET", help="Pairs of prompts: the one to edit, then the one it should look like."),
     ] = None,
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="Folder for the edited pipeline.")] = ...,  # type: ignore[assignment]
-    file: Annotated[str | None, typer.Option("--pairs", metavar="FILE", help="More pairs: YAML, `source: target`.")] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            "--method", metavar="alphaedit|uce", help="Within the null space, or weighed against the preserved prompts."
-        ),
-    ] = "alphaedit",
-    ridge: Annotated[
-        float, typer.Option("--ridge", metavar="A", help="A larger one changes the weights less and misses more of TARGET.")
-    ] = 1e-2,
-    preserve: Annotated[float, typer.Option("--preserve", metavar="B", help="uce: the weight of the preserved prompts.")] = 1.0,
+    output: Output = None,
+    map_: Mark = False,
+    erase: Erase = None,
+    to: Neutral = None,
+    debias: Debias = None,
+    over: Over = None,
+    file: File = None,
+    method: Method = "alphaedit",
+    tokens: Tokens = None,
+    ridge: Ridge = 1e-2,
+    preserve: Preserve = None,
+    copies: Copies = 0,
+    around: Around = "object",
+    max_missing: MaxMissing = 0.9,
+    dry_run: Preview = False,
     config: ConfigFile = None,
     store: StorePath = None,
     overrides: Overrides = None,
@@ -38,40 +99,76 @@ def edit(
     Saves an edited pipeline. The k and v weights of cross-attention change so that SOURCE gives the keys and values of
     TARGET. The answer reports how much of that is missing, and how far the weights have drifted on the preserved prompts.
 
-    Example: nullbooth edit "a sks star" "a red star" -s runs/toy.zarr --output edited
+    Example: nullbooth edit "a sks star" "a red star" --erase circle -s runs/toy.zarr --output edited
     """
+    from pathlib import Path
+
     from nullbooth_cli.api import OpenStore
     from nullbooth_cli.collect.open_model import load_model
     from nullbooth_cli.commands import next_command
+    from nullbooth_cli.commands.edit_options import (
+        draw,
+        pairs_to_edit,
+        preserved_notes,
+        require_place,
+        require_reached,
+        settings_of,
+        tokens_of,
+    )
     from nullbooth_cli.commands.session import start
-    from nullbooth_cli.editing.edit import edit as edit_pipeline
-    from nullbooth_cli.editing.edit import read_pairs, require_possible
+    from nullbooth_cli.editing.edit import plan_edit, require_possible, text_sites
+    from nullbooth_cli.editing.positions import Marked
+    from nullbooth_cli.editing.reach import Trial
+    from nullbooth_cli.editing.record import write_edit_record
+    from nullbooth_cli.editing.verbs import as_mapping
     from nullbooth_cli.errors import ConfigError
     from nullbooth_cli.model.quiet import quiet_libraries
-    from nullbooth_cli.nullspace.export import is_taken, written
+    from nullbooth_cli.nullspace.export import written
     from nullbooth_cli.report.answers import EditAnswer
 
-    path = Path(output)
-    if is_taken(path):
-        raise ConfigError(f"{output} exists already", "name another folder")
-    pairs = read_pairs(prompts or [], file)
+    require_place(output, dry_run=dry_run)
+    if map_ and not prompts:
+        raise ConfigError("--map has no SOURCE and TARGET", 'write --map "a sks star" "a red star"')
+    asked = pairs_to_edit(prompts or (), erase=erase or (), to=to, debias=debias or (), over=over, file=file, around=around)
+    pairs, how = as_mapping(asked), {"method": method, "tokens": tokens_of(tokens, asked)}
+    settings = settings_of(method, {"ridge": ridge, "preserve": preserve, "copies": copies})
     session = start(Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose))
     opened = OpenStore(session.open_finished())
-    require_possible(opened, pairs, method=method, tokens="all", ridge=ridge, preserve=preserve)  # before seconds of loading
+    require_possible(opened, pairs, **how, **settings)  # before seconds of loading
     pipe = load_model(session.config, device)
-    report = edit_pipeline(pipe, opened, pairs, method=method, ridge=ridge, preserve=preserve)  # type: ignore[arg-type]  # it refuses others
-    if report.cut_off:
-        session.terminal.note(report.cut_off)
-    with written(path) as folder, quiet_libraries():
-        pipe.save_pretrained(folder)
+
+    def plan_at(store: "OpenStore", **other: Any) -> "EditPlan":
+        return plan_edit(pipe, store, pairs, **{**how, **settings, **other})
+
+    trial = Trial(opened, text_sites(opened), plan_at)
+    report = trial.plan.report
+    for note in (*([report.cut_off] if report.cut_off else []), *preserved_notes(pairs, opened.prompts())):
+        session.terminal.note(note)
+    if not dry_run:
+        require_reached(trial, max_missing)
+    if output is not None:
+        trial.plan.apply()
+        with written(Path(output)) as folder, quiet_libraries():
+            pipe.save_pretrained(folder)
+            made_with = {"url": opened.url, "fingerprint": opened.provenance()["fingerprint"]}
+            write_edit_record(folder, report, settings=settings, after=None, store=made_with, dtype=opened.config.dtype)
     answer = EditAnswer(
         store=session.url,
         output=output,
+        after=None,
+        remembered=(),
         method=report.method,
-        pairs=report.pairs,
-        weights=report.weights,
+        tokens=report.tokens,
+        settings=settings,
+        pairs=pairs,
+        verdicts=report.verdicts,
+        by_pair=report.by_pair,
         missing=report.missing,
         drift=report.drift,
+        heldout=report.heldout,
+        weights=report.weights,
+        ladder=trial.thresholds() if dry_run and not report.verdicts[0].is_good else None,
     )
-    session.terminal.answer(answer, lambda _: [str(report), output])
-    session.terminal.next(next_command.measure(output, session.options, next(iter(pairs))))
+    session.terminal.answer(answer, draw)
+    if output is not None:
+        session.terminal.next(next_command.measure(output, session.options, Marked.read(next(iter(pairs))).text))

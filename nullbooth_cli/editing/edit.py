@@ -24,9 +24,7 @@ tokens only has no component in the null space: no edit can move it without the 
 All weights of a site have one K1, so one system is solved for all of them, but by `speed`. Everything is float64.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
@@ -37,10 +35,11 @@ from nullbooth_cli.api import OpenStore
 from nullbooth_cli.datatypes import Site, denoiser_of_weight, split_weight
 from nullbooth_cli.editing.methods import System, prepare, with_copies
 from nullbooth_cli.editing.positions import Marked, Positions
-from nullbooth_cli.editing.report import EditedWeight, EditPlan, EditReport
+from nullbooth_cli.editing.report import EditedWeight, EditPlan, EditReport, Targets, several
 from nullbooth_cli.editing.settings import EditOptions, EditSettings
 from nullbooth_cli.editing.solve import Rows
-from nullbooth_cli.editing.tokens import first_tokens, paired, text_inputs
+from nullbooth_cli.editing.tokens import averaged, first_tokens, text_inputs
+from nullbooth_cli.editing.verbs import require_pairs
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.model.denoisers import denoiser_of
@@ -50,9 +49,6 @@ from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.projector import Projector, relative_drift
 from nullbooth_cli.nullspace.usable import require_pooled
-from nullbooth_cli.settings import limits
-from nullbooth_cli.settings.strict_yaml import parse_yaml
-from nullbooth_cli.settings.texts import read_text
 from nullbooth_cli.tensors import tensor_digest
 from nullbooth_cli.training.constrainable import require_constrainable
 from nullbooth_cli.training.protected_weights import actual_names
@@ -61,13 +57,14 @@ from nullbooth_cli.training.protected_weights import actual_names
 def edit(
     pipe: Pipeline,
     store: OpenStore,
-    pairs: Mapping[str, str],
+    pairs: Mapping[str, Targets],
     *,
     earlier: Sequence[EditReport] = (),
     **settings: Unpack[EditOptions],
 ) -> EditReport:
     """Give each source prompt of `pairs` the picture of its target, by changing k and v weights of the pipeline in place.
 
+    A source with several targets gets the mean of theirs, in equal shares.
     `settings` are those of `EditSettings`: method, tokens, weights, ridge, preserve, copies, prompts, noise, project, seed.
     `earlier` are the reports of the edits that this pipeline has had and the store does not remember, in order. The inputs that
     they edited are C, with those that the store remembers. The targets are those of the weights as they are now.
@@ -83,7 +80,7 @@ def edit(
 def plan_edit(
     pipe: Pipeline,
     store: OpenStore,
-    pairs: Mapping[str, str],
+    pairs: Mapping[str, Targets],
     *,
     earlier: Sequence[EditReport] = (),
     **settings: Unpack[EditOptions],
@@ -98,19 +95,25 @@ def plan_edit(
     _require_plain(denoiser, names)
     projectors = _projectors(store, denoiser, names, earlier)
     fixed = read_inputs(store.config.collect.pipeline_inputs)
-    marked = [(Marked.read(source), Marked.read(target)) for source, target in pairs.items()]
-    inputs = {
-        text: text_inputs(pipe, sites, text, fixed) for text in dict.fromkeys(each.text for pair in marked for each in pair)
-    }
+    marked = [[(Marked.read(source), Marked.read(target)) for target in several(targets)] for source, targets in pairs.items()]
+    texts = dict.fromkeys(each.text for to_each in marked for pair in to_each for each in pair)
+    inputs = {text: text_inputs(pipe, sites, text, fixed) for text in texts}
     positions = Positions(pipe, fixed)
-    ends = [positions.subject_ends(*pair) for pair in marked] if how.tokens == "subject" else None
-    live = prepare(pipe, store, sites, [source for source, _ in marked], how)
+    ends = [[positions.subject_ends(*pair) for pair in to_each] if how.tokens == "subject" else None for to_each in marked]
+    live = prepare(pipe, store, sites, [to_each[0][0] for to_each in marked], how)
     after: dict[str, torch.Tensor] = {}
     edited: dict[str, EditedWeight] = {}
     systems: dict[str, System] = {}
+    worst = np.zeros(len(pairs))
     for site in sites:
-        rows = [(inputs[one.text][site], inputs[other.text][site]) for one, other in marked]
-        source, missing = with_copies(*paired(rows, None if ends is None else first_tokens(site, rows, ends)), how)
+        found = [[(inputs[one.text][site], inputs[other.text][site]) for one, other in to_each] for to_each in marked]
+        of_pairs = [
+            averaged(to_each, None if last is None else first_tokens(site, to_each, last))
+            for to_each, last in zip(found, ends, strict=True)
+        ]
+        counts = [len(rows) for rows, _ in of_pairs]
+        keys, wanted = (np.concatenate(rows) for rows in zip(*of_pairs, strict=True))
+        source, missing = with_copies(keys, wanted, how)
         system = System(
             site=site,
             source=source,
@@ -124,19 +127,21 @@ def plan_edit(
         systems[site.name], heldout = system, store.heldout_moment(site)
         for name in site.weights:
             if split_weight(name)[1] in how.features:
-                after[name], edited[name] = _edit_weight(name, denoiser.get_parameter(name), system, heldout)
+                after[name], edited[name], by_pair = _edit_weight(name, denoiser.get_parameter(name), system, heldout, counts)
+                worst = np.maximum(worst, by_pair)
     dtype = store.config.dtype
     report = EditReport(
         method=how.method,
         tokens=how.tokens,
-        pairs={source.text: target.text for source, target in marked},
+        pairs=dict(pairs),
         weights=edited,
         keys={name: system.source for name, system in systems.items()},
         tensors={name: tensor_digest(after.get(name, denoiser.get_parameter(name)), dtype) for name in names},
+        by_pair=dict(zip(pairs, worst.tolist(), strict=True)),
         cut_off=cut_off_note(pipe, list(inputs)),
     )
-    wanted = {name: system.missing for name, system in systems.items()}
-    return EditPlan(report=report, after=after, wanted=wanted, denoiser=denoiser)
+    every = {name: system.missing for name, system in systems.items()}
+    return EditPlan(report=report, after=after, wanted=every, denoiser=denoiser)
 
 
 def edited_before(store: OpenStore, site: Site, earlier: Sequence[EditReport]) -> Rows | None:
@@ -164,14 +169,10 @@ def _projectors(
     return store.projectors()
 
 
-def require_possible(store: OpenStore, pairs: Mapping[str, str], **settings: Any) -> None:
+def require_possible(store: OpenStore, pairs: Mapping[str, Targets], **settings: Any) -> None:
     """Raise ConfigError for arguments without an edit, and for a store that cannot constrain one: needs no model."""
     how = EditSettings(**settings)
-    marked = [(Marked.read(source), Marked.read(target)) for source, target in pairs.items()]
-    same = [source.text for source, target in marked if source.text == target.text]
-    if same or not pairs:
-        raise ConfigError(f"'{same[0]}' is its own target" if same else "no prompt to edit", "name sources and other targets")
-    require_once([source.text for source, _ in marked])
+    require_pairs(pairs)
     require_pooled(store.store)
     if not any(split_weight(name)[1] in how.features for site in text_sites(store) for name in site.weights):
         raise ConfigError(
@@ -197,44 +198,24 @@ def _require_plain(denoiser: nn.Module, weights: Sequence[str]) -> None:
         )
 
 
-def _edit_weight(name: str, parameter: nn.Parameter, system: System, heldout: Moment | None) -> tuple[torch.Tensor, EditedWeight]:
-    """W + R G rounded to the weight's dtype, and the measures of that edit."""
+def _edit_weight(
+    name: str, parameter: nn.Parameter, system: System, heldout: Moment | None, counts: Sequence[int]
+) -> tuple[torch.Tensor, EditedWeight, list[float]]:
+    """W + R G rounded to the weight's dtype, its measures, and what is missing of each pair; `counts` are its tokens."""
     weight = parameter.detach()
     before = weight.cpu().double().numpy()
     wanted, factor = system.of(name, before)
     after = torch.from_numpy(before + wanted.T @ factor).to(weight)
     change = after.cpu().double().numpy() - before
-    return after, EditedWeight(
-        missing=float(np.linalg.norm(system.source @ change.T - wanted) / np.linalg.norm(wanted)),
+    left, ends = system.source @ change.T - wanted, np.cumsum(counts)
+    of_pairs = zip(np.split(left, ends)[: len(ends)], np.split(wanted, ends)[: len(ends)], strict=True)
+    measured = EditedWeight(
+        missing=float(np.linalg.norm(left) / np.linalg.norm(wanted)),
         drift=relative_drift(change, before, system.moment),
         change=float(np.linalg.norm(change) / np.linalg.norm(before)),
         heldout=None if heldout is None else relative_drift(change, before, heldout),
     )
-
-
-def read_pairs(prompts: Sequence[str], file: str | None) -> dict[str, str]:
-    """Pairs from a list, each source before its target, and from a YAML file that maps sources to targets.
-
-    Raises ConfigError for a source without a target, for one that appears twice, and for a file that cannot be read.
-    """
-    if len(prompts) % 2:
-        raise ConfigError(f"'{prompts[-1]}' has no target", "name a target after each source: an even number of prompts")
-    pairs = list(zip(prompts[::2], prompts[1::2], strict=True))
-    if file is not None:
-        missing = "name a YAML file of lines `source: target`"
-        read = parse_yaml(read_text(Path(file), "file", missing=missing, most=limits.SETTINGS_BYTES), file)
-        if not isinstance(read, dict) or not all(isinstance(text, str) for pair in read.items() for text in pair):
-            raise ConfigError(f"{file} does not map prompts to prompts", "write a line `source: target` for each")
-        pairs += read.items()
-    require_once([source for source, _ in pairs])
-    return dict(pairs)
-
-
-def require_once(sources: Sequence[str]) -> None:
-    """Raise ConfigError for a source that appears twice."""
-    twice = [source for source, count in Counter(sources).items() if count > 1]
-    if twice:
-        raise ConfigError(f"'{twice[0]}' appears twice as a source", "keep one target for each prompt")
+    return after, measured, [float(np.linalg.norm(rest) / np.linalg.norm(whole)) for rest, whole in of_pairs]
 
 
 def text_sites(store: OpenStore) -> list[Site]:

@@ -1,6 +1,6 @@
 """What an edit does: its measures, the plan of one that is not applied yet, and the report of one that is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from nullbooth_cli.editing.solve import Rows
+from nullbooth_cli.editing.verdict import EditVerdict, drift, missing
 from nullbooth_cli.formatting import counted
+
+Targets = str | Sequence[str]  # of a source: one text, or several whose mean is meant
+
+
+def several(targets: Targets) -> tuple[str, ...]:
+    """The targets of a source."""
+    return (targets,) if isinstance(targets, str) else tuple(targets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,21 +40,29 @@ class EditReport:
 
     `keys` are the edited inputs K1^T `[N, D]`, float64, by the name of their site; a later edit preserves them. `tensors` are the
     digests of all k and v weights of the edited model in the store's dtype, changed or not, by name, as a store records them.
+    `by_pair` is what is missing of each pair alone, without noisy copies, by its source: the largest of all weights.
     `cut_off` names the prompts that are longer than the model takes; None if all fit.
     """
 
     method: str
     tokens: str
-    pairs: Mapping[str, str]
+    pairs: Mapping[str, Targets]
     weights: Mapping[str, EditedWeight]
     keys: Mapping[str, Rows] = field(repr=False)
     tensors: Mapping[str, str] = field(repr=False)
+    by_pair: Mapping[str, float]
     cut_off: str | None = None
 
     @property
     def missing(self) -> float:
         """The largest `missing` of all weights."""
         return float(np.max([weight.missing for weight in self.weights.values()]))
+
+    @property
+    def verdicts(self) -> tuple[EditVerdict, EditVerdict]:
+        """What is missing of the pair furthest from its target, and the drift, in words."""
+        heldout = {} if self.heldout is None else {"held-out": self.heldout}
+        return missing(self.by_pair), drift({"preserved": self.drift, **heldout})
 
     @property
     def drift(self) -> float:
@@ -60,10 +76,8 @@ class EditReport:
         return float(np.max(found)) if found else None
 
     def __str__(self) -> str:
-        return (
-            f"{counted(len(self.pairs), 'prompt')} edited in {len(self.weights)} weights ({self.method}): at most "
-            f"{self.missing:.2g} of the edit is missing, outputs on the collected prompts moved by {self.drift:.2g} at most"
-        )
+        first = f"{counted(len(self.pairs), 'prompt')} edited in {len(self.weights)} weights ({self.method})"
+        return "\n".join([first, *(line for verdict in self.verdicts for line in verdict.lines)])
 
 
 @dataclass(frozen=True, kw_only=True)

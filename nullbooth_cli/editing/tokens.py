@@ -89,6 +89,23 @@ def paired(pairs: Sequence[tuple[TokenInputs, TokenInputs]], first: Sequence[tup
     return np.concatenate(sources), np.concatenate(targets) - np.concatenate(sources)
 
 
+def averaged(
+    targets: Sequence[tuple[TokenInputs, TokenInputs]], first: Sequence[tuple[int, int]] | None = None
+) -> tuple[Rows, Rows]:
+    """As `paired`, of one source with several targets: (K1^T, (K* - K1)^T) with K* the mean of those of the targets.
+
+    Raises ConfigError if they begin at different tokens of the source.
+    """
+    each = [paired([pair], None if first is None else [first[i]]) for i, pair in enumerate(targets)]
+    length = min(len(source) for source, _ in each)
+    source = each[0][0][:length]
+    if not all(np.array_equal(source, other[:length]) for other, _ in each):
+        raise ConfigError(
+            "the targets of a source differ from it at different tokens", "put its subject into brackets, in the targets too"
+        )
+    return source, np.mean([missing[:length] for _, missing in each], axis=0)
+
+
 def first_tokens(
     site: Site, inputs: Sequence[tuple[TokenInputs, TokenInputs]], ends: Sequence[Sequence[Ends]]
 ) -> list[tuple[int, int]]:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from nullbooth_cli.report.json_document import OPTIONAL, Document
 
 if TYPE_CHECKING:
-    from nullbooth_cli.editing.report import EditedWeight
+    from nullbooth_cli.editing.reach import Rung as EditRung
+    from nullbooth_cli.editing.report import EditedWeight, Targets
+    from nullbooth_cli.editing.verdict import EditVerdict
     from nullbooth_cli.nullspace.budget import TaskBudget
     from nullbooth_cli.training.refit import RefitReport, RefittedWeight
     from nullbooth_cli.training.refit_solution import Rung
@@ -44,15 +46,27 @@ class ExportAnswer(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class EditAnswer(Document):
-    """An edit that was saved to `output`; `missing` and `drift` are the largest of all weights."""
+    """An edit, saved to `output`; null if nothing was written. `missing`, `drift` and `heldout` are the largest of all weights.
+
+    `by_pair` is the share that is missing of each pair alone, by its source. `ladder` is the edit under other thresholds, where
+    a dry run looked for one that reaches its targets.
+    """
 
     store: str
-    output: str
+    output: str | None
+    after: str | None
+    remembered: Sequence[str]
     method: str
-    pairs: Mapping[str, str]
-    weights: "Mapping[str, EditedWeight]"
+    tokens: str
+    settings: Mapping[str, float]
+    pairs: "Mapping[str, Targets]"
+    verdicts: "Sequence[EditVerdict]"
+    by_pair: Mapping[str, float]
     missing: float
     drift: float
+    heldout: float | None
+    weights: "Mapping[str, EditedWeight]"
+    ladder: "Sequence[EditRung] | None" = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

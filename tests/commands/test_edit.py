@@ -8,27 +8,47 @@ import pytest
 import torch
 
 import nullbooth_cli as nb
+from nullbooth_cli.editing.record import read_edit_record
 from nullbooth_cli.model import load
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
+from tests.support.builders import PROMPTS, TEXT_ONLY, execute, small_config
 from tests.support.cli import nullbooth, refused
 from tests.support.edited_models import toy
 
 PAIR = {"a sks star": "a red star"}
+KNOWN = PROMPTS[0]
+
+
+@pytest.fixture(scope="module")
+def tight(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store whose projectors leave no room for what it preserves."""
+    config = small_config(tmp_path_factory.mktemp("tight") / "run.zarr", project__relative_threshold=1e-6, **TEXT_ONLY)
+    return execute(config, "schedule", "collect", "covariance", "project").url
 
 
 @pytest.mark.parametrize("method", ["alphaedit", "uce"])
 def test_the_options_reach_the_edit(finished: tuple[Config, Store], tmp_path: Path, method: str) -> None:
     output, url = tmp_path / "edited", finished[1].url
-    options = ("--method", method, "--ridge", "0.5", "--preserve", "2", "--device", "cpu")
+    settings = {"ridge": 0.02, "copies": 1, **({"preserve": 2.0} if method == "uce" else {})}
+    given = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    options = ("--method", method, *given, "--tokens", "subject", "--device", "cpu")
     shown = nullbooth("edit", *next(iter(PAIR.items())), "-s", url, "-o", str(output), *options, "--json")
     assert shown.exit_code == 0, shown.stderr
     pipe = toy()
-    report = nb.edit(pipe, nb.open_store(url), PAIR, method=method, ridge=0.5, preserve=2.0)  # type: ignore[arg-type]
+    report = nb.edit(pipe, nb.open_store(url), PAIR, method=method, tokens="subject", **settings)  # type: ignore[arg-type]
     document = json.loads(shown.stdout)
     assert (document["method"], document["pairs"], document["output"]) == (method, PAIR, str(output))
     assert document["weights"].keys() == report.weights.keys()
     assert document["missing"] == pytest.approx(report.missing)
+    assert [verdict["question"] for verdict in document["verdicts"]] == ["missing", "drift"]
+    record = read_edit_record(output)
+    assert record is not None
+    assert (record.pairs, record.method, record.tokens, record.settings) == (PAIR, method, "subject", settings)
+    assert (record.tensors, record.store["url"]) == (report.tensors, url)
+    assert {name: rows.tolist() for name, rows in record.rows().items()} == {
+        name: rows.tolist() for name, rows in report.keys.items()
+    }
     saved = diffusers.DiffusionPipeline.from_pretrained(output)
     for name, tensor in pipe.unet.state_dict().items():
         torch.testing.assert_close(saved.unet.state_dict()[name], tensor, rtol=0, atol=1e-5)
@@ -57,6 +77,12 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
         (["a", "a"], "'a' is its own target"),
         (["a", "b", "--method", "none"], "none"),
         (["a", "b", "--ridge", "inf"], "ridge=inf"),
+        (["--map"], "--map has no SOURCE and TARGET"),
+        (["a", "b", "--tokens", "last"], "tokens='last' is not a choice"),
+        (["a [b", "c"], "does not mark one subject"),
+        (["a [b", "c", "--erase", ""], "a concept to erase is empty"),
+        (["a", "b", "--preserve", "2"], "--preserve has no part in alphaedit"),
+        (["a", "b", "--max-missing", "2"], "less than or equal to 1"),
     ],
 )
 def test_what_cannot_be_edited(
@@ -65,3 +91,34 @@ def test_what_cannot_be_edited(
     monkeypatch.setattr(load, "load_pipeline", None)  # none is loaded for that
     refused(nullbooth("edit", *arguments, "-s", finished[1].url, "-o", str(tmp_path / "edited"), "--device", "cpu"), 2, words)
     assert not (tmp_path / "edited").exists()
+
+
+def test_a_dry_run_writes_nothing_and_tells_what_would_be(tight: str, tmp_path: Path) -> None:
+    pairs = ("--map", *next(iter(PAIR.items())), "--erase", KNOWN, "--around", "none")
+    arguments = ("edit", *pairs, "-s", tight, "--dry-run", "--device", "cpu")
+    shown = nullbooth(*arguments, "--json")
+    assert shown.exit_code == 0, shown.stderr
+    document = json.loads(shown.stdout)
+    assert document["output"] is None
+    assert document["by_pair"][KNOWN] > 0.9, "it is preserved"
+    assert document["verdicts"][0]["word"] == "out of reach"
+    assert document["ladder"][-1]["method"] == "uce"
+    assert list(tmp_path.iterdir()) == []
+    assert [len(document["by_pair"]), document["tokens"]] == [2, "all"]
+    text = nullbooth(*arguments).stdout
+    for part in (
+        "2 prompts would be edited in 20 weights (alphaedit)",
+        f"out of reach  {KNOWN} -> nothing",
+    ):
+        assert part in text
+
+
+def test_an_edit_that_reaches_nothing_is_refused(tight: str, tmp_path: Path) -> None:
+    output = tmp_path / "edited"
+    arguments = ("edit", KNOWN, "a green star", "-s", tight, "-o", str(output), "--device", "cpu")
+    refused(nullbooth(*arguments), 2, f"of '{KNOWN}' would be missing", "nullbooth project --force", "--max-missing 1")
+    assert not output.exists()
+    saved = nullbooth(*arguments, "--max-missing", "1")
+    assert saved.exit_code == 0, saved.stderr
+    assert "out of reach" in saved.stdout
+    assert (output / "model_index.json").exists()

@@ -28,7 +28,11 @@ FLAGS = {
     "merge": ("STORE -s/--store --set --json -q/--quiet",),
     "export": (SHARED, "OUT --dense --dtype --layer --feature --only-covariance --force"),
     "import": ("FOLDER -c/--config -s/--store --set --json -q/--quiet",),
-    "edit": (SHARED, "SOURCE_TARGET --device -o/--output --pairs --method --ridge --preserve"),
+    "edit": (
+        SHARED,
+        "SOURCE_TARGET --device -o/--output --map --erase --to --debias --over --pairs --method --tokens --ridge --preserve",
+        "--copies --around --max-missing --dry-run",
+    ),
     "train": (SHARED, "--device --dry-run --resume-with --finish --push-to-hub"),
     "remember": (SHARED, "MODEL PROMPT --device --word --name --weight --forget"),
     "refit": (SHARED, "FILE --device -o/--output --prompts --word --m --outside --num-drawn --dry-run"),

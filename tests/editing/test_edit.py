@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import nullbooth_cli as nb
 from nullbooth_cli.cli import app
 from nullbooth_cli.datatypes import Sums
-from nullbooth_cli.editing.edit import edited_before, plan_edit, read_pairs, text_sites
+from nullbooth_cli.editing.edit import edited_before, plan_edit, text_sites
 from nullbooth_cli.editing.positions import Ends
 from nullbooth_cli.editing.tokens import TokenInputs, first_tokens, paired, text_inputs
 from nullbooth_cli.errors import ConfigError, ModelError
@@ -292,7 +292,7 @@ def test_tokens_of_the_subject(text_store: nb.OpenStore) -> None:
     site = text_store.sites()[0].name
     np.testing.assert_allclose(plan.report.keys[site], source[2:15], atol=1e-5)
     np.testing.assert_allclose(plan.wanted[site], target[3:16] - source[2:15], atol=1e-5)
-    assert plan.report.pairs == {"a sks on a table": "a red star on a table"}
+    assert plan.report.pairs == {"a [sks] on a table": "a [red star] on a table"}, "as it was asked for"
     assert plan.report.tokens == "subject"
 
 
@@ -394,34 +394,6 @@ class TestRefusals:
         store = nb.OpenStore(execute(config, "schedule", "collect", "covariance", "project"))
         with pytest.raises(ConfigError, match=r"no k or v weight in .* receives the text alone"):
             nb.edit(pipe, store, {"a": "b"})
-
-
-class TestPairs:
-    def test_are_read(self, tmp_path: Path) -> None:
-        (tmp_path / "pairs.yaml").write_text('a sks: a red star\n"no": yes\n')
-        assert read_pairs(["x", "y"], str(tmp_path / "pairs.yaml")) == {"x": "y", "a sks": "a red star", "no": "yes"}
-
-    @pytest.mark.parametrize(
-        ("prompts", "text", "message"),
-        [
-            (["x"], None, "'x' has no target"),
-            (["x", "y", "x", "z"], None, "'x' appears twice"),
-            (["x", "y"], "x: z", "'x' appears twice"),
-            ([], "- x\n- y", "does not map prompts to prompts"),
-            ([], "x: 1", "does not map prompts to prompts"),
-        ],
-    )
-    def test_are_refused(self, tmp_path: Path, prompts: list[str], text: str | None, message: str) -> None:
-        file = tmp_path / "pairs.yaml"
-        if text is not None:
-            file.write_text(text)
-        with pytest.raises(ConfigError, match=message):
-            read_pairs(prompts, None if text is None else str(file))
-
-    def test_are_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="no file at") as caught:
-            read_pairs([], str(tmp_path / "nothing.yaml"))
-        assert "`source: target`" in caught.value.hint
 
 
 class TestTheCommand:

@@ -17,12 +17,30 @@ def test_an_export_names_only_what_its_format_has() -> None:
 
 def test_an_edit_has_its_pairs_and_its_weights() -> None:
     from nullbooth_cli.editing.report import EditedWeight
+    from nullbooth_cli.editing.verdict import missing
 
     weights = {"mid.to_k.weight": EditedWeight(missing=0.1, drift=0.01, change=0.2)}
     answer = EditAnswer(
-        store="a.zarr", output="edited", method="uce", pairs={"a cat": "a dog"}, weights=weights, missing=0.1, drift=0.01
+        store="a.zarr",
+        output="edited",
+        after=None,
+        remembered=(),
+        method="uce",
+        tokens="all",
+        settings={"ridge": 0.01},
+        pairs={"a cat": "a dog", "nurse": ("male nurse", "female nurse")},
+        verdicts=(missing({"a cat": 0.1}),),
+        by_pair={"a cat": 0.1},
+        missing=0.1,
+        drift=0.01,
+        heldout=None,
+        weights=weights,
     )
     document = to_json(answer)
-    assert list(document) == ["schema_version", "store", "output", "method", "pairs", "weights", "missing", "drift"]
-    assert document["pairs"] == {"a cat": "a dog"}
+    assert list(document) == [
+        *("schema_version", "store", "output", "after", "remembered", "method", "tokens", "settings", "pairs", "verdicts"),
+        *("by_pair", "missing", "drift", "heldout", "weights"),
+    ]
+    assert document["pairs"] == {"a cat": "a dog", "nurse": ["male nurse", "female nurse"]}
     assert document["weights"]["mid.to_k.weight"] == {"missing": 0.1, "drift": 0.01, "change": 0.2, "heldout": None}
+    assert document["verdicts"][0]["word"] == "reached"
