@@ -167,6 +167,6 @@ def picture(points: Sequence[Point], ways: Sequence[Way], sequences: Sequences, 
     for drawn in (scores, dimension, energy):
         drawn.set_ylim(bottom=0)
     for drawn in (scores, forgotten, dimension, energy):
-        drawn.set_xticks(range(most + 1))
+        drawn.set_xticks(range(drawn in (scores, forgotten), most + 1))
     made.legend(loc="outside lower center", ncols=4, fontsize=9)
     return save(made, path)
