@@ -57,6 +57,12 @@ Around = Annotated[
         "--around", metavar="KIND", help="Prompts to edit around a word of a verb: object, style, class (150 prompts) or none."
     ),
 ]
+After = Annotated[
+    str | None,
+    typer.Option(
+        "--after", metavar="MODEL", help="Edit this edited or trained model. The store remembers it, and preserves it too."
+    ),
+]
 MaxMissing = Annotated[
     float,
     typer.Option(
@@ -84,6 +90,7 @@ def edit(
     preserve: Preserve = None,
     copies: Copies = 0,
     around: Around = "object",
+    after: After = None,
     max_missing: MaxMissing = 0.9,
     dry_run: Preview = False,
     config: ConfigFile = None,
@@ -104,8 +111,10 @@ def edit(
     from pathlib import Path
 
     from nullbooth_cli.api import OpenStore
+    from nullbooth_cli.collect.edited_model import load_edited
     from nullbooth_cli.collect.open_model import load_model
     from nullbooth_cli.commands import next_command
+    from nullbooth_cli.commands.edit_after import absolute, edits_before, remember_before
     from nullbooth_cli.commands.edit_options import (
         draw,
         pairs_to_edit,
@@ -135,10 +144,12 @@ def edit(
     session = start(Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose))
     opened = OpenStore(session.open_finished())
     require_possible(opened, pairs, **how, **settings)  # before seconds of loading
-    pipe = load_model(session.config, device)
+    earlier = edits_before(session, after) if after is not None and dry_run else ()
+    remembered = remember_before(session, after, device) if after is not None and not dry_run else []
+    pipe = load_model(session.config, device) if after is None else load_edited(session.config, after, device)
 
     def plan_at(store: "OpenStore", **other: Any) -> "EditPlan":
-        return plan_edit(pipe, store, pairs, **{**how, **settings, **other})
+        return plan_edit(pipe, store, pairs, earlier=earlier, **{**how, **settings, **other})
 
     trial = Trial(opened, text_sites(opened), plan_at)
     report = trial.plan.report
@@ -151,12 +162,13 @@ def edit(
         with written(Path(output)) as folder, quiet_libraries():
             pipe.save_pretrained(folder)
             made_with = {"url": opened.url, "fingerprint": opened.provenance()["fingerprint"]}
-            write_edit_record(folder, report, settings=settings, after=None, store=made_with, dtype=opened.config.dtype)
+            place = None if after is None else absolute(after)
+            write_edit_record(folder, report, settings=settings, after=place, store=made_with, dtype=opened.config.dtype)
     answer = EditAnswer(
         store=session.url,
         output=output,
-        after=None,
-        remembered=(),
+        after=after,
+        remembered=remembered,
         method=report.method,
         tokens=report.tokens,
         settings=settings,

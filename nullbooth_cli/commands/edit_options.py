@@ -154,6 +154,7 @@ def draw(answer: "EditAnswer") -> list[Any]:
     would = "would be edited" if answer.output is None else "edited"
     after = f", after {answer.after}" if answer.after else ""
     lines: list[Any] = [
+        *(f"{answer.store} remembers {name} now" for name in answer.remembered),
         f"{counted(len(answer.pairs), 'prompt')} {would} in {len(answer.weights)} weights ({answer.method}{after})",
         *(line for verdict in answer.verdicts for line in verdict.lines),
     ]

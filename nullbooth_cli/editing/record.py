@@ -19,6 +19,7 @@ from nullbooth_cli.editing.report import EditReport, Targets
 from nullbooth_cli.editing.solve import Rows
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.settings import limits
+from nullbooth_cli.settings.fingerprints import fingerprint
 from nullbooth_cli.settings.strict_json import parse_json
 from nullbooth_cli.settings.texts import read_text
 
@@ -63,6 +64,23 @@ class EditRecord:
             return dict(load_file(self.folder / ROWS))
         except (OSError, SafetensorError) as error:
             raise ConfigError(f"cannot read {self.folder / ROWS}: {error}", _AGAIN) from error
+
+    @property
+    def digest(self) -> str:
+        """That of the edited weights."""
+        return fingerprint(dict(self.tensors))
+
+    def report(self) -> EditReport:
+        """The report as a later edit of the same pipeline needs it: inputs and digests, without measures. Cost: as of `rows`."""
+        return EditReport(
+            method=self.method,
+            tokens=self.tokens,
+            pairs=self.pairs,
+            weights={},
+            keys=self.rows(),
+            tensors=self.tensors,
+            by_pair={},
+        )
 
     def sums(self) -> dict[str, Sums]:
         """The sums of these rows, for a store that is to remember the edit. Cost: 2 N D^2 operations for each site."""

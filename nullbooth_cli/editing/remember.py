@@ -12,6 +12,7 @@ from typing import Any
 
 from nullbooth_cli.api import OpenStore, open_store
 from nullbooth_cli.collect.edited_model import read_place
+from nullbooth_cli.editing.record import read_edit_record
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.trained_files import name_of_training, prompts_of_training
 from nullbooth_cli.pipeline.remember import Remembered, forget_events, remember_events
@@ -88,8 +89,21 @@ def request_of(
     name: str | None = None,
     weight: int = 1,
 ) -> Remembered:
-    """What to remember of the model at a place. The arguments and errors are those of `remember`. Cost: headers of files."""
-    edited = read_place(config, place)
+    """What to remember of the model at a place; of an edit without other prompts, the inputs that it edited (a soft task).
+
+    The arguments and errors are those of `remember`. Cost: headers of files; for an edit, its inputs.
+    """
+    edited, record = read_place(config, place), read_edit_record(place)
+    if record is not None and not prompts and word is None:
+        return Remembered(
+            source=place,
+            prompts=record.prompts,
+            name=name or _default_name(place),
+            weight=weight,
+            edits=record.sums(),
+            weights=record.tensors,
+            digest=record.digest,
+        )
     texts = prompts_around([prompts] if isinstance(prompts, str) else prompts, word)
     if not prompts and (word is None or name_of_training(Path(place)) is not None):
         texts = tuple(dict.fromkeys([*prompts_of_training(Path(place))[1], *texts]))

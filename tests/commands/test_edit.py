@@ -1,9 +1,12 @@
 """`nullbooth edit`: what it saves is what the library edits, and a folder that is there is left alone."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +15,7 @@ from nullbooth_cli.editing.record import read_edit_record
 from nullbooth_cli.model import load
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
+from nullbooth_cli.store.tasks import listed_tasks
 from tests.support.builders import PROMPTS, TEXT_ONLY, execute, small_config
 from tests.support.cli import nullbooth, refused
 from tests.support.edited_models import toy
@@ -122,3 +126,35 @@ def test_an_edit_that_reaches_nothing_is_refused(tight: str, tmp_path: Path) -> 
     assert saved.exit_code == 0, saved.stderr
     assert "out of reach" in saved.stdout
     assert (output / "model_index.json").exists()
+
+
+def test_edits_go_on_from_each_other(tight: str, tmp_path: Path) -> None:
+    """A copy of the store remembers each edit before the next; a dry run gives the same figures and writes nothing."""
+    shutil.copytree(tight, tmp_path / "run.zarr")
+    url, folders = str(tmp_path / "run.zarr"), [str(tmp_path / name) for name in ("one", "two", "three")]
+    common = ("-s", url, "--device", "cpu", "--max-missing", "1", "--json")
+    words = ("sks", "zwx", "qfj")
+
+    def run(i: int, *arguments: str) -> dict[str, Any]:
+        after = ("--after", folders[i - 1]) if i else ()
+        shown = nullbooth("edit", f"a {words[i]} star", "a red star", *after, *arguments, *common)
+        assert shown.exit_code == 0, shown.stderr
+        document: dict[str, Any] = json.loads(shown.stdout)
+        return document
+
+    run(0, "-o", folders[0])
+    for i in (1, 2):
+        before = [entry["name"] for entry in listed_tasks(Store.open(url))]
+        tried = run(i, "--dry-run")
+        assert [entry["name"] for entry in listed_tasks(Store.open(url))] == before
+        made = run(i, "-o", folders[i])
+        assert made["remembered"] == [Path(folders[i - 1]).name]
+        assert made["missing"] == pytest.approx(tried["missing"], rel=1e-6)
+    records = [read_edit_record(folder) for folder in folders]
+    assert [record and record.after for record in records] == [None, folders[0], folders[1]]
+    (site,) = (site for site in nb.open_store(url).sites() if site.feature == "k")
+    rows = [record.rows()[site.name] for record in records if record][:2]
+    edited = nb.open_store(url).edited(site)
+    assert edited is not None
+    np.testing.assert_allclose(edited, sum(each.T @ each for each in rows), rtol=1e-8)
+    refused(nullbooth("edit", "a vht", "a red star", *common[:4], "-o", str(tmp_path / "x"), "--after", "nowhere/at"), 2)

@@ -31,7 +31,7 @@ FLAGS = {
     "edit": (
         SHARED,
         "SOURCE_TARGET --device -o/--output --map --erase --to --debias --over --pairs --method --tokens --ridge --preserve",
-        "--copies --around --max-missing --dry-run",
+        "--copies --around --after --max-missing --dry-run",
     ),
     "train": (SHARED, "--device --dry-run --resume-with --finish --push-to-hub"),
     "remember": (SHARED, "MODEL PROMPT --device --word --name --weight --forget"),
