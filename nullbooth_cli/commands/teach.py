@@ -26,6 +26,10 @@ Model = Annotated[
         help="Pipeline folder, hub id, or sd15, sd21, sdxl, sd3, flux, pixart (default: the embedded model).",
     ),
 ]
+After = Annotated[
+    str | None,
+    typer.Option("--after", metavar="DIR", help="Output that was taught before: its model learns this as well, and keeps that."),
+]
 Preserve = Annotated[
     list[str] | None, typer.Option("--preserve", metavar="FILE", help="More prompts that must not change. Repeatable.")
 ]
@@ -51,6 +55,7 @@ def teach(
     word: Word = None,
     noun: Noun = None,
     model: Model = None,
+    after: After = None,
     preserve: Preserve = None,
     caption: Caption = None,
     no_crop: NoCrop = False,
@@ -70,6 +75,8 @@ def teach(
     taught model side by side. Config, recipe and store are ordinary files in the output, which every other command takes. The
     same command resumes.
 
+    With --after, the model of another output goes on: its store is copied, and remembers what was taught there.
+
     Example: nullbooth teach photos/ --word sks --class dog --model sd15 -o taught
     """
     from nullbooth_cli.commands.teach_subject import TeachOptions, teach_subject
@@ -79,6 +86,7 @@ def teach(
         "word": word,
         "noun": noun,
         "model": model,
+        "after": after,
         "preserve": preserve or None,
         "caption": caption,
         "resize": "letterbox" if no_crop else None,

@@ -13,7 +13,7 @@ from nullbooth_cli.commands.signals import interruptible
 from nullbooth_cli.commands.train_plan import memory_lines, steps_line
 from nullbooth_cli.commands.train_result import offering_the_model
 from nullbooth_cli.evaluation.verdict import Question
-from nullbooth_cli.formatting import duration, size
+from nullbooth_cli.formatting import counted, duration, size
 from nullbooth_cli.progress import Interrupts
 from nullbooth_cli.report.plan import plan_report
 from nullbooth_cli.settings.places import expanded
@@ -87,6 +87,7 @@ def draw_plan(plan: TeachPlan) -> list[Any]:
     return [
         *plan.notes,
         draw_plans(plan_report(plan.stages.values())),
+        *([f"remember  {counted(len(plan.remembers), 'prompt')} of what was taught before"] if plan.remembers else []),
         f"train     {steps_line(plan.steps, plan.steps_done, plan.train_seconds, plan.device)}",
         f"evaluate  {plan.pictures} pictures{'' if plan.draw_seconds is None else f', about {duration(plan.draw_seconds)}'}",
         f"disk      {size(plan.bytes_needed)}{free}",

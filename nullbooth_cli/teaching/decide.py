@@ -1,16 +1,11 @@
-"""What `teach` decides from a request, written as ordinary files, which every other command reads.
+"""What `teach` decides from a request: a config, a recipe and prompts, which `decision.py` keeps as ordinary files.
 
-    <output>/teach.json             the request
-    <output>/nullbooth.yaml         the config of the store
-    <output>/train.yaml             the recipe of the training run
-    <output>/prompts/               preserved.txt, heldout.txt, subject.txt
-
-Once they are there they count, not the defaults: a user may edit the config and the recipe. Another request is refused.
+What goes on from another output takes over its config, recipe and prompts, as they are there now. Another request for an output
+that has a decision is refused.
 """
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +13,23 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.settings.captions import captioned_images, has_captions
 from nullbooth_cli.settings.class_prompts import class_prompts
-from nullbooth_cli.settings.commented import commented_yaml
-from nullbooth_cli.settings.config import Config, build_config, load_config
+from nullbooth_cli.settings.config import Config, build_config
 from nullbooth_cli.settings.places import expanded
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
-from nullbooth_cli.settings.schema import load_settings, validate
+from nullbooth_cli.settings.schema import validate
 from nullbooth_cli.settings.shipped import PREFIX, shipped
-from nullbooth_cli.settings.starter import CONFIG, RECIPE
+from nullbooth_cli.settings.starter import RECIPE
+from nullbooth_cli.teaching.decision import REQUEST, STORE, Decision, places_in, read, texts_in
 from nullbooth_cli.teaching.request import HELDOUT_EVERY, TeachRequest
 from nullbooth_cli.teaching.start import Start
-from nullbooth_cli.training import durable
+from nullbooth_cli.training.output import finished
 
-REQUEST, STORE, PROMPTS = "teach.json", "store.zarr", "prompts"
-PRESERVED, HELDOUT, SUBJECT = "preserved.txt", "heldout.txt", "subject.txt"
 DEMO = "instances/toy_varied"  # pictures that the embedded model can be taught
 ON_CPU = {"mixed_precision": "no", "dtype": "float32", "optimizer": "adamw"}  # in place of what GPUs are for
 DECIDED = {  # by what the request says, not by settings
     "model": "model",
+    "after": "after",
     "store": "output",
     "output": "output",
     "instance_images": "pictures",
@@ -46,21 +40,6 @@ DECIDED = {  # by what the request says, not by settings
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """The settings and prompts of a request; `is_new` unless they are in their files. `notes` are for the user."""
-
-    output: str
-    request: TeachRequest
-    config: Config
-    recipe: Recipe
-    preserved: list[str]
-    heldout: list[str]
-    subject: list[str]
-    is_new: bool = False
-    notes: tuple[str, ...] = ()
-
-
 def find(given: Mapping[str, Any], output: str, *, on_cpu: bool) -> Decision:
     """The decision that an output has, else a new one. `given` are the fields of the request that the user names.
 
@@ -68,9 +47,12 @@ def find(given: Mapping[str, Any], output: str, *, on_cpu: bool) -> Decision:
     """
     found, given = read(output), _located(given)
     if found is None:
-        pictures = {"pictures": str(shipped(DEMO))} if given.get("model", "toy") == "toy" else {}
+        is_demo = given.get("model", "toy") == "toy" and "after" not in given
+        pictures = {"pictures": str(shipped(DEMO))} if is_demo else {}
         if not {**pictures, **given}.get("pictures"):
             raise ConfigError("no pictures are named", "name a folder of pictures of the subject")
+        if "after" in given:
+            return _decide_after(given, output)
         return decide(validate(TeachRequest, {**pictures, **given}, source="the request"), output, on_cpu=on_cpu)
     before = found.request.model_dump()
     wanted = validate(TeachRequest, {**before, **given}, source="the request").model_dump()
@@ -78,7 +60,8 @@ def find(given: Mapping[str, Any], output: str, *, on_cpu: bool) -> Decision:
         lines = "".join(f"\n  {key}: {old} -> {new}" for key, (old, new) in changed.items())
         raise ConfigError(
             f"{output} was made for another request{lines}",
-            f"name another output, or leave out what differs; steps and how it trains can be changed in {Path(output) / RECIPE}",
+            f"name another output, with after: {output} if its model is to learn this as well; or leave out what differs "
+            f"(steps and how it trains can be changed in {Path(output) / RECIPE})",
         )
     return found
 
@@ -88,6 +71,8 @@ def _located(given: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(given)
     if found.get("pictures"):
         found["pictures"] = os.path.abspath(expanded(found["pictures"]))
+    if found.get("after"):
+        found["after"] = os.path.abspath(expanded(found["after"]))
     if found.get("preserve"):
         found["preserve"] = [path if path.startswith(PREFIX) else os.path.abspath(expanded(path)) for path in found["preserve"]]
     return found
@@ -110,7 +95,7 @@ def decide(request: TeachRequest, output: str, *, on_cpu: bool) -> Decision:
     known = list(dict.fromkeys([*given, *_texts(kind.preserved), *(of_class if kind.noun is None else [])]))
     heldout = _texts([kind.heldout]) if kind.heldout else known[HELDOUT_EVERY - 1 :: HELDOUT_EVERY]
     preserved = [text for text in known if text not in set(heldout)]
-    decided = {**_decided(request, output), "validation_prompts": [*request.subject_prompts[:2], preserved[0]]}
+    decided = {**kind.settings, **_decided(request, output), "validation_prompts": [*request.subject_prompts[:2], preserved[0]]}
     notes = [f"preserves {counted(len(preserved), 'prompt')}, and holds out {len(heldout)} to measure what was forgotten"]
     if noun is None:
         notes.append(f"no class is named: only general prompts preserve what is like '{request.word}'")
@@ -128,8 +113,53 @@ def decide(request: TeachRequest, output: str, *, on_cpu: bool) -> Decision:
     )
 
 
+def _taught_before(place: str) -> Decision:
+    """The decision of an output that was taught before. Raises ConfigError for one that was not, or not to its end."""
+    found = read(place)
+    if found is None:
+        raise ConfigError(
+            f"{place} is not the output of teaching: it has no {REQUEST}",
+            "name one; what was trained by a recipe goes on by a recipe with `after`, under a store that remembers it",
+        )
+    if finished(found.recipe, takes_earlier=True) is None:
+        raise ConfigError(f"{place} is not taught to its end", "finish it first: the same request again resumes")
+    return found
+
+
+def _decide_after(given: Mapping[str, Any], output: str) -> Decision:
+    """The decision for an output that goes on from another one. Writes nothing. Raises ConfigError as `decide` does."""
+    before = _taught_before(given["after"])
+    request = validate(TeachRequest, {"model": before.request.model, **given}, source="the request")
+    if request.model != before.request.model:
+        raise ConfigError(
+            f"{request.after} is a model of {before.request.model}, and {request.model} is named", "leave the model out"
+        )
+    of_recipe, of_config = _settings(request.settings)
+    if "threshold" in request.model_fields_set:
+        of_config = [f"project.relative_threshold={request.threshold}", *of_config]
+    of_class = class_prompts(request.noun) if request.noun and request.kind.noun is None else []
+    more = [prompt.text for path in request.preserve for prompt in load_prompts(path, "preserve")]
+    known = dict.fromkeys([*before.preserved, *more, *of_class])
+    preserved = [text for text in known if text not in set(before.heldout)]
+    validation = [*request.subject_prompts[:2], before.written_subject[0]]
+    decided = {**_decided(request, output), "after": request.after, "validation_prompts": validation}
+    new = len(preserved) - len(before.preserved)
+    return Decision(
+        output=output,
+        request=request,
+        config=build_config(before.config.model_dump() | places_in(output), of_config, f"the config of {request.after}"),
+        recipe=validate(Recipe, before.recipe.model_dump() | decided, of_recipe, f"the recipe of {request.after}"),
+        preserved=preserved,
+        heldout=before.heldout,
+        subject=request.subject_prompts,
+        earlier=[*before.earlier, *before.written_subject],
+        is_new=True,
+        notes=(f"goes on from {request.after}: preserves its prompts, {counted(new, 'more prompt')}, and what it was taught",),
+    )
+
+
 def _texts(names: Iterable[str]) -> list[str]:
-    return [text for name in names for text in _texts_in(shipped(name))]
+    return [text for name in names for text in texts_in(shipped(name))]
 
 
 def _settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -156,7 +186,7 @@ def _config(start: Start, request: TeachRequest, recipe: Recipe, settings: Seque
     data = {
         **start.config,
         "model": start.model,
-        **_places(recipe.output),
+        **places_in(recipe.output),
         # What reads a picture may have no null space, which is known only after hours: its weights then stay as they are.
         "project": {"relative_threshold": request.threshold, **({"empty": "freeze"} if reads_pictures else {})},
         "collect": {**start.config["collect"], **drawn, **inputs, "keep": "moments"},
@@ -168,8 +198,7 @@ def _config(start: Start, request: TeachRequest, recipe: Recipe, settings: Seque
 
 def _decided(request: TeachRequest, output: str) -> dict[str, Any]:
     """The keys of the recipe that follow from the request."""
-    decided = {
-        **request.kind.settings,
+    decided: dict[str, Any] = {
         "store": str(Path(output) / STORE),
         "output": output,
         "instance_images": request.pictures,
@@ -190,58 +219,3 @@ def _recipe(start: Start, decided: Mapping[str, Any], settings: Sequence[str], *
     if on_cpu:
         data |= {key: value for key, value in ON_CPU.items() if key in data}
     return validate(Recipe, data, settings, f"the recipe for {start.model}")
-
-
-def write(decision: Decision) -> None:
-    """Write the files of a decision; teach.json last. Raises ResourceError if they cannot be written."""
-    output = Path(decision.output)
-    texts = ((PRESERVED, decision.preserved), (HELDOUT, decision.heldout), (SUBJECT, decision.subject))
-    for name, lines in texts:
-        _write(output / PROMPTS / name, "".join(f"{line}\n" for line in lines))
-    _write(output / CONFIG, commented_yaml(decision.config))
-    _write(output / RECIPE, commented_yaml(decision.recipe))
-    _write(output / REQUEST, durable.record_text(decision.request.model_dump(mode="json")))
-
-
-def _write(path: Path, text: str) -> None:
-    with durable.replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def read(output: str) -> Decision | None:
-    """The decision in an output, from its files as they are now; None if there is none.
-
-    Raises StoreError for a damaged teach.json, ConfigError for files that cannot be read.
-    """
-    folder = Path(output)
-    if not (folder / REQUEST).exists():
-        return None
-    written = durable.read_record(folder / REQUEST, "name another output")
-    preserved, heldout, subject = (_texts_in(folder / PROMPTS / name) for name in (PRESERVED, HELDOUT, SUBJECT))
-    config, recipe = load_config(folder / CONFIG), load_settings(Recipe, folder / RECIPE)
-    decision = Decision(
-        output=output,
-        request=validate(TeachRequest, written, source=str(folder / REQUEST)),
-        config=config.model_copy(update=_places(output)),
-        recipe=recipe.model_copy(update={"store": str(folder / STORE), "output": output}),
-        preserved=preserved,
-        heldout=heldout,
-        subject=subject,
-    )
-    if os.path.abspath(recipe.output) == os.path.abspath(output):
-        return replace(decision, config=config, recipe=recipe)
-    return replace(decision, is_new=True, notes=(f"{output} was moved: its files are written again with the new place",))
-
-
-def _places(output: str) -> dict[str, str]:
-    """The keys of the config that name a place in the output."""
-    prompts = Path(output) / PROMPTS
-    return {
-        "store": str(Path(output) / STORE),
-        "original_knowledge_prompts": str(prompts / PRESERVED),
-        "heldout_prompts": str(prompts / HELDOUT),
-    }
-
-
-def _texts_in(file: Path) -> list[str]:
-    return [prompt.text for prompt in load_prompts(str(file))]

@@ -10,7 +10,8 @@ from nullbooth_cli.report.json_document import Document
 from nullbooth_cli.settings.config import STAGES
 from nullbooth_cli.settings.knowledge import HELDOUT_FIELD, PROMPTS_FIELD, knowledge_prompts
 from nullbooth_cli.store import Store, open_backing
-from nullbooth_cli.teaching import decide
+from nullbooth_cli.teaching.decide import find
+from nullbooth_cli.teaching.go_on import remembers, store_before, task_prompts
 from nullbooth_cli.teaching.teach import measured, taught
 from nullbooth_cli.training import checkpoint_files
 from nullbooth_cli.training.before_loading import read_inputs
@@ -24,7 +25,8 @@ class TeachPlan(Document):
 
     `steps_done` of the `steps` of training are done. Seconds of training are those of a step that was timed here; those of
     pictures follow from it by the work of a forward; both are None if the device has less memory free than a step takes.
-    `device_bytes` are the most of all phases of training. `bytes_needed` are on disk.
+    `device_bytes` are the most of all phases of training. `bytes_needed` are on disk. `remembers` are the prompts of what was
+    taught before, until the store remembers them: seconds for inputs that are text.
     """
 
     dry_run: bool = True
@@ -43,19 +45,22 @@ class TeachPlan(Document):
     device_bytes: int
     memory: TrainingMemory
     device_bytes_free: int
+    remembers: tuple[str, ...] = ()
 
 
 def plan_teaching(given: Mapping[str, Any], output: str, *, device: str | None = None) -> TeachPlan:
     """The plan of a request. Raises as `teach_events` does before it loads. Cost: one training step with random weights."""
     chosen = pick_device(device)
-    decision = decide.find(given, output, on_cpu=chosen.type == "cpu")
+    decision = find(given, output, on_cpu=chosen.type == "cpu")
     recipe = decision.recipe
     inputs = read_inputs(recipe, decision.preserved)
     config = decision.config.model_copy(
         update={PROMPTS_FIELD: list(decision.preserved), HELDOUT_FIELD: list(decision.heldout)}  # the files may not be there yet
     )
-    backing = open_backing(config.store, read_only=True)
-    store, free = Store.open(config.store) if backing.exists() else None, backing.free_nbytes()
+    backing, after = open_backing(config.store, read_only=True), decision.request.after
+    is_there, free = backing.exists(), backing.free_nbytes()
+    place = config.store if is_there or after is None else store_before(after)
+    store = Store.open(place) if is_there or after is not None else None
     stages = {each.stage: each for each in plan(STAGES, config, knowledge_prompts(config), store, device=device, free=free)}
     is_taught = taught(recipe) is not None
     steps_done = recipe.max_train_steps if is_taught else max(checkpoint_files.steps(output), default=0)
@@ -84,9 +89,11 @@ def plan_teaching(given: Mapping[str, Any], output: str, *, device: str | None =
             sum(each.bytes_needed for each in stages.values())
             + checkpoint_bytes(recipe, cost, steps_left)
             + (0 if is_taught else cost.result_bytes)
+            + (0 if is_there or store is None else store.nbytes(""))  # the copy
         ),
         bytes_free=free,
         device_bytes=cost.memory.peak,
         memory=cost.memory,
         device_bytes_free=free_memory(chosen),
+        remembers=() if after is None or remembers(store, after) else task_prompts(after),
     )

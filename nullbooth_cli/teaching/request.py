@@ -63,12 +63,15 @@ HELDOUT_EVERY = 11  # prime to the ten topics of the shipped files, which take t
 class TeachRequest(Section):
     """What a user asks for. What is None is decided: see `subject`, and the shipped recipe."""
 
-    places: ClassVar[tuple[str, ...]] = ("pictures", "model")
+    places: ClassVar[tuple[str, ...]] = ("pictures", "model", "after")
 
     pictures: str = Field(description="folder of pictures of the subject")
     word: str = Field(WORD, description="name of the subject in prompts, a rare word")
     noun: str | None = Field(None, description="class of the subject, such as dog")
     model: str = Field("toy", description="toy, a pipeline folder, a hub id, or the name of a shipped config, such as sdxl")
+    after: str | None = Field(
+        None, description="output that was taught before, to go on from, with its model, config, recipe and preserved prompts"
+    )
     preserve: list[str] = Field([], description="files of prompts that must not change, beside the shipped ones")
     caption: str | None = Field(None, description="one caption for all pictures; null: their own, or one made of word and noun")
     resize: Resize = Field("crop", description="as in a recipe")

@@ -2,7 +2,8 @@
 
 1. `decide` turns the request into a config, a recipe and prompt files, unless the output has them already.
 2. What the recipe names is read before anything is loaded: pictures, captions, the word, the class of the model.
-3. The four stages of the pipeline make the store; training runs under its projectors; evaluation draws base and taught model.
+3. The four stages of the pipeline make the store (`go_on` copies that of an output to go on from); training runs under its
+   projectors; evaluation draws base and taught model.
 4. A sheet of pictures, a page, and evaluation.json, which is written last.
 
 Each of them resumes: the same request on the same output does what is left to do.
@@ -29,13 +30,14 @@ from nullbooth_cli.report.gallery import write_gallery
 from nullbooth_cli.report.inspection import inspect_store
 from nullbooth_cli.report.json_document import Document, to_json
 from nullbooth_cli.report.sheet import Sheet, write_sheet
-from nullbooth_cli.settings.config import STAGES, Config
+from nullbooth_cli.settings.config import STAGES
 from nullbooth_cli.settings.knowledge import heldout_prompts, knowledge_prompts, with_heldout_texts
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.store import Store
-from nullbooth_cli.teaching import decide
-from nullbooth_cli.teaching.decide import Decision
+from nullbooth_cli.teaching.decide import find
+from nullbooth_cli.teaching.decision import Decision, write
+from nullbooth_cli.teaching.go_on import inherit_store, remember_before
 from nullbooth_cli.training import dreambooth, durable, hub, model_card, output, setup
 from nullbooth_cli.training.before_loading import Inputs, read_inputs
 from nullbooth_cli.training.output import TrainingResult
@@ -102,17 +104,17 @@ def teach_events(
             "this is one of several processes, and one is enough to teach", "start it alone; a recipe can be trained by several"
         )
     on_cpu = pick_device(device).type == "cpu"
-    decision = decide.find(given, place, on_cpu=on_cpu)
+    decision = find(given, place, on_cpu=on_cpu)
     yield from map(Note, decision.notes)
     if push_to is not None:
         hub.require_account(push_to, decision.recipe)
     inputs = read_inputs(decision.recipe, decision.preserved)  # before there is an output: a wrong request leaves nothing
     with output.locked(place):
-        decision = decide.find(given, place, on_cpu=on_cpu)  # another process may have made it since
+        decision = find(given, place, on_cpu=on_cpu)  # another process may have made it since
         config, recipe = decision.config, decision.recipe
         if decision.is_new:
-            decide.write(decision)
-        yield from _preserve(config, device, interrupts)
+            write(decision)
+        yield from _preserve(decision, device, interrupts)
         result = yield from _train(recipe, device, interrupts)
         verdicts = yield from _measure(decision, inputs, result, device)
         model_card.write(recipe, result, verdicts)
@@ -132,13 +134,20 @@ def teach_events(
     )
 
 
-def _preserve(config: Config, device: str | None, interrupts: Interrupts | None) -> Generator[Event, None, None]:
-    """Run the pipeline: the store has the projectors of the preserved prompts then."""
-    config = with_heldout_texts(config)
+def _preserve(decision: Decision, device: str | None, interrupts: Interrupts | None) -> Generator[Event, None, None]:
+    """Run the pipeline: the store has the projectors of the preserved prompts, and of what was taught before, then."""
+    config = with_heldout_texts(decision.config)
     prompts = knowledge_prompts(config)
+    sums, after = STAGES[:-1], decision.request.after
+    if after is not None:
+        inherit_store(after, config.store)
     check_possible(STAGES, config, prompts, device=device)
     with open_run(config, prompts, device=device, interrupts=interrupts) as run:
-        yield from run_stages(STAGES, run)
+        yield from run_stages(STAGES if after is None else sums, run)
+    if after is not None:
+        yield from remember_before(config, after, device, interrupts)
+        with open_run(config, prompts, device=device, interrupts=interrupts) as run:
+            yield from run_stages(STAGES[-1:], run)
 
 
 def taught(recipe: Recipe) -> TrainingResult | None:

@@ -11,8 +11,8 @@ STAGE = "--device --dry-run --force --yes"
 FLAGS = {
     "init": ("DIR --model --ai-toolkit --force --json -q/--quiet",),
     "teach": (
-        "PICTURES -o/--output --word --class --model --preserve --caption --no-crop --lora --steps --set --push-to-hub --device",
-        "--dry-run --json -q/--quiet -v/--verbose",
+        "PICTURES -o/--output --word --class --model --after --preserve --caption --no-crop --lora --steps --set --push-to-hub",
+        "--device --dry-run --json -q/--quiet -v/--verbose",
     ),
     "run": (SHARED, STAGE),
     "schedule": (SHARED, STAGE),

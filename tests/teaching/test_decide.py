@@ -15,7 +15,7 @@ from nullbooth_cli.settings.schema import load_settings
 from nullbooth_cli.settings.shipped import configs, shipped
 from nullbooth_cli.settings.starter import RECIPES
 from nullbooth_cli.teaching import decide
-from nullbooth_cli.teaching.decide import Decision
+from nullbooth_cli.teaching.decision import Decision, write
 from nullbooth_cli.teaching.request import HELDOUT_EVERY
 from tests.support.builders import ROOT
 
@@ -127,7 +127,7 @@ def test_settings_that_are_refused(tmp_path: Path, setting: str, words: str) -> 
 
 def test_files_have_the_decision(tmp_path: Path) -> None:
     made = found(tmp_path / "out", word="zwx", settings=["rank=3"])
-    decide.write(made)
+    write(made)
     again = found(tmp_path / "out")
     assert not again.is_new
     assert (again.request, again.config, again.recipe) == (made.request, made.config, made.recipe)
@@ -137,21 +137,21 @@ def test_files_have_the_decision(tmp_path: Path) -> None:
 
 
 def test_edited_files_count(tmp_path: Path) -> None:
-    decide.write(found(tmp_path / "out"))
+    write(found(tmp_path / "out"))
     path = tmp_path / "out/train.yaml"
     path.write_text(path.read_text().replace("\nlearning_rate: 3.0e-03", "\nlearning_rate: 0.25", 1))
     assert found(tmp_path / "out").recipe.learning_rate == 0.25
 
 
 def test_another_request_is_refused(tmp_path: Path) -> None:
-    decide.write(found(tmp_path / "out", word="zwx"))
+    write(found(tmp_path / "out", word="zwx"))
     assert found(tmp_path / "out", word="zwx").request.word == "zwx"
     with pytest.raises(ConfigError, match=r"made for another request\n  word: zwx -> qfj"):
         found(tmp_path / "out", word="qfj")
 
 
 def test_more_steps_are_a_matter_of_the_recipe(tmp_path: Path) -> None:
-    decide.write(found(tmp_path / "out", steps=4))
+    write(found(tmp_path / "out", steps=4))
     with pytest.raises(ConfigError, match="steps: 4 -> 8") as refused:
         found(tmp_path / "out", steps=8)
     assert str(tmp_path / "out/train.yaml") in refused.value.hint
@@ -161,7 +161,7 @@ def test_a_request_is_the_same_from_another_folder(tmp_path: Path, photos: str, 
     (tmp_path / "mine.txt").write_text("my own prompt\nanother of mine\n")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
-    decide.write(found(tmp_path / "out", pictures="photos", preserve=["mine.txt"]))
+    write(found(tmp_path / "out", pictures="photos", preserve=["mine.txt"]))
     monkeypatch.chdir(tmp_path / "elsewhere")
     again = found(tmp_path / "out", pictures="../photos", preserve=["../mine.txt"])
     assert again.recipe.instance_images == photos
@@ -170,14 +170,14 @@ def test_a_request_is_the_same_from_another_folder(tmp_path: Path, photos: str, 
 
 def test_an_output_that_was_moved_is_used_where_it_is(tmp_path: Path) -> None:
     made = found(tmp_path / "out", word="zwx", settings=["rank=3"])
-    decide.write(made)
+    write(made)
     (tmp_path / "out").rename(tmp_path / "moved")
     moved = found(tmp_path / "moved")
     assert moved.notes == (f"{tmp_path / 'moved'} was moved: its files are written again with the new place",)
     assert moved.config.store == moved.recipe.store == str(tmp_path / "moved/store.zarr")
     assert moved.config.heldout_prompts == str(tmp_path / "moved/prompts/heldout.txt")
     assert (moved.recipe.output, moved.recipe.rank) == (str(tmp_path / "moved"), 3)
-    decide.write(moved)
+    write(moved)
     again = found(tmp_path / "moved")
     assert (again.is_new, again.config, again.recipe) == (False, moved.config, moved.recipe)
 
