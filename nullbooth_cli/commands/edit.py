@@ -126,7 +126,6 @@ def edit(
     )
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.editing.edit import plan_edit, require_possible, text_sites
-    from nullbooth_cli.editing.positions import Marked
     from nullbooth_cli.editing.reach import Trial
     from nullbooth_cli.editing.record import write_edit_record
     from nullbooth_cli.editing.verbs import as_mapping
@@ -183,4 +182,4 @@ def edit(
     )
     session.terminal.answer(answer, draw)
     if output is not None:
-        session.terminal.next(next_command.measure(output, session.options, Marked.read(next(iter(pairs))).text))
+        session.terminal.next(next_command.measure(output, session.options))

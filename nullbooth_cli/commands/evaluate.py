@@ -23,6 +23,17 @@ Subject = Annotated[
 ]
 SubjectFile = Annotated[str | None, typer.Option("--subject-prompts", metavar="FILE", help="The same, from a file.")]
 Instances = Annotated[str | None, typer.Option("--instances", metavar="DIR", help="Pictures that the subject was learned from.")]
+EditsFile = Annotated[
+    str | None,
+    typer.Option("--edits", metavar="FILE", help="The edited prompts, as for edit --pairs; else those in its edit.json."),
+]
+Paraphrases = Annotated[
+    str | None,
+    typer.Option("--paraphrases", metavar="FILE", help="Other wordings of them, as for edit --pairs; else made ones."),
+]
+BaseModel = Annotated[
+    str | None, typer.Option("--base", metavar="MODEL", help="Compare with this model, which may be an edited one itself.")
+]
 NumPrompts = Annotated[
     int, typer.Option("--num-prompts", min=1, metavar="N", help="At most N preserved and at most N held-out prompts.")
 ]
@@ -50,6 +61,9 @@ def evaluate(
     subject: Subject = None,
     subject_prompts: SubjectFile = None,
     instances: Instances = None,
+    edits: EditsFile = None,
+    paraphrases: Paraphrases = None,
+    base: BaseModel = None,
     num_prompts: NumPrompts = 48,
     subject_images: SubjectImages = 16,
     features: Features = None,
@@ -69,11 +83,18 @@ def evaluate(
     For a model that `nullbooth train` made, the subject, its pictures and, where no config is there, the store are known. For any
     other, name the subject and its pictures to measure what was learned.
 
+    For a model that `nullbooth edit` made, the answer has efficacy (edited prompts draw their targets), generalisation
+    (paraphrases do) and specificity (other prompts stay).
+
     Example: nullbooth evaluate runs/toy-sks -s runs/words.zarr --html report.html
 
     Example: nullbooth evaluate trained -s runs/toy.zarr --subject "a sks circle on a red background" --instances pictures
 
     Example: nullbooth evaluate runs/toy-sks -s runs/words.zarr --checkpoints
+
+    Example: nullbooth evaluate edited -s runs/toy.zarr
+
+    Example: nullbooth evaluate runs/cat --base runs/dog -s runs/pets.zarr
     """
     from nullbooth_cli.commands.evaluate_models import EvaluateOptions, evaluate_models
 
@@ -83,6 +104,9 @@ def evaluate(
         subject=tuple(subject or ()),
         subject_prompts=subject_prompts,
         instances=instances,
+        edits=edits,
+        paraphrases=paraphrases,
+        base=base,
         num_prompts=num_prompts,
         subject_images=subject_images,
         features=tuple(features or ()),

@@ -10,7 +10,11 @@ from nullbooth_cli.evaluation.checkpoints import CheckpointScore, CheckpointsRep
 def draw_checkpoints(report: CheckpointsReport) -> list[Any]:
     """A row for each checkpoint; below, the best, why it is, and its verdicts."""
     columns = ["step", "learned", "", "forgotten", "", "drift", ""]
-    rows = [[str(score.step), *_cells(score), f"{score.drift:.2g}", _mark(report, score)] for score in report.checkpoints]
+    drifts = ["" if score.drift is None else f"{score.drift:.2g}" for score in report.checkpoints]
+    rows = [
+        [str(score.step), *_cells(score), drift, _mark(report, score)]
+        for score, drift in zip(report.checkpoints, drifts, strict=True)
+    ]
     drawn = table(columns, rows, right=frozenset((0, 1, 3, 5)))
     return [drawn, *_best_lines(report)]
 

@@ -14,12 +14,15 @@ from nullbooth_cli.commands.session import Session, start
 from nullbooth_cli.commands.signals import interruptible
 from nullbooth_cli.commands.tables import table
 from nullbooth_cli.datatypes import Prompt
+from nullbooth_cli.editing.verbs import as_mapping, read_pairs
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.evaluation.answer import SUBJECT, EvaluationReport, ModelAnswer
+from nullbooth_cli.evaluation.answer import SUBJECT, Drift, EvaluationReport
+from nullbooth_cli.evaluation.build_request import build_request
 from nullbooth_cli.evaluation.checkpoints import checkpoint_events
 from nullbooth_cli.evaluation.draw_models import ANOTHER
+from nullbooth_cli.evaluation.edited_prompts import EditedPrompts, NoEdits, find_edits
 from nullbooth_cli.evaluation.evaluate import Evaluation, evaluation_events
-from nullbooth_cli.evaluation.request import EvaluationRequest, PictureSets, picture_sets
+from nullbooth_cli.evaluation.request import EvaluationRequest
 from nullbooth_cli.evaluation.subject import NoSubject, Subject, find_subject, store_of
 from nullbooth_cli.evaluation.summary import summary
 from nullbooth_cli.evaluation.verdict import SET_NAMES
@@ -33,6 +36,7 @@ from nullbooth_cli.store import Store
 
 # The options that let a missing quantity be measured.
 MISSING_OPTIONS = {
+    "generalisation": "give some with --paraphrases",
     "learned": "name the subject with --subject, and its pictures with --instances",
     SUBJECT: "name one with --subject or --subject-prompts",
     "instances": "give them with --instances",
@@ -50,6 +54,9 @@ class EvaluateOptions:
     subject: tuple[str, ...]
     subject_prompts: str | None
     instances: str | None
+    edits: str | None
+    paraphrases: str | None
+    base: str | None
     num_prompts: int
     subject_images: int
     features: tuple[str, ...]
@@ -64,13 +71,15 @@ def evaluate_models(common: Common, options: EvaluateOptions) -> None:
     session = start(_with_store(common, options.models[0]))
     store = session.open()
     require(stage_states(session.config, session.prompts, store), "covariance", session.url)
-    subject = _subject(options)
-    request = EvaluationRequest(
-        edited=options.models,
-        sets=_sets(session, options, subject.prompts),
+    request = build_request(
+        options.models,
+        _preserved(session, options),
+        subject=_subject(options),
+        edits=_edits(options),
+        base=options.base,
+        num_prompts=options.num_prompts,
+        subject_images=options.subject_images,
         encoders=_features(options.features),
-        instances=subject.instances,
-        no_instances=subject.missing,
         device=options.device,
         batch_size=session.config.collect.batch_size,
     )
@@ -151,13 +160,21 @@ def _subject(options: EvaluateOptions) -> Subject:
         ) from error
 
 
-def _sets(session: Session, options: EvaluateOptions, subject: Sequence[Prompt]) -> PictureSets:
-    """The pictures to draw, by the name that the answer gives their set."""
+def _preserved(session: Session, options: EvaluateOptions) -> dict[str, Sequence[Prompt]]:
+    """The prompts to measure preservation on, by the name that the answer gives their set."""
     if options.prompts:
-        preserved = {"given": load_prompts(options.prompts, "--prompts")}
-    else:
-        preserved = {"preserved": session.prompts, "heldout": heldout_prompts(session.config)}
-    return picture_sets(preserved, subject, num_prompts=options.num_prompts, subject_images=options.subject_images)
+        return {"given": load_prompts(options.prompts, "--prompts")}
+    return {"preserved": session.prompts, "heldout": heldout_prompts(session.config)}
+
+
+def _edits(options: EvaluateOptions) -> EditedPrompts | None:
+    """The edit that the options name, or that is recorded beside a model."""
+    files = (options.edits, options.paraphrases)
+    edits, paraphrases = (None if file is None else as_mapping(read_pairs(file, None)) for file in files)
+    try:
+        return find_edits(options.models, edits, paraphrases)
+    except NoEdits as error:
+        raise ConfigError("--paraphrases are of an edit, and no edit is known", "add --edits") from error
 
 
 def _features(given: tuple[str, ...]) -> dict[str, str]:
@@ -181,7 +198,8 @@ def draw_table(report: EvaluationReport) -> list[Any]:
         rows.append([prompts, row.quantity, *("" if value is None else f"{value:.3g}" for value in row.values)])
     drawn = table(columns, rows, right=frozenset(range(2, len(columns))))
     missing = (f"not measured: {_in_words(name)}: {_with_option(name, why)}" for name, why in report.not_measured.items())
-    return [*verdict_lines(report), drawn, *(_drift_line(model) for model in report.models), *missing]
+    drifts = (_drift_line(model.edited, model.drift) for model in report.models if model.drift is not None)
+    return [*verdict_lines(report), drawn, *drifts, *missing]
 
 
 def verdict_lines(report: EvaluationReport) -> list[str]:
@@ -204,10 +222,10 @@ def _with_option(name: str, why: str) -> str:
     return f"{why}; {MISSING_OPTIONS[name]}" if name in MISSING_OPTIONS else why
 
 
-def _drift_line(model: ModelAnswer) -> str:
-    drift, others = model.drift, len(model.drift.unprotected_changed)
+def _drift_line(edited: str, drift: Drift) -> str:
+    others = len(drift.unprotected_changed)
     heldout = "" if drift.largest_heldout is None else f", of held-out prompts {drift.largest_heldout:.2g}"
     return (
-        f"{model.edited}: the outputs of protected weights drift by at most {drift.largest:.2g} on preserved inputs{heldout}; "
+        f"{edited}: the outputs of protected weights drift by at most {drift.largest:.2g} on preserved inputs{heldout}; "
         f"{counted(drift.protected_changed, 'protected weight')} changed, {counted(others, 'other')}"
     )

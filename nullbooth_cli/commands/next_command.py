@@ -65,9 +65,9 @@ def of_the_new_store(place: str, overrides: Sequence[str]) -> str:
     return _command("project", *options_of([("-s", place), *(("--set", override) for override in overrides)]))
 
 
-def measure(edited: str, options: Sequence[str], subject: str) -> str:
-    """What an edited model forgot and learned."""
-    return _command("evaluate", edited, *options, "--subject", subject)
+def measure(edited: str, options: Sequence[str], subject: str | None = None) -> str:
+    """What an edited model forgot and learned; an edit needs no subject, because its record has its prompts."""
+    return _command("evaluate", edited, *options, *([] if subject is None else ["--subject", subject]))
 
 
 def after_lora(file: str, options: Sequence[str], *, helps: bool) -> list[str]:

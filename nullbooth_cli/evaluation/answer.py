@@ -1,13 +1,15 @@
 """The answer of an evaluation: dataclasses whose fields are the keys of its JSON."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nullbooth_cli.evaluation.verdict import Verdict
 
 SCHEMA_VERSION = 3
-SUBJECT = "subject"  # the set of pictures of the learned subject; every other set is of preserved prompts
+SUBJECT = "subject"  # the set of pictures of the learned subject
+EDITED, PARAPHRASES = "edited", "paraphrases"  # those of the prompts of an edit
+EARLIER = "earlier"  # of what the base was taught or edited before; this set and all others are of the rest, to be preserved
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,67 @@ class SubjectComparison(PictureComparison):
 
 
 @dataclass(frozen=True)
+class EditedPicture(PictureChange):
+    """The change of the picture of an edited prompt; `reached` says whether it draws one of the `targets`, None if unknown."""
+
+    targets: tuple[str, ...]
+    reached: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditScore:
+    """The share of the pictures of edited prompts, or of paraphrases, that draw a target, by the scorer `measured_by`.
+
+    `base` is that share before the edit, `target` that of the base's own pictures of the targets. `nearer` is, by feature space,
+    the share of the pictures that are nearer to the base's picture of a target than to its picture of the prompt, all from the
+    same noise. `baseline` is the mean squared difference of the latents of two seeds of the base.
+    """
+
+    pictures: int
+    measured_by: str
+    edited: float
+    base: float
+    target: float
+    nearer: Mapping[str, float]
+    baseline: float
+    by_picture: tuple[EditedPicture, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Specificity:
+    """The share of the pictures of other prompts that stay, on the set `prompts` where fewest do, by the scorer `measured_by`.
+
+    `base` is that share before the edit. `nearer` is, by feature space, the share of the pictures that are nearer to the base's
+    picture than another seed of the base is. `left_out` prompts contain an edited prompt.
+    """
+
+    prompts: str
+    pictures: int
+    left_out: int
+    measured_by: str
+    edited: float
+    base: float
+    nearer: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditScores:
+    """The scores of an edit. `score` is the harmonic mean of the three, 0 if one of them is; None without all three."""
+
+    efficacy: EditScore
+    generalisation: EditScore | None
+    specificity: Specificity | None
+    score: float | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        score = None
+        if self.generalisation is not None and self.specificity is not None:
+            shares = (self.efficacy.edited, self.generalisation.edited, self.specificity.edited)
+            score = len(shares) / sum(1 / share for share in shares) if all(shares) else 0.0
+        object.__setattr__(self, "score", score)
+
+
+@dataclass(frozen=True)
 class WeightDrift:
     """norm(dW K) / norm(W K) of one protected weight on the collected and on the held-out inputs K."""
 
@@ -125,13 +188,17 @@ class Drift:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelAnswer:
-    """One edited model: the verdicts on it, its preservation by set of prompts, and its subject (None without prompts of one)."""
+    """One edited model: the verdicts on it, its preservation by set of prompts, its subject and its edit (None without prompts).
+
+    `drift` is None if the store does not know the inputs of the base.
+    """
 
     edited: str
     verdicts: tuple[Verdict, ...]
     preservation: Mapping[str, PictureComparison]
     subject: SubjectComparison | None
-    drift: Drift
+    edit: EditScores | None = field(default=None, metadata={"optional": True})
+    drift: Drift | None
 
     def on(self, name: str) -> PictureComparison:
         """The comparison on a set of prompts, or on the subject's."""
@@ -139,6 +206,16 @@ class ModelAnswer:
         if found is None:
             raise KeyError(name)
         return found
+
+    def score_of(self, name: str) -> EditScore | None:
+        """The score on the edited prompts or on the paraphrases; None for any other set."""
+        of = {} if self.edit is None else {EDITED: self.edit.efficacy, PARAPHRASES: self.edit.generalisation}
+        return of.get(name)
+
+    def changes(self, name: str) -> tuple[PictureChange, ...]:
+        """The change of every picture of any set."""
+        score = self.score_of(name)
+        return self.on(name).by_picture if score is None else score.by_picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +235,11 @@ class EvaluationReport:
     guidance_scale: float
     preservation: Mapping[str, PictureComparison]
     subject: SubjectComparison | None
+    edit: EditScores | None = field(default=None, metadata={"optional": True})
     baseline: Mapping[str, PictureComparison]
     against: tuple[ModelAnswer, ...]
     not_measured: Mapping[str, str]
-    drift: Drift
+    drift: Drift | None
     files: tuple[str, ...] = ()
 
     @property
@@ -172,6 +250,7 @@ class EvaluationReport:
             verdicts=self.verdicts,
             preservation=self.preservation,
             subject=self.subject,
+            edit=self.edit,
             drift=self.drift,
         )
         return (first, *self.against)

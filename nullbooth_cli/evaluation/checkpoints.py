@@ -28,12 +28,12 @@ NOISE = "verdicts on other noise than the choice"
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointScore:
-    """One checkpoint: its step, its place, the verdicts on it, and the largest drift of a protected weight."""
+    """One checkpoint: its step, its place, the verdicts on it, and the largest drift of a protected weight (None if unknown)."""
 
     step: int
     place: str
     verdicts: tuple[Verdict, ...]
-    drift: float
+    drift: float | None
 
     def value(self, question: str) -> float | None:
         """The value of a verdict; None if it was not measured."""
@@ -124,4 +124,5 @@ def checkpoint_events(
 
 
 def _score(model: ModelAnswer, step: int) -> CheckpointScore:
-    return CheckpointScore(step=step, place=model.edited, verdicts=model.verdicts, drift=model.drift.largest)
+    drift = None if model.drift is None else model.drift.largest
+    return CheckpointScore(step=step, place=model.edited, verdicts=model.verdicts, drift=drift)

@@ -29,9 +29,10 @@ Floats = NDArray[np.floating]
 class PictureFeatures:
     """The pictures of one model, encoded in every feature space: `vectors` `[N, D]` by space.
 
-    `right` `[N]` is 1 for a picture that shows everything its caption names, NaN for a caption that names nothing. `shown` is 1
-    for one that shows the embedded model's subject as its caption asks, NaN for a caption of anything else. Both are None for
-    models other than the embedded one. `alignment` `[N]` is the cosine with the prompt, None without CLIP.
+    `right` `[N]` is 1 for a picture that shows everything its caption names, or, of an edited prompt, everything that a target
+    names; it is NaN where nothing is named. `shown` is 1 for a picture that shows the embedded model's subject as its caption
+    asks, NaN for a caption of anything else. Both are None for models other than the embedded one. `alignment` `[N]` is the
+    cosine with the prompt, None without CLIP.
     """
 
     drawn: Pictures
@@ -61,27 +62,37 @@ class ComparedPictures:
     edited: PictureFeatures
 
 
-def extract_features(drawn: Pictures, texts: Sequence[str], spaces: FeatureSpaces, *, is_toy: bool) -> PictureFeatures:
-    """Encode pictures of the prompts `texts` in every feature space.
+def extract_features(drawn: Pictures, specs: Sequence[PictureSpec], spaces: FeatureSpaces, *, is_toy: bool) -> PictureFeatures:
+    """Encode the pictures `specs` in every feature space.
 
     With `is_toy`, captions are read off the pictures, which is exact, and possible only for the embedded model. Cost: about 0.1 s
     a picture for that reading.
     """
     vectors: dict[str, Floats] = {"latents": drawn.pooled()}
     vectors |= {name: encode(drawn.images) for name, encode in spaces.encoders.items()}
-    pairs = list(zip(drawn.images, texts, strict=True))
-    right = np.array([_shows(image, text) for image, text in pairs]) if is_toy else None
-    shown = np.array([_shows_subject(image, text) for image, text in pairs]) if is_toy else None
-    alignment = spaces.alignment(vectors["clip"], list(texts)) if spaces.alignment else None
+    pairs = list(zip(drawn.images, specs, strict=True))
+    right = np.array([_is_right(image, spec) for image, spec in pairs]) if is_toy else None
+    shown = np.array([_shows_subject(image, spec.prompt.text) for image, spec in pairs]) if is_toy else None
+    alignment = spaces.alignment(vectors["clip"], [spec.prompt.text for spec in specs]) if spaces.alignment else None
     return PictureFeatures(drawn=drawn, vectors=vectors, right=right, shown=shown, alignment=alignment)
 
 
-def _shows(image: NDArray[np.uint8], text: str) -> float:
-    asked = world.named(text)
-    if not asked:
+def _is_right(image: NDArray[np.uint8], spec: PictureSpec) -> float:
+    """1 for a picture that shows all that its caption names, 0 for any other, NaN for a caption that names nothing.
+
+    An edited prompt is right as one of its targets. A target that names nothing is right without what the edited prompt names.
+    """
+    is_of_edit = bool(spec.targets) or spec.source is not None
+    wanted = [named for text in spec.targets or (spec.prompt.text,) if (named := world.named(text))]
+    unwanted = world.named(spec.source or spec.prompt.text) if is_of_edit and not wanted else {}
+    if not wanted and not unwanted:
         return float("nan")
     reading = world.read(image / 255)
-    return float(all(getattr(reading, part) == value for part, value in asked.items()))
+
+    def shows(named: Mapping[str, str]) -> bool:
+        return all(getattr(reading, part) == value for part, value in named.items())
+
+    return float(any(map(shows, wanted)) if wanted else not shows(unwanted))
 
 
 def _shows_subject(image: NDArray[np.uint8], text: str) -> float:

@@ -6,27 +6,28 @@
 3. `evaluate()` is the function for Python; `evaluation_events()` yields events while it runs.
 """
 
-import gc
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from nullbooth_cli.collect.edited_model import read_place
 from nullbooth_cli.evaluation.answer import (
+    EARLIER,
     SUBJECT,
+    Drift,
+    EditScores,
     EvaluationReport,
     InstanceLoss,
     ModelAnswer,
     PictureComparison,
     SubjectComparison,
 )
+from nullbooth_cli.evaluation.build_request import build_request
 from nullbooth_cli.evaluation.compare import (
-    FEWEST,
     ComparedPictures,
     PictureFeatures,
     compare_pictures,
@@ -34,21 +35,25 @@ from nullbooth_cli.evaluation.compare import (
     extract_features,
 )
 from nullbooth_cli.evaluation.draw_models import ANOTHER, BASE, DrawnBase, DrawnModels
+from nullbooth_cli.evaluation.edit_scores import edit_verdicts, score_edit
+from nullbooth_cli.evaluation.edited_prompts import find_edits
 from nullbooth_cli.evaluation.encoders import FeatureSpaces, load_feature_spaces
-from nullbooth_cli.evaluation.instance_loss import NO_LOSS, instance_loss
+from nullbooth_cli.evaluation.instance_loss import instance_loss
 from nullbooth_cli.evaluation.learned import learned_verdict
+from nullbooth_cli.evaluation.not_measured import not_measured
 from nullbooth_cli.evaluation.pictures import Pictures
 from nullbooth_cli.evaluation.request import (
     NUM_PROMPTS,
+    OF_EDIT,
     SUBJECT_IMAGES,
     EvaluationRequest,
     PictureSets,
-    picture_sets,
     slices_of,
 )
-from nullbooth_cli.evaluation.subject import NO_PICTURES, NO_PROMPT, find_subject
-from nullbooth_cli.evaluation.verdict import Verdict, forgotten
+from nullbooth_cli.evaluation.subject import find_subject
+from nullbooth_cli.evaluation.verdict import EDIT_BETTER, Verdict, forgotten
 from nullbooth_cli.evaluation.weight_drift import weight_drifts
+from nullbooth_cli.formatting import counted
 from nullbooth_cli.model.device import pick_device
 from nullbooth_cli.progress import Event, Note, result_of
 from nullbooth_cli.settings.config import Config, build_config
@@ -58,16 +63,21 @@ from nullbooth_cli.store import Store
 
 Place = str | Path
 Prompts = Sequence[str] | str | Path  # texts, or a file of prompts
+Edits = Mapping[str, str | Sequence[str]]  # the target of each edited prompt, or several
 Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The answer, and the pictures behind it: those of each model, by its name, in the order of the sets."""
+    """The answer, and the pictures behind it: those of each model, by its name, in the order of the sets.
+
+    `targets` are the base's pictures of the targets of an edit, in the order of the request's `target_specs`; None without any.
+    """
 
     report: EvaluationReport
     sets: PictureSets
     drawn: Mapping[str, Pictures]
+    targets: Pictures | None = None
 
 
 class OpenedStore(Protocol):
@@ -93,18 +103,23 @@ def evaluate(
     subject_images: int = SUBJECT_IMAGES,
     instances: Place | None = None,
     encoders: Mapping[str, Place] | None = None,
+    edits: Edits | None = None,
+    paraphrases: Edits | None = None,
+    base: Place | None = None,
     device: str | None = None,
     batch_size: int | None = None,
     on_event: Callable[[Event], None] = lambda _: None,
 ) -> Evaluation:
-    """Measure what an edited model forgot and learned against the base that `store` was collected from.
+    """Measure what an edited model forgot and learned against a base, which is the model that `store` was collected from.
 
     `edited` and `against` are pipeline folders, hub ids, what training runs wrote, or LoRAs: a file of diffusers or kohya, a
     folder of PEFT, with a scale as `lora@0.8`, several as `one@0.8+other`. `prompts` replaces the preserved and held-out prompts
     of the store. `subject` are prompts of the learned subject, and `instances` is a folder of the pictures it was learned from.
-    By default both are those of the training run that made a model. `config` is the store's own by default; `encoders` gives
-    folders of CLIP or DINO by name, else they come from the hub's cache. `batch_size` pictures are drawn together, by default as
-    many as the config collects together.
+    By default both are those of the training run that made a model. `edits` maps edited prompts to their targets, by default
+    those of the record beside an edited pipeline. `paraphrases` maps other wordings in the same way; by default they are made.
+    `base` is another model to compare with than the config's; what it was taught or edited before is then measured as well.
+    `config` is the store's own by default; `encoders` gives folders of CLIP or DINO by name, else they come from the hub's cache.
+    `batch_size` pictures are drawn together, by default as many as the config collects together.
 
     Raises StageError unless the stage covariance is complete, ConfigError if the base is not the model that was collected from or
     a model cannot be loaded whole, before anything is drawn. Cost: as `evaluation_events`.
@@ -118,13 +133,15 @@ def evaluate(
         preserved = {"given": load_prompts(_source(prompts), "prompts")}
     named = load_prompts(_source(subject), "subject") if subject else ()
     places = tuple(map(str, (edited, *against)))
-    found_subject = find_subject(places, named, None if instances is None else Path(instances))
-    request = EvaluationRequest(
-        edited=places,
-        sets=picture_sets(preserved, found_subject.prompts, num_prompts=num_prompts, subject_images=subject_images),
+    request = build_request(
+        places,
+        preserved,
+        subject=find_subject(places, named, None if instances is None else Path(instances)),
+        edits=find_edits(places, edits, paraphrases),
+        base=None if base is None else str(base),
+        num_prompts=num_prompts,
+        subject_images=subject_images,
         encoders={name: str(folder) for name, folder in (encoders or {}).items()},
-        instances=found_subject.instances,
-        no_instances=found_subject.missing,
         device=device,
         batch_size=found.collect.batch_size if batch_size is None else batch_size,
     )
@@ -148,17 +165,20 @@ def evaluation_events(config: Config, store: Store, request: EvaluationRequest) 
         yield from map(Note, edited.notes)
         if SUBJECT in request.sets and (note := edited.word_note([spec.prompt.text for spec in request.sets[SUBJECT]])):
             yield Note(f"{place}: {note}")
+    if request.base is not None:
+        yield from map(Note, read_place(config, request.base).notes)
     if note := spaces.cut_off_note(spec.prompt.text for spec in request.specs):
         yield Note(f"for CLIP {note}")
+    if request.num_left_out:
+        yield Note(
+            f"{counted(request.num_left_out, 'prompt')} of the rest left out: what contains an edited prompt should change"
+        )
     models = DrawnModels(config=config, store=store, request=request, device=device)
     base = yield from models.draw_base(spaces)
     for place in request.edited:
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
         yield from models.draw_edited(place, base)
     yield Note("comparing")
-    return Evaluation(_report(config, store, request, spaces, models, base), request.sets, models.drawn)
+    return Evaluation(_report(config, store, request, spaces, models, base), request.sets, models.drawn, models.targets)
 
 
 def _report(
@@ -169,29 +189,34 @@ def _report(
     models: DrawnModels,
     base: DrawnBase,
 ) -> EvaluationReport:
-    is_toy, texts = config.model == "toy", [spec.prompt.text for spec in request.specs]
-    features = {name: extract_features(drawn, texts, spaces, is_toy=is_toy) for name, drawn in models.drawn.items()}
-    heldout = store.heldout() if config.heldout_prompts is not None else None
-    drifts = weight_drifts(store, heldout, models.weights[BASE], [models.weights[place] for place in request.edited])
+    is_toy = config.model == "toy"
+    features = {name: extract_features(drawn, request.specs, spaces, is_toy=is_toy) for name, drawn in models.drawn.items()}
+    targets = None
+    if models.targets is not None:
+        targets = extract_features(models.targets, request.target_specs, spaces, is_toy=is_toy)
     answers = []
-    for place, drift in zip(request.edited, drifts, strict=True):
+    for place, drift in zip(request.edited, _drifts(config, store, request, models, base), strict=True):
         loss = instance_loss(models.errors[BASE], models.errors[place]) if base.has_loss else None
-        compared = _compare(request, features, place, spaces, instances=base.instances, loss=loss)
+        sets = _compared(request, features, place)
+        compared = _compare(sets, spaces, instances=base.instances, loss=loss)
         subject = compared.pop(SUBJECT, None)
         assert subject is None or isinstance(subject, SubjectComparison)
+        edit = None if targets is None else score_edit(sets, targets, spaces, request.num_left_out)
         answers.append(
             ModelAnswer(
                 edited=place,
-                verdicts=tuple(_verdicts(compared, subject)),
+                verdicts=tuple(_verdicts(compared, subject, edit)),
                 preservation=compared,
                 subject=subject,
+                edit=edit,
                 drift=drift,
             )
         )
     first = answers[0]
+    baseline = _compare(_compared(request, features, ANOTHER), spaces, instances=base.instances, loss=None)
     return EvaluationReport(
         store=store.url,
-        base=config.model,
+        base=config.model if request.base is None else request.base,
         edited=first.edited,
         verdicts=first.verdicts,
         dtype=config.dtype,
@@ -199,59 +224,60 @@ def _report(
         guidance_scale=config.collect.guidance_scale,
         preservation=first.preservation,
         subject=first.subject,
-        baseline=_compare(request, features, ANOTHER, spaces, instances=base.instances, loss=None),
+        edit=first.edit,
+        baseline=baseline,
         against=tuple(answers[1:]),
-        not_measured=_not_measured(request, spaces, first, is_toy=is_toy, has_loss=base.has_loss),
+        not_measured=not_measured(request, spaces, first, is_toy=is_toy, base=base),
         drift=first.drift,
     )
 
 
+def _drifts(
+    config: Config, store: Store, request: EvaluationRequest, models: DrawnModels, base: DrawnBase
+) -> Sequence[Drift | None]:
+    """The drift of each edited model; None if the store does not know the inputs of the base."""
+    if base.no_drift is not None:
+        return [None] * len(request.edited)
+    heldout = store.heldout() if config.heldout_prompts is not None else None
+    return weight_drifts(store, heldout, models.weights[BASE], [models.weights[place] for place in request.edited])
+
+
+def _compared(request: EvaluationRequest, features: Mapping[str, PictureFeatures], model: str) -> dict[str, ComparedPictures]:
+    """The pictures of one model beside those of the base, by set of prompts."""
+    found: dict[str, ComparedPictures] = {}
+    for name, places in slices_of(request.sets).items():
+        base, another, edited = (features[each].take(places) for each in (BASE, ANOTHER, model))
+        found[name] = ComparedPictures(request.sets[name], base, another, edited)
+    return found
+
+
 def _compare(
-    request: EvaluationRequest,
-    features: Mapping[str, PictureFeatures],
-    model: str,
+    sets: Mapping[str, ComparedPictures],
     spaces: FeatureSpaces,
     *,
     instances: Mapping[str, Floats] | None,
     loss: InstanceLoss | None,
 ) -> dict[str, PictureComparison]:
-    """One model beside the base on every set of prompts."""
+    """One model beside the base on every set of prompts but those of an edit."""
     found: dict[str, PictureComparison] = {}
-    for name, places in slices_of(request.sets).items():
-        base, another, edited = (features[each].take(places) for each in (BASE, ANOTHER, model))
-        compared = ComparedPictures(request.sets[name], base, another, edited)
-        of_subject = name == SUBJECT
-        found[name] = compare_subject(compared, spaces, instances, loss) if of_subject else compare_pictures(compared, spaces)
+    for name, compared in sets.items():
+        if name == SUBJECT:
+            found[name] = compare_subject(compared, spaces, instances, loss)
+        elif name == EARLIER:
+            found[name] = compare_subject(compared, spaces, None, None)
+        elif name not in OF_EDIT:
+            found[name] = compare_pictures(compared, spaces)
     return found
 
 
-def _verdicts(preservation: Mapping[str, PictureComparison], subject: SubjectComparison | None) -> Iterator[Verdict]:
-    """What was learned, if it was measured, and what was forgotten, if any preserved prompt was drawn."""
+def _verdicts(
+    preservation: Mapping[str, PictureComparison], subject: SubjectComparison | None, edit: EditScores | None
+) -> Iterator[Verdict]:
+    """What was learned, if it was measured, the scores of an edit, and what was forgotten, if any preserved prompt was drawn."""
     if subject is not None and (verdict := learned_verdict(subject)) is not None:
         yield verdict
+    if edit is not None:
+        yield from edit_verdicts(edit)
     if preservation:
-        yield forgotten({name: each.latent_mse_relative for name, each in preservation.items()})
-
-
-def _not_measured(
-    request: EvaluationRequest, spaces: FeatureSpaces, first: ModelAnswer, *, is_toy: bool, has_loss: bool
-) -> dict[str, str]:
-    """The reason that each missing quantity was not measured."""
-    why = dict(spaces.missing)
-    if spaces.alignment is None and "clip" not in why:
-        why["text_alignment"] = "the CLIP folder has no tokenizer"
-    if not is_toy:
-        why["captions_right"] = "only drawings of the embedded model can be read back exactly"
-    if SUBJECT not in request.sets:
-        why["subject"] = NO_PROMPT
-    elif not request.instances:
-        why["instances"] = request.no_instances or NO_PICTURES
-    elif not has_loss:
-        why["instance_loss"] = NO_LOSS
-    if not any(verdict.question == "learned" for verdict in first.verdicts):
-        no_scale = f"no feature space gives a scale for the pictures of the subject, and {NO_LOSS}"
-        why["learned"] = why.get("subject") or why.get("instances") or no_scale
-    for name, specs in request.sets.items():
-        if len(specs) < FEWEST:
-            why[f"distributions of {name}"] = f"{len(specs)} pictures are too few to compare distributions: it takes {FEWEST}"
-    return why
+        relative = {name: each.latent_mse_relative for name, each in preservation.items()}
+        yield forgotten(relative) if edit is None else forgotten(relative, EDIT_BETTER["specificity"])

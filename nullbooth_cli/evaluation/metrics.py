@@ -14,11 +14,16 @@ Vectors = NDArray[np.floating]
 NEIGHBOURS = 5  # Naeem et al. choose it so that two draws of one distribution are covered to 0.97
 
 
-def mean_cosine(x: Vectors, y: Vectors) -> float:
-    """Mean cosine of the angle between row i of `x` and row i of `y`, -1 to 1. Cost: N D."""
+def cosines(x: Vectors, y: Vectors) -> NDArray[np.float64]:
+    """The cosine of the angle between row i of `x` and row i of `y`, -1 to 1, `[N]`. Cost: N D."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-    return float(np.mean(np.einsum("nd,nd->n", x, y) / norms))
+    return np.asarray(np.einsum("nd,nd->n", x, y) / norms)
+
+
+def mean_cosine(x: Vectors, y: Vectors) -> float:
+    """The mean of `cosines`."""
+    return float(np.mean(cosines(x, y)))
 
 
 def cross_cosine(x: Vectors, y: Vectors) -> float:

@@ -31,15 +31,26 @@ POOLED = 4
 
 @dataclass(frozen=True)
 class PictureSpec:
-    """A picture to draw: the `number`-th of a prompt, from 0."""
+    """A picture to draw: the `number`-th of a prompt, from 0.
+
+    `targets` are the texts that an edited prompt should look like. The picture of a target starts from the noise of the edited
+    prompt `source`; None for the noise of the prompt itself.
+    """
 
     prompt: Prompt
     number: int = 0
+    targets: tuple[str, ...] = ()
+    source: str | None = None
 
     def noise(self, series: int) -> int:
         """A number to add to the seed, different for each series: 32 bits of a digest, because torch's CPU generator takes 32."""
-        digest = hashlib.sha256(f"{self.prompt.text}\n{self.number}\n{series}".encode()).hexdigest()
+        text = self.prompt.text if self.source is None else self.source
+        digest = hashlib.sha256(f"{text}\n{self.number}\n{series}".encode()).hexdigest()
         return int(digest[:8], 16)
+
+    def of_targets(self) -> "tuple[PictureSpec, ...]":
+        """A picture of each target, from the noise of this one."""
+        return tuple(PictureSpec(Prompt(target), self.number, source=self.prompt.text) for target in self.targets)
 
     @property
     def name(self) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.request import Instance, instances_in
+from nullbooth_cli.model.edit_file import edit_record
 from nullbooth_cli.model.pipeline_folder import read_json
 from nullbooth_cli.model.trained_files import BASE_FILE, CHECKPOINT, RESULT, TRAINED, locate
 from nullbooth_cli.model.words import has_word, with_token
@@ -66,13 +67,17 @@ def output_of(place: str) -> Path | None:
 
 
 def store_of(place: str) -> str | None:
-    """The store whose projectors constrained the training run that made the model at a place, as its recipe names it.
+    """The store whose projectors constrained the training run or the edit that made the model at a place, as its record says.
 
     None for any other place, for a run that has no result yet, and for one without a constraint.
     """
     folder = output_of(place)
-    recipe = {} if folder is None else read_json(folder / RESULT).get("recipe")
-    store = recipe.get("store") if isinstance(recipe, dict) else None
+    if folder is None:
+        found = (edit_record(place) or {}).get("store")
+        store = found.get("url") if isinstance(found, dict) else None
+    else:
+        recipe = read_json(folder / RESULT).get("recipe")
+        store = recipe.get("store") if isinstance(recipe, dict) else None
     return store if isinstance(store, str) else None
 
 

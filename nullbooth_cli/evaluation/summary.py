@@ -5,7 +5,11 @@ from dataclasses import dataclass
 from itertools import chain
 
 from nullbooth_cli.evaluation.answer import (
+    EDITED,
+    PARAPHRASES,
     BaseAndEdited,
+    EditScore,
+    EditScores,
     EvaluationReport,
     InstanceLoss,
     PictureComparison,
@@ -25,6 +29,9 @@ QUANTITIES = {
 }
 
 
+REST = "rest"  # the prompts that specificity is of
+
+
 @dataclass(frozen=True)
 class SummaryRow:
     """One quantity on one set of prompts: `values` of another seed and of each edited model, None where not measured."""
@@ -35,13 +42,37 @@ class SummaryRow:
 
 
 def summary(report: EvaluationReport) -> list[SummaryRow]:
-    """The measured quantities; one that no model has is left out."""
-    rows = []
+    """The measured quantities, those of an edit first; one that no model has is left out."""
+    edits = [model.edit for model in report.models if model.edit is not None]
+    rows = list(_of_edits(edits)) if edits else []
     for name, baseline in report.baseline.items():
         compared = [baseline, *(model.on(name) for model in report.models)]
         of_set = (SummaryRow(name, label, tuple(values)) for label, values in _quantities(compared))
         rows += [row for row in of_set if any(value is not None for value in row.values)]
     return rows
+
+
+def _of_edits(edits: Sequence[EditScores]) -> Iterator[SummaryRow]:
+    """The scores of all models on the same edit; another seed has none."""
+    scores: dict[str, list[EditScore | None]] = {
+        EDITED: [each.efficacy for each in edits],
+        PARAPHRASES: [each.generalisation for each in edits],
+    }
+    for name, found in scores.items():
+        if of_all := [score for score in found if score is not None]:
+            first = of_all[0]
+            yield SummaryRow(name, "pictures", (None, *(score.pictures for score in of_all)))
+            drawn = f"draw a target (base {first.base:.3g}, targets {first.target:.3g})"
+            yield SummaryRow(name, drawn, (None, *(score.edited for score in of_all)))
+            for space in first.nearer:
+                yield SummaryRow(name, f"{space}: nearer to a target", (None, *(score.nearer[space] for score in of_all)))
+    if rest := [each.specificity for each in edits if each.specificity is not None]:
+        yield SummaryRow(REST, f"stay (base {rest[0].base:.3g})", (None, *(score.edited for score in rest)))
+        for space in rest[0].nearer:
+            label = f"{space}: nearer to the base than another seed"
+            yield SummaryRow(REST, label, (None, *(score.nearer[space] for score in rest)))
+    if edits[0].score is not None:
+        yield SummaryRow(REST, "harmonic mean of all three", (None, *(each.score for each in edits)))
 
 
 def _quantities(compared: Sequence[PictureComparison]) -> Iterator[tuple[str, list[float | None]]]:

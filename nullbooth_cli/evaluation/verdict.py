@@ -1,17 +1,28 @@
-"""The two answers about an edited model, learned and forgotten: a number on a scale, a word, and what to do if it is not good."""
+"""The answers about an edited model: a number on a scale, a word for it, and what to do if it is not good.
+
+Learned and forgotten; and, of an edit, efficacy, generalisation and specificity.
+"""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Question = Literal["learned", "forgotten"]
+Share = Literal["efficacy", "generalisation", "specificity"]
+Question = Literal["learned", "forgotten"] | Share
 
 LEARNED_WELL, LEARNED_PARTLY = 0.75, 0.5  # the least of each, of 1
+REACHED_HIGH, REACHED_FAIR = 0.75, 0.5  # of edited prompts and paraphrases: the least of each, of 1
+STAYED_HIGH, STAYED_FAIR = 0.9, 0.75  # of other prompts: the least of each, as a share of the base's
 FORGOT_HARDLY, FORGOT_A_LITTLE = 0.05, 0.25  # the most of each; 1 is another seed
 EXACT = "exact scorer"
 SET_NAMES = {"heldout": "held-out"}  # of sets of prompts, where the reader's name is another than the document's
 LEARNED_MORE = "train for more steps, train the word's embedding if it does not, or cut the projectors at a larger threshold"
+EDIT_BETTER: dict[Share, str] = {
+    "efficacy": "edit with a smaller ridge, or within projectors that are cut at a larger threshold",
+    "generalisation": "edit the prompt in more wordings, or its subject alone",
+    "specificity": "edit with a larger ridge, or within projectors that are cut at a smaller threshold",
+}
 FORGOT_LESS = "take an earlier checkpoint, train at a lower rate, or constrain by projectors that are cut at a smaller threshold"
 
 
@@ -19,9 +30,9 @@ FORGOT_LESS = "take an earlier checkpoint, train at a lower rate, or constrain b
 class Verdict:
     """The answer to one question about an edited model.
 
-    `learned` is on a scale from 0 to 1, with the figure of the base on the same scale; `forgotten` is 0 for an unchanged model,
-    and 1 for pictures as different as those of another seed. `word` names the part of the scale that `value` lies in,
-    `measured_by` the quantity, `advice` what to do (None if it `is_good`).
+    `learned` and the scores of an edit are on a scale from 0 to 1, with the figure of the base on the same scale. `forgotten` is
+    0 for an unchanged model, and 1 for pictures as different as those of another seed. `word` names the part of the scale that
+    `value` lies in, `measured_by` the quantity, `advice` what to do (None if it `is_good`).
     """
 
     question: Question
@@ -38,7 +49,7 @@ class Verdict:
         if self.question == "forgotten":
             return f"forgotten {self.value:.2g}: {self.word} ({self.measured_by}; 1 is another seed)"
         beside = "" if self.base is None else f"; base {self.base:.2f}"
-        return f"learned {self.value:.2f} of 1: {self.word} ({self.measured_by}{beside})"
+        return f"{self.question} {self.value:.2f} of 1: {self.word} ({self.measured_by}{beside})"
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -63,7 +74,26 @@ def learned(value: float, base: float, measured_by: str) -> Verdict:
     )
 
 
-def forgotten(relative: Mapping[str, float]) -> Verdict:
+def edited(question: Share, value: float, base: float, measured_by: str) -> Verdict:
+    """The verdict on a score of an edit; specificity is judged as a share of the base's."""
+    share, least = value, (REACHED_HIGH, REACHED_FAIR)
+    if question == "specificity":
+        share, least = value / base if base else 1.0, (STAYED_HIGH, STAYED_FAIR)
+    shown = round(share, 2)
+    word = "high" if shown >= least[0] else "fair" if shown >= least[1] else "low"
+    is_good = word == "high"
+    return Verdict(
+        question=question,
+        value=value,
+        base=base,
+        word=word,
+        is_good=is_good,
+        measured_by=measured_by,
+        advice=None if is_good else EDIT_BETTER[question],
+    )
+
+
+def forgotten(relative: Mapping[str, float], advice: str = FORGOT_LESS) -> Verdict:
     """The verdict on the latent MSE relative to another seed's, by the name of each set of prompts: the worst counts."""
     # A NaN, the model that draws nothing at all, is the worst of all.
     name, value = max(relative.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
@@ -77,5 +107,5 @@ def forgotten(relative: Mapping[str, float]) -> Verdict:
         word=word,
         is_good=is_good,
         measured_by=f"latent MSE on {SET_NAMES.get(name, name)} prompts",
-        advice=None if is_good else FORGOT_LESS,
+        advice=None if is_good else advice,
     )

@@ -3,12 +3,20 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nullbooth_cli.evaluation.answer import ModelAnswer
-from nullbooth_cli.evaluation.verdict import Verdict
+from nullbooth_cli.evaluation.answer import Drift, ModelAnswer
+from nullbooth_cli.evaluation.verdict import Question, Verdict
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.nullspace.spectrum import ADVISED_LEAKAGE
 from nullbooth_cli.report.inspection import InspectReport
 from nullbooth_cli.report.ladder import Ladder, Rung
+
+QUESTIONS: dict[Question, str] = {
+    "learned": "Learned?",
+    "forgotten": "Forgotten?",
+    "efficacy": "Do edited prompts draw their targets?",
+    "generalisation": "Do paraphrases of them?",
+    "specificity": "Do other prompts stay?",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +102,8 @@ def _cost(report: InspectReport) -> Answer:
 
 
 def model_answers(model: ModelAnswer) -> tuple[Answer, ...]:
-    """The answers about an edited model: its verdicts, and how far its protected weights drift."""
-    return (*map(_verdict, model.verdicts), _drift(model))
+    """The answers about an edited model: its verdicts, and how far its protected weights drift, if that is known."""
+    return (*map(_verdict, model.verdicts), *([] if model.drift is None else [_drift(model.drift)]))
 
 
 def _verdict(found: Verdict) -> Answer:
@@ -104,7 +112,7 @@ def _verdict(found: Verdict) -> Answer:
     else:
         value, scale = f"{found.value:.2f} of 1", "" if found.base is None else f"the base {found.base:.2f}"
     return Answer(
-        question=f"{found.question.capitalize()}?",
+        question=QUESTIONS[found.question],
         value=value,
         word=found.word,
         is_good=found.is_good,
@@ -113,9 +121,7 @@ def _verdict(found: Verdict) -> Answer:
     )
 
 
-def _drift(model: ModelAnswer) -> Answer:
-    drift = model.drift
-
+def _drift(drift: Drift) -> Answer:
     def details() -> Iterator[str]:
         yield "largest change of the output of a protected weight on preserved inputs, as a share of that output"
         if drift.largest_heldout is not None:

@@ -20,10 +20,14 @@ from tests.support.cli import nullbooth, refused, start_nullbooth
         (["x", "--features", "clip=nowhere"], ["no CLIP model at nowhere"]),
         (["x", "--instances", "x"], ["no subject is named", "--subject"]),
         (["x", "--subject", "a", "--subject-prompts", "x"], ["name the same"]),
+        (["x", "--paraphrases", "{pairs}"], ["--paraphrases are of an edit", "add --edits"]),
+        (["x", "--edits", "nowhere.yaml"], ["nowhere.yaml", "source: target"]),
         (["x", "--subject", " "], ["--subject is an empty text", "write a prompt of the subject"]),
     ],
 )
-def test_what_cannot_be_meant(finished: Any, arguments: list[str], words: list[str]) -> None:
+def test_what_cannot_be_meant(finished: Any, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    (tmp_path / "pairs.yaml").write_text("a: b\n")
+    arguments = [word.format(pairs=tmp_path / "pairs.yaml") for word in arguments]
     shown = nullbooth("evaluate", *arguments, "-s", str(finished[1].path), "--num-prompts", "1", "-q")
     refused(shown, 2, *words)
 

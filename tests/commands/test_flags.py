@@ -39,7 +39,7 @@ FLAGS = {
     "evaluate": (
         SHARED,
         "EDITED --device --against --prompts --subject --subject-prompts --subject-images --instances --num-prompts",
-        "--features --html --images --checkpoints",
+        "--features --html --images --checkpoints --edits --paraphrases --base",
     ),
     "sample": (
         "MODEL PROMPT -o/--output --base --with-base --compare --seed --seeds --steps --guidance --scheduler --images --device",

@@ -30,17 +30,40 @@ def test_a_picture_is_right_if_it_shows_all_that_is_named() -> None:
     texts = ["a red circle on a blue background", "a red square on a blue background", "a sks thing", "a sks circle"]
     image = (world.draw(world.Drawing("circle", "red", "blue")) * 255).astype(np.uint8)
     drawn = pictures.Pictures(np.stack([image] * 4), np.zeros((4, 8, 8, 8), np.float32))
-    np.testing.assert_array_equal(compare.extract_features(drawn, texts, FeatureSpaces(), is_toy=True).right, [1, 0, np.nan, 1])
-    assert compare.extract_features(drawn, texts, FeatureSpaces(), is_toy=False).right is None
+    specs = [PictureSpec(Prompt(text)) for text in texts]
+    np.testing.assert_array_equal(compare.extract_features(drawn, specs, FeatureSpaces(), is_toy=True).right, [1, 0, np.nan, 1])
+    assert compare.extract_features(drawn, specs, FeatureSpaces(), is_toy=False).right is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "right"),
+    [
+        (PictureSpec(Prompt("a sks star"), targets=("a red circle",)), 1),
+        (PictureSpec(Prompt("a red circle"), targets=("a red star",)), 0),
+        (PictureSpec(Prompt("a zwx thing"), targets=("a blue circle", "a red circle")), 1),
+        (PictureSpec(Prompt("circle"), targets=("",)), 0),
+        (PictureSpec(Prompt("star"), targets=("",)), 1),
+        (PictureSpec(Prompt("a thing"), targets=("",)), np.nan),
+        (PictureSpec(Prompt("a red star"), source="a sks star"), 0),
+        (PictureSpec(Prompt(""), source="a red star"), 1),
+        (PictureSpec(Prompt("a photo of"), source="a photo of circle"), 0),
+    ],
+)
+def test_an_edited_prompt_is_right_as_its_target(spec: PictureSpec, right: float) -> None:
+    """One target of several is enough; an erased prompt is right where what it names is not shown."""
+    image = (world.draw(world.Drawing("circle", "red", "blue")) * 255).astype(np.uint8)
+    drawn = pictures.Pictures(image[None], np.zeros((1, 8, 8, 8), np.float32))
+    np.testing.assert_array_equal(compare.extract_features(drawn, [spec], FeatureSpaces(), is_toy=True).right, [right])
 
 
 def test_the_subject_is_found_where_a_caption_asks_for_it() -> None:
     image = (subject.draw("red") * 255).astype(np.uint8)
     texts = [subject.caption("red"), "a photo of zwx circle", subject.caption("blue"), "a red circle on a blue background"]
     drawn = pictures.Pictures(np.stack([image] * 4), np.zeros((4, 8, 8, 8), np.float32))
-    found = compare.extract_features(drawn, texts, FeatureSpaces(), is_toy=True)
+    specs = [PictureSpec(Prompt(text)) for text in texts]
+    found = compare.extract_features(drawn, specs, FeatureSpaces(), is_toy=True)
     np.testing.assert_array_equal(found.shown, [1, 1, 0, np.nan])
-    assert compare.extract_features(drawn, texts, FeatureSpaces(), is_toy=False).shown is None
+    assert compare.extract_features(drawn, specs, FeatureSpaces(), is_toy=False).shown is None
 
 
 def test_a_subject_is_compared_with_its_pictures() -> None:

@@ -29,6 +29,13 @@ class TestDrawing:
         assert len(noises) == 10
         assert max(noises) < 1 << 32
 
+    def test_a_target_starts_from_the_noise_of_the_edited_prompt(self) -> None:
+        spec = PictureSpec(Prompt("a sks star"), 2, targets=("a red star", ""))
+        first, second = spec.of_targets()
+        assert [each.prompt.text for each in (first, second)] == ["a red star", ""]
+        assert {each.noise(1) for each in (first, second)} == {PictureSpec(Prompt("a sks star"), 2).noise(1)}
+        assert spec.noise(0) != PictureSpec(Prompt("a red star"), 2).noise(0)
+
     @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
     def test_latents_are_those_that_the_pipeline_gives(self, name: str) -> None:
         """Whatever a pipeline does between its latents and its autoencoder: scale, shift, unpack."""

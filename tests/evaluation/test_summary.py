@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from nullbooth_cli.evaluation.answer import InstanceLoss, InstanceSimilarity
 from nullbooth_cli.evaluation.summary import QUANTITIES, SummaryRow, summary
-from tests.support.evaluations import comparison, of_subject, report
+from tests.support.evaluations import comparison, edit_scores, of_subject, report
 
 
 def test_models_are_side_by_side() -> None:
@@ -41,3 +41,18 @@ def test_what_was_learned_is_in_the_rows_of_the_subject() -> None:
     rows = summary(replace(found, subject=replace(found.subject, instance_loss=loss)))
     assert SummaryRow("subject", "subject drawn (base 0)", (0.5, 0.5)) in rows
     assert SummaryRow("subject", "denoising loss on the instances (base 0.4)", (None, 0.2)) in rows
+
+
+def test_the_scores_of_an_edit_come_first() -> None:
+    found = report(["p"], ["one", "two"], [0.5, 0.25])
+    pairs = {"a": "b", "c": ""}
+    second = replace(found.against[0], edit=edit_scores(pairs, 0.25))
+    rows = summary(replace(found, edit=edit_scores(pairs, 1.0), against=(second,)))
+    assert rows[:6] == [
+        SummaryRow("edited", "pictures", (None, 2, 2)),
+        SummaryRow("edited", "draw a target (base 0.125, targets 1)", (None, 1.0, 0.25)),
+        SummaryRow("edited", "latents: nearer to a target", (None, 0.75, 0.75)),
+        SummaryRow("rest", "stay (base 0.875)", (None, 0.5, 0.5)),
+        SummaryRow("rest", "latents: nearer to the base than another seed", (None, 0.25, 0.25)),
+        SummaryRow("preserved", "pictures", (1, 1, 1)),
+    ], "no harmonic mean without paraphrases"

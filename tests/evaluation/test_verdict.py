@@ -34,6 +34,28 @@ def test_the_scale_of_forgotten(value: float, word: str) -> None:
     assert found.is_good == (found.advice is None) == (word == "hardly anything")
 
 
+@pytest.mark.parametrize(
+    ("question", "value", "base", "word"),
+    [
+        ("efficacy", 0.75, 0.0, "high"),
+        ("efficacy", 0.744, 0.7, "fair"),
+        ("generalisation", 0.5, 0.0, "fair"),
+        ("generalisation", 0.494, 0.0, "low"),
+        ("specificity", 0.9, 1.0, "high"),
+        ("specificity", 0.72, 0.8, "high"),
+        ("specificity", 0.894, 1.0, "fair"),
+        ("specificity", 0.744, 1.0, "low"),
+        ("specificity", 0.0, 0.0, "high"),
+    ],
+)
+def test_the_scales_of_an_edit(question: verdict.Share, value: float, base: float, word: str) -> None:
+    """What stays is judged as a share of what was right before."""
+    found = verdict.edited(question, value, base, verdict.EXACT)
+    assert (found.question, found.value, found.base, found.word) == (question, value, base, word)
+    assert found.is_good == (found.advice is None) == (word == "high")
+    assert found.advice in (None, verdict.EDIT_BETTER[question])
+
+
 def test_the_worst_set_of_prompts_decides() -> None:
     found = verdict.forgotten({"preserved": 0.01, "heldout": 0.2, "given": 0.1})
     assert (found.value, found.measured_by) == (0.2, "latent MSE on held-out prompts")
@@ -51,6 +73,8 @@ def test_learned_stays_on_its_scale() -> None:
 
 def test_what_they_say() -> None:
     assert verdict.learned(0.917, 0.0, "exact scorer").text == "learned 0.92 of 1: well (exact scorer; base 0.00)"
+    assert verdict.edited("specificity", 0.5, 0.98, "exact scorer").text == "specificity 0.50 of 1: low (exact scorer; base 0.98)"
+    assert verdict.forgotten({"given": 1.0}, "edit less").advice == "edit less"
     assert verdict.forgotten({"heldout": 0.00321}).text == (
         "forgotten 0.0032: hardly anything (latent MSE on held-out prompts; 1 is another seed)"
     )

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
+from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.evaluation.draw_models import ANOTHER, BASE
 from nullbooth_cli.evaluation.evaluate import Evaluation
-from nullbooth_cli.report.gallery import AMPLIFIED, ROWS, SIDE, picture_uri, write_gallery
+from nullbooth_cli.evaluation.pictures import Pictures, PictureSpec
+from nullbooth_cli.report.gallery import AMPLIFIED, ROWS, SIDE, gallery_data, picture_uri, write_gallery
 from tests.support.browser import (
     HOSTILE,
     assert_quiet_and_alone,
@@ -26,7 +29,7 @@ from tests.support.browser import (
     needs_browser,
     open_browser,
 )
-from tests.support.evaluations import evaluation
+from tests.support.evaluations import edit_scores, evaluation
 from tests.support.reports import inspect_report
 
 TEXTS = [*(f"prompt {i}" for i in range(19)), HOSTILE]
@@ -73,6 +76,54 @@ def test_the_file_names_nothing_outside(page: Path) -> None:
 
 def test_large_pictures_are_shown_smaller() -> None:
     assert pixels(picture_uri(np.zeros((300, 600, 3), np.uint8))).shape == (SIDE // 2, SIDE, 3)
+
+
+def with_an_edit() -> Evaluation:
+    """An edited prompt with two targets and a paraphrase with one, and no drift."""
+    found, pairs = evaluation(["p"], ["one"], (0.5,)), {"a": "b", "c": ""}
+    sets = {**found.sets, "edited": tuple(PictureSpec(Prompt(a), targets=(b,)) for a, b in pairs.items())}
+    rng = np.random.default_rng(1)
+
+    def more(drawn: Pictures) -> Pictures:
+        added = rng.integers(0, 256, (2, *drawn.images.shape[1:]), np.uint8)
+        return Pictures(np.concatenate([drawn.images, added]), np.concatenate([drawn.latents, drawn.latents[:2]]))
+
+    return replace(
+        found,
+        report=replace(found.report, edit=edit_scores(pairs, 1.0), drift=None),
+        sets=sets,
+        drawn={name: more(drawn) for name, drawn in found.drawn.items()},
+        targets=Pictures(rng.integers(0, 256, (2, 40, 60, 3), np.uint8), np.zeros((2, 1, 1, 1), np.float32)),
+    )
+
+
+def test_edited_prompts_are_beside_their_targets() -> None:
+    found = with_an_edit()
+    data = gallery_data(found)
+    assert list(data.by_picture) == ["edited", "subject", "preserved"], "what was edited comes first"
+    assert (data.baseline["edited"], data.drift, data.weights) == (4.0, (), ())
+    rows = [row for row in data.rows if row.set == "edited"]
+    assert [(row.text, row.target, row.latent_mse) for row in rows] == [("c", "", 2.0), ("a", "b", 1.0)]
+    assert found.targets is not None
+    for row, place in zip(rows, (1, 0), strict=True):
+        np.testing.assert_array_equal(pixels(row.another), found.targets.images[place])
+        np.testing.assert_array_equal(pixels(row.base), found.drawn[BASE].images[3 + place])
+    assert {row.target for row in data.rows if row.set != "edited"} == {None}
+
+
+@needs_browser
+def test_the_page_of_an_edit(tmp_path: Path) -> None:
+    page = write_gallery(tmp_path / "edit.html", with_an_edit())
+    with open_browser(page) as browser:
+        assert Select(browser.find_element(By.ID, "set")).first_selected_option.text == "edited prompts"
+        first, second = prompts_shown(browser)
+        assert first.startswith("ctarget: the empty prompt")
+        assert second.startswith("atarget: b")
+        titles = browser.execute_script("return [...document.querySelectorAll('#pictures .row:first-child img')].map(i => i.alt)")
+        assert titles[:2] == ["base", "base, its target"]
+        assert not browser.find_element(By.ID, "drift-part").is_displayed()
+        assert ["draw a target (base 0.125, targets 1)", "", "1"] in shown(browser, "summary")
+        assert_quiet_and_alone(browser, page)
 
 
 @needs_browser

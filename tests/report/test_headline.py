@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from nullbooth_cli.evaluation.verdict import learned
+from nullbooth_cli.evaluation.verdict import edited, learned
 from nullbooth_cli.report.headline import model_answers, threshold_answers
 from nullbooth_cli.report.inspection import Rule
 from nullbooth_cli.report.ladder import Ladder, Rung
@@ -83,3 +83,16 @@ def test_verdicts_of_a_model(change: float, word: str, is_good: bool) -> None:
     assert (drifted.value, drifted.is_good) == ("0.1", None)
     assert "0.3 on held-out inputs" in drifted.detail
     assert drifted.detail.endswith("2 protected weights changed, 1 other")
+
+
+def test_the_scores_of_an_edit_and_no_drift() -> None:
+    (model,) = report(["a"], ["one"], [0.02]).models
+    verdicts = tuple(edited(question, 0.5, 0.25, "exact scorer") for question in ("efficacy", "generalisation", "specificity"))
+    answers = model_answers(replace(model, verdicts=verdicts, drift=None))
+    assert [answer.question for answer in answers] == [
+        "Do edited prompts draw their targets?",
+        "Do paraphrases of them?",
+        "Do other prompts stay?",
+    ]
+    assert [(answer.value, answer.word, answer.is_good) for answer in answers[:2]] == [("0.50 of 1", "fair", False)] * 2
+    assert answers[0].detail == "exact scorer; the base 0.25"

@@ -1,6 +1,6 @@
 """Evaluations made by hand, without a model: what pages, tables and summaries are tested with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -8,12 +8,16 @@ from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.evaluation.answer import (
     BaseAndEdited,
     Drift,
+    EditedPicture,
+    EditScore,
+    EditScores,
     EvaluationReport,
     FeatureDistances,
     InstanceSimilarity,
     ModelAnswer,
     PictureChange,
     PictureComparison,
+    Specificity,
     SubjectComparison,
     WeightDrift,
 )
@@ -45,6 +49,31 @@ def comparison(texts: Sequence[str], change: float) -> PictureComparison:
 def of_subject(found: PictureComparison, instances: dict[str, InstanceSimilarity] | None = None) -> SubjectComparison:
     """A comparison as one of the subject."""
     return SubjectComparison(**vars(found), shown=BaseAndEdited(0.0, 0.5), instances=instances, instance_loss=None)
+
+
+def edit_score(pairs: Mapping[str, str], edited: float) -> EditScore:
+    """Edited prompts whose i-th picture changed by i + 1; everything else is made up."""
+    return EditScore(
+        pictures=len(pairs),
+        measured_by="exact scorer",
+        edited=edited,
+        base=0.125,
+        target=1.0,
+        nearer={"latents": 0.75},
+        baseline=4.0,
+        by_picture=tuple(
+            EditedPicture(id=Prompt(text).id, number=0, text=text, latent_mse=i + 1.0, targets=(target,), reached=True)
+            for i, (text, target) in enumerate(pairs.items())
+        ),
+    )
+
+
+def edit_scores(pairs: Mapping[str, str], edited: float) -> EditScores:
+    """The scores of an edit, without paraphrases."""
+    rest = Specificity(
+        prompts="preserved", pictures=2, left_out=0, measured_by="x", edited=0.5, base=0.875, nearer={"latents": 0.25}
+    )
+    return EditScores(efficacy=edit_score(pairs, edited), generalisation=None, specificity=rest)
 
 
 def drift(scale: float = 1.0) -> Drift:
