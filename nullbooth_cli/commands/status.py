@@ -77,6 +77,10 @@ def _draw(report: "StatusReport") -> list[Any]:
     rows = [row for stage, found in report.stages.items() for row in _rows(stage, found)]
     drawn = [report.store, table(["stage", "state", "units", "size", "stale because"], rows, right=frozenset({2, 3}))]
     drawn += [f"{name}, the same model or another: collect compares the weights" for name in report.renamed]
+    if report.tasks:
+        drawn.append(f"tasks: {', '.join(report.tasks)}")
+    for name in report.unfinished_tasks:
+        drawn.append(f"unfinished task {name}: the same command goes on, --forget {name} removes it")
     if report.verify:
         drawn.append(f"verified: {report.verify.checked} pieces read, {len(report.verify.damaged)} damaged")
         drawn += [f"  {damage.error}" for damage in report.verify.damaged]

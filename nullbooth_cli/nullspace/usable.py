@@ -97,6 +97,10 @@ def _denoisers(tensors: Mapping[str, Any]) -> set[str]:
 def provenance(store: Store) -> dict[str, Any]:
     """The origin of a store's projectors, as a JSON document: model, weights, prompts, schedule, settings, package versions."""
     records, config, heldout = store.records, store.config, store.heldout()
+    tasks = [
+        {"name": task.name, "kind": task.kind, "weight": task.weight, "source": task.source, "prompts": len(task.store.prompts())}
+        for task in tasks_of(store)
+    ]
     return {
         "fingerprint": records["project"]["fingerprint"],
         "model": {**records["collect"]["model"], "dtype": config["dtype"]},
@@ -107,4 +111,5 @@ def provenance(store: Store) -> dict[str, Any]:
         "schedule": [{"key": s.key, "timestep": s.timestep, "sigma": s.sigma} for s in store.schedule()],
         "settings": {name: record["settings"] for name, record in records.items() if name != "decomposition"},
         "packages": store.packages,
+        **({"tasks": tasks} if tasks else {}),
     }

@@ -13,14 +13,19 @@ from nullbooth_cli.pipeline.state import require, stage_states
 from nullbooth_cli.progress import Event
 from nullbooth_cli.settings.config import build_config
 from nullbooth_cli.settings.fingerprints import fingerprint
-from nullbooth_cli.store import Layout, Store, pack_sums
+from nullbooth_cli.store import Layout, Store, listed_tasks, pack_sums
 
 PART = "merged"
 
 
 def check_mergeable(sources: Sequence[Store]) -> None:
-    """Raise StageError for moments that are not complete, ConfigError for stores that do not agree or share a prompt."""
+    """Raise StageError for moments that are incomplete, ConfigError for tasks, or stores that do not agree or share a prompt."""
     for source in sources:
+        if tasks := [str(entry["name"]) for entry in listed_tasks(source)]:
+            raise ConfigError(
+                f"{source.url} remembers {', '.join(tasks)}, recorded on models that followed it alone",
+                "forget them, and remember them again in the merged store",
+            )
         require(stage_states(build_config(source.config), source.prompts(), source), "covariance", source.url)
     first = sources[0]
     differences, seen = [], dict.fromkeys(first.prompts(), first.url)

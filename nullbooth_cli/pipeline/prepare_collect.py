@@ -10,13 +10,14 @@ prepare_collect(run, loaded, weights, batch_size)     one of:
 from typing import TYPE_CHECKING
 
 from nullbooth_cli.datatypes import Prompt
+from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.pipeline.differences import added_prompts, removed_prompts
 from nullbooth_cli.pipeline.run import Prepared, Run, layout_of, start_stage, units_to_do
 from nullbooth_cli.pipeline.same_model import note_names, require_same_model, require_same_noise
 from nullbooth_cli.pipeline.state import bytes_of
 from nullbooth_cli.settings.fingerprints import model_names
-from nullbooth_cli.store import RELEASED, Store, create_collection, extend_collection
+from nullbooth_cli.store import RELEASED, Store, create_collection, extend_collection, listed_tasks
 
 NOTED_BYTES = 100 << 20  # room that no prompt fills: more of it is reported
 
@@ -55,6 +56,12 @@ def _start_afresh(run: Run, loaded: "RecordableModel", weights: str, batch_size:
     from nullbooth_cli.tensors import tensor_digest, tensor_sample
 
     store, num_steps = run.store, run.store.num_steps
+    names = [str(entry["name"]) for entry in listed_tasks(store)]
+    if names and store.records.get("collect", {}).get("weights", weights) != weights:
+        raise ConfigError(
+            f"{store.url} remembers {', '.join(names)}, taught to another model than {run.config.model} is now",
+            "forget the tasks first, or set store to another place",
+        )
     layout = layout_of(run.config.collect, batch_size)
     rows = layout.num_units(len(run.prompts)) * batch_size  # chunks are whole: those of the last unit have room for a whole batch
     features = features_nbytes(loaded.sites, num_steps, rows, layout.dtype) if layout.keeps_features else 0

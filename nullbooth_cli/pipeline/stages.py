@@ -26,7 +26,7 @@ from nullbooth_cli.pipeline.state import DONE, HELDOUT_STAGES, bytes_of, reasons
 from nullbooth_cli.progress import Event, Note
 from nullbooth_cli.settings.config import STAGES, Config, public_settings
 from nullbooth_cli.settings.knowledge import attention_prompts, heldout_config, heldout_prompts, require_disjoint
-from nullbooth_cli.store import Store
+from nullbooth_cli.store import Store, listed_tasks
 from nullbooth_cli.store.pieces import Damage
 from nullbooth_cli.store.verify import run_checks
 
@@ -112,6 +112,7 @@ def execute(stage: str, run: Run) -> Iterator[Event]:
         if stage == "collect":
             yield from map(Note, decide(run, lambda: recognise_model(run)))
     else:
+        decide(run, lambda: _require_tasks_fit(stage, at_work))
         if stage == "collect":
             pooling_of(run.config).in_range(run.store.schedule())  # raises before the model is loaded
         yield from _RUNNERS[stage](at_work)
@@ -236,6 +237,22 @@ def _refuse_or_report(stage: str, run: Run) -> str | None:
             Rerun(stage, force=True, otherwise=f" {way}, or set store to another place"),
         )
     return None
+
+
+def _require_tasks_fit(stage: str, run: Run) -> None:
+    """Raise ConfigError if a stage is to be done again that the tasks of the store build on as it is now.
+
+    Prompts that are taken out change nothing for them, and covariance only with other settings.
+    """
+    names = [str(entry["name"]) for entry in listed_tasks(run.store)]
+    if not (names and run.force and stage != "project"):
+        return
+    found = run.states().own[stage]
+    if {"schedule": True, "collect": not found.only_lost_prompts, "covariance": bool(found.stale_because)}[stage]:
+        raise ConfigError(
+            f"{run.store.url} remembers {', '.join(names)}, and with another {stage} it would no longer fit{reasons_text(found)}",
+            "forget the tasks first, or set store to another place",
+        )
 
 
 def _reset_damaged(run: Run, stage: str) -> None:

@@ -38,7 +38,7 @@ from nullbooth_cli.settings.config import STAGES, Config
 from nullbooth_cli.settings.fingerprints import size_settings
 from nullbooth_cli.settings.knowledge import HELDOUT_FIELD, PROMPTS_FIELD, heldout_config, heldout_prompts
 from nullbooth_cli.settings.texts import quoted
-from nullbooth_cli.store import RELEASED, Layout, Store
+from nullbooth_cli.store import RELEASED, Layout, Store, tasks_of
 from nullbooth_cli.store.pieces import DAMAGE, require_whole
 
 HELDOUT_STAGES = ("collect", "covariance")
@@ -256,6 +256,8 @@ def _project_units(_: tuple[Prompt, ...], store: Store, __: dict[str, StageState
     cells, records = store.progress.cells("project"), store.records
     old, new = records.get("decomposition", {}).get("rows"), records.get("covariance", {}).get("rows", {}).get("digest")
     because = (Difference(PROMPTS_FIELD, f"rows {old}", f"rows {new}"),) if old and new and old != new else ()
+    for task in tasks_of(store):
+        require_whole(task.store, "covariance", {})
     before, after = (found.get("tasks", {}) for found in (records.get("decomposition", {}), remembered_settings(store)))
     if before != after:
         because = (*because, Difference("tasks", ", ".join(before) or "none", ", ".join(after) or "none"))

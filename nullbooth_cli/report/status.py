@@ -8,7 +8,7 @@ from nullbooth_cli.pipeline.differences import Difference
 from nullbooth_cli.pipeline.state import StageState, bytes_of
 from nullbooth_cli.report.json_document import OPTIONAL, Document
 from nullbooth_cli.settings.config import STAGES
-from nullbooth_cli.store import Store
+from nullbooth_cli.store import Store, leftovers, listed_tasks, open_task
 from nullbooth_cli.store.pieces import DAMAGE, Damage
 from nullbooth_cli.store.verify import run_checks
 
@@ -51,11 +51,16 @@ class Verification:
 
 @dataclass(frozen=True, kw_only=True)
 class StatusReport(Document):
-    """`renamed` are the names of the model that differ from those it was collected under."""
+    """`renamed` are the names of the model that differ from those it was collected under.
+
+    `tasks` are those that the store remembers; `unfinished_tasks` are left of runs that were stopped, and count for nothing.
+    """
 
     store: str
     stages: Mapping[str, StageReport]
     renamed: tuple[Difference, ...]
+    tasks: tuple[str, ...] = ()
+    unfinished_tasks: tuple[str, ...] = ()
     verify: Verification | None = field(default=None, metadata=OPTIONAL)
 
 
@@ -81,7 +86,9 @@ def status_report(
 ) -> StatusReport:
     """The state of every stage of the store at `url`; `store` is None where there is none yet."""
     stages = {stage: stage_report(store, stage, state) for stage, state in states.items()}
-    return StatusReport(store=url, stages=stages, renamed=renamed, verify=verify)
+    tasks = () if store is None else tuple(str(entry["name"]) for entry in listed_tasks(store))
+    unfinished = () if store is None else tuple(leftovers(store))
+    return StatusReport(store=url, stages=stages, renamed=renamed, tasks=tasks, unfinished_tasks=unfinished, verify=verify)
 
 
 def stage_report(store: Store | None, stage: str, state: StageState) -> StageReport:
@@ -116,7 +123,7 @@ def _units(state: StageState | None) -> Units | None:
 
 
 def verify_store(store: Store, hint_of: Callable[[NullboothError], str] = lambda error: error.hint) -> Verification:
-    """Read every piece of a store and of its held-out prompts, and check that it is whole. Cost: one read of everything.
+    """Read every piece of a store, its held-out prompts and tasks, and check that it is whole. Cost: one read of everything.
 
     `hint_of` phrases the hint of an error; by default it is a Python call.
     """
@@ -139,6 +146,14 @@ def verify_store(store: Store, hint_of: Callable[[NullboothError], str] = lambda
     else:
         if heldout:
             check(heldout)
+    for entry in listed_tasks(store):
+        try:
+            task = open_task(store, entry)
+        except DAMAGE as error:
+            checked += 1
+            found.append(("project", error))
+        else:
+            check(task.store)
     # The same metadata may be behind many pieces.
     errors = {error.message: DamagedPiece(stage=stage, error=error.message, hint=hint_of(error)) for stage, error in found}
     return Verification(checked=checked, damaged=tuple(errors.values()))

@@ -45,7 +45,7 @@ from nullbooth_cli.store.partial_sums import PartialSums, pack_sums
 from nullbooth_cli.store.progress_cells import RELEASED
 from nullbooth_cli.store.projector_arrays import Cut, Decomposition, TaskSpectrum
 from nullbooth_cli.store.store import Store
-from nullbooth_cli.store.tasks import Kind, Task, forget_task, list_task, listed_tasks, tasks_of
+from nullbooth_cli.store.tasks import Kind, Task, forget_task, leftovers, list_task, listed_tasks, open_task, tasks_of
 
 __all__ = [
     "FEATURES",
@@ -71,11 +71,13 @@ __all__ = [
     "forget_task",
     "is_held",
     "is_url",
+    "leftovers",
     "list_task",
     "listed_tasks",
     "locked",
     "no_store",
     "open_backing",
+    "open_task",
     "pack_sums",
     "release_units",
     "shard_locked",

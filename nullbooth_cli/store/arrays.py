@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from nullbooth_cli.datatypes import outer_place
+from nullbooth_cli.datatypes import TASKS
 from nullbooth_cli.errors import Rerun, StoreError
 from nullbooth_cli.store.backing import Backing, Bytes
 from nullbooth_cli.store.chunks import decode, encode
-from nullbooth_cli.store.format import Root, open_root, write_root
+from nullbooth_cli.store.format import Root, open_root, record_again, write_root
 from nullbooth_cli.store.metadata import ID, StoredArray, array_document, group_document, new_id, parsed, sealed, unsealed
 
 TEXT_CHUNK = 1024
@@ -54,7 +54,12 @@ class ArrayGroup:
     @property
     def place(self) -> str:
         """The place that a command names: held-out prompts and tasks belong to the store that they are in."""
-        return outer_place(self.url)
+        return self.url.removesuffix(f"/{self._inner}") if self._inner else self.url
+
+    @property
+    def _inner(self) -> str:
+        """The name inside the store around it: `heldout` or `tasks/<name>`; empty for a store of its own."""
+        return self.id.partition("-")[2]
 
     @property
     def id(self) -> str:
@@ -146,7 +151,7 @@ class ArrayGroup:
         """An array: its shape, chunks, dtype and attributes. Raises StoreError if there is none."""
         found = self.find(name)
         if found is None:
-            raise StoreError(f"{self.url} has no array {name}", self._rebuild(name))
+            raise StoreError(f"{self.url} has no array {name}", self.rewriting(name))
         return found
 
     def write_chunk(self, name: str, index: tuple[int, ...], values: NDArray[Any]) -> None:
@@ -178,17 +183,20 @@ class ArrayGroup:
     def _damaged(self, name: str, index: tuple[int, ...], why: str) -> StoreError:
         return StoreError(f"{self.url}: {name} chunk {chunk_key('', index)[1:]} is damaged: {why}", self._rerun(name))
 
-    def _rerun(self, name: str) -> Rerun:
-        """The stage that writes a chunk again."""
+    def _rerun(self, name: str) -> Rerun | str:
+        """The stage that writes a chunk again; for a task, which no stage of the store around it writes, what to do."""
+        if self._inner.startswith(f"{TASKS}/"):
+            return record_again(self._inner)
         group, _, rest = name.partition("/")
         stage = _REWRITES.get(rest if group == "progress" else group, _REWRITES["schedule"])
         return replace(stage, store=self.place)
 
-    def _rebuild(self, name: str) -> Rerun:
+    def rewriting(self, name: str) -> Rerun | str:
         """The stage that makes an array again, with its metadata. A repair makes only arrays that belong to single units."""
-        if name.startswith(("parts/", "attention/")) and name.count("/") == 2:
-            return self._rerun(name)
-        return replace(self._rerun(name), force=True, repair=False)
+        found = self._rerun(name)
+        if isinstance(found, str) or (name.startswith(("parts/", "attention/")) and name.count("/") == 2):
+            return found
+        return replace(found, force=True, repair=False)
 
     def write_vector(self, name: str, values: Sequence[float] | NDArray[np.float64]) -> None:
         """Make a float64 array `[N]` of one chunk, in the place of an earlier one."""
@@ -285,7 +293,7 @@ class ArrayGroup:
             raise self._damaged_document(name, str(error)) from error
 
     def _damaged_document(self, name: str, why: str) -> StoreError:
-        return StoreError(f"{self.url}: {_document_key(name)} is damaged: {why}", self._rebuild(name))
+        return StoreError(f"{self.url}: {_document_key(name)} is damaged: {why}", self.rewriting(name))
 
 
 def _document_key(name: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
+from nullbooth_cli.datatypes import TASKS
 from nullbooth_cli.errors import NullboothError, StoreError
 from nullbooth_cli.store.backing import Backing
 from nullbooth_cli.store.metadata import ID, SEAL, attributes_of, group_document, new_id, parsed, sealed, unsealed
@@ -64,7 +65,7 @@ def open_root(backing: Backing, store_id: str | None = None) -> Root:
         if store_id not in (None, attributes[ID]):
             raise ValueError("it belongs to another run")
     except ValueError as error:
-        raise _damaged(place, str(error)) from error
+        raise _damaged(place, str(error), store_id) from error
     return Root(attributes, data)
 
 
@@ -116,9 +117,18 @@ def _has_groups(backing: Backing) -> bool:
     return any(backing.get(f"{group}/{_ROOT}") is not None for group in ("schedule", "progress"))
 
 
-def _damaged(place: str, why: str) -> StoreError:
+def _damaged(place: str, why: str, store_id: str | None = None) -> StoreError:
+    """The error for the metadata of a store; `store_id` is that of a store inside another one."""
+    inner = (store_id or "").partition("-")[2]
     hint = "put this file back from a copy, or remove the store and collect again"
+    if inner.startswith(f"{TASKS}/"):
+        hint = record_again(inner)
     return StoreError(f"{place}: {_ROOT} is damaged: {why}", hint)
+
+
+def record_again(inner: str) -> str:
+    """What mends a damaged task, by its name inside the store around it."""
+    return f"forget the task {inner.removeprefix(f'{TASKS}/')}, and remember it again: nothing else is lost with it"
 
 
 def is_there(backing: Backing) -> bool:

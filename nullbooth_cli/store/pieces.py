@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nullbooth_cli.datatypes import Site
-from nullbooth_cli.errors import NullboothError, Rerun, StoreError
+from nullbooth_cli.errors import NullboothError, StoreError
 from nullbooth_cli.store.arrays import chunk_key
 from nullbooth_cli.store.backing import UnreadableError
 from nullbooth_cli.store.layout import covariance_units
@@ -122,7 +122,7 @@ def _progress(
         length = store.arrays.array(f"progress/{name}").shape[0]
         if length < total:
             problem = f"progress/{name} has {length} cells for {total} units"
-            raise StoreError(f"{store.url}: {problem}", Rerun(stage, force=True, store=store.arrays.place))
+            raise StoreError(f"{store.url}: {problem}", store.arrays.rewriting(f"progress/{name}"))
         cells = known[name] if name in known else store.progress.cells(name, damaged=UNKNOWN)
     except DAMAGE as error:
         yield Damage(error=error)

@@ -13,6 +13,7 @@ from typing import Literal
 
 from nullbooth_cli.datatypes import TASKS, AnySums, FactoredSums, Site, Sums
 from nullbooth_cli.errors import ConfigError, StoreError
+from nullbooth_cli.store.format import record_again
 from nullbooth_cli.store.store import Store
 
 Kind = Literal["hard", "soft"]
@@ -62,7 +63,7 @@ def tasks_of(store: Store, kind: Kind | None = None) -> tuple[Task, ...]:
 
     Raises StoreError for one that is listed and not there. Cost: one small object for each.
     """
-    return tuple(_open(store, entry) for entry in listed_tasks(store) if kind in (None, entry["kind"]))
+    return tuple(open_task(store, entry) for entry in listed_tasks(store) if kind in (None, entry["kind"]))
 
 
 def listed_tasks(store: Store) -> list[dict[str, object]]:
@@ -70,12 +71,19 @@ def listed_tasks(store: Store) -> list[dict[str, object]]:
     return [dict(entry) for entry in store.arrays.attribute("tasks")] if store.arrays.has_attribute("tasks") else []
 
 
-def _open(store: Store, entry: Mapping[str, object]) -> Task:
+def leftovers(store: Store) -> list[str]:
+    """The names of tasks that are there and not listed, left by runs that were stopped. Cost: a list request."""
+    listed = {entry["name"] for entry in listed_tasks(store)}
+    return [name for name in store.arrays.children(TASKS) if name not in listed]
+
+
+def open_task(store: Store, entry: Mapping[str, object]) -> Task:
+    """A task by its entry in the list. Raises StoreError if it is not there, or belongs to another store."""
     inner = store.inside(place_of(str(entry["name"])))
     if inner is None:
         raise StoreError(
             f"{store.url} remembers the task {entry['name']}, and {place_of(str(entry['name']))} is missing",
-            "put it back from a copy, or forget the task",
+            record_again(place_of(str(entry["name"]))),
         )
     return Task(**entry, store=inner)  # type: ignore[arg-type]  # as `list_task` wrote it
 
@@ -97,7 +105,7 @@ def forget_task(store: Store, name: str) -> None:
     """Take a task off the list, then remove its sums. Raises ConfigError if there is none of this name."""
     listed = listed_tasks(store)
     left = [entry for entry in listed if entry["name"] != name]
-    if len(left) == len(listed) and store.inside(place_of(name)) is None:
+    if len(left) == len(listed) and not store.nbytes(place_of(name)):
         names = ", ".join(str(entry["name"]) for entry in listed) or "none"
         raise ConfigError(f"{store.url} has no task {name}", f"name one of those that it remembers: {names}")
     if len(left) < len(listed):

@@ -41,7 +41,7 @@ def _damaged_groups(store: Store, stage: str, groups: set[str]) -> Iterator[Dama
             store.arrays.require_group(name)
         except StoreError as error:
             hint: Rerun | str = error.rerun or error.hint
-            if stage in ("collect", "covariance"):  # which a repair fixes, without doing any unit again
+            if error.rerun and stage in ("collect", "covariance"):  # which a repair fixes, without doing any unit again
                 hint = Rerun(stage, repair=True, store=store.arrays.place)
             yield Damage(error=StoreError(error.message, hint), group=name)
         except UnreadableError as error:
