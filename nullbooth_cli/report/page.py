@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from nullbooth_cli import __version__
 from nullbooth_cli.formatting import without_shared_ending
+from nullbooth_cli.nullspace.budget import TaskBudget
 from nullbooth_cli.nullspace.spectrum import ADVISED_LEAKAGE
 from nullbooth_cli.pipeline.state import StageState, stage_states
 from nullbooth_cli.report.files import writing
@@ -28,6 +29,7 @@ from nullbooth_cli.report.ladder import Ladder, RungTotals
 from nullbooth_cli.report.names import Called, site_name
 from nullbooth_cli.report.over_timesteps import SiteOverTimesteps
 from nullbooth_cli.report.picture_source import PictureSource
+from nullbooth_cli.report.plots.tasks import mean_energy, mean_heldout
 from nullbooth_cli.report.status import StageReport, stage_report
 from nullbooth_cli.settings.config import STAGES
 from nullbooth_cli.store import Store
@@ -88,6 +90,19 @@ class PageEvolution:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PageTask:
+    """A hard task over all sites of the page: null dimensions before and after it, and the mean energies that it met."""
+
+    name: str
+    null_dim_before: int
+    null_dim: int
+    dim: int
+    energy: float
+    heldout_energy: float | None
+    leakage: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class PageData:
     """The document that the page draws: its answers, the inspect report with its spectra, the ladder, settings, stages, prompts.
 
@@ -109,6 +124,7 @@ class PageData:
     stages: Mapping[str, PageStage]
     prompts: tuple[str, ...]
     sites: tuple[PageSite, ...]
+    tasks: tuple[PageTask, ...]
     evolutions: tuple[PageEvolution, ...]
 
 
@@ -143,6 +159,7 @@ def page_data(source: PictureSource, evolutions: Sequence[SiteOverTimesteps], la
             )
             for entry, eigenvalues in zip(entries, spectra_of(store, entries), strict=True)
         ),
+        tasks=tuple(_task(task) for task in report.tasks if task.sites),
         evolutions=tuple(_evolution(evolution, called, points) for evolution in evolutions),
     )
 
@@ -186,6 +203,18 @@ def _stage(store: Store, stage: str, state: StageState) -> PageStage:
     pace = store.progress.pace(stage)
     seconds = None if pace is None else pace * state.units_done
     return PageStage(**_values(stage_report(store, stage, state)), seconds=seconds)
+
+
+def _task(task: TaskBudget) -> PageTask:
+    return PageTask(
+        name=task.name,
+        null_dim_before=sum(each.null_dim_before for each in task.sites),
+        null_dim=sum(each.null_dim for each in task.sites),
+        dim=sum(each.dim for each in task.sites),
+        energy=mean_energy(task),
+        heldout_energy=mean_heldout(task),
+        leakage=max(each.leakage for each in task.sites),
+    )
 
 
 def _values(report: SiteReport | StageReport) -> dict[str, Any]:

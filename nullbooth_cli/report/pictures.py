@@ -80,12 +80,14 @@ def _drawn(path: Path) -> Note:
 
 
 def _plots(source: PictureSource, request: PictureRequest, evolutions: Sequence[SiteOverTimesteps]) -> Iterator[Path]:
-    from nullbooth_cli.report.plots import layers, sites, timesteps
+    from nullbooth_cli.report.plots import layers, sites, tasks, timesteps
 
     entries, called = source.report.sites, source.called
     shown = most_leaking(entries)  # one per timestep would be too many pictures
     yield from sites.draw_spectra(shown, spectra_of(source.store, shown), called, request.path)
     yield sites.draw_leakage(shown, called, request.path("leakage"))
+    if any(task.sites for task in source.report.tasks):
+        yield tasks.draw_budget(source.report.tasks, request.path("tasks"))
     if evolutions:
         yield from timesteps.draw_maps(evolutions, called, request.path)
         yield timesteps.draw_evolution(evolutions, called, request.path("evolution"))
