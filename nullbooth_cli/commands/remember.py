@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 Place = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="What was taught: a training output, checkpoint, pipeline folder or LoRA."),
+    typer.Argument(metavar="MODEL", help="What was taught: a training output, checkpoint, edit, pipeline folder or LoRA."),
 ]
 Prompts = Annotated[
     list[str] | None,
@@ -22,6 +22,10 @@ Word = Annotated[
 ]
 Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Of the task; by default that of the run or file.")]
 Weight = Annotated[int, typer.Option("--weight", metavar="N", help="How many preserved tokens each of its tokens counts.")]
+Soft = Annotated[
+    bool | None,
+    typer.Option("--soft/--hard", help="Only later edits weigh it, or no change may move it. An edit: soft; all else: hard."),
+]
 Forget = Annotated[str | None, typer.Option("--forget", metavar="TASK", help="Take a task out again, exactly.")]
 
 
@@ -31,6 +35,7 @@ def remember(
     word: Word = None,
     name: Name = None,
     weight: Weight = 1,
+    soft: Soft = None,
     forget: Forget = None,
     config: ConfigFile = None,
     store: StorePath = None,
@@ -40,7 +45,7 @@ def remember(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Preserve what a model was taught, for the next change.
+    """Preserve what a model was taught or edited, for the next change.
 
     Records the prompts on the changed MODEL into the store, as a task, and computes the projectors again: what is taught next
     is constrained by the preserved prompts and by every task. The answer has the budget: what each task took of the null space,
@@ -67,8 +72,8 @@ def remember(
         )
     common = Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose)
     if forget is not None:
-        if prompts or word or name or weight != 1:
-            raise ConfigError("--forget takes the name of a task alone", "leave prompts, --word, --name and --weight out")
+        if prompts or word or name or weight != 1 or soft is not None:
+            raise ConfigError("--forget takes the name of a task alone", "leave prompts and the other options out")
         session = start(common)
         session.terminal.follow(forget_events(session.config, forget, device=device))
         session.terminal.answer(ForgetAnswer(store=session.url, task=forget, tasks=session.tasks()), _draw)
@@ -76,7 +81,7 @@ def remember(
         assert model is not None
         texts = prompts_to_use(prompts or [], None, "PROMPT")
         session = start(common)
-        request = request_of(session.config, model, texts, word=word, name=name, weight=weight)
+        request = request_of(session.config, model, texts, word=word, name=name, weight=weight, soft=soft)
         session.terminal.follow(remember_events(session.config, request, device=device))
         answer = RememberAnswer(
             store=session.url,

@@ -3,7 +3,8 @@
     store = nb.remember("runs/dog", "run.zarr")      # the output of a training run, with its own prompts
     store.tasks()                                    # what it took, and what is left
 
-The request is made from what a place says of itself, the prompts and the name of a training run; `pipeline.remember` records it.
+The request is made from what a place says of itself: the prompts and the name of a training run, the rows of an edit.
+`pipeline.remember` records it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ def remember(
     word: str | None = None,
     name: str | None = None,
     weight: int = 1,
+    soft: bool | None = None,
     device: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     on_event: Listener = lambda _: None,
@@ -41,7 +43,8 @@ def remember(
     `place` is anything that `evaluate` takes: a training output, a checkpoint, a pipeline folder, a LoRA. The inputs of `prompts`
     are recorded on that model; by default they are the captions that its training run names. `word`, such as "sks dog", adds
     prompts around it. `name` is by default that of the run or file, `weight` how many preserved tokens each of its tokens counts.
-    `storage_options` are those of a store at a URL.
+    A saved edit is remembered softly, unless `soft` is False or prompts are named: by the rows that it edited, which later edits
+    weigh as their term C, and which take nothing of the null space. `storage_options` are those of a store at a URL.
 
     Raises StageError before `covariance` is complete, ConfigError for a place without a model or prompts, for prompts without the
     word that was taught, for a name that is taken, for per-timestep projectors, outputs and imported stores; ModelError for a
@@ -49,7 +52,7 @@ def remember(
     Cost: that of collecting the prompts, and a decomposition of every moment, and one more for each hard task.
     """
     config = _config_of(store, storage_options)
-    request = request_of(config, str(place), prompts, word=word, name=name, weight=weight)
+    request = request_of(config, str(place), prompts, word=word, name=name, weight=weight, soft=soft)
     for event in remember_events(config, request, device=device):
         on_event(event)
     return open_store(config.store, config.storage_options)
@@ -88,22 +91,34 @@ def request_of(
     word: str | None = None,
     name: str | None = None,
     weight: int = 1,
+    soft: bool | None = None,
 ) -> Remembered:
-    """What to remember of the model at a place; of an edit without other prompts, the inputs that it edited (a soft task).
+    """What to remember of the model at a place. The arguments and errors are those of `remember`.
 
-    The arguments and errors are those of `remember`. Cost: headers of files; for an edit, its inputs.
+    Cost: headers of files, and the rows of an edit.
     """
-    edited, record = read_place(config, place), read_edit_record(place)
-    if record is not None and not prompts and word is None:
+    record = read_edit_record(place)
+    if soft and record is None:
+        raise ConfigError(f"{place} is no saved edit, and only an edit is remembered softly", "remember it hard")
+    has_prompts = bool(prompts) or word is not None
+    if record is not None and (soft or (soft is None and not has_prompts)):
+        if has_prompts:
+            raise ConfigError(
+                "an edit is remembered softly by the rows that it edited, and prompts are named beside it",
+                "leave the prompts out, or remember it hard",
+            )
         return Remembered(
             source=place,
-            prompts=record.prompts,
+            prompts=tuple(dict.fromkeys(record.prompts)),
             name=name or _default_name(place),
             weight=weight,
             edits=record.sums(),
             weights=record.tensors,
             digest=record.digest,
         )
+    edited = read_place(config, place)
+    if record is not None and not has_prompts:
+        prompts = record.prompts
     texts = prompts_around([prompts] if isinstance(prompts, str) else prompts, word)
     if not prompts and (word is None or name_of_training(Path(place)) is not None):
         texts = tuple(dict.fromkeys([*prompts_of_training(Path(place))[1], *texts]))

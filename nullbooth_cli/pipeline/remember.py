@@ -152,6 +152,8 @@ def _begin(run: Run, request: Remembered, origin: Mapping[str, Any]) -> None:
     if "project" in store.records:
         require_pooled(store)
     require_disjoint(heldout_prompts(run.config), load_prompts(list(request.prompts), PROMPTS_FIELD))
+    if request.edits is not None and (other := sorted(set(request.edits) - {site.name for site in store.sites})):
+        raise ConfigError(f"{store.url} has no site {other[0]}, which was edited", "name the store that the edit was made with")
     if not store.records["collect"].get("tensors"):
         raise ConfigError(
             f"{store.url} does not record which weights it was made from, so no model can follow them",

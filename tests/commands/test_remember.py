@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import nullbooth_cli as nb
 from nullbooth_cli.pipeline import remember as module
@@ -116,3 +117,25 @@ def test_in_python(config: Config, run: Path) -> None:
     assert [task.name for task in tasks_of(opened.store)] == ["dog"]
     assert nb.forget("dog", opened).tasks() == ()
     np.testing.assert_array_equal(spectra(config), before)
+
+
+def test_an_edit_is_remembered_softly_or_hard(config: Config, tmp_path: Path) -> None:
+    edited = str(tmp_path / "star")
+    made = nullbooth("edit", "a sks star", "a red star", "-s", config.store, "-o", edited, "--max-missing", "1")
+    assert made.exit_code == 0, made.stderr
+    refused(nullbooth("remember", edited, "a star", "--soft", "-s", config.store), 2, "an edit is remembered softly by the rows")
+    shown = nullbooth("remember", edited, "-s", config.store, "--json")
+    assert shown.exit_code == 0, shown.stderr
+    answer = json.loads(shown.stdout)
+    assert (answer["task"], answer["kind"], answer["prompts"]) == ("star", "soft", ["a sks star"])
+    assert answer["tasks"][0]["sites"] == []
+    opened = nb.open_store(config.store)
+    [site] = opened.sites()
+    rows = load_file(tmp_path / "star" / "edit.safetensors")[site.name]
+    np.testing.assert_allclose(opened.edited(site), rows.T @ rows, rtol=1e-12)
+    assert nullbooth("remember", edited, "--hard", "--name", "hard", "-s", config.store).exit_code == 0
+    assert [(task.name, task.kind) for task in opened.tasks()] == [("star", "soft"), ("hard", "hard")]
+
+
+def test_only_an_edit_is_remembered_softly(config: Config, run: Path) -> None:
+    refused(nullbooth("remember", str(run), "--soft", "-s", config.store), 2, "only an edit is remembered softly")

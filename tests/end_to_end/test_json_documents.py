@@ -26,7 +26,8 @@ PLAN = "{stage units_done units_total seconds bytes_needed bytes_free device dev
 INSPECT = (
     "schema_version store scope rule{name value} centred sites[{layer feature side weights[] step_index key timestep dim count "
     "null_dim effective_rank largest smallest condition threshold noise_floor leakage heldout_leakage warnings[] "
-    "arrays{features moments projector}}] totals{sites weights dim null_dim count largest_leakage largest_heldout_leakage}"
+    "arrays{features moments projector}}] totals{sites weights dim null_dim count largest_leakage largest_heldout_leakage} "
+    "tasks[]"
 )
 DOCUMENTS = {
     "schedule": "{schema_version store strategy mode scheduler seed steps[{index key timestep sigma}]}",
@@ -49,9 +50,9 @@ DOCUMENTS = {
         "default_loras[{trainer modules protected unprotected{attn1 attn2 q attn2 k attn2 v attn2 out} linear_layers[] sites "
         "moment_bytes}]}"
     ),
-    "status": f"{{schema_version store {STAGES % '[]'} renamed[]}}",
-    "status --verify": f"{{schema_version store {STAGES % '[]'} renamed[] verify{{checked damaged[]}}}}",
-    "status --set project.relative_threshold=0.1": f"{{schema_version store {STAGES % '[{field old new}]'} renamed[]}}",
+    "status": f"{{schema_version store {STAGES % '[]'} renamed[] tasks[] unfinished_tasks[]}}",
+    "status --verify": f"{{schema_version store {STAGES % '[]'} renamed[] tasks[] unfinished_tasks[] verify{{checked damaged[]}}}}",
+    "status --set project.relative_threshold=0.1": f"{{schema_version store {STAGES % '[{field old new}]'} renamed[] tasks[] unfinished_tasks[]}}",
     "project --explore": (
         "{schema_version store scope rule{name value} heldout ladder[{value null_dim dim largest_leakage largest_heldout_leakage "
         "empty below_noise sites[{layer feature key dim null_dim leakage heldout_leakage below_noise}]}]}"
