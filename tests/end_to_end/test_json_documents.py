@@ -23,6 +23,7 @@ STAGES = (
     f"covariance{{{STAGE}[] heldout{UNITS}}} project{{{STAGE}%s}}}}"
 )
 PLAN = "{stage units_done units_total seconds bytes_needed bytes_free device device_bytes_needed device_bytes_free operations}"
+TASKS = "renamed[] tasks[] unfinished_tasks[]"
 INSPECT = (
     "schema_version store scope rule{name value} centred sites[{layer feature side weights[] step_index key timestep dim count "
     "null_dim effective_rank largest smallest condition threshold noise_floor leakage heldout_leakage warnings[] "
@@ -50,9 +51,9 @@ DOCUMENTS = {
         "default_loras[{trainer modules protected unprotected{attn1 attn2 q attn2 k attn2 v attn2 out} linear_layers[] sites "
         "moment_bytes}]}"
     ),
-    "status": f"{{schema_version store {STAGES % '[]'} renamed[] tasks[] unfinished_tasks[]}}",
-    "status --verify": f"{{schema_version store {STAGES % '[]'} renamed[] tasks[] unfinished_tasks[] verify{{checked damaged[]}}}}",
-    "status --set project.relative_threshold=0.1": f"{{schema_version store {STAGES % '[{field old new}]'} renamed[] tasks[] unfinished_tasks[]}}",
+    "status": f"{{schema_version store {STAGES % '[]'} {TASKS}}}",
+    "status --verify": f"{{schema_version store {STAGES % '[]'} {TASKS} verify{{checked damaged[]}}}}",
+    "status --set project.relative_threshold=0.1": f"{{schema_version store {STAGES % '[{field old new}]'} {TASKS}}}",
     "project --explore": (
         "{schema_version store scope rule{name value} heldout ladder[{value null_dim dim largest_leakage largest_heldout_leakage "
         "empty below_noise sites[{layer feature key dim null_dim leakage heldout_leakage below_noise}]}]}"
