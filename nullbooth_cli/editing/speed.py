@@ -1,8 +1,8 @@
 """SPEED (Li et al., arXiv 2503.07392): a null space of its own for each weight, and inputs whose outputs stay exactly equal.
 
-    P      null space of the preserved tokens that the edit would move more than the mean (prior filter), and of noisy copies of
-    them K2     the first token of the empty prompt, and three centres of its others
-    dW     = R K1^T P (I - M K2 (K2^T P M K2)^-1 K2^T P) M,  M = ((K1 K1^T + C) P + a I)^-1
+    P   null space of the preserved tokens that the edit would move more than the mean (prior filter), and of their noisy copies
+    K2  the first token of the empty prompt, and three centres of its others
+    dW  = R K1^T P (I - M K2 (K2^T P M K2)^-1 K2^T P) M,  M = ((K1 K1^T + C) P + a I)^-1
 
 What the edit would move is measured by that of `alphaedit` without any null space: E = R K1^T (K1 K1^T + a I)^-1. The noise is
 along the weight's smallest right singular vector, where the output hardly sees it. dW is the solution within the null space under
