@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 from nullbooth_cli.commands.tables import table
 from nullbooth_cli.editing.around import Around
 from nullbooth_cli.editing.positions import Marked
-from nullbooth_cli.editing.reach import Rung, Trial
+from nullbooth_cli.editing.reach import EditRung, Trial
 from nullbooth_cli.editing.report import several
 from nullbooth_cli.editing.settings import EditSettings, Method
 from nullbooth_cli.editing.verbs import NEUTRAL, Pair, debiased, erased, made, mapped, read_pairs
@@ -144,7 +144,7 @@ def _by(trial: Trial) -> str:
     return "" if trial.plan.report.method == "alphaedit" else "by --method alphaedit "
 
 
-def _measures(rung: Rung) -> str:
+def _measures(rung: EditRung) -> str:
     heldout = "" if rung.heldout is None else f", {rung.heldout:.2g} on held-out prompts"
     return f"{rung.missing:.2g} is missing ({reach_word(rung.missing)}), drift {rung.drift:.2g}{heldout}"
 
@@ -177,7 +177,7 @@ def _pairs(answer: "EditAnswer") -> Any:
     return table(["missing", "", "prompt"], rows, right=frozenset({0}))
 
 
-def _ladder(rungs: Sequence[Rung]) -> Any:
+def _ladder(rungs: Sequence[EditRung]) -> Any:
     """What the edit would do under other thresholds, and by uce."""
     columns = ["relative_threshold", "null_dim", "missing", "", "drift", "held-out"]
     rows = [

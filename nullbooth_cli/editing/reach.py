@@ -43,7 +43,7 @@ class CutStore(OpenStore):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rung:
+class EditRung:
     """An edit by `method` under another relative threshold, with its null_dim over all sites; None for `uce`, which needs none.
 
     `missing` is that of the pair furthest from its target, `drift` and `heldout` are the largest of all weights.
@@ -69,7 +69,7 @@ class Trial:
         self._store, self._sites, self._plan_at = store, sites, plan_at
         self.plan, self.url = plan_at(store=store), store.url
 
-    def thresholds(self) -> tuple[Rung, ...]:
+    def thresholds(self) -> tuple[EditRung, ...]:
         """The edit by `alphaedit` under every relative threshold that leaves more null dimensions than now, then by `uce`.
 
         Nothing for an edit by `uce`, which has no threshold. Cost: that of planning, for each of up to twelve.
@@ -77,7 +77,7 @@ class Trial:
         if self.plan.report.method == "uce":
             return ()
         before = sum(self._store.store.projectors.read_cut(site, 0).null_dim for site in self._sites)
-        rungs: list[Rung] = []
+        rungs: list[EditRung] = []
         for value in LADDER:
             cut = CutStore(self._store, value)
             dims = [cut.null_dim(site) for site in self._sites]
@@ -86,9 +86,9 @@ class Trial:
                 rungs.append(self._rung(self._plan_at(store=cut, method="alphaedit"), value, total))
         return (*rungs, self._rung(self._plan_at(store=self._store, method="uce")))
 
-    def _rung(self, plan: EditPlan, threshold: float | None = None, null_dim: int | None = None) -> Rung:
+    def _rung(self, plan: EditPlan, threshold: float | None = None, null_dim: int | None = None) -> EditRung:
         report = plan.report
-        return Rung(
+        return EditRung(
             method=report.method,
             relative_threshold=threshold,
             null_dim=null_dim,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from nullbooth_cli.report.json_document import OPTIONAL, Document
 
 if TYPE_CHECKING:
-    from nullbooth_cli.editing.reach import Rung as EditRung
+    from nullbooth_cli.editing.reach import EditRung
     from nullbooth_cli.editing.report import EditedWeight, Targets
     from nullbooth_cli.editing.verdict import EditVerdict
     from nullbooth_cli.nullspace.budget import TaskBudget

@@ -15,7 +15,7 @@ from nullbooth_cli.commands.edit_options import (
     settings_of,
     tokens_of,
 )
-from nullbooth_cli.editing.reach import Rung
+from nullbooth_cli.editing.reach import EditRung
 from nullbooth_cli.errors import ConfigError
 
 
@@ -106,17 +106,17 @@ class _Trial:
 
     url = "run.zarr"
 
-    def __init__(self, missing: Mapping[str, float], *rungs: Rung) -> None:
+    def __init__(self, missing: Mapping[str, float], *rungs: EditRung) -> None:
         self.plan = SimpleNamespace(report=SimpleNamespace(by_pair=missing, method="alphaedit"))
         self._rungs = rungs
 
-    def thresholds(self) -> tuple[Rung, ...]:
+    def thresholds(self) -> tuple[EditRung, ...]:
         return self._rungs
 
 
-def rung(threshold: float | None, missing: float) -> Rung:
+def rung(threshold: float | None, missing: float) -> EditRung:
     method = "uce" if threshold is None else "alphaedit"
-    return Rung(method=method, relative_threshold=threshold, null_dim=9, missing=missing, drift=0.2, heldout=0.3)
+    return EditRung(method=method, relative_threshold=threshold, null_dim=9, missing=missing, drift=0.2, heldout=0.3)
 
 
 def refusal(trial: _Trial, most: float = 0.9) -> ConfigError:
