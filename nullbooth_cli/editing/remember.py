@@ -16,7 +16,7 @@ from nullbooth_cli.collect.edited_model import read_place
 from nullbooth_cli.editing.record import read_edit_record
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.trained_files import name_of_training, prompts_of_training
-from nullbooth_cli.pipeline.remember import Remembered, forget_events, remember_events
+from nullbooth_cli.pipeline.remember import RememberRequest, forget_events, remember_events
 from nullbooth_cli.progress import Event
 from nullbooth_cli.settings.class_prompts import prompts_around
 from nullbooth_cli.settings.config import Config, build_config
@@ -92,7 +92,7 @@ def request_of(
     name: str | None = None,
     weight: int = 1,
     soft: bool | None = None,
-) -> Remembered:
+) -> RememberRequest:
     """What to remember of the model at a place. The arguments and errors are those of `remember`.
 
     Cost: headers of files, and the rows of an edit.
@@ -107,7 +107,7 @@ def request_of(
                 "an edit is remembered softly by the rows that it edited, and prompts are named beside it",
                 "leave the prompts out, or remember it hard",
             )
-        return Remembered(
+        return RememberRequest(
             source=place,
             prompts=tuple(dict.fromkeys(record.prompts)),
             name=name or _default_name(place),
@@ -124,7 +124,7 @@ def request_of(
         texts = tuple(dict.fromkeys([*prompts_of_training(Path(place))[1], *texts]))
     if lacking := edited.word_note(texts):
         raise ConfigError(lacking, "name the prompts that use it, or its word and noun")
-    return Remembered(source=place, prompts=texts, name=name or _default_name(place), weight=weight)
+    return RememberRequest(source=place, prompts=texts, name=name or _default_name(place), weight=weight)
 
 
 def _default_name(place: str) -> str:

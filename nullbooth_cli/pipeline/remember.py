@@ -34,7 +34,7 @@ STAGE = "remember"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remembered:
+class RememberRequest:
     """A request: the changed model at `source`, and the prompts that use what it was taught.
 
     `edits`: the sums of an edit's rows K1 at each of its sites, by name, for a soft task; None for a hard one, whose sums are
@@ -74,7 +74,7 @@ class Remembered:
 
 
 def remember_events(
-    config: Config, request: Remembered, *, device: str | None = None, interrupts: Interrupts | None = None
+    config: Config, request: RememberRequest, *, device: str | None = None, interrupts: Interrupts | None = None
 ) -> Iterator[Event]:
     """Record a task into the store of a config, list it, and compute the projectors again.
 
@@ -112,7 +112,7 @@ def _opened(config: Config, device: str | None, interrupts: Interrupts | None) -
     return open_run(config, store.prompts(), create=False, device=device, interrupts=interrupts)
 
 
-def _is_listed(store: Store, request: Remembered, origin: Mapping[str, Any]) -> bool:
+def _is_listed(store: Store, request: RememberRequest, origin: Mapping[str, Any]) -> bool:
     """Whether the store has this task; raises ConfigError if it has another one of the name."""
     entry = next((entry for entry in listed_tasks(store) if entry["name"] == request.name), None)
     if entry is None:
@@ -137,11 +137,11 @@ def _forget(store: Store, name: str) -> bool:
     return hard
 
 
-def _list(store: Store, request: Remembered) -> None:
+def _list(store: Store, request: RememberRequest) -> None:
     list_task(store, request.name, kind=request.kind, weight=request.weight, source=request.source)
 
 
-def _begin(run: Run, request: Remembered, origin: Mapping[str, Any]) -> None:
+def _begin(run: Run, request: RememberRequest, origin: Mapping[str, Any]) -> None:
     """Check that the task can be remembered, and make its store, with the schedule of the one around it.
 
     What another request left that was stopped is removed; the sums of an edit are written at once, so they start anew.
@@ -167,18 +167,18 @@ def _begin(run: Run, request: Remembered, origin: Mapping[str, Any]) -> None:
     give_schedule(store, inner)
 
 
-def _inner_config(run: Run, request: Remembered) -> Config:
+def _inner_config(run: Run, request: RememberRequest) -> Config:
     return task_config(run.config, place_of(request.name), request.prompts)
 
 
-def _begun(run: Run, request: Remembered) -> Store:
+def _begun(run: Run, request: RememberRequest) -> Store:
     """The store of the task, open for writing."""
     inner = run.store.inside(place_of(request.name), write=True)
     assert inner is not None  # `_begin` made it
     return inner
 
 
-def _record(run: Run, request: Remembered) -> Iterator[Event]:
+def _record(run: Run, request: RememberRequest) -> Iterator[Event]:
     """Collect the prompts with the changed model, and add them up."""
     inner, config = _begun(run, request), _inner_config(run, request)
     prompts = load_prompts(list(request.prompts), PROMPTS_FIELD)
@@ -188,7 +188,7 @@ def _record(run: Run, request: Remembered) -> Iterator[Event]:
     _require_same_sites(run.store, inner, request)
 
 
-def _require_same_sites(store: Store, inner: Store, request: Remembered) -> None:
+def _require_same_sites(store: Store, inner: Store, request: RememberRequest) -> None:
     """Raise ModelError unless the changed model gives every site what its base gave it."""
     expected, found = ({site.name: (site.dim, site.weights) for site in each.sites} for each in (store, inner))
     if expected != found:
@@ -199,13 +199,13 @@ def _require_same_sites(store: Store, inner: Store, request: Remembered) -> None
         )
 
 
-def _write(run: Run, request: Remembered) -> Iterator[Event]:
+def _write(run: Run, request: RememberRequest) -> Iterator[Event]:
     """Write the sums of an edit's rows, in one process."""
     yield Note(f"{counted(len(request.prompts), 'edited prompt')} of {request.source}")
     decide(run, lambda: _write_sums(run.store, _begun(run, request), _inner_config(run, request), request))
 
 
-def _write_sums(store: Store, inner: Store, config: Config, request: Remembered) -> None:
+def _write_sums(store: Store, inner: Store, config: Config, request: RememberRequest) -> None:
     assert request.edits is not None
     edits = request.edits
     sites = tuple(site for site in store.sites if site.name in edits)

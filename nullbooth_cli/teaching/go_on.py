@@ -16,7 +16,7 @@ from pathlib import Path
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.trained_files import locate, prompts_of_training
 from nullbooth_cli.model.words import has_word, with_token
-from nullbooth_cli.pipeline.remember import Remembered, remember_events
+from nullbooth_cli.pipeline.remember import RememberRequest, remember_events
 from nullbooth_cli.progress import Event, Interrupts
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store, listed_tasks, open_backing
@@ -72,7 +72,7 @@ def remember_before(config: Config, after: str, device: str | None, interrupts: 
     if remembers(store, after):
         return
     named, _ = prompts_of_training(Path(after))
-    request = Remembered(source=after, prompts=task_prompts(after), name=_free_name(store, named))
+    request = RememberRequest(source=after, prompts=task_prompts(after), name=_free_name(store, named))
     yield from remember_events(config, request, device=device, interrupts=interrupts)
 
 

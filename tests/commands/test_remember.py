@@ -92,9 +92,9 @@ def test_what_no_change_can_follow(tmp_path: Path, run: Path) -> None:
 
 
 def test_a_word_and_a_name(config: Config, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[module.Remembered] = []
+    asked: list[module.RememberRequest] = []
 
-    def events(_: Config, request: module.Remembered, **__: object) -> Any:
+    def events(_: Config, request: module.RememberRequest, **__: object) -> Any:
         asked.append(request)
         return iter(())
 

@@ -21,7 +21,7 @@ from nullbooth_cli.editing.positions import Ends
 from nullbooth_cli.editing.tokens import TokenInputs, first_tokens, paired, text_inputs
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model import load
-from nullbooth_cli.pipeline.remember import Remembered, remember_events
+from nullbooth_cli.pipeline.remember import RememberRequest, remember_events
 from nullbooth_cli.settings.config import build_config
 from nullbooth_cli.tensors import tensor_digest
 from nullbooth_cli.toy import score, world
@@ -138,7 +138,7 @@ def test_an_edit_goes_on_from_one_that_the_store_remembers(text_store: nb.OpenSt
     pipe = fresh()
     first = nb.edit(pipe, nb.open_store(config.store), {"a sks star": "a red star"})
     expected = plan_edit(pipe, text_store, {"a zwx": "a ring"}, earlier=[first])
-    request = Remembered(
+    request = RememberRequest(
         source="edited",
         prompts=tuple(first.pairs),
         name="first",

@@ -12,7 +12,7 @@ from nullbooth_cli.datatypes import Sums
 from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.model import load
 from nullbooth_cli.nullspace.usable import check_model
-from nullbooth_cli.pipeline.remember import Remembered
+from nullbooth_cli.pipeline.remember import RememberRequest
 from nullbooth_cli.store import Store, tasks_of
 from tests.support.builders import execute, small_config, states_of
 from tests.support.tasks import DOG, collected, dog_and_cat, forget, fresh, remember, spectra
@@ -106,7 +106,7 @@ def test_the_same_request_again_does_nothing_and_another_is_refused(tmp_path: Pa
         with pytest.raises(ConfigError, match="remembers another task by the name dog"):
             remember(config, models["dog"], **rest)
     with pytest.raises(ConfigError, match="cannot be the name"):
-        Remembered(source="x", prompts=DOG, name="../dog")
+        RememberRequest(source="x", prompts=DOG, name="../dog")
 
 
 def test_a_task_that_is_listed_and_gone_is_damage(tmp_path: Path, models: dict[str, Path]) -> None:

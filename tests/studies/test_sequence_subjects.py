@@ -22,7 +22,7 @@ from docs.studies.sequence_ways import WAYS, StoreWithTasks, assembled, bases
 from nullbooth_cli.api import OpenStore
 from nullbooth_cli.model.trained_files import BASE_FILE, DENOISER_FILE
 from nullbooth_cli.model.words import WORD_FILE
-from nullbooth_cli.pipeline.remember import Remembered, remember_events
+from nullbooth_cli.pipeline.remember import RememberRequest, remember_events
 from nullbooth_cli.store import Store
 from tests.support.builders import ROOT
 
@@ -74,7 +74,7 @@ def test_what_is_remembered_is_what_the_package_remembers(tmp_path: Path) -> Non
     found = StoreWithTasks(base, [Store.open(tmp_path / "task")], base.config.project.rule()[1])
     assert found.prompts() == (*preserved, *taught)
     before = base.projectors()
-    request = Remembered(source=str(tmp_path / "changed"), prompts=tuple(taught), name="sks")
+    request = RememberRequest(source=str(tmp_path / "changed"), prompts=tuple(taught), name="sks")
     assert list(remember_events(base.config, request, device="cpu"))
     expected = OpenStore(Store.open(tmp_path / "base"))
     [site] = found.sites()

@@ -10,7 +10,7 @@ import torch
 
 from nullbooth_cli.collect.edited_model import load_edited
 from nullbooth_cli.model.trained_files import prompts_of_training
-from nullbooth_cli.pipeline.remember import Remembered, remember_events
+from nullbooth_cli.pipeline.remember import RememberRequest, remember_events
 from nullbooth_cli.settings.config import Config
 from tests.support.builders import PROMPTS, TEXT_ONLY, execute, small_config
 from tests.support.tiny_dreambooth import encoded, recipe, run
@@ -41,7 +41,7 @@ def collected(store: Path) -> Config:
 def remember(config: Config, place: Path) -> None:
     """Remember the output of a training run, by the captions of its pictures."""
     name, prompts = prompts_of_training(place)
-    for _ in remember_events(config, Remembered(source=str(place), name=name, prompts=prompts), device="cpu"):
+    for _ in remember_events(config, RememberRequest(source=str(place), name=name, prompts=prompts), device="cpu"):
         pass
 
 

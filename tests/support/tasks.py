@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from nullbooth_cli.model import load
-from nullbooth_cli.pipeline.remember import Remembered, forget_events, remember_events
+from nullbooth_cli.pipeline.remember import RememberRequest, forget_events, remember_events
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 from tests.support.builders import PROMPTS, TEXT_ONLY, execute, small_config
@@ -40,7 +40,7 @@ def collected(place: Path, prompts: Sequence[str] = PROMPTS, **changes: Any) -> 
 
 
 def remember(config: Config, source: Path, name: str = "dog", prompts: Sequence[str] = DOG, **rest: Any) -> None:
-    for _ in remember_events(config, Remembered(source=str(source), prompts=tuple(prompts), name=name, **rest)):
+    for _ in remember_events(config, RememberRequest(source=str(source), prompts=tuple(prompts), name=name, **rest)):
         pass
 
 

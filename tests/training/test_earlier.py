@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import nullbooth_cli as nb
 from nullbooth_cli.collect.edited_model import load_edited, read_place
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.pipeline.remember import Remembered, forget_events, remember_events
+from nullbooth_cli.pipeline.remember import RememberRequest, forget_events, remember_events
 from nullbooth_cli.store import Store, tasks_of
 from nullbooth_cli.training import dreambooth, output, setup
 from nullbooth_cli.training.hub import require_account
@@ -168,7 +168,7 @@ class TestTheStore:
         bare = tmp_path / "dog.safetensors"
         shutil.copyfile(both.dog / LORA, bare)
         config = collected(tmp_path / "run.zarr")
-        for _ in remember_events(config, Remembered(source=str(bare), name="dog", prompts=("a sks circle",)), device="cpu"):
+        for _ in remember_events(config, RememberRequest(source=str(bare), name="dog", prompts=("a sks circle",)), device="cpu"):
             pass
         made = recipe(tmp_path / "bird", **changes("qfj", config, after=str(bare), model=str(tmp_path / "other")))
         with pytest.raises(ConfigError, match="these projectors belong to another model"):
