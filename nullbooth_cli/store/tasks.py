@@ -17,7 +17,6 @@ from nullbooth_cli.store.format import record_again
 from nullbooth_cli.store.store import Store
 
 Kind = Literal["hard", "soft"]
-KINDS: tuple[Kind, ...] = ("hard", "soft")
 ORIGIN = "origin"  # attribute of a task's store: what it was asked for
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -91,7 +90,10 @@ def open_task(store: Store, entry: Mapping[str, object]) -> Task:
 def place_of(name: str) -> str:
     """The place of a task inside its store. Raises ConfigError for a name that cannot be a folder's."""
     if not NAME.fullmatch(name):
-        raise ConfigError(f"'{name}' cannot be the name of a task", "use letters, digits, hyphens and dots, 64 at most")
+        raise ConfigError(
+            f"'{name}' cannot be the name of a task",
+            "use letters, digits, dots, hyphens and underscores, 64 at most, and begin with one of the first two",
+        )
     return f"{TASKS}/{name}"
 
 
