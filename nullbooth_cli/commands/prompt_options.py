@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from nullbooth_cli.settings.class_prompts import prompts_around
+from nullbooth_cli.settings.class_prompts import with_class_prompts
 from nullbooth_cli.settings.prompts import load_prompts
 
 _FILE = re.compile(r"nullbooth:.+|\S+\.(txt|csv|tsv|jsonl|ndjson|json)(#.+)?", re.IGNORECASE)  # and no prompt, if it is missing
@@ -15,7 +15,7 @@ def prompts_to_use(given: Sequence[str], word: str | None, option: str = "--prom
     texts: list[str] = []
     for each in given:
         texts += [prompt.text for prompt in load_prompts(each, option)] if _is_file(each) else [each]
-    return prompts_around(texts, word)
+    return with_class_prompts(texts, word)
 
 
 def _is_file(text: str) -> bool:

@@ -18,7 +18,7 @@ from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.trained_files import name_of_training, prompts_of_training
 from nullbooth_cli.pipeline.remember import RememberRequest, forget_events, remember_events
 from nullbooth_cli.progress import Event
-from nullbooth_cli.settings.class_prompts import prompts_around
+from nullbooth_cli.settings.class_prompts import with_class_prompts
 from nullbooth_cli.settings.config import Config, build_config
 from nullbooth_cli.store import Store
 
@@ -119,7 +119,7 @@ def request_of(
     edited = read_place(config, place)
     if record is not None and not has_prompts:
         prompts = record.prompts
-    texts = prompts_around([prompts] if isinstance(prompts, str) else prompts, word)
+    texts = with_class_prompts(prompts, word)
     if not prompts and (word is None or name_of_training(Path(place)) is not None):
         texts = tuple(dict.fromkeys([*prompts_of_training(Path(place))[1], *texts]))
     if lacking := edited.word_note(texts):

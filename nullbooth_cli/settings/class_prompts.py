@@ -29,9 +29,13 @@ _SINGULAR_IN_S = re.compile(r"(ss|us|is|as|lens|species|series|chassis|bos|cos|o
 _PLURAL = re.compile(r"\w*(people|children|mice|geese|feet|teeth|oxen|cattle|police|men|women|clothes)")
 
 
-def prompts_around(prompts: Iterable[str], word: str | None) -> tuple[str, ...]:
-    """The prompts, and those of a class that is a word and a noun, such as sks dog, each once. Raises as `class_prompts` does."""
-    return tuple(dict.fromkeys([*prompts, *(class_prompts(word) if word is not None else ())]))
+def with_class_prompts(prompts: str | Iterable[str], word: str | None) -> tuple[str, ...]:
+    """The prompts (a text is one), and those of a class that is a word and a noun, such as sks dog, each once.
+
+    Raises as `class_prompts` does.
+    """
+    given = [prompts] if isinstance(prompts, str) else prompts
+    return tuple(dict.fromkeys([*given, *(class_prompts(word) if word is not None else ())]))
 
 
 def class_prompts(noun: str) -> list[str]:

@@ -28,7 +28,7 @@ from nullbooth_cli.nullspace.export import is_taken
 from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.usable import Link, check_model
 from nullbooth_cli.progress import Begin, Event, Note, Progress, result_of
-from nullbooth_cli.settings.class_prompts import prompts_around
+from nullbooth_cli.settings.class_prompts import with_class_prompts
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.training.refit_change import ChangedModule, FinishedChange
 from nullbooth_cli.training.refit_files import find_change, open_change, require_output, require_word
@@ -148,7 +148,7 @@ def refit(
     """
     request = RefitRequest(
         file=str(file),
-        prompts=prompts_around([prompts] if isinstance(prompts, str) else prompts, word),
+        prompts=with_class_prompts(prompts, word),
         output=None if output is None else str(output),
         m=m,
         outside=outside,
