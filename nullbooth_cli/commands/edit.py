@@ -10,9 +10,7 @@ if TYPE_CHECKING:
     from nullbooth_cli.api import OpenStore
     from nullbooth_cli.editing.report import EditPlan
 
-Mark = Annotated[
-    bool, typer.Option("--map", help="A SOURCE and its TARGET follow, as without it; beside other verbs. Repeatable.")
-]
+Mark = Annotated[bool, typer.Option("--map", help="SOURCE and TARGET follow. It may be left out. Repeatable.")]
 Erase = Annotated[
     list[str] | None, typer.Option("--erase", metavar="CONCEPT", help="Let a word or a prompt mean nothing. Repeatable.")
 ]
@@ -26,27 +24,33 @@ Debias = Annotated[
 Over = Annotated[str | None, typer.Option("--over", metavar="A,B", help="The attributes of --debias, such as male,female.")]
 File = Annotated[
     str | None,
-    typer.Option("--pairs", metavar="FILE", help="More: YAML of lines `source: target`, or of lists map, erase and debias."),
+    typer.Option(
+        "--pairs", metavar="FILE", help="More pairs: YAML of lines `source: target`, or of lists map, erase and debias."
+    ),
 ]
 Output = Annotated[str | None, typer.Option("-o", "--output", metavar="FOLDER", help="Folder for the edited pipeline.")]
 Method = Annotated[
     str,
-    typer.Option("--method", metavar="alphaedit|uce", help="Within the null space, or weighed against the preserved prompts."),
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help="alphaedit, speed and ace change weights within the null space; uce weighs the edit against the preserved prompts.",
+    ),
 ]
 Tokens = Annotated[
     str | None,
     typer.Option(
         "--tokens",
         metavar="subject|all",
-        help="Pair tokens from the subject's last on, or by position. Brackets mark the [subject].",
+        help="Pair tokens from the subject's last on, or by position (default: subject if brackets mark a [subject], else all).",
     ),
 ]
 Ridge = Annotated[
-    float, typer.Option("--ridge", metavar="A", help="A larger one changes the weights less and misses more of TARGET.")
+    float, typer.Option("--ridge", metavar="A", help="A larger one changes the weights less, and more of the edit is missing.")
 ]
 Preserve = Annotated[
     float | None,
-    typer.Option("--preserve", metavar="B", help="uce: weight of all preserved prompts, in edited tokens; else 100."),
+    typer.Option("--preserve", metavar="B", help="uce: how many edited tokens all preserved ones weigh as much as; else 100."),
 ]
 Copies = Annotated[
     int, typer.Option("--copies", metavar="N", help="Noisy copies of each edited token, so that what is near it is edited too.")
@@ -60,13 +64,15 @@ Around = Annotated[
 After = Annotated[
     str | None,
     typer.Option(
-        "--after", metavar="MODEL", help="Edit this edited or trained model. The store remembers it, and preserves it too."
+        "--after",
+        metavar="MODEL",
+        help="Edit this edited or trained model: the store remembers it first, so that it is preserved too.",
     ),
 ]
 MaxMissing = Annotated[
     float,
     typer.Option(
-        "--max-missing", min=0, max=1, metavar="M", help="Save nothing if more than this share is missing; 1 saves all."
+        "--max-missing", min=0, max=1, metavar="M", help="Save nothing if this share of a pair or more is missing; 1 saves all."
     ),
 ]
 Preview = Annotated[bool, typer.Option("--dry-run", help="Report what would be missing, and the drift; write nothing.")]

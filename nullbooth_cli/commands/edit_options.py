@@ -113,7 +113,7 @@ def preserved_notes(pairs: Iterable[str], preserved: Sequence[str]) -> list[str]
 
 
 def require_reached(trial: Trial, most: float) -> None:
-    """Raise ConfigError if more than `most` of a pair is missing, with the threshold or the method that would reach it."""
+    """Raise ConfigError if `most` of a pair or more is missing, with the threshold or the method that would reach it."""
     missing = {source: float(f"{value:.2g}") for source, value in trial.plan.report.by_pair.items()}
     beyond = sorted((source for source in missing if not missing[source] < most), key=lambda source: -missing[source])
     if not beyond or most == ALL:

@@ -15,18 +15,20 @@ Place = Annotated[
 ]
 Prompts = Annotated[
     list[str] | None,
-    typer.Argument(metavar="PROMPT", help="Prompts that use it, or files of them; by default the captions of its training."),
+    typer.Argument(metavar="PROMPT", help="Prompts that use it, or files of them (default: the captions of its training run)."),
 ]
 Word = Annotated[
-    str | None, typer.Option("--word", metavar="TEXT", help='Word and noun, such as "sks dog": 150 prompts are made around it.')
+    str | None, typer.Option("--word", metavar="TEXT", help='Word and noun, such as "sks dog": adds some 150 prompts around it.')
 ]
-Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Of the task; by default that of the run or file.")]
-Weight = Annotated[int, typer.Option("--weight", metavar="N", help="How many preserved tokens each of its tokens counts.")]
+Name = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="Name of the task (default: that of the run, file or folder).")
+]
+Weight = Annotated[int, typer.Option("--weight", metavar="N", help="How many preserved tokens each token of it counts as.")]
 Soft = Annotated[
     bool | None,
     typer.Option("--soft/--hard", help="Only later edits weigh it, or no change may move it. An edit: soft; all else: hard."),
 ]
-Forget = Annotated[str | None, typer.Option("--forget", metavar="TASK", help="Take a task out again, exactly.")]
+Forget = Annotated[str | None, typer.Option("--forget", metavar="TASK", help="Take a task out of the store again, exactly.")]
 
 
 def remember(
