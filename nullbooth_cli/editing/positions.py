@@ -48,7 +48,7 @@ class Marked(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """The last tokens of the subjects of two prompts, for encoders that read so many tokens of each."""
+    """The last token of the subject of each of two prompts, for encoders that read as many tokens of them as `lengths` has."""
 
     lengths: tuple[int, int]
     last: tuple[int, int]

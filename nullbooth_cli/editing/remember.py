@@ -48,7 +48,7 @@ def remember(
 
     Raises StageError before `covariance` is complete, ConfigError for a place without a model or prompts, for prompts without the
     word that was taught, for a name that is taken, for per-timestep projectors, outputs and imported stores; ModelError for a
-    model with other layers; StoreError if the store is in use. After any error, a call with the same arguments goes on.
+    model with other layers; StoreError if the store is in use. After any error, a call with the same arguments resumes.
     Cost: that of collecting the prompts, and a decomposition of every moment, and one more for each hard task.
     """
     config = _config_of(store, storage_options)

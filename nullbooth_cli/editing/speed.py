@@ -96,5 +96,5 @@ def _distances(rows: Rows, centres: Rows) -> Rows:
 
 
 def chosen_prompts(prompts: Sequence[str], most: int) -> list[str]:
-    """At most so many of the prompts, evenly spaced."""
+    """At most `most` of the prompts, evenly spaced."""
     return [prompts[i * len(prompts) // min(most, len(prompts))] for i in range(min(most, len(prompts)))]

@@ -62,7 +62,7 @@ class RememberRequest:
         return "hard" if self.edits is None else "soft"
 
     def origin(self, config: Config) -> dict[str, Any]:
-        """What a task that was begun must have in common with this request to be resumed.
+        """What a task that was started must have in common with this request to be resumed.
 
         Raises ConfigError for a source without a model. Cost: one read of the files that are put onto a base.
         """

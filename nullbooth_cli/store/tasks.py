@@ -116,7 +116,7 @@ def forget_task(store: Store, name: str) -> None:
 
 
 def _times(sums: AnySums, weight: int) -> AnySums:
-    """The same vectors, each so many times."""
+    """The sums of the same vectors, each of them `weight` times."""
     if isinstance(sums, Sums):
         return Sums(sums.sum_xxt * weight, sums.sum_x * weight, sums.count * weight)
     assert isinstance(sums, FactoredSums)

@@ -5,7 +5,7 @@ class: "a photo of sks dog" becomes "a photo of sks dog in the snow", and so on.
 of energy in the null space was .0047 with the one caption remembered, .0043 with the prompts of the class that name the subject
 beside it, and .0013 with these; held-out prompts have .0010.
 
-The other output is read only. A copy gets its name when all of it is there, so whatever stops it, the same request goes on.
+The other output is read only. A copy gets its name when all of it is there, so whatever stops it, the same request resumes.
 """
 
 import re
