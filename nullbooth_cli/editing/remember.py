@@ -1,8 +1,5 @@
 """Let a store remember what a model was taught, or forget it again.
 
-    store = nb.remember("runs/dog", "run.zarr")      # the output of a training run, with its own prompts
-    store.tasks()                                    # what it took, and what is left
-
 The request is made from what a place says of itself: the prompts and the name of a training run, the rows of an edit.
 `pipeline.remember` records it.
 """

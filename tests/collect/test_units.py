@@ -261,8 +261,8 @@ class TestNothingMoreIsComputed:
         counts: Counter[str] = Counter()
         load = open_model.load_recordable
 
-        def counted(*arguments: Any) -> Any:
-            loaded = load(*arguments)
+        def counted(*arguments: Any, **given: Any) -> Any:
+            loaded = load(*arguments, **given)
             unet = loaded.pipe.unet
             for name, module in {
                 "unet": unet,

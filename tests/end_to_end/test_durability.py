@@ -124,7 +124,9 @@ class TestEveryInstant:
         """The model is looked at once: the order of writes is in question."""
         known: dict[str, Any] = {}
         load, digest = open_model.load_recordable, load_module.weights_digest
-        monkeypatch.setattr(collect, "load_recordable", lambda *a: known.get("loaded") or known.setdefault("loaded", load(*a)))
+        monkeypatch.setattr(
+            collect, "load_recordable", lambda *a, **_: known.get("loaded") or known.setdefault("loaded", load(*a))
+        )
         monkeypatch.setattr(
             load_module, "weights_digest", lambda pipe, **_: known.get("digest") or known.setdefault("digest", digest(pipe))
         )

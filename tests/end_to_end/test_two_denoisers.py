@@ -54,12 +54,14 @@ def frozen_pipeline() -> Any:
 def small_pipeline() -> Iterator[Any]:
     """Stages collect from the small pipeline, whatever model their config names."""
 
-    def recordable(config: Config, steps: tuple[Step, ...], prompts: tuple[Prompt, ...], _: object) -> RecordableModel:
-        pipe = frozen_pipeline()
+    def recordable(
+        config: Config, steps: tuple[Step, ...], prompts: tuple[Prompt, ...], _: object, *, pipe: object
+    ) -> RecordableModel:
+        small = frozen_pipeline()
         path = DenoisingPath(num_inference_steps=len(steps), steps=steps, guidance_scale=1.0, height=None, width=None, seed=0)
-        projections = find_projections(denoisers_of(pipe), ("q", "k", "v"), "all")
-        found = find_sites(pipe, path, projections, side="input", branches="both", prompts=prompts)
-        return RecordableModel(pipe, path, found)
+        projections = find_projections(denoisers_of(small), ("q", "k", "v"), "all")
+        found = find_sites(small, path, projections, side="input", branches="both", prompts=prompts)
+        return RecordableModel(small, path, found)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(schedule, "compute_steps", lambda *_: (None, STEPS))

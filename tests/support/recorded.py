@@ -63,7 +63,7 @@ def pretended_model() -> Iterator[pytest.MonkeyPatch]:
         patched.setattr(schedule, "compute_steps", lambda *_: (None, STEPS))
         patched.setattr("nullbooth_cli.model.scheduler.is_flow_matching", lambda _: False)
         patched.setattr("nullbooth_cli.model.scheduler.noise_digest", lambda *_: "none")
-        patched.setattr(collect, "load_recordable", lambda *_: loaded)
+        patched.setattr(collect, "load_recordable", lambda *_, **__: loaded)
         patched.setattr(collect, "_own_guidance", lambda *_: [])
         patched.setattr(load, "weights_digest", lambda *_, **__: "none")
         patched.setattr("nullbooth_cli.model.prompt_length.cut_off_note", lambda *_: None)

@@ -274,6 +274,7 @@ def fake_run(folder: Path, steps_done: int) -> Any:
         word=None,
         trained=(),
         subject=SimpleNamespace(captions=["a sks circle"]),
+        earlier=None,
         recipe=recipe(folder, checkpoints_total_limit=1),
         record=RunRecord(decides={}, steps=6),
         steps_done=steps_done,

@@ -31,7 +31,8 @@ class TwoDenoisers:
         tensors = {name: tensor for name, tensor in denoiser_weights(pipe).items() if name.endswith(NAMES)}
         recorded = {name: tensor_digest(tensor, "float32") for name, tensor in tensors.items()}
         records = {"collect": {"tensors": recorded, "model": {"model": "small"}}}
-        self._store: Any = SimpleNamespace(url="run.zarr", records=records, config={"dtype": "float32"})
+        no_tasks = SimpleNamespace(has_attribute=lambda _: False)
+        self._store: Any = SimpleNamespace(url="run.zarr", records=records, config={"dtype": "float32"}, arrays=no_tasks)
         rng = np.random.default_rng(0)
         self.found = {prefix: Projector.of(np.linalg.qr(rng.standard_normal((6, 6)))[0], 3) for prefix in ("", SECOND)}
 

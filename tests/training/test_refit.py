@@ -136,7 +136,7 @@ def test_requests_without_a_refit(
     opened: nb.OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nullbooth_cli.training.refit.load_model", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("nullbooth_cli.training.refit.load_before", lambda *_: pytest.fail("a model was loaded"))
     lora_files.kohya_file(tmp_path / "style.safetensors")
     (tmp_path / "taken.safetensors").touch()
     with pytest.raises(ConfigError, match=words):
