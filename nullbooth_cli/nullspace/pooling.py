@@ -102,30 +102,30 @@ def pooled(
     """The sums of a site over recorded timesteps, all of them by default, with those of `tasks`: see `with_tasks`.
 
     Weight "timestep" scales the sums of each timestep to the mean count; the count stays that of all vectors. Cost: one read of
-    their moments, twice for that weight.
+    their moments.
     """
     timesteps = list(range(site.num_recorded(store.num_steps)) if timesteps is None else timesteps)
+    tasks = tasks_of(store, "hard") if tasks is None else tasks
     if weight == "count":
         return add_up(with_tasks(store, site, timesteps, tasks))
-    total = sum(sums.count for sums in with_tasks(store, site, timesteps, tasks))
+    total = int(counts_with_tasks(store, site, tasks)[timesteps].sum())
     return add_up(_scaled(sums, total / len(timesteps) / sums.count) for sums in with_tasks(store, site, timesteps, tasks))
 
 
-def with_tasks(store: Store, site: Site, timesteps: Sequence[int], tasks: Sequence[Task] | None = None) -> Iterator[AnySums]:
-    """The sums of each recorded timestep of a site, with those of tasks: by default the hard ones that the store remembers."""
-    tasks = tasks_of(store, "hard") if tasks is None else tasks
-    remembered = [found for task in tasks if (found := task.sums(site, timesteps)) is not None]
+def with_tasks(store: Store, site: Site, timesteps: Sequence[int], tasks: Sequence[Task]) -> Iterator[AnySums]:
+    """The sums of each recorded timestep of a site, with those of tasks, each by its weight."""
+    remembered = [found for task in tasks if (found := _weighed(task, site, timesteps)) is not None]
     for i, sums in enumerate(store.moments.read(site, timesteps)):
         yield add_up([sums, *(of_task[i] for of_task in remembered)])
 
 
-def counts_with_tasks(store: Store, site: Site) -> NDArray[np.int64]:
-    """The number of vectors in the moment of each recorded timestep of a site, `[T]`, with those of hard tasks by weight.
+def counts_with_tasks(store: Store, site: Site, tasks: Sequence[Task]) -> NDArray[np.int64]:
+    """The number of vectors in the moment of each recorded timestep of a site, `[T]`, with those of tasks, each by its weight.
 
     Cost: the matrices are not read.
     """
     counts = store.moments.counts(site)
-    for task in tasks_of(store, "hard"):
+    for task in tasks:
         if (own := task.site(site)) is not None:
             counts = counts + task.weight * task.store.moments.counts(own)
     return counts
@@ -134,11 +134,17 @@ def counts_with_tasks(store: Store, site: Site) -> NDArray[np.int64]:
 def edited(store: Store, site: Site) -> NDArray[np.float64] | None:
     """K1 K1^T `[D, D]` of the edits that a store remembers softly, each times its weight; None without any at this site."""
     every = range(site.num_recorded(store.num_steps))
-    found = [sums for task in tasks_of(store, "soft") for sums in task.sums(site, every) or ()]
+    found = [sums for task in tasks_of(store, "soft") for sums in _weighed(task, site, every) or ()]
     if not found:
         return None
     total = add_up(found)
     return total.sum_xxt if isinstance(total, Sums) else total.factor.T @ total.factor
+
+
+def _weighed(task: Task, site: Site, timesteps: Sequence[int]) -> list[AnySums] | None:
+    """The sums of a task, of which every vector counts as `weight`; None if the site was not recorded."""
+    found = task.sums(site, timesteps)
+    return None if found is None else [_scaled(sums, task.weight)._replace(count=sums.count * task.weight) for sums in found]
 
 
 def _scaled(sums: AnySums, factor: float) -> AnySums:

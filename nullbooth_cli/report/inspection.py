@@ -13,7 +13,7 @@ from nullbooth_cli.pipeline.project import decomposition_of
 from nullbooth_cli.report.json_document import OPTIONAL, Document
 from nullbooth_cli.report.names import Called, site_name
 from nullbooth_cli.settings.config import Config
-from nullbooth_cli.store import Store
+from nullbooth_cli.store import Store, tasks_of
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _totals(sites: Sequence[SiteReport]) -> InspectTotals:
 def _entries(settings: DecompositionSettings, store: Store, site: Site, rule: Rule) -> Iterator[SiteReport]:
     """The projectors of one site. Cost: one read of its eigenvalues, not of its eigenvectors."""
     pooled = settings.pooling.scope == "pooled" or site.timestep_free
-    counts = counts_with_tasks(store, site)
+    counts = counts_with_tasks(store, site, tasks_of(store, "hard"))
     for index, group in enumerate(settings.pooling.groups(site, settings.steps)):
         eigenvalues, noise_floor = store.projectors.read_eigenvalues(site, index), store.projectors.read_noise_floor(site, index)
         cut = store.projectors.read_cut(site, index)

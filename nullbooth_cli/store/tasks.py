@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nullbooth_cli.datatypes import TASKS, AnySums, FactoredSums, Site, Sums
+from nullbooth_cli.datatypes import TASKS, AnySums, Site
 from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.store.format import record_again
 from nullbooth_cli.store.store import Store
@@ -40,9 +40,9 @@ class Task:
         return next((own for own in self.store.sites if own.name == site.name), None)
 
     def sums(self, site: Site, timesteps: Sequence[int]) -> list[AnySums] | None:
-        """Its sums of a site at recorded timesteps, times the weight; None if the site was not recorded."""
+        """Its sums of a site at recorded timesteps, without its weight; None if the site was not recorded."""
         own = self.site(site)
-        return None if own is None else [_times(sums, self.weight) for sums in self.store.moments.read(own, timesteps)]
+        return None if own is None else list(self.store.moments.read(own, timesteps))
 
     @property
     def weights(self) -> Mapping[str, str]:
@@ -113,17 +113,3 @@ def forget_task(store: Store, name: str) -> None:
     if len(left) < len(listed):
         store.arrays.update_attributes(tasks=left)
     store.delete(place_of(name))
-
-
-def _times(sums: AnySums, weight: int) -> AnySums:
-    """The sums of the same vectors, each of them `weight` times."""
-    if isinstance(sums, Sums):
-        return Sums(sums.sum_xxt * weight, sums.sum_x * weight, sums.count * weight)
-    assert isinstance(sums, FactoredSums)
-    return sums._replace(
-        factor=sums.factor * weight**0.5,
-        sum_x=sums.sum_x * weight,
-        count=sums.count * weight,
-        trace=sums.trace * weight,
-        delta=sums.delta * weight,
-    )
