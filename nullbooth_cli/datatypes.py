@@ -16,14 +16,6 @@ HELDOUT = "heldout"  # the store of the held-out prompts, inside that of the pre
 TASKS = "tasks"  # the stores of what was remembered, each inside that of the preserved prompts
 
 
-def outer_place(place: str) -> str:
-    """The place of the store around one of held-out prompts or of a task; any other place as it is."""
-    around, _, name = place.rpartition("/")
-    if name == HELDOUT:
-        return around
-    return around.removesuffix(f"/{TASKS}") if around.endswith(f"/{TASKS}") else place
-
-
 @dataclass(frozen=True)
 class Prompt:
     """A text, or the caption of an image; `image` is then the digest of its file."""

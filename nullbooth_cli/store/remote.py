@@ -21,7 +21,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.common import concurrent_map
 from zarr.core.sync import sync
 
-from nullbooth_cli.datatypes import outer_place
+from nullbooth_cli.datatypes import HELDOUT, TASKS
 from nullbooth_cli.errors import ConfigError, ResourceError
 from nullbooth_cli.store.backing import Backing, Bytes
 from nullbooth_cli.store.lease import LEASES, Lease
@@ -155,7 +155,7 @@ class RemoteBacking(Backing):
 
     def _locked_place(self) -> "RemoteBacking":
         """The place that the lock belongs to: held-out prompts and tasks belong to the store around them."""
-        around = outer_place(unquote(self.url))
+        around = _outer_place(unquote(self.url))
         if around == unquote(self.url) or around.count("/") < 3:  # only a bucket is around it
             return self
         around = self.url.rsplit("/", unquote(self.url).count("/") - around.count("/"))[0]
@@ -185,6 +185,14 @@ class RemoteBacking(Backing):
         for secret in _secrets(self._options):
             line = re.sub(re.escape(secret), "***", line, flags=re.IGNORECASE)  # obstore writes keys in lower case
         return line[:400] + (f" ({code[1]})" if code else "")
+
+
+def _outer_place(place: str) -> str:
+    """The place of the store around one of held-out prompts or of a task; any other place as it is."""
+    around, _, name = place.rpartition("/")
+    if name == HELDOUT:
+        return around
+    return around.removesuffix(f"/{TASKS}") if around.endswith(f"/{TASKS}") else place
 
 
 def _check_url(url: str) -> None:
