@@ -18,7 +18,7 @@ from nullbooth_cli.model.denoisers import denoiser_of, denoiser_weights
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.nullspace.pooling import moment_of, pooled
 from nullbooth_cli.nullspace.projector import relative_drift
-from nullbooth_cli.store import Store
+from nullbooth_cli.store import Store, tasks_of
 from nullbooth_cli.tensors import tensor_digest
 
 Floats = NDArray[np.floating]
@@ -82,8 +82,9 @@ def weight_drifts(store: Store, heldout: Store | None, base: Weights, edited: Se
     it can be.
     """
     entries: list[list[WeightDrift]] = [[] for _ in edited]
+    tasks = tasks_of(store, "hard")
     for site in store.sites:
-        moment = moment_of(pooled(store, site))
+        moment = moment_of(pooled(store, site, tasks=tasks))
         heldout_moment = None if heldout is None else moment_of(pooled(heldout, site))
         for found, weights in zip(entries, edited, strict=True):
             for name in site.weights:

@@ -63,14 +63,15 @@ def task_spectra(
     *,
     settings: DecompositionSettings,
     final: Decomposition,
+    tasks: Sequence[Task],
     decompose: Callable[[AnySums], Decomposition],
 ) -> list[TaskSpectrum]:
-    """What each hard task met and left in one decomposition, `final`, which has all of them.
+    """What each of the hard `tasks` met and left in one decomposition, `final`, which has all of them.
 
     Cost: for each task one more decomposition, by `decompose`, and a read of the moments and of the tasks before it.
     """
     timesteps, weight = settings.pooling.groups(site, settings.steps)[group], settings.pooling.weight
-    tasks, found = tasks_of(store, "hard"), []
+    found = []
     for place, task in enumerate(tasks):
         before = decompose(pooled(store, site, timesteps, weight, tasks=tasks[:place]))
         own = moment_of(pooled(task.store, _own_site(task, site), timesteps, weight))

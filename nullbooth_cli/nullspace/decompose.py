@@ -23,7 +23,7 @@ from nullbooth_cli.nullspace.budget import task_spectra
 from nullbooth_cli.nullspace.decompose_factor import decompose_factor
 from nullbooth_cli.nullspace.factor_limits import FactorTooSmall, factors_too_small, needed_value
 from nullbooth_cli.nullspace.pooling import DecompositionSettings, moment_of, pooled, second_moment
-from nullbooth_cli.store import Cut, Decomposition, Store, tasks_of
+from nullbooth_cli.store import Cut, Decomposition, Store, Task, TaskSpectrum, tasks_of
 from nullbooth_cli.store.background import read_ahead
 
 GROUP_BYTES = 256 << 20  # of matrices in one batch on a GPU: one small matrix alone leaves most of it idle
@@ -92,13 +92,14 @@ def project(
     for a moment that is not finite or has eigenvalues that are clearly negative.
     """
     decomposed, seen, refused = store.progress.done("decomposition"), set[Site](), list[FactorTooSmall]()
-    has_tasks = bool(tasks_of(store, "hard"))
+    tasks = tasks_of(store, "hard")
     for unit, fresh in _decompositions(store, device, settings, units, decomposed=decomposed):
         number, site, group = unit
         if fresh is not None:
             store.projectors.write_decomposition(site, group, fresh)
-            if has_tasks:
-                _write_tasks(store, device, settings, unit, fresh)
+            if tasks:
+                found_tasks = _task_spectra(store, device, settings, unit, final=fresh, tasks=tasks)
+                store.projectors.write_tasks(site, group, found_tasks)
             store.progress.commit("decomposition", number)
             found = _spectrum(site, group, fresh)
         else:
@@ -116,10 +117,16 @@ def project(
         raise factors_too_small(refused, rule, value, len(seen))
 
 
-def _write_tasks(
-    store: Store, device: torch.device, settings: DecompositionSettings, unit: ProjectUnit, final: Decomposition
-) -> None:
-    """Store what each hard task met and left, beside the decomposition that has all of them."""
+def _task_spectra(
+    store: Store,
+    device: torch.device,
+    settings: DecompositionSettings,
+    unit: ProjectUnit,
+    *,
+    final: Decomposition,
+    tasks: Sequence[Task],
+) -> list[TaskSpectrum]:
+    """What each hard task met and left; `final` is the decomposition that has all of them."""
     site, group = unit.site, unit.group
     timesteps, weight = settings.pooling.groups(site, settings.steps)[group], settings.pooling.weight
     inner = store.heldout() if settings.heldout else None
@@ -130,8 +137,7 @@ def _write_tasks(
         assert found is not None
         return found
 
-    found = task_spectra(store, site, group, settings=settings, final=final, decompose=decompose)
-    store.projectors.write_tasks(site, group, found)
+    return task_spectra(store, site, group, settings=settings, final=final, tasks=tasks, decompose=decompose)
 
 
 def cut(found: SiteSpectrum, *, rule: str, value: float, may_be_empty: bool = False) -> Cut:
@@ -240,7 +246,7 @@ def _decompositions(
     decomposed: NDArray[np.bool_],
 ) -> Iterator[tuple[ProjectUnit, Decomposition | None]]:
     """Each unit with its decomposition, or with None where one is stored; neighbours of one size are decomposed together."""
-    heldout = store.heldout() if settings.heldout else None
+    heldout, tasks = store.heldout() if settings.heldout else None, tasks_of(store, "hard")
 
     def read(unit: ProjectUnit) -> tuple[ProjectUnit, _PooledSums | None]:
         if decomposed[unit.number]:
@@ -248,7 +254,7 @@ def _decompositions(
         site, weight = unit.site, settings.pooling.weight
         timesteps = settings.pooling.groups(site, settings.steps)[unit.group]
         other = pooled(heldout, site, timesteps, weight) if heldout else None
-        return unit, _PooledSums(pooled(store, site, timesteps, weight), other)
+        return unit, _PooledSums(pooled(store, site, timesteps, weight, tasks=tasks), other)
 
     def size(item: tuple[ProjectUnit, _PooledSums | None]) -> tuple[int, bool]:
         unit, sums = item

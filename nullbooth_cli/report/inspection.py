@@ -13,7 +13,7 @@ from nullbooth_cli.pipeline.project import decomposition_of
 from nullbooth_cli.report.json_document import OPTIONAL, Document
 from nullbooth_cli.report.names import Called, site_name
 from nullbooth_cli.settings.config import Config
-from nullbooth_cli.store import Store, tasks_of
+from nullbooth_cli.store import Store, Task, tasks_of
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def inspect_store(
     """
     rule = Rule(*config.project.rule())
     settings = decomposition_of(config, store)
-    chosen = choose_sites(store.sites, layer, feature, site)
-    found = (entry for each in chosen for entry in _entries(settings, store, each, rule))
+    chosen, hard = choose_sites(store.sites, layer, feature, site), tasks_of(store, "hard")
+    found = (entry for each in chosen for entry in _entries(settings, store, each, rule=rule, tasks=hard))
     sites = tuple(entry for entry in found if timestep is None or entry.timestep == timestep)
     if not sites:
         there = f"choose one of {', '.join(f'{step.timestep:g}' for step in settings.steps)}"
@@ -164,10 +164,12 @@ def _totals(sites: Sequence[SiteReport]) -> InspectTotals:
     )
 
 
-def _entries(settings: DecompositionSettings, store: Store, site: Site, rule: Rule) -> Iterator[SiteReport]:
+def _entries(
+    settings: DecompositionSettings, store: Store, site: Site, *, rule: Rule, tasks: Sequence[Task]
+) -> Iterator[SiteReport]:
     """The projectors of one site. Cost: one read of its eigenvalues, not of its eigenvectors."""
     pooled = settings.pooling.scope == "pooled" or site.timestep_free
-    counts = counts_with_tasks(store, site, tasks_of(store, "hard"))
+    counts = counts_with_tasks(store, site, tasks)
     for index, group in enumerate(settings.pooling.groups(site, settings.steps)):
         eigenvalues, noise_floor = store.projectors.read_eigenvalues(site, index), store.projectors.read_noise_floor(site, index)
         cut = store.projectors.read_cut(site, index)
