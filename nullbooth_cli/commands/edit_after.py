@@ -24,7 +24,7 @@ def remember_before(session: Session, place: str, device: str | None) -> list[st
     record = read_edit_record(place)
     before = remember_before(session, record.after, device) if record and record.after else []
     request = request_of(session.config, place)
-    if request.name in {entry["name"] for entry in listed_tasks(session.open())}:
+    if request.name in {entry.name for entry in listed_tasks(session.open())}:
         return before
     session.terminal.follow(remember_events(session.config, request, device=device))
     return [*before, request.name]
@@ -38,7 +38,7 @@ def edits_before(session: Session, place: str) -> "Sequence[EditReport]":
     from nullbooth_cli.editing.record import read_edit_record
     from nullbooth_cli.editing.remember import request_of
 
-    if request_of(session.config, place).name in {entry["name"] for entry in listed_tasks(session.open())}:
+    if request_of(session.config, place).name in {entry.name for entry in listed_tasks(session.open())}:
         return []
     record = read_edit_record(place)
     if record is None:

@@ -21,7 +21,7 @@ PART = "merged"
 def check_mergeable(sources: Sequence[Store]) -> None:
     """Raise StageError for moments that are incomplete, ConfigError for tasks, or stores that do not agree or share a prompt."""
     for source in sources:
-        if tasks := [str(entry["name"]) for entry in listed_tasks(source)]:
+        if tasks := [entry.name for entry in listed_tasks(source)]:
             raise ConfigError(
                 f"{source.url} remembers {', '.join(tasks)}, recorded on models that followed it alone",
                 "forget them, and remember them again in the merged store",

@@ -56,7 +56,7 @@ def _start_afresh(run: Run, loaded: "RecordableModel", weights: str, batch_size:
     from nullbooth_cli.tensors import tensor_digest, tensor_sample
 
     store, num_steps = run.store, run.store.num_steps
-    names = [str(entry["name"]) for entry in listed_tasks(store)]
+    names = [entry.name for entry in listed_tasks(store)]
     if names and store.records.get("collect", {}).get("weights", weights) != weights:
         raise ConfigError(
             f"{store.url} remembers {', '.join(names)}, taught to another model than {run.config.model} is now",

@@ -114,13 +114,13 @@ def _opened(config: Config, device: str | None, interrupts: Interrupts | None) -
 
 def _is_listed(store: Store, request: RememberRequest, origin: Mapping[str, Any]) -> bool:
     """Whether the store has this task; raises ConfigError if it has another one of the name."""
-    entry = next((entry for entry in listed_tasks(store) if entry["name"] == request.name), None)
+    entry = next((entry for entry in listed_tasks(store) if entry.name == request.name), None)
     if entry is None:
         return False
     inner = store.inside(place_of(request.name))
-    if inner is None or _origin(inner) != origin or entry["weight"] != request.weight:
+    if inner is None or _origin(inner) != origin or entry.weight != request.weight:
         raise ConfigError(
-            f"{store.url} remembers another task by the name {request.name}: {entry['source']}, with weight {entry['weight']}",
+            f"{store.url} remembers another task by the name {request.name}: {entry.source}, with weight {entry.weight}",
             "choose another name, or forget that task first",
         )
     return True
@@ -132,7 +132,7 @@ def _origin(inner: Store) -> Any:
 
 def _forget(store: Store, name: str) -> bool:
     """Take a task out; returns whether the null space excluded it."""
-    hard = any(entry["name"] == name and entry["kind"] == "hard" for entry in listed_tasks(store))
+    hard = any(entry.name == name and entry.kind == "hard" for entry in listed_tasks(store))
     forget_task(store, name)
     return hard
 

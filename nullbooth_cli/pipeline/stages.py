@@ -244,7 +244,7 @@ def _require_tasks_fit(stage: str, run: Run) -> None:
 
     Prompts that are taken out change nothing for them, and covariance only with other settings.
     """
-    names = [str(entry["name"]) for entry in listed_tasks(run.store)]
+    names = [entry.name for entry in listed_tasks(run.store)]
     if not (names and run.force and stage != "project"):
         return
     found = run.states().own[stage]

@@ -86,7 +86,7 @@ def status_report(
 ) -> StatusReport:
     """The state of every stage of the store at `url`; `store` is None where there is none yet."""
     stages = {stage: stage_report(store, stage, state) for stage, state in states.items()}
-    tasks = () if store is None else tuple(str(entry["name"]) for entry in listed_tasks(store))
+    tasks = () if store is None else tuple(entry.name for entry in listed_tasks(store))
     unfinished = () if store is None else tuple(leftovers(store))
     return StatusReport(store=url, stages=stages, renamed=renamed, tasks=tasks, unfinished_tasks=unfinished, verify=verify)
 

@@ -8,7 +8,7 @@ recorded first and listed last, by one atomic write: one that is not listed is l
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from nullbooth_cli.datatypes import TASKS, AnySums, Site
@@ -22,8 +22,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """One task. A vector of it counts as `weight` vectors of the preserved prompts.
+class ListedTask:
+    """One task as the list has it. A vector of it counts as `weight` vectors of the preserved prompts.
 
     `hard`: the null space of the store around it has none of its inputs. `soft`: only closed-form edits weigh it, as their term
     C. `source` is what the user named: the place of the changed model.
@@ -33,6 +33,12 @@ class Task:
     kind: Kind
     weight: int
     source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ListedTask):
+    """One task with its sums."""
+
     store: Store
 
     def site(self, site: Site) -> Site | None:
@@ -62,29 +68,26 @@ def tasks_of(store: Store, kind: Kind | None = None) -> tuple[Task, ...]:
 
     Raises StoreError for one that is listed and not there. Cost: one small object for each.
     """
-    return tuple(open_task(store, entry) for entry in listed_tasks(store) if kind in (None, entry["kind"]))
+    return tuple(open_task(store, entry) for entry in listed_tasks(store) if kind in (None, entry.kind))
 
 
-def listed_tasks(store: Store) -> list[dict[str, object]]:
-    """The list of the tasks, `name`, `kind`, `weight` and `source` each, as it is stored. Cost: none."""
-    return [dict(entry) for entry in store.arrays.attribute("tasks")] if store.arrays.has_attribute("tasks") else []
+def listed_tasks(store: Store) -> list[ListedTask]:
+    """The list of the tasks, in order. Cost: none."""
+    return [ListedTask(**entry) for entry in store.arrays.attribute("tasks")] if store.arrays.has_attribute("tasks") else []
 
 
 def leftovers(store: Store) -> list[str]:
     """The names of tasks that are there and not listed, left by runs that were stopped. Cost: a list request."""
-    listed = {entry["name"] for entry in listed_tasks(store)}
+    listed = {entry.name for entry in listed_tasks(store)}
     return [name for name in store.arrays.children(TASKS) if name not in listed]
 
 
-def open_task(store: Store, entry: Mapping[str, object]) -> Task:
+def open_task(store: Store, entry: ListedTask) -> Task:
     """A task by its entry in the list. Raises StoreError if it is not there, or belongs to another store."""
-    inner = store.inside(place_of(str(entry["name"])))
-    if inner is None:
-        raise StoreError(
-            f"{store.url} remembers the task {entry['name']}, and {place_of(str(entry['name']))} is missing",
-            record_again(place_of(str(entry["name"]))),
-        )
-    return Task(**entry, store=inner)  # type: ignore[arg-type]  # as `list_task` wrote it
+    place = place_of(entry.name)
+    if (inner := store.inside(place)) is None:
+        raise StoreError(f"{store.url} remembers the task {entry.name}, and {place} is missing", record_again(place))
+    return Task(**asdict(entry), store=inner)
 
 
 def place_of(name: str) -> str:
@@ -99,17 +102,20 @@ def place_of(name: str) -> str:
 
 def list_task(store: Store, name: str, *, kind: Kind, weight: int, source: str) -> None:
     """Let a task count from now on: its sums are complete."""
-    entry = {"name": name, "kind": kind, "weight": weight, "source": source}
-    store.arrays.update_attributes(tasks=[*listed_tasks(store), entry])
+    _write_list(store, [*listed_tasks(store), ListedTask(name=name, kind=kind, weight=weight, source=source)])
 
 
 def forget_task(store: Store, name: str) -> None:
     """Take a task off the list, then remove its sums. Raises ConfigError if there is none of this name."""
     listed = listed_tasks(store)
-    left = [entry for entry in listed if entry["name"] != name]
+    left = [entry for entry in listed if entry.name != name]
     if len(left) == len(listed) and not store.nbytes(place_of(name)):
-        names = ", ".join(str(entry["name"]) for entry in listed) or "none"
+        names = ", ".join(entry.name for entry in listed) or "none"
         raise ConfigError(f"{store.url} has no task {name}", f"name one of those that it remembers: {names}")
     if len(left) < len(listed):
-        store.arrays.update_attributes(tasks=left)
+        _write_list(store, left)
     store.delete(place_of(name))
+
+
+def _write_list(store: Store, tasks: Sequence[ListedTask]) -> None:
+    store.arrays.update_attributes(tasks=[asdict(task) for task in tasks])

@@ -46,7 +46,7 @@ def inherit_store(after: str, store: str) -> None:
 
 def remembers(store: Store | None, after: str) -> bool:
     """Whether a store remembers what was taught before."""
-    return store is not None and any(entry["source"] == after for entry in listed_tasks(store))
+    return store is not None and any(entry.source == after for entry in listed_tasks(store))
 
 
 def task_prompts(after: str) -> tuple[str, ...]:
@@ -78,6 +78,6 @@ def remember_before(config: Config, after: str, device: str | None, interrupts: 
 
 def _free_name(store: Store, named: str) -> str:
     """The name of a folder as that of a task, with a number if another task has it."""
-    taken = {str(entry["name"]) for entry in listed_tasks(store)}
+    taken = {entry.name for entry in listed_tasks(store)}
     name = re.sub(r"[^A-Za-z0-9._-]", "-", named).lstrip("._-")[:60] or "task"
     return next(each for each in (name, *(f"{name}-{number}" for number in range(2, 1000))) if each not in taken)

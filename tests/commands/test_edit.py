@@ -144,9 +144,9 @@ def test_edits_go_on_from_each_other(tight: str, tmp_path: Path) -> None:
 
     run(0, "-o", folders[0])
     for i in (1, 2):
-        before = [entry["name"] for entry in listed_tasks(Store.open(url))]
+        before = [entry.name for entry in listed_tasks(Store.open(url))]
         tried = run(i, "--dry-run")
-        assert [entry["name"] for entry in listed_tasks(Store.open(url))] == before
+        assert [entry.name for entry in listed_tasks(Store.open(url))] == before
         made = run(i, "-o", folders[i])
         assert made["remembered"] == [Path(folders[i - 1]).name]
         assert made["missing"] == pytest.approx(tried["missing"], rel=1e-6)
