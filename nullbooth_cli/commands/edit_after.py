@@ -17,17 +17,17 @@ def remember_before(session: Session, place: str, device: str | None) -> list[st
 
     Raises every error of `remember`: for a training run without prompts, for a name that is taken.
     """
-    from nullbooth_cli.editing.record import read_edit_record
     from nullbooth_cli.editing.remember import request_of
+    from nullbooth_cli.model.edit_file import edit_chain
     from nullbooth_cli.pipeline.remember import remember_events
 
-    record = read_edit_record(place)
-    before = remember_before(session, record.after, device) if record and record.after else []
-    request = request_of(session.config, place)
-    if request.name in {entry.name for entry in listed_tasks(session.open())}:
-        return before
-    session.terminal.follow(remember_events(session.config, request, device=device))
-    return [*before, request.name]
+    remembered = []
+    for each in edit_chain(place):
+        request = request_of(session.config, each)
+        if not _is_listed(session, request.name):
+            session.terminal.follow(remember_events(session.config, request, device=device))
+            remembered.append(request.name)
+    return remembered
 
 
 def edits_before(session: Session, place: str) -> "Sequence[EditReport]":
@@ -37,13 +37,20 @@ def edits_before(session: Session, place: str) -> "Sequence[EditReport]":
     """
     from nullbooth_cli.editing.record import read_edit_record
     from nullbooth_cli.editing.remember import request_of
+    from nullbooth_cli.model.edit_file import edit_chain
 
-    if request_of(session.config, place).name in {entry.name for entry in listed_tasks(session.open())}:
-        return []
-    record = read_edit_record(place)
-    if record is None:
-        raise ConfigError(f"{session.url} does not remember {place} yet", f"nullbooth remember {place} -s {session.url}")
-    return [*(edits_before(session, record.after) if record.after else []), record.report()]
+    reports: list[EditReport] = []
+    for each in reversed(edit_chain(place)):
+        if _is_listed(session, request_of(session.config, each).name):
+            break
+        if (record := read_edit_record(each)) is None:
+            raise ConfigError(f"{session.url} does not remember {each} yet", f"nullbooth remember {each} -s {session.url}")
+        reports.insert(0, record.report())
+    return reports
+
+
+def _is_listed(session: Session, name: str) -> bool:
+    return name in {entry.name for entry in listed_tasks(session.open())}
 
 
 def absolute(place: str) -> str:

@@ -18,14 +18,11 @@ from nullbooth_cli.editing.positions import Marked
 from nullbooth_cli.editing.report import EditReport, Targets
 from nullbooth_cli.editing.solve import Rows
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.settings import limits
+from nullbooth_cli.model.edit_file import COPY_AGAIN, EDIT_FILE, edit_record
 from nullbooth_cli.settings.fingerprints import fingerprint
-from nullbooth_cli.settings.strict_json import parse_json
-from nullbooth_cli.settings.texts import read_text
 
-FILE, ROWS = "edit.json", "edit.safetensors"
+ROWS = "edit.safetensors"
 VERSION = 1
-_AGAIN = "copy the whole folder that the edit wrote"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +60,7 @@ class EditRecord:
         try:
             return dict(load_file(self.folder / ROWS))
         except (OSError, SafetensorError) as error:
-            raise ConfigError(f"cannot read {self.folder / ROWS}: {error}", _AGAIN) from error
+            raise ConfigError(f"cannot read {self.folder / ROWS}: {error}", COPY_AGAIN) from error
 
     @property
     def digest(self) -> str:
@@ -113,7 +110,7 @@ def write_edit_record(
         "drift": report.drift,
     }
     save_file(dict(report.keys), folder / ROWS)
-    (folder / FILE).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / EDIT_FILE).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_edit_record(folder: str | Path) -> EditRecord | None:
@@ -121,15 +118,14 @@ def read_edit_record(folder: str | Path) -> EditRecord | None:
 
     Raises ConfigError for a record that is damaged, or that a newer nullbooth wrote. Cost: one small file.
     """
-    file = Path(folder).expanduser() / FILE
-    if not file.exists():
+    if (read := edit_record(folder)) is None:
         return None
-    read = parse_json(read_text(file, "file", most=limits.SETTINGS_BYTES), str(file), _AGAIN)
-    version = read.pop("schema_version", None) if isinstance(read, dict) else None
+    file = Path(folder).expanduser() / EDIT_FILE
+    version = read.pop("schema_version", None)
     if isinstance(version, int) and version > VERSION:
         raise ConfigError(f"{file} has version {version}, and this nullbooth reads {VERSION}", "install a newer nullbooth")
     if version != VERSION or not _is_whole(read):
-        raise ConfigError(f"{file} is not the record of an edit", _AGAIN)
+        raise ConfigError(f"{file} is not the record of an edit", COPY_AGAIN)
     pairs = {source: target if isinstance(target, str) else tuple(target) for source, target in read.pop("pairs").items()}
     return EditRecord(folder=file.parent, pairs=pairs, **read)
 

@@ -11,16 +11,40 @@ from pathlib import Path
 from typing import Any
 
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.model.pipeline_folder import read_json
+from nullbooth_cli.settings import limits
+from nullbooth_cli.settings.strict_json import parse_json
+from nullbooth_cli.settings.texts import read_text
 
 EDIT_FILE = "edit.json"
+COPY_AGAIN = "copy the whole folder that the edit wrote"
 Pairs = Mapping[str, tuple[str, ...]]
 
 
-def edit_record(place: str) -> dict[str, Any] | None:
+def edit_record(place: str | Path) -> dict[str, Any] | None:
     """The record of the edits of a pipeline folder; None for any other place. Raises ConfigError for one that cannot be read."""
     file = Path(place).expanduser() / EDIT_FILE
-    return read_json(file) if file.is_file() else None
+    if not file.exists():
+        return None
+    read = parse_json(read_text(file, "file", most=limits.SETTINGS_BYTES), str(file), COPY_AGAIN)
+    if not isinstance(read, dict):
+        raise ConfigError(f"{file} is not the record of an edit", COPY_AGAIN)
+    return read
+
+
+def edit_chain(place: str) -> list[str]:
+    """A place, and before it the places of the models that it was edited after, the earliest first.
+
+    Raises ConfigError for a record that cannot be read, and for records that name each other.
+    """
+    chain: list[str] = []
+    following: str | None = place
+    while following is not None:
+        if Path(following).resolve() in [Path(each).resolve() for each in chain]:
+            raise ConfigError(f"{following} was edited after itself, by its {EDIT_FILE}", "copy the folders that the edits wrote")
+        chain.append(following)
+        after = (edit_record(following) or {}).get("after")
+        following = after if isinstance(after, str) else None
+    return chain[::-1]
 
 
 def edited_pairs(place: str) -> Pairs | None:
@@ -28,14 +52,16 @@ def edited_pairs(place: str) -> Pairs | None:
 
     Of a prompt that was edited twice, the later targets. Raises ConfigError for a record that does not map prompts to targets.
     """
-    record = edit_record(place)
-    if record is None:
+    if edit_record(place) is None:
         return None
-    pairs, after = record.get("pairs"), record.get("after")
-    if not isinstance(pairs, dict):
-        raise ConfigError(f"{Path(place) / EDIT_FILE} has no pairs of prompts", "edit again, or name the edited prompts")
-    earlier = edited_pairs(after) if isinstance(after, str) and after != place else None
-    return {**(earlier or {}), **pairs_of(pairs, str(Path(place) / EDIT_FILE))}
+    found: dict[str, tuple[str, ...]] = {}
+    for each in edit_chain(place):
+        if (record := edit_record(each)) is not None:
+            file, pairs = Path(each) / EDIT_FILE, record.get("pairs")
+            if not isinstance(pairs, dict):
+                raise ConfigError(f"{file} has no pairs of prompts", "edit again, or name the edited prompts")
+            found |= pairs_of(pairs, str(file))
+    return found
 
 
 def pairs_of(pairs: Mapping[str, Any], place: str) -> Pairs:

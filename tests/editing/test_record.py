@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nullbooth_cli.editing.record import FILE, ROWS, read_edit_record, write_edit_record
+from nullbooth_cli.editing.record import ROWS, read_edit_record, write_edit_record
 from nullbooth_cli.editing.report import EditedWeight, EditReport
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.model.edit_file import EDIT_FILE
 
 KEYS = np.random.default_rng(0).standard_normal((5, 3))
 PAIRS = {"a [sks] star": "a [red] star", "doctor": ("male doctor", "female doctor"), "circle": ""}
@@ -46,7 +47,7 @@ def test_is_read_back(tmp_path: Path) -> None:
     assert (record.tensors, record.dtype) == (REPORT.tensors, "float32")
     assert (record.missing, record.drift) == (0.1, 0.01)
     assert {name: rows.tolist() for name, rows in record.rows().items()} == {"mid.k": KEYS.tolist()}
-    assert json.loads((tmp_path / FILE).read_text())["schema_version"] == 1
+    assert json.loads((tmp_path / EDIT_FILE).read_text())["schema_version"] == 1
 
 
 def test_sums_are_those_of_the_rows(tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_another_folder_has_none(tmp_path: Path) -> None:
     ],
 )
 def test_a_record_that_is_not_whole_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    file = written(tmp_path) / FILE
+    file = written(tmp_path) / EDIT_FILE
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(ConfigError, match=message):
         read_edit_record(tmp_path)
@@ -84,7 +85,7 @@ def test_a_record_that_is_not_whole_is_refused(tmp_path: Path, change: dict[str,
 def test_a_file_that_is_torn_is_refused(tmp_path: Path) -> None:
     record = read_edit_record(written(tmp_path))
     assert record is not None
-    (tmp_path / FILE).write_text("{")
+    (tmp_path / EDIT_FILE).write_text("{")
     with pytest.raises(ConfigError, match="is not JSON"):
         read_edit_record(tmp_path)
     (tmp_path / ROWS).write_bytes(b"torn")

@@ -50,3 +50,10 @@ def test_what_is_no_pair(pairs: dict[str, Any]) -> None:
 def test_a_prompt_is_not_its_own_target() -> None:
     with pytest.raises(ConfigError, match="maps 'a b' to itself"):
         pairs_of({"a b": ["c", "a [b]"]}, "the edit")
+
+
+def test_edits_that_name_each_other_are_refused(tmp_path: Path) -> None:
+    first = edited(tmp_path / "first", pairs={"one": "a"}, after=str(tmp_path / "second"))
+    second = edited(tmp_path / "second", pairs={"two": "b"}, after=first)
+    with pytest.raises(ConfigError, match=r"second was edited after itself, by its edit\.json"):
+        edited_pairs(second)
