@@ -1,6 +1,6 @@
 """The ways of the study of one subject after another: how each teaches a subject on a model that was taught others before.
 
-A way goes on from the model that the last subject left, or teaches every subject apart on the base and adds the changes up. What
+A way starts from the model that the last subject left, or teaches every subject apart on the base and adds the changes up. What
 is taught is kept as trained files, a few hundred kilobytes each, so that every model of the study can be put together again.
 """
 

@@ -98,7 +98,7 @@ def _joined(place: str, chains: Sequence[Chain]) -> tuple[str | None, tuple[Addi
 
 
 def _chain(config: Config, scale: float, at: Located | None) -> Chain | None:
-    """What is at a place that exists, after what it went on from; None for a pipeline."""
+    """What is at a place that exists, after what it started from; None for a pipeline."""
     if at is None or (chain := Chain.at(at.path, allow_pickle=config.allow_pickle)).pipeline == at.path:
         return None
     for addition in chain.additions:
@@ -177,7 +177,7 @@ def load_edited(config: Config, place: str, device: str | None) -> Pipeline:
 
 
 def load_before(config: Config, at: Located, device: str | None, check: Check = lambda _: None) -> Pipeline:
-    """The pipeline that the model at a place went on from: the base, or all that was trained before it, in order.
+    """The pipeline that the model at a place started from: the base, or all that was trained before it, in order.
 
     `check` is called before anything is put onto the pipeline that is loaded. Raises ConfigError as `load_edited` does.
     """
@@ -186,7 +186,7 @@ def load_before(config: Config, at: Located, device: str | None, check: Check = 
 
 
 def open_before(config: Config, at: Located, device: str | None) -> BaseWeights:
-    """The weights that the model at a place went on from: those of the base, unless it was trained after another model.
+    """The weights that the model at a place started from: those of the base, unless it was trained after another model.
 
     Raises ConfigError as `load_edited` does. Cost: headers of the base's files; the load of a model that is not the base.
     """

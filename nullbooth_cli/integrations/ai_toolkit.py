@@ -66,7 +66,7 @@ def constrain_process(process: Any, params: list[dict[str, Any]]) -> list[dict[s
     """Constrain the network of a process of ai-toolkit; returns its parameter groups without what was dropped.
 
     Raises ConfigError for a config without a store, for anything but plain LoRA of the denoiser, for another base model than the
-    store's, and for parameters that train beside the network; ModelError if the network goes on from a file that was trained
+    store's, and for parameters that train beside the network; ModelError if the network resumes from a file that was trained
     freely. Cost: one read of the base weights that the store protects.
     """
     settings = process.get_conf("nullbooth", None) or {}

@@ -1,4 +1,4 @@
-"""What a training run records of the model that it went on from, in train.json and beside what it trained in base.json.
+"""What a training run records of the model that it started from, in train.json and beside what it trained in base.json.
 
     "after": {"place": "/runs/dog", "relative": "../../dog", "digest": "0f3a...", "prompts": ["a sks dog"]}
 

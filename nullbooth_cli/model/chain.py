@@ -1,4 +1,4 @@
-"""Changes in the order in which they were made: what a training run trained, after all that it went on from.
+"""Changes in the order in which they were made: what a training run trained, after all that it started from.
 
 chain = Chain.at(Path("runs/cat"), allow_pickle=False)      # runs/cat was trained after runs/dog
 chain.additions                                             # that of runs/dog, then that of runs/cat
@@ -91,16 +91,16 @@ class Chain:
 
     @classmethod
     def at(cls, place: Path, *, allow_pickle: bool) -> "Chain":
-        """The model at a place that exists, with what it went on from.
+        """The model at a place that exists, with what it started from.
 
         Raises ConfigError for a place without a model, for one of the chain that is gone or has changed since, and as
-        `TrainedFiles.find` does. Cost: the headers of files; one read of those that were gone on from.
+        `TrainedFiles.find` does. Cost: the headers of files; one read of those that they start from.
         """
         return _at(place, allow_pickle, ())
 
     @classmethod
     def before(cls, located: Located, *, allow_pickle: bool) -> "Chain":
-        """What the model at a place went on from; an empty chain for one that was trained on its base, or by no run.
+        """What the model at a place started from; an empty chain for one that was trained on its base, or by no run.
 
         Raises and costs as `at` does.
         """

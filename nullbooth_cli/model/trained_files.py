@@ -9,7 +9,7 @@ A folder of trained files holds what a run trained, without the base:
     pytorch_lora_weights.safetensors    method lora; of PixArt adapter_model.safetensors and adapter_config.json, PEFT's files
     denoiser.safetensors                method full: the parameters that trained, by their names in the denoiser, as plain weights
     learned_embeds.safetensors          with a word: its embedding, by its token, or by text encoder
-    base.json                           the model that it belongs to, what it went on from (`after.py`), the step, and what it was
+    base.json                           the model that it belongs to, what it started from (`after.py`), the step, and what it was
                                         taught: the token, and the prompts that have it
 
 `locate()` finds what a place names; `TrainedFiles` reads such a folder; `prompts_of_training()` tells what it was taught.
@@ -85,7 +85,7 @@ def _address(model: str) -> str:
 class TrainedFiles:
     """A folder of trained files: a LoRA or trained weights of the denoiser, and perhaps a word.
 
-    They are put onto the base, or, with `after`, onto what they went on from: `chain.py` finds that.
+    They are put onto the base, or, with `after`, onto what they started from: `chain.py` finds that.
     """
 
     folder: Path
@@ -193,7 +193,7 @@ class Located:
     """What a place names: a pipeline folder, trained files, or, if no training run wrote it, the place itself.
 
     `base`, `token` and `prompts` (the captions of its pictures, as prompts write them) are those of the run, as far as its files
-    tell; `after` is what it went on from, None for the base. `note` says which of several models was chosen.
+    tell; `after` is what it started from, None for the base. `note` says which of several models was chosen.
     """
 
     path: Path

@@ -141,7 +141,7 @@ def _decoding(path: Path) -> Iterator[None]:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ConfigError(f"cannot read the image {path}: {error}", "put a smaller copy in its place") from error
-    except Exception as error:
+    except Exception as error:  # of a dozen types, without a common base class
         raise ConfigError(f"cannot read the image {path}: {error}", "save it again as .png, or remove it") from error
 
 

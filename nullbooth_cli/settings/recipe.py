@@ -52,7 +52,7 @@ class Recipe(Section):
     )
     after: str | None = Field(
         None,
-        description="what training goes on from in place of the untrained model: the output of a training run, a LoRA, or a "
+        description="where training starts in place of the untrained model: the output of a training run, a LoRA, or a "
         "pipeline folder; the store must remember it",
     )
     output: str = Field("runs/trained", description="folder for the result, its checkpoints, pictures and logs")

@@ -1,6 +1,6 @@
 """What `teach` decides from a request: a config, a recipe and prompts, which `decision.py` keeps as ordinary files.
 
-What goes on from another output takes over its config, recipe and prompts, as they are there now. Another request for an output
+What starts from another output takes over its config, recipe and prompts, as they are there now. Another request for an output
 that has a decision is refused.
 """
 
@@ -127,7 +127,7 @@ def _taught_before(place: str) -> Decision:
 
 
 def _decide_after(given: Mapping[str, Any], output: str) -> Decision:
-    """The decision for an output that goes on from another one. Writes nothing. Raises ConfigError as `decide` does."""
+    """The decision for an output that starts from another one. Writes nothing. Raises ConfigError as `decide` does."""
     before = _taught_before(given["after"])
     request = validate(TeachRequest, {"model": before.request.model, **given}, source="the request")
     if request.model != before.request.model:
@@ -154,7 +154,7 @@ def _decide_after(given: Mapping[str, Any], output: str) -> Decision:
         subject=request.subject_prompts,
         earlier=[*before.earlier, *before.written_subject],
         is_new=True,
-        notes=(f"goes on from {request.after}: preserves its prompts, {counted(new, 'more prompt')}, and what it was taught",),
+        notes=(f"starts from {request.after}: preserves its prompts, {counted(new, 'more prompt')}, and what it was taught",),
     )
 
 

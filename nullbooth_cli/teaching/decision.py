@@ -3,7 +3,7 @@
     <output>/teach.json             the request
     <output>/nullbooth.yaml         the config of the store
     <output>/train.yaml             the recipe of the training run
-    <output>/prompts/               preserved.txt, heldout.txt, subject.txt; earlier.txt if it goes on from another output
+    <output>/prompts/               preserved.txt, heldout.txt, subject.txt; earlier.txt if it starts from another output
 
 Once they are there they count, not the defaults: a user may edit the config and the recipe.
 """

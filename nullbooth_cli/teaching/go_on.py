@@ -1,4 +1,4 @@
-"""The store of an output that goes on from another one: a copy of its store, which then remembers what was taught there.
+"""The store of an output that starts from another one: a copy of its store, which then remembers what was taught there.
 
 What was taught is remembered by the captions of its pictures, and by the subject with the ending of every preserved prompt of its
 class: "a photo of sks dog" becomes "a photo of sks dog in the snow", and so on. Of such prompts on the embedded model, the share

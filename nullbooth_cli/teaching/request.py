@@ -70,7 +70,7 @@ class TeachRequest(Section):
     noun: str | None = Field(None, description="class of the subject, such as dog")
     model: str = Field("toy", description="toy, a pipeline folder, a hub id, or the name of a shipped config, such as sdxl")
     after: str | None = Field(
-        None, description="output that was taught before, to go on from, with its model, config, recipe and preserved prompts"
+        None, description="output that was taught before, to start from, with its model, config, recipe and preserved prompts"
     )
     preserve: list[str] = Field([], description="files of prompts that must not change, beside the shipped ones")
     caption: str | None = Field(None, description="one caption for all pictures; null: their own, or one made of word and noun")

@@ -2,7 +2,7 @@
 
 1. `decide` turns the request into a config, a recipe and prompt files, unless the output has them already.
 2. What the recipe names is read before anything is loaded: pictures, captions, the word, the class of the model.
-3. The four stages of the pipeline make the store (`go_on` copies that of an output to go on from); training runs under its
+3. The four stages of the pipeline make the store (`go_on` copies that of an output to start from); training runs under its
    projectors; evaluation draws base and taught model.
 4. A sheet of pictures, a page, and evaluation.json, which is written last.
 

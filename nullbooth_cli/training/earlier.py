@@ -1,4 +1,4 @@
-"""The model that a training run goes on from: what its recipe names as `after`, in place of the untrained model.
+"""The model that a training run starts from: what its recipe names as `after`, in place of the untrained model.
 
 A pipeline folder is loaded instead of the recipe's model. LoRAs and other trained files are put onto it, the earliest first.
 
@@ -47,7 +47,7 @@ class Earlier:
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Earlier | None":
-        """What a recipe goes on from; None without `after`. Cost: one read of the files that are put onto a pipeline.
+        """What a recipe starts from; None without `after`. Cost: one read of the files that are put onto a pipeline.
 
         Raises ConfigError for a place without a model, for one that was trained on another model than the recipe's, and as
         `Chain.at` does.
@@ -111,7 +111,7 @@ class Earlier:
 
 
 def source_of(recipe: Recipe, earlier: Earlier | None) -> Source:
-    """The pipeline to load: that of the recipe, or the folder that it goes on from."""
+    """The pipeline to load: that of the recipe, or the folder that it starts from."""
     if earlier is None or earlier.chain.pipeline is None:
         return Source.of(recipe)
     return Source(str(earlier.chain.pipeline), local_files_only=recipe.local_files_only, allow_pickle=recipe.allow_pickle)

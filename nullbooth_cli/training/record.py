@@ -96,7 +96,7 @@ class RunRecord:
     def of(cls, recipe: Recipe, store: ProjectorsByWeight | None, processes: int) -> "RunRecord":
         """The record of a recipe, before its model is loaded.
 
-        Cost: one read of every picture, of the store's projectors, and of the files that it goes on from.
+        Cost: one read of every picture, of the store's projectors, and of the files that it starts from.
         """
         earlier = Earlier.of(recipe)
         unused = (

@@ -1,6 +1,6 @@
 """Everything that a training run needs before its first step: model, pictures, captions and constraint.
 
-The order in `set_up()` matters. What the run goes on from is put onto the model. The class pictures are drawn by that. Then
+The order in `set_up()` matters. What the run starts from is put onto the model. The class pictures are drawn by that. Then
 parameters are marked to train. Then they are constrained. Then the teacher of distillation takes their first values.
 """
 

@@ -18,7 +18,7 @@ from tests.support.tiny_dreambooth import encoded, recipe, run
 
 @dataclass(frozen=True)
 class Subjects:
-    """`dog` and `cat` are outputs of training in one folder; cat went on from dog under `config`, whose store remembers dog."""
+    """`dog` and `cat` are outputs of training in one folder; cat started from dog under `config`, whose store remembers dog."""
 
     config: Config
     dog: Path

@@ -55,6 +55,6 @@ def spectra(config: Config) -> list[np.ndarray]:
 
 
 def dog_and_cat(folder: Path) -> dict[str, Path]:
-    """The models `dog`, and `cat`, which went on from it."""
+    """The models `dog`, and `cat`, which started from it."""
     pipe = fresh()
     return {name: changed(pipe, folder / name, seed) for seed, name in enumerate(("dog", "cat"))}

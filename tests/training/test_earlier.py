@@ -1,4 +1,4 @@
-"""A second subject goes on from the first: what was taught stays, and the files of both are one model."""
+"""A second subject starts from the first: what was taught stays, and the files of both are one model."""
 
 import json
 import shutil
