@@ -31,6 +31,7 @@ from nullbooth_cli.store import Kind, Layout, Store, forget_task, list_task, lis
 from nullbooth_cli.store.tasks import ORIGIN, place_of
 
 STAGE = "remember"
+MOST_WEIGHT = 10**6  # counts are int64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,11 @@ class RememberRequest:
 
     def __post_init__(self) -> None:
         place_of(self.name)
-        if self.weight < 1:
-            raise ConfigError(f"weight is {self.weight}", "set it to 1 or more: how many preserved tokens each counts")
+        if type(self.weight) is not int or not 1 <= self.weight <= MOST_WEIGHT:
+            raise ConfigError(
+                f"weight is {self.weight}",
+                f"set it to a whole number from 1 to {MOST_WEIGHT:,}: how many preserved tokens each counts",
+            )
         if not self.prompts or not all(text.strip() for text in self.prompts):
             raise ConfigError("the task has no prompt, or an empty one", "name the prompts that use what was taught")
 
@@ -99,7 +103,8 @@ def forget_events(
 ) -> Iterator[Event]:
     """Take a task out of the store of a config, and compute the projectors again: they are those of before, exactly.
 
-    Raises ConfigError if there is no such task. Cost: that of `project`; the store is locked meanwhile.
+    It resumes where a run was stopped that did the same. Raises ConfigError if there is no such task. Cost: that of `project`;
+    the store is locked meanwhile.
     """
     with _opened(config, device, interrupts) as run:
         if decide(run, lambda: _forget(run.store, name)):
@@ -131,10 +136,12 @@ def _origin(inner: Store) -> Any:
 
 
 def _forget(store: Store, name: str) -> bool:
-    """Take a task out; returns whether the null space excluded it."""
-    hard = any(entry.name == name and entry.kind == "hard" for entry in listed_tasks(store))
-    forget_task(store, name)
-    return hard
+    """Take a task out, unless a run that was stopped has done so; returns whether the null space excludes it, or did."""
+    kinds = {entry.name: entry.kind for entry in listed_tasks(store)}
+    excluded = name in store.records.get("decomposition", {}).get("tasks", {})
+    if name in kinds or not excluded or store.nbytes(place_of(name)):
+        forget_task(store, name)
+    return excluded or kinds.get(name) == "hard"
 
 
 def _list(store: Store, request: RememberRequest) -> None:

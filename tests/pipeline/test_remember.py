@@ -13,7 +13,7 @@ from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.model import load
 from nullbooth_cli.nullspace.usable import check_model
 from nullbooth_cli.pipeline.remember import RememberRequest
-from nullbooth_cli.store import Store, tasks_of
+from nullbooth_cli.store import Store, leftovers, tasks_of
 from tests.support.builders import execute, small_config, states_of
 from tests.support.tasks import DOG, collected, dog_and_cat, forget, fresh, remember, spectra
 
@@ -109,6 +109,12 @@ def test_the_same_request_again_does_nothing_and_another_is_refused(tmp_path: Pa
         RememberRequest(source="x", prompts=DOG, name="../dog")
 
 
+@pytest.mark.parametrize("weight", [0, -1, 0.5, 1.5, float("nan"), float("inf"), True, "2", None, 10**6 + 1])
+def test_a_weight_is_a_whole_number(weight: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"weight is {weight}\b"):
+        RememberRequest(source="x", prompts=DOG, name="dog", weight=weight)
+
+
 def test_a_task_that_is_listed_and_gone_is_damage(tmp_path: Path, models: dict[str, Path]) -> None:
     config = collected(tmp_path / "run.zarr")
     remember(config, models["dog"])
@@ -149,3 +155,24 @@ def test_an_edit_is_remembered_softly(tmp_path: Path, models: dict[str, Path]) -
     opened.projectors()
     forget(config, "dog")
     assert nb.open_store(config.store).edited(site) is None
+
+
+@pytest.mark.parametrize("at", ["the sums", "the projectors"])
+def test_forgetting_resumes_where_it_was_stopped(tmp_path: Path, models: dict[str, Path], monkeypatch: Any, at: str) -> None:
+    from nullbooth_cli.pipeline import remember as module
+
+    config = collected(tmp_path / "run.zarr")
+    before = spectra(config)
+    remember(config, models["dog"])
+    with monkeypatch.context() as patched:
+        place, name = (Store, "delete") if at == "the sums" else (module, "_project")
+        patched.setattr(place, name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            forget(config, "dog")
+    assert states_of(config)["project"] == "stale"
+    assert leftovers(Store.open(config.store)) == (["dog"] if at == "the sums" else [])
+    forget(config, "dog")
+    assert (states_of(config)["project"], leftovers(Store.open(config.store))) == ("complete", [])
+    np.testing.assert_array_equal(spectra(config), before)
+    with pytest.raises(ConfigError, match="has no task dog"):
+        forget(config, "dog")
