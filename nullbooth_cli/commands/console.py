@@ -42,6 +42,8 @@ class Terminal:
 
     def answer(self, document: Answer, draw: "Callable[[Answer], RenderableType | list[RenderableType]]") -> None:
         """Print the document (dataclass or dictionary) as JSON, or as `draw(document)` gives it: text, tables, or both."""
+        if self.silent:
+            return
         if self.as_json:
             from nullbooth_cli.report.json_document import to_json
 

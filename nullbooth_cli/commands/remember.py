@@ -1,5 +1,6 @@
 """The command `nullbooth remember`."""
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -7,7 +8,10 @@ import typer
 from nullbooth_cli.commands.options import AsJson, Common, ConfigFile, Device, Overrides, Quiet, StorePath, Verbose
 
 if TYPE_CHECKING:
-    from nullbooth_cli.report.answers import ForgetAnswer, RememberAnswer
+    from nullbooth_cli.commands.session import Session
+    from nullbooth_cli.pipeline.remember import RememberRequest
+    from nullbooth_cli.progress import Event, Interrupts
+    from nullbooth_cli.report.answers import ForgetAnswer, RememberAnswer, RememberPlan
 
 Place = Annotated[
     str | None,
@@ -29,6 +33,8 @@ Soft = Annotated[
     typer.Option("--soft/--hard", help="Only later edits weigh it, or no change may move it. An edit: soft; all else: hard."),
 ]
 Forget = Annotated[str | None, typer.Option("--forget", metavar="TASK", help="Take a task out of the store again, exactly.")]
+Preview = Annotated[bool, typer.Option("--dry-run", help="Check the request, and show its prompts; write nothing.")]
+SHOWN = 20  # prompts of a dry run
 
 
 def remember(
@@ -39,6 +45,7 @@ def remember(
     weight: Weight = 1,
     soft: Soft = None,
     forget: Forget = None,
+    dry_run: Preview = False,
     config: ConfigFile = None,
     store: StorePath = None,
     overrides: Overrides = None,
@@ -74,27 +81,75 @@ def remember(
         )
     common = Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose)
     if forget is not None:
-        if prompts or word or name or weight != 1 or soft is not None:
+        if prompts or word or name or weight != 1 or soft is not None or dry_run:
             raise ConfigError("--forget takes the name of a task alone", "leave prompts and the other options out")
         session = start(common)
-        session.terminal.follow(forget_events(session.config, forget, device=device))
+        _follow(session, lambda interrupts: forget_events(session.config, forget, device=device, interrupts=interrupts))
         session.terminal.answer(ForgetAnswer(store=session.url, task=forget, tasks=session.tasks()), _draw)
     else:
         assert model is not None
         texts = prompts_to_use(prompts or [], None, "PROMPT")
         session = start(common)
         request = request_of(session.config, model, texts, word=word, name=name, weight=weight, soft=soft)
-        session.terminal.follow(remember_events(session.config, request, device=device))
-        answer = RememberAnswer(
-            store=session.url,
-            task=request.name,
-            kind=request.kind,
-            weight=request.weight,
-            prompts=request.prompts,
-            tasks=session.tasks(),
-        )
+        if dry_run:
+            _preview(session, request)
+            return
+        _follow(session, lambda interrupts: remember_events(session.config, request, device=device, interrupts=interrupts))
+        answer = RememberAnswer(**_asked(session, request), tasks=session.tasks())
         session.terminal.answer(answer, _draw)
     session.terminal.next(*next_command.after_a_stage({}, session.options, session.url))
+
+
+def _follow(session: "Session", events: "Callable[[Interrupts], Iterator[Event]]") -> None:
+    """Draw events until they end; Ctrl-C and SIGTERM let the unit that runs be written first."""
+    import contextlib
+
+    from nullbooth_cli.commands.signals import interruptible
+    from nullbooth_cli.progress import Interrupts
+
+    interrupts = Interrupts()
+    with (
+        interruptible(interrupts, session.terminal.note, "the unit that runs"),
+        contextlib.closing(events(interrupts)) as running,  # type: ignore[type-var]  # they are generators
+    ):
+        session.terminal.follow(running)
+
+
+def _asked(session: "Session", request: "RememberRequest") -> dict[str, Any]:
+    """The request, as both answers have it."""
+    return {
+        "store": session.url,
+        "task": request.name,
+        "kind": request.kind,
+        "weight": request.weight,
+        "prompts": request.prompts,
+    }
+
+
+def _preview(session: "Session", request: "RememberRequest") -> None:
+    """Answer with what would be done."""
+    from nullbooth_cli.pipeline.remember import plan_remember
+    from nullbooth_cli.report.answers import RememberPlan
+
+    state = plan_remember(session.config, request)
+    session.terminal.answer(RememberPlan(**_asked(session, request), state=state), _draw_plan)
+
+
+def _draw_plan(plan: "RememberPlan") -> list[Any]:
+    from nullbooth_cli.formatting import counted
+
+    does = {
+        "new": "would remember",
+        "unfinished": "would go on with",
+        "damaged": "would record again",
+        "remembered": "remembers already",
+    }[plan.state]
+    more = [f"  and {len(plan.prompts) - SHOWN} more"] if len(plan.prompts) > SHOWN else []
+    return [
+        f"{plan.store} {does} {plan.task} ({plan.kind}, weight {plan.weight}) by {counted(len(plan.prompts), 'prompt')}:",
+        *(f"  {prompt}" for prompt in plan.prompts[:SHOWN]),
+        *more,
+    ]
 
 
 def _draw(answer: "RememberAnswer | ForgetAnswer") -> list[Any]:

@@ -11,7 +11,7 @@ kinds of prompts.
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nullbooth_cli.datatypes import Sums
 from nullbooth_cli.errors import ConfigError, ModelError
@@ -28,10 +28,13 @@ from nullbooth_cli.settings.config import Config, public_settings
 from nullbooth_cli.settings.knowledge import PROMPTS_FIELD, heldout_prompts, require_disjoint, task_config
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.store import Kind, Layout, Store, forget_task, list_task, listed_tasks, pack_sums
-from nullbooth_cli.store.tasks import ORIGIN, place_of
+from nullbooth_cli.store.pieces import DAMAGE, Damage
+from nullbooth_cli.store.tasks import ORIGIN, is_complete, place_of
+from nullbooth_cli.store.verify import TASK_STAGES, run_checks
 
 STAGE = "remember"
 MOST_WEIGHT = 10**6  # counts are int64
+Found = Literal["new", "unfinished", "damaged", "remembered"]  # of a task, in a store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,20 +85,36 @@ def remember_events(
 ) -> Iterator[Event]:
     """Record a task into the store of a config, list it, and compute the projectors again.
 
-    A task that is listed already under the same name and origin is left as it is. Raises StageError before `covariance` is
-    complete, ConfigError for a name that is taken, every error of collecting, and ModelError for a changed model with other
-    layers. Cost: that of collecting the prompts and of `project`; the store is locked meanwhile.
+    A task that is listed already under the same name and origin is left as it is; if it is damaged, it is recorded again in its
+    place, so that the order of the tasks stays. Raises StageError before `covariance` is complete, ConfigError for a name that is
+    taken, every error of collecting, and ModelError for a changed model with other layers. Cost: that of collecting the prompts
+    and of `project`, for a listed task one read of it; the store is locked meanwhile.
     """
     origin = request.origin(config)
     with _opened(config, device, interrupts) as run:
-        if decide(run, lambda: _is_listed(run.store, request, origin)):
+        found = decide(run, lambda: _found(run.store, request, origin))
+        if found == "remembered":
             yield Note(f"the task {request.name} is remembered already")
         else:
-            decide(run, lambda: _begin(run, request, origin))
+            if found == "damaged":
+                yield Note(f"the task {request.name} is damaged, and recorded again")
+            decide(run, lambda: _begin(run, request, origin, damaged=found == "damaged"))
             yield from _record(run, request) if request.edits is None else _write(run, request)
             decide(run, lambda: _list(run.store, request))
         if request.kind == "hard":
             yield from _project(run)
+
+
+def plan_remember(config: Config, request: RememberRequest) -> Found:
+    """What `remember_events` would do: record a task that is `new`, `unfinished` or `damaged`, or nothing if it is `remembered`.
+
+    Raises as `remember_events` does, as far as that is known without the model. Writes nothing. Cost: a read of the task's files.
+    """
+    origin, store = request.origin(config), Store.open(config.store, options=config.storage_options)
+    found = _found(store, request, origin)
+    if found != "remembered":
+        _require_possible(Run(config=config, prompts=store.prompts(), store=store), request)
+    return found
 
 
 def forget_events(
@@ -117,18 +136,29 @@ def _opened(config: Config, device: str | None, interrupts: Interrupts | None) -
     return open_run(config, store.prompts(), create=False, device=device, interrupts=interrupts)
 
 
-def _is_listed(store: Store, request: RememberRequest, origin: Mapping[str, Any]) -> bool:
-    """Whether the store has this task; raises ConfigError if it has another one of the name."""
+def _found(store: Store, request: RememberRequest, origin: Mapping[str, Any]) -> Found:
+    """What the store has of this task; raises ConfigError if it has another one of the name. Cost: one read of it."""
     entry = next((entry for entry in listed_tasks(store) if entry.name == request.name), None)
+    try:
+        inner = store.inside(place_of(request.name))
+        known = None if inner is None else _origin(inner)
+        is_whole = inner is not None and known is not None and not _is_damaged(inner)
+    except DAMAGE:
+        if entry is None:
+            return "damaged"
+        inner, known, is_whole = None, None, False
     if entry is None:
-        return False
-    inner = store.inside(place_of(request.name))
-    if inner is None or _origin(inner) != origin or entry.weight != request.weight:
+        return "new" if inner is None or known != origin else "unfinished" if is_whole else "damaged"
+    if (entry.weight, entry.kind) != (request.weight, request.kind) or known not in (None, origin):
         raise ConfigError(
             f"{store.url} remembers another task by the name {request.name}: {entry.source}, with weight {entry.weight}",
             "choose another name, or forget that task first",
         )
-    return True
+    return "damaged" if inner is None or not is_whole else "remembered" if is_complete(inner) else "unfinished"
+
+
+def _is_damaged(inner: Store) -> bool:
+    return any(isinstance(found, Damage) for stage in TASK_STAGES for found in run_checks(inner, stage))
 
 
 def _origin(inner: Store) -> Any:
@@ -145,16 +175,37 @@ def _forget(store: Store, name: str) -> bool:
 
 
 def _list(store: Store, request: RememberRequest) -> None:
-    list_task(store, request.name, kind=request.kind, weight=request.weight, source=request.source)
+    """Let the task count, unless it does: one that is recorded again keeps its place."""
+    if not _is_listed(store, request):
+        list_task(store, request.name, kind=request.kind, weight=request.weight, source=request.source)
 
 
-def _begin(run: Run, request: RememberRequest, origin: Mapping[str, Any]) -> None:
+def _is_listed(store: Store, request: RememberRequest) -> bool:
+    return any(entry.name == request.name for entry in listed_tasks(store))
+
+
+def _begin(run: Run, request: RememberRequest, origin: Mapping[str, Any], *, damaged: bool) -> None:
     """Check that the task can be remembered, and make its store, with the schedule of the one around it.
 
     What another request left that was stopped is removed; the sums of an edit are written at once, so they start anew.
     """
     store, place = run.store, place_of(request.name)
-    require(run.states().stages, "covariance" if request.kind == "hard" else "project", store.url)
+    _require_possible(run, request)
+    inner = None if damaged else store.inside(place, write=True)
+    if damaged or (inner is not None and (request.kind == "soft" or _origin(inner) != origin)):
+        store.delete(place)
+    inner = store.inside_or_create(place, public_settings(_inner_config(run, request)))
+    inner.arrays.update_attributes(**{ORIGIN: origin})
+    give_schedule(store, inner)
+
+
+def _require_possible(run: Run, request: RememberRequest) -> None:
+    """Raise for a store that cannot remember the task, and for prompts that it holds out."""
+    store = run.store
+    if _is_listed(store, request):  # the state of project cannot be read with this task
+        require(replace(run, stage="covariance").states().stages, "covariance", store.url)
+    else:
+        require(run.states().stages, "covariance" if request.kind == "hard" else "project", store.url)
     require_inputs(run.config)
     if "project" in store.records:
         require_pooled(store)
@@ -166,12 +217,6 @@ def _begin(run: Run, request: RememberRequest, origin: Mapping[str, Any]) -> Non
             f"{store.url} does not record which weights it was made from, so no model can follow them",
             "collect from the model into another store",
         )
-    inner = store.inside(place, write=True)
-    if inner is not None and (request.kind == "soft" or _origin(inner) != origin):
-        store.delete(place)
-    inner = store.inside_or_create(place, public_settings(_inner_config(run, request)))
-    inner.arrays.update_attributes(**{ORIGIN: origin})
-    give_schedule(store, inner)
 
 
 def _inner_config(run: Run, request: RememberRequest) -> Config:
@@ -237,5 +282,16 @@ def _project(run: Run) -> Generator[Event, None, None]:
     """Compute the projectors again if they do not follow from the tasks that are listed now."""
     run.store.reload()
     run.cache.forget()
-    if decide(run, lambda: run.states().own["project"].state != "complete"):
+    found = decide(run, lambda: _project_reasons(run))
+    if found is not None:
+        yield from map(Note, found)
         yield from execute("project", replace(run, stage="project", force=True))
+
+
+def _project_reasons(run: Run) -> list[str] | None:
+    """The settings that the projectors had before, a sentence for each, if they are to be computed again; else None."""
+    found = run.states().own["project"]
+    if found.state == "complete":
+        return None
+    changed = [str(each) for each in found.stale_because if each.field.startswith(("project.", "covariance."))]
+    return [f"the projectors are computed with another setting: {change}" for change in changed]

@@ -28,7 +28,7 @@ from nullbooth_cli.settings.config import STAGES, Config, public_settings
 from nullbooth_cli.settings.knowledge import attention_prompts, heldout_config, heldout_prompts, require_disjoint
 from nullbooth_cli.store import Store, listed_tasks
 from nullbooth_cli.store.pieces import Damage
-from nullbooth_cli.store.verify import run_checks
+from nullbooth_cli.store.verify import require_tasks_whole, run_checks
 
 REPAIRABLE = ("collect", "covariance")
 BeforeReplacing = Callable[[str, int], None]
@@ -50,6 +50,8 @@ def run_stages(stages: Sequence[str], run: Run, before_replacing: BeforeReplacin
             if force and units_done:
                 before_replacing(stage, units_done)
         yield from execute(stage, replace(run, force=force, repair=run.repair and stage in REPAIRABLE))
+    if run.repair:
+        decide(run, lambda: require_tasks_whole(run.store))  # no stage records them again
 
 
 def check_request(stages: Sequence[str], *, limit: int | None, repair: bool) -> None:

@@ -82,6 +82,19 @@ class RememberAnswer(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RememberPlan(Document):
+    """A dry run of remembering a `task`: `state` is new, unfinished, damaged or remembered, where nothing would be done."""
+
+    dry_run: bool = True
+    store: str
+    task: str
+    kind: str
+    weight: int
+    prompts: Sequence[str]
+    state: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ForgetAnswer(Document):
     """The `task` that a store remembers no longer, and the budget of those that are left."""
 

@@ -6,18 +6,19 @@ from typing import Any
 
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import ConfigError, Rerun
+from nullbooth_cli.formatting import counted
 from nullbooth_cli.nullspace.pooling import DecompositionSettings, moment_of, pooled
 from nullbooth_cli.nullspace.projector import expected_overlap, leakage_on, overlap
 from nullbooth_cli.nullspace.usable import load_projector
 from nullbooth_cli.pipeline.project import decomposition_of
 from nullbooth_cli.report.json_document import Document
 from nullbooth_cli.settings.config import STAGES, Config
-from nullbooth_cli.store import Store
+from nullbooth_cli.store import Store, tasks_of
 
 
 @dataclass(frozen=True)
 class SettingDifference:
-    """A setting, the weights or the prompts in which two stores differ, with the value of each, or None."""
+    """A setting, the weights, the prompts or the tasks in which two stores differ, with the value of each, or None."""
 
     field: str
     values: tuple[Any, Any]
@@ -144,7 +145,11 @@ def _differences(store: Store, other: Store) -> Iterator[SettingDifference]:
     def settings(of: Store) -> dict[str, Any]:
         records = of.records
         found = {name: value for stage in STAGES for name, value in records[stage]["settings"].items()}
-        return found | {"weights": records["collect"]["weights"]}
+        tasks = ", ".join(
+            f"{task.name} ({task.kind}, weight {task.weight}, {counted(len(task.store.prompts()), 'prompt')})"
+            for task in tasks_of(of)
+        )
+        return found | {"weights": records["collect"]["weights"], "tasks": tasks or None}
 
     one, two = settings(store), settings(other)
     for name in dict.fromkeys([*one, *two]):

@@ -8,9 +8,9 @@ from nullbooth_cli.pipeline.differences import Difference
 from nullbooth_cli.pipeline.state import StageState, bytes_of
 from nullbooth_cli.report.json_document import OPTIONAL, Document
 from nullbooth_cli.settings.config import STAGES
-from nullbooth_cli.store import Store, leftovers, listed_tasks, open_task
-from nullbooth_cli.store.pieces import DAMAGE, Damage
-from nullbooth_cli.store.verify import run_checks
+from nullbooth_cli.store import Store, leftovers, listed_tasks
+from nullbooth_cli.store.pieces import DAMAGE, Damage, Piece
+from nullbooth_cli.store.verify import check_tasks, run_checks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,31 +129,27 @@ def verify_store(store: Store, hint_of: Callable[[NullboothError], str] = lambda
     """
     checked, found = 0, list[tuple[str, NullboothError]]()
 
-    def check(each: Store) -> None:
+    def note(stage: str, piece: Piece | Damage) -> None:
         nonlocal checked
+        checked += 1
+        if isinstance(piece, Damage):
+            found.append((stage, piece.error))
+
+    def check(each: Store) -> None:
         for stage in (*STAGES, "attention"):
             for piece in run_checks(each, stage):
-                checked += 1
-                if isinstance(piece, Damage):
-                    found.append((stage, piece.error))
+                note(stage, piece)
 
     check(store)
     try:
         heldout = store.heldout()
     except DAMAGE as error:
-        checked += 1
-        found.append(("collect", error))
+        note("collect", Damage(error=error))
     else:
         if heldout:
             check(heldout)
-    for entry in listed_tasks(store):
-        try:
-            task = open_task(store, entry)
-        except DAMAGE as error:
-            checked += 1
-            found.append(("project", error))
-        else:
-            check(task.store)
+    for stage, piece in check_tasks(store):
+        note(stage, piece)
     # The same metadata may be behind many pieces.
     errors = {error.message: DamagedPiece(stage=stage, error=error.message, hint=hint_of(error)) for stage, error in found}
     return Verification(checked=checked, damaged=tuple(errors.values()))

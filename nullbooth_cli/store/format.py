@@ -128,7 +128,7 @@ def _damaged(place: str, why: str, store_id: str | None = None) -> StoreError:
 
 def record_again(inner: str) -> str:
     """What mends a damaged task, by its name inside the store around it."""
-    return f"forget the task {inner.removeprefix(f'{TASKS}/')}, and remember it again: nothing else is lost with it"
+    return f"remember the task {inner.removeprefix(f'{TASKS}/')} again, or forget it: nothing else is lost with it"
 
 
 def is_there(backing: Backing) -> bool:

@@ -83,11 +83,20 @@ def leftovers(store: Store) -> list[str]:
 
 
 def open_task(store: Store, entry: ListedTask) -> Task:
-    """A task by its entry in the list. Raises StoreError if it is not there, or belongs to another store."""
+    """A task by its entry in the list. Raises StoreError if it is not there, was not recorded, or belongs to another store."""
     place = place_of(entry.name)
     if (inner := store.inside(place)) is None:
         raise StoreError(f"{store.url} remembers the task {entry.name}, and {place} is missing", record_again(place))
+    if "covariance" not in inner.records:  # recorded again, and stopped
+        raise StoreError(f"{store.url} remembers the task {entry.name}, and {place} is not complete", record_again(place))
     return Task(**asdict(entry), store=inner)
+
+
+def is_complete(inner: Store) -> bool:
+    """Whether the store of a task has all of its sums. Cost: its progress cells."""
+    if not {"collect", "covariance"} <= set(inner.records):
+        return False
+    return bool((inner.progress.cells("covariance") == len(inner.progress.cells("collect"))).all())
 
 
 def place_of(name: str) -> str:

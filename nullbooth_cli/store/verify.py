@@ -7,6 +7,9 @@ from nullbooth_cli.formatting import listed
 from nullbooth_cli.store.backing import UnreadableError
 from nullbooth_cli.store.pieces import DAMAGE, Damage, Piece, pieces
 from nullbooth_cli.store.store import Store
+from nullbooth_cli.store.tasks import listed_tasks, open_task
+
+TASK_STAGES = ("schedule", "collect", "covariance")
 
 
 def run_checks(store: Store, stage: str) -> Iterator[Piece | Damage]:
@@ -26,6 +29,26 @@ def run_checks(store: Store, stage: str) -> Iterator[Piece | Damage]:
         else:
             yield piece
     yield from _damaged_groups(store, stage, groups)
+
+
+def check_tasks(store: Store) -> Iterator[tuple[str, Piece | Damage]]:
+    """`run_checks` of all that each task of a store has; yields the stage with each. Cost: one read of all of it."""
+    for entry in listed_tasks(store):
+        try:
+            task = open_task(store, entry)
+        except DAMAGE as error:
+            yield "project", Damage(error=error)
+        else:
+            for stage in TASK_STAGES:
+                for found in run_checks(task.store, stage):
+                    yield stage, found
+
+
+def require_tasks_whole(store: Store) -> None:
+    """Raise the error of the first damage of a task. Cost: one read of them."""
+    for _, found in check_tasks(store):
+        if isinstance(found, Damage):
+            raise found.error
 
 
 def _groups_above(key: str) -> Iterator[str]:

@@ -34,7 +34,7 @@ FLAGS = {
         "--copies --around --after --max-missing --dry-run",
     ),
     "train": (SHARED, "--device --dry-run --resume-with --finish --push-to-hub"),
-    "remember": (SHARED, "MODEL PROMPT --device --word --name --weight --soft --forget"),
+    "remember": (SHARED, "MODEL PROMPT --device --word --name --weight --soft --forget --dry-run"),
     "refit": (SHARED, "FILE --device -o/--output --prompts --word --m --outside --num-drawn --dry-run"),
     "evaluate": (
         SHARED,

@@ -14,6 +14,7 @@ from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store, tasks_of
 from tests.support.builders import PROMPTS
 from tests.support.cli import nullbooth, refused
+from tests.support.doctor import files
 from tests.support.tasks import collected, spectra
 from tests.support.trained_folders import training_output
 
@@ -139,3 +140,33 @@ def test_an_edit_is_remembered_softly_or_hard(config: Config, tmp_path: Path) ->
 
 def test_only_an_edit_is_remembered_softly(config: Config, run: Path) -> None:
     refused(nullbooth("remember", str(run), "--soft", "-s", config.store), 2, "only an edit is remembered softly")
+
+
+def test_a_dry_run_checks_the_request_and_writes_nothing(config: Config, run: Path) -> None:
+    before, dry = files(Path(config.store)), ("--dry-run", "-s", config.store)
+
+    def shown(*arguments: str) -> str:
+        result = nullbooth("remember", str(run), *dry, *arguments)
+        assert result.exit_code == 0, result.stderr
+        assert result.stderr == ""
+        return result.stdout
+
+    lines = [f"{config.store} would remember circle (hard, weight 3) by 2 prompts:", *(f"  {prompt}" for prompt in MADE)]
+    assert shown("--weight", "3").splitlines() == lines
+    assert "\n  and " in shown("--word", "sks circle")
+    found = json.loads(shown("--name", "other", "--json"))
+    assert (found["dry_run"], found["task"], found["prompts"], found["state"]) == (True, "other", list(MADE), "new")
+    refused(nullbooth("remember", str(run), "a circle", "--dry-run", "-s", config.store), 2, "no prompt has the word")
+    refused(
+        nullbooth("remember", str(run), f"{PROMPTS[6]}", "a sks circle", "--dry-run", "-s", config.store), 2, "also preserved"
+    )
+    refused(
+        nullbooth("remember", "--forget", "dog", "--dry-run", "-s", config.store), 2, "--forget takes the name of a task alone"
+    )
+    assert files(Path(config.store)) == before
+    assert nullbooth("remember", str(run), "-s", config.store).exit_code == 0
+    assert "remembers already circle" in shown()
+    refused(nullbooth("remember", str(run), "--weight", "2", *dry), 2, "another task by the name")
+    [file] = Path(config.store, "tasks/circle/moments").glob("*/sum_xxT/c*")
+    file.unlink()
+    assert "would record again circle" in shown()

@@ -11,12 +11,16 @@ import pytest
 
 import nullbooth_cli as nb
 from nullbooth_cli.errors import ConfigError, NullboothError, StoreError
+from nullbooth_cli.pipeline.doctor.examine import Finding
 from nullbooth_cli.pipeline.merge import check_mergeable
+from nullbooth_cli.report.compare_stores import SettingDifference, compare_stores
 from nullbooth_cli.report.status import verify_store
 from nullbooth_cli.settings.config import Config, build_config
 from nullbooth_cli.store import Store, leftovers, list_task, tasks_of
 from tests.support.builders import PROMPTS, execute, states_of
 from tests.support.cli import nullbooth, refused
+from tests.support.doctor import found as found_by_doctor
+from tests.support.doctor import refused as refused_by_doctor
 from tests.support.tasks import collected, dog_and_cat, forget, remember, spectra
 
 MORE = "a photo of a zebra"
@@ -65,13 +69,50 @@ def test_damage_in_a_task_names_it_and_is_mended_by_remembering_again(
         file.write_bytes(data)
     [*_, first] = (damage for damage in verify_store(Store.open(copy.store)).damaged)
     assert "tasks/dog" in first.error
-    assert first.hint == "forget the task dog, and remember it again: nothing else is lost with it"
+    assert first.hint == "remember the task dog again, or forget it: nothing else is lost with it"
     if how == "gone":
-        refused(nullbooth("status", "-s", copy.store), 4, "tasks/dog", "forget the task dog")
-    shown = nullbooth("remember", "--forget", "dog", "-s", copy.store)
-    assert shown.exit_code == 0, shown.stderr
+        refused(nullbooth("status", "-s", copy.store), 4, "tasks/dog", "remember the task dog again")
+    if place.endswith("sum_x/c*"):
+        shown = nullbooth("remember", "--forget", "dog", "-s", copy.store)
+        assert shown.exit_code == 0, shown.stderr
     remember(copy, remembered[1]["dog"])
     np.testing.assert_array_equal(spectra(copy), before)
+    assert not verify_store(Store.open(copy.store)).damaged
+
+
+@pytest.mark.parametrize("killed_at", [None, "_begin", "_record", "_list"])
+def test_a_damaged_task_keeps_its_place_in_the_chain(
+    copy: Config, remembered: tuple[Config, dict[str, Path]], killed_at: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its model is before another one's, which stays the end of the chain."""
+    from nullbooth_cli.pipeline import remember as module
+
+    models = remembered[1]
+    remember(copy, models["cat"], "cat", ("a zwx cat",))
+    before, weights = spectra(copy), tasks_of(Store.open(copy.store))[-1].weights
+    [file] = Path(copy.store, "tasks/dog").glob("moments/*/sum_xxT/c*")
+    file.unlink()
+    if killed_at is not None:
+        with monkeypatch.context() as patched:
+            patched.setattr(module, killed_at, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                remember(copy, models["dog"])
+        if killed_at != "_list":
+            refused(nullbooth("status", "-s", copy.store), 4, "tasks/dog", "remember the task dog again")
+    remember(copy, models["dog"])
+    assert [task.name for task in tasks_of(Store.open(copy.store))] == ["dog", "cat"]
+    assert tasks_of(Store.open(copy.store))[-1].weights == weights
+    np.testing.assert_array_equal(spectra(copy), before)
+    assert set(states_of(copy).values()) == {"complete"}
+    with pytest.raises(ConfigError, match="remembers another task by the name dog"):
+        remember(copy, models["dog"], prompts=("a sks dog",))
+
+
+def test_another_setting_of_the_projectors_is_said(copy: Config, remembered: tuple[Config, dict[str, Path]]) -> None:
+    shown = nullbooth(
+        *("remember", str(remembered[1]["cat"]), "a zwx cat", "-s", copy.store, "--set", "project.relative_threshold=1e-3")
+    )
+    assert "computed with another setting: project.relative_threshold: 0.05 -> 0.001" in shown.stderr
 
 
 def test_a_missing_array_of_the_budget_is_rebuilt_by_project(copy: Config) -> None:
@@ -89,7 +130,7 @@ def test_tasks_of_two_stores_are_not_exchanged(copy: Config, tmp_path: Path) -> 
     list_task(store, "dog", kind="hard", weight=1, source="x")
     with pytest.raises(StoreError, match="it belongs to another run") as caught:
         states_of(other)
-    assert "forget the task dog" in caught.value.hint
+    assert "remember the task dog again, or forget it" in caught.value.hint
 
 
 def test_what_a_stopped_run_left_is_listed(copy: Config) -> None:
@@ -171,7 +212,7 @@ def test_a_killed_run_is_resumed_by_the_same_command(copy: Config, remembered: t
         if pid == 0:
             from nullbooth_cli.pipeline import remember as module
 
-            setattr(module, function, lambda *_: os._exit(9))
+            setattr(module, function, lambda *_, **__: os._exit(9))
             remember(copy, cat, "cat", ("a zwx cat",))
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
@@ -181,3 +222,41 @@ def test_a_killed_run_is_resumed_by_the_same_command(copy: Config, remembered: t
     assert "tasks: dog -> dog, cat" in nullbooth("status", "-s", copy.store).stdout
     remember(copy, cat, "cat", ("a zwx cat",))
     assert [task.name for task in nb.open_store(copy.store).tasks()] == ["dog", "cat"]
+
+
+def test_a_repair_looks_at_the_tasks_too(copy: Config) -> None:
+    [mine] = Path(copy.store, "moments").glob("*/sum_xxT/c*")
+    [of_task] = Path(copy.store, "tasks/dog/moments").glob("*/sum_xxT/c*")
+    for file in (mine, of_task):
+        file.unlink()
+    refused(nullbooth("covariance", "--repair", "-s", copy.store), 4, "tasks/dog", "remember the task dog again")
+    assert mine.exists(), "what a repair can mend is mended first"
+    refused(nullbooth("collect", "--repair", "-s", copy.store), 4, "tasks/dog", "remember the task dog again")
+
+
+def test_doctor_looks_at_the_tasks(copy: Config) -> None:
+    def found() -> Finding:
+        return found_by_doctor("tasks", copy)
+
+    assert (found().verdict, found().text) == ("ok", "dog: all can be read")
+    store = Store.open(copy.store, write=True)
+    store.inside_or_create("tasks/cat", {})
+    refused_by_doctor(found(), "cat was not finished", "forget", verdict="warning")
+    store.delete("tasks/cat")
+    [file] = Path(copy.store, "tasks/dog/moments").glob("*/sum_xxT/c*")
+    file.write_bytes(file.read_bytes()[:-1])
+    refused_by_doctor(found(), "tasks/dog", "remember the task dog again")
+    shutil.rmtree(Path(copy.store, "tasks/dog"))
+    refused_by_doctor(found(), "tasks/dog is missing", "remember the task dog again")
+
+
+def test_stores_that_remember_other_tasks_are_compared(copy: Config, tmp_path: Path) -> None:
+    shutil.copytree(copy.store, tmp_path / "without.zarr")
+    without = copy.model_copy(update={"store": str(tmp_path / "without.zarr")})
+    forget(without, "dog")
+    one, other = (Store.open(each.store) for each in (copy, without))
+    found = compare_stores(copy, one, without, other, one.sites)
+    assert found.differences == (SettingDifference("tasks", ("dog (hard, weight 1, 2 prompts)", None)),)
+    assert found.sites[0].null_dim == tuple(each.projectors.read_cut(each.sites[0], 0).null_dim for each in (one, other))
+    shown = nullbooth("inspect", without.store, "-s", copy.store)
+    assert "tasks: dog (hard, weight 1, 2 prompts) | None" in shown.stdout

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from nullbooth_cli.errors import ConfigError, Rerun, StageError
 from nullbooth_cli.formatting import counted, size
-from nullbooth_cli.pipeline.doctor.examination import Examination
+from nullbooth_cli.pipeline.doctor.examination import Caution, Examination
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -127,6 +127,20 @@ def lock(exam: Examination) -> str:
     """Whether another process holds the lock of the store."""
     exam.backing.check_free()
     return "no other process writes there"
+
+
+def tasks(exam: Examination) -> str | Caution | None:
+    """Whether the tasks that the store remembers can be read, and none is unfinished. Cost: one read of all of them."""
+    from nullbooth_cli.store import leftovers, listed_tasks
+    from nullbooth_cli.store.verify import require_tasks_whole
+
+    if exam.store is None:
+        return None
+    require_tasks_whole(exam.store)
+    if left := leftovers(exam.store):
+        return Caution(f"{', '.join(left)} was not finished", "remember it again, which goes on, or forget it")
+    names = [entry.name for entry in listed_tasks(exam.store)]
+    return f"{', '.join(names)}: all can be read" if names else None
 
 
 def stages(exam: Examination) -> str:

@@ -22,6 +22,7 @@ CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
     "store": (before_loading.store, ("config",)),
     "write access": (before_loading.write_access, ("store",)),
     "lock": (before_loading.lock, ("write access",)),
+    "tasks": (before_loading.tasks, ("store",)),
     "stages": (before_loading.stages, ("prompts", "held-out prompts", "store")),
     "stale": (before_loading.stale, ("stages",)),
     "schedule": (on_the_model.schedule, ("config",)),

@@ -26,7 +26,7 @@ class TestARunThatCanStart:
         before = files(tmp_path)
         every = findings(config)
         assert {finding.verdict for finding in every.values()} == {"ok"}, every
-        assert list(every) == [check for check in CHECKS if check != "images"]
+        assert list(every) == [check for check in CHECKS if check not in ("images", "tasks")]
         assert files(tmp_path) == before
         assert not (tmp_path / "runs").exists()
         assert every["layers"].text == "1 of 10 layers of attention to text match, with 1 projection"
@@ -38,7 +38,7 @@ class TestARunThatCanStart:
 
     def test_what_the_run_does_without_is_not_mentioned(self, tmp_path: Path) -> None:
         every = findings(little(tmp_path / "run.zarr"))
-        assert set(CHECKS) - set(every) == {"images", "held-out prompts", "attention maps"}
+        assert set(CHECKS) - set(every) == {"images", "held-out prompts", "tasks", "attention maps"}
 
     def test_a_store_that_is_begun_goes_on(self, begun: Config) -> None:
         before = files(Path(begun.store))
