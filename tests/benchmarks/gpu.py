@@ -1,8 +1,9 @@
-"""The whole work on a CUDA device: Stable Diffusion 1.5 in full size with random weights, guidance on, as many prompts as fit.
+"""The whole work on a CUDA device: Stable Diffusion 1.5 or SDXL in full size with random weights, guidance on.
 
-For each precision: the bare loop and collect (keep: moments) in turns over one batch, then one collection for its share of
---minutes, with the device's utilisation, then stage covariance over stored features (64 tokens a prompt).
-`--device cpu --tiny` runs all of it in seconds, to show that it runs.
+For each precision, over one batch and in turns: the bare loop, collect with its hooks alone, with sums that are never written
+(as most units of a long run), and with sums that are (one unit, the worst case). Then one collection of as many prompts as fit
+into its share of --minutes, with the device's utilisation and peak memory, then stage covariance over stored features (64 tokens
+a prompt). `--device cpu --tiny` runs all of it in seconds, to show that it runs.
 """
 
 import argparse
@@ -12,18 +13,22 @@ import statistics
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nullbooth_cli.collect.sinks import FeatureSink, MomentSink
+from nullbooth_cli.collect.sinks import FeatureSink, MomentSink, Sink
 from nullbooth_cli.collect.units import collect_units
+from nullbooth_cli.datatypes import Site
 from nullbooth_cli.nullspace.moments import sums_nbytes
 from nullbooth_cli.pipeline.space import place_for_sums
 from nullbooth_cli.progress import Interrupts
+from nullbooth_cli.store import Store
 from nullbooth_cli.store.background import Writer
-from tests.benchmarks.collect import bare, collected
+from tests.benchmarks.collect import bare
 from tests.benchmarks.common import (
     Stopwatch,
     disk_rates,
@@ -37,9 +42,37 @@ from tests.benchmarks.common import (
     workplace,
 )
 from tests.benchmarks.covariance import reduced
-from tests.benchmarks.subjects import Subject, multiply_operations, sd15_pipeline, subject
+from tests.benchmarks.subjects import PIPELINES, Subject, multiply_operations, subject
 
 TARGET = 1.10
+
+
+class Unrecorded:
+    """Takes what a unit recorded, and does nothing with it."""
+
+    dtype = None
+
+    def lacks(self, unit: int) -> bool:
+        return True
+
+    def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
+        pass
+
+    def due(self) -> bool:
+        return False
+
+    def checkpoint(self, units: Sequence[int]) -> None:
+        pass
+
+
+class Unwritten(MomentSink):
+    """Sums that never reach a disk."""
+
+    def due(self) -> bool:
+        return False
+
+    def checkpoint(self, units: Sequence[int]) -> None:
+        pass
 
 
 class Utilisation:
@@ -80,16 +113,30 @@ class Utilisation:
         return statistics.fmean(self.samples) if self.samples else None
 
 
-def collection(of: Subject, place: Path, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Collect moments until the seconds are over; at least one unit."""
+def summed(kind: type[MomentSink], of: Subject, device: torch.device, arguments: argparse.Namespace, store: Store) -> MomentSink:
+    return kind(store.moments.partial_sums("0"), of.found.sites, of.num_steps, device=device, accumulate=arguments.accumulate)
+
+
+def taken(watch: Stopwatch, of: Subject, place: Path, sink: Callable[[Store], Sink]) -> None:
+    """One unit of stage collect; the store is removed afterwards."""
     store = of.new_store(place, "moments")
-    sums = place_for_sums(of.found.sites, of.num_steps, device)
+    made = sink(store)
+    with watch, Writer():
+        for _ in collect_units(store, of.model, [0], sinks=[made], interrupts=Interrupts()):
+            pass
+    shutil.rmtree(place)
+
+
+def collection(of: Subject, place: Path, sink: Callable[[Store], Sink], *, seconds: float, sums: torch.device) -> dict[str, Any]:
+    """Collect moments until the seconds are over; at least one unit."""
+    store, device = of.new_store(place, "moments"), of.pipe.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     start, done = time.perf_counter(), 0
     units = iter(range(of.num_units))
     timely = (unit for unit in units if not unit or time.perf_counter() - start < seconds)
     with Utilisation(device) as used, Writer():
-        sink = MomentSink(store.moments.partial_sums("0"), of.found.sites, of.num_steps, device=sums, accumulate="float64")
-        for _ in collect_units(store, of.model, timely, sinks=[sink], interrupts=Interrupts()):
+        for _ in collect_units(store, of.model, timely, sinks=[sink(store)], interrupts=Interrupts()):
             done += 1
     elapsed = time.perf_counter() - start
     shutil.rmtree(place)
@@ -98,7 +145,9 @@ def collection(of: Subject, place: Path, device: torch.device, seconds: float) -
         "prompts": prompts,
         "seconds": elapsed,
         "seconds_a_prompt": elapsed / prompts,
+        "hours_of_1000_prompts": elapsed / prompts / 3.6,
         "sums_on": str(sums),
+        "peak_device_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
         "utilisation_percent": used.mean,
     }
 
@@ -120,6 +169,8 @@ def features_reduced(of: Subject, place: Path, device: torch.device) -> dict[str
 def main() -> None:
     made = parser(__doc__, repeats=3)
     made.add_argument("--device", default="cuda")
+    made.add_argument("--model", choices=PIPELINES, default="sd15")
+    made.add_argument("--accumulate", choices=["float64", "float32"], default="float64")
     made.add_argument("--dtypes", nargs="+", default=["bfloat16", "float16"])
     made.add_argument("--minutes", type=float, default=8.0, help="for the collections, all precisions together")
     made.add_argument("--steps", type=int, default=30)
@@ -135,17 +186,27 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, device: torch.device) -> None:
     figures, details = [], {}
     for dtype in arguments.dtypes:
-        pipe = sd15_pipeline(device, getattr(torch, dtype), tiny=arguments.tiny)
+        pipe = PIPELINES[arguments.model](device, getattr(torch, dtype), tiny=arguments.tiny)
         sizes = {"num_steps": arguments.steps, "batch_size": arguments.batch}
         of = subject(pipe, **sizes, num_units=max(1, arguments.prompts // arguments.batch))
         one = subject(pipe, **sizes, num_units=1)
         sums = place_for_sums(one.found.sites, one.num_steps, device)
         with workplace(arguments) as folder:
-            runs = {"bare": lambda w, o=one: bare(w, o), "moments": lambda w, o=one, f=folder, s=sums: _moments(w, o, f, s)}
+            runs = {
+                "bare": partial(bare, of=one),
+                "hooks alone": partial(taken, of=one, place=folder / "run.zarr", sink=lambda _: Unrecorded()),
+                "sums, unwritten": partial(
+                    taken, of=one, place=folder / "run.zarr", sink=partial(summed, Unwritten, one, sums, arguments)
+                ),
+                "one unit": partial(
+                    taken, of=one, place=folder / "run.zarr", sink=partial(summed, MomentSink, one, sums, arguments)
+                ),
+            }
             for warm_up in () if arguments.tiny else runs.values():
                 warm_up(Stopwatch())
             times = in_turns(runs, arguments.repeats)
-            whole = collection(of, folder / "run.zarr", device, 60 * arguments.minutes / len(arguments.dtypes))
+            sink = partial(summed, MomentSink, one, sums, arguments)
+            whole = collection(of, folder / "run.zarr", sink, seconds=60 * arguments.minutes / len(arguments.dtypes), sums=sums)
             reduction = features_reduced(one.with_tokens(64), folder / "run.zarr", device)
             written, _ = disk_rates(folder)
         base, multiply = median_wall(times["bare"]), multiply_operations(one.found.sites, one.num_steps, one.batch_size)
@@ -157,15 +218,17 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> None:
         rest = ", ".join(
             f"{what} at the floor {100 * seconds / base:.1f} % of the bare loop" for what, seconds in at_floor.items()
         )
-        floor = 1 + sum(at_floor.values()) / base
-        figures.append(figure(f"one unit, {dtype}", times["moments"], times["bare"], floor=floor, at_most=TARGET, rest=rest))
+        floors = {
+            "hooks alone": 1.0,
+            "sums, unwritten": 1 + at_floor["multiply"] / base,
+            "one unit": 1 + sum(at_floor.values()) / base,
+        }
+        for name, floor in floors.items():
+            goal, said = (TARGET, "") if name == "sums, unwritten" else (None, rest)
+            figures.append(figure(f"{name}, {dtype}", times[name], times["bare"], floor=floor, at_most=goal, rest=said))
         details[dtype] = {"bare_seconds": base, "at_floor": at_floor, "collection": whole, "covariance": reduction}
         del pipe, of, one, runs
     show("gpu", figures, arguments, details=details if arguments.json else json.dumps(details, indent=2))
-
-
-def _moments(watch: Stopwatch, of: Subject, folder: Path, sums: torch.device) -> None:
-    collected(watch, of, "moments", folder / "run.zarr", sums)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from nullbooth_cli.model.scheduler import build_scheduler, compute_schedule
 from nullbooth_cli.progress import Interrupts
 from nullbooth_cli.store import Layout, Store, create_collection
 from nullbooth_cli.store.background import Writer
+from tests.support.builders import ROOT
 
 STRATEGY = "DPM++ 2M Karras"
 SD15_NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1, "clip_sample": False}
@@ -36,6 +37,17 @@ SD15_UNET = {
 }
 SD15_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 TINY = {"block_out_channels": (16,) * 4, "layers_per_block": 1, "cross_attention_dim": 32, "norm_num_groups": 8, "sample_size": 8}
+TINY_SDXL = {
+    "block_out_channels": (16, 32),
+    "norm_num_groups": 8,
+    "cross_attention_dim": 64,
+    "sample_size": 8,
+    "attention_head_dim": 4,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2),
+    "projection_class_embeddings_input_dim": 6 * 256 + 32,
+}
 TINY_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 Recorded = list[tuple[Site, int, torch.Tensor]]
 
@@ -48,9 +60,7 @@ def toy_pipeline() -> Any:
 def sd15_pipeline(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, *, tiny: bool = False) -> Any:
     """Stable Diffusion 1.5's own sizes, weights at random: time does not depend on them. Its tokenizer knows bytes only."""
     torch.manual_seed(0)
-    letters = [chr(i) for i in range(33, 127)]
-    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = transformers.CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
+    tokenizer = _bytes_tokenizer()
     marks = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     text = transformers.CLIPTextConfig(vocab_size=len(tokenizer), **(TINY_TEXT if tiny else SD15_TEXT), **marks)
     pipe = diffusers.StableDiffusionPipeline(
@@ -64,6 +74,38 @@ def sd15_pipeline(device: torch.device | str = "cpu", dtype: torch.dtype = torch
         requires_safety_checker=False,
     )
     return freeze(pipe.to(device))
+
+
+def _bytes_tokenizer() -> Any:
+    letters = [chr(i) for i in range(33, 127)]
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return transformers.CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
+
+
+def sdxl_pipeline(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, *, tiny: bool = False) -> Any:
+    """SDXL's own sizes, from its config files, weights at random; the tokenizer knows bytes only."""
+    torch.manual_seed(0)
+    folder = ROOT / "tests/architectures/sdxl"
+    parts: dict[str, Any] = {}
+    for part, kind in (
+        ("text_encoder", transformers.CLIPTextModel),
+        ("text_encoder_2", transformers.CLIPTextModelWithProjection),
+    ):
+        config = transformers.CLIPTextConfig.from_pretrained(folder / part)
+        config.update(TINY_TEXT | {"projection_dim": 32} if tiny else {})
+        parts[part] = kind(config)
+    unet = dict(diffusers.UNet2DConditionModel.load_config(folder, subfolder="unet"))
+    unet |= TINY_SDXL if tiny else {}
+    with torch.device(device):  # 2.6 billion values are drawn where they are used
+        parts["unet"] = diffusers.UNet2DConditionModel.from_config(unet)
+    tokenizer = _bytes_tokenizer()
+    pipe = diffusers.StableDiffusionXLPipeline(
+        vae=None, tokenizer=tokenizer, tokenizer_2=tokenizer, scheduler=diffusers.DDIMScheduler(**SD15_NOISE), **parts
+    )
+    return freeze(pipe.to(device, dtype))
+
+
+PIPELINES = {"sd15": sd15_pipeline, "sdxl": sdxl_pipeline}
 
 
 @dataclass(frozen=True)
