@@ -26,6 +26,7 @@ from nullbooth_cli.report.page import (
     FEWEST_POINTS,
     MOST_ALONE,
     MOST_POINTS,
+    PageTask,
     ThinSpectrum,
     page_data,
     points_of_each,
@@ -319,6 +320,23 @@ class TestBrowser:
             )
         assert ["".join(of_name) for of_name in lines] == names
         assert {len(of_name) for of_name in lines} == {2}
+
+    @pytest.mark.parametrize("names", [["preserved", "x" * 64, "cat"], [f"subject-number-{i}" for i in range(20)]])
+    def test_tasks_can_be_read(self, run: Any, tmp_path: Path, names: list[str]) -> None:
+        """One that is called as the start of the chart, a long name, many names."""
+        config, store = run
+        source = PictureSource(config, store, prompts_of(config), inspect_store(config, store))
+        made = page_data(source, [], explore_thresholds(config, store, pick_device("cpu")))
+        of_each = {"dim": 512, "energy": 0.2, "heldout_energy": 0.1, "leakage": 0.05}
+        tasks = tuple(PageTask(name=name, null_dim_before=460 - i, null_dim=459 - i, **of_each) for i, name in enumerate(names))
+        path = write_page(tmp_path / "tasks.html", replace(made, tasks=tasks))
+        with open_browser(path) as browser:
+            for width, scheme in ((420, "light"), (1400, "dark")):
+                look_at(browser, path, width, scheme)
+                assert_readable(browser)
+                assert shown_trace(browser, "budget", "x") == list(range(len(names) + 1)), "a place for each"
+                cells = "return [...document.querySelectorAll('#tasks tbody tr')].map(row => row.cells[0].textContent)"
+                assert browser.execute_script(cells) == names
 
     def test_no_console_error_and_no_request(self, browser: webdriver.Chrome, page: Any) -> None:
         """Last: over all that was clicked before."""

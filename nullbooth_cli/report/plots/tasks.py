@@ -6,6 +6,8 @@ from pathlib import Path
 from nullbooth_cli.nullspace.budget import TaskBudget
 from nullbooth_cli.report.plots.canvas import BLUE, GREY, ORANGE, axes, figure, plain, save, ticks
 
+LETTERS = 70  # that an axis has room for
+
 
 def draw_budget(tasks: Sequence[TaskBudget], path: Path) -> Path:
     """Above, the null dimensions left by each hard task, in percent of all; below, its energy in what was left before it.
@@ -30,9 +32,17 @@ def draw_budget(tasks: Sequence[TaskBudget], path: Path) -> Path:
     energy.set_yscale("log")
     for drawn in (room, energy):
         drawn.set_xlim(-0.3, len(hard) + 0.3)
-        ticks(drawn.xaxis, ["preserved", *(plain(task.name) for task in hard)])
+        ticks(
+            drawn.xaxis, [plain(_shortened(name, min(len(places), 12))) for name in ("preserved", *(task.name for task in hard))]
+        )
         drawn.legend(frameon=False, fontsize=9)
     return save(made, path)
+
+
+def _shortened(name: str, count: int) -> str:
+    """A name that finds room among `count` of them."""
+    most = max(LETTERS // count, 4)
+    return name if len(name) <= most else f"{name[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def mean_energy(task: TaskBudget) -> float:

@@ -1,5 +1,6 @@
 """The picture of a budget: its lines are the numbers of the tasks."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,15 @@ def test_its_lines_are_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_file_is_drawn(tmp_path: Path) -> None:
     assert draw_budget([task("dog", (44, 41, 0.2))], tmp_path / "tasks.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("names", [["preserved", "x" * 64, "cat"], [f"subject-number-{i}" for i in range(20)]])
+def test_names_do_not_lie_on_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(module, "save", lambda made, path: kept.append(made) or path)
+    draw_budget([task(name, (44, 41, 0.2)) for name in names], tmp_path / "tasks.png")
+    kept[0].canvas.draw()
+    for drawn in kept[0].axes:
+        boxes = [label.get_window_extent() for label in drawn.get_xticklabels()]
+        assert len(boxes) >= 4
+        assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
