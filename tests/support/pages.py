@@ -19,6 +19,7 @@ from tests.support.builders import ROOT
 from tests.support.cli import nullbooth
 from tests.support.phone_pictures import write_phone_pictures
 from tests.support.teaching import SETTINGS
+from tests.support.trained_folders import training_output
 
 # A call of nullbooth in a line of a shell: the command, and its arguments up to a pipe, a redirection or a closing quote.
 CALL = re.compile(r"""(?:^|[/ '"])nullbooth (\w+)((?:'[^']*'|"[^"]*"|[^|;&>#'"])*)""")
@@ -119,6 +120,8 @@ def _user_files(folder: Path) -> None:
     for name in ("trained", "other-training", "runs/trained"):
         shutil.copytree(FOLDER, folder / name)
     lora_files.diffusers_file(folder / "lora.safetensors")
+    base = training_output(folder / "runs/dog", "full", 2, result=False) / "checkpoint-000002/trained/base.json"
+    _write(base, json.dumps({**json.loads(base.read_text()), "prompts": ["a photo of sks dog"]}))
     shutil.copytree(folder / "dataset/instances/toy", folder / "instances/dog")
     write_phone_pictures(folder / "pictures")
     for name, part in (("preserved", slice(3)), ("heldout", slice(3, 6))):
