@@ -17,7 +17,7 @@ from nullbooth_cli.pipeline.remember import RememberRequest, forget_events, reme
 from nullbooth_cli.progress import Event
 from nullbooth_cli.settings.class_prompts import with_class_prompts
 from nullbooth_cli.settings.config import Config, build_config
-from nullbooth_cli.store import Store
+from nullbooth_cli.store import Kind, Store, name_for
 
 Listener = Callable[[Event], None]
 
@@ -92,7 +92,7 @@ def request_of(
 ) -> RememberRequest:
     """What to remember of the model at a place. The arguments and errors are those of `remember`.
 
-    Cost: headers of files, and the rows of an edit.
+    Raises StoreError if there is no store. Cost: headers of files, and the rows of an edit.
     """
     record = read_edit_record(place)
     if soft and record is None:
@@ -107,7 +107,7 @@ def request_of(
         return RememberRequest(
             source=place,
             prompts=tuple(dict.fromkeys(record.prompts)),
-            name=name or _default_name(place),
+            name=name or _name_of(config, place, "soft"),
             weight=weight,
             edits=record.sums(),
             weights=record.tensors,
@@ -121,9 +121,11 @@ def request_of(
         texts = tuple(dict.fromkeys([*prompts_of_training(Path(place))[1], *texts]))
     if lacking := edited.word_note(texts):
         raise ConfigError(lacking, "name the prompts that use it, or its word and noun")
-    return RememberRequest(source=place, prompts=texts, name=name or _default_name(place), weight=weight)
+    return RememberRequest(source=place, prompts=texts, name=name or _name_of(config, place, "hard"), weight=weight)
 
 
-def _default_name(place: str) -> str:
-    path = Path(place)
-    return name_of_training(path) or (path.stem if path.is_file() else path.resolve().name)
+def _name_of(config: Config, place: str, kind: Kind) -> str:
+    """The name of a task after its training run, file or folder."""
+    path = Path(place).expanduser()
+    named = name_of_training(path) or (path.stem if path.is_file() else path.resolve().name)
+    return name_for(Store.open(config.store, options=config.storage_options), place, kind, named)

@@ -10,7 +10,6 @@ kinds of prompts.
 
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from nullbooth_cli.datatypes import Sums
@@ -29,7 +28,7 @@ from nullbooth_cli.settings.knowledge import PROMPTS_FIELD, heldout_prompts, req
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.store import Kind, Layout, Store, forget_task, list_task, listed_tasks, pack_sums
 from nullbooth_cli.store.pieces import DAMAGE, Damage
-from nullbooth_cli.store.tasks import ORIGIN, is_complete, place_of
+from nullbooth_cli.store.tasks import ORIGIN, is_complete, is_of, place_of, resolved
 from nullbooth_cli.store.verify import TASK_STAGES, run_checks
 
 STAGE = "remember"
@@ -76,8 +75,7 @@ class RememberRequest:
         from nullbooth_cli.collect.edited_model import read_place
 
         digest = read_place(config, self.source).digest if self.edits is None else self.digest
-        source = str(Path(self.source).absolute())
-        return {"source": source, "digest": digest, "prompts": list(self.prompts), "kind": self.kind}
+        return {"source": resolved(self.source), "digest": digest, "prompts": list(self.prompts), "kind": self.kind}
 
 
 def remember_events(
@@ -137,7 +135,10 @@ def _opened(config: Config, device: str | None, interrupts: Interrupts | None) -
 
 
 def _found(store: Store, request: RememberRequest, origin: Mapping[str, Any]) -> Found:
-    """What the store has of this task; raises ConfigError if it has another one of the name. Cost: one read of it."""
+    """What the store has of this task; raises ConfigError if it has another one of the name, or of a model that has changed.
+
+    Cost: one read of it.
+    """
     entry = next((entry for entry in listed_tasks(store) if entry.name == request.name), None)
     try:
         inner = store.inside(place_of(request.name))
@@ -149,7 +150,9 @@ def _found(store: Store, request: RememberRequest, origin: Mapping[str, Any]) ->
         inner, known, is_whole = None, None, False
     if entry is None:
         return "new" if inner is None or known != origin else "unfinished" if is_whole else "damaged"
-    if (entry.weight, entry.kind) != (request.weight, request.kind) or known not in (None, origin):
+    is_same = is_of(store, entry, request.source) and (entry.weight, entry.kind) == (request.weight, request.kind)
+    # Store and model may have been moved together.
+    if not is_same or (known is not None and {**known, "source": origin["source"]} != origin):
         raise ConfigError(
             f"{store.url} remembers another task by the name {request.name}: {entry.source}, with weight {entry.weight}",
             "choose another name, or forget that task first",

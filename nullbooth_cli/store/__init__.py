@@ -45,7 +45,18 @@ from nullbooth_cli.store.partial_sums import PartialSums, pack_sums
 from nullbooth_cli.store.progress_cells import RELEASED
 from nullbooth_cli.store.projector_arrays import Cut, Decomposition, TaskSpectrum
 from nullbooth_cli.store.store import Store
-from nullbooth_cli.store.tasks import Kind, Task, forget_task, leftovers, list_task, listed_tasks, open_task, tasks_of
+from nullbooth_cli.store.tasks import (
+    Kind,
+    Task,
+    forget_task,
+    leftovers,
+    list_task,
+    listed_tasks,
+    name_for,
+    open_task,
+    remembered,
+    tasks_of,
+)
 
 __all__ = [
     "FEATURES",
@@ -75,11 +86,13 @@ __all__ = [
     "list_task",
     "listed_tasks",
     "locked",
+    "name_for",
     "no_store",
     "open_backing",
     "open_task",
     "pack_sums",
     "release_units",
+    "remembered",
     "shard_locked",
     "stores_beside",
     "tasks_of",

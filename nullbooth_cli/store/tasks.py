@@ -6,6 +6,7 @@ The attribute `tasks` of the store around them lists those that count, in the or
 recorded first and listed last, by one atomic write: one that is not listed is left over from a run that was stopped.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from typing import Literal
 from nullbooth_cli.datatypes import TASKS, AnySums, Site
 from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.store.format import record_again
+from nullbooth_cli.store.open_backing import is_url
 from nullbooth_cli.store.store import Store
 
 Kind = Literal["hard", "soft"]
@@ -26,13 +28,15 @@ class ListedTask:
     """One task as the list has it. A vector of it counts as `weight` vectors of the preserved prompts.
 
     `hard`: the null space of the store around it has none of its inputs. `soft`: only closed-form edits weigh it, as their term
-    C. `source` is what the user named: the place of the changed model.
+    C. `source` is the place of the changed model, as `resolved` gives it, and `relative` the way to it from the store's folder,
+    None if one of them is no path.
     """
 
     name: str
     kind: Kind
     weight: int
     source: str
+    relative: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,45 @@ def listed_tasks(store: Store) -> list[ListedTask]:
     return [ListedTask(**entry) for entry in store.arrays.attribute("tasks")] if store.arrays.has_attribute("tasks") else []
 
 
+def remembered(store: Store, source: str, kind: Kind | None = None) -> ListedTask | None:
+    """The first task of the changed model at a place, whatever its name; None if the store does not remember it.
+
+    It is the model at the recorded place, or at the end of the recorded way from the store: both may have been moved together.
+    """
+    return next((entry for entry in listed_tasks(store) if kind in (None, entry.kind) and is_of(store, entry, source)), None)
+
+
+def is_of(store: Store, entry: ListedTask, source: str) -> bool:
+    """Whether a task is that of the changed model at a place. The files may have changed since."""
+    by_way = None if entry.relative is None else resolved(os.path.join(store.url, entry.relative))
+    return resolved(source) in (resolved(entry.source), by_way)
+
+
+def resolved(source: str) -> str:
+    """The place of a changed model, the same from every current folder: real paths, also of the parts of a sum such as `a@0.8+b`.
+
+    A URL or a hub id stays as it is.
+    """
+    if is_url(source) or os.path.exists(path := os.path.expanduser(source)):
+        return source if is_url(source) else os.path.realpath(path)
+    if "+" in source:
+        return "+".join(map(resolved, source.split("+")))
+    name, sign, scale = source.rpartition("@")
+    return f"{resolved(name)}@{scale}" if sign and name else source
+
+
+def name_for(store: Store, source: str, kind: Kind, named: str) -> str:
+    """The name of a task that nobody named: that which the store has of this kind for the model, else a new one after `named`.
+
+    What cannot be in a folder's name becomes a hyphen; a name that another task has gets a number.
+    """
+    if (found := remembered(store, source, kind)) is not None:
+        return found.name
+    taken = {entry.name for entry in listed_tasks(store)}
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", named).lstrip("._-")[:60] or "task"
+    return next(each for each in (name, *(f"{name}-{number}" for number in range(2, 1000))) if each not in taken)
+
+
 def leftovers(store: Store) -> list[str]:
     """The names of tasks that are there and not listed, left by runs that were stopped. Cost: a list request."""
     listed = {entry.name for entry in listed_tasks(store)}
@@ -111,7 +154,10 @@ def place_of(name: str) -> str:
 
 def list_task(store: Store, name: str, *, kind: Kind, weight: int, source: str) -> None:
     """Let a task count from now on: its sums are complete."""
-    _write_list(store, [*listed_tasks(store), ListedTask(name=name, kind=kind, weight=weight, source=source)])
+    place = resolved(source)
+    is_path = os.path.exists(place) and not is_url(store.url)
+    relative = os.path.relpath(place, os.path.realpath(store.url)) if is_path else None
+    _write_list(store, [*listed_tasks(store), ListedTask(name=name, kind=kind, weight=weight, source=place, relative=relative)])
 
 
 def forget_task(store: Store, name: str) -> None:

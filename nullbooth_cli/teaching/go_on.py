@@ -19,7 +19,7 @@ from nullbooth_cli.model.words import has_word, with_token
 from nullbooth_cli.pipeline.remember import RememberRequest, remember_events
 from nullbooth_cli.progress import Event, Interrupts
 from nullbooth_cli.settings.config import Config
-from nullbooth_cli.store import Store, listed_tasks, open_backing
+from nullbooth_cli.store import Store, name_for, open_backing, remembered
 from nullbooth_cli.teaching.decision import read
 from nullbooth_cli.training import durable
 
@@ -44,11 +44,6 @@ def inherit_store(after: str, store: str) -> None:
         shutil.copytree(source, partial)
 
 
-def remembers(store: Store | None, after: str) -> bool:
-    """Whether a store remembers what was taught before."""
-    return store is not None and any(entry.source == after for entry in listed_tasks(store))
-
-
 def task_prompts(after: str) -> tuple[str, ...]:
     """The prompts by which what was taught before is remembered. Raises ConfigError for an output that was not taught."""
     found = read(after)
@@ -66,18 +61,11 @@ def _ending(text: str, noun: str) -> str:
     return re.split(rf"\b{re.escape(noun)}\b", text, maxsplit=1, flags=re.IGNORECASE)[1]
 
 
-def remember_before(config: Config, after: str, device: str | None, interrupts: Interrupts | None) -> Iterator[Event]:
+def remember_taught(config: Config, after: str, device: str | None, interrupts: Interrupts | None) -> Iterator[Event]:
     """Remember what was taught before as a task of the config's store, unless it is there. Raises as `remember_events` does."""
     store = Store.open(config.store)
-    if remembers(store, after):
+    if remembered(store, after):
         return
     named, _ = prompts_of_training(Path(after))
-    request = RememberRequest(source=after, prompts=task_prompts(after), name=_free_name(store, named))
+    request = RememberRequest(source=after, prompts=task_prompts(after), name=name_for(store, after, "hard", named))
     yield from remember_events(config, request, device=device, interrupts=interrupts)
-
-
-def _free_name(store: Store, named: str) -> str:
-    """The name of a folder as that of a task, with a number if another task has it."""
-    taken = {entry.name for entry in listed_tasks(store)}
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", named).lstrip("._-")[:60] or "task"
-    return next(each for each in (name, *(f"{name}-{number}" for number in range(2, 1000))) if each not in taken)

@@ -9,9 +9,9 @@ from nullbooth_cli.pipeline.plan import Plan, plan
 from nullbooth_cli.report.json_document import Document
 from nullbooth_cli.settings.config import STAGES
 from nullbooth_cli.settings.knowledge import HELDOUT_FIELD, PROMPTS_FIELD, knowledge_prompts
-from nullbooth_cli.store import Store, open_backing
+from nullbooth_cli.store import Store, open_backing, remembered
 from nullbooth_cli.teaching.decide import find
-from nullbooth_cli.teaching.go_on import remembers, store_before, task_prompts
+from nullbooth_cli.teaching.go_on import store_before, task_prompts
 from nullbooth_cli.teaching.teach import measured, taught
 from nullbooth_cli.training import checkpoint_files
 from nullbooth_cli.training.before_loading import read_inputs
@@ -95,5 +95,5 @@ def plan_teaching(given: Mapping[str, Any], output: str, *, device: str | None =
         device_bytes=cost.memory.peak,
         memory=cost.memory,
         device_bytes_free=free_memory(chosen),
-        remembers=() if after is None or remembers(store, after) else task_prompts(after),
+        remembers=() if after is None or (store is not None and remembered(store, after)) else task_prompts(after),
     )

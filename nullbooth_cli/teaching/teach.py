@@ -37,7 +37,7 @@ from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.store import Store
 from nullbooth_cli.teaching.decide import find
 from nullbooth_cli.teaching.decision import Decision, write
-from nullbooth_cli.teaching.go_on import inherit_store, remember_before
+from nullbooth_cli.teaching.go_on import inherit_store, remember_taught
 from nullbooth_cli.training import dreambooth, durable, hub, model_card, output, setup
 from nullbooth_cli.training.before_loading import Inputs, read_inputs
 from nullbooth_cli.training.output import TrainingResult
@@ -145,7 +145,7 @@ def _preserve(decision: Decision, device: str | None, interrupts: Interrupts | N
     with open_run(config, prompts, device=device, interrupts=interrupts) as run:
         yield from run_stages(STAGES if after is None else sums, run)
     if after is not None:
-        yield from remember_before(config, after, device, interrupts)
+        yield from remember_taught(config, after, device, interrupts)
         with open_run(config, prompts, device=device, interrupts=interrupts) as run:
             yield from run_stages(STAGES[-1:], run)
 

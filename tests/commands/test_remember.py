@@ -1,6 +1,7 @@
 """`nullbooth remember`: its answer, what it takes from a training run, what it refuses, and its Python form."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import nullbooth_cli as nb
+from nullbooth_cli.editing.remember import request_of
 from nullbooth_cli.pipeline import remember as module
 from nullbooth_cli.settings.config import Config
-from nullbooth_cli.store import Store, tasks_of
+from nullbooth_cli.store import Store, list_task, tasks_of
 from tests.support.builders import PROMPTS
 from tests.support.cli import nullbooth, refused
 from tests.support.doctor import files
@@ -108,6 +110,19 @@ def test_a_word_and_a_name(config: Config, run: Path, monkeypatch: pytest.Monkey
     assert len(first.prompts) > 100
     assert (second.name, second.prompts[0]) == ("other", "a sks circle")
     assert MADE[1] not in second.prompts
+
+
+def test_a_name_that_nobody_gave_is_made_by_one_rule(config: Config, run: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """The folder's, as a task may be called; that of the task that is there, wherever the model is named from."""
+    place = shutil.copytree(run, tmp_path / "my dog (1)")
+    assert request_of(config, str(place)).name == "my-dog--1-"
+    store = Store.open(config.store, write=True)
+    list_task(store, "dog", kind="hard", weight=1, source=str(place))
+    assert request_of(config, str(place)).name == "dog"
+    monkeypatch.chdir(tmp_path)
+    assert request_of(config, "my dog (1)").name == "dog"
+    shutil.copytree(run, tmp_path / "dog")
+    assert request_of(config, "dog").name == "dog-2", "another model of the name"
 
 
 def test_in_python(config: Config, run: Path) -> None:

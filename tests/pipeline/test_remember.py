@@ -1,5 +1,6 @@
 """What a store remembers: sums of a task, the chain of models, and forgetting, against a collection made anew."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.model import load
 from nullbooth_cli.nullspace.usable import check_model
 from nullbooth_cli.pipeline.remember import RememberRequest
+from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store, leftovers, tasks_of
 from tests.support.builders import execute, small_config, states_of
 from tests.support.tasks import DOG, collected, dog_and_cat, forget, fresh, remember, spectra
@@ -113,6 +115,26 @@ def test_the_same_request_again_does_nothing_and_another_is_refused(tmp_path: Pa
 def test_a_weight_is_a_whole_number(weight: Any) -> None:
     with pytest.raises(ConfigError, match=rf"weight is {weight}\b"):
         RememberRequest(source="x", prompts=DOG, name="dog", weight=weight)
+
+
+def test_a_store_and_its_models_that_were_moved_together(tmp_path: Path, models: dict[str, Path]) -> None:
+    shutil.copytree(models["dog"], tmp_path / "runs/dog")
+    config = collected(tmp_path / "runs/run.zarr")
+    remember(config, tmp_path / "runs/dog")
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    moved = config.model_copy(update={"store": str(tmp_path / "moved/run.zarr")})
+    before = spectra(moved)
+    remember(moved, tmp_path / "moved/dog")
+    assert [task.name for task in tasks_of(Store.open(moved.store))] == ["dog"]
+    np.testing.assert_array_equal(spectra(moved), before)
+    with pytest.raises(ConfigError, match="remembers another task by the name dog"):
+        remember(moved, models["dog"])
+
+
+def test_a_place_that_is_no_path_is_the_same_from_every_folder() -> None:
+    for place in ("owner/name", "https://host/model.safetensors"):
+        request = RememberRequest(source=place, prompts=DOG, name="dog", edits={}, digest="abcd")
+        assert request.origin(Config())["source"] == place
 
 
 def test_a_task_that_is_listed_and_gone_is_damage(tmp_path: Path, models: dict[str, Path]) -> None:

@@ -13,11 +13,11 @@ import pytest
 import nullbooth_cli as nb
 from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.progress import Event, Note, Progress
-from nullbooth_cli.store import open_backing, tasks_of
+from nullbooth_cli.store import open_backing, remembered, tasks_of
 from nullbooth_cli.teaching import request
 from nullbooth_cli.teaching.decide import find
 from nullbooth_cli.teaching.decision import read
-from nullbooth_cli.teaching.go_on import inherit_store, remembers, task_prompts
+from nullbooth_cli.teaching.go_on import inherit_store, task_prompts
 from nullbooth_cli.teaching.plan import plan_teaching
 from nullbooth_cli.teaching.teach import teach_events
 from tests.support.subjects import loaded
@@ -108,7 +108,7 @@ def test_a_copy_that_was_stopped_is_made_again(cat: tuple[nb.TeachReport, Path],
             inherit_store(str(cat[1]), store)
     assert not Path(store).exists()
     inherit_store(str(cat[1]), store)
-    assert not remembers(nb.open_store(store).store, str(cat[1]))
+    assert remembered(nb.open_store(store).store, str(cat[1])) is None
     assert content(Path(store)) == content(cat[1] / "store.zarr")
 
 
