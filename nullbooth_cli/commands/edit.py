@@ -120,7 +120,7 @@ def edit(
     from nullbooth_cli.collect.edited_model import load_edited
     from nullbooth_cli.collect.open_model import load_model
     from nullbooth_cli.commands import next_command
-    from nullbooth_cli.commands.edit_after import absolute, edits_before, remember_before
+    from nullbooth_cli.commands.edit_after import edits_before, record_of, remember_chain
     from nullbooth_cli.commands.edit_options import (
         draw,
         pairs_to_edit,
@@ -150,7 +150,7 @@ def edit(
     opened = OpenStore(session.open_finished())
     require_possible(opened, pairs, **how, **settings)  # before seconds of loading
     earlier = edits_before(session, after) if after is not None and dry_run else ()
-    remembered = remember_before(session, after, device) if after is not None and not dry_run else []
+    remembered = remember_chain(session, after, device) if after is not None and not dry_run else []
     pipe = load_model(session.config, device) if after is None else load_edited(session.config, after, device)
 
     def plan_at(store: "OpenStore", **other: Any) -> "EditPlan":
@@ -167,8 +167,8 @@ def edit(
         with written(Path(output)) as folder, quiet_libraries():
             pipe.save_pretrained(folder)
             made_with = {"url": opened.url, "fingerprint": opened.provenance()["fingerprint"]}
-            place = None if after is None else absolute(after)
-            write_edit_record(folder, report, settings=settings, after=place, store=made_with, dtype=opened.config.dtype)
+            earlier_model = None if after is None else record_of(session.config, after, Path(output))
+            write_edit_record(folder, report, settings=settings, after=earlier_model, store=made_with, dtype=opened.config.dtype)
     answer = EditAnswer(
         store=session.url,
         output=output,

@@ -18,7 +18,8 @@ from nullbooth_cli.editing.positions import Marked
 from nullbooth_cli.editing.report import EditReport, Targets
 from nullbooth_cli.editing.solve import Rows
 from nullbooth_cli.errors import ConfigError
-from nullbooth_cli.model.edit_file import COPY_AGAIN, EDIT_FILE, edit_record
+from nullbooth_cli.model.after import After
+from nullbooth_cli.model.edit_file import COPY_AGAIN, EDIT_FILE, edit_record, read_after
 from nullbooth_cli.settings.fingerprints import fingerprint
 
 ROWS = "edit.safetensors"
@@ -30,7 +31,7 @@ class EditRecord:
     """A saved edit, in `folder`.
 
     `pairs` are as they were given, brackets included; a source with several targets has the mean of theirs. `settings` are those
-    of the method. `after` is the place of the model that was edited; None for the model of the store's config. `store` has the
+    of the method. `after` is the model that was edited; None for the model of the store's config. `store` has the
     store's `url` and the `fingerprint` of its projectors. `tensors` are the digests of the k and v weights of the edited model in
     `dtype`, by name.
     """
@@ -40,7 +41,7 @@ class EditRecord:
     method: str
     tokens: str
     settings: Mapping[str, float]
-    after: str | None
+    after: After | None
     store: Mapping[str, str]
     dtype: str
     tensors: Mapping[str, str]
@@ -89,7 +90,7 @@ def write_edit_record(
     report: EditReport,
     *,
     settings: Mapping[str, float],
-    after: str | None,
+    after: After | None,
     store: Mapping[str, str],
     dtype: str,
 ) -> None:
@@ -102,7 +103,7 @@ def write_edit_record(
         "method": report.method,
         "tokens": report.tokens,
         "settings": dict(settings),
-        "after": after,
+        "after": None if after is None else after.document(),
         "store": dict(store),
         "dtype": dtype,
         "tensors": dict(report.tensors),
@@ -127,7 +128,8 @@ def read_edit_record(folder: str | Path) -> EditRecord | None:
     if version != VERSION or not _is_whole(read):
         raise ConfigError(f"{file} is not the record of an edit", COPY_AGAIN)
     pairs = {source: target if isinstance(target, str) else tuple(target) for source, target in read.pop("pairs").items()}
-    return EditRecord(folder=file.parent, pairs=pairs, **read)
+    after = read_after(read, file)
+    return EditRecord(folder=file.parent, pairs=pairs, after=after, **{key: read[key] for key in read if key != "after"})
 
 
 def _is_whole(read: Mapping[str, Any]) -> bool:
@@ -136,7 +138,7 @@ def _is_whole(read: Mapping[str, Any]) -> bool:
         **dict.fromkeys(("pairs", "settings", "store", "tensors"), dict),
         **dict.fromkeys(("method", "tokens", "dtype"), str),
         **dict.fromkeys(("missing", "drift"), (int, float)),
-        "after": (str, type(None)),
+        "after": (dict, type(None)),
     }
     if read.keys() != kinds.keys() or not all(isinstance(read[key], kind) for key, kind in kinds.items()):
         return False

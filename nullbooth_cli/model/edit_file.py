@@ -2,16 +2,20 @@
 
     edit.json    {"pairs": {"a sks star": "a red star", "circle": "", "doctor": ["a male doctor", "a female doctor"]}, ...}
 
-`pairs` maps each edited prompt to its target, or to several. The empty target is the empty prompt. `after` is the place of the
-model that was edited, if it was an edited one. `store` has the `url` of the store whose prompts were preserved.
+`pairs` maps each edited prompt to its target, or to several. The empty target is the empty prompt. `after` is the model that was
+edited, if it was an edited or trained one (`after.py`). `store` has the `url` of the store whose prompts were preserved, and
+`tensors` the digests of the edited weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.model.after import After, Made
+from nullbooth_cli.model.trained_files import locate
 from nullbooth_cli.settings import limits
+from nullbooth_cli.settings.fingerprints import fingerprint
 from nullbooth_cli.settings.strict_json import parse_json
 from nullbooth_cli.settings.texts import read_text
 
@@ -31,31 +35,61 @@ def edit_record(place: str | Path) -> dict[str, Any] | None:
     return read
 
 
-def edit_chain(place: str) -> list[str]:
-    """A place, and before it the places of the models that it was edited after, the earliest first.
+def edit_digest(place: str) -> str | None:
+    """The digest of the edited weights, as the record of an edit has them; None for any other place."""
+    return None if (record := edit_record(place)) is None else fingerprint(record.get("tensors"))
 
-    Raises ConfigError for a record that cannot be read, and for records that name each other.
+
+def read_after(record: Mapping[str, Any], file: Path) -> After | None:
+    """The model that was edited, by the record of an edit; None for the base. Raises ConfigError if it cannot be read."""
+    try:
+        return After.read(record)
+    except (TypeError, KeyError) as error:
+        raise ConfigError(f"{file} is not the record of an edit", COPY_AGAIN) from error
+
+
+def edit_chain(place: str, digest_at: Callable[[str], str | None] = edit_digest) -> Iterator[str]:
+    """A place, and then the places of the models that it was edited or trained after, the latest first.
+
+    Raises ConfigError for a record that cannot be read, for a model that is gone or, by `digest_at`, has changed since, and for
+    records that name each other. Cost: a small file for each, and that of `digest_at`.
     """
-    chain: list[str] = []
-    following: str | None = place
-    while following is not None:
-        if Path(following).resolve() in [Path(each).resolve() for each in chain]:
-            raise ConfigError(f"{following} was edited after itself, by its {EDIT_FILE}", "copy the folders that the edits wrote")
-        chain.append(following)
-        after = (edit_record(following) or {}).get("after")
-        following = after if isinstance(after, str) else None
-    return chain[::-1]
+    seen: list[Path] = []
+    made: Made
+    while True:
+        if (path := Path(place).expanduser().resolve()) in seen:
+            raise ConfigError(f"{place} was edited after itself, by its {EDIT_FILE}", "copy the folders that the edits wrote")
+        seen.append(path)
+        yield place
+        if (record := edit_record(place)) is not None:
+            made, folder, after = "edited", Path(place).expanduser(), read_after(record, Path(place) / EDIT_FILE)
+        elif path.exists():
+            located = locate(path)
+            made, folder, after = "trained", located.path, located.after
+        else:
+            return
+        if after is None:
+            return
+        before = str(after.find(folder, made))
+        now = digest_at(before)
+        if now is not None and after.digest is not None and now != after.digest:
+            raise ConfigError(
+                f"{place} was {made} after {before}, which has changed since: together they are another model",
+                f"put {before} back as it was, or make {place} again",
+            )
+        place = before
 
 
 def edited_pairs(place: str) -> Pairs | None:
     """The targets of every prompt that was edited, earlier edits first; None for a place without a record of edits.
 
-    Of a prompt that was edited twice, the later targets. Raises ConfigError for a record that does not map prompts to targets.
+    Of a prompt that was edited twice, the later targets. Raises as `edit_chain`, and ConfigError for a record that does not map
+    prompts to targets.
     """
     if edit_record(place) is None:
         return None
     found: dict[str, tuple[str, ...]] = {}
-    for each in edit_chain(place):
+    for each in reversed(list(edit_chain(place))):
         if (record := edit_record(each)) is not None:
             file, pairs = Path(each) / EDIT_FILE, record.get("pairs")
             if not isinstance(pairs, dict):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import nullbooth_cli as nb
+from nullbooth_cli.collect.edited_model import load_edited, read_place
 from nullbooth_cli.editing.record import read_edit_record
 from nullbooth_cli.model import load
 from nullbooth_cli.settings.config import Config
@@ -19,6 +20,7 @@ from nullbooth_cli.store.tasks import listed_tasks
 from tests.support.builders import PROMPTS, TEXT_ONLY, execute, small_config
 from tests.support.cli import nullbooth, refused
 from tests.support.edited_models import toy
+from tests.support.trained_folders import training_output
 
 PAIR = {"a sks star": "a red star"}
 KNOWN = PROMPTS[0]
@@ -151,10 +153,43 @@ def test_edits_go_on_from_each_other(tight: str, tmp_path: Path) -> None:
         assert made["remembered"] == [Path(folders[i - 1]).name]
         assert made["missing"] == pytest.approx(tried["missing"], rel=1e-6)
     records = [read_edit_record(folder) for folder in folders]
-    assert [record and record.after for record in records] == [None, folders[0], folders[1]]
+    earlier = [record.after for record in records if record]
+    assert [after and (after.place, after.relative) for after in earlier] == [
+        None,
+        (folders[0], "../one"),
+        (folders[1], "../two"),
+    ]
+    assert [after and after.digest for after in earlier] == [None, *(record.digest for record in records[:2] if record)]
     (site,) = (site for site in nb.open_store(url).sites() if site.feature == "k")
     rows = [record.rows()[site.name] for record in records if record][:2]
     edited = nb.open_store(url).edited(site)
     assert edited is not None
     np.testing.assert_allclose(edited, sum(each.T @ each for each in rows), rtol=1e-8)
     refused(nullbooth("edit", "a vht", "a red star", *common[:4], "-o", str(tmp_path / "x"), "--after", "nowhere/at"), 2)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_an_edit_goes_on_from_what_was_trained(tight: str, tmp_path: Path, method: str) -> None:
+    """The store remembers the training run first; the edit goes on top of its model, and names it."""
+    shutil.copytree(tight, tmp_path / "run.zarr")
+    url, dog, edited = str(tmp_path / "run.zarr"), training_output(tmp_path / "my dog", method, 200), tmp_path / "star"
+    common = ("-s", url, "--after", str(dog), "--device", "cpu", "--max-missing", "1", "--json")
+    pair = ("a zwx star", "a red star")
+    refused(
+        nullbooth("edit", *pair, *common[:-1], "--dry-run"), 2, f"does not remember {dog} yet", f"nullbooth remember '{dog}' -s"
+    )
+    shown = nullbooth("edit", *pair, *common, "-o", str(edited))
+    assert shown.exit_code == 0, shown.stderr
+    assert json.loads(shown.stdout)["remembered"] == ["my-dog"]
+    [task] = listed_tasks(Store.open(url))
+    assert (task.name, task.kind, task.source) == ("my-dog", "hard", str(dog))
+    record, config = read_edit_record(edited), nb.open_store(url).config
+    assert record is not None
+    assert record.after is not None
+    assert (record.after.relative, record.after.digest) == ("../my dog", read_place(config, str(dog)).digest)
+    assert (record.after.digest is None) is (method == "full")
+    before, after = (load_edited(config, str(place), "cpu").unet.state_dict() for place in (dog, edited))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == record.tensors.keys()
+    tried = nullbooth("edit", "a qfj star", "a red star", *common[:2], "--after", str(edited), *common[4:], "--dry-run")
+    assert tried.exit_code == 0, tried.stderr

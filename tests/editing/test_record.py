@@ -10,6 +10,7 @@ import pytest
 from nullbooth_cli.editing.record import ROWS, read_edit_record, write_edit_record
 from nullbooth_cli.editing.report import EditedWeight, EditReport
 from nullbooth_cli.errors import ConfigError
+from nullbooth_cli.model.after import After
 from nullbooth_cli.model.edit_file import EDIT_FILE
 
 KEYS = np.random.default_rng(0).standard_normal((5, 3))
@@ -23,6 +24,7 @@ REPORT = EditReport(
     tensors={"mid.to_k.weight": "0123456789abcdef"},
     by_pair=dict.fromkeys(PAIRS, 0.1),
 )
+AFTER = After(place="/runs/dog", relative="../dog", digest="0f3a")
 
 
 def written(folder: Path) -> Path:
@@ -30,7 +32,7 @@ def written(folder: Path) -> Path:
         folder,
         REPORT,
         settings={"ridge": 0.01, "preserve": 2.0},
-        after="runs/dog",
+        after=AFTER,
         store={"url": "runs/toy.zarr", "fingerprint": "f00d"},
         dtype="float32",
     )
@@ -43,7 +45,7 @@ def test_is_read_back(tmp_path: Path) -> None:
     assert record.pairs == PAIRS
     assert record.prompts == ("a sks star", "doctor", "circle")
     assert (record.method, record.tokens, record.settings) == ("uce", "all", {"ridge": 0.01, "preserve": 2.0})
-    assert (record.after, record.store["url"], record.store["fingerprint"]) == ("runs/dog", "runs/toy.zarr", "f00d")
+    assert (record.after, record.store["url"], record.store["fingerprint"]) == (AFTER, "runs/toy.zarr", "f00d")
     assert (record.tensors, record.dtype) == (REPORT.tensors, "float32")
     assert (record.missing, record.drift) == (0.1, 0.01)
     assert {name: rows.tolist() for name, rows in record.rows().items()} == {"mid.k": KEYS.tolist()}
@@ -73,6 +75,8 @@ def test_another_folder_has_none(tmp_path: Path) -> None:
         ({"pairs": []}, "is not the record of an edit"),
         ({"tensors": {"a": 1}}, "is not the record of an edit"),
         ({"more": 1}, "is not the record of an edit"),
+        ({"after": "runs/dog"}, "is not the record of an edit"),
+        ({"after": {"place": "/runs/dog"}}, "is not the record of an edit"),
     ],
 )
 def test_a_record_that_is_not_whole_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
