@@ -90,9 +90,9 @@ def _learned(score: CheckpointScore) -> float:
 
 
 def _forgotten(score: CheckpointScore) -> float:
-    """For an order: of pictures that are not finite, the most."""
-    value = score.value("forgotten")
-    return 0.0 if value is None else math.inf if math.isnan(value) else value
+    """For an order: the most of what was forgotten and of what was taught before; of pictures that are not finite, the most."""
+    values = [verdict.value for verdict in score.verdicts if verdict.is_distance]
+    return max((math.inf if math.isnan(value) else value for value in values), default=0.0)
 
 
 def checkpoint_events(

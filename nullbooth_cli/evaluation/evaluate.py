@@ -51,7 +51,7 @@ from nullbooth_cli.evaluation.request import (
     slices_of,
 )
 from nullbooth_cli.evaluation.subject import find_subject
-from nullbooth_cli.evaluation.verdict import EDIT_BETTER, Verdict, forgotten
+from nullbooth_cli.evaluation.verdict import EDIT_BETTER, FORGOT_LESS, Verdict, earlier, forgotten
 from nullbooth_cli.evaluation.weight_drift import weight_drifts
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.model.device import pick_device
@@ -273,11 +273,18 @@ def _compare(
 def _verdicts(
     preservation: Mapping[str, PictureComparison], subject: SubjectComparison | None, edit: EditScores | None
 ) -> Iterator[Verdict]:
-    """What was learned, if it was measured, the scores of an edit, and what was forgotten, if any preserved prompt was drawn."""
+    """What was learned, if it was measured, the scores of an edit, and what was forgotten, for the sets that were drawn."""
     if subject is not None and (verdict := learned_verdict(subject)) is not None:
         yield verdict
     if edit is not None:
         yield from edit_verdicts(edit)
-    if preservation:
-        relative = {name: each.latent_mse_relative for name, each in preservation.items()}
-        yield forgotten(relative) if edit is None else forgotten(relative, EDIT_BETTER["specificity"])
+    advice = FORGOT_LESS if edit is None else EDIT_BETTER["specificity"]
+    relative = {name: each.latent_mse_relative for name, each in preservation.items()}
+    of_earlier = relative.pop(EARLIER, None)
+    if relative:
+        yield forgotten(relative, advice)
+    if of_earlier is not None:
+        before = preservation[EARLIER]
+        assert isinstance(before, SubjectComparison)
+        shown = None if before.shown is None else (before.shown.base, before.shown.edited)
+        yield earlier(of_earlier, shown, advice)

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
@@ -102,9 +102,15 @@ def picture_sets(
 
 def edited_specs(pairs: Pairs, most: int, most_of_one: int) -> tuple[PictureSpec, ...]:
     """At most `most` pictures of edited prompts, as many of each and at most `most_of_one`."""
-    chosen = _sample(list(pairs), most)
+    drawn = specs_of(list(map(Prompt, pairs)), most, most_of_one)
+    return tuple(replace(spec, targets=pairs[spec.prompt.text]) for spec in drawn)
+
+
+def specs_of(prompts: Sequence[Prompt], most: int, most_of_one: int) -> tuple[PictureSpec, ...]:
+    """At most `most` pictures of prompts, as many of each and at most `most_of_one`."""
+    chosen = _sample(prompts, most)
     count = min(most_of_one, most // len(chosen)) if chosen else 0
-    return tuple(PictureSpec(Prompt(source), number, targets=pairs[source]) for source in chosen for number in range(count))
+    return tuple(PictureSpec(prompt, number) for prompt in chosen for number in range(count))
 
 
 def _sample(items: Sequence[Item], most: int) -> list[Item]:

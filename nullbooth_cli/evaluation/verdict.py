@@ -1,6 +1,7 @@
 """The answers about an edited model: a number on a scale, a word for it, and what to do if it is not good.
 
-Learned and forgotten; and, of an edit, efficacy, generalisation and specificity.
+Learned and forgotten; of what the base was taught or edited before, whether it stayed; of an edit, efficacy, generalisation and
+specificity.
 """
 
 import math
@@ -9,12 +10,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 Share = Literal["efficacy", "generalisation", "specificity"]
-Question = Literal["learned", "forgotten"] | Share
+Distance = Literal["forgotten", "earlier"]  # 1 is another seed
+Question = Literal["learned"] | Distance | Share
 
 LEARNED_WELL, LEARNED_PARTLY = 0.75, 0.5  # the least of each, of 1
 REACHED_HIGH, REACHED_FAIR = 0.75, 0.5  # of edited prompts and paraphrases: the least of each, of 1
 STAYED_HIGH, STAYED_FAIR = 0.9, 0.75  # of other prompts: the least of each, as a share of the base's
 FORGOT_HARDLY, FORGOT_A_LITTLE = 0.05, 0.25  # the most of each; 1 is another seed
+DISTANCES: dict[Distance, tuple[str, str, str]] = {  # the words for hardly, a little, and more
+    "forgotten": ("hardly anything", "a little", "much"),
+    "earlier": ("stayed as it was", "changed a little", "changed much"),
+}
 EXACT = "exact scorer"
 SET_NAMES = {"heldout": "held-out"}  # of sets of prompts, where the reader's name is another than the document's
 LEARNED_MORE = "train for more steps, train the word's embedding if it does not, or cut the projectors at a larger threshold"
@@ -31,8 +37,9 @@ class Verdict:
     """The answer to one question about an edited model.
 
     `learned` and the scores of an edit are on a scale from 0 to 1, with the figure of the base on the same scale. `forgotten` is
-    0 for an unchanged model, and 1 for pictures as different as those of another seed. `word` names the part of the scale that
-    `value` lies in, `measured_by` the quantity, `advice` what to do (None if it `is_good`).
+    0 for an unchanged model, and 1 for pictures as different as those of another seed; so is `earlier`, on what the base was
+    taught or edited before. `word` names the part of the scale that `value` lies in, `measured_by` the quantity, `advice` what to
+    do (None if it `is_good`).
     """
 
     question: Question
@@ -46,10 +53,15 @@ class Verdict:
     @property
     def text(self) -> str:
         """One line: `learned 0.92 of 1: well (exact scorer; base 0.00)`."""
-        if self.question == "forgotten":
-            return f"forgotten {self.value:.2g}: {self.word} ({self.measured_by}; 1 is another seed)"
+        if self.is_distance:
+            return f"{self.question} {self.value:.2g}: {self.word} ({self.measured_by}; 1 is another seed)"
         beside = "" if self.base is None else f"; base {self.base:.2f}"
         return f"{self.question} {self.value:.2f} of 1: {self.word} ({self.measured_by}{beside})"
+
+    @property
+    def is_distance(self) -> bool:
+        """Whether the value is a share of the distance of another seed, so that less is better."""
+        return self.question in DISTANCES
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -97,15 +109,29 @@ def forgotten(relative: Mapping[str, float], advice: str = FORGOT_LESS) -> Verdi
     """The verdict on the latent MSE relative to another seed's, by the name of each set of prompts: the worst counts."""
     # A NaN, the model that draws nothing at all, is the worst of all.
     name, value = max(relative.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
+    return _distance("forgotten", value, f"latent MSE on {SET_NAMES.get(name, name)} prompts", advice)
+
+
+def earlier(relative: float, shown: tuple[float, float] | None = None, advice: str = FORGOT_LESS) -> Verdict:
+    """The verdict on what the base was taught or edited before, from its latent MSE relative to another seed's.
+
+    `shown` are the shares of the pictures in which the exact scorer finds an earlier subject, by the base and now.
+    """
+    of_scorer = "" if shown is None else f", shown in {shown[1]:.2f} of the pictures, {shown[0]:.2f} before"
+    return _distance("earlier", relative, f"latent MSE on what was taught before{of_scorer}", advice)
+
+
+def _distance(question: Distance, value: float, measured_by: str, advice: str) -> Verdict:
     shown = float(f"{value:.2g}")  # the word is that of the figure that is printed
-    word = "hardly anything" if shown <= FORGOT_HARDLY else "a little" if shown <= FORGOT_A_LITTLE else "much"
-    is_good = word == "hardly anything"
+    hardly, a_little, much = DISTANCES[question]
+    word = hardly if shown <= FORGOT_HARDLY else a_little if shown <= FORGOT_A_LITTLE else much
+    is_good = word == hardly
     return Verdict(
-        question="forgotten",
+        question=question,
         value=value,
         base=None,
         word=word,
         is_good=is_good,
-        measured_by=f"latent MSE on {SET_NAMES.get(name, name)} prompts",
+        measured_by=measured_by,
         advice=None if is_good else advice,
     )

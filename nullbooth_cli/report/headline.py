@@ -13,6 +13,7 @@ from nullbooth_cli.report.ladder import Ladder, Rung
 QUESTIONS: dict[Question, str] = {
     "learned": "Learned?",
     "forgotten": "Forgotten?",
+    "earlier": "Did what was taught before stay?",
     "efficacy": "Do edited prompts draw their targets?",
     "generalisation": "Do paraphrases of them?",
     "specificity": "Do other prompts stay?",
@@ -107,7 +108,7 @@ def model_answers(model: ModelAnswer) -> tuple[Answer, ...]:
 
 
 def _verdict(found: Verdict) -> Answer:
-    if found.question == "forgotten":
+    if found.is_distance:
         value, scale = f"{found.value:.2g} of another seed", "0 is unchanged, 1 as different as another seed"
     else:
         value, scale = f"{found.value:.2f} of 1", "" if found.base is None else f"the base {found.base:.2f}"

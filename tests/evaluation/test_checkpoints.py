@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import nullbooth_cli as nb
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation import checkpoints
 from nullbooth_cli.evaluation.checkpoints import LEAST_FORGOTTEN, MOST_LEARNED, CheckpointScore, best_of, checkpoint_places
-from nullbooth_cli.evaluation.verdict import EXACT, forgotten, learned
+from nullbooth_cli.evaluation.verdict import EXACT, earlier, forgotten, learned
 from tests.support.cli import nullbooth, refused
 from tests.support.edited_models import toy
 from tests.support.keys import keys_of
@@ -43,6 +44,12 @@ def test_the_rule(scores: list[CheckpointScore], step: int, rule: str) -> None:
     found = best_of(scores)
     assert found is not None
     assert (found[0].step, found[1]) == (step, rule)
+
+
+def test_what_was_taught_before_counts_as_well() -> None:
+    first, second = score(1, 0.9, 0.01), score(2, 0.9, 0.02)
+    found = best_of([replace(first, verdicts=(*first.verdicts, earlier(0.3))), second])
+    assert found == (second, LEAST_FORGOTTEN)
 
 
 def test_without_learned_there_is_no_best() -> None:

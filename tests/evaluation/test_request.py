@@ -10,7 +10,7 @@ from nullbooth_cli.datatypes import Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.answer import SUBJECT
 from nullbooth_cli.evaluation.pictures import PictureSpec
-from nullbooth_cli.evaluation.request import EvaluationRequest, Instance, instances_in, picture_sets, slices_of
+from nullbooth_cli.evaluation.request import EvaluationRequest, Instance, instances_in, picture_sets, slices_of, specs_of
 from tests.support.pictures import picture
 
 counts = st.dictionaries(st.sampled_from(["preserved", "heldout", "given"]), st.integers(0, 9))
@@ -31,6 +31,18 @@ def test_sets_have_as_many_pictures_as_asked_for(sizes: dict[str, int], most: in
         assert places == sorted(set(places)), "each once, in their order"
         assert len(places) == count
     assert found == picture_sets(of, prompts(subjects), num_prompts=most, subject_images=images), "the same every time"
+
+
+@given(st.integers(0, 12), st.integers(1, 9), st.integers(1, 4))
+def test_of_several_prompts_each_has_as_many_pictures(count: int, most: int, most_of_one: int) -> None:
+    found = specs_of(prompts(count), most, most_of_one)
+    numbers: dict[str, list[int]] = {}
+    for spec in found:
+        numbers.setdefault(spec.prompt.text, []).append(spec.number)
+    assert len(found) <= most
+    assert len(numbers) == min(count, most)
+    for each in numbers.values():
+        assert each == list(range(min(most_of_one, most // len(numbers))))
 
 
 @given(counts)

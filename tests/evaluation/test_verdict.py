@@ -35,6 +35,19 @@ def test_the_scale_of_forgotten(value: float, word: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "word"),
+    [(0.0, "stayed as it was"), (0.05, "stayed as it was"), (0.051, "changed a little"), (0.256, "changed much")],
+)
+def test_the_scale_of_what_was_taught_before(value: float, word: str) -> None:
+    found = verdict.earlier(value)
+    assert (found.question, found.value, found.base, found.word) == ("earlier", value, None, word)
+    assert found.is_good == (found.advice is None) == (word == "stayed as it was")
+    assert found.text == f"earlier {value:.2g}: {word} (latent MSE on what was taught before; 1 is another seed)"
+    shown = verdict.earlier(value, (1.0, 0.958)).text
+    assert shown.endswith("(latent MSE on what was taught before, shown in 0.96 of the pictures, 1.00 before; 1 is another seed)")
+
+
+@pytest.mark.parametrize(
     ("question", "value", "base", "word"),
     [
         ("efficacy", 0.75, 0.0, "high"),
