@@ -5,24 +5,28 @@ from typing import Any
 
 from nullbooth_cli.commands.tables import table
 from nullbooth_cli.evaluation.checkpoints import CheckpointScore, CheckpointsReport
+from nullbooth_cli.evaluation.verdict import Question
 
 
 def draw_checkpoints(report: CheckpointsReport) -> list[Any]:
     """A row for each checkpoint; below, the best, why it is, and its verdicts."""
-    columns = ["step", "learned", "", "forgotten", "", "drift", ""]
+    asked = {verdict.question for score in report.checkpoints for verdict in score.verdicts}
+    known: tuple[Question, ...] = ("learned", "forgotten", "earlier")
+    questions = [question for question in known if question != "earlier" or question in asked]
+    columns = ["step", *(cell for question in questions for cell in (question, "")), "drift", ""]
     drifts = ["" if score.drift is None else f"{score.drift:.2g}" for score in report.checkpoints]
     rows = [
-        [str(score.step), *_cells(score), drift, _mark(report, score)]
+        [str(score.step), *_cells(score, questions), drift, _mark(report, score)]
         for score, drift in zip(report.checkpoints, drifts, strict=True)
     ]
-    drawn = table(columns, rows, right=frozenset((0, 1, 3, 5)))
+    drawn = table(columns, rows, right=frozenset((0, *range(1, len(columns), 2))))
     return [drawn, *_best_lines(report)]
 
 
-def _cells(score: CheckpointScore) -> list[str]:
-    """The values of learned and forgotten with their words; nothing for what was not measured."""
+def _cells(score: CheckpointScore, questions: Sequence[Question]) -> list[str]:
+    """The value of each verdict with its word; nothing for what was not measured."""
     found = {verdict.question: (f"{verdict.value:.3g}", verdict.word) for verdict in score.verdicts}
-    return [cell for question in ("learned", "forgotten") for cell in found.get(question, ("", ""))]
+    return [cell for question in questions for cell in found.get(question, ("", ""))]
 
 
 def _mark(report: CheckpointsReport, score: CheckpointScore) -> str:

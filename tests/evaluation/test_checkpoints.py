@@ -1,5 +1,6 @@
 """The checkpoints of a training run side by side, and the rule that names the best."""
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -7,12 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from safetensors.torch import save_file
 
 import nullbooth_cli as nb
+from nullbooth_cli.commands.evaluate_checkpoints import draw_checkpoints
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation import checkpoints
-from nullbooth_cli.evaluation.checkpoints import LEAST_FORGOTTEN, MOST_LEARNED, CheckpointScore, best_of, checkpoint_places
+from nullbooth_cli.evaluation.checkpoints import (
+    LEAST_FORGOTTEN,
+    MOST_LEARNED,
+    CheckpointScore,
+    CheckpointsReport,
+    best_of,
+    checkpoint_places,
+)
 from nullbooth_cli.evaluation.verdict import EXACT, earlier, forgotten, learned
 from tests.support.cli import nullbooth, refused
 from tests.support.edited_models import toy
@@ -48,8 +58,16 @@ def test_the_rule(scores: list[CheckpointScore], step: int, rule: str) -> None:
 
 def test_what_was_taught_before_counts_as_well() -> None:
     first, second = score(1, 0.9, 0.01), score(2, 0.9, 0.02)
-    found = best_of([replace(first, verdicts=(*first.verdicts, earlier(0.3))), second])
-    assert found == (second, LEAST_FORGOTTEN)
+    changed = replace(first, verdicts=(*first.verdicts, earlier(0.3)))
+    assert best_of([changed, second]) == (second, LEAST_FORGOTTEN)
+    report = CheckpointsReport(
+        store="s", base="b", run="r", checkpoints=(changed, second), best=None, not_measured={"learned": "x"}
+    )
+    with io.StringIO() as text:
+        Console(file=text, width=200).print(draw_checkpoints(report)[0])
+        rows = [line.split() for line in text.getvalue().splitlines()]
+    assert rows[0] == ["step", "learned", "forgotten", "earlier", "drift"]
+    assert " ".join(rows[2]) == "1 0.9 well 0.01 hardly anything 0.3 changed much 0.1"
 
 
 def test_without_learned_there_is_no_best() -> None:
