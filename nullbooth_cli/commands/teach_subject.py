@@ -74,7 +74,8 @@ def _advice(question: Question, report: TeachReport) -> list[str]:
             f"  to learn more: raise max_train_steps in {Path(report.output) / RECIPE}, and run this again",
             f"  or teach into another output (-o) with {threshold}=3e-4, or what is larger than yours",
         ]
-    evaluate = shlex.join(["nullbooth", "evaluate", report.output, "-s", report.store, "--checkpoints"])
+    base = [] if report.after is None else ["--base", report.after]
+    evaluate = shlex.join(["nullbooth", "evaluate", report.output, "-s", report.store, *base, "--checkpoints"])
     return [
         f"  to forget less: take an earlier checkpoint, {evaluate} names the best",
         f"  or teach into another output (-o) with {threshold}=3e-5, or what is smaller than yours",

@@ -1,6 +1,6 @@
 """The files of what `teach` decided, which every other command reads.
 
-    <output>/teach.json             the request
+    <output>/teach.json             the request, and the way to the output that it starts from, for both may be moved together
     <output>/nullbooth.yaml         the config of the store
     <output>/train.yaml             the recipe of the training run
     <output>/prompts/               preserved.txt, heldout.txt, subject.txt; earlier.txt if it starts from another output
@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from nullbooth_cli.model.after import After
 from nullbooth_cli.model.trained_files import locate
 from nullbooth_cli.model.words import with_token
 from nullbooth_cli.settings.commented import commented_yaml
@@ -61,7 +62,9 @@ def write(decision: Decision) -> None:
         _write(output / PROMPTS / name, "".join(f"{line}\n" for line in lines))
     _write(output / CONFIG, commented_yaml(decision.config))
     _write(output / RECIPE, commented_yaml(decision.recipe))
-    _write(output / REQUEST, durable.record_text(decision.request.model_dump(mode="json")))
+    after = decision.request.after
+    way = {} if after is None else {"relative": After.of(after, output, digest=None).relative}
+    _write(output / REQUEST, durable.record_text({**decision.request.model_dump(mode="json"), **way}))
 
 
 def _write(path: Path, text: str) -> None:
@@ -72,25 +75,28 @@ def _write(path: Path, text: str) -> None:
 def read(output: str) -> Decision | None:
     """The decision in an output, from its files as they are now; None if there is none.
 
-    Raises StoreError for a damaged teach.json, ConfigError for files that cannot be read.
+    Raises StoreError for a damaged teach.json, ConfigError for files that cannot be read, and if what it starts from is gone.
     """
     folder = Path(output)
     if not (folder / REQUEST).exists():
         return None
     written = durable.read_record(folder / REQUEST, "name another output")
+    before, way = written.get("after"), written.pop("relative", None)
+    if before is not None:
+        written["after"] = str(After(place=before, relative=way, digest=None).find(folder.absolute()))
     preserved, heldout, subject = (texts_in(folder / PROMPTS / name) for name in (PRESERVED, HELDOUT, SUBJECT))
     config, recipe = load_config(folder / CONFIG), load_settings(Recipe, folder / RECIPE)
     decision = Decision(
         output=output,
         request=validate(TeachRequest, written, source=str(folder / REQUEST)),
         config=config.model_copy(update=places_in(output)),
-        recipe=recipe.model_copy(update={"store": str(folder / STORE), "output": output}),
+        recipe=recipe.model_copy(update={"store": str(folder / STORE), "output": output, "after": written.get("after")}),
         preserved=preserved,
         heldout=heldout,
         subject=subject,
         earlier=texts_in(folder / PROMPTS / EARLIER) if (folder / PROMPTS / EARLIER).exists() else [],
     )
-    if os.path.abspath(recipe.output) == os.path.abspath(output):
+    if os.path.abspath(recipe.output) == os.path.abspath(output) and written.get("after") == before:
         return replace(decision, config=config, recipe=recipe)
     return replace(decision, is_new=True, notes=(f"{output} was moved: its files are written again with the new place",))
 

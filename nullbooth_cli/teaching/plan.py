@@ -12,7 +12,7 @@ from nullbooth_cli.settings.knowledge import HELDOUT_FIELD, PROMPTS_FIELD, knowl
 from nullbooth_cli.store import Store, open_backing, remembered
 from nullbooth_cli.teaching.decide import find
 from nullbooth_cli.teaching.go_on import store_before, task_prompts
-from nullbooth_cli.teaching.teach import measured, taught
+from nullbooth_cli.teaching.teach import measured, sets_of, taught
 from nullbooth_cli.training import checkpoint_files
 from nullbooth_cli.training.before_loading import read_inputs
 from nullbooth_cli.training.memory import TrainingMemory
@@ -65,11 +65,10 @@ def plan_teaching(given: Mapping[str, Any], output: str, *, device: str | None =
     is_taught = taught(recipe) is not None
     steps_done = recipe.max_train_steps if is_taught else max(checkpoint_files.steps(output), default=0)
     cost = cost_of(recipe, inputs.resizing.size, device)
-    kind, num_steps = decision.request.kind, config.schedule.num_denoising_steps
-    drawn = sum(min(kind.num_prompts, len(texts)) for texts in (decision.preserved, decision.heldout))
+    num_steps, drawn = config.schedule.num_denoising_steps, sets_of(decision, config, decision.subject).values()
     is_measured = is_taught and measured(output) is not None
-    # By the base, by its other seed, and by the taught model.
-    pictures = 0 if is_measured else 3 * (drawn + kind.subject_images * len(decision.subject))
+    # By the model before, by its other seed, and by the taught one.
+    pictures = 0 if is_measured else 3 * sum(map(len, drawn))
     steps_left = recipe.max_train_steps - steps_done
     # A training step is a forward and a backward, which is twice the work; guidance takes two forwards.
     seconds = cost.seconds

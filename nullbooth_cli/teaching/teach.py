@@ -3,7 +3,7 @@
 1. `decide` turns the request into a config, a recipe and prompt files, unless the output has them already.
 2. What the recipe names is read before anything is loaded: pictures, captions, the word, the class of the model.
 3. The four stages of the pipeline make the store (`go_on` copies that of an output to start from); training runs under its
-   projectors; evaluation draws base and taught model.
+   projectors; evaluation draws the taught model and the one before: the base, or that of the output to start from.
 4. A sheet of pictures, a page, and evaluation.json, which is written last.
 
 Each of them resumes: the same request on the same output does what is left to do.
@@ -17,7 +17,7 @@ from typing import Any
 
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.evaluate import evaluation_events
-from nullbooth_cli.evaluation.request import EvaluationRequest, Instance, picture_sets
+from nullbooth_cli.evaluation.request import EvaluationRequest, Instance, PictureSets, picture_sets, specs_of
 from nullbooth_cli.evaluation.samples import SampleRequest, draw_samples
 from nullbooth_cli.evaluation.verdict import Verdict
 from nullbooth_cli.formatting import counted
@@ -30,7 +30,7 @@ from nullbooth_cli.report.gallery import write_gallery
 from nullbooth_cli.report.inspection import inspect_store
 from nullbooth_cli.report.json_document import Document, to_json
 from nullbooth_cli.report.sheet import Sheet, write_sheet
-from nullbooth_cli.settings.config import STAGES
+from nullbooth_cli.settings.config import STAGES, Config
 from nullbooth_cli.settings.knowledge import heldout_prompts, knowledge_prompts, with_heldout_texts
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.settings.recipe import Recipe
@@ -43,14 +43,15 @@ from nullbooth_cli.training.before_loading import Inputs, read_inputs
 from nullbooth_cli.training.output import TrainingResult
 
 EVALUATION, PAGE, SHEET = "evaluation.json", "report.html", "sheet.png"
-HELDOUT_ROWS, SEEDS = 4, (0, 1)  # of the sheet: prompts that should look as before, below those of the subject
+OTHER_ROWS, SEEDS = 4, (0, 1)  # of the sheet: earlier and held-out prompts that should look as before, below the subject's
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeachReport(Document):
     """The answer: the verdicts on the model that was written to `result`, and the files. `prompt` draws the subject.
 
-    `largest_drift` is that of the trained weights on the preserved prompts, norm(dW K0) / norm(W0 K0).
+    `largest_drift` is that of the trained weights on the preserved prompts, norm(dW K0) / norm(W0 K0). `after` is the output that
+    it started from, which the verdicts compare it with; None for the model itself.
     """
 
     output: str
@@ -63,6 +64,7 @@ class TeachReport(Document):
     store: str
     page: str
     sheet: str
+    after: str | None = None
 
 
 def teach(
@@ -131,6 +133,7 @@ def teach_events(
         store=config.store,
         page=str(Path(place) / PAGE),
         sheet=str(Path(place) / SHEET),
+        after=decision.request.after,
     )
 
 
@@ -172,8 +175,8 @@ def _train(recipe: Recipe, device: str | None, interrupts: Interrupts | None) ->
 def _measure(
     decision: Decision, inputs: Inputs, result: TrainingResult, device: str | None
 ) -> Generator[Event, None, tuple[Verdict, ...]]:
-    """Draw base and taught model, and write the page and the sheet, unless they are there for these weights."""
-    folder = Path(decision.output)
+    """Draw the model before and the taught one, and write the page and the sheet, unless they are there for these weights."""
+    folder, before = Path(decision.output), decision.request.after
     if (found := measured(decision.output)) is not None:
         yield Note("evaluation is complete")
         return found
@@ -181,13 +184,13 @@ def _measure(
     store, request = Store.open(decision.config.store), _evaluation_request(decision, inputs, result, device)
     evaluation = yield from evaluation_events(decision.config, store, request)
     write_gallery(folder / PAGE, evaluation, inspect_store(decision.config, store))
-    prompts = [*inputs.written(decision.subject), *decision.heldout[:HELDOUT_ROWS]]
+    prompts = [*inputs.written(decision.subject), *decision.earlier[:OTHER_ROWS], *decision.heldout[:OTHER_ROWS]]
     samples = yield from draw_samples(
         SampleRequest(
-            models=(result.output,),
+            models=(result.output,) if before is None else (before, result.output),
             prompts=tuple(dict.fromkeys(prompts)),
             seeds=SEEDS,
-            with_base=True,
+            with_base=before is None,
             num_inference_steps=decision.recipe.validation_inference_steps,
             guidance_scale=decision.recipe.guidance_scale,
             device=device,
@@ -212,17 +215,25 @@ def measured(place: str) -> tuple[Verdict, ...] | None:
     return tuple(Verdict(**verdict) for verdict in found["report"]["verdicts"])
 
 
-def _evaluation_request(decision: Decision, inputs: Inputs, result: TrainingResult, device: str | None) -> EvaluationRequest:
-    """The request of an evaluation that answers both questions."""
+def sets_of(decision: Decision, config: Config, subject: list[str]) -> PictureSets:
+    """What is drawn to measure a taught model: preserved and held-out prompts, earlier subjects, and the `subject`."""
     kind = decision.request.kind
+    earlier = load_prompts(decision.earlier) if decision.earlier else []
+    return picture_sets(
+        {"preserved": knowledge_prompts(config), "heldout": heldout_prompts(config)},
+        load_prompts(subject),
+        num_prompts=kind.num_prompts,
+        subject_images=kind.subject_images,
+        earlier=specs_of(earlier, kind.num_prompts, kind.subject_images),
+    )
+
+
+def _evaluation_request(decision: Decision, inputs: Inputs, result: TrainingResult, device: str | None) -> EvaluationRequest:
+    """The request of an evaluation that answers all questions, against the model that training started from."""
     return EvaluationRequest(
         edited=(result.output,),
-        sets=picture_sets(
-            {"preserved": knowledge_prompts(decision.config), "heldout": heldout_prompts(decision.config)},
-            load_prompts(inputs.written(decision.subject)),
-            num_prompts=kind.num_prompts,
-            subject_images=kind.subject_images,
-        ),
+        base=decision.request.after,
+        sets=sets_of(decision, decision.config, inputs.written(decision.subject)),
         instances=tuple(
             Instance(picture.path, caption) for picture, caption in zip(inputs.pictures, inputs.captions, strict=True)
         ),

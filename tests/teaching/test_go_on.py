@@ -20,6 +20,7 @@ from nullbooth_cli.teaching.decision import read
 from nullbooth_cli.teaching.go_on import inherit_store, task_prompts
 from nullbooth_cli.teaching.plan import plan_teaching
 from nullbooth_cli.teaching.teach import teach_events
+from nullbooth_cli.training import durable
 from tests.support.subjects import loaded
 from tests.support.tiny_dreambooth import encoded
 from tests.teaching.conftest import FEW
@@ -112,11 +113,49 @@ def test_a_copy_that_was_stopped_is_made_again(cat: tuple[nb.TeachReport, Path],
     assert content(Path(store)) == content(cat[1] / "store.zarr")
 
 
+def test_the_verdicts_are_against_the_model_before(cat: tuple[nb.TeachReport, Path]) -> None:
+    learned, forgotten, earlier = cat[0].verdicts
+    assert (learned.question, forgotten.question, earlier.question) == ("learned", "forgotten", "earlier")
+    report = json.loads((Path(cat[0].output) / "evaluation.json").read_text())["report"]
+    assert report["base"] == str(cat[1])
+    texts = [each["text"] for each in report["preservation"]["earlier"]["by_picture"]]
+    assert texts == [f"a photo of sks circle on a {colour} background" for colour in ("red", "green", "blue", "yellow")]
+    found = report["preservation"]["earlier"]
+    shown = found["shown"]
+    assert earlier.value == found["latent_mse_relative"]
+    assert earlier.measured_by == (
+        f"latent MSE on what was taught before, shown in {shown['edited']:.2f} of the pictures, {shown['base']:.2f} before"
+    )
+    page = (Path(cat[0].output) / "report.html").read_text()
+    assert "Did what was taught before stay?" in page
+    assert earlier.word in page
+
+
+def test_both_outputs_may_be_moved_together(cat: tuple[nb.TeachReport, Path], photos: Path, tmp_path: Path) -> None:
+    dog, made = (tmp_path / "moved" / path.parent.name / path.name for path in (cat[1], Path(cat[0].output)))
+    shutil.copytree(cat[1], dog)
+    shutil.copytree(cat[0].output, made)
+    assert nb.teach(output=made, after=str(dog)).verdicts == cat[0].verdicts
+    decision = read(str(made))
+    assert decision is not None
+    assert decision.recipe.after == decision.request.after == str(dog)
+    assert remembered(nb.open_store(str(made / "store.zarr")).store, str(dog)) is not None
+    third = find({"pictures": str(photos), "word": "qfj", "after": str(made)}, str(tmp_path / "out"), on_cpu=True)
+    assert len(third.earlier) == 8
+    asked = {**durable.read_record(made / "teach.json", ""), "after": "/nowhere/dog"}
+    (made / "teach.json").write_text(durable.record_text(asked))
+    shutil.rmtree(dog)
+    with pytest.raises(ConfigError, match=r"was trained after /nowhere/dog, which is gone") as caught:
+        nb.teach(output=made)
+    assert caught.value.hint == "put it back, or keep both in one folder when you move them"
+
+
 def test_a_plan_counts_the_copy_and_the_task(cat: tuple[nb.TeachReport, Path], photos: Path, tmp_path: Path) -> None:
     given = {"pictures": str(photos), "word": "zwx", "after": str(cat[1])}
     planned = plan_teaching(given, str(tmp_path / "out"), device="cpu")
     assert planned.remembers == task_prompts(str(cat[1]))
     assert planned.stages["collect"].units_done == planned.stages["collect"].units_total > 0
+    assert planned.pictures == 3 * (4 + 4 + 4 + 4), "preserved, held out, of the earlier subject and of the new one"
     assert planned.bytes_needed > nb.open_store(str(cat[1] / "store.zarr")).store.nbytes("") > 0
     assert not (tmp_path / "out").exists()
 
