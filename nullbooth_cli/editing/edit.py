@@ -70,9 +70,10 @@ def edit(
     they edited are C, with those that the store remembers. The targets are those of the weights as they are now.
 
     Raises ConfigError for another model than the store knows or the last of `earlier` left, for a subject that cannot be found,
-    for wrong settings, and for a store without a weight to change that receives the text alone; ModelError for one that is
-    compiled, fused or constrained, has adapters, or parts in dtypes that do not work together. After an error the model is as it
-    was. Cost: the beginning of one forward for each prompt, and some 10 D^3 operations for each site, with speed for each weight.
+    for a target that has the tokens of its source, for wrong settings, and for a store without a weight to change that receives
+    the text alone; ModelError for one that is compiled, fused or constrained, has adapters, or parts in dtypes that do not work
+    together. After an error the model is as it was. Cost: the beginning of one forward for each prompt, and some 10 D^3
+    operations for each site, with speed for each weight.
     """
     return plan_edit(pipe, store, pairs, earlier=earlier, **settings).apply()
 
@@ -111,6 +112,8 @@ def plan_edit(
             averaged(to_each, None if last is None else first_tokens(site, to_each, last))
             for to_each, last in zip(found, ends, strict=True)
         ]
+        if same := [source for source, (_, wanted) in zip(pairs, of_pairs, strict=True) if not wanted.any()]:
+            raise ConfigError(f"the model reads {same[0]!r} and its target as the same text", "name another target")
         counts = [len(rows) for rows, _ in of_pairs]
         keys, wanted = (np.concatenate(rows) for rows in zip(*of_pairs, strict=True))
         source, missing = with_copies(keys, wanted, how)

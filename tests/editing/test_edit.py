@@ -296,6 +296,13 @@ def test_tokens_of_the_subject(text_store: nb.OpenStore) -> None:
     assert plan.report.tokens == "subject"
 
 
+@pytest.mark.parametrize("source", ["A star", "a  star", " a star", "a [Star]"])
+def test_a_target_that_the_model_reads_as_its_source_is_refused(text_store: nb.OpenStore, source: str) -> None:
+    target = "a [star]" if "[" in source else "a star"
+    with pytest.raises(ConfigError, match="and its target as the same text"):
+        plan_edit(fresh(), text_store, {"a sks star": "a red star", source: target})
+
+
 def test_a_site_that_has_other_tokens_than_the_encoders(text_store: nb.OpenStore) -> None:
     rows = TokenInputs(np.zeros((10, 2)), np.ones(10, bool))
     site, agree = text_store.sites()[0], Ends((10, 10), (1, 2))
