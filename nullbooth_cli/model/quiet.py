@@ -90,7 +90,7 @@ def _replace_handlers(changes: contextlib.ExitStack) -> None:
     for logger in map(logging.getLogger, LIBRARIES):
         changes.callback(_restore_logger, logger, logger.level, logger.handlers, logger.propagate)
         logger.handlers, logger.propagate = [_COLLECTOR], False
-        logger.setLevel(logging.WARNING)
+        _set_level(logger, logging.WARNING)
 
 
 def _restore_logger(logger: logging.Logger, level: int, handlers: list[logging.Handler], propagate: bool) -> None:
@@ -99,6 +99,11 @@ def _restore_logger(logger: logging.Logger, level: int, handlers: list[logging.H
     if not logger.propagate:
         logger.propagate = propagate
     if logger.level == logging.WARNING:
+        _set_level(logger, level)
+
+
+def _set_level(logger: logging.Logger, level: int) -> None:
+    if logger.level != level:  # setLevel empties the cache of every logger in the process: milliseconds, with torch imported
         logger.setLevel(level)
 
 

@@ -70,6 +70,15 @@ def test_nothing_is_logged_or_drawn_meanwhile(program: Heard) -> None:
     assert program.texts == ["again"]
 
 
+def test_a_level_that_is_right_is_not_set_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Setting one empties the caches of all loggers of the process: milliseconds a call."""
+    for name in LIBRARIES:
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.WARNING)
+    monkeypatch.setattr(logging.Logger, "setLevel", lambda *_: pytest.fail("a level was set"))
+    with quiet_libraries():
+        pass
+
+
 def test_settings_are_put_back_after_nested_calls_and_errors(program: Heard) -> None:
     before = settings()
     with quiet_libraries(), quiet_libraries():
