@@ -190,7 +190,9 @@ def pixart(**changes: Any) -> Any:
 def pixart_alpha(**changes: Any) -> Any:
     """As PixArt Alpha of 1024 pixels: its transformer is told the size and the aspect of the picture."""
     width = {"attention_head_dim": 24, "cross_attention_dim": 48}  # a third for each number of the size, and the aspect
-    return diffusers.PixArtAlphaPipeline(**_pixart_parts(**{"sample_size": 128, **width, **changes}))
+    # A quarter of the model's own tokens: it takes no size but its own, and attention goes by their square.
+    shape = {"sample_size": 128, "patch_size": 4, **width}
+    return diffusers.PixArtAlphaPipeline(**_pixart_parts(**{**shape, **changes}))
 
 
 def pixart_alpha_512() -> Any:
