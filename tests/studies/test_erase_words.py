@@ -1,8 +1,6 @@
 """The study of erasing: it scores what is shown, edits by the word alone, puts the model back, and resumes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from docs.studies.edit_ways import WAYS
 from docs.studies.erase_words import Point, measure, table
 from nullbooth_cli.store import Store
 from nullbooth_cli.toy import world
-from tests.support.builders import ROOT, TEXT_ONLY
+from tests.support.builders import TEXT_ONLY
 
 
 def test_shown_rest_and_specificity_are_read_from_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,9 +62,3 @@ def test_it_edits_by_the_word_and_resumes(tmp_path: Path, monkeypatch: pytest.Mo
     assert [line.split(" | ")[1] for line in printed.splitlines()[2:]] == ["untouched", "uce, at once"]
     monkeypatch.setattr(erase_words, "run", lambda *_: pytest.fail("run again"))
     assert CliRunner().invoke(app, [str(tmp_path)], catch_exceptions=False).stdout == printed
-
-
-def test_it_starts_from_a_checkout() -> None:
-    command = [sys.executable, str(ROOT / "docs/studies/erase_words.py"), "--help"]
-    started = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env={"PATH": "/usr/bin:/bin"})
-    assert started.returncode == 0, started.stderr

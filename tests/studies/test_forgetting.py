@@ -1,10 +1,7 @@
-"""The study of forgetting against learning: its table counts right, it resumes where it stopped, and it runs from a checkout."""
+"""The study of forgetting against learning: its table counts right, and it resumes where it stopped."""
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,6 @@ from typer.testing import CliRunner
 
 from docs.studies import forgetting
 from docs.studies.forgetting import Point
-from tests.support.builders import ROOT
 
 
 def test_of_equally_learned_checkpoints_the_least_forgotten_counts() -> None:
@@ -52,12 +48,3 @@ def test_a_study_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "study.png").stat().st_size > 10_000
     monkeypatch.setattr(forgetting, "run", lambda *_, **__: pytest.fail("run again"))
     assert CliRunner().invoke(app, command, catch_exceptions=False).stdout == result.stdout
-
-
-@pytest.mark.parametrize("command", [["docs/studies/forgetting.py"], ["-m", "docs.studies.forgetting"]], ids=["script", "module"])
-def test_it_starts_from_a_checkout(command: list[str]) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    started = [sys.executable, *command, "--help"]
-    done = subprocess.run(started, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Run the study" in done.stdout

@@ -1,7 +1,4 @@
-"""The study of refit: its subjects are read exactly, its table counts what was lost, and it starts from a checkout."""
-
-import subprocess
-import sys
+"""The study of refit: its subjects are read exactly, and its table counts what was lost."""
 
 import numpy as np
 import pytest
@@ -9,7 +6,6 @@ import pytest
 from docs.studies.refit import Point, table
 from docs.studies.refit_subjects import IN_SEQUENCE, SUBJECTS, Taught
 from nullbooth_cli.toy import world
-from tests.support.builders import ROOT
 
 
 @pytest.mark.parametrize("taught", dict.fromkeys((*SUBJECTS, *IN_SEQUENCE)), ids=lambda taught: taught.name)
@@ -35,9 +31,3 @@ def test_a_subject_that_was_learned_and_is_gone_is_lost() -> None:
         "| LoRA 8, k v | free | 0.50 | 0.00 | 2 | 0 of 1 |",
         "| LoRA 8, k v | knee | 0.00 | 0.00 | 0.1 | 1 of 1 |",
     ]
-
-
-def test_it_starts_from_a_checkout() -> None:
-    command = [sys.executable, str(ROOT / "docs/studies/refit.py"), "--help"]
-    started = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env={"PATH": "/usr/bin:/bin"})
-    assert started.returncode == 0, started.stderr

@@ -1,8 +1,6 @@
 """The study of many edits: its edits mean what they say, hard ones shrink the null space, and it resumes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from docs.studies.sequence_edits import SEARCH_SEED, SEEDS, Point, Room, best_of
 from nullbooth_cli.nullspace.pooling import pooled
 from nullbooth_cli.store import Store
 from nullbooth_cli.toy import world
-from tests.support.builders import PROMPTS, ROOT, TEXT_ONLY, execute, small_config
+from tests.support.builders import PROMPTS, TEXT_ONLY, execute, small_config
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +181,3 @@ def small_texts(place: Path) -> Store:
     """The texts of eight preserved prompts, as `open_texts` collects those of all."""
     collect(place, PROMPTS, None, {name.replace("__", "."): value for name, value in TEXT_ONLY.items()})
     return Store.open(place)
-
-
-def test_it_starts_from_a_checkout() -> None:
-    command = [sys.executable, str(ROOT / "docs/studies/sequence_edits.py"), "--help"]
-    started = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env={"PATH": "/usr/bin:/bin"})
-    assert started.returncode == 0, started.stderr

@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +22,6 @@ from nullbooth_cli.model.trained_files import BASE_FILE, DENOISER_FILE
 from nullbooth_cli.model.words import WORD_FILE
 from nullbooth_cli.pipeline.remember import RememberRequest, remember_events
 from nullbooth_cli.store import Store
-from tests.support.builders import ROOT
 
 TEXT_ONLY = {"collect.collect_features.q_features": False, "collect.collect_features.out_features": False}
 WAY = {way.name: way for way in WAYS}
@@ -140,9 +137,3 @@ def test_a_sequence_is_taught_and_resumes(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(sequence_subjects, "teach", lambda *_, **__: pytest.fail("taught again"))
     assert CliRunner().invoke(app, command, catch_exceptions=False).stdout == printed
     assert CliRunner().invoke(app, [*command, "--table"], catch_exceptions=False).stdout == printed
-
-
-def test_it_starts_from_a_checkout() -> None:
-    command = [sys.executable, str(ROOT / "docs/studies/sequence_subjects.py"), "--help"]
-    started = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env={"PATH": "/usr/bin:/bin"})
-    assert started.returncode == 0, started.stderr
