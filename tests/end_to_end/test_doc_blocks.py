@@ -16,6 +16,9 @@ from nullbooth_cli.store import Store
 from nullbooth_cli.toy import FOLDER, world
 from tests.support.builders import ROOT
 from tests.support.pages import CALL, make_folder, python_of, run_line, shell_lines
+from tests.teaching.conftest import few_pictures
+
+__all__ = ["few_pictures"]  # for every page that teaches
 
 PAGES = [str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))]
 COMMANDS = [page for page in PAGES if any(CALL.search(line) for line in shell_lines(page))]
