@@ -6,8 +6,16 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from nullbooth_cli.model import load
 from tests.support.loading import HUB
 from tests.support.model_files import copy_folder, hub_cache, pickle_folder, save_single_file
+
+REAL = load.load_pipeline  # before tests/conftest.py replaces it
+
+
+@pytest.fixture(autouse=True)
+def _every_load_reads_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "load_pipeline", REAL)
 
 
 @pytest.fixture(scope="session")
