@@ -90,6 +90,16 @@ def _the_embedded_model_is_read_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_offloaded_by_groups() -> Iterator[None]:
+    """diffusers asks every module of a pipeline for it, five times a call: as much work as a step of a tiny model."""
+    from diffusers.hooks import group_offloading
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(group_offloading, "_get_top_level_group_offload_hook", lambda module: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_launch_is_left() -> Iterator[None]:
     """accelerate keeps one state for a process: after a test that trained, the next launch would be that one."""
