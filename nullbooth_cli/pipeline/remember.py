@@ -26,7 +26,7 @@ from nullbooth_cli.progress import Event, Interrupts, Note
 from nullbooth_cli.settings.config import Config, public_settings
 from nullbooth_cli.settings.knowledge import PROMPTS_FIELD, heldout_prompts, require_disjoint, task_config
 from nullbooth_cli.settings.prompts import load_prompts
-from nullbooth_cli.store import Kind, Layout, Store, forget_task, list_task, listed_tasks, pack_sums
+from nullbooth_cli.store import Kind, Layout, Store, list_task, listed_tasks, pack_sums, unlist_task
 from nullbooth_cli.store.pieces import DAMAGE, Damage
 from nullbooth_cli.store.tasks import ORIGIN, is_complete, is_of, place_of, resolved
 from nullbooth_cli.store.verify import TASK_STAGES, run_checks
@@ -124,8 +124,9 @@ def forget_events(
     the store is locked meanwhile.
     """
     with _opened(config, device, interrupts) as run:
-        if decide(run, lambda: _forget(run.store, name)):
+        if decide(run, lambda: _unlist(run, name)):
             yield from _project(run)
+        decide(run, lambda: run.store.delete(place_of(name)))  # last: until then the same request finds what is to be done
 
 
 def _opened(config: Config, device: str | None, interrupts: Interrupts | None) -> Any:
@@ -168,13 +169,16 @@ def _origin(inner: Store) -> Any:
     return inner.arrays.attribute(ORIGIN) if inner.arrays.has_attribute(ORIGIN) else None
 
 
-def _forget(store: Store, name: str) -> bool:
-    """Take a task out, unless a run that was stopped has done so; returns whether the null space excludes it, or did."""
+def _unlist(run: Run, name: str) -> bool:
+    """Let a task count no longer, unless a run that was stopped has done so; returns whether the projectors are to follow."""
+    store, place = run.store, place_of(name)
     kinds = {entry.name: entry.kind for entry in listed_tasks(store)}
     excluded = name in store.records.get("decomposition", {}).get("tasks", {})
-    if name in kinds or not excluded or store.nbytes(place_of(name)):
-        forget_task(store, name)
-    return excluded or kinds.get(name) == "hard"
+    if name in kinds or not excluded or store.nbytes(place):
+        unlist_task(store, name)
+    if name in kinds:
+        return kinds[name] == "hard"
+    return excluded or run.states().own["project"].state == "partial"
 
 
 def _list(store: Store, request: RememberRequest) -> None:

@@ -48,7 +48,6 @@ from nullbooth_cli.store.store import Store
 from nullbooth_cli.store.tasks import (
     Kind,
     Task,
-    forget_task,
     leftovers,
     list_task,
     listed_tasks,
@@ -56,6 +55,7 @@ from nullbooth_cli.store.tasks import (
     open_task,
     remembered,
     tasks_of,
+    unlist_task,
 )
 
 __all__ = [
@@ -79,7 +79,6 @@ __all__ = [
     "choose_sites",
     "create_collection",
     "extend_collection",
-    "forget_task",
     "is_held",
     "is_url",
     "leftovers",
@@ -96,4 +95,5 @@ __all__ = [
     "shard_locked",
     "stores_beside",
     "tasks_of",
+    "unlist_task",
 ]

@@ -160,8 +160,8 @@ def list_task(store: Store, name: str, *, kind: Kind, weight: int, source: str) 
     _write_list(store, [*listed_tasks(store), ListedTask(name=name, kind=kind, weight=weight, source=place, relative=relative)])
 
 
-def forget_task(store: Store, name: str) -> None:
-    """Take a task off the list, then remove its sums. Raises ConfigError if there is none of this name."""
+def unlist_task(store: Store, name: str) -> None:
+    """Let a task count no longer; its sums stay. Raises ConfigError if there is none of this name, listed or left over."""
     listed = listed_tasks(store)
     left = [entry for entry in listed if entry.name != name]
     if len(left) == len(listed) and not store.nbytes(place_of(name)):
@@ -169,7 +169,6 @@ def forget_task(store: Store, name: str) -> None:
         raise ConfigError(f"{store.url} has no task {name}", f"name one of those that it remembers: {names}")
     if len(left) < len(listed):
         _write_list(store, left)
-    store.delete(place_of(name))
 
 
 def _write_list(store: Store, tasks: Sequence[ListedTask]) -> None:

@@ -16,7 +16,7 @@ from nullbooth_cli.nullspace.budget import budgets
 from nullbooth_cli.nullspace.decompose import ProjectUnit, project
 from nullbooth_cli.nullspace.factored import reduced
 from nullbooth_cli.nullspace.pooling import DecompositionSettings, FactoredSums, Pooling
-from nullbooth_cli.store import Store, forget_task, list_task
+from nullbooth_cli.store import Store, list_task, unlist_task
 from tests.support.stores import FREE, TIMED, start_collection
 
 SITES, STEPS = (FREE, TIMED), 3
@@ -162,7 +162,7 @@ def test_forgetting_one_in_the_middle_gives_the_budget_without_it(tmp_path: Path
         how = DecompositionSettings(Pooling(), store.schedule())
         projected(store, how, len(kept), rule="null_dim", value=2.0)
         if name == "all":
-            forget_task(store, "task2")
+            unlist_task(store, "task2")
             projected(store, how, 2, rule="null_dim", value=2.0)
         reports.append(budgets(store, how, "null_dim", 2.0, store.sites))
     assert reports[0] == reports[1]

@@ -13,6 +13,8 @@ from nullbooth_cli.datatypes import Sums
 from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.model import load
 from nullbooth_cli.nullspace.usable import check_model
+from nullbooth_cli.pipeline import project as project_module
+from nullbooth_cli.pipeline import remember as module
 from nullbooth_cli.pipeline.remember import RememberRequest
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store, leftovers, tasks_of
@@ -150,8 +152,6 @@ def test_a_task_that_is_listed_and_gone_is_damage(tmp_path: Path, models: dict[s
 def test_what_was_left_by_a_stopped_run_does_not_count(tmp_path: Path, models: dict[str, Path], monkeypatch: Any) -> None:
     config = collected(tmp_path / "run.zarr")
     before = spectra(config)
-    from nullbooth_cli.pipeline import remember as module
-
     with monkeypatch.context() as patched:
         patched.setattr(module, "list_task", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -160,6 +160,10 @@ def test_what_was_left_by_a_stopped_run_does_not_count(tmp_path: Path, models: d
     assert states_of(config)["project"] == "complete"
     remember(config, models["dog"], prompts=("a sks dog",))  # another request: it starts anew
     assert [prompt.text for prompt in tasks_of(Store.open(config.store))[0].store.prompts()] == ["a sks dog"]
+
+
+def _stop(*_: Any, **__: Any) -> Any:
+    raise KeyboardInterrupt
 
 
 def test_an_edit_is_remembered_softly(tmp_path: Path, models: dict[str, Path]) -> None:
@@ -179,20 +183,27 @@ def test_an_edit_is_remembered_softly(tmp_path: Path, models: dict[str, Path]) -
     assert nb.open_store(config.store).edited(site) is None
 
 
-@pytest.mark.parametrize("at", ["the sums", "the projectors"])
-def test_forgetting_resumes_where_it_was_stopped(tmp_path: Path, models: dict[str, Path], monkeypatch: Any, at: str) -> None:
-    from nullbooth_cli.pipeline import remember as module
-
+@pytest.mark.parametrize(
+    ("at", "left"),
+    [((module, "_project"), "stale"), ((project_module, "my_units"), "partial"), ((Store, "delete"), "complete")],
+    ids=["before the projectors", "among the projectors", "before the sums are removed"],
+)
+def test_forgetting_resumes_where_it_was_stopped(
+    tmp_path: Path, models: dict[str, Path], monkeypatch: Any, at: tuple[Any, str], left: str
+) -> None:
     config = collected(tmp_path / "run.zarr")
     before = spectra(config)
     remember(config, models["dog"])
     with monkeypatch.context() as patched:
-        place, name = (Store, "delete") if at == "the sums" else (module, "_project")
-        patched.setattr(place, name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        if at[0] is Store:
+            real = Store.delete
+            patched.setattr(Store, "delete", lambda self, name: _stop() if name == "tasks/dog" else real(self, name))
+        else:
+            patched.setattr(*at, _stop)
         with pytest.raises(KeyboardInterrupt):
             forget(config, "dog")
-    assert states_of(config)["project"] == "stale"
-    assert leftovers(Store.open(config.store)) == (["dog"] if at == "the sums" else [])
+    assert states_of(config)["project"] == left
+    assert leftovers(Store.open(config.store)) == ["dog"]
     forget(config, "dog")
     assert (states_of(config)["project"], leftovers(Store.open(config.store))) == ("complete", [])
     np.testing.assert_array_equal(spectra(config), before)
