@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from nullbooth_cli.datatypes import AnySums, Site
 from nullbooth_cli.nullspace import spectrum
-from nullbooth_cli.nullspace.pooling import DecompositionSettings, moment_of, pooled
+from nullbooth_cli.nullspace.pooling import DecompositionSettings, moment_of, pooled, pooled_before_each
 from nullbooth_cli.store import Decomposition, Store, Task, TaskSpectrum, tasks_of
 
 
@@ -68,12 +68,12 @@ def task_spectra(
 ) -> list[TaskSpectrum]:
     """What each of the hard `tasks` met and left in one decomposition, `final`, which has all of them.
 
-    Cost: for each task one more decomposition, by `decompose`, and a read of the moments and of the tasks before it.
+    Cost: for each task one more decomposition, by `decompose`; one read of the moments, and two of the tasks'.
     """
     timesteps, weight = settings.pooling.groups(site, settings.steps)[group], settings.pooling.weight
     found = []
-    for place, task in enumerate(tasks):
-        before = decompose(pooled(store, site, timesteps, weight, tasks=tasks[:place]))
+    for task, sums in zip(tasks, pooled_before_each(store, site, timesteps, weight, tasks), strict=True):
+        before = decompose(sums)
         own = moment_of(pooled(task.store, _own_site(task, site), timesteps, weight))
         energies = (own.spread_energies(each.eigenvectors) for each in (before, final))
         found.append(TaskSpectrum(before.eigenvalues, *before.energies, *energies))

@@ -112,6 +112,27 @@ def pooled(
     return add_up(_scaled(sums, total / len(timesteps) / sums.count) for sums in with_tasks(store, site, timesteps, tasks))
 
 
+def pooled_before_each(store: Store, site: Site, timesteps: Sequence[int], weight: str, tasks: Sequence[Task]) -> list[AnySums]:
+    """The sums that `pooled` gives with the tasks before each of `tasks`: with none, with the first, and so on.
+
+    Cost: one read of the moments of the store and of each task, and all of these sums in memory.
+    """
+    before = [tasks[:place] for place in range(len(tasks))]
+    totals = [int(counts_with_tasks(store, site, some)[timesteps].sum()) for some in before]
+    remembered = [_weighed(task, site, timesteps) for task in tasks[:-1]]
+    found: list[AnySums] = []
+    for i, sums in enumerate(store.moments.read(site, timesteps)):
+        for place, total in enumerate(totals):
+            if place and (of_task := remembered[place - 1]) is not None:
+                sums = _plus(sums, of_task[i])
+            here = sums if weight == "count" else _scaled(sums, total / len(timesteps) / sums.count)
+            if i:
+                found[place] = _plus(found[place], here)
+            else:
+                found.append(here)
+    return found
+
+
 def with_tasks(store: Store, site: Site, timesteps: Sequence[int], tasks: Sequence[Task]) -> Iterator[AnySums]:
     """The sums of each recorded timestep of a site, with those of tasks, each by its weight."""
     remembered = [found for task in tasks if (found := _weighed(task, site, timesteps)) is not None]
