@@ -8,7 +8,7 @@ from nullbooth_cli.errors import ConfigError, Rerun
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.store import Store, tasks_of
 
-Link = Literal["ends", "before the end", "all"]
+ChainPart = Literal["ends", "before the end", "all"]  # of the models of a chain
 
 
 def load_projector(store: Store, site: Site, index: int = 0) -> Projector:
@@ -44,7 +44,7 @@ def require_pooled(store: Store) -> None:
         )
 
 
-def check_model(store: Store, tensors: Mapping[str, Any], *, among: Link = "ends") -> None:
+def check_model(store: Store, tensors: Mapping[str, Any], *, among: ChainPart = "ends") -> None:
     """Raise ConfigError if a model lacks a weight that a store protects, or has another value there.
 
     The model is one of the chain: that which was collected from, and that after each task that the store remembers. Of these the

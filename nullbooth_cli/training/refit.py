@@ -26,7 +26,7 @@ from nullbooth_cli.model.denoisers import denoiser_of, denoiser_weights
 from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.nullspace.export import is_taken
 from nullbooth_cli.nullspace.moment import Moment
-from nullbooth_cli.nullspace.usable import Link, check_model
+from nullbooth_cli.nullspace.usable import ChainPart, check_model
 from nullbooth_cli.progress import Begin, Event, Note, Progress, result_of
 from nullbooth_cli.settings.class_prompts import with_class_prompts
 from nullbooth_cli.settings.config import Config
@@ -172,7 +172,7 @@ def refit_events(store: OpenStore, config: Config, request: RefitRequest) -> Gen
     if request.output is not None:
         require_output(found, Path(request.output))
     yield Note(f"loading the model {config.model}")
-    among: Link = "ends" if found.at.after is None else "all"  # what comes after it may be remembered too
+    among: ChainPart = "ends" if found.at.after is None else "all"  # what comes after it may be remembered too
     pipe = load_before(
         config, found.at, request.device, lambda base: check_model(store.store, denoiser_weights(base), among=among)
     )
