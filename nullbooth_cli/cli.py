@@ -14,7 +14,7 @@ from nullbooth_cli.commands.collect import collect
 from nullbooth_cli.commands.console import Terminal
 from nullbooth_cli.commands.covariance import covariance
 from nullbooth_cli.commands.doctor import doctor
-from nullbooth_cli.commands.edit import edit
+from nullbooth_cli.commands.edit import EditCommand, edit
 from nullbooth_cli.commands.evaluate import evaluate
 from nullbooth_cli.commands.export import export
 from nullbooth_cli.commands.hints import carried_options
@@ -91,7 +91,7 @@ _COMMANDS = (
     *(merge, export, import_, edit, train, remember, refit, evaluate, sample),
 )
 for _command in _COMMANDS:
-    app.command(_command.__name__.rstrip("_"))(_command)
+    app.command(_command.__name__.rstrip("_"), cls=EditCommand if _command is edit else None)(_command)
 
 
 def _version(wanted: bool) -> None:

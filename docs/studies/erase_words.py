@@ -1,7 +1,7 @@
 """A concept erased from its word alone, on the embedded model: `python docs/studies/erase_words.py OUT`, from a checkout.
 
 OUT is that of `sequence_edits.py`, whose searches say what each method is set to. "star" and "orange" are erased, alone and in
-templates (`prompts_around`), and "star" is turned into "circle". The preserved prompts are those that do not name the concept.
+templates (`pairs_around`), and "star" is turned into "circle". The preserved prompts are those that do not name the concept.
 The scores were fixed before the runs:
 
 - shown        share of 24 pictures that still show the concept, where the caption names it
@@ -28,7 +28,7 @@ from docs.studies.edit_ways import THRESHOLD, WAYS, Bench, Preserved, Way, open_
 from docs.studies.forgetting import GUIDANCE
 from docs.studies.refit import fresh
 from docs.studies.sequence_edits import settings_of
-from nullbooth_cli.editing.around import prompts_around
+from nullbooth_cli.editing.around import pairs_around
 from nullbooth_cli.editing.edit import edit
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.toy import score, world
@@ -81,7 +81,7 @@ def run(pipe: Any, folder: Path, way: Way | None, concept: str, to: str) -> Poin
     if way is not None:
         numbers = settings_of(way, folder)
         store = Preserved(bench.store, numbers.get(THRESHOLD, 1.0))
-        edit(pipe, store, prompts_around(concept, to), **way.settings(numbers))
+        edit(pipe, store, pairs_around(concept, to), **way.settings(numbers))
     found = measure(pipe, concept)
     bench.reset()
     return Point(concept=concept, to=to, way="untouched" if way is None else way.name, **found)

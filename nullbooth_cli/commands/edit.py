@@ -1,14 +1,12 @@
 """The command `nullbooth edit`."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from nullbooth_cli.commands.options import AsJson, Common, ConfigFile, Device, Overrides, Quiet, StorePath, Verbose
-
-if TYPE_CHECKING:
-    from nullbooth_cli.api import OpenStore
-    from nullbooth_cli.editing.report import EditPlan
 
 Mark = Annotated[bool, typer.Option("--map", help="SOURCE and TARGET follow. It may be left out. Repeatable.")]
 Erase = Annotated[
@@ -25,16 +23,19 @@ Over = Annotated[str | None, typer.Option("--over", metavar="A,B", help="The att
 File = Annotated[
     str | None,
     typer.Option(
-        "--pairs", metavar="FILE", help="More pairs: YAML of lines `source: target`, or of lists map, erase and debias."
+        "--pairs",
+        metavar="FILE",
+        help="More pairs: YAML of lines `source: target`, or of lists map, erase and debias; settings may have every setting.",
     ),
 ]
 Output = Annotated[str | None, typer.Option("-o", "--output", metavar="FOLDER", help="Folder for the edited pipeline.")]
 Method = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--method",
         metavar="NAME",
-        help="alphaedit, speed and ace change weights within the null space; uce weighs the edit against the preserved prompts.",
+        help="alphaedit (default), speed and ace change weights within the null space; uce weighs the edit against the preserved "
+        "prompts.",
     ),
 ]
 Tokens = Annotated[
@@ -42,18 +43,20 @@ Tokens = Annotated[
     typer.Option(
         "--tokens",
         metavar="subject|all",
-        help="Pair tokens from the subject's last on, or by position (default: subject if brackets mark a [subject], else all).",
+        help="Pair tokens from the last of the [subject] on, or of what differs (default); or all by position.",
     ),
 ]
 Ridge = Annotated[
-    float, typer.Option("--ridge", metavar="A", help="A larger one changes the weights less, and more of the edit is missing.")
+    float | None,
+    typer.Option("--ridge", metavar="A", help="A larger one changes less, and more of the edit is missing; else 0.01."),
 ]
 Preserve = Annotated[
     float | None,
     typer.Option("--preserve", metavar="B", help="uce: how many edited tokens all preserved ones weigh as much as; else 100."),
 ]
 Copies = Annotated[
-    int, typer.Option("--copies", metavar="N", help="Noisy copies of each edited token, so that what is near it is edited too.")
+    int | None,
+    typer.Option("--copies", metavar="N", help="Noisy copies of each edited token, so that what is near it is edited too."),
 ]
 Around = Annotated[
     str,
@@ -72,10 +75,29 @@ After = Annotated[
 MaxMissing = Annotated[
     float,
     typer.Option(
-        "--max-missing", min=0, max=1, metavar="M", help="Save nothing if this share of a pair or more is missing; 1 saves all."
+        "--max-missing",
+        min=0,
+        max=1,
+        metavar="M",
+        help="Save nothing if this share or more is missing, of a pair or in other prompts; 1 saves all.",
     ),
 ]
 Preview = Annotated[bool, typer.Option("--dry-run", help="Report what would be missing, and the drift; write nothing.")]
+
+
+class EditCommand(TyperCommand):
+    """The command, which also looks at where each --map stands: typer gives no more than that there is one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Raises ConfigError for a --map without a pair after it, or inside a pair."""
+        from nullbooth_cli.commands.edit_options import require_map_pairs
+
+        def before(arguments: Sequence[str]) -> int:
+            given, _, _ = self.make_parser(ctx).parse_args(list(arguments))
+            return len(given.get("prompts") or ())
+
+        require_map_pairs(args, before)
+        return super().parse_args(ctx, args)
 
 
 def edit(
@@ -90,11 +112,11 @@ def edit(
     debias: Debias = None,
     over: Over = None,
     file: File = None,
-    method: Method = "alphaedit",
+    method: Method = None,
     tokens: Tokens = None,
-    ridge: Ridge = 1e-2,
+    ridge: Ridge = None,
     preserve: Preserve = None,
-    copies: Copies = 0,
+    copies: Copies = None,
     around: Around = "object",
     after: After = None,
     max_missing: MaxMissing = 0.9,
@@ -112,8 +134,9 @@ def edit(
     Saves an edited pipeline. The k and v weights of cross-attention change so that SOURCE gives the keys and values of
     TARGET. The answer reports how much of that is missing, and how far the weights have drifted on the preserved prompts.
 
-    Example: nullbooth edit "a sks star" "a red star" --erase circle -s runs/toy.zarr --output edited
+    Example: nullbooth edit "a sks star" "a red star" -s runs/toy.zarr --output edited
     """
+    from functools import partial
     from pathlib import Path
 
     from nullbooth_cli.api import OpenStore
@@ -124,51 +147,46 @@ def edit(
     from nullbooth_cli.commands.edit_options import (
         draw,
         pairs_to_edit,
-        preserved_notes,
         require_place,
         require_reached,
-        settings_of,
-        tokens_of,
     )
     from nullbooth_cli.commands.session import start
-    from nullbooth_cli.editing.edit import plan_edit, require_possible, text_sites
-    from nullbooth_cli.editing.reach import Trial
+    from nullbooth_cli.editing.edit import edit_problem, require_possible
+    from nullbooth_cli.editing.reach import thresholds
     from nullbooth_cli.editing.record import write_edit_record
+    from nullbooth_cli.editing.settings import settings_of
     from nullbooth_cli.editing.verbs import as_mapping
-    from nullbooth_cli.errors import ConfigError
     from nullbooth_cli.model.quiet import quiet_libraries
     from nullbooth_cli.nullspace.export import written
     from nullbooth_cli.report.answers import EditAnswer
 
     require_place(output, dry_run=dry_run)
-    if map_ and not prompts:
-        raise ConfigError("--map has no SOURCE and TARGET", 'write --map "a sks star" "a red star"')
     asked = pairs_to_edit(prompts or (), erase=erase or (), to=to, debias=debias or (), over=over, file=file, around=around)
-    pairs, how = as_mapping(asked), {"method": method, "tokens": tokens_of(tokens, asked)}
-    settings = settings_of(method, {"ridge": ridge, "preserve": preserve, "copies": copies})
+    options = {"method": method, "tokens": tokens, "ridge": ridge, "preserve": preserve, "copies": copies}
+    settings = settings_of({**asked.settings, **{name: value for name, value in options.items() if value is not None}})
+    numbers = {name: value for name, value in settings.items() if name not in ("method", "tokens")}
+    pairs = as_mapping(asked.pairs)
     session = start(Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose))
     opened = OpenStore(session.open_finished())
-    require_possible(opened, pairs, **how, **settings)  # before seconds of loading
+    require_possible(opened, pairs, **settings)  # before seconds of loading
     earlier = edits_before(session, after) if after is not None and dry_run else ()
     remembered = remember_chain(session, after, device) if after is not None and not dry_run else []
     pipe = load_model(session.config, device) if after is None else load_edited(session.config, after, device)
 
-    def plan_at(store: "OpenStore", **other: Any) -> "EditPlan":
-        return plan_edit(pipe, store, pairs, earlier=earlier, **{**how, **settings, **other})
-
-    trial = Trial(opened, text_sites(opened), plan_at)
-    report = trial.plan.report
-    for note in (*([report.cut_off] if report.cut_off else []), *preserved_notes(pairs, opened.prompts())):
-        session.terminal.note(note)
+    problem = edit_problem(pipe, opened, pairs, earlier=earlier, **settings)
+    plan = problem.solve()
+    report, tried = plan.report, partial(thresholds, problem, plan)
+    if report.cut_off:
+        session.terminal.note(report.cut_off)
     if not dry_run:
-        require_reached(trial, max_missing)
+        require_reached(report, opened.url, max_missing, tried)
     if output is not None:
-        trial.plan.apply()
+        plan.apply()
         with written(Path(output)) as folder, quiet_libraries():
             pipe.save_pretrained(folder)
             made_with = {"url": opened.url, "fingerprint": opened.provenance()["fingerprint"]}
             earlier_model = None if after is None else record_of(session.config, after, Path(output))
-            write_edit_record(folder, report, settings=settings, after=earlier_model, store=made_with, dtype=opened.config.dtype)
+            write_edit_record(folder, report, settings=numbers, after=earlier_model, store=made_with, dtype=opened.config.dtype)
     answer = EditAnswer(
         store=session.url,
         output=output,
@@ -176,15 +194,16 @@ def edit(
         remembered=remembered,
         method=report.method,
         tokens=report.tokens,
-        settings=settings,
+        settings=numbers,
         pairs=pairs,
         verdicts=report.verdicts,
         by_pair=report.by_pair,
+        in_context=report.in_context,
         missing=report.missing,
         drift=report.drift,
         heldout=report.heldout,
         weights=report.weights,
-        ladder=trial.thresholds() if dry_run and not report.verdicts[0].is_good else None,
+        ladder=tried() if dry_run and not all(each.is_good for each in report.verdicts if each.question != "drift") else None,
     )
     session.terminal.answer(answer, draw)
     if output is not None:

@@ -1,42 +1,26 @@
 """Reads the options of `nullbooth edit`, refuses an edit that reaches nothing, and draws its answer."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from nullbooth_cli.commands.tables import table
 from nullbooth_cli.editing.around import Around
-from nullbooth_cli.editing.positions import Marked
-from nullbooth_cli.editing.reach import EditRung, Trial
-from nullbooth_cli.editing.report import several
-from nullbooth_cli.editing.settings import EditSettings, Method
-from nullbooth_cli.editing.verbs import NEUTRAL, Pair, debiased, erased, made, mapped, read_pairs
+from nullbooth_cli.editing.reach import EditRung
+from nullbooth_cli.editing.report import EditReport, several
+from nullbooth_cli.editing.verbs import NEUTRAL, EditFile, debiased, erased, made, mapped, read_edits
 from nullbooth_cli.editing.verdict import reach_word
 from nullbooth_cli.errors import ConfigError, Rerun
 from nullbooth_cli.formatting import counted, listed
-from nullbooth_cli.model.words import has_word
 from nullbooth_cli.nullspace.export import is_taken
 
 if TYPE_CHECKING:
     from nullbooth_cli.report.answers import EditAnswer
 
-METHODS = get_args(Method)
 AROUND: Mapping[str, Around | None] = {**{kind: kind for kind in get_args(Around)}, "none": None}
 
 
-class Setting(NamedTuple):
-    """A setting of an edit: its default, and the methods that take it."""
-
-    default: float
-    methods: Sequence[str] = METHODS
-
-
-SETTINGS = {
-    "ridge": Setting(EditSettings.ridge),
-    "preserve": Setting(EditSettings.preserve, ("uce",)),
-    "copies": Setting(EditSettings.copies),
-}
 SHOWN = 20  # pairs in the answer
 ALL = 1.0  # of --max-missing: whatever is missing
 
@@ -51,6 +35,20 @@ def require_place(output: str | None, *, dry_run: bool) -> None:
         raise ConfigError(f"{output} exists already", "name another folder")
 
 
+def require_map_pairs(arguments: Sequence[str], before: Callable[[Sequence[str]], int]) -> None:
+    """Raise ConfigError unless SOURCE and TARGET follow each --map of the arguments, and whole pairs come before it.
+
+    `before` counts the prompts among the arguments before one.
+    """
+    for i, argument in enumerate(arguments):
+        if argument == "--map":
+            following = [text for text in arguments[i + 1 : i + 3] if not text.startswith("-")]
+            if len(following) < 2 or arguments[i + 1].startswith("-"):
+                raise ConfigError("--map has no SOURCE and TARGET after it", 'write --map "a sks star" "a red star"')
+            if before(arguments[:i]) % 2:
+                raise ConfigError("--map comes after a source that has no target", "write both of a pair side by side")
+
+
 def pairs_to_edit(
     prompts: Sequence[str],
     *,
@@ -60,8 +58,11 @@ def pairs_to_edit(
     over: str | None = None,
     file: str | None = None,
     around: str = "object",
-) -> list[Pair]:
-    """The pairs of the arguments, in their order, then those of the file. Raises ConfigError naming all that are wrong."""
+) -> EditFile:
+    """The pairs of the arguments, in their order, then those of the file, and its settings.
+
+    Raises ConfigError naming all pairs that are wrong.
+    """
     if around not in AROUND:
         raise ConfigError(f"--around '{around}' is not a choice", f"choose {', '.join(AROUND)}")
     kind = AROUND[around]
@@ -80,51 +81,30 @@ def pairs_to_edit(
             *(partial(debiased, profession, attributes, kind) for profession in debias),
         ]
     )
-    return [*pairs, *(read_pairs(file, kind) if file is not None else [])]
+    more = EditFile([], {}) if file is None else read_edits(file, kind)
+    return EditFile([*pairs, *more.pairs], more.settings)
 
 
-def tokens_of(tokens: str | None, pairs: Sequence[Pair]) -> str:
-    """Which tokens are paired: as it was given, else from the subject on if brackets mark one, as those of verbs do."""
-    return tokens or ("subject" if any("[" in pair.source for pair in pairs) else "all")
+def require_reached(report: EditReport, store: str, most: float, thresholds: Callable[[], Sequence[EditRung]]) -> None:
+    """Raise ConfigError if `most` of a pair or more is missing, by itself or in other prompts, with what would reach it.
 
-
-def settings_of(method: str, given: Mapping[str, float | None]) -> dict[str, float]:
-    """The settings of a method: what was given, else its default.
-
-    Raises ConfigError for one that the method does not take: it would change nothing.
+    `thresholds` are those of `reach`, `store` the place of the store.
     """
-    for option, value in given.items():
-        if value is not None and method in METHODS and method not in SETTINGS[option].methods:
-            methods = " or ".join(SETTINGS[option].methods)
-            raise ConfigError(f"--{option} has no part in {method}", f"leave it out, or choose --method {methods}")
-    taken = {option: setting.default for option, setting in SETTINGS.items() if method in setting.methods}
-    return taken | {option: value for option, value in given.items() if value is not None}
-
-
-def preserved_notes(pairs: Iterable[str], preserved: Sequence[str]) -> list[str]:
-    """A note for each marked subject of the sources `pairs` that preserved prompts have: those prompts will look as before."""
-    subjects = dict.fromkeys(subject for source in pairs if (subject := Marked.read(source).subject))
-    counts = {subject: sum(has_word(text, subject) for text in preserved) for subject in subjects}
-    return [
-        f"{counted(count, 'preserved prompt')} with '{subject}' will be drawn as before: collect without them to edit it"
-        for subject, count in counts.items()
-        if count
-    ]
-
-
-def require_reached(trial: Trial, most: float) -> None:
-    """Raise ConfigError if `most` of a pair or more is missing, with the threshold or the method that would reach it."""
-    missing = {source: float(f"{value:.2g}") for source, value in trial.plan.report.by_pair.items()}
-    beyond = sorted((source for source in missing if not missing[source] < most), key=lambda source: -missing[source])
+    missing = {f"of '{source}'": value for source, value in report.by_pair.items()}
+    missing |= {f"in {each.prompts} prompts with '{each.concept}'": each.missing for each in report.in_context}
+    missing = {place: float(f"{value:.2g}") for place, value in missing.items()}
+    beyond = sorted((place for place in missing if not missing[place] < most), key=lambda place: -missing[place])
     if not beyond or most == ALL:
         return
-    message = f"{listed([f'{missing[source]:.2g} of {source!r}' for source in beyond], 3)} would be missing: nothing is written"
-    anyway = f"save it as it is with --max-missing {ALL:g}"
-    *thresholds, by_uce = trial.thresholds() or (None,)
+    message = f"{listed([f'{missing[place]:.2g} {place}' for place in beyond], 3)} would be missing: nothing is written"
+    others = [f"save it as it is with --max-missing {ALL:g}"]
+    if any(each.prompts == "preserved" and not each.missing < most for each in report.in_context):
+        others.insert(0, "collect without the prompts that have it: it is itself preserved")
+    *rungs, by_uce = thresholds() or (None,)
     if by_uce is None:
-        raise ConfigError(message, f"lower --preserve or --ridge, at the cost of drift; or {anyway}")
-    others = [f"--method uce: {_measures(by_uce)}", "lower --ridge, at the cost of drift", anyway]
-    reached = next((rung for rung in thresholds if rung is not None and rung.missing < most), None)
+        raise ConfigError(message, "\nor ".join(["lower --preserve or --ridge, at the cost of drift", *others]))
+    others = [f"--method uce: {_measures(by_uce)}", "lower --ridge, at the cost of drift", *others]
+    reached = next((rung for rung in rungs if rung is not None and rung.missing < most and (rung.elsewhere or 0) < most), None)
     if reached is None:
         raise ConfigError(f"{message}, and no threshold of the projectors reaches it", "\nor ".join(others))
     raise ConfigError(
@@ -132,21 +112,17 @@ def require_reached(trial: Trial, most: float) -> None:
         Rerun(
             "project",
             force=True,
-            store=trial.url,
+            store=store,
             settings=(f"project.relative_threshold={reached.relative_threshold:g}",),
-            otherwise="\n".join([f"then {_by(trial)}{_measures(reached)}", *(f"or {other}" for other in others)]),
+            otherwise="\n".join([f"then {_measures(reached)}", *(f"or {other}" for other in others)]),
         ),
     )
 
 
-def _by(trial: Trial) -> str:
-    """The method of the ladder, if it is another one than the trial's."""
-    return "" if trial.plan.report.method == "alphaedit" else "by --method alphaedit "
-
-
 def _measures(rung: EditRung) -> str:
     heldout = "" if rung.heldout is None else f", {rung.heldout:.2g} on held-out prompts"
-    return f"{rung.missing:.2g} is missing ({reach_word(rung.missing)}), drift {rung.drift:.2g}{heldout}"
+    elsewhere = "" if rung.elsewhere is None else f", {rung.elsewhere:.2g} in other prompts"
+    return f"{rung.missing:.2g} is missing ({reach_word(rung.missing)}){elsewhere}, drift {rung.drift:.2g}{heldout}"
 
 
 def draw(answer: "EditAnswer") -> list[Any]:
@@ -179,16 +155,17 @@ def _pairs(answer: "EditAnswer") -> Any:
 
 def _ladder(rungs: Sequence[EditRung]) -> Any:
     """What the edit would do under other thresholds, and by uce."""
-    columns = ["relative_threshold", "null_dim", "missing", "", "drift", "held-out"]
+    columns = ["relative_threshold", "null_dim", "missing", "", "elsewhere", "drift", "held-out"]
     rows = [
         [
             rung.method if rung.relative_threshold is None else f"{rung.relative_threshold:g}",
             "" if rung.null_dim is None else str(rung.null_dim),
             f"{rung.missing:.2g}",
             reach_word(rung.missing),
+            "" if rung.elsewhere is None else f"{rung.elsewhere:.2g}",
             f"{rung.drift:.2g}",
             "" if rung.heldout is None else f"{rung.heldout:.2g}",
         ]
         for rung in rungs
     ]
-    return table(columns, rows, right=frozenset({0, 1, 2, 4, 5}), drop=("null_dim",))
+    return table(columns, rows, right=frozenset({0, 1, 2, 4, 5, 6}), drop=("null_dim",))

@@ -14,7 +14,7 @@ from nullbooth_cli.commands.session import Session, start
 from nullbooth_cli.commands.signals import interruptible
 from nullbooth_cli.commands.tables import table
 from nullbooth_cli.datatypes import Prompt
-from nullbooth_cli.editing.verbs import as_mapping, read_pairs
+from nullbooth_cli.editing.verbs import as_mapping, read_edits
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.answer import SUBJECT, Drift, EvaluationReport
 from nullbooth_cli.evaluation.build_request import build_request
@@ -170,7 +170,7 @@ def _preserved(session: Session, options: EvaluateOptions) -> dict[str, Sequence
 def _edits(options: EvaluateOptions) -> EditedPrompts | None:
     """The edit that the options name, or that is recorded beside a model."""
     files = (options.edits, options.paraphrases)
-    edits, paraphrases = (None if file is None else as_mapping(read_pairs(file, None)) for file in files)
+    edits, paraphrases = (None if file is None else as_mapping(read_edits(file, None).pairs) for file in files)
     try:
         return find_edits(options.models, edits, paraphrases)
     except NoEdits as error:

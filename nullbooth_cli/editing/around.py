@@ -1,6 +1,6 @@
-"""Prompts around a bare word, so that its edit holds in prompts as people write them.
+"""Pairs of prompts around a bare word, so that its edit holds in prompts as people write them.
 
-    prompts_around("circle", "square")     {"[circle]": "[square]", "image of [circle]": "image of [square]", ...}
+    pairs_around("circle", "square")     {"[circle]": "[square]", "image of [circle]": "image of [square]", ...}
 
 The templates are those of UCE and ACE (their option to expand prompts); `class` has the shipped ones of a class noun, with its
 articles. The brackets mark the subject (`tokens: subject`).
@@ -20,7 +20,7 @@ TEMPLATES = {
 }
 
 
-def prompts_around(source: str, target: str, kind: Around = "object") -> dict[str, str]:
+def pairs_around(source: str, target: str, kind: Around = "object") -> dict[str, str]:
     """Pairs of prompts: the two words alone, and in templates. An empty target stays empty in all of them.
 
     Raises ConfigError for a word that is empty or has brackets or braces, and for another kind.

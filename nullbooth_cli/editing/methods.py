@@ -10,6 +10,7 @@ from nullbooth_cli.api import OpenStore
 from nullbooth_cli.collect.open_model import denoising_path
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.editing.ace import query_projectors
+from nullbooth_cli.editing.contexts import preserved_texts
 from nullbooth_cli.editing.positions import Marked
 from nullbooth_cli.editing.settings import EditSettings
 from nullbooth_cli.editing.solve import Rows, alphaedit, uce
@@ -20,14 +21,13 @@ from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.model.words import has_word
 from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.projector import Projector
-from nullbooth_cli.store import tasks_of
 
 ACE_STEPS = 10  # of the authors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Live:
-    """What a method needs beside the store: the filters of speed by site, and the P_Q of ace by the weight's name."""
+class MethodInputs:
+    """What a method takes from preserved prompts: the filters of speed by site, and the P_Q of ace by the weight's name."""
 
     filters: Mapping[Site, Filter] = field(default_factory=dict)
     queries: Mapping[str, Rows] = field(default_factory=dict)
@@ -35,8 +35,8 @@ class Live:
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """The edit of a site: K1^T and (K* - K1)^T `[N, D]`, the preserved prompts, C (None without earlier edits), and the
-    settings."""
+    """The edit of a site: K1^T and (K* - K1)^T `[N, D]`, the preserved prompts, C (None without earlier edits), the
+    settings, and the rule and value by which speed cuts its spectra."""
 
     site: Site
     source: Rows
@@ -45,7 +45,8 @@ class System:
     projector: Projector
     before: Rows | None
     settings: EditSettings
-    live: Live
+    rule: tuple[str, float]
+    inputs: MethodInputs
 
     def of(self, name: str, weight: Rows) -> tuple[Rows, Rows]:
         """R^T `[N, M]` and G `[N, D]` of a weight W `[M, D]`."""
@@ -54,9 +55,9 @@ class System:
             return missing, self._weighed
         if self.settings.method == "speed":
             effect = missing.T @ self._free
-            null = self.live.filters[self.site].projector(weight, effect)
+            null = self.inputs.filters[self.site].projector(weight, effect, *self.rule)
             return missing, alphaedit(self.source, null, self._penalty, self.before)
-        if (hidden := self.live.queries.get(name)) is not None:
+        if (hidden := self.inputs.queries.get(name)) is not None:
             missing = (self.source + self.missing) @ weight.T @ hidden - self.source @ weight.T
         return missing, self._within
 
@@ -77,35 +78,34 @@ class System:
         return uce(self.source, np.zeros((self.site.dim, self.site.dim)), self._penalty)
 
 
-def prepare(pipe: Pipeline, store: OpenStore, sites: Sequence[Site], sources: Sequence[Marked], settings: EditSettings) -> Live:
+def prepare(
+    pipe: Pipeline, store: OpenStore, sites: Sequence[Site], sources: Sequence[Marked], settings: EditSettings
+) -> MethodInputs:
     """What speed and ace take from preserved prompts, which run through the pipeline. Raises ConfigError if none is left.
 
     Cost: the beginning of a forward for each prompt; for ace `ACE_STEPS` steps more.
     """
     if settings.method not in ("speed", "ace"):
-        return Live()
-    config = store.config
+        return MethodInputs()
     concepts = [source.subject or source.text for source in sources]
-    every = [*store.prompts(), *(prompt.text for task in tasks_of(store.store, "hard") for prompt in task.store.prompts())]
-    others = [text for text in dict.fromkeys(every) if text and not any(has_word(text, concept) for concept in concepts)]
+    others = [text for text in preserved_texts(store) if not any(has_word(text, concept) for concept in concepts)]
     if not others:
         raise ConfigError(
             f"every preserved prompt of {store.url} has what is edited",
             "collect other prompts, or choose the method alphaedit or uce",
         )
-    path = denoising_path(config)
+    path = denoising_path(store.config)
     texts = chosen_prompts(others, settings.prompts)
     inputs = {text: text_inputs(pipe, sites, text, path.inputs) for text in texts}
     if settings.method == "ace":
-        return Live(queries=query_projectors(pipe, replace(path, num_inference_steps=ACE_STEPS), inputs, settings.project))
-    empty, (rule, value) = text_inputs(pipe, sites, "", path.inputs), config.project.rule()
-    return Live(
+        path = replace(path, num_inference_steps=ACE_STEPS)
+        return MethodInputs(queries=query_projectors(pipe, path, inputs, settings.project))
+    empty = text_inputs(pipe, sites, "", path.inputs)
+    return MethodInputs(
         filters={
             site: Filter(
                 preserved=np.concatenate([_attended(inputs[text][site]) for text in texts]),
                 empty=_attended(empty[site]),
-                rule=rule,
-                value=value,
                 noise=settings.noise,
                 seed=settings.seed,
             )

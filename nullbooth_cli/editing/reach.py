@@ -1,13 +1,14 @@
 """The thresholds under which an edit reaches its targets, tried in memory from the stored decompositions: nothing is written."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nullbooth_cli.api import OpenStore
 from nullbooth_cli.datatypes import Site
+from nullbooth_cli.editing.problem import Problem
 from nullbooth_cli.editing.report import EditPlan
-from nullbooth_cli.editing.verdict import OUT_OF_REACH, reach_word
+from nullbooth_cli.editing.verdict import REACHED, elsewhere_word, reach_word
 from nullbooth_cli.nullspace import spectrum
 from nullbooth_cli.nullspace.projector import Projector
 
@@ -44,55 +45,57 @@ class CutStore(OpenStore):
 
 @dataclass(frozen=True, kw_only=True)
 class EditRung:
-    """An edit by `method` under another relative threshold, with its null_dim over all sites; None for `uce`, which needs none.
+    """An edit by `method` under another relative threshold, with the null_dim of the store's projectors over all sites; None for
+    `uce`, which needs none.
 
-    `missing` is that of the pair furthest from its target, `drift` and `heldout` are the largest of all weights.
+    `missing` is that of the pair furthest from its target, `elsewhere` the largest in other prompts that have what is edited
+    (None without any), `drift` and `heldout` are the largest of all weights.
     """
 
     method: str
     relative_threshold: float | None
     null_dim: int | None
     missing: float
+    elsewhere: float | None
     drift: float
     heldout: float | None
 
     @property
-    def reaches(self) -> bool:
-        """Whether no target is out of reach."""
-        return reach_word(self.missing) != OUT_OF_REACH
+    def is_good(self) -> bool:
+        """Whether every target is reached, in other prompts too."""
+        return reach_word(self.missing) == REACHED and (self.elsewhere is None or elsewhere_word(self.elsewhere) == REACHED)
 
 
-class Trial:
-    """An edit that may be planned in several ways: `plan_at(store=..., method=...)` plans it and changes nothing."""
+def thresholds(problem: Problem, plan: EditPlan) -> tuple[EditRung, ...]:
+    """The edit of a plan under relative thresholds that leave more null dimensions than now, then by `uce`.
 
-    def __init__(self, store: OpenStore, sites: Sequence[Site], plan_at: Callable[..., EditPlan]) -> None:
-        self._store, self._sites, self._plan_at = store, sites, plan_at
-        self.plan, self.url = plan_at(store=store), store.url
+    They go up to the first that reaches every target: a larger one only drifts more. Nothing for an edit by `uce`, which has no
+    threshold. Cost: that of `Problem.solve`, for each of up to twelve; no prompt runs.
+    """
+    method = plan.report.method
+    if method == "uce":
+        return ()
+    before = sum(problem.store.store.projectors.read_cut(site, 0).null_dim for site in problem.sites)
+    rungs: list[EditRung] = []
+    for value in LADDER:
+        cut = CutStore(problem.store, value)
+        dims = [cut.null_dim(site) for site in problem.sites]
+        if None not in dims and (total := sum(dim or 0 for dim in dims)) > before:
+            before = total
+            rungs.append(_rung(problem.solve(projectors=cut.projectors(), rule=("relative_threshold", value)), value, total))
+            if rungs[-1].is_good:
+                break
+    return (*rungs, _rung(problem.solve(method="uce")))
 
-    def thresholds(self) -> tuple[EditRung, ...]:
-        """The edit by `alphaedit` under every relative threshold that leaves more null dimensions than now, then by `uce`.
 
-        Nothing for an edit by `uce`, which has no threshold. Cost: that of planning, for each of up to twelve.
-        """
-        if self.plan.report.method == "uce":
-            return ()
-        before = sum(self._store.store.projectors.read_cut(site, 0).null_dim for site in self._sites)
-        rungs: list[EditRung] = []
-        for value in LADDER:
-            cut = CutStore(self._store, value)
-            dims = [cut.null_dim(site) for site in self._sites]
-            if None not in dims and (total := sum(dim or 0 for dim in dims)) > before:
-                before = total
-                rungs.append(self._rung(self._plan_at(store=cut, method="alphaedit"), value, total))
-        return (*rungs, self._rung(self._plan_at(store=self._store, method="uce")))
-
-    def _rung(self, plan: EditPlan, threshold: float | None = None, null_dim: int | None = None) -> EditRung:
-        report = plan.report
-        return EditRung(
-            method=report.method,
-            relative_threshold=threshold,
-            null_dim=null_dim,
-            missing=max(report.by_pair.values()),
-            drift=report.drift,
-            heldout=report.heldout,
-        )
+def _rung(plan: EditPlan, threshold: float | None = None, null_dim: int | None = None) -> EditRung:
+    report = plan.report
+    return EditRung(
+        method=report.method,
+        relative_threshold=threshold,
+        null_dim=null_dim,
+        missing=max(report.by_pair.values()),
+        elsewhere=max((each.missing for each in report.in_context), default=None),
+        drift=report.drift,
+        heldout=report.heldout,
+    )

@@ -40,7 +40,7 @@ class EditRecord:
     pairs: Mapping[str, Targets]
     method: str
     tokens: str
-    settings: Mapping[str, float]
+    settings: Mapping[str, float | str]
     after: After | None
     store: Mapping[str, str]
     dtype: str
@@ -89,7 +89,7 @@ def write_edit_record(
     folder: Path,
     report: EditReport,
     *,
-    settings: Mapping[str, float],
+    settings: Mapping[str, float | str],
     after: After | None,
     store: Mapping[str, str],
     dtype: str,

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from nullbooth_cli.editing.contexts import InContext
 from nullbooth_cli.editing.solve import Rows
-from nullbooth_cli.editing.verdict import EditVerdict, drift, missing
+from nullbooth_cli.editing.verdict import EditVerdict, drift, elsewhere, missing
 from nullbooth_cli.formatting import counted
 
 Targets = str | Sequence[str]  # of a source: one text, or several whose mean is meant
@@ -41,6 +42,7 @@ class EditReport:
     `keys` are the edited inputs K1^T `[N, D]`, float64, by the name of their site; a later edit preserves them. `tensors` are the
     digests of all k and v weights of the edited model in the store's dtype, changed or not, by name, as a store records them.
     `by_pair` is what is missing of each pair alone, without noisy copies, by its source: the largest of all weights.
+    `in_context` tells whether the edit holds in prompts that have what is edited beside other words; empty without any.
     `cut_off` names the prompts that are longer than the model takes; None if all fit.
     """
 
@@ -51,6 +53,7 @@ class EditReport:
     keys: Mapping[str, Rows] = field(repr=False)
     tensors: Mapping[str, str] = field(repr=False)
     by_pair: Mapping[str, float]
+    in_context: Sequence[InContext] = ()
     cut_off: str | None = None
 
     @property
@@ -59,10 +62,11 @@ class EditReport:
         return float(np.max([weight.missing for weight in self.weights.values()]))
 
     @property
-    def verdicts(self) -> tuple[EditVerdict, EditVerdict]:
-        """What is missing of the pair furthest from its target, and the drift, in words."""
+    def verdicts(self) -> tuple[EditVerdict, ...]:
+        """What is missing of the pair furthest from its target and, if any, in other prompts with what is edited; the drift."""
         heldout = {} if self.heldout is None else {"held-out": self.heldout}
-        return missing(self.by_pair), drift({"preserved": self.drift, **heldout})
+        of_contexts = [elsewhere(self.in_context)] if self.in_context else []
+        return (missing(self.by_pair), *of_contexts, drift({"preserved": self.drift, **heldout}))
 
     @property
     def drift(self) -> float:

@@ -26,22 +26,20 @@ _CENTRES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """What SPEED preserves at one site: tokens of preserved prompts `[N, D]`, and those of the empty prompt `[L, D]`, in order.
-
-    `rule` and `value` cut the spectrum (`nullspace.spectrum`).
-    """
+    """What SPEED preserves at one site: tokens of preserved prompts `[N, D]`, those of the empty prompt `[L, D]`, in order."""
 
     preserved: Rows
     empty: Rows
-    rule: str
-    value: float
     noise: int
     seed: int
 
-    def projector(self, weight: Rows, effect: Rows) -> Projector:
-        """P without K2, of a weight and its E, both `[M, D]`. Cost: 2 N D^2 + 9 D^3 operations, for each weight."""
+    def projector(self, weight: Rows, effect: Rows, rule: str, value: float) -> Projector:
+        """P without K2, of a weight and its E, both `[M, D]`, cut by a rule of `nullspace.spectrum`.
+
+        Cost: 2 N D^2 + 9 D^3 operations, for each weight.
+        """
         values, vectors = np.linalg.eigh(filtered_moment(self.preserved, weight, effect, noise=self.noise, seed=self.seed))
-        null = Projector.of(vectors, spectrum.null_dim(values, self.rule, self.value))
+        null = Projector.of(vectors, spectrum.null_dim(values, rule, value))
         return without(null, exact_rows(self.empty, self.seed))
 
 

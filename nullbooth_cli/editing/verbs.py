@@ -15,17 +15,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nullbooth_cli.editing.around import Around, prompts_around
+from nullbooth_cli.editing.around import Around, pairs_around
 from nullbooth_cli.editing.positions import Marked
 from nullbooth_cli.editing.report import Targets, several
+from nullbooth_cli.editing.settings import GivenSettings
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import listed
 from nullbooth_cli.settings import limits
+from nullbooth_cli.settings.schema import validate
 from nullbooth_cli.settings.strict_yaml import parse_yaml
 from nullbooth_cli.settings.texts import cut, flaw, quoted, read_text
 
 NEUTRAL = ""
-SHAPE = "write lines `source: target`, or lists under map, erase and debias"
+SHAPE = "write lines `source: target`, or lists under map, erase and debias, and settings"
+SETTINGS = "settings"  # the key of a file, beside the verbs
 
 
 class Pair(NamedTuple):
@@ -79,7 +82,7 @@ def _around(source: str, targets: tuple[str, ...], kind: Around | None) -> list[
     """The pair of a source and its targets, and those of prompts around it."""
     if kind is None or "[" in source:
         return [Pair(source, targets)]
-    filled = [prompts_around(source, target, kind) for target in targets]
+    filled = [pairs_around(source, target, kind) for target in targets]
     return [Pair(prompt, tuple(each[prompt] for each in filled)) for prompt in filled[0]]
 
 
@@ -87,19 +90,31 @@ def _is_word(text: str) -> bool:
     return len(text.split()) == 1 and not set("[]{}") & set(text)
 
 
-def read_pairs(file: str, around: Around | None = "object") -> list[Pair]:
-    """The pairs of a YAML file of lines `source: target`, or of lists under map, erase and debias.
+class EditFile(NamedTuple):
+    """The pairs of a file, and the settings that it gives, by name."""
 
-    An item of a list is `source: target`; a concept to erase may be alone, and a profession has a list of attributes. Raises
-    ConfigError for a file that cannot be read, and naming every mistake in it.
+    pairs: list[Pair]
+    settings: dict[str, Any]
+
+
+def read_edits(file: str, around: Around | None = "object") -> EditFile:
+    """What a YAML file asks for: lines `source: target`, or lists under map, erase and debias, and `settings`.
+
+    An item of a list is `source: target`; a concept to erase may be alone, and a profession has a list of attributes. The
+    settings are those of `EditSettings`. Raises ConfigError for a file that cannot be read, and naming every mistake in the
+    pairs, or in the settings.
     """
     text = read_text(Path(file), "file", missing=f"name a YAML file: {SHAPE}", most=limits.SETTINGS_BYTES)
     read = parse_yaml(text, file)
     if not isinstance(read, dict) or not read:
         raise ConfigError(f"{file} has no pairs of prompts", SHAPE)
     by_verb = any(isinstance(value, list | dict) for value in read.values())
+    given = read.pop(SETTINGS, {}) if by_verb else {}
+    if not isinstance(given, dict):
+        raise ConfigError(f"{file}: settings is {quoted(given)}, not keys and values", "write `method: speed` below it")
+    settings = validate(GivenSettings, given, source=f"{file}: {SETTINGS}").model_dump(exclude_none=True)
     items = _items(read) if by_verb else (("map", one) for one in read.items())
-    return made((partial(_pairs_of, verb, item, around) for verb, item in items), f"{file}: ")
+    return EditFile(made((partial(_pairs_of, verb, item, around) for verb, item in items), f"{file}: "), settings)
 
 
 def _items(read: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
@@ -111,7 +126,7 @@ def _items(read: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
 
 def _pairs_of(verb: Any, item: Any, around: Around | None) -> list[Pair]:
     if verb not in _MAKERS:
-        raise ConfigError(f"{quoted(verb)} is not map, erase or debias", SHAPE)
+        raise ConfigError(f"{quoted(verb)} is not map, erase, debias or settings", SHAPE)
     given = item if isinstance(item, tuple) else (item,)
     shown = f"{verb}: {': '.join(cut(str(part)) for part in given)}"
     if not (len(given) == 2 or verb == "erase") or isinstance(given[-1], list) is not (verb == "debias"):

@@ -61,7 +61,13 @@ def with_token(text: str, word: str, token: str) -> str:
 
 def has_word(text: str, word: str) -> bool:
     """Whether a text has a word, or a token, by itself and not inside another one, whatever its capitals."""
-    return _as_word(word).search(text) is not None
+    return place_of_word(text, word) is not None
+
+
+def place_of_word(text: str, word: str) -> tuple[int, int] | None:
+    """Where a text first has a word, as `has_word` finds it: its beginning and end; None if it has not."""
+    found = _as_word(word).search(text)
+    return None if found is None else found.span()
 
 
 def _as_word(word: str) -> re.Pattern[str]:

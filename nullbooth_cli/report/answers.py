@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from nullbooth_cli.report.json_document import OPTIONAL, Document
 
 if TYPE_CHECKING:
+    from nullbooth_cli.editing.contexts import InContext
     from nullbooth_cli.editing.reach import EditRung
     from nullbooth_cli.editing.report import EditedWeight, Targets
     from nullbooth_cli.editing.verdict import EditVerdict
@@ -48,7 +49,8 @@ class ExportAnswer(Document):
 class EditAnswer(Document):
     """An edit, saved to `output`; null if nothing was written. `missing`, `drift` and `heldout` are the largest of all weights.
 
-    `by_pair` is the share that is missing of each pair alone, by its source. `ladder` is the edit under other thresholds, where
+    `by_pair` is the share that is missing of each pair alone, by its source, `in_context` that in other prompts that have what is
+    edited. `ladder` is the edit under other thresholds, where
     a dry run looked for one that reaches its targets.
     """
 
@@ -58,10 +60,11 @@ class EditAnswer(Document):
     remembered: Sequence[str]
     method: str
     tokens: str
-    settings: Mapping[str, float]
+    settings: Mapping[str, float | str]
     pairs: "Mapping[str, Targets]"
     verdicts: "Sequence[EditVerdict]"
     by_pair: Mapping[str, float]
+    in_context: "Sequence[InContext]"
     missing: float
     drift: float
     heldout: float | None

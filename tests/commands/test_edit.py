@@ -36,8 +36,9 @@ def tight(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("method", ["alphaedit", "uce"])
 def test_the_options_reach_the_edit(finished: tuple[Config, Store], tmp_path: Path, method: str) -> None:
     output, url = tmp_path / "edited", finished[1].url
-    settings = {"ridge": 0.02, "copies": 1, **({"preserve": 2.0} if method == "uce" else {})}
+    settings: dict[str, Any] = {"ridge": 0.02, "copies": 1, **({"preserve": 2.0} if method == "uce" else {})}
     given = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    settings |= {"weights": "kv", "seed": 0}
     options = ("--method", method, *given, "--tokens", "subject", "--device", "cpu")
     shown = nullbooth("edit", *next(iter(PAIR.items())), "-s", url, "-o", str(output), *options, "--json")
     assert shown.exit_code == 0, shown.stderr
@@ -84,10 +85,12 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
         (["a", "b", "--method", "none"], "none"),
         (["a", "b", "--ridge", "inf"], "ridge=inf"),
         (["--map"], "--map has no SOURCE and TARGET"),
+        (["--map", "a", "--map", "b", "c", "d"], "--map has no SOURCE and TARGET"),
+        (["x", "--map", "a", "b", "y"], "--map comes after a source that has no target"),
         (["a", "b", "--tokens", "last"], "tokens='last' is not a choice"),
         (["a [b", "c"], "does not mark one subject"),
         (["a [b", "c", "--erase", ""], "a concept to erase is empty"),
-        (["a", "b", "--preserve", "2"], "--preserve has no part in alphaedit"),
+        (["a", "b", "--preserve", "2"], "preserve has no part in alphaedit"),
         (["a", "b", "--max-missing", "2"], "less than or equal to 1"),
     ],
 )
@@ -110,13 +113,28 @@ def test_a_dry_run_writes_nothing_and_tells_what_would_be(tight: str, tmp_path: 
     assert document["verdicts"][0]["word"] == "out of reach"
     assert document["ladder"][-1]["method"] == "uce"
     assert list(tmp_path.iterdir()) == []
-    assert [len(document["by_pair"]), document["tokens"]] == [2, "all"]
+    assert [len(document["by_pair"]), document["tokens"]] == [2, "subject"]
     text = nullbooth(*arguments).stdout
     for part in (
         "2 prompts would be edited in 20 weights (alphaedit)",
         f"out of reach  {KNOWN} -> nothing",
     ):
         assert part in text
+
+
+def test_the_settings_of_a_file_reach_the_edit(finished: tuple[Config, Store], tmp_path: Path) -> None:
+    """Options come before them, and neither may have what the method does not take."""
+    given = "{method: speed, weights: kv, prompts: 2, noise: 3, seed: 5, ridge: 0.5, tokens: all}"
+    (tmp_path / "edits.yaml").write_text(f"map: [a sks star: a red star]\nsettings: {given}\n")
+    arguments = ("edit", "--pairs", str(tmp_path / "edits.yaml"), "-s", finished[1].url, "--dry-run", "--device", "cpu", "--json")
+    shown = nullbooth(*arguments, "--ridge", "0.02")
+    assert shown.exit_code == 0, shown.stderr
+    document = json.loads(shown.stdout)
+    numbers = {"weights": "kv", "ridge": 0.02, "copies": 0, "prompts": 2, "noise": 3, "seed": 5}
+    assert (document["method"], document["tokens"], document["settings"]) == ("speed", "all", numbers)
+    report = nb.plan_edit(toy(), nb.open_store(finished[1].url), PAIR, method="speed", tokens="all", **numbers).report  # type: ignore[arg-type]
+    assert document["missing"] == pytest.approx(report.missing)
+    refused(nullbooth(*arguments[:-1], "--method", "uce"), 2, "prompts has no part in uce", "method speed or ace")
 
 
 def test_an_edit_that_reaches_nothing_is_refused(tight: str, tmp_path: Path) -> None:
@@ -128,6 +146,20 @@ def test_an_edit_that_reaches_nothing_is_refused(tight: str, tmp_path: Path) -> 
     assert saved.exit_code == 0, saved.stderr
     assert "out of reach" in saved.stdout
     assert (output / "model_index.json").exists()
+
+
+def test_a_concept_that_is_preserved_is_not_erased(tight: str, tmp_path: Path) -> None:
+    """By itself it would be reached, so the answer is about the prompts that have it."""
+    arguments = ("edit", "--erase", "circle", "-s", tight, "--device", "cpu")
+    shown = nullbooth(*arguments, "--dry-run", "--json")
+    assert shown.exit_code == 0, shown.stderr
+    document = json.loads(shown.stdout)
+    assert [verdict["question"] for verdict in document["verdicts"]] == ["missing", "elsewhere", "drift"]
+    [found] = document["in_context"]
+    assert (found["concept"], found["prompts"], found["missing"] > 0.9) == ("circle", "preserved", True)
+    assert all(rung["elsewhere"] is not None for rung in document["ladder"])
+    refused(nullbooth(*arguments, "-o", str(tmp_path / "x")), 2, "in preserved prompts with 'circle'", "it is itself preserved")
+    assert not (tmp_path / "x").exists()
 
 
 def test_edits_go_on_from_each_other(tight: str, tmp_path: Path) -> None:

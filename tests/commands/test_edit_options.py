@@ -1,6 +1,6 @@
 """The options of `nullbooth edit`: verbs become pairs, all mistakes are named, settings belong to their methods."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,12 +9,11 @@ import pytest
 
 from nullbooth_cli.commands.edit_options import (
     pairs_to_edit,
-    preserved_notes,
+    require_map_pairs,
     require_place,
     require_reached,
-    settings_of,
-    tokens_of,
 )
+from nullbooth_cli.editing.contexts import InContext
 from nullbooth_cli.editing.reach import EditRung
 from nullbooth_cli.errors import ConfigError
 
@@ -30,7 +29,7 @@ def test_verbs_become_pairs_in_order(tmp_path: Path) -> None:
         file=str(tmp_path / "more.yaml"),
         around="none",
     )
-    assert [tuple(pair) for pair in found] == [
+    assert [tuple(pair) for pair in found.pairs] == [
         ("a", ("b",)),
         ("c", ("d",)),
         ("circle", ("star",)),
@@ -62,7 +61,7 @@ def test_what_says_nothing_is_refused(arguments: dict[str, Any], message: str) -
 def test_a_verb_edits_prompts_around_its_word() -> None:
     found = {
         pair.source: pair.targets
-        for pair in pairs_to_edit(["sks", "star", "a b", "c"], erase=["circle"], debias=["nurse"], over="x,y")
+        for pair in pairs_to_edit(["sks", "star", "a b", "c"], erase=["circle"], debias=["nurse"], over="x,y").pairs
     }
     assert found["[sks]"] == ("[star]",)
     assert found["image of [sks]"] == ("image of [star]",)
@@ -70,23 +69,39 @@ def test_a_verb_edits_prompts_around_its_word() -> None:
     assert found["photo of [circle]"] == ("",)
     assert found["painting of [nurse]"] == ("painting of [x nurse]", "painting of [y nurse]")
     assert len(found) == 3 * 6 + 1
-    assert "art by [Monet]" in [pair.source for pair in pairs_to_edit([], erase=["Monet"], around="style")]
+    assert "art by [Monet]" in [pair.source for pair in pairs_to_edit([], erase=["Monet"], around="style").pairs]
     with pytest.raises(ConfigError, match="--around 'all' is not a choice"):
         pairs_to_edit([], erase=["Monet"], around="all")
 
 
-def test_brackets_mark_a_subject_unless_told_otherwise() -> None:
-    marked, plain = pairs_to_edit(["a [b]", "c [d]"]), pairs_to_edit(["a b", "c d"])
-    assert [tokens_of(None, pairs) for pairs in (marked, plain)] == ["subject", "all"]
-    assert [tokens_of("all", marked), tokens_of("subject", plain)] == ["all", "subject"]
+def test_a_file_has_pairs_and_settings(tmp_path: Path) -> None:
+    (tmp_path / "edits.yaml").write_text("erase: [ring]\nsettings: {method: speed, noise: 3, weights: v}\n")
+    found = pairs_to_edit(["a", "b"], file=str(tmp_path / "edits.yaml"), around="none")
+    assert [pair.source for pair in found.pairs] == ["a", "ring"]
+    assert found.settings == {"method": "speed", "noise": 3, "weights": "v"}
 
 
-def test_settings_are_those_of_the_method() -> None:
-    given: dict[str, float | None] = {"ridge": 0.5, "preserve": None}
-    assert settings_of("alphaedit", given) == {"ridge": 0.5, "copies": 0}
-    assert settings_of("uce", given) == {"ridge": 0.5, "preserve": 100.0, "copies": 0}
-    with pytest.raises(ConfigError, match="--preserve has no part in alphaedit"):
-        settings_of("alphaedit", {"ridge": 0.5, "preserve": 1.0})
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ("--map a b", None),
+        ("x y --map a b --map c d --erase e", None),
+        ("--map a --map b c d", "no SOURCE and TARGET after it"),
+        ("--map -o out a b", "no SOURCE and TARGET after it"),
+        ("--map a", "no SOURCE and TARGET after it"),
+        ("x --map a b y", "after a source that has no target"),
+    ],
+)
+def test_a_map_is_followed_by_its_pair(arguments: str, problem: str | None) -> None:
+    def before(words: Sequence[str]) -> int:
+        return len([word for word in words if not word.startswith("-")])
+
+    words = arguments.split()
+    if problem is None:
+        require_map_pairs(words, before)
+    else:
+        with pytest.raises(ConfigError, match=problem):
+            require_map_pairs(words, before)
 
 
 def test_an_edit_has_one_place_or_none_at_all(tmp_path: Path) -> None:
@@ -101,37 +116,30 @@ def test_an_edit_has_one_place_or_none_at_all(tmp_path: Path) -> None:
     require_place(str(tmp_path / "new"), dry_run=False)
 
 
-class _Trial:
-    """What a trial answers, without a model."""
-
-    url = "run.zarr"
-
-    def __init__(self, missing: Mapping[str, float], *rungs: EditRung) -> None:
-        self.plan = SimpleNamespace(report=SimpleNamespace(by_pair=missing, method="alphaedit"))
-        self._rungs = rungs
-
-    def thresholds(self) -> tuple[EditRung, ...]:
-        return self._rungs
-
-
-def rung(threshold: float | None, missing: float) -> EditRung:
+def rung(threshold: float | None, missing: float, elsewhere: float | None = None) -> EditRung:
     method = "uce" if threshold is None else "alphaedit"
-    return EditRung(method=method, relative_threshold=threshold, null_dim=9, missing=missing, drift=0.2, heldout=0.3)
+    return EditRung(
+        method=method, relative_threshold=threshold, null_dim=9, missing=missing, elsewhere=elsewhere, drift=0.2, heldout=0.3
+    )
 
 
-def refusal(trial: _Trial, most: float = 0.9) -> ConfigError:
+def report(missing: Mapping[str, float], *in_context: InContext) -> Any:
+    return SimpleNamespace(by_pair=missing, in_context=in_context)
+
+
+def refusal(of: Any, *rungs: EditRung, most: float = 0.9) -> ConfigError:
     with pytest.raises(ConfigError, match="would be missing: nothing is written") as caught:
-        require_reached(trial, most)  # type: ignore[arg-type]
+        require_reached(of, "run.zarr", most, lambda: rungs)
     return caught.value
 
 
 def test_an_edit_that_reaches_its_targets_passes() -> None:
-    require_reached(_Trial({"a": 0.894, "b": 0.1}), 0.9)  # type: ignore[arg-type]
-    require_reached(_Trial({"a": 2.0}), 1.0)  # type: ignore[arg-type]
+    require_reached(report({"a": 0.894, "b": 0.1}), "run.zarr", 0.9, tuple)
+    require_reached(report({"a": 2.0}), "run.zarr", 1.0, tuple)
 
 
 def test_the_threshold_that_reaches_it_is_named() -> None:
-    error = refusal(_Trial({"a": 0.3, "b": 0.97, "c": 0.99}, rung(1e-4, 0.95), rung(1e-3, 0.7), rung(None, 0.5)))
+    error = refusal(report({"a": 0.3, "b": 0.97, "c": 0.99}), rung(1e-4, 0.95), rung(1e-3, 0.7), rung(None, 0.5))
     assert error.message == "0.99 of 'c', 0.97 of 'b' would be missing: nothing is written"
     assert error.rerun is not None
     assert (error.rerun.stage, error.rerun.settings) == ("project", ("project.relative_threshold=0.001",))
@@ -143,21 +151,27 @@ def test_the_threshold_that_reaches_it_is_named() -> None:
     ]
 
 
+def test_what_is_preserved_itself_is_not_reached() -> None:
+    preserved = InContext(concept="circle", prompts="preserved", count=42, missing=0.984)
+    error = refusal(report({"[circle]": 0.42}, preserved), rung(1e-3, 0.4, 0.95), rung(1e-2, 0.3, 0.7), rung(None, 0.3, 0.96))
+    assert error.message == "0.98 in preserved prompts with 'circle' would be missing: nothing is written"
+    assert error.rerun is not None
+    assert error.rerun.settings == ("project.relative_threshold=0.01",)
+    assert error.rerun.otherwise.splitlines()[0] == (
+        "then 0.3 is missing (reached), 0.7 in other prompts, drift 0.2, 0.3 on held-out prompts"
+    )
+    assert "or collect without the prompts that have it: it is itself preserved" in error.rerun.otherwise.splitlines()
+
+
 def test_no_threshold_is_named_where_none_reaches_it() -> None:
-    error = refusal(_Trial({"a": 0.97}, rung(1e-4, 0.95), rung(None, 0.92)))
+    error = refusal(report({"a": 0.97}), rung(1e-4, 0.95), rung(None, 0.92))
     assert error.message.endswith("nothing is written, and no threshold of the projectors reaches it")
     assert error.rerun is None
     assert error.hint.splitlines()[0] == "--method uce: 0.92 is missing (out of reach), drift 0.2, 0.3 on held-out prompts"
 
 
 def test_uce_is_told_its_own_settings() -> None:
-    error = refusal(_Trial({"a": float("nan")}))
+    error = refusal(report({"a": float("nan")}))
     assert error.message == "nan of 'a' would be missing: nothing is written"
     assert "lower --preserve or --ridge" in error.hint
-    refusal(_Trial({"a": 0.5}), most=0.5)
-
-
-def test_a_concept_that_is_preserved_is_told() -> None:
-    notes = preserved_notes(["[ring]", "image of [ring]", "[star]", "a cross"], ["a ring", "Ring on a table", "a cross", "rings"])
-    assert len(notes) == 1
-    assert notes[0].startswith("2 preserved prompts with 'ring' will be drawn as before")
+    refusal(report({"a": 0.5}), most=0.5)

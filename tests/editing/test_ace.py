@@ -52,7 +52,9 @@ def test_an_edit_of_the_embedded_model(text_store: nb.OpenStore, pipe: Any) -> N
     """dW = (v* K1^T - W K1 K1^T) P (K1 K1^T P + a I)^-1, v* = P_Q W K* for keys and W K* for values."""
     edited = fresh()
     width = pipe.unet.get_submodule(LAYER).to_q.out_features
-    report = nb.edit(edited, text_store, {"a sks": "a red star"}, method="ace", prompts=2, project=(width - 2) / width)
+    report = nb.edit(
+        edited, text_store, {"a sks": "a red star"}, method="ace", tokens="all", prompts=2, project=(width - 2) / width
+    )
     chosen = [text_store.prompts()[i * len(text_store.prompts()) // 2] for i in range(2)]
     inputs = {text: text_inputs(pipe, text_store.sites(), text) for text in chosen}
     path = replace(denoising_path(text_store.config), num_inference_steps=10)

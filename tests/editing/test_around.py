@@ -2,22 +2,22 @@
 
 import pytest
 
-from nullbooth_cli.editing.around import prompts_around
+from nullbooth_cli.editing.around import pairs_around
 from nullbooth_cli.editing.positions import Marked
 from nullbooth_cli.errors import ConfigError
 
 
 def test_a_word_alone_and_in_templates() -> None:
-    pairs = prompts_around("circle", "square")
+    pairs = pairs_around("circle", "square")
     assert list(pairs)[:2] == ["[circle]", "image of [circle]"]
     assert pairs["painting of [circle]"] == "painting of [square]"
     assert len(pairs) == 6
-    assert "artwork by [Van Gogh]" in prompts_around("Van Gogh", "art", "style")
-    assert set(prompts_around("circle", "").values()) == {""}
+    assert "artwork by [Van Gogh]" in pairs_around("Van Gogh", "art", "style")
+    assert set(pairs_around("circle", "").values()) == {""}
 
 
 def test_templates_of_a_class_take_the_article_of_each_word() -> None:
-    pairs = prompts_around("circle", "apple", "class")
+    pairs = pairs_around("circle", "apple", "class")
     assert pairs["a photo of a [circle]"] == "a photo of an [apple]"
     assert len(pairs) > 50
     for source, target in pairs.items():
@@ -35,4 +35,4 @@ def test_templates_of_a_class_take_the_article_of_each_word() -> None:
 )
 def test_other_words_are_refused(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        prompts_around(*arguments)  # type: ignore[arg-type]
+        pairs_around(*arguments)  # type: ignore[arg-type]

@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 import nullbooth_cli as nb
 from nullbooth_cli.cli import app
 from nullbooth_cli.datatypes import Sums
-from nullbooth_cli.editing.edit import edited_before, plan_edit, text_sites
+from nullbooth_cli.editing.edit import plan_edit, text_sites
 from nullbooth_cli.editing.positions import Ends
+from nullbooth_cli.editing.problem import edited_before
 from nullbooth_cli.editing.tokens import TokenInputs, first_tokens, paired, text_inputs
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.model import load
@@ -62,7 +63,7 @@ def test_the_source_draws_the_target_and_the_rest_stays(text_store: nb.OpenStore
     assert not any(colour == "red" for _, colour, _ in readings(pipe, list(PAIRS)))
     before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
     kept = readings(pipe, KNOWN)
-    report = nb.edit(pipe, text_store, PAIRS, **how)
+    report = nb.edit(pipe, text_store, PAIRS, tokens="all", **how)
     drawn = readings(pipe, list(PAIRS))
     assert sum(shape == "star" for shape, _, _ in drawn) + sum(colour == "red" for _, colour, _ in drawn) >= 7
     # The small model confuses white and gray easily.
@@ -91,7 +92,7 @@ def test_the_source_draws_the_target_and_the_rest_stays(text_store: nb.OpenStore
 def test_a_plan_changes_nothing_until_it_is_applied(text_store: nb.OpenStore) -> None:
     pipe = fresh()
     before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
-    plan = plan_edit(pipe, text_store, {"a sks": "a red star"})
+    plan = plan_edit(pipe, text_store, {"a sks": "a red star"}, tokens="all")
     assert all(torch.equal(tensor, before[name]) for name, tensor in pipe.unet.state_dict().items())
     report = plan.apply()
     assert report is plan.report
@@ -156,7 +157,9 @@ def test_an_edit_goes_on_from_one_that_the_store_remembers(text_store: nb.OpenSt
 
 
 def test_noisy_copies_have_the_same_targets(text_store: nb.OpenStore) -> None:
-    plans = [plan_edit(fresh(), text_store, {"a sks": "a red star"}, copies=copies, weights="k") for copies in (0, 2)]
+    plans = [
+        plan_edit(fresh(), text_store, {"a sks": "a red star"}, tokens="all", copies=copies, weights="k") for copies in (0, 2)
+    ]
     assert {name.split(".")[-2] for name in plans[1].after} == {"to_k"}
     site = text_store.sites()[0].name
     (k1, k3), (wanted, more) = (
@@ -172,7 +175,7 @@ def test_noisy_copies_have_the_same_targets(text_store: nb.OpenStore) -> None:
 def test_one_by_one_is_at_once_but_for_the_targets(text_store: nb.OpenStore, method: str) -> None:
     """The term between the two is what the edits before have done to each target: (W_i - W) K* K1^T (...)^-1."""
     words = {"a sks star": "a red star", "a zwx ring": "a blue ring", "a qfj cross on black": "a green cross on black"}
-    how: dict[str, Any] = {"method": method}
+    how: dict[str, Any] = {"method": method, "tokens": "all"}
     pipe, site = fresh(), text_store.sites()[0]
     at_once = plan_edit(pipe, text_store, words, **how)
     name = min(at_once.after)
@@ -253,7 +256,7 @@ def test_projections_that_are_the_text_s_own_are_edited(tmp_path: Path) -> None:
         return seen[0].double().numpy()
 
     texts = {name: (received("a cat", name), received("a dog", name)) for name in before if name.endswith("add_v_proj.weight")}
-    report = nb.edit(pipe, store, {"a cat": "a dog"}, ridge=1e-3)
+    report = nb.edit(pipe, store, {"a cat": "a dog"}, tokens="all", ridge=1e-3)
     after = {name: tensor.double().numpy() for name, tensor in pipe.unet.state_dict().items()}
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert (
@@ -287,7 +290,7 @@ def test_from_the_subject_on_tokens_are_paired_by_their_distance_to_it() -> None
 
 def test_tokens_of_the_subject(text_store: nb.OpenStore) -> None:
     """`sks` goes with `star`, `on` with `on`, and the padding of the longer text is not needed."""
-    plan = plan_edit(fresh(), text_store, {"a [sks] on a table": "a [red star] on a table"}, tokens="subject")
+    plan = plan_edit(fresh(), text_store, {"a [sks] on a table": "a [red star] on a table"})
     source, target = embedded(fresh(), "a sks on a table"), embedded(fresh(), "a red star on a table")
     site = text_store.sites()[0].name
     np.testing.assert_allclose(plan.report.keys[site], source[2:15], atol=1e-5)

@@ -1,14 +1,19 @@
 """Which threshold lets an edit reach its targets: cuts of the stored decomposition, and each pair by itself, in plain numpy."""
 
-from functools import partial
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import nullbooth_cli as nb
-from nullbooth_cli.editing.edit import plan_edit, text_sites
-from nullbooth_cli.editing.reach import CutStore, Trial
+from nullbooth_cli.editing import methods as methods_module
+from nullbooth_cli.editing import problem as problem_module
+from nullbooth_cli.editing.edit import edit_problem, plan_edit, text_sites
+from nullbooth_cli.editing.problem import Problem
+from nullbooth_cli.editing.reach import CutStore, thresholds
+from nullbooth_cli.editing.report import EditPlan
 from tests.support.builders import TEXT_ONLY, execute, small_config
 from tests.support.edited_models import toy
 
@@ -28,9 +33,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> nb.OpenStore:
 
 
 @pytest.fixture(scope="module")
-def trial(store: nb.OpenStore) -> Trial:
-    pipe = toy()
-    return Trial(store, text_sites(store), lambda store, **other: plan_edit(pipe, store, PAIRS, **other))
+def problem(store: nb.OpenStore) -> Problem:
+    return edit_problem(toy(), store, PAIRS, tokens="all")
+
+
+@pytest.fixture(scope="module")
+def plan(problem: Problem) -> EditPlan:
+    return problem.solve()
 
 
 def test_a_cut_store_cuts_the_stored_decomposition_anew(store: nb.OpenStore) -> None:
@@ -46,13 +55,13 @@ def test_a_cut_store_cuts_the_stored_decomposition_anew(store: nb.OpenStore) -> 
     assert (cut.url, cut.moment(site).count) == (store.url, store.moment(site).count)
 
 
-def test_the_missing_of_a_pair_is_that_of_its_own_rows(store: nb.OpenStore, trial: Trial) -> None:
+def test_the_missing_of_a_pair_is_that_of_its_own_rows(store: nb.OpenStore, plan: EditPlan) -> None:
     (site,) = text_sites(store)
-    found, worst = trial.plan.report.by_pair, dict.fromkeys(PAIRS, 0.0)
-    keys, wanted = trial.plan.report.keys[site.name], trial.plan.wanted[site.name]
+    found, worst = plan.report.by_pair, dict.fromkeys(PAIRS, 0.0)
+    keys, wanted = plan.report.keys[site.name], plan.wanted[site.name]
     assert len(keys) == 2 * 16
     for name in site.weights:
-        w, after = trial.plan.denoiser.get_parameter(name).double().numpy(), trial.plan.after[name].double().numpy()
+        w, after = plan.denoiser.get_parameter(name).double().numpy(), plan.after[name].double().numpy()
         for i, source in enumerate(PAIRS):
             k, r = keys[16 * i : 16 * i + 16], wanted[16 * i : 16 * i + 16] @ w.T
             worst[source] = max(worst[source], float(np.linalg.norm(k @ (after - w).T - r) / np.linalg.norm(r)))
@@ -61,34 +70,39 @@ def test_the_missing_of_a_pair_is_that_of_its_own_rows(store: nb.OpenStore, tria
     assert known > new, "the second source is one of the preserved prompts"
 
 
-def test_the_ladder_leaves_ever_more_room_and_ends_with_uce(store: nb.OpenStore, trial: Trial) -> None:
-    *rungs, by_uce = trial.thresholds()
+@pytest.mark.parametrize("method", ["alphaedit", "speed", "ace"])
+def test_the_ladder_is_of_its_own_method_and_runs_no_prompt_again(
+    store: nb.OpenStore, method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each rung is the edit that a store cut there would give."""
+    how: dict[str, Any] = {"method": method, "prompts": 4, "noise": 2}
+    problem = edit_problem(toy(), store, PAIRS, **how)
+    plan = problem.solve()
+    with monkeypatch.context() as once:
+        for module in (problem_module, methods_module):
+            once.setattr(module, "text_inputs", None)
+        *rungs, by_uce = thresholds(problem, plan)
     (site,) = text_sites(store)
     dims = [rung.null_dim for rung in rungs]
     assert dims == sorted(set(dims))
     assert dims[0] is not None
     assert dims[0] > store.projector(site).null_dim
-    assert [rung.relative_threshold for rung in rungs] == sorted(rung.relative_threshold or 0 for rung in rungs)
     assert (by_uce.method, by_uce.relative_threshold, by_uce.null_dim) == ("uce", None, None)
-    pipe = toy()
-    for rung in (rungs[0], rungs[-1]):
-        at = CutStore(store, rung.relative_threshold or 0)
-        again = Trial(at, text_sites(at), partial(_plan, pipe))
-        assert rung.missing == pytest.approx(max(again.plan.report.by_pair.values()))
-        assert (rung.drift, rung.heldout) == (again.plan.report.drift, again.plan.report.heldout)
-    assert rungs[-1].missing < rungs[0].missing
-    assert rungs[-1].reaches
-    assert not rungs[0].reaches
-
-
-def _plan(pipe: object, store: nb.OpenStore) -> object:
-    return plan_edit(pipe, store, PAIRS)  # type: ignore[arg-type]
+    assert {rung.method for rung in rungs} == {method}
+    assert not any(rung.is_good for rung in rungs[:-1])
+    assert rungs[0].missing > rungs[-1].missing
+    last = rungs[-1]
+    shutil.copytree(store.url, tmp_path / "run.zarr")
+    config = store.config.model_dump() | {"store": str(tmp_path / "run.zarr")}
+    config["project"] |= {"relative_threshold": last.relative_threshold}
+    again = plan_edit(toy(), nb.run(config, stages=["project"], force=True, device="cpu"), PAIRS, **how).report
+    assert last.missing == pytest.approx(max(again.by_pair.values()))
+    assert (last.drift, last.heldout) == pytest.approx((again.drift, again.heldout))
 
 
 def test_uce_has_no_ladder(store: nb.OpenStore) -> None:
-    pipe = toy()
-    trial = Trial(store, text_sites(store), lambda store: plan_edit(pipe, store, {"a sks": "a red star"}, method="uce"))
-    assert trial.thresholds() == ()
+    problem = edit_problem(toy(), store, {"a sks": "a red star"}, method="uce")
+    assert thresholds(problem, problem.solve()) == ()
 
 
 def test_the_mean_of_several_targets_is_the_target(store: nb.OpenStore, tmp_path: Path) -> None:

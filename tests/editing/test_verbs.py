@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nullbooth_cli.editing.verbs import Pair, as_mapping, debiased, erased, mapped, read_pairs, require_pairs
+from nullbooth_cli.editing.verbs import Pair, as_mapping, debiased, erased, mapped, read_edits, require_pairs
 from nullbooth_cli.errors import ConfigError
 
 FILE = """
@@ -66,7 +66,7 @@ def test_a_verb_without_a_meaning_is_refused(verb: object, given: tuple[object, 
 
 
 def test_a_file_has_lists_by_verb(tmp_path: Path) -> None:
-    assert as_mapping(read_pairs(written(tmp_path, FILE), None)) == {
+    assert as_mapping(read_edits(written(tmp_path, FILE), None).pairs) == {
         "a sks star": "a red star",
         "a [zwx]": "a [ring]",
         "circle": "",
@@ -77,24 +77,24 @@ def test_a_file_has_lists_by_verb(tmp_path: Path) -> None:
 
 
 def test_a_file_of_lines_is_pairs(tmp_path: Path) -> None:
-    read = read_pairs(written(tmp_path, 'a sks: a red star\n"no": yes\nmap: star\n'), None)
+    read = read_edits(written(tmp_path, 'a sks: a red star\n"no": yes\nmap: star\n'), None).pairs
     assert read == [Pair("a sks", ("a red star",)), Pair("no", ("yes",)), Pair("map", ("star",))]
 
 
 def test_a_mapping_serves_as_a_list(tmp_path: Path) -> None:
-    assert read_pairs(written(tmp_path, "map:\n  a: b\n  c: d\n"), None) == [Pair("a", ("b",)), Pair("c", ("d",))]
+    assert read_edits(written(tmp_path, "map:\n  a: b\n  c: d\n"), None).pairs == [Pair("a", ("b",)), Pair("c", ("d",))]
 
 
 def test_every_mistake_is_named(tmp_path: Path) -> None:
     text = "map: [{a: 1}, {'': c}, d]\nerasee: [x]\nerase: [[y], ~]\ndebias: [x, {y: male}, {z: [q]}, {w: [1, 2]}]\n"
     with pytest.raises(ConfigError) as caught:
-        read_pairs(written(tmp_path, text))
+        read_edits(written(tmp_path, text))
     first, *others = caught.value.message.splitlines()
     assert first == f"{tmp_path}/pairs.yaml: map: a: 1 has 1, which is not a text"
     assert [line.strip() for line in others] == [
         "the source of 'c' is empty",
         "map: d is not `source: target`",
-        "'erasee' is not map, erase or debias",
+        "'erasee' is not map, erase, debias or settings",
         "erase: ['y'] is not `concept` or `concept: neutral`",
         "erase: None has None, which is not a text",
         "debias: x is not `profession: [one, another]`",
@@ -108,19 +108,19 @@ def test_every_mistake_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "- x\n- y", "just text"])
 def test_a_file_without_pairs_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match="has no pairs of prompts") as caught:
-        read_pairs(written(tmp_path, text))
+        read_edits(written(tmp_path, text))
     assert "under map, erase and debias" in caught.value.hint
 
 
 def test_many_mistakes_are_counted(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="and 2 more") as caught:
-        read_pairs(written(tmp_path, "\n".join(f"a{n}: {n}" for n in range(12))))
+        read_edits(written(tmp_path, "\n".join(f"a{n}: {n}" for n in range(12))))
     assert len(caught.value.message.splitlines()) == 11
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no file at") as caught:
-        read_pairs(str(tmp_path / "nothing.yaml"))
+        read_edits(str(tmp_path / "nothing.yaml"))
     assert "`source: target`" in caught.value.hint
 
 

@@ -1,8 +1,11 @@
-"""The words for what is missing of an edit, and for its drift."""
+"""The words for what is missing of an edit, in other prompts too, and for its drift."""
+
+from dataclasses import replace
 
 import pytest
 
-from nullbooth_cli.editing.verdict import drift, missing, reach_word
+from nullbooth_cli.editing.contexts import InContext
+from nullbooth_cli.editing.verdict import drift, elsewhere, elsewhere_word, missing, reach_word
 
 
 @pytest.mark.parametrize(
@@ -33,3 +36,25 @@ def test_the_prompts_that_moved_most_count(value: float, word: str, is_good: boo
 
 def test_a_drift_that_is_no_number_is_much() -> None:
     assert drift({"preserved": float("nan"), "held-out": 0.1}).word == "much"
+
+
+def test_what_is_preserved_itself_is_said() -> None:
+    preserved = InContext(concept="circle", prompts="preserved", count=42, missing=0.98)
+    heldout = InContext(concept="circle", prompts="held-out", count=1, missing=0.7)
+    found = elsewhere([heldout, preserved])
+    assert found.text == (
+        "missing elsewhere 0.98 of 1: out of reach (42 preserved prompts with 'circle' 0.98, 1 held-out prompt with 'circle' 0.7)"
+    )
+    assert found.advice == "what is to change is itself preserved: collect without the prompts that have it"
+    only = elsewhere([heldout])
+    assert (only.word, only.advice is not None and "in sentences" in only.advice) == ("partly reached", True)
+    good = elsewhere([replace(preserved, missing=0.6)])
+    assert (good.word, good.is_good, good.advice) == ("reached", True, None)
+    assert elsewhere([replace(preserved, missing=float("nan")), heldout]).word == "out of reach"
+
+
+@pytest.mark.parametrize(
+    ("value", "word"), [(0.6, "reached"), (0.74, "partly reached"), (0.75, "out of reach"), (1.2, "out of reach")]
+)
+def test_words_for_what_is_missing_elsewhere(value: float, word: str) -> None:
+    assert elsewhere_word(value) == word

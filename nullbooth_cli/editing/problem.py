@@ -1,0 +1,263 @@
+"""An edit as a problem: read from the model once, and solved under as many thresholds and by as many methods as are asked for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from nullbooth_cli.api import OpenStore
+from nullbooth_cli.datatypes import Site, split_weight
+from nullbooth_cli.editing.contexts import InContext, MarkedPairs, contexts_of
+from nullbooth_cli.editing.methods import MethodInputs, System, prepare, with_copies
+from nullbooth_cli.editing.positions import Ends, Marked, Positions
+from nullbooth_cli.editing.report import EditedWeight, EditPlan, EditReport, Targets, several
+from nullbooth_cli.editing.settings import EditSettings, Method
+from nullbooth_cli.editing.solve import Rows
+from nullbooth_cli.editing.tokens import TokenInputs, averaged, first_tokens, text_inputs
+from nullbooth_cli.errors import ConfigError, ModelError
+from nullbooth_cli.formatting import counted
+from nullbooth_cli.model.denoisers import denoiser_of
+from nullbooth_cli.model.fixed_inputs import read_inputs
+from nullbooth_cli.model.prompt_length import cut_off_note
+from nullbooth_cli.model.protocols import Pipeline
+from nullbooth_cli.nullspace.moment import Moment
+from nullbooth_cli.nullspace.projector import Projector, relative_drift
+from nullbooth_cli.tensors import tensor_digest
+from nullbooth_cli.training.constrainable import require_constrainable
+from nullbooth_cli.training.protected_weights import actual_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenPairs:
+    """K1^T and (K* - K1)^T `[N, D]` of some prompts at one site, and how many rows each prompt has."""
+
+    keys: Rows
+    wanted: Rows
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AtSite:
+    """What is solved at one site: the rows to edit, those of each context, the moments, and C; None without earlier edits."""
+
+    edited: TokenPairs
+    contexts: tuple[TokenPairs, ...]
+    moment: Moment
+    heldout: Moment | None
+    before: Rows | None
+
+
+class Problem:
+    """An edit of a pipeline with a store. `edit.plan_edit` has the arguments and the errors, `solve()` gives its plan.
+
+    Cost: the beginning of one forward for each prompt, and for at most some forty of its contexts. The moments of the sites to
+    edit stay in memory, up to 24 D^2 bytes each.
+    """
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        store: OpenStore,
+        pairs: Mapping[str, Targets],
+        settings: EditSettings,
+        *,
+        sites: Sequence[Site],
+        earlier: Sequence[EditReport] = (),
+    ) -> None:
+        self.store, self.sites = store, tuple(sites)
+        self._pipe, self._pairs, self._settings = pipe, dict(pairs), settings
+        self._denoiser = denoiser_of(pipe)
+        self._names = [name for site in sites for name in site.weights]
+        _require_plain(self._denoiser, self._names)
+        self._projectors = _projectors(store, self._denoiser, self._names, earlier)
+        self._fixed = read_inputs(store.config.collect.pipeline_inputs)
+        self._positions = Positions(pipe, self._fixed)
+        self._marked = [
+            tuple((Marked.read(source), Marked.read(target)) for target in several(targets)) for source, targets in pairs.items()
+        ]
+        self._contexts = contexts_of(self._marked, store, self._can_pair)
+        self._cut_off = cut_off_note(pipe, _texts(self._marked))
+        self._at = self._read(earlier)
+        self._of_method: dict[Method, MethodInputs] = {}
+
+    def solve(
+        self,
+        *,
+        projectors: Mapping[str, Projector] | None = None,
+        rule: tuple[str, float] | None = None,
+        method: Method | None = None,
+    ) -> EditPlan:
+        """The plan of the edit, by other `projectors`, of the same moments, cut by a `rule` and its value, or another method.
+
+        The model stays as it is. Cost: some 10 D^3 operations for each site, with speed for each weight; what speed and ace take
+        from prompts is read the first time. Its memory: a copy of the weights to change.
+        """
+        how = self._settings if method is None else replace(self._settings, method=method)
+        projectors = projectors or self._projectors
+        after: dict[str, torch.Tensor] = {}
+        edited: dict[str, EditedWeight] = {}
+        systems: dict[str, System] = {}
+        worst, in_contexts = np.zeros(len(self._pairs)), np.zeros((len(self._contexts), 2))
+        for site, at in self._at.items():
+            source, missing = with_copies(at.edited.keys, at.edited.wanted, how)
+            systems[site.name] = system = System(
+                site=site,
+                source=source,
+                missing=missing,
+                moment=at.moment,
+                projector=projectors[site.weights[0]],
+                before=at.before,
+                settings=how,
+                rule=rule or self.store.config.project.rule(),
+                inputs=self._method_inputs(how.method),
+            )
+            for name in site.weights:
+                if split_weight(name)[1] in how.features:
+                    after[name], change, edited[name], by_pair = _edit_weight(name, self._weight(name), system, at)
+                    worst = np.maximum(worst, by_pair)
+                    before = self._weight(name).detach().cpu().double().numpy()
+                    in_contexts += np.reshape([_made_and_wanted(change, before, rows) for rows in at.contexts], (-1, 2))
+        dtype = self.store.config.dtype
+        report = EditReport(
+            method=how.method,
+            tokens=how.tokens,
+            pairs=self._pairs,
+            weights=edited,
+            keys={name: system.source for name, system in systems.items()},
+            tensors={name: tensor_digest(after.get(name, self._weight(name)), dtype) for name in self._names},
+            by_pair=dict(zip(self._pairs, worst.tolist(), strict=True)),
+            in_context=tuple(
+                InContext(concept=each.concept, prompts=each.prompts, count=each.count, missing=float(1 - made / wanted))
+                for each, (made, wanted) in zip(self._contexts, in_contexts, strict=True)
+                if wanted
+            ),
+            cut_off=self._cut_off,
+        )
+        wanted_rows = {name: system.missing for name, system in systems.items()}
+        return EditPlan(report=report, after=after, wanted=wanted_rows, denoiser=self._denoiser)
+
+    def _weight(self, name: str) -> nn.Parameter:
+        return self._denoiser.get_parameter(name)
+
+    def _method_inputs(self, method: Method) -> MethodInputs:
+        if method not in self._of_method:
+            how = replace(self._settings, method=method)
+            self._of_method[method] = prepare(self._pipe, self.store, self.sites, [each[0][0] for each in self._marked], how)
+        return self._of_method[method]
+
+    def _can_pair(self, to_each: MarkedPairs) -> bool:
+        """Whether the tokens of a context can be paired: its subject is not cut off, and no part of a longer token."""
+        try:
+            self._ends(to_each)
+        except ConfigError:
+            return False
+        return True
+
+    def _ends(self, to_each: MarkedPairs) -> list[list[Ends]] | None:
+        return [self._positions.subject_ends(*pair) for pair in to_each] if self._settings.tokens == "subject" else None
+
+    def _read(self, earlier: Sequence[EditReport]) -> dict[Site, _AtSite]:
+        """The rows of every prompt at every site, of one forward for each text."""
+        every = [*self._marked, *(to_each for context in self._contexts for to_each in context.pairs)]
+        inputs = {text: text_inputs(self._pipe, self.sites, text, self._fixed) for text in _texts(every)}
+        ends = {to_each: self._ends(to_each) for to_each in every}
+        edited = {site: _token_pairs(site, self._marked, inputs, ends) for site in self.sites}
+        for rows in edited.values():
+            wanted = np.split(rows.wanted, np.cumsum(rows.counts)[:-1])
+            if same := [source for source, of_pair in zip(self._pairs, wanted, strict=True) if not of_pair.any()]:
+                raise ConfigError(f"the model reads {same[0]!r} and its target as the same text", "name another target")
+        return {
+            site: _AtSite(
+                edited=edited[site],
+                contexts=tuple(_token_pairs(site, context.pairs, inputs, ends) for context in self._contexts),
+                moment=self.store.moment(site),
+                heldout=self.store.heldout_moment(site),
+                before=edited_before(self.store, site, earlier),
+            )
+            for site in self.sites
+        }
+
+
+def _texts(every: Sequence[MarkedPairs]) -> list[str]:
+    return list(dict.fromkeys(each.text for to_each in every for pair in to_each for each in pair))
+
+
+def _token_pairs(
+    site: Site,
+    prompts: Sequence[MarkedPairs],
+    inputs: Mapping[str, Mapping[Site, TokenInputs]],
+    ends: Mapping[MarkedPairs, list[list[Ends]] | None],
+) -> TokenPairs:
+    """The rows of prompts at one site, each with the mean of its targets."""
+    rows = []
+    for to_each in prompts:
+        found = [(inputs[one.text][site], inputs[other.text][site]) for one, other in to_each]
+        last = ends[to_each]
+        rows.append(averaged(found, None if last is None else first_tokens(site, found, last)))
+    keys, wanted = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    return TokenPairs(keys=keys, wanted=wanted, counts=tuple(len(each) for each, _ in rows))
+
+
+def edited_before(store: OpenStore, site: Site, earlier: Sequence[EditReport]) -> Rows | None:
+    """C `[D, D]` of a site: K1 K1^T of the edits that the store remembers, and of `earlier` ones; None without any."""
+    found = [rows.T @ rows for report in earlier if (rows := report.keys.get(site.name)) is not None]
+    if (remembered := store.edited(site)) is not None:
+        found.append(remembered)
+    return np.sum(found, axis=0) if found else None
+
+
+def _projectors(
+    store: OpenStore, denoiser: nn.Module, names: Sequence[str], earlier: Sequence[EditReport]
+) -> Mapping[str, Projector]:
+    """The projector of each weight. Raises ConfigError for a model that neither the store nor the last of `earlier` knows."""
+    if not earlier:
+        return store.projectors(denoiser)
+    last, dtype = earlier[-1].tensors, store.config.dtype
+    other = [name for name in names if last.get(name) != tensor_digest(denoiser.get_parameter(name), dtype)]
+    if other:
+        raise ConfigError(
+            f"this is not the model that the last of {counted(len(earlier), 'earlier edit')} left: "
+            f"{counted(len(other), 'weight')} differ, such as {other[0]}",
+            "give the reports of the edits that this pipeline has had, in order, and the store that they were made with",
+        )
+    return store.projectors()
+
+
+def _require_plain(denoiser: nn.Module, weights: Sequence[str]) -> None:
+    """Raise ModelError unless the weights to edit are what the denoiser uses."""
+    require_constrainable(denoiser, weights)
+    present = dict(denoiser.named_parameters())
+    hidden = [name for name in weights if name not in present and name in denoiser.state_dict() | actual_names(denoiser)]
+    if hidden:
+        raise ModelError(
+            f"{counted(len(hidden), 'weight')} to edit, such as {hidden[0]}, carry an adapter or a constraint",
+            "edit the pipeline before adapters are loaded, or after unload_lora_weights(); merge() a constraint first",
+        )
+
+
+def _edit_weight(
+    name: str, parameter: nn.Parameter, system: System, at: _AtSite
+) -> tuple[torch.Tensor, Rows, EditedWeight, list[float]]:
+    """W + R G rounded to the weight's dtype, dW, its measures, and what is missing of each pair."""
+    weight = parameter.detach()
+    before = weight.cpu().double().numpy()
+    wanted, factor = system.of(name, before)
+    after = torch.from_numpy(before + wanted.T @ factor).to(weight)
+    change = after.cpu().double().numpy() - before
+    left, ends = system.source @ change.T - wanted, np.cumsum(at.edited.counts)
+    of_pairs = zip(np.split(left, ends)[: len(ends)], np.split(wanted, ends)[: len(ends)], strict=True)
+    measured = EditedWeight(
+        missing=float(np.linalg.norm(left) / np.linalg.norm(wanted)),
+        drift=relative_drift(change, before, system.moment),
+        change=float(np.linalg.norm(change) / np.linalg.norm(before)),
+        heldout=None if at.heldout is None else relative_drift(change, before, at.heldout),
+    )
+    return after, change, measured, [float(np.linalg.norm(rest) / np.linalg.norm(whole)) for rest, whole in of_pairs]
+
+
+def _made_and_wanted(change: Rows, weight: Rows, rows: TokenPairs) -> tuple[float, float]:
+    """<dW K1, R> and <R, R> of a weight: how far the change goes towards what is wanted, and how far that is."""
+    wanted = rows.wanted @ weight.T
+    return float(np.sum(rows.keys @ change.T * wanted)), float(np.square(wanted).sum())
