@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from docs.studies.cuts import PROMPTS, collect
-from docs.studies.edit_pairs import Edit
+from docs.studies.edit_pairs import Edit, ToyWorld
 from nullbooth_cli.api import OpenStore
 from nullbooth_cli.datatypes import Site, Sums
 from nullbooth_cli.editing.edit import edit, plan_edit, text_sites
@@ -28,8 +28,8 @@ from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
 
 THRESHOLD = "threshold"  # of the null space; all other numbers are settings of `edit`
-NULL_SPACES, RIDGES = (3e-2, 1e-2, 1e-3, 1e-4), (1e-3, 1e-2, 1e-1, 1.0)
-OF_NULL_SPACE = {THRESHOLD: NULL_SPACES, "ridge": RIDGES}
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+OF_NULL_SPACE = {THRESHOLD: ToyWorld.thresholds, "ridge": RIDGES}
 OF_BALANCE = {"preserve": (1.0, 10.0, 100.0, 1000.0), "ridge": RIDGES}
 START = {"ridge": 1e-2}
 DRAWN = 20  # preserved prompts that speed and ace run
@@ -41,7 +41,8 @@ class Way:
 
     `after`: None makes all at once. One by one, the earlier edits are "soft" (the term C), "hard" (their inputs are preserved
     prompts, and the null space shrinks), or "nothing" to the next one. `axes` are the values that are searched, of one number
-    after the other; the second is first `START`. `like` is the way whose search it uses.
+    after the other; the second is first `START`, and a world has thresholds of its own. `like` is the way whose search it uses.
+    With two `wordings` an edit has a second prompt.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Way:
     axes: Mapping[str, Sequence[float]] = field(default_factory=lambda: OF_NULL_SPACE)
     like: str | None = None
     tokens: Literal["subject", "all"] = "subject"
+    wordings: int = 1
 
     def settings(self, numbers: Mapping[str, float]) -> dict[str, Any]:
         """What `edit` is given, of numbers that were searched for."""
@@ -74,6 +76,8 @@ WAYS = (
         like="alphaedit, one by one, with C",
     ),
     Way(name="alphaedit, at once, tokens: all", method="alphaedit", like="alphaedit, at once", tokens="all"),
+    Way(name="alphaedit, at once, two wordings", method="alphaedit", like="alphaedit, at once", wordings=2),
+    Way(name="uce, one by one, with C, set as at once", method="uce", after="soft", axes=OF_BALANCE, like="uce, at once"),
 )
 
 
@@ -117,10 +121,10 @@ class Preserved(OpenStore):
         return total
 
 
-def open_texts(place: Path, prompts: str | Sequence[str] = str(PROMPTS)) -> Store:
-    """The store of the texts of preserved prompts, collected the first time."""
+def open_texts(place: Path, prompts: str | Sequence[str] = str(PROMPTS), model: str = "toy") -> Store:
+    """The store of the texts of preserved prompts of a model, collected the first time."""
     features = {f"collect.collect_features.{name}": False for name in ("q_features", "out_features")}
-    collect(place, prompts, None, features)
+    collect(place, prompts, None, features | {"model": model})
     return Store.open(place)
 
 
@@ -141,7 +145,7 @@ class Made:
 
 
 class Bench:
-    """The embedded model, which is edited and put back, and the store."""
+    """A model that is edited and put back, and its store."""
 
     def __init__(self, pipe: Any, store: Store) -> None:
         self.pipe, self.store = pipe, store
@@ -160,7 +164,7 @@ class Bench:
             for count in counts:
                 self.reset()
                 store = Preserved(self.store, threshold)
-                pairs = {each.source: each.target for each in made[:count]}
+                pairs = {source: target for each in made[:count] for source, target in each.pairs(way.wordings).items()}
                 yield Made(count=count, reports=[edit(self.pipe, store, pairs, **settings)], store=store)
             return
         self.reset()
@@ -169,7 +173,7 @@ class Bench:
             store = Preserved(self.store, threshold, [report.keys for report in reports] if way.after == "hard" else ())
             # Without its rows a report says which model is edited, and adds nothing to C.
             earlier = reports if way.after == "soft" else [replace(report, keys={}) for report in reports]
-            reports.append(edit(self.pipe, store, {each.source: each.target}, earlier=earlier, **settings))
+            reports.append(edit(self.pipe, store, each.pairs(way.wordings), earlier=earlier, **settings))
             if count in counts:
                 yield Made(count=count, reports=reports, store=store)
 

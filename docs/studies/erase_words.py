@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # a script has only its own 
 
 from docs.studies.cuts import PROMPTS
 from docs.studies.edit_pairs import STEPS
+from docs.studies.edit_tables import settings_of
 from docs.studies.edit_ways import THRESHOLD, WAYS, Bench, Preserved, Way, open_texts
 from docs.studies.forgetting import GUIDANCE
 from docs.studies.refit import fresh
-from docs.studies.sequence_edits import settings_of
 from nullbooth_cli.editing.around import pairs_around
 from nullbooth_cli.editing.edit import edit
 from nullbooth_cli.settings.prompts import load_prompts

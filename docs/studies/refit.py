@@ -135,10 +135,10 @@ def open_bench(folder: Path) -> Bench:
     return Bench(pipe=pipe, initial=initial, store=store, known=known, scales=Scales(pipe))
 
 
-def fresh() -> Any:
-    """The embedded model."""
+def fresh(model: str = "toy") -> Any:
+    """The embedded model, or another."""
     return load.load_pipeline(
-        "toy", revision=None, variant=None, dtype="float32", local_files_only=True, device=device.pick_device("cpu")
+        model, revision=None, variant=None, dtype="float32", local_files_only=True, device=device.pick_device("cpu")
     )
 
 

@@ -1,6 +1,7 @@
 """The parts of the embedded model before they are trained: tokenizer, networks and the fixed latent code."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,17 +13,17 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from nullbooth_cli.toy import world
 
-NUM_TOKENS = 16
+NUM_TOKENS, WIDTH = 16, 96
 PATCH, NUM_COMPONENTS = 4, 8
 NOISE = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "v_prediction"}
 
 
-def build_tokenizer() -> CLIPTokenizer:
-    """A CLIPTokenizer in which every word of the world is one token and any other word falls into pieces."""
+def build_tokenizer(words: Sequence[str] = world.WORDS) -> CLIPTokenizer:
+    """A CLIPTokenizer in which every one of these words is one token and any other word falls into pieces."""
     trainer = trainers.BpeTrainer(vocab_size=5_000, min_frequency=0, end_of_word_suffix="</w>", show_progress=False)
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    bpe.train_from_iterator(world.WORDS, trainer)
+    bpe.train_from_iterator(words, trainer)
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     characters = [*"abcdefghijklmnopqrstuvwxyz0123456789.,-'!?"]
     pieces = [*characters, *(c + "</w>" for c in characters), *("".join(pair) for pair in merges)]
@@ -30,16 +31,16 @@ def build_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=NUM_TOKENS)
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Two layers of width 96 for texts of 16 tokens; 171 k parameters."""
+def build_text_encoder(tokenizer: CLIPTokenizer, width: int = WIDTH, inner: int = 2 * WIDTH) -> CLIPTextModel:
+    """Two layers for texts of 16 tokens, `inner` wide within; of width 96 171 k parameters."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=192,
+        hidden_size=width,
+        intermediate_size=inner,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=NUM_TOKENS,
-        projection_dim=96,
+        projection_dim=width,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -49,8 +50,8 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return encoder
 
 
-def build_unet() -> UNet2DConditionModel:
-    """Cross-attention at 8 x 8, 4 x 4 and 2 x 2; 2.28 M parameters."""
+def build_unet(width: int = WIDTH) -> UNet2DConditionModel:
+    """Cross-attention at 8 x 8, 4 x 4 and 2 x 2, over texts of this width; 2.28 M parameters for 96."""
     return UNet2DConditionModel(
         sample_size=world.SIZE // PATCH,
         in_channels=NUM_COMPONENTS,
@@ -61,7 +62,7 @@ def build_unet() -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D",) * 3,
         attention_head_dim=4,
         norm_num_groups=16,
-        cross_attention_dim=96,
+        cross_attention_dim=width,
     )
 
 

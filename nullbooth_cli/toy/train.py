@@ -29,6 +29,7 @@ import typer
 from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
+from numpy.typing import NDArray
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from nullbooth_cli.toy import world
@@ -45,6 +46,7 @@ from nullbooth_cli.toy.parts import (
 )
 
 NUM_PICTURES = 30_000
+PipeParts = tuple[CLIPTokenizer, CLIPTextModel, UNet2DConditionModel]
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,17 @@ def draw_timesteps(count: int, textured: bool) -> torch.Tensor:
     return timesteps
 
 
-@torch.no_grad()
-def quick_score(pipe_parts: tuple[CLIPTokenizer, CLIPTextModel, UNet2DConditionModel], code: PatchCode, prefix: str) -> float:
-    """Share of 48 held-out captions whose shape is drawn right, decoded by the linear code (a little blurred)."""
-    tokenizer, encoder, unet = pipe_parts
+def quick_score(pipe_parts: PipeParts, code: PatchCode, prefix: str) -> float:
+    """Share of 48 held-out captions whose shape is drawn right."""
     triples = world.split()[1][:48]
-    texts = [prefix.format(world.caption(world.Drawing(*t))) for t in triples]
+    pictures = draw_quickly(pipe_parts, code, [prefix.format(world.caption(world.Drawing(*t))) for t in triples])
+    return float(np.mean([world.read(p).shape == t[0] for p, t in zip(pictures, triples, strict=True)]))
+
+
+@torch.no_grad()
+def draw_quickly(pipe_parts: PipeParts, code: PatchCode, texts: list[str]) -> NDArray[np.float32]:
+    """The pictures of captions in 20 steps with guidance 4, decoded by the linear code (a little blurred), `[N, 32, 32, 3]`."""
+    tokenizer, encoder, unet = pipe_parts
     state = encoder(tokenize(tokenizer, [*texts, *[""] * len(texts)]))[0]
     scheduler = DPMSolverMultistepScheduler(**NOISE, use_karras_sigmas=True)
     scheduler.set_timesteps(20)
@@ -126,8 +133,8 @@ def quick_score(pipe_parts: tuple[CLIPTokenizer, CLIPTextModel, UNet2DConditionM
     for timestep in scheduler.timesteps:
         with_text, without = unet(torch.cat([latents, latents]), timestep, state).sample.chunk(2)
         latents = scheduler.step(without + 4.0 * (with_text - without), timestep, latents).prev_sample
-    pictures = (code.decode(latents) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    return float(np.mean([world.read(p).shape == t[0] for p, t in zip(pictures, triples, strict=True)]))
+    pictures: NDArray[np.float32] = (code.decode(latents) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    return pictures
 
 
 def train_denoiser(out: Path, seed: int, plain: int, varied: int) -> float:
@@ -229,11 +236,11 @@ def main(
         assemble(parts, out)
 
 
-def assemble(parts: Path, out: Path) -> None:
-    """Put the trained parts into one pipeline folder."""
+def assemble(parts: Path, out: Path, text: torch.dtype = torch.float32) -> None:
+    """Put the trained parts into one pipeline folder, the text encoder in the dtype `text`."""
     pipe = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(parts / "vae", dtype=torch.float16),
-        text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float32),
+        text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=text),
         tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer"),
         unet=UNet2DConditionModel.from_pretrained(parts / "unet", dtype=torch.float16),
         scheduler=DPMSolverMultistepScheduler(**NOISE, use_karras_sigmas=True, steps_offset=1),

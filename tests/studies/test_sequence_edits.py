@@ -1,6 +1,7 @@
 """The study of many edits: its edits mean what they say, hard ones shrink the null space, and it resumes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from docs.studies import edit_pairs, forgetting, sequence_edits
+from docs.studies import edit_pairs, edit_tables, forgetting, sequence_edits
 from docs.studies.cuts import collect
-from docs.studies.edit_pairs import MOST, Scores, edits, in_order
+from docs.studies.edit_pairs import MOST, SEARCH_SEED, Scores, ToyWorld, edits, in_order
+from docs.studies.edit_tables import Point, Room, best_of, room_table, settings_of, table
 from docs.studies.edit_ways import OF_BALANCE, WAYS, Bench, Preserved, Way
-from docs.studies.sequence_edits import SEARCH_SEED, SEEDS, Point, Room, best_of, plan, room_table, settings_of, table
+from docs.studies.sequence_edits import SEEDS, WORLDS, plan
 from nullbooth_cli.nullspace.pooling import pooled
 from nullbooth_cli.store import Store
 from nullbooth_cli.toy import world
@@ -106,6 +108,7 @@ def test_edits_one_by_one_have_less_missing_with_c_than_without(texts: Store, pi
 def test_the_best_of_a_search_is_highest_in_the_mean_and_then_nearest(tmp_path: Path) -> None:
     assert Scores(0.5, 0.5, 0.25, 9.0).overall == pytest.approx(3 / 8)
     assert Scores(1.0, 0.0, 1.0, 0.0).overall == 0.0
+    assert Scores(0.5, 0.5, 1.0, 9.0, preserved_names=0.5, other_names=0.0).overall == pytest.approx(0.5)
     tried = [
         {"settings": {"ridge": i}, **Scores(*scores)._asdict()}
         for i, scores in enumerate([(1.0, 0.1, 0.1, 0.0), (0.5, 0.5, 0.5, 0.2), (0.5, 0.5, 0.5, 0.1), (0.0, 1.0, 1.0, 0.0)])
@@ -137,6 +140,9 @@ def test_the_tables_have_means_over_the_runs() -> None:
 
     [row] = table([point(0, 0.5, 4.0), point(1, 1.0, 1.0)])[2:]
     assert row == ("| uce, at once | 5 | 0.75 (0.50 to 1.00) | 0.25 (0.25 to 0.25) | 1.00 (1.00 to 1.00) | 2 | 0.50 | 2 |")
+    [head, _, row] = table([replace(point(0, 0.5, 4.0), preserved_names=0.75, other_names=0.25)])
+    assert "specificity | preserved names | other names | distance" in head
+    assert "| 1.00 (1.00 to 1.00) | 0.75 (0.75 to 0.75) | 0.25 (0.25 to 0.25) | 4 |" in row
     rooms = [Room(seed=i, threshold=1e-3, count=10, rank=2.0, null_dim=68, left=66 + i, energy=0.5) for i in (0, 1)]
     assert room_table(rooms)[2:] == ["| 0.001 | 10 | 2.0 | 68 | 66.5 | 0.50 |"]
 
@@ -149,14 +155,13 @@ def test_a_plan_has_all_orders_and_begins_with_one_for_each_seed() -> None:
 
 def test_it_searches_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = Way(name="quick", method="uce", after="soft", axes={name: values[:2] for name, values in OF_BALANCE.items()})
-    monkeypatch.setattr(sequence_edits, "WAYS", (quick,))
-    monkeypatch.setattr(sequence_edits, "COUNTS", (1, 2))
-    monkeypatch.setattr(sequence_edits, "SEARCHED_AT", 1)
-    monkeypatch.setattr(sequence_edits, "edits", lambda seed, **_: edits(seed)[:2])
-    monkeypatch.setattr(sequence_edits, "NULL_SPACES", (1e-3,))
+    for module in (sequence_edits, edit_tables):
+        monkeypatch.setattr(module, "WAYS", (quick,))
+        monkeypatch.setattr(module, "COUNTS", (1, 2))
+    monkeypatch.setitem(WORLDS, "toy", SmallWorld())
     monkeypatch.setattr(sequence_edits, "open_texts", small_texts)
-    for name in ("PICTURES", "SEARCH_PICTURES", "STEPS"):
-        monkeypatch.setattr(edit_pairs, name, 2)
+    for name, value in (("PICTURES", 2), ("SEARCH_PICTURES", 2), ("STEPS", 8)):
+        monkeypatch.setattr(edit_pairs, name, value)
     monkeypatch.setattr(forgetting, "STEPS", 2)
     app = sequence_edits.typer.Typer()
     app.command()(sequence_edits.main)
@@ -168,6 +173,8 @@ def test_it_searches_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert points[0]["distance"] > 0
     [untouched] = json.loads((tmp_path / "runs" / "untouched 4.json").read_text())
     assert untouched["distance"] == 0
+    assert (untouched["preserved_names"], untouched["other_names"]) == (1.0, 0.0)
+    assert {path.name for path in tmp_path.glob("*.zarr")} == {"texts4.zarr", f"texts{SEARCH_SEED}.zarr"}
     tried = json.loads((tmp_path / "runs" / "search quick.json").read_text())
     assert len(tried) == 3  # two values of preserve at the first ridge, then the other ridge
     assert sorted(best_of(tried)) == ["preserve", "ridge"]
@@ -177,7 +184,27 @@ def test_it_searches_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert CliRunner().invoke(app, command, catch_exceptions=False).stdout == printed
 
 
-def small_texts(place: Path) -> Store:
+class SmallWorld(ToyWorld):
+    """Two edits, and one in a search; a store for each seed, and names."""
+
+    thresholds, searched_at = (1e-3,), 1
+
+    def edits(self, seed: int) -> list[edit_pairs.Edit]:
+        """The first two."""
+        return super().edits(seed)[:2]
+
+    def store(self, seed: int) -> str:
+        """One for each seed."""
+        return f"texts{seed}.zarr"
+
+    def names(self, seed: int) -> dict[str, list[edit_pairs.Caption]]:
+        """A caption that is right, and one that is not."""
+        text = "a red circle on a blue background"
+        return {"preserved": [(text, ("circle", "red", "blue"))], "other": [(text, ("circle", "red", "green"))]}
+
+
+def small_texts(place: Path, _: object, model: str) -> Store:
     """The texts of eight preserved prompts, as `open_texts` collects those of all."""
+    assert model == "toy"
     collect(place, PROMPTS, None, {name.replace("__", "."): value for name, value in TEXT_ONLY.items()})
     return Store.open(place)
