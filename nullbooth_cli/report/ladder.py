@@ -17,7 +17,7 @@ from nullbooth_cli.store import Store
 if TYPE_CHECKING:
     import torch
 
-    from nullbooth_cli.nullspace.decompose import SiteSpectrum
+    from nullbooth_cli.nullspace.cut import SiteSpectrum
 
 # The values that are tried under each rule, beside the one in force.
 LADDERS: dict[str, tuple[float, ...]] = {

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nullbooth_cli.datatypes import Site, Sums
-from nullbooth_cli.errors import ConfigError, DataError
+from nullbooth_cli.errors import DataError
 from nullbooth_cli.nullspace import spectrum
-from nullbooth_cli.nullspace.decompose import ProjectUnit, SiteSpectrum, _decompose, _PooledSums, cut, eigh
+from nullbooth_cli.nullspace.decompose import ProjectUnit, _decompose, _PooledSums, eigh
 from nullbooth_cli.nullspace.moments import SecondMoments
 from nullbooth_cli.nullspace.pooling import DecompositionSettings, Pooling, pooled, second_moment
 from nullbooth_cli.nullspace.usable import load_projector
@@ -23,11 +23,6 @@ from tests.support.builders import execute, features_at, project_again, prompts_
 from tests.support.invariants import assert_is_projector
 
 SITE = Site("mid", "q", "input", ("mid.to_q.weight",), False, 4, 3)
-
-
-def spectrum_of(eigenvalues: np.ndarray, noise_floor: float) -> SiteSpectrum:
-    """Without held-out prompts."""
-    return SiteSpectrum(SITE, 0, eigenvalues, np.stack([eigenvalues, np.full(len(eigenvalues), np.nan)]), noise_floor)
 
 
 def decomposed(sums: Sums, accumulate: str, at_once: int) -> Decomposition:
@@ -92,20 +87,6 @@ class TestNoiseFloor:
         ):
             decomposed(spoiled, accumulate, 16)
 
-    @pytest.mark.parametrize(("rule", "value"), [("nullspace_threshold", 1e-16), ("relative_threshold", 1e-16)])
-    def test_a_threshold_below_it_is_refused(self, rule: str, value: float) -> None:
-        values = np.array([0.0, 1e-17, 1e-3, 1.0])
-        floor = spectrum.noise_floor(1.0, 4, "float64")
-        with pytest.raises(ConfigError, match=rf"{rule} 1e-16 cuts mid\.q at 1e-16, below its noise floor of 4\.44e-16"):
-            cut(spectrum_of(values, floor), rule=rule, value=value)
-        assert cut(spectrum_of(values, floor), rule=rule, value=1e-10).null_dim == 2
-
-    def test_a_count_that_ends_inside_it_is_doubted(self) -> None:
-        assert [doubt.text for doubt in spectrum.doubts_of(dim=4, count=40, null_dim=1, threshold=1e-17, noise_floor=4e-16)] == [
-            "cut at 1e-17, below the noise floor of 4e-16: which directions are null is round-off"
-        ]
-        assert [doubt.text for doubt in spectrum.doubts_of(dim=4, count=40, null_dim=2, threshold=1e-3, noise_floor=4e-16)] == []
-
     def test_a_centred_spectrum_has_that_of_the_moment_about_zero(self, tiny: Any) -> None:
         config, store = tiny
         data = config.model_dump()
@@ -123,26 +104,6 @@ class TestNoiseFloor:
             assert (
                 floor > spectrum.noise_floor(float(store.projectors.read_eigenvalues(site, 0)[-1]), site.dim, "float64") * 0.999
             )
-
-
-class TestTokens:
-    @settings(deadline=None, max_examples=30)
-    @given(st.integers(2, 40), st.data())
-    def test_too_few_leave_at_least_the_rest_null(self, dim: int, data: st.DataObject) -> None:
-        count = data.draw(st.integers(1, dim - 1))
-        x = np.random.default_rng(data.draw(st.integers(0, 2**31))).standard_normal((count, dim))
-        [(eigenvalues, _)] = eigh([second_moment(Sums(x.T @ x, x.sum(0), count))])
-        floor = spectrum.noise_floor(float(eigenvalues[-1]), dim, "float64")
-        null_dim = cut(spectrum_of(eigenvalues, floor), rule="relative_threshold", value=1e-9).null_dim
-        assert null_dim >= dim - count
-        [doubt] = spectrum.doubts_of(dim=dim, count=count, null_dim=null_dim, threshold=1.0, noise_floor=floor)
-        assert f"null_dim is at least {dim - count}, which may be chance" in doubt.text
-
-    def test_ten_for_each_dimension_are_advised(self) -> None:
-        assert [doubt.text for doubt in spectrum.doubts_of(dim=8, count=79, null_dim=1, threshold=1.0, noise_floor=0.0)] == [
-            "79 vectors for 8 dimensions; 80 or more are advised"
-        ]
-        assert [doubt.text for doubt in spectrum.doubts_of(dim=8, count=80, null_dim=1, threshold=1.0, noise_floor=0.0)] == []
 
 
 class TestBadMoments:

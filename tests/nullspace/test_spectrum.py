@@ -172,3 +172,17 @@ class TestSparkline:
         assert len(blocks) == 16
         assert list(blocks) == sorted(blocks, reverse=True)
         assert line.count("|") == int(eigenvalues[-1] > 0)
+
+
+def test_a_count_that_ends_inside_it_is_doubted() -> None:
+    assert [doubt.text for doubt in spectrum.doubts_of(dim=4, count=40, null_dim=1, threshold=1e-17, noise_floor=4e-16)] == [
+        "cut at 1e-17, below the noise floor of 4e-16: which directions are null is round-off"
+    ]
+    assert [doubt.text for doubt in spectrum.doubts_of(dim=4, count=40, null_dim=2, threshold=1e-3, noise_floor=4e-16)] == []
+
+
+def test_ten_for_each_dimension_are_advised() -> None:
+    assert [doubt.text for doubt in spectrum.doubts_of(dim=8, count=79, null_dim=1, threshold=1.0, noise_floor=0.0)] == [
+        "79 vectors for 8 dimensions; 80 or more are advised"
+    ]
+    assert [doubt.text for doubt in spectrum.doubts_of(dim=8, count=80, null_dim=1, threshold=1.0, noise_floor=0.0)] == []

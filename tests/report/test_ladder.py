@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nullbooth_cli.datatypes import Site, Step
 from nullbooth_cli.model.device import pick_device
-from nullbooth_cli.nullspace.decompose import SiteSpectrum
+from nullbooth_cli.nullspace.cut import SiteSpectrum
 from nullbooth_cli.report.inspection import Rule, inspect_store
 from nullbooth_cli.report.ladder import LADDERS, explore_thresholds, rungs_of
 from nullbooth_cli.settings.config import Config

@@ -115,7 +115,7 @@ def probe(exam: Examination) -> str:
 
 def projectors(exam: Examination) -> str | Caution:
     """Whether the threshold rule is possible, and the prompts give enough vectors for every site."""
-    from nullbooth_cli.nullspace.decompose import require_possible
+    from nullbooth_cli.nullspace.cut import require_possible
     from nullbooth_cli.nullspace.spectrum import doubts_of, worst_doubts
     from nullbooth_cli.pipeline.project import pooling_of, require_inputs
 
