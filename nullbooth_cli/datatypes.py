@@ -1,6 +1,7 @@
 """Small values that every room uses: prompts, steps, sites and sums. Needs neither torch nor Zarr."""
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,6 +15,9 @@ from nullbooth_cli.errors import ConfigError, StoreError
 SECOND_DENOISERS = ("transformer_2",)  # parts of a pipeline whose weights have the name of the part before theirs, in a store
 HELDOUT = "heldout"  # the store of the held-out prompts, inside that of the preserved ones
 TASKS = "tasks"  # the stores of what was remembered, each inside that of the preserved prompts
+RESULT, TRAINED = "train.json", "trained"  # what a training run writes: its record, and the files in a checkpoint
+RESULTS = ("pipeline", "lora")  # the folders of its result
+CHECKPOINT = re.compile(r"checkpoint-(\d{6,})")
 
 
 @dataclass(frozen=True)

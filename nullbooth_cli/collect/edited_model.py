@@ -18,6 +18,7 @@ from math import isfinite
 from pathlib import Path
 
 from nullbooth_cli.collect.open_model import load_model, open_base
+from nullbooth_cli.datatypes import CHECKPOINT
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import listed
 from nullbooth_cli.model.base_weights import BaseWeights
@@ -25,7 +26,7 @@ from nullbooth_cli.model.chain import Addition, Chain, digest_of
 from nullbooth_cli.model.load import config_folder
 from nullbooth_cli.model.protocols import Pipeline
 from nullbooth_cli.model.sources import PIPELINE_INDEX, Source
-from nullbooth_cli.model.trained_files import CHECKPOINT, Base, Located, TrainedFiles, locate, trained_checkpoints
+from nullbooth_cli.model.trained_files import Base, Located, TrainedFiles, locate, trained_checkpoints
 from nullbooth_cli.model.words import has_word
 from nullbooth_cli.settings.config import Config
 
@@ -62,7 +63,7 @@ def read_place(config: Config, place: str) -> EditedModel:
     run on another base than the config's, and for two that taught the same word. Cost: headers of files; for a hub id, its
     config files.
     """
-    parts = _parts(place)
+    parts = parts_of(place)
     located = [locate(Path(name).expanduser()) if _exists(name) else None for name, _ in parts]
     chains = [_chain(config, scale, at) for (_, scale), at in zip(parts, located, strict=True)]
     for (name, scale), chain in zip(parts, chains, strict=True):
@@ -122,11 +123,11 @@ def _pipeline(config: Config, name: str, at: Located | None) -> str:
 
 def base_of(place: str) -> Base | None:
     """The base that a training run names in what it wrote at a place; None for anything else."""
-    located = [locate(Path(name).expanduser()) for name, _ in _parts(place) if _exists(name)]
+    located = [locate(Path(name).expanduser()) for name, _ in parts_of(place) if _exists(name)]
     return next((at.base for at in located if at.base is not None), None)
 
 
-def _parts(place: str) -> list[tuple[str, float]]:
+def parts_of(place: str) -> list[tuple[str, float]]:
     """The names and scales in a place; a name that exists may have the signs in it."""
     words, parts = place.split("+"), []
     while words:

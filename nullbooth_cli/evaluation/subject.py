@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nullbooth_cli.datatypes import Prompt
+from nullbooth_cli.datatypes import CHECKPOINT, RESULT, TRAINED, Prompt
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.request import Instance, instances_in
 from nullbooth_cli.model.edit_file import edit_record
 from nullbooth_cli.model.pipeline_folder import read_json
-from nullbooth_cli.model.trained_files import BASE_FILE, CHECKPOINT, RESULT, TRAINED, locate
+from nullbooth_cli.model.trained_files import BASE_FILE, locate
 from nullbooth_cli.model.words import has_word, with_token
 from nullbooth_cli.settings.captions import captioned_images
 

@@ -15,7 +15,6 @@ A folder of trained files holds what a run trained, without the base:
 `locate()` finds what a place names; `TrainedFiles` reads such a folder; `prompts_of_training()` tells what it was taught.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 
 from nullbooth_cli import toy
+from nullbooth_cli.datatypes import CHECKPOINT, RESULT, RESULTS, TRAINED
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.formatting import listed
 from nullbooth_cli.model.adapter_files import PEFT_FILES, AdapterFile, shapes_in
@@ -36,9 +36,6 @@ from nullbooth_cli.model.sources import PIPELINE_INDEX
 from nullbooth_cli.model.words import WORD_FILE, WordFile
 
 LORA_FILE, DENOISER_FILE, BASE_FILE = "pytorch_lora_weights.safetensors", "denoiser.safetensors", "base.json"
-RESULT, TRAINED = "train.json", "trained"
-RESULTS = ("pipeline", "lora")
-CHECKPOINT = re.compile(r"checkpoint-(\d{6,})")
 _EARLIER = "finish the run, and name its output; or train again"
 
 

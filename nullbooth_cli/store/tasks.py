@@ -9,10 +9,10 @@ recorded first and listed last, by one atomic write: one that is not listed is l
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from nullbooth_cli.datatypes import TASKS, AnySums, Site
+from nullbooth_cli.datatypes import CHECKPOINT, RESULT, RESULTS, TASKS, TRAINED, AnySums, Site
 from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.store.format import record_again
 from nullbooth_cli.store.open_backing import is_url
@@ -97,10 +97,16 @@ def is_of(store: Store, entry: ListedTask, source: str) -> bool:
 def resolved(source: str) -> str:
     """The place of a changed model, the same from every current folder: real paths, also of the parts of a sum such as `a@0.8+b`.
 
-    A URL or a hub id stays as it is.
+    Of a result inside the output of a training run, it is the output, and of trained files inside a checkpoint the checkpoint. A
+    URL or a hub id stays as it is.
     """
-    if is_url(source) or os.path.exists(path := os.path.expanduser(source)):
-        return source if is_url(source) else os.path.realpath(path)
+    if is_url(source):
+        return source
+    if os.path.exists(path := os.path.expanduser(source)):
+        around, name = os.path.split(real := os.path.realpath(path))
+        is_result = name in RESULTS and os.path.exists(os.path.join(around, RESULT))
+        is_trained = name == TRAINED and CHECKPOINT.fullmatch(os.path.basename(around)) is not None
+        return around if is_result or is_trained else real
     if "+" in source:
         return "+".join(map(resolved, source.split("+")))
     name, sign, scale = source.rpartition("@")
@@ -158,6 +164,20 @@ def list_task(store: Store, name: str, *, kind: Kind, weight: int, source: str) 
     is_path = os.path.exists(place) and not is_url(store.url)
     relative = os.path.relpath(place, os.path.realpath(store.url)) if is_path else None
     _write_list(store, [*listed_tasks(store), ListedTask(name=name, kind=kind, weight=weight, source=place, relative=relative)])
+
+
+def list_copied(copy: Store, source: str, place: str) -> None:
+    """Give the tasks in a copy of the store at `source` the ways from the `place` that the copy will have; both are folders."""
+
+    def listed(entry: ListedTask) -> ListedTask:
+        if entry.relative is None:
+            return entry
+        found = resolved(os.path.join(source, entry.relative))
+        found = found if os.path.exists(found) else entry.source
+        return replace(entry, source=found, relative=os.path.relpath(found, os.path.realpath(place)))
+
+    if tasks := listed_tasks(copy):
+        _write_list(copy, [listed(entry) for entry in tasks])
 
 
 def unlist_task(store: Store, name: str) -> None:

@@ -20,6 +20,7 @@ from nullbooth_cli.pipeline.remember import RememberRequest, remember_events
 from nullbooth_cli.progress import Event, Interrupts
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store, name_for, open_backing, remembered
+from nullbooth_cli.store.tasks import list_copied
 from nullbooth_cli.teaching.decision import read
 from nullbooth_cli.training import durable
 
@@ -42,6 +43,7 @@ def inherit_store(after: str, store: str) -> None:
     source = store_before(after)
     with open_backing(source).lock(), durable.replacing(Path(store)) as partial:
         shutil.copytree(source, partial)
+        list_copied(Store.open(str(partial), write=True), source, store)
 
 
 def task_prompts(after: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nullbooth_cli.datatypes import RESULT
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.evaluation.evaluate import evaluation_events
 from nullbooth_cli.evaluation.request import EvaluationRequest, Instance, PictureSets, picture_sets, specs_of
@@ -22,7 +23,6 @@ from nullbooth_cli.evaluation.samples import SampleRequest, draw_samples
 from nullbooth_cli.evaluation.verdict import Verdict
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.model.device import pick_device
-from nullbooth_cli.model.trained_files import RESULT
 from nullbooth_cli.pipeline.open_run import open_run
 from nullbooth_cli.pipeline.stages import check_possible, run_stages
 from nullbooth_cli.progress import Event, Interrupts, Note, result_of

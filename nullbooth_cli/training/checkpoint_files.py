@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nullbooth_cli.datatypes import CHECKPOINT
 from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.formatting import listed
-from nullbooth_cli.model.trained_files import CHECKPOINT
 from nullbooth_cli.store.files import remove
 from nullbooth_cli.training import durable
 from nullbooth_cli.training.record import RunRecord

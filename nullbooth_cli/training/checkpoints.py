@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from nullbooth_cli.datatypes import TRAINED
 from nullbooth_cli.errors import DataError
 from nullbooth_cli.model.quiet import quiet_libraries
-from nullbooth_cli.model.trained_files import TRAINED
 from nullbooth_cli.tensors import generators
 from nullbooth_cli.training import checkpoint_files, durable, parameters
 from nullbooth_cli.training.checkpoint_files import Checkpoint

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from nullbooth_cli.datatypes import RESULT
 from nullbooth_cli.errors import DataError
 from nullbooth_cli.model.conditioning import Conditioning, capture
 from nullbooth_cli.model.denoising_loss import Noising, denoising_errors
 from nullbooth_cli.model.protocols import LatentPipeline
 from nullbooth_cli.model.quiet import quiet_libraries
-from nullbooth_cli.model.trained_files import RESULT
 from nullbooth_cli.progress import Event, Interrupts, Note, Progress
 from nullbooth_cli.settings.resizing import Size
 from nullbooth_cli.settings.weighting import weighting_note

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from nullbooth_cli.api import open_store
+from nullbooth_cli.datatypes import RESULT
 from nullbooth_cli.errors import ConfigError, StoreError
 from nullbooth_cli.model.after import After
-from nullbooth_cli.model.trained_files import RESULT, Base
+from nullbooth_cli.model.trained_files import Base
 from nullbooth_cli.settings.recipe import Recipe
 from nullbooth_cli.store import is_url, open_backing
 from nullbooth_cli.store.files import remove

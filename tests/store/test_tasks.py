@@ -1,12 +1,13 @@
 """Which tasks a store has of a changed model: by its place, wherever that was named from and moved to, never by its name."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from nullbooth_cli.store import Store, list_task, name_for, remembered
-from nullbooth_cli.store.tasks import place_of, resolved
+from nullbooth_cli.store.tasks import list_copied, listed_tasks, place_of, resolved
 
 
 def test_a_place_is_the_same_from_every_folder(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,6 +49,35 @@ def test_places_that_are_no_paths_stay_as_they_are(tmp_path: Path, monkeypatch: 
     ]
     assert resolved("a@0.8+owner/name") == f"{tmp_path}/a@0.8+owner/name"
     assert [resolved(place) for place in ("b+c", "d@e")] == [f"{tmp_path}/b+c", f"{tmp_path}/d@e"]
+
+
+def test_a_result_and_its_output_are_one_place(store: Store, tmp_path: Path) -> None:
+    for folder in ("dog/pipeline", "dog/checkpoint-000200/trained", "other/pipeline", "other/trained", "dog/extra"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "dog/train.json").touch()
+    list_task(store, "dog", kind="hard", weight=1, source=str(tmp_path / "dog/pipeline"))
+    assert [entry.source for entry in listed_tasks(store)] == [str(tmp_path / "dog")]
+    assert remembered(store, str(tmp_path / "dog")) is not None
+    assert resolved(f"{tmp_path}/dog/checkpoint-000200/trained@0.8+{tmp_path}/dog/pipeline") == (
+        f"{tmp_path}/dog/checkpoint-000200@0.8+{tmp_path}/dog"
+    )
+    for apart in ("other/pipeline", "other/trained", "dog/extra"):
+        assert resolved(str(tmp_path / apart)) == str(tmp_path / apart)
+
+
+def test_a_copy_leads_to_the_models_from_its_own_place(tmp_path: Path, store: Store) -> None:
+    runs = Path(store.url).parent
+    (runs / "dog").mkdir()
+    list_task(store, "dog", kind="hard", weight=1, source=str(runs / "dog"))
+    list_task(store, "hub", kind="hard", weight=1, source="owner/name")
+    moved = runs.rename(runs.parent / "moved")
+    source = str(moved / Path(store.url).name)
+    (tmp_path / "deep/er").mkdir(parents=True)
+    copy = shutil.copytree(source, tmp_path / "deep/er/copy.zarr")
+    list_copied(Store.open(str(copy), write=True), source, str(copy))
+    dog, hub = listed_tasks(Store.open(str(copy)))
+    assert (dog.source, dog.relative) == (str(moved / "dog"), os.path.relpath(moved / "dog", copy))
+    assert (hub.source, hub.relative) == ("owner/name", None)
 
 
 def test_a_store_and_a_model_that_are_moved_together(tmp_path: Path, store: Store) -> None:
