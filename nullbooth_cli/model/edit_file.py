@@ -48,6 +48,17 @@ def read_after(record: Mapping[str, Any], file: Path) -> After | None:
         raise ConfigError(f"{file} is not the record of an edit", COPY_AGAIN) from error
 
 
+def started_from(place: str) -> tuple[Made, Path, After | None]:
+    """How the model at a place that exists was made, the folder of its record, and the earlier model, None if it tells of none.
+
+    Raises ConfigError for a record that cannot be read, and as `locate` does. Cost: a small file.
+    """
+    if (record := edit_record(place)) is not None:
+        return "edited", Path(place).expanduser(), read_after(record, Path(place) / EDIT_FILE)
+    located = locate(Path(place).expanduser().resolve())
+    return "trained", located.path, located.after
+
+
 def edit_chain(place: str, digest_at: Callable[[str], str | None] = edit_digest) -> Iterator[str]:
     """A place, and then the places of the models that it was edited or trained after, the latest first.
 
@@ -55,19 +66,14 @@ def edit_chain(place: str, digest_at: Callable[[str], str | None] = edit_digest)
     records that name each other. Cost: a small file for each, and that of `digest_at`.
     """
     seen: list[Path] = []
-    made: Made
     while True:
         if (path := Path(place).expanduser().resolve()) in seen:
             raise ConfigError(f"{place} was edited after itself, by its {EDIT_FILE}", "copy the folders that the edits wrote")
         seen.append(path)
         yield place
-        if (record := edit_record(place)) is not None:
-            made, folder, after = "edited", Path(place).expanduser(), read_after(record, Path(place) / EDIT_FILE)
-        elif path.exists():
-            located = locate(path)
-            made, folder, after = "trained", located.path, located.after
-        else:
+        if not path.exists():
             return
+        made, folder, after = started_from(place)
         if after is None:
             return
         before = str(after.find(folder, made))

@@ -16,6 +16,7 @@ from nullbooth_cli.datatypes import Sums
 from nullbooth_cli.errors import ConfigError, ModelError
 from nullbooth_cli.formatting import counted
 from nullbooth_cli.nullspace.usable import require_pooled
+from nullbooth_cli.pipeline.end_of_chain import require_from_end
 from nullbooth_cli.pipeline.from_sums import SummedCollection, fill_store
 from nullbooth_cli.pipeline.open_run import open_run
 from nullbooth_cli.pipeline.project import require_inputs
@@ -213,6 +214,7 @@ def _require_possible(run: Run, request: RememberRequest) -> None:
         require(replace(run, stage="covariance").states().stages, "covariance", store.url)
     else:
         require(run.states().stages, "covariance" if request.kind == "hard" else "project", store.url)
+        require_from_end(run.config, store, request.source)
     require_inputs(run.config)
     if "project" in store.records:
         require_pooled(store)
