@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 from nullbooth_cli.evaluation.verdict import Verdict
 
@@ -90,6 +91,18 @@ class PictureComparison:
     text_alignment: BaseAndEdited | None
     features: Mapping[str, FeatureDistances]
     by_picture: tuple[PictureChange, ...]
+
+    @property
+    def relative_by_prompt(self) -> dict[str, float]:
+        """The mean latent MSE of the pictures of each prompt, as a share of that between two seeds over all prompts.
+
+        The mean over all prompts, where each has as many pictures, is `latent_mse_relative`.
+        """
+        by_prompt: dict[str, list[float]] = {}
+        for each in self.by_picture:
+            by_prompt.setdefault(each.text, []).append(each.latent_mse)
+        another = self.latent_mse / self.latent_mse_relative if self.latent_mse else 1.0
+        return {text: fmean(changes) / another for text, changes in by_prompt.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -280,11 +280,10 @@ def _verdicts(
         yield from edit_verdicts(edit)
     advice = FORGOT_LESS if edit is None else EDIT_BETTER["specificity"]
     relative = {name: each.latent_mse_relative for name, each in preservation.items()}
-    of_earlier = relative.pop(EARLIER, None)
+    relative.pop(EARLIER, None)
     if relative:
         yield forgotten(relative, advice)
-    if of_earlier is not None:
-        before = preservation[EARLIER]
+    if (before := preservation.get(EARLIER)) is not None:
         assert isinstance(before, SubjectComparison)
         shown = None if before.shown is None else (before.shown.base, before.shown.edited)
-        yield earlier(of_earlier, shown, advice)
+        yield earlier(before.relative_by_prompt, shown, advice)

@@ -107,18 +107,25 @@ def edited(question: Share, value: float, base: float, measured_by: str) -> Verd
 
 def forgotten(relative: Mapping[str, float], advice: str = FORGOT_LESS) -> Verdict:
     """The verdict on the latent MSE relative to another seed's, by the name of each set of prompts: the worst counts."""
-    # A NaN, the model that draws nothing at all, is the worst of all.
-    name, value = max(relative.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
+    name, value = _worst(relative)
     return _distance("forgotten", value, f"latent MSE on {SET_NAMES.get(name, name)} prompts", advice)
 
 
-def earlier(relative: float, shown: tuple[float, float] | None = None, advice: str = FORGOT_LESS) -> Verdict:
+def earlier(relative: Mapping[str, float], shown: tuple[float, float] | None = None, advice: str = FORGOT_LESS) -> Verdict:
     """The verdict on what the base was taught or edited before, from its latent MSE relative to another seed's.
 
-    `shown` are the shares of the pictures in which the exact scorer finds an earlier subject, by the base and now.
+    `relative` is that by prompt: the worst counts, so that one lost subject does not hide among others that stayed. `shown` are
+    the shares of the pictures in which the exact scorer finds an earlier subject, by the base and now.
     """
-    of_scorer = "" if shown is None else f", shown in {shown[1]:.2f} of the pictures, {shown[0]:.2f} before"
-    return _distance("earlier", relative, f"latent MSE on what was taught before{of_scorer}", advice)
+    text, value = _worst(relative)
+    of_worst = f"'{text}'" if len(relative) == 1 else f"'{text}', the worst of {len(relative)} prompts"
+    of_scorer = "" if shown is None else f", shown in {shown[1]:.2f} of the pictures of all, {shown[0]:.2f} before"
+    return _distance("earlier", value, f"latent MSE on {of_worst} of what was taught before{of_scorer}", advice)
+
+
+def _worst(relative: Mapping[str, float]) -> tuple[str, float]:
+    """The name of the largest value, and that; a NaN, the model that draws nothing at all, is larger than all others."""
+    return max(relative.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
 
 
 def _distance(question: Distance, value: float, measured_by: str, advice: str) -> Verdict:

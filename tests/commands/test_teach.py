@@ -81,8 +81,8 @@ def test_what_was_forgotten_is_mended_by_an_earlier_checkpoint() -> None:
     lines = teach_subject.draw_report(report)
     assert "nullbooth evaluate 'my dog' -s 'my dog/store.zarr' --checkpoints names the best" in lines[1]
     assert "project.relative_threshold=3e-5" in lines[2]
-    lines = teach_subject.draw_report(replace(report, after="runs/dog", verdicts=(verdict.earlier(0.3),)))
-    assert lines[0] == "earlier 0.3: changed much (latent MSE on what was taught before; 1 is another seed)"
+    lines = teach_subject.draw_report(replace(report, after="runs/dog", verdicts=(verdict.earlier({"a sks dog": 0.3}),)))
+    assert lines[0] == "earlier 0.3: changed much (latent MSE on 'a sks dog' of what was taught before; 1 is another seed)"
     assert "evaluate 'my dog' -s 'my dog/store.zarr' --base runs/dog --checkpoints names the best" in lines[1]
 
 

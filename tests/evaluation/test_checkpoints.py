@@ -58,7 +58,7 @@ def test_the_rule(scores: list[CheckpointScore], step: int, rule: str) -> None:
 
 def test_what_was_taught_before_counts_as_well() -> None:
     first, second = score(1, 0.9, 0.01), score(2, 0.9, 0.02)
-    changed = replace(first, verdicts=(*first.verdicts, earlier(0.3)))
+    changed = replace(first, verdicts=(*first.verdicts, earlier({"a sks dog": 0.3})))
     assert best_of([changed, second]) == (second, LEAST_FORGOTTEN)
     report = CheckpointsReport(
         store="s", base="b", run="r", checkpoints=(changed, second), best=None, not_measured={"learned": "x"}

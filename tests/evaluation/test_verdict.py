@@ -39,12 +39,20 @@ def test_the_scale_of_forgotten(value: float, word: str) -> None:
     [(0.0, "stayed as it was"), (0.05, "stayed as it was"), (0.051, "changed a little"), (0.256, "changed much")],
 )
 def test_the_scale_of_what_was_taught_before(value: float, word: str) -> None:
-    found = verdict.earlier(value)
+    found = verdict.earlier({"a sks dog": value})
     assert (found.question, found.value, found.base, found.word) == ("earlier", value, None, word)
     assert found.is_good == (found.advice is None) == (word == "stayed as it was")
-    assert found.text == f"earlier {value:.2g}: {word} (latent MSE on what was taught before; 1 is another seed)"
-    shown = verdict.earlier(value, (1.0, 0.958)).text
-    assert shown.endswith("(latent MSE on what was taught before, shown in 0.96 of the pictures, 1.00 before; 1 is another seed)")
+    assert found.text == f"earlier {value:.2g}: {word} (latent MSE on 'a sks dog' of what was taught before; 1 is another seed)"
+
+
+def test_a_lost_subject_does_not_hide_among_those_that_stayed() -> None:
+    found = verdict.earlier({"a sks dog": 0.01, "a zwx cat": 0.8, "a bnd bird": 0.02}, (1.0, 0.958))
+    assert (found.value, found.word, found.is_good) == (0.8, "changed much", False)
+    assert found.measured_by == (
+        "latent MSE on 'a zwx cat', the worst of 3 prompts of what was taught before, "
+        "shown in 0.96 of the pictures of all, 1.00 before"
+    )
+    assert math.isnan(verdict.earlier({"a sks dog": 3.0, "a zwx cat": math.nan}).value)
 
 
 @pytest.mark.parametrize(

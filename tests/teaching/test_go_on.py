@@ -121,10 +121,12 @@ def test_the_verdicts_are_against_the_model_before(cat: tuple[nb.TeachReport, Pa
     texts = [each["text"] for each in report["preservation"]["earlier"]["by_picture"]]
     assert texts == [f"a photo of sks circle on a {colour} background" for colour in ("red", "green", "blue", "yellow")]
     found = report["preservation"]["earlier"]
-    shown = found["shown"]
-    assert earlier.value == found["latent_mse_relative"]
+    shown, changes = found["shown"], [each["latent_mse"] for each in found["by_picture"]]
+    worst, mean = int(np.argmax(changes)), float(np.mean(changes))
+    assert earlier.value == pytest.approx(found["latent_mse_relative"] * changes[worst] / mean)
     assert earlier.measured_by == (
-        f"latent MSE on what was taught before, shown in {shown['edited']:.2f} of the pictures, {shown['base']:.2f} before"
+        f"latent MSE on '{texts[worst]}', the worst of 4 prompts of what was taught before, "
+        f"shown in {shown['edited']:.2f} of the pictures of all, {shown['base']:.2f} before"
     )
     page = (Path(cat[0].output) / "report.html").read_text()
     assert "Did what was taught before stay?" in page
