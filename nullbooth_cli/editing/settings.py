@@ -58,17 +58,19 @@ class EditSettings:
             if (value := getattr(self, key)) not in allowed:
                 named = [each for each in allowed if each is not None]
                 raise ConfigError(f"{key}={value!r} is not a choice", f"set {key} to {' or '.join(named)}")
-        if not 0 < self.ridge < math.inf or not 0 <= self.preserve < math.inf:
+        ranges = {
+            "ridge": (0 < self.ridge < math.inf, "a number above 0"),
+            "preserve": (0 <= self.preserve < math.inf, "a number, 0 or more"),
+            "copies": (self.copies >= 0, "a whole number, 0 or more"),
+            "prompts": (self.prompts >= 1, "a whole number, 1 or more"),
+            "noise": (self.noise >= 0, "a whole number, 0 or more"),
+            "project": (0 < self.project <= 1, "a share above 0, at most 1"),
+        }
+        if wrong := [key for key, (is_right, _) in ranges.items() if not is_right]:
             raise ConfigError(
-                f"ridge={self.ridge}, preserve={self.preserve}", "set ridge to a number above 0, preserve to 0 or more"
+                ", ".join(f"{key}={getattr(self, key)}" for key in wrong),
+                "\n".join(f"set {key} to {ranges[key][1]}" for key in wrong),
             )
-        if self.copies < 0 or self.noise < 0 or self.prompts < 1:
-            raise ConfigError(
-                f"copies={self.copies}, noise={self.noise}, prompts={self.prompts}",
-                "set prompts to 1 or more, the others to 0 or more",
-            )
-        if not 0 < self.project <= 1:
-            raise ConfigError(f"project={self.project}", "set it to a share above 0, at most 1")
 
     @property
     def features(self) -> set[str]:

@@ -46,6 +46,16 @@ def test_what_has_no_part_is_refused(given: dict[str, Any], problem: str, hint: 
     assert hint in caught.value.hint
 
 
+def test_only_what_is_wrong_is_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        EditSettings(copies=-1)
+    assert (caught.value.message, caught.value.hint) == ("copies=-1", "set copies to a whole number, 0 or more")
+    with pytest.raises(ConfigError) as caught:
+        EditSettings(preserve=-1.0, project=2.0)
+    assert caught.value.message == "preserve=-1.0, project=2.0"
+    assert caught.value.hint == "set preserve to a number, 0 or more\nset project to a share above 0, at most 1"
+
+
 @pytest.mark.parametrize(
     ("given", "problem", "hint"),
     [
