@@ -19,15 +19,18 @@ def remember_chain(session: Session, place: str, device: str | None) -> list[str
 
     Raises every error of `remember`: for a training run without prompts, for a model that has changed.
     """
+    return [_remember(session, each, device) for each in _not_remembered(session, place)]
+
+
+def _remember(session: Session, place: str, device: str | None) -> str:
+    """Let the store remember a model; the name of the task."""
+    from nullbooth_cli.commands.signals import follow
     from nullbooth_cli.editing.remember import request_of
     from nullbooth_cli.pipeline.remember import remember_events
 
-    names = []
-    for each in _not_remembered(session, place):
-        request = request_of(session.config, each)
-        session.terminal.follow(remember_events(session.config, request, device=device))
-        names.append(request.name)
-    return names
+    request = request_of(session.config, place)
+    follow(session.terminal, lambda interrupts: remember_events(session.config, request, device=device, interrupts=interrupts))
+    return request.name
 
 
 def edits_before(session: Session, place: str) -> "Sequence[EditReport]":

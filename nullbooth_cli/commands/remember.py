@@ -1,6 +1,5 @@
 """The command `nullbooth remember`."""
 
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +9,6 @@ from nullbooth_cli.commands.options import AsJson, Common, ConfigFile, Device, O
 if TYPE_CHECKING:
     from nullbooth_cli.commands.session import Session
     from nullbooth_cli.pipeline.remember import RememberRequest
-    from nullbooth_cli.progress import Event, Interrupts
     from nullbooth_cli.report.answers import ForgetAnswer, RememberAnswer, RememberPlan
 
 Place = Annotated[
@@ -69,6 +67,7 @@ def remember(
     from nullbooth_cli.commands import next_command
     from nullbooth_cli.commands.prompt_options import prompts_to_use
     from nullbooth_cli.commands.session import start
+    from nullbooth_cli.commands.signals import follow
     from nullbooth_cli.editing.remember import request_of
     from nullbooth_cli.errors import ConfigError
     from nullbooth_cli.pipeline.remember import forget_events, remember_events
@@ -84,7 +83,7 @@ def remember(
         if prompts or word or name or weight != 1 or soft is not None or dry_run:
             raise ConfigError("--forget takes the name of a task alone", "leave prompts and the other options out")
         session = start(common)
-        _follow(session, lambda interrupts: forget_events(session.config, forget, device=device, interrupts=interrupts))
+        follow(session.terminal, lambda interrupts: forget_events(session.config, forget, device=device, interrupts=interrupts))
         session.terminal.answer(ForgetAnswer(store=session.url, task=forget, tasks=session.tasks()), _draw)
     else:
         assert model is not None
@@ -94,25 +93,10 @@ def remember(
         if dry_run:
             _preview(session, request)
             return
-        _follow(session, lambda interrupts: remember_events(session.config, request, device=device, interrupts=interrupts))
+        follow(session.terminal, lambda found: remember_events(session.config, request, device=device, interrupts=found))
         answer = RememberAnswer(**_asked(session, request), tasks=session.tasks())
         session.terminal.answer(answer, _draw)
     session.terminal.next(*next_command.after_a_stage({}, session.options, session.url))
-
-
-def _follow(session: "Session", events: "Callable[[Interrupts], Iterator[Event]]") -> None:
-    """Draw events until they end; Ctrl-C and SIGTERM let the unit that runs be written first."""
-    import contextlib
-
-    from nullbooth_cli.commands.signals import interruptible
-    from nullbooth_cli.progress import Interrupts
-
-    interrupts = Interrupts()
-    with (
-        interruptible(interrupts, session.terminal.note, "the unit that runs"),
-        contextlib.closing(events(interrupts)) as running,  # type: ignore[type-var]  # they are generators
-    ):
-        session.terminal.follow(running)
 
 
 def _asked(session: "Session", request: "RememberRequest") -> dict[str, Any]:

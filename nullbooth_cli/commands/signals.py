@@ -5,11 +5,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from nullbooth_cli.progress import Interrupts
+from nullbooth_cli.progress import Event, Interrupts
+
+if TYPE_CHECKING:
+    from nullbooth_cli.commands.console import Terminal
 
 SAME_SECONDS = 1.0
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # as a shell reports a program that the signal ended
@@ -21,6 +24,16 @@ class Interrupted(KeyboardInterrupt):
     A class of its own, because `python -m` remembers a plain KeyboardInterrupt that leaves an `exec` (dataclasses use it while
     modules are imported), and then ends itself with SIGINT whatever exit code it is given.
     """
+
+
+def follow(terminal: "Terminal", events: Callable[[Interrupts], Iterator[Event]]) -> None:
+    """Draw events until they end; Ctrl-C and SIGTERM let the unit that runs be written first."""
+    interrupts = Interrupts()
+    with (
+        interruptible(interrupts, terminal.note, "the unit that runs"),
+        contextlib.closing(events(interrupts)) as running,  # type: ignore[type-var]  # they are generators
+    ):
+        terminal.follow(running)
 
 
 @contextlib.contextmanager

@@ -1,17 +1,24 @@
 """Which models `nullbooth edit --after` still has to remember: those behind the place that the store does not have."""
 
 import json
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 
-from nullbooth_cli.commands.edit_after import edits_before, record_of
+from nullbooth_cli.commands.edit_after import edits_before, record_of, remember_chain
+from nullbooth_cli.editing import remember as request_module
 from nullbooth_cli.editing.record import write_edit_record
 from nullbooth_cli.editing.report import EditedWeight, EditReport
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.after import After
+from nullbooth_cli.pipeline import remember as module
+from nullbooth_cli.progress import Event, Interrupts, Note
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store, list_task
 from tests.support.stores import small_store
@@ -82,3 +89,29 @@ def test_a_model_of_the_hub_has_no_way_to_it(session: Any, tmp_path: Path) -> No
     assert json.loads(json.dumps(after.document())) == {"place": "owner/name", "relative": None, "digest": None, "prompts": []}
     assert After.read({"after": after.document()}) == after
     assert after.find(tmp_path / "anywhere") == Path("owner/name")
+
+
+def test_sigterm_while_it_remembers_ends_with_its_code(session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def events(*_: object, interrupts: Interrupts, **__: object) -> Iterator[Event]:
+        yield Note("begun")
+        interrupts.unwritten = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield Note("the unit is written" if interrupts.requested else "lost")
+        raise KeyboardInterrupt
+
+    said: list[str] = []
+    note = said.append
+
+    def draw(found: Iterator[Note]) -> None:
+        for event in found:
+            note(event.text)
+
+    terminal = SimpleNamespace(note=note, follow=draw)
+    session = SimpleNamespace(**vars(session), terminal=terminal)
+    monkeypatch.setattr(request_module, "request_of", lambda *_: SimpleNamespace(name="star"))
+    monkeypatch.setattr(module, "remember_events", events)
+    with pytest.raises(typer.Exit) as caught:
+        remember_chain(session, edited(tmp_path / "star", "a star"), None)
+    assert caught.value.exit_code == 143
+    assert said[1].startswith("interrupted: finishing and writing the unit that runs")
+    assert [said[0], *said[2:]] == ["begun", "the unit is written"]
