@@ -13,9 +13,8 @@ from typing import Literal
 
 from nullbooth_cli.api import OpenStore
 from nullbooth_cli.editing.positions import Marked
-from nullbooth_cli.editing.speed import chosen_prompts
+from nullbooth_cli.editing.preserved import evenly_spaced, preserved_texts
 from nullbooth_cli.model.words import has_word, place_of_word
-from nullbooth_cli.store import tasks_of
 
 MOST = 40  # prompts that are run, of all contexts together, but two of each at least
 
@@ -47,12 +46,6 @@ class InContext:
     missing: float
 
 
-def preserved_texts(store: OpenStore) -> list[str]:
-    """The texts that a store preserves, each once: those that were collected, and those of hard tasks; without the empty one."""
-    of_tasks = (prompt.text for task in tasks_of(store.store, "hard") for prompt in task.store.prompts())
-    return [text for text in dict.fromkeys([*store.prompts(), *of_tasks]) if text]
-
-
 def contexts_of(sources: Sequence[MarkedPairs], store: OpenStore, can_pair: Callable[[MarkedPairs], bool]) -> list[Context]:
     """The contexts of each source among the preserved and the held-out prompts that are longer than it.
 
@@ -72,7 +65,7 @@ def contexts_of(sources: Sequence[MarkedPairs], store: OpenStore, can_pair: Call
     ]
     contexts = []
     for to_each, prompts, having in found:
-        pairs = [within(text, to_each) for text in chosen_prompts(having, max(2, MOST // len(found)))]
+        pairs = [within(text, to_each) for text in evenly_spaced(having, max(2, MOST // len(found)))]
         if pairs := [each for each in pairs if can_pair(each)]:
             contexts.append(Context(concept=to_each[0][0].text.strip(), prompts=prompts, count=len(having), pairs=tuple(pairs)))
     return contexts

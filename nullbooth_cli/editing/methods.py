@@ -10,11 +10,11 @@ from nullbooth_cli.api import OpenStore
 from nullbooth_cli.collect.open_model import denoising_path
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.editing.ace import query_projectors
-from nullbooth_cli.editing.contexts import preserved_texts
 from nullbooth_cli.editing.positions import Marked
+from nullbooth_cli.editing.preserved import evenly_spaced, preserved_texts
 from nullbooth_cli.editing.settings import EditSettings
 from nullbooth_cli.editing.solve import Rows, alphaedit, uce
-from nullbooth_cli.editing.speed import Filter, chosen_prompts
+from nullbooth_cli.editing.speed import Filter
 from nullbooth_cli.editing.tokens import TokenInputs, text_inputs
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model.protocols import Pipeline
@@ -95,7 +95,7 @@ def prepare(
             "collect other prompts, or choose the method alphaedit or uce",
         )
     path = denoising_path(store.config)
-    texts = chosen_prompts(others, settings.prompts)
+    texts = evenly_spaced(others, settings.prompts)
     inputs = {text: text_inputs(pipe, sites, text, path.inputs) for text in texts}
     if settings.method == "ace":
         path = replace(path, num_inference_steps=ACE_STEPS)

@@ -12,7 +12,6 @@ Beside the authors: C; the preserved tokens are all of a prompt, not only its la
 1e-1; the ridge counts for the sum over the concepts, not their mean.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,8 +90,3 @@ def _centres(rows: Rows, seed: int) -> Rows:
 
 def _distances(rows: Rows, centres: Rows) -> Rows:
     return np.asarray(np.square(rows[:, None] - centres[None]).sum(2))
-
-
-def chosen_prompts(prompts: Sequence[str], most: int) -> list[str]:
-    """At most `most` of the prompts, evenly spaced."""
-    return [prompts[i * len(prompts) // min(most, len(prompts))] for i in range(min(most, len(prompts)))]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nullbooth_cli as nb
-from nullbooth_cli.editing.speed import chosen_prompts, exact_rows, filtered_moment
+from nullbooth_cli.editing.speed import exact_rows, filtered_moment
 from tests.support.edits import embedded, fresh
 
 
@@ -36,12 +36,6 @@ def test_the_centres_of_the_empty_prompt() -> None:
     np.testing.assert_allclose(sorted(found[1:].tolist()), sorted(expected.tolist()))
     assert exact_rows(rows[:1], seed=0).tolist() == rows[:1].tolist()
     assert len(exact_rows(np.vstack([rows[:2], rows[1:2]]), seed=0)) == 2
-
-
-def test_prompts_are_chosen_over_the_whole_list() -> None:
-    texts = [str(i) for i in range(10)]
-    assert chosen_prompts(texts, 3) == ["0", "3", "6"]
-    assert chosen_prompts(texts, 20) == texts
 
 
 def test_an_edit_of_the_embedded_model(text_store: nb.OpenStore, pipe: Any) -> None:
