@@ -42,11 +42,25 @@ class TokenPairs:
 class _AtSite:
     """What is solved at one site: the rows to edit, those of each context, the moments, and C; None without earlier edits."""
 
+    site: Site
     edited: TokenPairs
     contexts: tuple[TokenPairs, ...]
     moment: Moment
     heldout: Moment | None
     before: Rows | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Change:
+    """The change of one weight: `after` is W + R G in the weight's dtype, `by_pair` what is missing of each pair.
+
+    `in_contexts` are <dW K1, R> and <R, R> of each context.
+    """
+
+    after: torch.Tensor
+    measured: EditedWeight
+    by_pair: list[float]
+    in_contexts: list[tuple[float, float]]
 
 
 class Problem:
@@ -95,48 +109,54 @@ class Problem:
         from prompts is read the first time. Its memory: a copy of the weights to change.
         """
         how = self._settings if method is None else replace(self._settings, method=method)
-        projectors = projectors or self._projectors
-        after: dict[str, torch.Tensor] = {}
-        edited: dict[str, EditedWeight] = {}
-        systems: dict[str, System] = {}
-        worst, in_contexts = np.zeros(len(self._pairs)), np.zeros((len(self._contexts), 2))
-        for site, at in self._at.items():
-            source, missing = with_copies(at.edited.keys, at.edited.wanted, how)
-            systems[site.name] = system = System(
-                site=site,
-                source=source,
-                missing=missing,
-                moment=at.moment,
-                projector=projectors[site.weights[0]],
-                before=at.before,
-                settings=how,
-                rule=rule or self.store.config.project.rule(),
-                inputs=self._method_inputs(how.method),
-            )
-            for name in site.weights:
-                if split_weight(name)[1] in how.features:
-                    after[name], change, edited[name], by_pair = _edit_weight(name, self._weight(name), system, at)
-                    worst = np.maximum(worst, by_pair)
-                    before = self._weight(name).detach().cpu().double().numpy()
-                    in_contexts += np.reshape([_made_and_wanted(change, before, rows) for rows in at.contexts], (-1, 2))
+        systems = {
+            site: self._system(at, how, (projectors or self._projectors)[site.weights[0]], rule) for site, at in self._at.items()
+        }
+        changes = {
+            name: _change(name, self._weight(name), systems[site], at)
+            for site, at in self._at.items()
+            for name in site.weights
+            if split_weight(name)[1] in how.features
+        }
+        after = {name: change.after for name, change in changes.items()}
+        worst = np.max([change.by_pair for change in changes.values()], axis=0)
         dtype = self.store.config.dtype
         report = EditReport(
             method=how.method,
             tokens=how.tokens,
             pairs=self._pairs,
-            weights=edited,
-            keys={name: system.source for name, system in systems.items()},
+            weights={name: change.measured for name, change in changes.items()},
+            keys={site.name: system.source for site, system in systems.items()},
             tensors={name: tensor_digest(after.get(name, self._weight(name)), dtype) for name in self._names},
             by_pair=dict(zip(self._pairs, worst.tolist(), strict=True)),
-            in_context=tuple(
-                InContext(concept=each.concept, prompts=each.prompts, count=each.count, missing=float(1 - made / wanted))
-                for each, (made, wanted) in zip(self._contexts, in_contexts, strict=True)
-                if wanted
-            ),
+            in_context=self._in_contexts([change.in_contexts for change in changes.values()]),
             cut_off=self._cut_off,
         )
-        wanted_rows = {name: system.missing for name, system in systems.items()}
-        return EditPlan(report=report, after=after, wanted=wanted_rows, denoiser=self._denoiser)
+        wanted = {site.name: system.missing for site, system in systems.items()}
+        return EditPlan(report=report, after=after, wanted=wanted, denoiser=self._denoiser)
+
+    def _system(self, at: _AtSite, how: EditSettings, projector: Projector, rule: tuple[str, float] | None) -> System:
+        source, missing = with_copies(at.edited.keys, at.edited.wanted, how)
+        return System(
+            site=at.site,
+            source=source,
+            missing=missing,
+            moment=at.moment,
+            projector=projector,
+            before=at.before,
+            settings=how,
+            rule=rule or self.store.config.project.rule(),
+            inputs=self._method_inputs(how.method),
+        )
+
+    def _in_contexts(self, by_weight: Sequence[Sequence[tuple[float, float]]]) -> tuple[InContext, ...]:
+        """What is missing in each context over all weights, by `_made_and_wanted` of each."""
+        totals = np.sum(np.reshape(by_weight, (len(by_weight), len(self._contexts), 2)), axis=0)
+        return tuple(
+            InContext(concept=each.concept, prompts=each.prompts, count=each.count, missing=float(1 - made / wanted))
+            for each, (made, wanted) in zip(self._contexts, totals, strict=True)
+            if wanted
+        )
 
     def _weight(self, name: str) -> nn.Parameter:
         return self._denoiser.get_parameter(name)
@@ -170,6 +190,7 @@ class Problem:
                 raise ConfigError(f"the model reads {same[0]!r} and its target as the same text", "name another target")
         return {
             site: _AtSite(
+                site=site,
                 edited=edited[site],
                 contexts=tuple(_token_pairs(site, context.pairs, inputs, ends) for context in self._contexts),
                 moment=self.store.moment(site),
@@ -237,24 +258,27 @@ def _require_plain(denoiser: nn.Module, weights: Sequence[str]) -> None:
         )
 
 
-def _edit_weight(
-    name: str, parameter: nn.Parameter, system: System, at: _AtSite
-) -> tuple[torch.Tensor, Rows, EditedWeight, list[float]]:
-    """W + R G rounded to the weight's dtype, dW, its measures, and what is missing of each pair."""
+def _change(name: str, parameter: nn.Parameter, system: System, at: _AtSite) -> _Change:
     weight = parameter.detach()
     before = weight.cpu().double().numpy()
     wanted, factor = system.of(name, before)
     after = torch.from_numpy(before + wanted.T @ factor).to(weight)
     change = after.cpu().double().numpy() - before
     left, ends = system.source @ change.T - wanted, np.cumsum(at.edited.counts)
+    # Noisy copies follow the rows of the pairs, and are no part of them.
     of_pairs = zip(np.split(left, ends)[: len(ends)], np.split(wanted, ends)[: len(ends)], strict=True)
     measured = EditedWeight(
         missing=float(np.linalg.norm(left) / np.linalg.norm(wanted)),
-        drift=relative_drift(change, before, system.moment),
+        drift=relative_drift(change, before, at.moment),
         change=float(np.linalg.norm(change) / np.linalg.norm(before)),
         heldout=None if at.heldout is None else relative_drift(change, before, at.heldout),
     )
-    return after, change, measured, [float(np.linalg.norm(rest) / np.linalg.norm(whole)) for rest, whole in of_pairs]
+    return _Change(
+        after=after,
+        measured=measured,
+        by_pair=[float(np.linalg.norm(rest) / np.linalg.norm(whole)) for rest, whole in of_pairs],
+        in_contexts=[_made_and_wanted(change, before, rows) for rows in at.contexts],
+    )
 
 
 def _made_and_wanted(change: Rows, weight: Rows, rows: TokenPairs) -> tuple[float, float]:

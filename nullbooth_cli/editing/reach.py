@@ -8,7 +8,6 @@ from nullbooth_cli.api import OpenStore
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.editing.problem import Problem
 from nullbooth_cli.editing.report import EditPlan
-from nullbooth_cli.editing.verdict import REACHED, elsewhere_word, reach_word
 from nullbooth_cli.nullspace import spectrum
 from nullbooth_cli.nullspace.projector import Projector
 
@@ -60,11 +59,6 @@ class EditRung:
     drift: float
     heldout: float | None
 
-    @property
-    def is_good(self) -> bool:
-        """Whether every target is reached, in other prompts too."""
-        return reach_word(self.missing) == REACHED and (self.elsewhere is None or elsewhere_word(self.elsewhere) == REACHED)
-
 
 def thresholds(problem: Problem, plan: EditPlan) -> tuple[EditRung, ...]:
     """The edit of a plan under relative thresholds that leave more null dimensions than now, then by `uce`.
@@ -82,8 +76,9 @@ def thresholds(problem: Problem, plan: EditPlan) -> tuple[EditRung, ...]:
         dims = [cut.null_dim(site) for site in problem.sites]
         if None not in dims and (total := sum(dim or 0 for dim in dims)) > before:
             before = total
-            rungs.append(_rung(problem.solve(projectors=cut.projectors(), rule=("relative_threshold", value)), value, total))
-            if rungs[-1].is_good:
+            tried = problem.solve(projectors=cut.projectors(), rule=("relative_threshold", value))
+            rungs.append(_rung(tried, value, total))
+            if tried.report.is_reached:
                 break
     return (*rungs, _rung(problem.solve(method="uce")))
 

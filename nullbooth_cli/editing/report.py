@@ -69,6 +69,11 @@ class EditReport:
         return (missing(self.by_pair), *of_contexts, drift({"preserved": self.drift, **heldout}))
 
     @property
+    def is_reached(self) -> bool:
+        """Whether every target is reached, in other prompts too."""
+        return all(verdict.is_good for verdict in self.verdicts if verdict.question != "drift")
+
+    @property
     def drift(self) -> float:
         """The largest `drift` of all weights."""
         return float(np.max([weight.drift for weight in self.weights.values()]))

@@ -23,9 +23,9 @@ class EditSettings:
     `tokens`: "subject" pairs the tokens of source and target from the last one of the subject to the end of the text that the
     model receives, by their distance to it, as UCE, SPEED and ACE do; "all" pairs all of them by position. Brackets mark the
     subject, `a [sks star] on a table`; without them it is what differs between the two (`positions.Positions`). By position `on`
-    may become `star`; from the subject on what comes before its last token has no target. of 48 edits
-    of the embedded model between as many words 0.82 of the targets were drawn from the subject on and 0.83 by position, of 24
-    others 0.70 and 0.61 (docs/studies/edit_words.py); of single edits of words of several tokens all, and 0.08 to 0.96
+    may become `star`; from the subject on, what comes before its last token has no target. The embedded model drew 0.82 of the
+    targets of 48 edits between as many words from the subject on, and 0.83 by position; of 24 others 0.70 and 0.61
+    (docs/studies/edit_words.py); of single edits of words of several tokens all, and 0.08 to 0.96 by position
     (docs/explanation/sequences.md).
     `weights`: those to change, "kv", "k" or "v"; None for those of the method, v alone for speed and both for the others.
     `ridge` is a in units of the mean squared norm of a preserved token, the same for every edit of a store: a larger one changes

@@ -89,7 +89,7 @@ def test_the_ladder_is_of_its_own_method_and_runs_no_prompt_again(
     assert dims[0] > store.projector(site).null_dim
     assert (by_uce.method, by_uce.relative_threshold, by_uce.null_dim) == ("uce", None, None)
     assert {rung.method for rung in rungs} == {method}
-    assert not any(rung.is_good for rung in rungs[:-1])
+    assert all(rung.missing > 0.6 or (rung.elsewhere or 0) > 0.6 for rung in rungs[:-1]), "none of them reaches every target"
     assert rungs[0].missing > rungs[-1].missing
     last = rungs[-1]
     shutil.copytree(store.url, tmp_path / "run.zarr")
