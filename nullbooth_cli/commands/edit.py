@@ -17,7 +17,9 @@ Neutral = Annotated[
 ]
 Debias = Annotated[
     list[str] | None,
-    typer.Option("--debias", metavar="PROFESSION", help="Give it the mean of it with each attribute of --over. Repeatable."),
+    typer.Option(
+        "--debias", metavar="PROFESSION", help="Its target is the mean of it with each attribute of --over. Repeatable."
+    ),
 ]
 Over = Annotated[str | None, typer.Option("--over", metavar="A,B", help="The attributes of --debias, such as male,female.")]
 File = Annotated[
@@ -25,7 +27,7 @@ File = Annotated[
     typer.Option(
         "--pairs",
         metavar="FILE",
-        help="More pairs: YAML of lines `source: target`, or of lists map, erase and debias; settings may have every setting.",
+        help="More pairs: YAML of lines `source: target`, or of lists map, erase and debias, beside settings.",
     ),
 ]
 Output = Annotated[str | None, typer.Option("-o", "--output", metavar="FOLDER", help="Folder for the edited pipeline.")]
@@ -43,16 +45,18 @@ Tokens = Annotated[
     typer.Option(
         "--tokens",
         metavar="subject|all",
-        help="Pair tokens from the last of the [subject] on, or of what differs (default); or all by position.",
+        help="subject (default): pair tokens from the last one of the [subject] on; all: pair them by position.",
     ),
 ]
 Ridge = Annotated[
     float | None,
-    typer.Option("--ridge", metavar="A", help="A larger one changes less, and more of the edit is missing; else 0.01."),
+    typer.Option("--ridge", metavar="A", help="A larger one changes less, and more of the edit is missing (default: 0.01)."),
 ]
 Preserve = Annotated[
     float | None,
-    typer.Option("--preserve", metavar="B", help="uce: how many edited tokens all preserved ones weigh as much as; else 100."),
+    typer.Option(
+        "--preserve", metavar="B", help="uce: the weight of all preserved tokens together, in edited ones (default: 100)."
+    ),
 ]
 Copies = Annotated[
     int | None,
@@ -86,7 +90,7 @@ Preview = Annotated[bool, typer.Option("--dry-run", help="Report what would be m
 
 
 class EditCommand(TyperCommand):
-    """The command, which also looks at where each --map stands: typer gives no more than that there is one."""
+    """The command, with a check of where each --map is: typer only tells that there is one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Raises ConfigError for a --map without a pair after it, or inside a pair."""
@@ -143,13 +147,9 @@ def edit(
     from nullbooth_cli.collect.edited_model import load_edited
     from nullbooth_cli.collect.open_model import load_model
     from nullbooth_cli.commands import next_command
+    from nullbooth_cli.commands.draw_edit import draw_edit
     from nullbooth_cli.commands.edit_after import edits_before, record_of, remember_chain
-    from nullbooth_cli.commands.edit_options import (
-        draw,
-        pairs_to_edit,
-        require_place,
-        require_reached,
-    )
+    from nullbooth_cli.commands.edit_options import pairs_to_edit, require_place, require_reached
     from nullbooth_cli.commands.session import start
     from nullbooth_cli.editing.edit import edit_problem, require_possible
     from nullbooth_cli.editing.reach import thresholds
@@ -164,7 +164,7 @@ def edit(
     asked = pairs_to_edit(prompts or (), erase=erase or (), to=to, debias=debias or (), over=over, file=file, around=around)
     options = {"method": method, "tokens": tokens, "ridge": ridge, "preserve": preserve, "copies": copies}
     settings = settings_of({**asked.settings, **{name: value for name, value in options.items() if value is not None}})
-    numbers = {name: value for name, value in settings.items() if name not in ("method", "tokens")}
+    of_method = {name: value for name, value in settings.items() if name not in ("method", "tokens")}
     pairs = as_mapping(asked.pairs)
     session = start(Common(config=config, store=store, overrides=overrides or (), as_json=as_json, quiet=quiet, verbose=verbose))
     opened = OpenStore(session.open_finished())
@@ -186,7 +186,7 @@ def edit(
             pipe.save_pretrained(folder)
             made_with = {"url": opened.url, "fingerprint": opened.provenance()["fingerprint"]}
             earlier_model = None if after is None else record_of(session.config, after, Path(output))
-            write_edit_record(folder, report, settings=numbers, after=earlier_model, store=made_with, dtype=opened.config.dtype)
+            write_edit_record(folder, report, settings=of_method, after=earlier_model, store=made_with, dtype=opened.config.dtype)
     answer = EditAnswer(
         store=session.url,
         output=output,
@@ -194,7 +194,7 @@ def edit(
         remembered=remembered,
         method=report.method,
         tokens=report.tokens,
-        settings=numbers,
+        settings=of_method,
         pairs=pairs,
         verdicts=report.verdicts,
         by_pair=report.by_pair,
@@ -203,8 +203,8 @@ def edit(
         drift=report.drift,
         heldout=report.heldout,
         weights=report.weights,
-        ladder=tried() if dry_run and not all(each.is_good for each in report.verdicts if each.question != "drift") else None,
+        ladder=None if output is not None or report.is_reached else tried(),
     )
-    session.terminal.answer(answer, draw)
+    session.terminal.answer(answer, draw_edit)
     if output is not None:
         session.terminal.next(next_command.measure(output, session.options))

@@ -1,27 +1,20 @@
-"""Reads the options of `nullbooth edit`, refuses an edit that reaches nothing, and draws its answer."""
+"""Reads the options of `nullbooth edit`, and refuses an edit that does not reach its targets."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import get_args
 
-from nullbooth_cli.commands.tables import table
 from nullbooth_cli.editing.around import Around
 from nullbooth_cli.editing.reach import EditRung
-from nullbooth_cli.editing.report import EditReport, several
+from nullbooth_cli.editing.report import EditReport
 from nullbooth_cli.editing.verbs import NEUTRAL, EditFile, debiased, erased, made, mapped, read_edits
 from nullbooth_cli.editing.verdict import reach_word
 from nullbooth_cli.errors import ConfigError, Rerun
-from nullbooth_cli.formatting import counted, listed
+from nullbooth_cli.formatting import listed
 from nullbooth_cli.nullspace.export import is_taken
 
-if TYPE_CHECKING:
-    from nullbooth_cli.report.answers import EditAnswer
-
 AROUND: Mapping[str, Around | None] = {**{kind: kind for kind in get_args(Around)}, "none": None}
-
-
-SHOWN = 20  # pairs in the answer
 ALL = 1.0  # of --max-missing: whatever is missing
 
 
@@ -123,49 +116,3 @@ def _measures(rung: EditRung) -> str:
     heldout = "" if rung.heldout is None else f", {rung.heldout:.2g} on held-out prompts"
     elsewhere = "" if rung.elsewhere is None else f", {rung.elsewhere:.2g} in other prompts"
     return f"{rung.missing:.2g} is missing ({reach_word(rung.missing)}){elsewhere}, drift {rung.drift:.2g}{heldout}"
-
-
-def draw(answer: "EditAnswer") -> list[Any]:
-    """The verdicts; of several pairs those that are not reached; the ladder, if there is one; and the folder."""
-    would = "would be edited" if answer.output is None else "edited"
-    after = f", after {answer.after}" if answer.after else ""
-    lines: list[Any] = [
-        *(f"{answer.store} remembers {name} now" for name in answer.remembered),
-        f"{counted(len(answer.pairs), 'prompt')} {would} in {len(answer.weights)} weights ({answer.method}{after})",
-        *(line for verdict in answer.verdicts for line in verdict.lines),
-    ]
-    if len(answer.by_pair) > 1:
-        lines += ["", _pairs(answer)]
-    if answer.ladder:
-        lines += ["", _ladder(answer.ladder)]
-    return [*lines, *([answer.output] if answer.output else [])]
-
-
-def _pairs(answer: "EditAnswer") -> Any:
-    """The pairs, those furthest from their targets first."""
-    worst = sorted(answer.by_pair.items(), key=lambda item: -item[1])
-    rows = [
-        [f"{missing:.2g}", reach_word(missing), f"{source} -> {' + '.join(several(answer.pairs[source])) or 'nothing'}"]
-        for source, missing in worst[:SHOWN]
-    ]
-    if len(worst) > SHOWN:
-        rows.append(["", "", f"and {len(worst) - SHOWN} more"])
-    return table(["missing", "", "prompt"], rows, right=frozenset({0}))
-
-
-def _ladder(rungs: Sequence[EditRung]) -> Any:
-    """What the edit would do under other thresholds, and by uce."""
-    columns = ["relative_threshold", "null_dim", "missing", "", "elsewhere", "drift", "held-out"]
-    rows = [
-        [
-            rung.method if rung.relative_threshold is None else f"{rung.relative_threshold:g}",
-            "" if rung.null_dim is None else str(rung.null_dim),
-            f"{rung.missing:.2g}",
-            reach_word(rung.missing),
-            "" if rung.elsewhere is None else f"{rung.elsewhere:.2g}",
-            f"{rung.drift:.2g}",
-            "" if rung.heldout is None else f"{rung.heldout:.2g}",
-        ]
-        for rung in rungs
-    ]
-    return table(columns, rows, right=frozenset({0, 1, 2, 4, 5, 6}), drop=("null_dim",))

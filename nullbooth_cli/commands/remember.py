@@ -124,7 +124,7 @@ def _draw_plan(plan: "RememberPlan") -> list[Any]:
 
     does = {
         "new": "would remember",
-        "unfinished": "would go on with",
+        "unfinished": "would resume",
         "damaged": "would record again",
         "remembered": "remembers already",
     }[plan.state]

@@ -80,7 +80,7 @@ def _draw(report: "StatusReport") -> list[Any]:
     if report.tasks:
         drawn.append(f"tasks: {', '.join(report.tasks)}")
     for name in report.unfinished_tasks:
-        drawn.append(f"unfinished task {name}: the same command goes on, --forget {name} removes it")
+        drawn.append(f"unfinished task {name}: the same command resumes, --forget {name} removes it")
     if report.verify:
         drawn.append(f"verified: {report.verify.checked} pieces read, {len(report.verify.damaged)} damaged")
         drawn += [f"  {damage.error}" for damage in report.verify.damaged]

@@ -28,7 +28,9 @@ Model = Annotated[
 ]
 After = Annotated[
     str | None,
-    typer.Option("--after", metavar="DIR", help="Output that was taught before: its model learns this as well, and keeps that."),
+    typer.Option(
+        "--after", metavar="DIR", help="Output that was taught before: training starts from its model, and its subject stays."
+    ),
 ]
 Preserve = Annotated[
     list[str] | None, typer.Option("--preserve", metavar="FILE", help="More prompts that must not change. Repeatable.")
@@ -75,7 +77,7 @@ def teach(
     taught model side by side. Config, recipe and store are ordinary files in the output, which every other command takes. The
     same command resumes.
 
-    With --after, the model of another output goes on: its store is copied, and remembers what was taught there.
+    With --after, training starts from the model of another output, whose store is copied and remembers what was taught there.
 
     Example: nullbooth teach photos/ --word sks --class dog --model sd15 -o taught
     """

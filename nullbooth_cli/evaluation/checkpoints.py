@@ -73,7 +73,7 @@ def checkpoint_places(run: str) -> dict[str, int]:
 
 
 def best_of(scores: Sequence[CheckpointScore]) -> tuple[CheckpointScore, str] | None:
-    """The best checkpoint and the rule that chose it; None if it was not measured what they learned. Of equal ones the first."""
+    """The best checkpoint and the rule that chose it; None if `learned` was not measured. Of equal ones the first."""
     measured = [score for score in scores if score.value("learned") is not None]
     well = [s for s in measured if any(v.question == "learned" and v.is_good for v in s.verdicts)]
     if well:
@@ -90,7 +90,7 @@ def _learned(score: CheckpointScore) -> float:
 
 
 def _forgotten(score: CheckpointScore) -> float:
-    """For an order: the most of what was forgotten and of what was taught before; of pictures that are not finite, the most."""
+    """For an order: the larger of `forgotten` and `earlier`; of pictures that are not finite, the most."""
     values = [verdict.value for verdict in score.verdicts if verdict.is_distance]
     return max((math.inf if math.isnan(value) else value for value in values), default=0.0)
 

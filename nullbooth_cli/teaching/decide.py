@@ -119,7 +119,7 @@ def _taught_before(place: str) -> Decision:
     if found is None:
         raise ConfigError(
             f"{place} is not the output of teaching: it has no {REQUEST}",
-            "name one; what was trained by a recipe goes on by a recipe with `after`, under a store that remembers it",
+            "name one, or train by a recipe whose `after` names it, under a store that remembers it",
         )
     if finished(found.recipe, takes_earlier=True) is None:
         raise ConfigError(f"{place} is not taught to its end", "finish it first: the same request again resumes")

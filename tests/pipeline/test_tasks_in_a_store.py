@@ -138,7 +138,7 @@ def test_what_a_stopped_run_left_is_listed(copy: Config) -> None:
     store.inside_or_create("tasks/cat", {})
     assert leftovers(store) == ["cat"]
     shown = nullbooth("status", "-s", copy.store)
-    assert "tasks: dog\nunfinished task cat: the same command goes on, --forget cat removes it" in shown.stdout
+    assert "tasks: dog\nunfinished task cat: the same command resumes, --forget cat removes it" in shown.stdout
     found = json.loads(nullbooth("status", "-s", copy.store, "--json").stdout)
     assert (found["tasks"], found["unfinished_tasks"]) == (["dog"], ["cat"])
     (Path(copy.store) / "tasks/cat/zarr.json").write_text("{")

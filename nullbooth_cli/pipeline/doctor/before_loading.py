@@ -138,7 +138,7 @@ def tasks(exam: Examination) -> str | Caution | None:
         return None
     require_tasks_whole(exam.store)
     if left := leftovers(exam.store):
-        return Caution(f"{', '.join(left)} was not finished", "remember it again, which goes on, or forget it")
+        return Caution(f"{', '.join(left)} was not finished", "remember it again to resume, or forget it")
     names = [entry.name for entry in listed_tasks(exam.store)]
     return f"{', '.join(names)}: all can be read" if names else None
 
