@@ -1,4 +1,11 @@
-"""Closed-form edits: which tokens of a prompt change, the equations of the methods, and the edited weights.
+"""Closed-form edits, in the order of the work.
 
-Beside them `remember`, which preserves an edit, or what a training run taught, for the next change.
+verbs, around, settings               what is asked for, as pairs of prompts and numbers
+edit                                  the entrance: `edit`, `plan_edit`, `edit_problem`
+problem                               the edit as read from the model: the rows of every prompt at every site
+  positions, tokens                   which token of a target belongs to which token of its source
+  contexts, preserved                 other prompts that have what is edited; what a store preserves
+methods, solve, speed, ace            the equations
+report, verdict, reach                the plan and its measures, the words for them, the edit under other thresholds
+record, remember                      what a saved edit says of itself; the next change preserves it, or what was taught
 """
