@@ -8,7 +8,7 @@ from typer.core import TyperCommand
 
 from nullbooth_cli.commands.options import AsJson, Common, ConfigFile, Device, Overrides, Quiet, StorePath, Verbose
 
-Mark = Annotated[bool, typer.Option("--map", help="SOURCE and TARGET follow. It may be left out. Repeatable.")]
+Pairs = Annotated[bool, typer.Option("--map", help="SOURCE and TARGET follow. It may be left out. Repeatable.")]
 Erase = Annotated[
     list[str] | None, typer.Option("--erase", metavar="CONCEPT", help="Let a word or a prompt mean nothing. Repeatable.")
 ]
@@ -110,7 +110,7 @@ def edit(
         typer.Argument(metavar="SOURCE TARGET", help="Pairs of prompts: the one to edit, then the one it should look like."),
     ] = None,
     output: Output = None,
-    map_: Mark = False,
+    map_: Pairs = False,
     erase: Erase = None,
     to: Neutral = None,
     debias: Debias = None,

@@ -85,7 +85,7 @@ def require_reached(report: EditReport, store: str, most: float, thresholds: Cal
     """
     missing = {f"of '{source}'": value for source, value in report.by_pair.items()}
     missing |= {f"in {each.prompts} prompts with '{each.concept}'": each.missing for each in report.in_context}
-    missing = {place: float(f"{value:.2g}") for place, value in missing.items()}
+    missing = {place: float(f"{value:.2g}") for place, value in missing.items()}  # as printed
     beyond = sorted((place for place in missing if not missing[place] < most), key=lambda place: -missing[place])
     if not beyond or most == ALL:
         return

@@ -11,8 +11,7 @@ from nullbooth_cli.evaluation.verdict import Question
 def draw_checkpoints(report: CheckpointsReport) -> list[Any]:
     """A row for each checkpoint; below, the best, why it is, and its verdicts."""
     asked = {verdict.question for score in report.checkpoints for verdict in score.verdicts}
-    known: tuple[Question, ...] = ("learned", "forgotten", "earlier")
-    questions = [question for question in known if question != "earlier" or question in asked]
+    questions: tuple[Question, ...] = ("learned", "forgotten", "earlier") if "earlier" in asked else ("learned", "forgotten")
     columns = ["step", *(cell for question in questions for cell in (question, "")), "drift", ""]
     drifts = ["" if score.drift is None else f"{score.drift:.2g}" for score in report.checkpoints]
     rows = [

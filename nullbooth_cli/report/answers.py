@@ -50,8 +50,7 @@ class EditAnswer(Document):
     """An edit, saved to `output`; null if nothing was written. `missing`, `drift` and `heldout` are the largest of all weights.
 
     `by_pair` is the share that is missing of each pair alone, by its source, `in_context` that in other prompts that have what is
-    edited. `ladder` is the edit under other thresholds, where
-    a dry run looked for one that reaches its targets.
+    edited. `ladder` is the edit under other thresholds, where a dry run looked for one that reaches its targets.
     """
 
     store: str
