@@ -1,5 +1,7 @@
 """Other prompts that have what is edited: which, what they would become, and what is missing in them, in plain numpy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -74,6 +76,9 @@ def test_what_is_missing_is_that_of_these_prompts_from_the_subject_on(store: nb.
     verdict = plan.report.verdicts[1]
     assert (verdict.question, verdict.is_good) == ("elsewhere", False)
     assert "3 preserved prompts with 'circle'" in verdict.text
+    assert not plan.report.is_reached
+    assert replace(plan.report, by_pair={"a": 0.1}, in_context=()).is_reached
+    assert not replace(plan.report, by_pair={"a": 0.7}, in_context=()).is_reached
 
 
 def test_a_prompt_that_is_edited_itself_and_a_new_word_have_no_context(store: nb.OpenStore) -> None:
