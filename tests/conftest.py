@@ -21,6 +21,7 @@ from nullbooth_cli.model import device, load
 from nullbooth_cli.pipeline import prepare_collect
 from nullbooth_cli.settings.config import Config
 from nullbooth_cli.store import Store
+from nullbooth_cli.toy import FOLDER
 
 if TYPE_CHECKING:
     from tests.support.bucket import Bucket, Place
@@ -83,7 +84,9 @@ def _the_embedded_model_is_read_once() -> Iterator[None]:
         key = repr(sorted(how.items()))
         if key not in first:
             first[key] = real(model, **how)
-        return copy.deepcopy(first[key])
+        # A copied tokenizer lacks its decoder: texts that are decoded have the marks of their tokens.
+        old = first[key].tokenizer
+        return copy.deepcopy(first[key], {id(old): type(old).from_pretrained(FOLDER / "tokenizer")})
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(load, "load_pipeline", load_pipeline)

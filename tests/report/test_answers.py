@@ -16,6 +16,7 @@ def test_an_export_names_only_what_its_format_has() -> None:
 
 
 def test_an_edit_has_its_pairs_and_its_weights() -> None:
+    from nullbooth_cli.editing.contexts import InContext
     from nullbooth_cli.editing.report import EditedWeight
     from nullbooth_cli.editing.verdict import missing
 
@@ -31,6 +32,7 @@ def test_an_edit_has_its_pairs_and_its_weights() -> None:
         pairs={"a cat": "a dog", "nurse": ("male nurse", "female nurse")},
         verdicts=(missing({"a cat": 0.1}),),
         by_pair={"a cat": 0.1},
+        in_context=(InContext(concept="cat", prompts="preserved", count=3, missing=0.4),),
         missing=0.1,
         drift=0.01,
         heldout=None,
@@ -39,7 +41,7 @@ def test_an_edit_has_its_pairs_and_its_weights() -> None:
     document = to_json(answer)
     assert list(document) == [
         *("schema_version", "store", "output", "after", "remembered", "method", "tokens", "settings", "pairs", "verdicts"),
-        *("by_pair", "missing", "drift", "heldout", "weights"),
+        *("by_pair", "in_context", "missing", "drift", "heldout", "weights"),
     ]
     assert document["pairs"] == {"a cat": "a dog", "nurse": ["male nurse", "female nurse"]}
     assert document["weights"]["mid.to_k.weight"] == {"missing": 0.1, "drift": 0.01, "change": 0.2, "heldout": None}

@@ -7,7 +7,7 @@ from tests.support.builders import features_at
 
 
 def assert_same_run(found: Store, expected: Store, *, exactly: bool = False) -> None:
-    """Prompts and counts are the same; so are features and moments, within the rounding of another number of threads."""
+    """Prompts and counts are the same; so are features and moments, within the rounding of another number of threads or prompts."""
     assert not list(found.path.rglob("*.partial"))
     assert found.sites == expected.sites
     assert found.rows == expected.rows
@@ -21,7 +21,8 @@ def assert_same_run(found: Store, expected: Store, *, exactly: bool = False) -> 
                     np.concatenate([features_at(store, site, step, unit).reshape(-1, site.dim) for unit in chunks])
                     for store in (found, expected)
                 )
-                np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+                # Prompts of a unit that grew were recorded in two batches: float32 products of another size round otherwise.
+                np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=3e-5 * np.abs(wanted).max())
                 vectors = x.astype(np.float64)
                 _assert_sums(found.moments.read_one(site, step), (vectors.T @ vectors, vectors.sum(0), len(vectors)), 1e-9)
             _assert_sums(found.moments.read_one(site, step), sums, 0.0 if exactly else 1e-4)
