@@ -7,7 +7,7 @@ from tests.support.builders import features_at
 
 
 def assert_same_run(found: Store, expected: Store, *, exactly: bool = False) -> None:
-    """Prompts and counts are the same; so are features and moments, within the rounding of another number of threads or prompts."""
+    """Prompts and counts are the same; so are features and moments, within the rounding of other batches and threads."""
     assert not list(found.path.rglob("*.partial"))
     assert found.sites == expected.sites
     assert found.rows == expected.rows
