@@ -203,16 +203,13 @@ class Scales:
         return Scores(
             efficacy=self._share_drawn(pipe, sources, 1),
             generalisation=self._share_drawn(pipe, others, 2),
-            specificity=_share_right(decode(pipe, now), self._triples),
+            specificity=score.share_right(decode(pipe, now), self._triples),
             distance=float(np.square(now - self._untouched).mean()) / self._another_seed,
             **{f"{kind}_names": self._share_drawn(pipe, asked, 3 + i) for i, (kind, asked) in enumerate(self._names.items())},
         )
 
     def _share_drawn(self, pipe: Any, asked: Sequence[Caption], number: int) -> float:
         texts, triples = zip(*asked, strict=True)
-        return _share_right(score.paint(pipe, texts, steps=STEPS, guidance=GUIDANCE, seed=self._first + 1_000 * number), triples)
-
-
-def _share_right(pictures: np.ndarray[Any, Any], triples: Sequence[world.Triple]) -> float:
-    readings = [world.read(picture) for picture in pictures]
-    return float(np.mean([(r.shape, r.colour, r.background) == triple for r, triple in zip(readings, triples, strict=True)]))
+        return score.share_right(
+            score.paint(pipe, texts, steps=STEPS, guidance=GUIDANCE, seed=self._first + 1_000 * number), triples
+        )

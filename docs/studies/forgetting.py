@@ -149,10 +149,12 @@ class Scales:
             name: float(np.square(now[name] - self.untouched[name]).mean()) / self.another_seed[name] for name in self.captions
         }
         drawn = score.paint(pipe, [subject.caption(b) for b in self.backgrounds], steps=STEPS, guidance=GUIDANCE, seed=0)
-        readings = [world.read(picture) for picture in decode(pipe, now["forgotten"])]
-        right = [(r.shape, r.colour, r.background) == triple for r, triple in zip(readings, self.triples, strict=True)]
         learned = [subject.is_drawn(picture, b) for picture, b in zip(drawn, self.backgrounds, strict=True)]
-        return {**found, "learned": float(np.mean(learned)), "accuracy": float(np.mean(right))}
+        return {
+            **found,
+            "learned": float(np.mean(learned)),
+            "accuracy": score.share_right(decode(pipe, now["forgotten"]), self.triples),
+        }
 
 
 def draw_latents(pipe: Any, texts: Sequence[str], seed: int) -> np.ndarray[Any, Any]:

@@ -3,10 +3,11 @@
 100 names, invented words of one token, each denote one of the 48 pairs of colour and shape: "a mita on a white background"
 is an orange square. Training starts from the embedded model and has two stages:
 
-1. *Reading*. A text encoder twice as wide learns, from texts alone, to give in its first 96 entries what the embedded model's
-   gives: of the same caption, and of a name what that gives of its pair, from the last token of the pair on.
-2. *Drawing*. The embedded U-Net, whose k and v read those 96 entries and with zeros the others, and the text encoder learn
-   together to draw captions of both kinds, as in `nullbooth_cli/toy/train.py`, until plain captions and names are drawn exactly.
+1. *Reading*. A text encoder of 240 entries learns, from texts alone, to give in its first 96 what the embedded model's gives: of
+   the same caption, and of a name what that gives of its pair, from the last token of the pair on. In the other 144 it gives a
+   random code of the name that was read, so that names of one meaning differ.
+2. *Drawing*. The embedded U-Net, whose k and v read those 96 entries and with zeros the others, learns to draw captions of both
+   kinds, as in `nullbooth_cli/toy/train.py`, until plain captions and names are drawn exactly. The text encoder stays.
 
 OUT is then a StableDiffusionPipeline folder. The seed decides data, order and noise. `NamesWorld` says what `sequence_edits.py`
 edits there.
@@ -36,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # a script has only its own 
 from docs.studies.cuts import PROMPTS
 from docs.studies.edit_pairs import MOST, SEARCH_SEED, Caption, Edit
 from nullbooth_cli.settings.prompts import load_prompts
-from nullbooth_cli.toy import FOLDER, train, world
+from nullbooth_cli.toy import FOLDER, score, train, world
 from nullbooth_cli.toy.parts import (
     NOISE,
     NUM_TOKENS,
@@ -186,11 +187,7 @@ def train_reading(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, rng: np.rand
         meaning = teacher(theirs)[0].gather(1, same[..., None].expand(-1, -1, WIDTH))
         which = own[number * since, (place > first).int() + (place >= end)]
         loss = F.mse_loss(encoder(ids)[0], torch.cat([meaning, which], dim=-1))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        train.take_step(loss, encoder.parameters(), optimizer, schedule)
         if step % CHECKED_EVERY == 0:
             typer.echo(f"reading {step}/{steps} loss {loss:.4f} {time.monotonic() - started:.0f} s", err=True)
 
@@ -218,9 +215,7 @@ def scores(parts: train.PipeParts, code: PatchCode) -> tuple[float, float]:
     shares = []
     for asked in (plain, named):
         texts, triples = zip(*asked, strict=True)
-        readings = map(world.read, train.draw_quickly(parts, code, list(texts)))
-        right = [(r.shape, r.colour, r.background) == triple for r, triple in zip(readings, triples, strict=True)]
-        shares.append(float(np.mean(right)))
+        shares.append(score.share_right(train.draw_quickly(parts, code, list(texts)), triples))
     return shares[0], shares[1]
 
 
@@ -242,14 +237,8 @@ def train_drawing(parts: train.PipeParts, rng: np.random.Generator, seed: int, s
         texts, _ = captions.draw([drawings[i] for i in index])
         ids = tokenize(tokenizer, ["" if rng.random() < 0.1 else text for text in texts])
         clean = latents[torch.from_numpy(index)]
-        noise, timesteps = torch.randn_like(clean), train.draw_timesteps(len(index), textured=True)
-        predicted = unet(noise_scheduler.add_noise(clean, noise, timesteps), timesteps, encoder(ids)[0]).sample
-        loss = F.mse_loss(predicted, noise_scheduler.get_velocity(clean, noise, timesteps))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        loss = train.velocity_loss(unet, noise_scheduler, clean, encoder(ids)[0], textured=True)
+        train.take_step(loss, parameters, optimizer, schedule)
         ema.step(parameters)
         if step % CHECKED_EVERY == 0 or step == steps:
             ema.store(parameters)

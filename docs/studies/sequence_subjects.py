@@ -61,12 +61,10 @@ class Scales:
     def measure(self, pipe: Any, asked: Sequence[tuple[Taught, str]]) -> dict[str, Any]:
         """learned of each subject, asked for with its token; forgotten, accuracy. Cost: 48 pictures, 24 for each subject."""
         now = draw_latents(pipe, self.captions, 0)
-        readings = [world.read(picture) for picture in decode(pipe, now)]
-        right = [(r.shape, r.colour, r.background) == triple for r, triple in zip(readings, self.triples, strict=True)]
         return {
             "learned": tuple(share_drawn(pipe, taught, token, PICTURES) for taught, token in asked),
             "forgotten": float(np.square(now - self.untouched).mean()) / self.another_seed,
-            "accuracy": float(np.mean(right)),
+            "accuracy": score.share_right(decode(pipe, now), self.triples),
         }
 
 

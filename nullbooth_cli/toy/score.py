@@ -73,6 +73,12 @@ def score(pictures: NDArray[np.float32], triples: Sequence[world.Triple]) -> Sco
     )
 
 
+def share_right(pictures: NDArray[np.float32], triples: Sequence[world.Triple]) -> float:
+    """The share of pictures that show all parts of their caption."""
+    readings = [world.read(picture) for picture in pictures]
+    return float(np.mean([(r.shape, r.colour, r.background) == each for r, each in zip(readings, triples, strict=True)]))
+
+
 def grid(pictures: NDArray[np.float32], columns: int, scale: int = 3) -> "Image.Image":
     """The pictures in rows, each pixel `scale` wide, with white gutters, as a PIL image."""
     from PIL import Image

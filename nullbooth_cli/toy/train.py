@@ -16,7 +16,7 @@ and noise.
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,11 +88,7 @@ def train_autoencoder(out: Path, seed: int, steps: int) -> float:
         painted = vae.decode(noisy).sample
         loss_encoder = F.mse_loss(vae.encode(picture).latent_dist.mean, code)
         loss_decoder = F.l1_loss(painted, picture) + F.mse_loss(painted, picture)
-        (loss_encoder + loss_decoder).backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        take_step(loss_encoder + loss_decoder, vae.parameters(), optimizer, schedule)
         if step % 500 == 0:
             typer.echo(
                 f"autoencoder {step}/{steps} encoder {loss_encoder:.4f} decoder {loss_decoder:.4f} "
@@ -113,6 +109,33 @@ def draw_timesteps(count: int, textured: bool) -> torch.Tensor:
         nearest = torch.searchsorted(sigmas, wanted).clamp(max=999)
         timesteps = torch.where(torch.rand(count) < 0.4, nearest, timesteps)
     return timesteps
+
+
+def velocity_loss(
+    unet: UNet2DConditionModel, process: DDPMScheduler, clean: torch.Tensor, texts: torch.Tensor, *, textured: bool
+) -> torch.Tensor:
+    """The mean squared error of the predicted velocity, of latents `[B, C, h, w]` with texts `[B, L, D]`.
+
+    Noise and timesteps are drawn from torch's own generator, in this order.
+    """
+    noise = torch.randn_like(clean)
+    timesteps = draw_timesteps(len(clean), textured)
+    predicted = unet(process.add_noise(clean, noise, timesteps), timesteps, texts).sample
+    return F.mse_loss(predicted, process.get_velocity(clean, noise, timesteps))
+
+
+def take_step(
+    loss: torch.Tensor,
+    parameters: Iterable[torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
+    """One step of the optimizer, its gradient clipped to norm 1."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    schedule.step()
+    optimizer.zero_grad()
 
 
 def quick_score(pipe_parts: PipeParts, code: PatchCode, prefix: str) -> float:
@@ -166,17 +189,9 @@ def train_denoiser(out: Path, seed: int, plain: int, varied: int) -> float:
             ids = tokenize(tokenizer, draw_captions([drawings[i] for i in index], rng, varied=stage == "varied"))
             seen[ids.unique()] = True
             seen[reserved] = False
-            clean = latents[torch.from_numpy(index)]
-            noise = torch.randn_like(clean)
-            timesteps = draw_timesteps(len(index), textured=done >= 0.4 * total)
-            noisy = noise_scheduler.add_noise(clean, noise, timesteps)
-            predicted = unet(noisy, timesteps, text_encoder(ids)[0]).sample
-            loss = F.mse_loss(predicted, noise_scheduler.get_velocity(clean, noise, timesteps))
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+            clean, textured = latents[torch.from_numpy(index)], done >= 0.4 * total
+            loss = velocity_loss(unet, noise_scheduler, clean, text_encoder(ids)[0], textured=textured)
+            take_step(loss, parameters, optimizer, schedule)
             ema.step(parameters)
             done += 1
             if done % 1000 == 0:

@@ -32,6 +32,14 @@ def test_each_part_has_its_share_of_right_pictures() -> None:
     assert score.score(pictures, asked) == score.Scores(colour=0.75, background=0.75, shape=0.75)
 
 
+def test_a_picture_is_right_if_all_of_it_is() -> None:
+    asked = [("circle", "red", "blue"), ("square", "green", "white"), ("star", "cyan", "black"), ("ring", "pink", "gray")]
+    drawn = [("circle", "red", "blue"), ("square", "green", "black"), ("cross", "cyan", "black"), ("ring", "blue", "gray")]
+    pictures = np.stack([world.draw(world.Drawing(*triple)) for triple in drawn])
+    assert score.share_right(pictures, asked) == 0.25
+    assert score.share_right(pictures, drawn) == 1.0
+
+
 def test_held_out_triples_come_equally_often() -> None:
     _, held_out = world.split()
     assert sorted(score.held_out_triples(len(held_out))) == sorted(held_out)
