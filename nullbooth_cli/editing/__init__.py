@@ -7,5 +7,5 @@ problem                               the edit as read from the model: the rows 
   contexts, preserved                 other prompts that have what is edited; what a store preserves
 methods, solve, speed, ace            the equations
 report, verdict, reach                the plan and its measures, the words for them, the edit under other thresholds
-record, remember                      what a saved edit says of itself; the next change preserves it, or what was taught
+record, remember                      edit.json; a store that preserves an edit, or a taught subject, in the next change
 """

@@ -232,7 +232,7 @@ def _inner_config(run: Run, request: RememberRequest) -> Config:
     return task_config(run.config, place_of(request.name), request.prompts)
 
 
-def _begun(run: Run, request: RememberRequest) -> Store:
+def _inner(run: Run, request: RememberRequest) -> Store:
     """The store of the task, open for writing."""
     inner = run.store.inside(place_of(request.name), write=True)
     assert inner is not None  # `_begin` made it
@@ -241,7 +241,7 @@ def _begun(run: Run, request: RememberRequest) -> Store:
 
 def _record(run: Run, request: RememberRequest) -> Iterator[Event]:
     """Collect the prompts with the changed model, and add them up."""
-    inner, config = _begun(run, request), _inner_config(run, request)
+    inner, config = _inner(run, request), _inner_config(run, request)
     prompts = load_prompts(list(request.prompts), PROMPTS_FIELD)
     task = replace(run, config=config, prompts=prompts, store=inner, edited=request.source, cache=StateCache())
     for event in execute("collect", task):
@@ -263,7 +263,7 @@ def _require_same_sites(store: Store, inner: Store, request: RememberRequest) ->
 def _write(run: Run, request: RememberRequest) -> Iterator[Event]:
     """Write the sums of an edit's rows, in one process."""
     yield Note(f"{counted(len(request.prompts), 'edited prompt')} of {request.source}")
-    decide(run, lambda: _write_sums(run.store, _begun(run, request), _inner_config(run, request), request))
+    decide(run, lambda: _write_sums(run.store, _inner(run, request), _inner_config(run, request), request))
 
 
 def _write_sums(store: Store, inner: Store, config: Config, request: RememberRequest) -> None:

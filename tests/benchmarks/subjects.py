@@ -22,6 +22,7 @@ from nullbooth_cli.model.scheduler import build_scheduler, compute_schedule
 from nullbooth_cli.progress import Interrupts
 from nullbooth_cli.store import Layout, Store, create_collection
 from nullbooth_cli.store.background import Writer
+from tests.benchmarks.training import TINY as TINY_DENOISERS
 from tests.support.builders import ROOT
 
 STRATEGY = "DPM++ 2M Karras"
@@ -37,17 +38,7 @@ SD15_UNET = {
 }
 SD15_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 TINY = {"block_out_channels": (16,) * 4, "layers_per_block": 1, "cross_attention_dim": 32, "norm_num_groups": 8, "sample_size": 8}
-TINY_SDXL = {
-    "block_out_channels": (16, 32),
-    "norm_num_groups": 8,
-    "cross_attention_dim": 64,
-    "sample_size": 8,
-    "attention_head_dim": 4,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2),
-    "projection_class_embeddings_input_dim": 6 * 256 + 32,
-}
+TINY_SDXL = {**TINY_DENOISERS["sdxl"], "cross_attention_dim": 64, "projection_class_embeddings_input_dim": 6 * 256 + 32}
 TINY_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 Recorded = list[tuple[Site, int, torch.Tensor]]
 
