@@ -205,6 +205,9 @@ class Site:
     masked: bool = False  # tokens that pad a prompt are NaN in the features, and left out of the moments
     steps: tuple[int, int] | None = None  # (first, how many) of the schedule in which its denoiser runs; None for all
 
+    def __hash__(self) -> int:  # cheap: sites are looked up in every forward
+        return hash(self.weights)
+
     @property
     def name(self) -> str:
         """`layer.feature`, unique in a store."""

@@ -33,7 +33,9 @@ class Recorder:
         self._constant: dict[tuple[Site, int], tuple[torch.Tensor, int]] = {}  # of a turn's first forward, with its version
         self._parts: dict[Site, list[tuple[torch.Tensor, torch.Tensor | None]]] = {}  # of this step: tensor and padding by turn
         self._changed: list[tuple[Projection, torch.Tensor]] = []
-        self._largest: list[tuple[Site, int, torch.Tensor]] = []
+        self._extremes: list[
+            tuple[Site, int, torch.Tensor, torch.Tensor]
+        ] = []  # the largest and the smallest value of each prompt
         self._padding = Padding({})
 
     def begin(self, forward: Forward, arguments: Mapping[str, Any]) -> None:
@@ -75,10 +77,11 @@ class Recorder:
         if padding is not None:
             # Padding becomes NaN in `values`. `nullspace.moments.fold` leaves out tokens whose first value is NaN.
             seen, values = (values.masked_fill(padding, filling) for filling in (0.0, torch.nan))
-        # The largest magnitude of each prompt is enough: amax of NaN is NaN, and rounding to a dtype preserves the order.
-        self._largest.append((site, step, seen.abs().flatten(1).amax(1).float()))
+        # The extremes of each prompt are enough: those of NaN are NaN, and rounding to a dtype preserves the order.
+        of_prompts = seen.flatten(1)
+        self._extremes.append((site, step, of_prompts.amax(1), of_prompts.amin(1)))
         for sink in self._sinks:
-            sink.receive(site, site.recorded_steps(step + 1).index(step), self._rows, values)
+            sink.receive(site, step - site.first_step, self._rows, values)
 
     def _sample(self, values: torch.Tensor, limit: int, site: Site, step: int, padding: torch.Tensor | None) -> torch.Tensor:
         of_tokens = None if padding is None else padding[..., 0]
@@ -116,14 +119,15 @@ class Recorder:
                 f"{wrong} changes with the timestep after the first two steps",
                 "choose another model: the sharing of this one changes along the path",
             )
-        largest = torch.stack([of_prompts for *_, of_prompts in self._largest]).cpu()
+        most, least = (torch.stack([*of_every]).float() for of_every in zip(*(each[2:] for each in self._extremes), strict=True))
+        largest = torch.maximum(most, -least).cpu()
         dtypes = list(dict.fromkeys([None, *(sink.dtype for sink in self._sinks)]))
         fitted = [largest if dtype is None else largest.to(getattr(torch, dtype)) for dtype in dtypes]
         finite = torch.stack([torch.isfinite(values) for values in fitted], dim=1)
         if finite.all():
             return
         record, which, member = (int(i) for i in finite.logical_not().nonzero()[0])
-        (site, forward, _), dtype = self._largest[record], dtypes[which]
+        (site, forward, *_), dtype = self._extremes[record], dtypes[which]
         place = (
             f"prompt '{self.members[member][1].text}', layer {site.layer}, feature {site.feature}, "
             f"timestep {self._path.steps[forward].timestep:g}"

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 
@@ -23,20 +24,27 @@ def sample_tokens(
     """
     if values.shape[1] <= num_tokens:
         return values
-    key = torch.zeros((), dtype=torch.int64)
-    for part in (seed, step, zlib.crc32(site.encode())):
-        key = _draw(key, torch.tensor(part))
     # Each token draws a number on the vectors' device, and the smallest are chosen: a generator per prompt would slow a GPU down.
-    of_rows = _draw(key.to(values.device), torch.tensor(rows, device=values.device)[:, None])
+    of_rows = _draw(_key(seed, step, site), torch.tensor(rows, device=values.device)[:, None])
     if padding is None:
         drawn = _draw(of_rows, torch.arange(values.shape[1], device=values.device))
     else:  # a token's number counts no padding, whose length depends on the batch
         drawn = _draw(of_rows, (~padding).cumsum(1) - 1).masked_fill(padding, torch.iinfo(torch.int64).max)
     index = drawn.topk(num_tokens, dim=1, largest=False, sorted=False).indices.sort(dim=1).values
-    return values[torch.arange(len(rows), device=values.device)[:, None], index]
+    first_of_rows = torch.arange(0, drawn.numel(), values.shape[1], device=values.device)[:, None]
+    chosen: torch.Tensor = values.flatten(0, 1).index_select(0, (first_of_rows + index).flatten()).unflatten(0, index.shape)
+    return chosen
 
 
-def _draw(key: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+@cache  # every unit draws with the same keys
+def _key(seed: int, step: int, site: str) -> int:
+    key = torch.zeros((), dtype=torch.int64)
+    for part in (seed, step, zlib.crc32(site.encode())):
+        key = _draw(key, torch.tensor(part))
+    return int(key)
+
+
+def _draw(key: torch.Tensor | int, number: torch.Tensor) -> torch.Tensor:
     """Output `number` of the SplitMix64 generator (Steele, Lea and Flood 2014) that starts at `key`: 64 uniform bits as int64."""
     mixed = key + (number + 1) * (0x9E3779B97F4A7C15 - 2**64)
     # Shifts of signed integers copy the sign: the masks remove it.

@@ -7,7 +7,7 @@ exactly once per forward is an error.
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -164,7 +164,12 @@ def _defaults(module: nn.Module) -> dict[str, Any]:
 
 
 def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(type(module).forward).parameters
+    return _signature(type(module).forward)
+
+
+@cache  # every unit hooks every block anew
+def _signature(forward: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(forward).parameters
 
 
 def _around(denoiser: nn.Module, prefix: str, projections: Sequence[Projection]) -> Iterator[tuple[str, nn.Module]]:

@@ -9,8 +9,8 @@ A mask may cover the tensor's tokens, those of text and image, of which the tens
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,8 +26,7 @@ _OF_TEXT = re.compile(r"txt|text|context|caption|cap_|encoder|add_")  # in the p
 _HIDDEN = -1.0  # what a mask adds to the logits of a token that is not attended to is less
 
 
-@dataclass(frozen=True)
-class _Given:
+class _Given(NamedTuple):
     """What a module was given: its masks `[b, M]` by name (None for one that it may take), and the lengths of image and text.
 
     `text` is the text itself, `[b, M, D]`.
@@ -92,20 +91,25 @@ class Padding:
     def _masks(self, arguments: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor | None]]:
         """The masks of text among arguments, and in the dictionaries among them."""
         for name, value in arguments.items():
-            if isinstance(value, Mapping):
-                yield from self._masks(value)
-            elif not isinstance(name, str):
-                continue  # blocks by their numbers, as control networks give them
-            elif _MASK.fullmatch(name) and (value is None or _is_mask(value)):
+            may_be_mask, may_be_lengths = _meaning(name)
+            if may_be_mask and (value is None or _is_mask(value)):
                 yield name, None if value is None else self._once(value, _of_keys)
-            elif _LENGTHS.fullmatch(name) and _is_lengths(value):
+            elif may_be_lengths and _is_lengths(value):
                 yield name, self._once(value, _of_lengths)
+            elif value is not None and isinstance(value, Mapping):
+                yield from self._masks(value)
 
     def _once(self, value: Any, read: Any) -> torch.Tensor:
         """A mask `[b, M]`, read once in a forward: layers share it."""
         if id(value) not in self._read:
             self._read[id(value)] = value, read(value)
         return self._read[id(value)][1]
+
+
+@cache
+def _meaning(name: object) -> tuple[bool, bool]:
+    """Whether an argument of this name may be a mask, and whether it may be lengths; blocks by their numbers are neither."""
+    return (_MASK.fullmatch(name) is not None, _LENGTHS.fullmatch(name) is not None) if isinstance(name, str) else (False, False)
 
 
 def _is_mask(value: Any) -> bool:

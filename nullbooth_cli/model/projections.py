@@ -52,6 +52,9 @@ class Projection:
     def __str__(self) -> str:
         return f"{self.layer} {self.feature}"
 
+    def __hash__(self) -> int:  # cheap: hooks look projections up in every forward
+        return hash(self.weight)
+
 
 def find_projections(
     denoisers: nn.Module | Mapping[str, nn.Module],
