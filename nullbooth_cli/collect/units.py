@@ -21,6 +21,7 @@ from nullbooth_cli.model.hooks import Forward, ProjectionHooks, StopDenoising
 from nullbooth_cli.model.padding import TEXT_ARGUMENT
 from nullbooth_cli.progress import Interrupts
 from nullbooth_cli.store import Store
+from nullbooth_cli.tensors import keep_freed_memory
 
 
 def collect_units(
@@ -37,6 +38,7 @@ def collect_units(
     Raises DataError for a value that is not finite, naming prompt, layer and timestep. Raises KeyboardInterrupt when an interrupt
     was requested, after the finished units are durable.
     """
+    keep_freed_memory()
     finished: list[int] = []
     for unit in units:
         taking = [sink for sink in sinks if sink.lacks(unit)]
