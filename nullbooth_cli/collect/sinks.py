@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 
 from nullbooth_cli.datatypes import WHOLE, Factoring, Site
 from nullbooth_cli.errors import ModelError, Rerun
-from nullbooth_cli.nullspace.moments import fold, summing
-from nullbooth_cli.store import STORED_DTYPES, PartialSums, Store, pack_sums
+from nullbooth_cli.nullspace.moments import fold, summing, sums_nbytes
+from nullbooth_cli.store import STORED_DTYPES, PartialSums, Store
 from nullbooth_cli.store.background import Writer
-from nullbooth_cli.tensors import pack
+from nullbooth_cli.tensors import pack, to_host
 
 # Chunks go to the writing threads in groups of this size: whenever one of those threads wakes up, the model's own threads wait.
 HAND_OVER_BYTES = 4 << 20
 CHECKPOINT_SHARE = 0.05  # of the running time, at most, goes into writing sums; a kill loses the units since the last checkpoint
+CHECKPOINT_RATE = 1 << 30  # bytes a second that the first one counts with: a disk that is slower makes it come early, not late
+CHECKPOINT_WRITERS = 4  # the model waits for them, so there may be more than beside it
 
 
 class Sink(Protocol):
@@ -114,9 +116,9 @@ class MomentSink:
     """Adds recorded vectors straight to the partial sums of a process; nothing else goes to disk.
 
     Memory: 8 D (D + 1) bytes for each site and timestep, 16 R D for a factor, on `device`. A checkpoint writes all of it, so
-    checkpoints come as often as `CHECKPOINT_SHARE` of the running time allows. A kill loses the units since the last one, and
-    nothing is counted twice: a unit that is in the partial sums of any process (`folded` are those of the others) is left out,
-    because nothing can be taken out of a sum.
+    checkpoints come as often as `CHECKPOINT_SHARE` of the running time allows, the first one when it pays for the bytes at
+    `CHECKPOINT_RATE`. A kill loses the units since the last one, and nothing is counted twice: a unit that is in the partial sums
+    of any process (`folded` are those of the others) is left out, because nothing can be taken out of a sum.
     """
 
     dtype: str | None = None
@@ -140,7 +142,7 @@ class MomentSink:
         self._units, self._folded_elsewhere = set(partial.units), frozenset(folded)
         for site in sites if self._units else ():
             self._moments[site].add(partial.read(site))
-        self._last, self._cost = time.monotonic(), 0.0
+        self._last, self._cost = time.monotonic(), sums_nbytes(sites, num_steps, factoring) / CHECKPOINT_RATE
 
     def lacks(self, unit: int) -> bool:
         """Whether no process has folded the unit."""
@@ -151,7 +153,7 @@ class MomentSink:
         fold(self._moments[site], site, values.flatten(0, 1)[None], step)
 
     def due(self) -> bool:
-        """Whether the last checkpoint's cost is a small enough share of the time since."""
+        """Whether the cost of a checkpoint, as the last one took, is a small enough share of the time since."""
         return time.monotonic() - self._last >= self._cost / CHECKPOINT_SHARE
 
     def checkpoint(self, units: Sequence[int]) -> None:
@@ -161,7 +163,17 @@ class MomentSink:
         if not folded:
             return
         self._units |= folded
-        packed = ((site, [pack_sums(of_step) for of_step in moments.sums()]) for site, moments in self._moments.items())
-        self._partial.checkpoint(packed, self._units)
+        with self._partial.replaced(self._units) as write, Writer(CHECKPOINT_WRITERS) as writer:
+            for site, moments in self._moments.items():
+                for block in self._partial.blocks(site):
+                    packed = moments.packed(block)
+                    writer.submit(packed.nbytes, _write_packed, write, site, block, to_host(packed))
+            writer.drain()
         self._last = time.monotonic()
         self._cost = self._last - started
+
+
+def _write_packed(
+    write: Callable[[Site, range, NDArray[np.float64]], None], site: Site, block: range, host: Callable[[], NDArray[np.float64]]
+) -> None:
+    write(site, block, host())

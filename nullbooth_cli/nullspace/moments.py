@@ -12,13 +12,18 @@ import torch
 
 from nullbooth_cli.datatypes import WHOLE, AnySums, FactoredSums, Factoring, Site, Sums
 from nullbooth_cli.nullspace.factored import reduction
+from nullbooth_cli.store.partial_sums import pack_sums
 from nullbooth_cli.tensors import full_float32
 
 # On the CPU, x^T x of at least SYMMETRIC_DIM columns is computed in STRIPS strips of rows, each from the diagonal on: 9/16 of the
-# operations. (numpy would use the symmetry by itself, but its threads and torch's wait for each other.)
+# operations. numpy does half of them by itself and is faster, but its threads and torch's wait for each other, so it multiplies
+# where torch has one thread, and of fewer vectors than columns filling up its lower triangle costs more than it saves.
 SYMMETRIC_DIM, STRIPS = 192, 8
-# On the CPU, as many small timesteps as fit its cache are multiplied as one batch: threads then do not wait for each other.
-CACHED_BYTES = 2 << 20
+NUMPY_DIM = 1024  # the product is not added in place, which costs wider matrices more than it saves
+TILE = 256  # edge of the squares in which a triangle is mirrored
+# On the CPU, as many vectors as fit the cache are converted at once; those of several small timesteps are multiplied in one go:
+# threads then do not wait for each other. With fewer than LEAST_ROWS, sums would be the larger part of what is read and written.
+CACHED_BYTES, LEAST_ROWS = 2 << 20, 1024
 
 
 class SecondMoments:
@@ -39,26 +44,60 @@ class SecondMoments:
     @property
     def sum_xxt(self) -> torch.Tensor:
         """`[T, D, D]` float64, exactly symmetric."""
-        return self._upper.triu() + self._upper.triu(1).mT
+        return self.packed(range(len(self.count)))[:, :-2]
+
+    def packed(self, steps: range) -> torch.Tensor:
+        """`[S, D + 2, D]` float64 of S timesteps, new memory on the device of the sums, each as `store.pack_sums` packs it."""
+        upper = self._upper[steps.start : steps.stop]
+        num_steps, dim = upper.shape[:2]
+        made = upper.new_empty(num_steps, dim + 2, dim)
+        for i in range(0, dim, TILE):
+            end = min(i + TILE, dim)
+            square = upper[:, i:end, i:end]
+            made[:, i:end, i:end] = square.triu() + square.triu(1).mT
+            made[:, i:end, end:] = upper[:, i:end, end:]
+            made[:, end:dim, i:end] = upper[:, i:end, end:].mT
+        made[:, dim] = self.sum_x[steps.start : steps.stop]
+        made[:, dim + 1] = 0.0
+        made[:, dim + 1, 0] = torch.from_numpy(self.count[steps.start : steps.stop]).to(made)
+        return made
 
     def update(self, x: torch.Tensor, first: int = 0) -> None:
         """Add vectors, `[S, N, D]` of any floating dtype, of S timesteps from the `first` on."""
         num_steps, n, dim = x.shape
-        on_cpu = x.device.type == "cpu"
-        strip = -(-dim // STRIPS) if on_cpu and dim >= SYMMETRIC_DIM else dim
-        at_once = max(1, CACHED_BYTES // (n * dim * self._dtype.itemsize)) if on_cpu and n else num_steps
-        for start in range(0, num_steps, at_once):
-            group = x[start : start + at_once].to(self._dtype)
-            steps = slice(first + start, first + start + len(group))
-            with full_float32(group.device):
-                for i in range(0, dim, strip):
-                    total, rows, columns = self._upper[steps, i : i + strip, i:], group[..., i : i + strip].mT, group[..., i:]
-                    if group.dtype == total.dtype and group.device == total.device:
-                        total.baddbmm_(rows, columns)
-                    else:
-                        total += (rows @ columns).to(total.device)
-            self.sum_x[steps] += group.sum(1, dtype=torch.float64).to(self.sum_x.device)
         self.count[first : first + num_steps] += n
+        if x.device.type != "cpu":
+            self._multiply(x.to(self._dtype), first)
+            return
+        cached = CACHED_BYTES // (dim * self._dtype.itemsize)
+        most = max(cached, min(dim, LEAST_ROWS))
+        if dim <= min(n, NUMPY_DIM) and self._upper.device.type == "cpu" and torch.get_num_threads() == 1:
+            for step, of_step in enumerate(x.detach(), start=first):
+                for part in of_step.split(most):
+                    self._multiply_by_numpy(part.to(self._dtype), step)
+            return
+        at_once = max(1, cached // max(n, 1))
+        for start in range(0, num_steps, at_once):
+            for part in x[start : start + at_once].split(most, dim=1):
+                self._multiply(part.to(self._dtype), first + start)
+
+    def _multiply(self, vectors: torch.Tensor, first: int) -> None:
+        num_steps, _, dim = vectors.shape
+        steps = slice(first, first + num_steps)
+        strip = -(-dim // STRIPS) if vectors.device.type == "cpu" and dim >= SYMMETRIC_DIM else dim
+        with full_float32(vectors.device):
+            for i in range(0, dim, strip):
+                total, rows, columns = self._upper[steps, i : i + strip, i:], vectors[..., i : i + strip].mT, vectors[..., i:]
+                if vectors.dtype == total.dtype and vectors.device == total.device:
+                    total.baddbmm_(rows, columns)
+                else:
+                    total += (rows @ columns).to(total.device)
+        self.sum_x[steps] += vectors.sum(1, dtype=torch.float64).to(self.sum_x.device)
+
+    def _multiply_by_numpy(self, vectors: torch.Tensor, step: int) -> None:
+        matrix = vectors.numpy()
+        self._upper.numpy()[step] += matrix.T @ matrix
+        self.sum_x.numpy()[step] += vectors.sum(0, dtype=torch.float64).numpy()
 
     def add(self, sums: Iterable[AnySums]) -> None:
         """Add the sums of other vectors, those of all timesteps."""
@@ -69,8 +108,8 @@ class SecondMoments:
 
     def sums(self) -> Sequence[Sums]:
         """The sums of each timestep, in host memory."""
-        of_steps = zip(self.sum_xxt.cpu().numpy(), self.sum_x.cpu().numpy(), self.count.tolist(), strict=True)
-        return [Sums(*of_step) for of_step in of_steps]
+        packed = self.packed(range(len(self.count))).cpu().numpy()
+        return [Sums(of_step[:-2], of_step[-2], count) for of_step, count in zip(packed, self.count.tolist(), strict=True)]
 
 
 class FactoredMoments:
@@ -114,12 +153,16 @@ class FactoredMoments:
 
     def sums(self) -> Sequence[FactoredSums]:
         """The sums of each timestep, in host memory; those that are summed further keep the vectors that wait."""
-        found = []
-        for step, used in enumerate(self._used):
-            factor, delta = self._reduced(self._rows[step, :used])
-            sums = factor.cpu().numpy(), self.sum_x[step].cpu().numpy(), int(self.count[step])
-            found.append(FactoredSums(*sums, trace=float(self._trace[step]), delta=float(self._delta[step]) + delta))
-        return found
+        return [self._sums_of(step) for step in range(len(self._used))]
+
+    def packed(self, steps: range) -> torch.Tensor:
+        """`[S, R + 2, D]` float64 of S timesteps, in host memory, each as `store.pack_sums` packs it."""
+        return torch.from_numpy(np.stack([pack_sums(self._sums_of(step)) for step in steps]))
+
+    def _sums_of(self, step: int) -> FactoredSums:
+        factor, delta = self._reduced(self._rows[step, : self._used[step]])
+        sums = factor.cpu().numpy(), self.sum_x[step].cpu().numpy(), int(self.count[step])
+        return FactoredSums(*sums, trace=float(self._trace[step]), delta=float(self._delta[step]) + delta)
 
     def _append(self, step: int, vectors: torch.Tensor) -> None:
         rows = self._rows[step]

@@ -21,8 +21,8 @@ class Writer:
     The next `submit` or `drain` raises the error of a write that failed.
     """
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=WRITERS)
+    def __init__(self, num_threads: int = WRITERS) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=num_threads)
         self._room = threading.Condition()
         self._waiting_bytes = 0
         self._pending: list[Future[object]] = []

@@ -5,7 +5,8 @@ Then one atomic write of their attributes puts that slot in force, together with
 partial sums have the old units or the new ones, and their attributes list them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,20 +88,37 @@ class PartialSums:
             for packed in block[: array.shape[1] - chunk * steps]:
                 yield unpack_sums(packed)
 
-    def checkpoint(self, sums: Iterable[tuple[Site, list[NDArray[np.float64]]]], units: Iterable[int]) -> None:
-        """Put new sums in force (for each site one packed block per timestep), together with the units that are in them."""
+    def blocks(self, site: Site) -> list[range]:
+        """The timesteps of a site that share a chunk."""
+        _, length, *_ = (array := self.arrays.array(f"{self._path}/{site.name}")).chunks
+        return [range(start, min(start + length, array.shape[1])) for start in range(0, array.shape[1], length)]
+
+    @contextmanager
+    def replaced(self, units: Iterable[int]) -> Iterator[Callable[[Site, range, NDArray[np.float64]], None]]:
+        """Put new sums in force at the end, together with the units that are in them; nothing after an error.
+
+        What it gives writes one of `blocks`, `[S, R + 2, D]` as `pack_sums` packs each timestep, from any thread.
+        """
         slot = 1 - self.slot
-        for site, blocks in sums:
+
+        def write(site: Site, block: range, packed: NDArray[np.float64]) -> None:
             name = f"{self._path}/{site.name}"
-            steps = self.arrays.array(name).chunks[1]
-            for chunk in range(-(-len(blocks) // steps)):
-                values = np.zeros((1, steps, *blocks[0].shape))
-                for i, block in enumerate(blocks[chunk * steps : (chunk + 1) * steps]):
-                    values[0, i] = block
-                self.arrays.write_chunk(name, (slot, chunk, 0, 0), values)
+            length = self.arrays.array(name).chunks[1]
+            if len(packed) < length:
+                packed = np.concatenate([packed, np.zeros((length - len(packed), *packed.shape[1:]))])
+            self.arrays.write_chunk(name, (slot, block.start // length, 0, 0), packed[None])
+
+        yield write
         self.arrays.backing.sync()
         self.arrays.update_group_attributes(self._path, slot=slot, units=sorted(units))
         self.arrays.backing.sync()
+
+    def checkpoint(self, sums: Iterable[tuple[Site, list[NDArray[np.float64]]]], units: Iterable[int]) -> None:
+        """Put new sums in force (for each site one packed block per timestep), together with the units that are in them."""
+        with self.replaced(units) as write:
+            for site, of_steps in sums:
+                for block in self.blocks(site):
+                    write(site, block, np.stack(of_steps[block.start : block.stop]))
 
 
 def check_disjoint(parts: Iterable[PartialSums]) -> None:

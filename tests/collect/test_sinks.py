@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from nullbooth_cli.collect import sinks
 from nullbooth_cli.collect.sinks import MomentSink, features_nbytes, to_length
 from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import ModelError, Rerun, ResourceError
+from nullbooth_cli.nullspace.moments import sums_nbytes
 from nullbooth_cli.store import PartialSums, Store
 from nullbooth_cli.store.feature_arrays import FeatureArrays
 from tests.support.builders import execute, small_config
@@ -98,13 +100,25 @@ class TestMoments:
         now = [0.0]
         monkeypatch.setattr("time.monotonic", lambda: now[0])
         sink = self.sink(small_store(tmp_path))
-        assert sink.due()
-        slow = PartialSums.checkpoint
-        monkeypatch.setattr(PartialSums, "checkpoint", lambda *given: (slow(*given), now.__setitem__(0, now[0] + 2.0)))
+        real = PartialSums.replaced
+        monkeypatch.setattr(PartialSums, "replaced", lambda *given: (now.__setitem__(0, now[0] + 2.0), real(*given))[1])
         sink.checkpoint([0])
         now[0] = 41.9
         assert not sink.due()
         now[0] = 42.0
+        assert sink.due()
+
+    def test_the_first_checkpoint_waits_until_its_share_pays_for_its_bytes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = [0.0]
+        monkeypatch.setattr("time.monotonic", lambda: now[0])
+        store = small_store(tmp_path)
+        monkeypatch.setattr(sinks, "CHECKPOINT_RATE", sums_nbytes(store.sites, 3) / 3)  # it would take 3 s
+        sink = self.sink(store)
+        now[0] = 59.9
+        assert not sink.due()
+        now[0] = 60.0
         assert sink.due()
 
 

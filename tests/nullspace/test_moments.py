@@ -1,5 +1,7 @@
 """Sums of x x^T equal those of plain float64 numpy, for any chunking."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,19 @@ from hypothesis import strategies as st
 
 from nullbooth_cli.datatypes import Sums
 from nullbooth_cli.nullspace import moments as moments_module
-from nullbooth_cli.nullspace.moments import SecondMoments
+from nullbooth_cli.nullspace.moments import FactoredMoments, SecondMoments
 from nullbooth_cli.nullspace.pooling import second_moment
+from nullbooth_cli.store import pack_sums
 from tests.support.invariants import assert_close
+
+
+@pytest.fixture(autouse=True, scope="module", params=[1, 2], ids=["one thread", "two threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """numpy multiplies where torch has one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
 
 
 @settings(deadline=None, max_examples=40)
@@ -55,7 +67,8 @@ def test_timesteps_are_the_same_alone_and_in_groups(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("dim", [192, 195, 200])
 @pytest.mark.parametrize("accumulate", ["float64", "float32"])
-def test_wide_matrices_are_multiplied_in_strips(dim: int, accumulate: str) -> None:
+def test_wide_matrices_are_multiplied_in_strips(monkeypatch: pytest.MonkeyPatch, dim: int, accumulate: str) -> None:
+    monkeypatch.setattr(moments_module, "TILE", 64)  # the triangle is mirrored in several squares
     x = np.random.default_rng(dim).standard_normal((300, dim)).astype(np.float16)
     moments = SecondMoments(2, dim, accumulate=accumulate)
     for part in np.split(x, [7, 100]):
@@ -68,6 +81,16 @@ def test_wide_matrices_are_multiplied_in_strips(dim: int, accumulate: str) -> No
     again.add(moments.sums())
     again.update(torch.from_numpy(np.stack([x, 2 * x])))
     assert_close(again.sum_xxt.numpy(), 2 * expected, 1e-6)
+
+
+def test_some_timesteps_are_packed_as_the_store_packs_each() -> None:
+    x = torch.randn(5, 40, 6, generator=torch.Generator().manual_seed(0))
+    for moments in (SecondMoments(5, 6), FactoredMoments(5, 6, 4)):
+        moments.update(x)
+        moments.update(x[2:4], first=2)
+        expected = np.stack([pack_sums(of_step) for of_step in moments.sums()])
+        np.testing.assert_array_equal(moments.packed(range(1, 4)).numpy(), expected[1:4])
+        assert expected[:, -1, 0].tolist() == [40, 40, 80, 80, 40]
 
 
 def test_float32_products_are_close_and_summed_in_float64() -> None:

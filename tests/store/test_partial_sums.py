@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from nullbooth_cli.datatypes import Sums
 from nullbooth_cli.errors import Rerun, StoreError
-from nullbooth_cli.store import PartialSums, Store, pack_sums
+from nullbooth_cli.store import PartialSums, Store, pack_sums, partial_sums
 from nullbooth_cli.store.arrays import ArrayGroup
+from nullbooth_cli.store.background import Writer
 from nullbooth_cli.store.partial_sums import check_disjoint, unpack_sums
 from tests.support.stores import FREE, TIMED
 
@@ -77,6 +78,36 @@ def test_a_kill_within_a_checkpoint_leaves_the_one_before(
     assert_in_force(again, 0)
     again.checkpoint(sums_of(2), [0, 1])
     assert_in_force(again, 2)
+
+
+def test_blocks_that_threads_write_come_into_force_together(part: PartialSums) -> None:
+    part.checkpoint(sums_of(0), [0])
+
+    def stopped() -> None:
+        with part.replaced([0, 1]) as write:
+            write(TIMED, part.blocks(TIMED)[0], np.stack(sums_of(1)[1][1]))
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        stopped()
+    assert part.units == (0,)
+    assert_in_force(part, 0)
+    with Writer() as writer, part.replaced([0, 1]) as write:
+        for site, packed in sums_of(1):
+            for block in part.blocks(site):
+                writer.submit(0, write, site, block, np.stack(packed[block.start : block.stop]))
+        writer.drain()
+    assert part.units == (0, 1)
+    assert_in_force(part, 1)
+
+
+def test_timesteps_of_a_block_share_a_chunk(part: PartialSums, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partial_sums, "SUMS_CHUNK_BYTES", 2 * 8 * (TIMED.dim + 2) * TIMED.dim)
+    part.create((FREE, TIMED), 3)
+    assert part.blocks(TIMED) == [range(2), range(2, 3)]
+    assert part.blocks(FREE) == [range(1)]
+    part.checkpoint(sums_of(0), [0])
+    assert_in_force(part, 0)
 
 
 def test_a_part_that_was_never_made_has_no_units_and_no_slot(store: Store) -> None:

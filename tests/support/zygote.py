@@ -105,6 +105,7 @@ class Worker(ForkServerProcess):
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.twist.largest_file, resource.RLIM_INFINITY))
         if self.twist.checkpoint_share:
             sinks.CHECKPOINT_SHARE = self.twist.checkpoint_share
+            sinks.CHECKPOINT_RATE = float("inf")  # the first one comes after the first unit, however small the share
         covariance.COMMIT_SECONDS, workers.POLL_SECONDS, workers.PROBE_SECONDS, draw_progress.LINE_SECONDS = 0.0, 0.02, 0.2, 0.0
         if self.twist.beat_seconds:
             heartbeat.BEAT_SECONDS = self.twist.beat_seconds
