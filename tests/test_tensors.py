@@ -1,5 +1,8 @@
 """Products keep their digits, and the switches of the program are afterwards as they were."""
 
+import platform
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -151,3 +154,28 @@ def test_what_the_program_forbids_meanwhile_stays_forbidden() -> None:
     with full_float32(CUDA):
         matmul.allow_tf32 = False
     assert not matmul.allow_tf32
+
+
+FAULTS = """
+import resource, torch
+from nullbooth_cli.tensors import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        [torch.ones(1 << 20, dtype=torch.uint8) for _ in range(4)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = faults()
+keep_freed_memory()
+print(first, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+def test_freed_memory_is_used_again_without_page_faults() -> None:
+    """200 tensors of 256 pages each, four at a time."""
+    found = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
+    given_back, kept = map(int, found.split())
+    assert given_back > 2_000
+    assert kept < 500

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,9 +32,27 @@ from tests.benchmarks.common import (
     show,
     workplace,
 )
-from tests.benchmarks.subjects import Subject, multiply_operations, sd15_pipeline, subject, toy_pipeline
+from tests.benchmarks.subjects import PIPELINES, Subject, multiply_operations, sdxl_pipeline, subject, toy_pipeline
 
-TARGETS = {("toy", "moments"): 1.25, ("sd15", "moments"): 1.10, ("toy", "features"): 1.25, ("sd15", "features"): 1.25}
+TARGETS = {("toy", "moments"): 1.10, ("sd15", "moments"): 1.05, ("toy", "features"): 1.10, ("sd15", "features"): 1.10}
+
+
+class Unrecorded:
+    """Takes what a unit recorded, and does nothing with it."""
+
+    dtype = None
+
+    def lacks(self, unit: int) -> bool:
+        return True
+
+    def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
+        pass
+
+    def due(self) -> bool:
+        return False
+
+    def checkpoint(self, units: Sequence[int]) -> None:
+        pass
 
 
 class Timed:
@@ -76,16 +95,18 @@ def bare(watch: Stopwatch, of: Subject) -> None:
 
 def collected(watch: Stopwatch, of: Subject, keep: str, place: Path, device: torch.device | str = "cpu") -> Timed:
     """One run of stage collect's loop; the store is removed afterwards."""
-    store = of.new_store(place, keep)
+    store = of.new_store(place, "moments" if keep == "hooks" else keep)
+
+    def made(writer: Writer) -> Sink:
+        if keep == "hooks":
+            return Unrecorded()
+        if keep == "features":
+            return FeatureSink(store, writer)
+        part = store.moments.partial_sums("0")
+        return MomentSink(part, of.found.sites, of.num_steps, device=torch.device(device), accumulate="float64")
+
     with watch, Writer() as writer:
-        made = (
-            FeatureSink(store, writer)
-            if keep == "features"
-            else MomentSink(
-                store.moments.partial_sums("0"), of.found.sites, of.num_steps, device=torch.device(device), accumulate="float64"
-            )
-        )
-        sink = Timed(made)
+        sink = Timed(made(writer))
         for _ in collect_units(store, of.model, range(of.num_units), sinks=[sink], interrupts=Interrupts()):
             pass
     shutil.rmtree(place)
@@ -94,20 +115,23 @@ def collected(watch: Stopwatch, of: Subject, keep: str, place: Path, device: tor
 
 def main() -> None:
     made = parser(__doc__, repeats=5)
-    made.add_argument("--model", choices=["toy", "sd15"], default="toy")
-    made.add_argument("--keep", nargs="+", choices=["moments", "features"], default=["moments", "features"])
+    made.add_argument("--model", choices=["toy", *PIPELINES], default="toy")
+    made.add_argument(
+        "--keep", nargs="+", choices=["moments", "features", "hooks"], default=["moments", "features"], help="hooks: nothing"
+    )
     made.add_argument(
         "--tokens", nargs="+", type=int, default=[0, 64], help="tokens_per_prompt of each --keep, or of all; 0: all tokens"
     )
-    made.add_argument("--steps", type=int, help="denoising steps: 30 for toy, 2 for sd15")
-    made.add_argument("--batch", type=int, help="prompts per forward: 24 for toy, 1 for sd15")
+    made.add_argument("--steps", type=int, help="denoising steps: 30 for toy, 2 for others")
+    made.add_argument("--batch", type=int, help="prompts per forward: 24 for toy, 1 for others")
     made.add_argument("--units", type=int, default=1, help="batches per run")
-    made.add_argument("--latents", type=int, help="edge of the latents: 8 for toy, 64 for sd15")
+    made.add_argument("--latents", type=int, help="edge of the latents: 8 for toy, 64 for sd15, 128 for sdxl")
+    made.add_argument("--depth", type=int, help="transformer blocks in a row of sdxl, where the whole model does not fit")
     arguments = parse(made)
     toy = arguments.model == "toy"
     tokens = arguments.tokens * len(arguments.keep) if len(arguments.tokens) == 1 else arguments.tokens
     of = subject(
-        toy_pipeline() if toy else sd15_pipeline(),
+        pipeline(arguments),
         num_steps=arguments.steps or (30 if toy else 2),
         batch_size=arguments.batch or (24 if toy else 1),
         num_units=arguments.units,
@@ -115,6 +139,12 @@ def main() -> None:
     )
     with workplace(arguments) as folder:
         measure(arguments, of, dict.fromkeys(zip(arguments.keep, tokens, strict=True)), folder)
+
+
+def pipeline(arguments: argparse.Namespace) -> Any:
+    if arguments.model == "toy":
+        return toy_pipeline()
+    return sdxl_pipeline(depth=arguments.depth) if arguments.model == "sdxl" else PIPELINES[arguments.model]()
 
 
 def measure(arguments: argparse.Namespace, of: Subject, kinds: dict[tuple[str, int], None], folder: Path) -> None:
@@ -134,7 +164,12 @@ def measure(arguments: argparse.Namespace, of: Subject, kinds: dict[tuple[str, i
     for keep, tokens in kinds:
         sites = of.with_tokens(tokens).found.sites
         folded = keep == "moments"
-        nbytes = sums_nbytes(sites, of.num_steps) if folded else features_nbytes(sites, of.num_steps, len(of.prompts), "float16")
+        written_bytes = {
+            "hooks": 0,
+            "moments": sums_nbytes(sites, of.num_steps),
+            "features": features_nbytes(sites, of.num_steps, len(of.prompts), "float16"),
+        }
+        nbytes = written_bytes[keep]
         multiplied = multiply_operations(sites, of.num_steps, len(of.prompts)) / rate if folded else 0.0
         # Features are written beside the model, sums after it.
         floor = 1 + (multiplied + nbytes / written) / base if folded else max(1.0, nbytes / written / base)
@@ -148,8 +183,12 @@ def measure(arguments: argparse.Namespace, of: Subject, kinds: dict[tuple[str, i
             f"of our time: sink {shares['sink']:.1%} (multiplying at the floor {multiplied / total:.1%}), "
             f"checkpoint {shares['checkpoint']:.1%} (writing at the floor {nbytes / written / total:.1%}); else hooks and checks"
         )
+        if keep == "hooks":
+            calls = len(of.found.projections) * of.num_steps * of.num_units
+            of_turns = [ours.cpu - bare.cpu for ours, bare in zip(times[keep, tokens], times["bare"], strict=True)]
+            rest = f"a projection in a forward costs {1e6 * statistics.median(of_turns) / calls:.0f} us of CPU time"
         name = f"{arguments.model} {keep}, {f'{tokens} tokens' if tokens else 'all tokens'}"
-        goal = None if keep == "features" and not tokens else TARGETS[arguments.model, keep]
+        goal = None if keep == "features" and not tokens else TARGETS.get((arguments.model, keep))
         figures.append(figure(name, times[keep, tokens], times["bare"], floor=floor, at_most=goal, rest=rest))
         details[name] = {"seconds": total, "bytes": nbytes, "multiply_seconds_at_floor": multiplied}
     show(

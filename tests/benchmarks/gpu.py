@@ -22,13 +22,12 @@ import torch
 
 from nullbooth_cli.collect.sinks import FeatureSink, MomentSink, Sink
 from nullbooth_cli.collect.units import collect_units
-from nullbooth_cli.datatypes import Site
 from nullbooth_cli.nullspace.moments import sums_nbytes
 from nullbooth_cli.pipeline.space import place_for_sums
 from nullbooth_cli.progress import Interrupts
 from nullbooth_cli.store import Store
 from nullbooth_cli.store.background import Writer
-from tests.benchmarks.collect import bare
+from tests.benchmarks.collect import Unrecorded, bare
 from tests.benchmarks.common import (
     Stopwatch,
     disk_rates,
@@ -45,24 +44,6 @@ from tests.benchmarks.covariance import reduced
 from tests.benchmarks.subjects import PIPELINES, Subject, multiply_operations, subject
 
 TARGET = 1.10
-
-
-class Unrecorded:
-    """Takes what a unit recorded, and does nothing with it."""
-
-    dtype = None
-
-    def lacks(self, unit: int) -> bool:
-        return True
-
-    def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
-        pass
-
-    def due(self) -> bool:
-        return False
-
-    def checkpoint(self, units: Sequence[int]) -> None:
-        pass
 
 
 class Unwritten(MomentSink):

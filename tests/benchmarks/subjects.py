@@ -73,8 +73,13 @@ def _bytes_tokenizer() -> Any:
     return transformers.CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
 
 
-def sdxl_pipeline(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, *, tiny: bool = False) -> Any:
-    """SDXL's own sizes, from its config files, weights at random; the tokenizer knows bytes only."""
+def sdxl_pipeline(
+    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, *, tiny: bool = False, depth: int | None = None
+) -> Any:
+    """SDXL's own sizes, from its config files, weights at random; the tokenizer knows bytes only.
+
+    `depth` keeps so many of the 2 or 10 transformer blocks in a row.
+    """
     torch.manual_seed(0)
     folder = ROOT / "tests/architectures/sdxl"
     parts: dict[str, Any] = {}
@@ -87,6 +92,8 @@ def sdxl_pipeline(device: torch.device | str = "cpu", dtype: torch.dtype = torch
         parts[part] = kind(config)
     unet = dict(diffusers.UNet2DConditionModel.load_config(folder, subfolder="unet"))
     unet |= TINY_SDXL if tiny else {}
+    if depth:
+        unet["transformer_layers_per_block"] = [min(depth, blocks) for blocks in unet["transformer_layers_per_block"]]
     with torch.device(device):  # 2.6 billion values are drawn where they are used
         parts["unet"] = diffusers.UNet2DConditionModel.from_config(unet)
     tokenizer = _bytes_tokenizer()
