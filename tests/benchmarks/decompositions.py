@@ -3,8 +3,12 @@
 Ours is stage project: it reads and pools the moments, checks them, decomposes, measures the noise floor, stores eigenvalues
 and eigenvectors durably, and cuts. `cut again` is the same loop with another threshold, on the stored decompositions.
 `--steps 30 --scope timestep` decomposes one matrix a timestep. `--sign` compares, on the same device, P from eigh with P from
-products alone (Newton-Schulz iteration of the matrix sign; Higham, Functions of Matrices, 2008, equation 5.22).
+products alone (Newton-Schulz iteration of the matrix sign; Higham, Functions of Matrices, 2008, equation 5.22). `--bare 30` does
+that alone, on 30 times those matrices, each made on the device when it is decomposed.
 """
+
+import argparse
+from collections.abc import Callable
 
 import torch
 
@@ -23,7 +27,7 @@ RULE, VALUE, OTHER = "relative_threshold", 0.3, 0.5
 
 
 def filled(store: Store, device: torch.device) -> list[torch.Tensor]:
-    """Give every site and timestep the moment of D + 10 normal vectors whose coordinates fall off; returns the moments."""
+    """Give every site and timestep the moment of vectors that fall off; returns the moments."""
     made = []
     generator = torch.Generator().manual_seed(0)
     store.moments.create(store.sites, store.num_steps, store.layout)
@@ -31,13 +35,38 @@ def filled(store: Store, device: torch.device) -> list[torch.Tensor]:
     for site, block in units:
         sums = []
         for _ in block:
-            x = torch.randn(site.dim + 10, site.dim, generator=generator, dtype=torch.float64)
-            x *= torch.logspace(0, -2, site.dim, dtype=torch.float64)
+            x = falling(site.dim, generator)
             sums.append(Sums((x.T @ x).numpy(), x.sum(0).numpy(), len(x)))
         store.moments.write(site, block, sums)
         made += [torch.from_numpy(second_moment(of_step)).to(device) for of_step in sums]
     store.progress.commit("covariance", range(len(units)))
     return made
+
+
+def falling(dim: int, generator: torch.Generator) -> torch.Tensor:
+    """D + 10 normal vectors whose coordinates fall off, `[D + 10, D]`."""
+    made = {"dtype": torch.float64, "device": generator.device}
+    return torch.randn(dim + 10, dim, generator=generator, **made) * torch.logspace(0, -2, dim, **made)
+
+
+def bare_alone(arguments: argparse.Namespace, device: torch.device) -> None:
+    """P by eigh and by the matrix sign on `--bare` times all matrices; a matrix is made outside of the watch."""
+    ways: dict[str, Callable[..., list[torch.Tensor]]] = {"P by eigh": from_eigh, "P by sign": from_sign}
+    seconds, largest = dict.fromkeys(ways, 0.0), 0.0
+    generator = torch.Generator(device).manual_seed(0)
+    dims = sorted((SMALL if arguments.small else DIMS) * arguments.bare)
+    for dim in dims:
+        x = falling(dim, generator)
+        matrix = x.T @ x / len(x)
+        threshold = VALUE * torch.linalg.eigvalsh(matrix)[-1]
+        _wait(device)
+        found = []
+        for name, way in ways.items():
+            watch = Stopwatch()
+            found += way(watch, [matrix], [threshold])
+            seconds[name] += watch.wall
+        largest = max(largest, float((found[0] - found[1]).abs().max()))
+    show("decompositions", [], arguments, seconds=seconds, matrices=len(dims), largest_difference=largest)
 
 
 def bare(watch: Stopwatch, matrices: list[torch.Tensor]) -> None:
@@ -103,8 +132,11 @@ def main() -> None:
     made.add_argument("--scope", choices=["pooled", "timestep"], default="pooled")
     made.add_argument("--small", action="store_true", help="tiny matrices, to see that it runs")
     made.add_argument("--sign", action="store_true")
+    made.add_argument("--bare", type=int, default=0, help="so many times all matrices, without a store")
     arguments = parse(made)
     device = torch.device(arguments.device)
+    if arguments.bare:
+        return bare_alone(arguments, device)
     of, _ = random_subject(
         [(1, d) for d in (SMALL if arguments.small else DIMS)], num_steps=max(2, arguments.steps), batch_size=1, num_units=1
     )

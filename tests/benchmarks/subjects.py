@@ -83,18 +83,18 @@ def sdxl_pipeline(
     torch.manual_seed(0)
     folder = ROOT / "tests/architectures/sdxl"
     parts: dict[str, Any] = {}
-    for part, kind in (
-        ("text_encoder", transformers.CLIPTextModel),
-        ("text_encoder_2", transformers.CLIPTextModelWithProjection),
-    ):
-        config = transformers.CLIPTextConfig.from_pretrained(folder / part)
-        config.update(TINY_TEXT | {"projection_dim": 32} if tiny else {})
-        parts[part] = kind(config)
     unet = dict(diffusers.UNet2DConditionModel.load_config(folder, subfolder="unet"))
     unet |= TINY_SDXL if tiny else {}
     if depth:
         unet["transformer_layers_per_block"] = [min(depth, blocks) for blocks in unet["transformer_layers_per_block"]]
-    with torch.device(device):  # 2.6 billion values are drawn where they are used
+    with torch.device(device):  # 3.4 billion values are drawn where they are used
+        for part, kind in (
+            ("text_encoder", transformers.CLIPTextModel),
+            ("text_encoder_2", transformers.CLIPTextModelWithProjection),
+        ):
+            config = transformers.CLIPTextConfig.from_pretrained(folder / part)
+            config.update(TINY_TEXT | {"projection_dim": 32} if tiny else {})
+            parts[part] = kind(config)
         parts["unet"] = diffusers.UNet2DConditionModel.from_config(unet)
     tokenizer = _bytes_tokenizer()
     pipe = diffusers.StableDiffusionXLPipeline(
