@@ -24,6 +24,7 @@ from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.projector import relative_drift
 from nullbooth_cli.tensors import plain_name
 from nullbooth_cli.training.constrainable import base_changed_by_lora, require_constrainable
+from nullbooth_cli.training.estimate import Estimate, estimate_learning
 from nullbooth_cli.training.parametrization import TorchProjector, exact, is_constrained, saved_name
 from nullbooth_cli.training.projector_source import ProjectorSource, names_inside, projectors_of
 from nullbooth_cli.training.protected_weights import ProtectedWeight, actual_names, find_weight
@@ -110,7 +111,8 @@ def constrain(
 
 
 class Constraint:
-    """The constraint on a model: `report` lists its parameters, `drift` measures it, `merge` makes it plain again."""
+    """The constraint on a model: `report` lists its parameters, `outlook` says what it leaves of a subject, `drift` measures what
+    moved, `merge` makes the model plain again."""
 
     def __init__(self, model: nn.Module, store: ProjectorSource, weights: Sequence[ProtectedWeight]) -> None:
         self._model, self._store, self._weights = model, store, weights
@@ -166,6 +168,25 @@ class Constraint:
         if not any(name.startswith(weight.name.removesuffix("weight")) for weight in self._weights):
             return NOT_IN_STORE
         return BIAS if name.endswith(".bias") else OTHER_ADAPTER
+
+    def outlook(self, texts: torch.Tensor, *, trains_word: bool = False) -> Estimate:
+        """Whether a subject will be learned, from its captions `[N, L, D]` as `encode_prompt` gives them: print its `lines`.
+
+        Of the constrained weights those count that read the text alone, to_k and to_v of a U-Net. `trains_word`: whether the
+        embedding of a word trains as well. `training/estimate.py` says what the numbers are worth.
+
+        Raises ConfigError if no constrained weight reads texts of this width. Cost: see `estimate_learning`.
+        """
+        dim = texts.shape[-1]
+        readers = [each for each in self._weights if each.trains and each.site.timestep_free and each.site.dim == dim]
+        projectors = {each.site.weights[0]: each.projector.projector for each in readers}
+        estimate = estimate_learning(self._store, projectors, texts, trains_word=trains_word)
+        if estimate is None:
+            raise ConfigError(
+                f"no constrained weight reads texts of {dim} dimensions alone",
+                "pass what the text encoder gives for the captions, and constrain to_k or to_v of layers that read it",
+            )
+        return estimate
 
     def drift(self, dtype: torch.dtype | None = None) -> dict[str, float]:
         """norm(dW K0) / norm(W0 K0) of every constrained weight, on all inputs that were collected, exact from their moments.

@@ -129,5 +129,8 @@ class _Compared:
     def moment(self, site: Site) -> Moment:
         return self.store.moment(site)
 
+    def heldout_moment(self, site: Site) -> Moment | None:
+        return self.store.heldout_moment(site)
+
     def projectors(self, model: Mapping[str, torch.Tensor]) -> Mapping[str, Projector]:
         return self.store.projectors()

@@ -40,7 +40,7 @@ class TorchProjector:
     """
 
     def __init__(self, projector: Projector) -> None:
-        self.dim, self.null_dim = projector.dim, projector.null_dim
+        self.projector, self.dim, self.null_dim = projector, projector.dim, projector.null_dim
         self._is_complement = projector.is_complement
         self._host = torch.from_numpy(projector.factor)
         self._factors: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}

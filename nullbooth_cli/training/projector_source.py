@@ -22,6 +22,9 @@ class ProjectorSource(Protocol):
     def moment(self, site: Site) -> Moment:
         """The second moment of all inputs that were collected at a site."""
 
+    def heldout_moment(self, site: Site) -> Moment | None:
+        """The same of the held-out prompts; None without any."""
+
     def projectors(self, model: Mapping[str, torch.Tensor]) -> Mapping[str, Projector]:
         """The projector of each weight of the sites, by name; weights of one site have equal ones.
 

@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
@@ -90,6 +91,28 @@ def test_drift_is_that_of_the_stored_vectors(exact: Store, store: nb.OpenStore, 
         assert found[weight] > 0.1
     unet.disable_adapters()
     assert max(constraint.drift().values()) <= 1e-6
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_the_outlook_is_of_the_captions_and_the_weights_that_read_them(store: nb.OpenStore, kind: str) -> None:
+    constraint = nb.constrain(prepared(kind), store)
+    texts = torch.randn(2, 16, 96, generator=torch.Generator().manual_seed(0))
+    found = constraint.outlook(texts, trains_word=True)
+    site = next(site for site in store.sites() if WEIGHTS[1] in site.weights)
+    rows, projector = texts.double().flatten(0, 1).numpy(), store.projector(site).dense()
+    kept = np.trace(projector @ store.moment(site).second_moment) / np.trace(store.moment(site).second_moment)
+    assert found.subject == pytest.approx(np.square(rows @ projector).sum() / np.square(rows).sum(), rel=1e-9)
+    assert found.preserved == pytest.approx(kept, abs=1e-12)
+    assert (found.null_dim, found.dim, found.trains_word) == (store.projector(site).null_dim, 96, True)
+    with pytest.raises(ConfigError, match="no constrained weight reads texts of 64 dimensions alone"):
+        constraint.outlook(torch.randn(2, 16, 64))
+
+
+def test_there_is_no_outlook_where_no_weight_that_reads_the_text_trains(store: nb.OpenStore) -> None:
+    unet = fresh_unet().requires_grad_(False)
+    unet.get_parameter(WEIGHTS[0]).requires_grad_(True)
+    with pytest.raises(ConfigError, match="no constrained weight reads texts of 96 dimensions alone"):
+        nb.constrain(unet, store).outlook(torch.randn(2, 16, 96))
 
 
 def test_a_site_without_a_null_space_stays_as_it_is(exact: Store, tmp_path: Path, before: dict[str, torch.Tensor]) -> None:
@@ -394,7 +417,9 @@ def test_the_page_runs(finished: Any, tmp_path: Path, monkeypatch: pytest.Monkey
         exec(block, names)
         if "add_adapter" in block:
             assert len(names["constraint"].report().safe) == 40
-    assert len(blocks) == 5
+        if "outlook" in block:
+            assert names["constraint"].outlook(names["text"]).ratio > 2
+    assert len(blocks) == 6
     assert 0 < names["costs"]["float32"] < names["costs"]["bfloat16"] < 1e-2
     trained = UNet2DConditionModel.from_pretrained("trained", subfolder="unet").state_dict()
     assert trained.keys() == fresh_unet().state_dict().keys()
