@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from nullbooth_cli.settings.config import Config, load_config
     from nullbooth_cli.teaching.teach import TeachReport, teach
     from nullbooth_cli.training.constraint import Constraint, ConstraintReport, constrain
+    from nullbooth_cli.training.estimate import Estimate
     from nullbooth_cli.training.refit import RefitReport, refit
 
 __version__ = "0.1.0"
@@ -49,6 +50,7 @@ __all__ = [
     "DataError",
     "EditPlan",
     "EditReport",
+    "Estimate",
     "Evaluation",
     "EvaluationReport",
     "Event",
@@ -94,6 +96,7 @@ _MODULES = {
     "settings.config": ("Config", "load_config"),
     "teaching.teach": ("TeachReport", "teach"),
     "training.constraint": ("Constraint", "ConstraintReport", "constrain"),
+    "training.estimate": ("Estimate",),
     "editing.edit": ("edit", "plan_edit"),
     "editing.remember": ("forget", "remember"),
     "editing.report": ("EditPlan", "EditReport"),

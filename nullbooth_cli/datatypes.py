@@ -206,7 +206,7 @@ class Site:
     steps: tuple[int, int] | None = None  # (first, how many) of the schedule in which its denoiser runs; None for all
 
     def __hash__(self) -> int:  # cheap: sites are looked up in every forward
-        return hash(self.weights)
+        return hash((self.layer, self.feature))
 
     @property
     def name(self) -> str:

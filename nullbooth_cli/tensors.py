@@ -19,10 +19,10 @@ def generators(seeds: Iterable[int]) -> list[torch.Generator]:
 def keep_freed_memory() -> None:
     """Let glibc keep up to 62 MiB of freed memory for the next tensor, instead of giving it back to the system at once.
 
-    It does so once a large block was freed. Before, a tensor may cost a page fault for every 4 kB: 140,000 faults took 0.3 s of a
+    glibc does so after a large block is freed. Before, a tensor may cost a page fault for every 4 kB: 140,000 took 0.3 s of a
     unit of the toy that ran for 1.7 s. Other libraries of C are not changed. Cost: none, the block is never touched.
     """
-    torch.empty(31 << 20, dtype=torch.uint8)  # of more than 32 MiB glibc learns nothing
+    torch.empty(31 << 20, dtype=torch.uint8, device="cpu")  # of more than 32 MiB glibc learns nothing
 
 
 def pack(tensor: torch.Tensor, dtype: str) -> Callable[[], NDArray[Any]]:
@@ -34,9 +34,10 @@ def pack(tensor: torch.Tensor, dtype: str) -> Callable[[], NDArray[Any]]:
 
 
 def to_host(stored: torch.Tensor) -> Callable[[], NDArray[Any]]:
-    """Start copying a tensor to host memory, where it is its own copy; the function that comes back waits for it.
+    """Start copying a tensor to host memory; the function that comes back waits for it.
 
-    On CUDA the copy goes to pinned memory on a stream of its own, beside the model's work. bfloat16 becomes its uint16 bits.
+    On the CPU it is not copied: do not change it meanwhile. On CUDA the copy goes to pinned memory on a stream of its own, beside
+    the model's work. bfloat16 becomes its uint16 bits.
     """
     if stored.device.type != "cuda":
         return lambda: _bits(stored.cpu())

@@ -174,8 +174,8 @@ print(first, faults())
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
 def test_freed_memory_is_used_again_without_page_faults() -> None:
-    """200 tensors of 256 pages each, four at a time."""
+    """200 tensors of 256 pages each, four at a time: at most the pages of four are new."""
     found = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
     given_back, kept = map(int, found.split())
     assert given_back > 2_000
-    assert kept < 500
+    assert kept < 1_500

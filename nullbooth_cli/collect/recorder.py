@@ -33,9 +33,8 @@ class Recorder:
         self._constant: dict[tuple[Site, int], tuple[torch.Tensor, int]] = {}  # of a turn's first forward, with its version
         self._parts: dict[Site, list[tuple[torch.Tensor, torch.Tensor | None]]] = {}  # of this step: tensor and padding by turn
         self._changed: list[tuple[Projection, torch.Tensor]] = []
-        self._extremes: list[
-            tuple[Site, int, torch.Tensor, torch.Tensor]
-        ] = []  # the largest and the smallest value of each prompt
+        # The largest and the smallest value of each prompt.
+        self._extremes: list[tuple[Site, int, torch.Tensor, torch.Tensor]] = []
         self._padding = Padding({})
 
     def begin(self, forward: Forward, arguments: Mapping[str, Any]) -> None:
@@ -119,7 +118,8 @@ class Recorder:
                 f"{wrong} changes with the timestep after the first two steps",
                 "choose another model: the sharing of this one changes along the path",
             )
-        most, least = (torch.stack([*of_every]).float() for of_every in zip(*(each[2:] for each in self._extremes), strict=True))
+        most = torch.stack([each for *_, each, _ in self._extremes]).float()
+        least = torch.stack([each for *_, each in self._extremes]).float()
         largest = torch.maximum(most, -least).cpu()
         dtypes = list(dict.fromkeys([None, *(sink.dtype for sink in self._sinks)]))
         fitted = [largest if dtype is None else largest.to(getattr(torch, dtype)) for dtype in dtypes]

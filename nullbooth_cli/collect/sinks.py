@@ -18,8 +18,10 @@ from nullbooth_cli.tensors import pack, to_host
 # Chunks go to the writing threads in groups of this size: whenever one of those threads wakes up, the model's own threads wait.
 HAND_OVER_BYTES = 4 << 20
 CHECKPOINT_SHARE = 0.05  # of the running time, at most, goes into writing sums; a kill loses the units since the last checkpoint
-CHECKPOINT_RATE = 1 << 30  # bytes a second that the first one counts with: a disk that is slower makes it come early, not late
-CHECKPOINT_WRITERS = 4  # the model waits for them, so there may be more than beside it
+CHECKPOINT_RATE = 1 << 30  # bytes a second assumed for the first one; on a slower disk it takes more than its share
+FIRST_CHECKPOINT = 120.0  # seconds after which the first one comes whatever it costs
+# The model waits for these threads. A buffer for copies from a GPU may take twice its bytes.
+CHECKPOINT_WRITERS, CHECKPOINT_PENDING = 4, 128 << 20
 
 
 class Sink(Protocol):
@@ -115,10 +117,11 @@ def to_length(site: Site, values: torch.Tensor) -> torch.Tensor:
 class MomentSink:
     """Adds recorded vectors straight to the partial sums of a process; nothing else goes to disk.
 
-    Memory: 8 D (D + 1) bytes for each site and timestep, 16 R D for a factor, on `device`. A checkpoint writes all of it, so
-    checkpoints come as often as `CHECKPOINT_SHARE` of the running time allows, the first one when it pays for the bytes at
-    `CHECKPOINT_RATE`. A kill loses the units since the last one, and nothing is counted twice: a unit that is in the partial sums
-    of any process (`folded` are those of the others) is left out, because nothing can be taken out of a sum.
+    Memory: 8 D (D + 1) bytes for each site and timestep, 16 R D for a factor, on `device`, and `CHECKPOINT_PENDING` on the host.
+    A checkpoint writes all sums, so they come as often as `CHECKPOINT_SHARE` of the running time allows, the first one when its
+    bytes, at `CHECKPOINT_RATE`, are that share, or after `FIRST_CHECKPOINT`. A kill loses the units since the last one, and
+    nothing is counted twice: a unit that is in the partial sums of any process (`folded` are those of the others) is left out,
+    because nothing can be taken out of a sum.
     """
 
     dtype: str | None = None
@@ -142,7 +145,8 @@ class MomentSink:
         self._units, self._folded_elsewhere = set(partial.units), frozenset(folded)
         for site in sites if self._units else ():
             self._moments[site].add(partial.read(site))
-        self._last, self._cost = time.monotonic(), sums_nbytes(sites, num_steps, factoring) / CHECKPOINT_RATE
+        estimated = sums_nbytes(sites, num_steps, factoring) / CHECKPOINT_RATE
+        self._last, self._wait = time.monotonic(), min(estimated / CHECKPOINT_SHARE, FIRST_CHECKPOINT)
 
     def lacks(self, unit: int) -> bool:
         """Whether no process has folded the unit."""
@@ -153,8 +157,8 @@ class MomentSink:
         fold(self._moments[site], site, values.flatten(0, 1)[None], step)
 
     def due(self) -> bool:
-        """Whether the cost of a checkpoint, as the last one took, is a small enough share of the time since."""
-        return time.monotonic() - self._last >= self._cost / CHECKPOINT_SHARE
+        """Whether the cost of a checkpoint is a small enough share of the time since the last: what that took, or an estimate."""
+        return time.monotonic() - self._last >= self._wait
 
     def checkpoint(self, units: Sequence[int]) -> None:
         """Write all sums, with the units that are in them; nothing if none of these units was folded."""
@@ -162,15 +166,15 @@ class MomentSink:
         folded = {unit for unit in units if self.lacks(unit)}
         if not folded:
             return
-        self._units |= folded
-        with self._partial.replaced(self._units) as write, Writer(CHECKPOINT_WRITERS) as writer:
+        units_now = self._units | folded
+        with self._partial.replaced(units_now) as write, Writer(CHECKPOINT_WRITERS, CHECKPOINT_PENDING) as writer:
             for site, moments in self._moments.items():
                 for block in self._partial.blocks(site):
                     packed = moments.packed(block)
                     writer.submit(packed.nbytes, _write_packed, write, site, block, to_host(packed))
             writer.drain()
-        self._last = time.monotonic()
-        self._cost = self._last - started
+        self._units, self._last = units_now, time.monotonic()
+        self._wait = (self._last - started) / CHECKPOINT_SHARE
 
 
 def _write_packed(

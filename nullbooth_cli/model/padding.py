@@ -91,7 +91,8 @@ class Padding:
     def _masks(self, arguments: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor | None]]:
         """The masks of text among arguments, and in the dictionaries among them."""
         for name, value in arguments.items():
-            may_be_mask, may_be_lengths = _meaning(name)
+            # Control networks give blocks by their numbers.
+            may_be_mask, may_be_lengths = _meaning(name) if isinstance(name, str) else (False, False)
             if may_be_mask and (value is None or _is_mask(value)):
                 yield name, None if value is None else self._once(value, _of_keys)
             elif may_be_lengths and _is_lengths(value):
@@ -107,9 +108,9 @@ class Padding:
 
 
 @cache
-def _meaning(name: object) -> tuple[bool, bool]:
-    """Whether an argument of this name may be a mask, and whether it may be lengths; blocks by their numbers are neither."""
-    return (_MASK.fullmatch(name) is not None, _LENGTHS.fullmatch(name) is not None) if isinstance(name, str) else (False, False)
+def _meaning(name: str) -> tuple[bool, bool]:
+    """Whether an argument of this name may be a mask, and whether it may be lengths."""
+    return _MASK.fullmatch(name) is not None, _LENGTHS.fullmatch(name) is not None
 
 
 def _is_mask(value: Any) -> bool:

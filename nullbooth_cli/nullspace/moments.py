@@ -12,14 +12,14 @@ import torch
 
 from nullbooth_cli.datatypes import WHOLE, AnySums, FactoredSums, Factoring, Site, Sums
 from nullbooth_cli.nullspace.factored import reduction
-from nullbooth_cli.store.partial_sums import pack_sums
+from nullbooth_cli.store import pack_sums
 from nullbooth_cli.tensors import full_float32
 
 # On the CPU, x^T x of at least SYMMETRIC_DIM columns is computed in STRIPS strips of rows, each from the diagonal on: 9/16 of the
-# operations. numpy does half of them by itself and is faster, but its threads and torch's wait for each other, so it multiplies
-# where torch has one thread, and of fewer vectors than columns filling up its lower triangle costs more than it saves.
+# operations. numpy does half of them by itself and is faster, but its threads and torch's wait for each other, so it is used only
+# where torch has one thread. With fewer vectors than columns, its mirroring of the triangle costs more than it saves.
 SYMMETRIC_DIM, STRIPS = 192, 8
-NUMPY_DIM = 1024  # the product is not added in place, which costs wider matrices more than it saves
+NUMPY_DIM = 1024  # numpy's product has to be added afterwards, which costs wider matrices more than it saves
 TILE = 256  # edge of the squares in which a triangle is mirrored
 # On the CPU, as many vectors as fit the cache are converted at once; those of several small timesteps are multiplied in one go:
 # threads then do not wait for each other. With fewer than LEAST_ROWS, sums would be the larger part of what is read and written.
@@ -63,8 +63,10 @@ class SecondMoments:
         return made
 
     def update(self, x: torch.Tensor, first: int = 0) -> None:
-        """Add vectors, `[S, N, D]` of any floating dtype, of S timesteps from the `first` on."""
-        num_steps, n, dim = x.shape
+        """Add vectors, `[S, N, D]` of any floating dtype, of S timesteps from the `first` on. Raises IndexError for others."""
+        (num_steps, n, dim), x = x.shape, x.detach()
+        if not 0 <= first <= len(self.count) - num_steps:
+            raise IndexError(f"timesteps {first} to {first + num_steps - 1} of {len(self.count)}")
         self.count[first : first + num_steps] += n
         if x.device.type != "cpu":
             self._multiply(x.to(self._dtype), first)
@@ -72,7 +74,7 @@ class SecondMoments:
         cached = CACHED_BYTES // (dim * self._dtype.itemsize)
         most = max(cached, min(dim, LEAST_ROWS))
         if dim <= min(n, NUMPY_DIM) and self._upper.device.type == "cpu" and torch.get_num_threads() == 1:
-            for step, of_step in enumerate(x.detach(), start=first):
+            for step, of_step in enumerate(x, start=first):
                 for part in of_step.split(most):
                     self._multiply_by_numpy(part.to(self._dtype), step)
             return

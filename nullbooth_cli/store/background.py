@@ -16,13 +16,13 @@ U = TypeVar("U")
 
 
 class Writer:
-    """Runs writes in threads, with at most `MAX_PENDING_BYTES` waiting; a context manager. Call `drain()` before a commit.
+    """Runs writes in threads, with at most `max_pending` bytes waiting; a context manager. Call `drain()` before a commit.
 
     The next `submit` or `drain` raises the error of a write that failed.
     """
 
-    def __init__(self, num_threads: int = WRITERS) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=num_threads)
+    def __init__(self, num_threads: int = WRITERS, max_pending: int = MAX_PENDING_BYTES) -> None:
+        self._pool, self._max_pending = ThreadPoolExecutor(max_workers=num_threads), max_pending
         self._room = threading.Condition()
         self._waiting_bytes = 0
         self._pending: list[Future[object]] = []
@@ -40,7 +40,7 @@ class Writer:
         for future in done:
             future.result()
         with self._room:
-            self._room.wait_for(lambda: not self._waiting_bytes or self._waiting_bytes + nbytes <= MAX_PENDING_BYTES)
+            self._room.wait_for(lambda: not self._waiting_bytes or self._waiting_bytes + nbytes <= self._max_pending)
             self._waiting_bytes += nbytes
         future = self._pool.submit(write, *arguments, **options)
         future.add_done_callback(lambda _: self._release(nbytes))

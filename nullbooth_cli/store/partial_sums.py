@@ -90,18 +90,22 @@ class PartialSums:
 
     def blocks(self, site: Site) -> list[range]:
         """The timesteps of a site that share a chunk."""
-        _, length, *_ = (array := self.arrays.array(f"{self._path}/{site.name}")).chunks
-        return [range(start, min(start + length, array.shape[1])) for start in range(0, array.shape[1], length)]
+        array = self.arrays.array(f"{self._path}/{site.name}")
+        total, length = array.shape[1], array.chunks[1]
+        return [range(start, min(start + length, total)) for start in range(0, total, length)]
 
     @contextmanager
     def replaced(self, units: Iterable[int]) -> Iterator[Callable[[Site, range, NDArray[np.float64]], None]]:
         """Put new sums in force at the end, together with the units that are in them; nothing after an error.
 
-        What it gives writes one of `blocks`, `[S, R + 2, D]` as `pack_sums` packs each timestep, from any thread.
+        It yields a function that writes one of `blocks`, `[S, R + 2, D]` as `pack_sums` packs each timestep, from any thread. All
+        blocks of all sites have to be written: one that is left out keeps the sums of two checkpoints ago.
         """
         slot = 1 - self.slot
 
         def write(site: Site, block: range, packed: NDArray[np.float64]) -> None:
+            if len(packed) != len(block):
+                raise ValueError(f"{len(packed)} timesteps for a block of {len(block)}")
             name = f"{self._path}/{site.name}"
             length = self.arrays.array(name).chunks[1]
             if len(packed) < length:

@@ -111,8 +111,11 @@ def constrain(
 
 
 class Constraint:
-    """The constraint on a model: `report` lists its parameters, `outlook` says what it leaves of a subject, `drift` measures what
-    moved, `merge` makes the model plain again."""
+    """The constraint on a model.
+
+    `report` lists its parameters, `outlook` tells whether a subject will be learned, `drift` measures what moved, and `merge`
+    makes the model plain again.
+    """
 
     def __init__(self, model: nn.Module, store: ProjectorSource, weights: Sequence[ProtectedWeight]) -> None:
         self._model, self._store, self._weights = model, store, weights
@@ -172,10 +175,10 @@ class Constraint:
     def outlook(self, texts: torch.Tensor, *, trains_word: bool = False) -> Estimate:
         """Whether a subject will be learned, from its captions `[N, L, D]` as `encode_prompt` gives them: print its `lines`.
 
-        Of the constrained weights those count that read the text alone, to_k and to_v of a U-Net. `trains_word`: whether the
-        embedding of a word trains as well. `training/estimate.py` says what the numbers are worth.
+        Only constrained weights that read the text alone count: to_k and to_v of a U-Net. `trains_word`: whether the embedding of
+        a word trains as well. `training/estimate.py` says what the numbers are worth.
 
-        Raises ConfigError if no constrained weight reads texts of this width. Cost: see `estimate_learning`.
+        Raises ConfigError if no such weight trains that reads texts of this width. Cost: see `estimate_learning`.
         """
         dim = texts.shape[-1]
         readers = [each for each in self._weights if each.trains and each.site.timestep_free and each.site.dim == dim]
@@ -183,7 +186,7 @@ class Constraint:
         estimate = estimate_learning(self._store, projectors, texts, trains_word=trains_word)
         if estimate is None:
             raise ConfigError(
-                f"no constrained weight reads texts of {dim} dimensions alone",
+                f"no constrained weight that trains reads only texts of {dim} dimensions",
                 "pass what the text encoder gives for the captions, and constrain to_k or to_v of layers that read it",
             )
         return estimate

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from nullbooth_cli.api import OpenStore, open_store
-from nullbooth_cli.datatypes import Site
 from nullbooth_cli.errors import ConfigError
 from nullbooth_cli.model import load
 from nullbooth_cli.model.denoisers import denoiser_of
@@ -24,7 +23,6 @@ from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.model.prompt_length import cut_off_note
 from nullbooth_cli.model.protocols import LatentPipeline
 from nullbooth_cli.model.sources import Source
-from nullbooth_cli.nullspace.moment import Moment
 from nullbooth_cli.nullspace.projector import Projector
 from nullbooth_cli.settings.captions import CaptionedImage
 from nullbooth_cli.settings.recipe import Recipe
@@ -60,9 +58,6 @@ class TrainingStore(ProjectorSource, Protocol):
 
     def prompts(self) -> Sequence[str]:
         """The texts of the preserved prompts."""
-
-    def heldout_moment(self, site: Site) -> Moment | None:
-        """The second moment of the held-out prompts at a site; None without any."""
 
     def projectors(self, model: Mapping[str, torch.Tensor] | None = None) -> Mapping[str, Projector]:
         """As in ProjectorSource; without a model they are compared with none."""

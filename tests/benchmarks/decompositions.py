@@ -132,7 +132,7 @@ def main() -> None:
     made.add_argument("--scope", choices=["pooled", "timestep"], default="pooled")
     made.add_argument("--small", action="store_true", help="tiny matrices, to see that it runs")
     made.add_argument("--sign", action="store_true")
-    made.add_argument("--bare", type=int, default=0, help="so many times all matrices, without a store")
+    made.add_argument("--bare", type=int, default=0, help="number of times that all matrices are decomposed, without a store")
     arguments = parse(made)
     device = torch.device(arguments.device)
     if arguments.bare:

@@ -78,7 +78,7 @@ def sdxl_pipeline(
 ) -> Any:
     """SDXL's own sizes, from its config files, weights at random; the tokenizer knows bytes only.
 
-    `depth` keeps so many of the 2 or 10 transformer blocks in a row.
+    `depth` is the number that is left of the 2 or 10 transformer blocks in a row.
     """
     torch.manual_seed(0)
     folder = ROOT / "tests/architectures/sdxl"

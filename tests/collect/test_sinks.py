@@ -15,6 +15,7 @@ from nullbooth_cli.errors import ModelError, Rerun, ResourceError
 from nullbooth_cli.nullspace.moments import sums_nbytes
 from nullbooth_cli.store import PartialSums, Store
 from nullbooth_cli.store.feature_arrays import FeatureArrays
+from nullbooth_cli.store.local import LocalBacking
 from tests.support.builders import execute, small_config
 from tests.support.stores import FREE, TIMED, small_store
 
@@ -120,6 +121,32 @@ class TestMoments:
         assert not sink.due()
         now[0] = 60.0
         assert sink.due()
+
+    def test_the_first_checkpoint_comes_after_two_minutes_whatever_it_costs(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = [0.0]
+        monkeypatch.setattr("time.monotonic", lambda: now[0])
+        monkeypatch.setattr(sinks, "CHECKPOINT_RATE", 1e-6)
+        sink = self.sink(small_store(tmp_path))
+        now[0] = 119.9
+        assert not sink.due()
+        now[0] = 120.0
+        assert sink.due()
+
+    def test_a_write_that_fails_leaves_the_checkpoint_before(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also for a caller that tries again: the unit is not counted as written."""
+        store = small_store(tmp_path)
+        sink = self.sink(store)
+        sink.checkpoint([0])
+        with monkeypatch.context() as patched:
+            patched.setattr(LocalBacking, "put", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            with pytest.raises(OSError, match="No space left"):
+                sink.checkpoint([1])
+        assert store.moments.partial_sums("one").units == (0,)
+        assert sink.lacks(1)
+        sink.checkpoint([1])
+        assert store.moments.partial_sums("one").units == (0, 1)
 
 
 def test_bytes_of_features_are_those_of_their_values() -> None:

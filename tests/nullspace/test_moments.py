@@ -83,6 +83,15 @@ def test_wide_matrices_are_multiplied_in_strips(monkeypatch: pytest.MonkeyPatch,
     assert_close(again.sum_xxt.numpy(), 2 * expected, 1e-6)
 
 
+@pytest.mark.parametrize("first", [-1, 2])
+def test_timesteps_that_are_not_there_are_refused_whole(first: int) -> None:
+    moments = SecondMoments(3, 4)
+    with pytest.raises(IndexError, match=f"timesteps {first} to {first + 1} of 3"):
+        moments.update(torch.ones(2, 50, 4), first)
+    assert not moments.count.any()
+    assert not moments.sum_x.any()
+
+
 def test_some_timesteps_are_packed_as_the_store_packs_each() -> None:
     x = torch.randn(5, 40, 6, generator=torch.Generator().manual_seed(0))
     for moments in (SecondMoments(5, 6), FactoredMoments(5, 6, 4)):

@@ -90,6 +90,9 @@ def test_blocks_that_threads_write_come_into_force_together(part: PartialSums) -
 
     with pytest.raises(RuntimeError, match="stopped"):
         stopped()
+    block = part.blocks(TIMED)[0]
+    with pytest.raises(ValueError, match=f"1 timesteps for a block of {len(block)}"), part.replaced([0, 1]) as write:
+        write(TIMED, block, np.stack(sums_of(1)[1][1][:1]))
     assert part.units == (0,)
     assert_in_force(part, 0)
     with Writer() as writer, part.replaced([0, 1]) as write:

@@ -104,14 +104,14 @@ def test_the_outlook_is_of_the_captions_and_the_weights_that_read_them(store: nb
     assert found.subject == pytest.approx(np.square(rows @ projector).sum() / np.square(rows).sum(), rel=1e-9)
     assert found.preserved == pytest.approx(kept, abs=1e-12)
     assert (found.null_dim, found.dim, found.trains_word) == (store.projector(site).null_dim, 96, True)
-    with pytest.raises(ConfigError, match="no constrained weight reads texts of 64 dimensions alone"):
+    with pytest.raises(ConfigError, match="no constrained weight that trains reads only texts of 64 dimensions"):
         constraint.outlook(torch.randn(2, 16, 64))
 
 
 def test_there_is_no_outlook_where_no_weight_that_reads_the_text_trains(store: nb.OpenStore) -> None:
     unet = fresh_unet().requires_grad_(False)
     unet.get_parameter(WEIGHTS[0]).requires_grad_(True)
-    with pytest.raises(ConfigError, match="no constrained weight reads texts of 96 dimensions alone"):
+    with pytest.raises(ConfigError, match="no constrained weight that trains reads only texts of 96 dimensions"):
         nb.constrain(unet, store).outlook(torch.randn(2, 16, 96))
 
 
