@@ -81,11 +81,9 @@ class PartialSums:
     def read(self, site: Site) -> Iterator[AnySums]:
         """The sums of each timestep, from the slot in force. Memory: one chunk of timesteps."""
         name = f"{self._path}/{site.name}"
-        array = self.arrays.array(name)
-        steps, slot = array.chunks[1], self.slot
-        for chunk in range(-(-array.shape[1] // steps)):
-            block = self.arrays.read_chunk(name, (slot, chunk, 0, 0))[0]
-            for packed in block[: array.shape[1] - chunk * steps]:
+        slot = self.slot
+        for chunk, block in enumerate(self.blocks(site)):
+            for packed in self.arrays.read_chunk(name, (slot, chunk, 0, 0))[0][: len(block)]:
                 yield unpack_sums(packed)
 
     def blocks(self, site: Site) -> list[range]:

@@ -52,7 +52,7 @@ def falling(dim: int, generator: torch.Generator) -> torch.Tensor:
 def bare_alone(arguments: argparse.Namespace, device: torch.device) -> None:
     """P by eigh and by the matrix sign on `--bare` times all matrices; a matrix is made outside of the watch."""
     ways: dict[str, Callable[..., list[torch.Tensor]]] = {"P by eigh": from_eigh, "P by sign": from_sign}
-    seconds, largest = dict.fromkeys(ways, 0.0), 0.0
+    watches, largest = {name: list[Stopwatch]() for name in ways}, 0.0
     generator = torch.Generator(device).manual_seed(0)
     dims = sorted((SMALL if arguments.small else DIMS) * arguments.bare)
     for dim in dims:
@@ -62,11 +62,12 @@ def bare_alone(arguments: argparse.Namespace, device: torch.device) -> None:
         _wait(device)
         found = []
         for name, way in ways.items():
-            watch = Stopwatch()
-            found += way(watch, [matrix], [threshold])
-            seconds[name] += watch.wall
+            watches[name].append(Stopwatch())
+            found += way(watches[name][-1], [matrix], [threshold])
         largest = max(largest, float((found[0] - found[1]).abs().max()))
-    show("decompositions", [], arguments, seconds=seconds, matrices=len(dims), largest_difference=largest)
+    seconds = {name: sum(watch.wall for watch in of_way) for name, of_way in watches.items()}
+    figures = [figure(f"a matrix of {len(dims)}: P by sign over P by eigh", watches["P by sign"], watches["P by eigh"])]
+    show("decompositions", figures, arguments, seconds=seconds, largest_difference=largest)
 
 
 def bare(watch: Stopwatch, matrices: list[torch.Tensor]) -> None:

@@ -109,29 +109,18 @@ class TestMoments:
         now[0] = 42.0
         assert sink.due()
 
-    def test_the_first_checkpoint_waits_until_its_share_pays_for_its_bytes(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(("takes", "comes_after"), [(3.0, 60.0), (1e9, 120.0)])
+    def test_the_first_checkpoint_waits_until_its_share_pays_for_its_bytes_or_two_minutes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, takes: float, comes_after: float
     ) -> None:
         now = [0.0]
         monkeypatch.setattr("time.monotonic", lambda: now[0])
         store = small_store(tmp_path)
-        monkeypatch.setattr(sinks, "CHECKPOINT_RATE", sums_nbytes(store.sites, 3) / 3)  # it would take 3 s
+        monkeypatch.setattr(sinks, "CHECKPOINT_RATE", sums_nbytes(store.sites, 3) / takes)
         sink = self.sink(store)
-        now[0] = 59.9
+        now[0] = comes_after - 0.1
         assert not sink.due()
-        now[0] = 60.0
-        assert sink.due()
-
-    def test_the_first_checkpoint_comes_after_two_minutes_whatever_it_costs(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        now = [0.0]
-        monkeypatch.setattr("time.monotonic", lambda: now[0])
-        monkeypatch.setattr(sinks, "CHECKPOINT_RATE", 1e-6)
-        sink = self.sink(small_store(tmp_path))
-        now[0] = 119.9
-        assert not sink.due()
-        now[0] = 120.0
+        now[0] = comes_after
         assert sink.due()
 
     def test_a_write_that_fails_leaves_the_checkpoint_before(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
