@@ -39,6 +39,8 @@ class SecondMoments:
         self._upper = torch.zeros(num_steps, dim, dim, dtype=torch.float64, device=device)
         self.sum_x = torch.zeros(num_steps, dim, dtype=torch.float64, device=device)
         self.count = np.zeros(num_steps, np.int64)
+        # Views for numpy, made once: a call for small vectors costs as much as their product.
+        self._of_steps = [(u.numpy(), s.numpy()) for u, s in zip(self._upper, self.sum_x, strict=True) if u.device.type == "cpu"]
         self._dtype = getattr(torch, accumulate)
 
     @property
@@ -54,7 +56,8 @@ class SecondMoments:
         for i in range(0, dim, TILE):
             end = min(i + TILE, dim)
             square = upper[:, i:end, i:end]
-            made[:, i:end, i:end] = square.triu() + square.triu(1).mT
+            is_upper = torch.ones(square.shape[1:], dtype=torch.bool, device=square.device).triu()
+            made[:, i:end, i:end] = torch.where(is_upper, square, square.mT)
             made[:, i:end, end:] = upper[:, i:end, end:]
             made[:, end:dim, i:end] = upper[:, i:end, end:].mT
         made[:, dim] = self.sum_x[steps.start : steps.stop]
@@ -74,9 +77,9 @@ class SecondMoments:
         cached = CACHED_BYTES // (dim * self._dtype.itemsize)
         most = max(cached, min(dim, LEAST_ROWS))
         if dim <= min(n, NUMPY_DIM) and self._upper.device.type == "cpu" and torch.get_num_threads() == 1:
-            for step, of_step in enumerate(x, start=first):
-                for part in of_step.split(most):
-                    self._multiply_by_numpy(part.to(self._dtype), step)
+            for step in range(num_steps):
+                for start in range(0, n, most):
+                    self._multiply_by_numpy(x[step, start : start + most].to(self._dtype), first + step)
             return
         at_once = max(1, cached // max(n, 1))
         for start in range(0, num_steps, at_once):
@@ -97,9 +100,10 @@ class SecondMoments:
         self.sum_x[steps] += vectors.sum(1, dtype=torch.float64).to(self.sum_x.device)
 
     def _multiply_by_numpy(self, vectors: torch.Tensor, step: int) -> None:
+        upper, sum_x = self._of_steps[step]
         matrix = vectors.numpy()
-        self._upper.numpy()[step] += matrix.T @ matrix
-        self.sum_x.numpy()[step] += vectors.sum(0, dtype=torch.float64).numpy()
+        upper += matrix.T @ matrix
+        sum_x += vectors.sum(0, dtype=torch.float64).numpy()
 
     def add(self, sums: Iterable[AnySums]) -> None:
         """Add the sums of other vectors, those of all timesteps."""
