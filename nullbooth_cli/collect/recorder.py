@@ -8,7 +8,7 @@ import torch
 from nullbooth_cli.collect.branches import by_turn, split_branches
 from nullbooth_cli.collect.find_sites import RecordableModel
 from nullbooth_cli.collect.sinks import Sink
-from nullbooth_cli.collect.token_sample import sample_tokens
+from nullbooth_cli.collect.token_sample import TokenSampler
 from nullbooth_cli.datatypes import Prompt, Site
 from nullbooth_cli.errors import DataError, ModelError
 from nullbooth_cli.model.hooks import Forward
@@ -27,25 +27,28 @@ class Recorder:
         self.members, self.num_forwards = members, 0
         self._path, self._site_of, self._sinks = model.path, model.found.site_of, sinks
         self._branches, self._last_turn = by_turn(model.found.branches), model.found.branches[-1].turn
-        self._tokens_per_prompt = model.found.tokens_per_prompt
         self._rows = [row for row, _ in members]
+        self._sampler = TokenSampler(model.found.tokens_per_prompt, model.path.seed, self._rows, len(model.path.steps))
         self._shared: dict[Site, torch.Tensor] = {}  # of this forward, for sites that feed several projections
         self._constant: dict[tuple[Site, int], tuple[torch.Tensor, int]] = {}  # of a turn's first forward, with its version
         self._parts: dict[Site, list[tuple[torch.Tensor, torch.Tensor | None]]] = {}  # of this step: tensor and padding by turn
         self._changed: list[tuple[Projection, torch.Tensor]] = []
         # The largest and the smallest value of each prompt.
         self._extremes: list[tuple[Site, int, torch.Tensor, torch.Tensor]] = []
-        self._padding = Padding({})
+        self._padding, self._reads_masks = Padding({}), True
+        self._with_text = {site for each, site in self._site_of.items() if each.from_text or each.from_both}
 
     def begin(self, forward: Forward, arguments: Mapping[str, Any]) -> None:
         """Note a forward, and from its arguments which tokens of the text are padding."""
         self.num_forwards += 1
         self._shared.clear()
         self._padding = Padding(arguments)
+        self._reads_masks = any(not s.timestep_free or (s, forward.turn) not in self._constant for s in self._with_text)
 
     def enter(self, path: str, arguments: Mapping[str, Any]) -> None:
-        """Note a layer or block that is about to run, for its mask."""
-        self._padding.enter(path, arguments)
+        """Note a layer or block that is about to run, for its mask, unless all text was recorded before."""
+        if self._reads_masks:
+            self._padding.enter(path, arguments)
 
     def receive(self, projection: Projection, forward: Forward, tensor: torch.Tensor) -> None:
         """Take a projection's tensor `[rows, L, D]` of a forward. Raises ModelError if it is not the one that its site shares."""
@@ -69,10 +72,10 @@ class Recorder:
         padding = None
         if any(mask is not None for _, mask in of_turns):
             padding = _joined([_no_padding(tensor) if mask is None else mask for tensor, mask in of_turns])
-        limit = self._tokens_per_prompt
-        if limit is not None and not projection.from_text:
-            seen = values = self._sample(values, limit, site, step, padding)
-            padding = None if padding is None else self._sample(padding, limit, site, step, padding)
+        if not projection.from_text:
+            of_tokens = None if padding is None else padding[..., 0]
+            seen = values = self._sampler.sample(values, step, site.name, of_tokens)
+            padding = None if padding is None else self._sampler.sample(padding, step, site.name, of_tokens)
         if padding is not None:
             # Padding becomes NaN in `values`. `nullspace.moments.fold` leaves out tokens whose first value is NaN.
             seen, values = (values.masked_fill(padding, filling) for filling in (0.0, torch.nan))
@@ -81,11 +84,6 @@ class Recorder:
         self._extremes.append((site, step, of_prompts.amax(1), of_prompts.amin(1)))
         for sink in self._sinks:
             sink.receive(site, step - site.first_step, self._rows, values)
-
-    def _sample(self, values: torch.Tensor, limit: int, site: Site, step: int, padding: torch.Tensor | None) -> torch.Tensor:
-        of_tokens = None if padding is None else padding[..., 0]
-        seed = self._path.seed
-        return sample_tokens(values, limit, seed=seed, rows=self._rows, step=step, site=site.name, padding=of_tokens)
 
     def _was_recorded(self, site: Site, projection: Projection, tensor: torch.Tensor, forward: Forward) -> bool:
         """Whether the tensor was recorded before: for another projection, or at an earlier timestep."""

@@ -6,34 +6,52 @@ from functools import cache
 
 import torch
 
+DRAWN_AT_ONCE = 1 << 17  # numbers, of several steps: a small tensor costs no more than the call that makes it
 
-def sample_tokens(
-    values: torch.Tensor,
-    num_tokens: int,
-    *,
-    seed: int,
-    rows: Sequence[int],
-    step: int,
-    site: str,
-    padding: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """`[B, n, D]` of `[B, L, D]`: n tokens of each prompt, uniformly and without replacement, so that means stay unbiased.
 
-    The choice depends on seed, row, step and site alone, not on the batch, the process or the run. With n >= L all tokens. Of
-    tokens that are `padding` (`[B, L]` bool) only as many are chosen as others are missing.
+class TokenSampler:
+    """Chooses n = `num_tokens` tokens of each prompt of a unit, uniformly and without replacement, so that means stay unbiased.
+
+    The choice depends on seed, row, step and site alone, not on the batch, the process or the run. With None, or n >= L, all.
     """
-    if values.shape[1] <= num_tokens:
-        return values
-    # Each token draws a number on the vectors' device, and the smallest are chosen: a generator per prompt would slow a GPU down.
-    of_rows = _draw(_key(seed, step, site), torch.tensor(rows, device=values.device)[:, None])
-    if padding is None:
-        drawn = _draw(of_rows, torch.arange(values.shape[1], device=values.device))
-    else:  # a token's number counts no padding, whose length depends on the batch
-        drawn = _draw(of_rows, (~padding).cumsum(1) - 1).masked_fill(padding, torch.iinfo(torch.int64).max)
-    index = drawn.topk(num_tokens, dim=1, largest=False, sorted=False).indices.sort(dim=1).values
-    first_of_rows = torch.arange(0, drawn.numel(), values.shape[1], device=values.device)[:, None]
-    chosen: torch.Tensor = values.flatten(0, 1).index_select(0, (first_of_rows + index).flatten()).unflatten(0, index.shape)
-    return chosen
+
+    def __init__(self, num_tokens: int | None, seed: int, rows: Sequence[int], num_steps: int) -> None:
+        self._num_tokens, self._seed, self._rows, self._num_steps = num_tokens, seed, rows, num_steps
+        # Of each site and L: some steps, and the places of their tokens in `[B L]`, `[S, B n]`.
+        self._chosen: dict[tuple[str, int], tuple[range, torch.Tensor]] = {}
+
+    def sample(self, values: torch.Tensor, step: int, site: str, padding: torch.Tensor | None = None) -> torch.Tensor:
+        """`[B, n, D]` of `[B, L, D]`. Of tokens that are `padding` (`[B, L]` bool) only as many as others are missing."""
+        num_prompts, num_tokens = values.shape[:2]
+        if self._num_tokens is None or num_tokens <= self._num_tokens:
+            return values
+        steps, places = self._chosen.get((site, num_tokens), (range(0), values))
+        if padding is not None:
+            steps = range(step, step + 1)
+            places = self._choose(self._num_tokens, steps, site, values, padding)
+        elif step not in steps:
+            at_once = max(1, DRAWN_AT_ONCE // (num_prompts * num_tokens))
+            steps = range(step, min(step + at_once, self._num_steps))
+            places = self._choose(self._num_tokens, steps, site, values)
+            self._chosen[site, num_tokens] = steps, places
+        chosen = values.flatten(0, 1).index_select(0, places[step - steps.start])
+        return chosen.reshape(num_prompts, self._num_tokens, -1)
+
+    def _choose(
+        self, num_tokens: int, steps: range, site: str, values: torch.Tensor, padding: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The places of the tokens that are chosen in S steps, `[S, B n]`."""
+        # Each token draws a number on the vectors' device, and the smallest are chosen: a generator for each prompt would slow a
+        # GPU down.
+        keys = torch.tensor([_key(self._seed, step, site) for step in steps], device=values.device)[:, None, None]
+        of_rows = _draw(keys, torch.tensor(self._rows, device=values.device)[:, None])
+        if padding is None:
+            drawn = _draw(of_rows, torch.arange(values.shape[1], device=values.device))
+        else:  # a token's number counts no padding, whose length depends on the batch
+            drawn = _draw(of_rows, (~padding).cumsum(1) - 1).masked_fill(padding, torch.iinfo(torch.int64).max)
+        index = drawn.topk(num_tokens, largest=False, sorted=False).indices.sort().values
+        first_of_rows = torch.arange(0, values.shape[0] * values.shape[1], values.shape[1], device=values.device)[:, None]
+        return (first_of_rows + index).flatten(1)
 
 
 @cache  # every unit draws with the same keys
@@ -44,7 +62,7 @@ def _key(seed: int, step: int, site: str) -> int:
     return int(key)
 
 
-def _draw(key: torch.Tensor | int, number: torch.Tensor) -> torch.Tensor:
+def _draw(key: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
     """Output `number` of the SplitMix64 generator (Steele, Lea and Flood 2014) that starts at `key`: 64 uniform bits as int64."""
     mixed = key + (number + 1) * (0x9E3779B97F4A7C15 - 2**64)
     # Shifts of signed integers copy the sign: the masks remove it.

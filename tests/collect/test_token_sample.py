@@ -1,11 +1,28 @@
 """Samples of tokens: the same for any batch, unbiased, as likely for every token."""
 
 import numpy as np
+import pytest
 import torch
 
-from nullbooth_cli.collect.token_sample import _draw, sample_tokens
+from nullbooth_cli.collect import token_sample
+from nullbooth_cli.collect.token_sample import TokenSampler, _draw
 from tests.support.builders import execute, features_at, small_config
 from tests.support.invariants import assert_close
+
+NUM_STEPS = 5
+
+
+def sample_tokens(
+    values: torch.Tensor,
+    num_tokens: int,
+    *,
+    seed: int,
+    rows: list[int],
+    step: int,
+    site: str,
+    padding: torch.Tensor | None = None,
+) -> torch.Tensor:
+    return TokenSampler(num_tokens, seed, rows, NUM_STEPS).sample(values, step, site, padding)
 
 
 class TestSampling:
@@ -28,6 +45,23 @@ class TestSampling:
         for other in (chosen([0], seed=1), chosen([0], step=1), chosen([0], site="b"), chosen([1])):
             assert not torch.equal(other[0], every[0])
         assert torch.equal(sample_tokens(values, 50, seed=0, rows=[0, 1, 2, 3], step=0, site="a"), values)
+
+    @pytest.mark.parametrize("at_once", [1, 300, 1000], ids=["one step", "some steps", "all steps"])
+    def test_the_choice_does_not_depend_on_how_many_steps_are_drawn_at_once(
+        self, at_once: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(token_sample, "DRAWN_AT_ONCE", at_once)
+        values, together = torch.arange(2 * 50).reshape(2, 50, 1), TokenSampler(7, 0, [4, 9], NUM_STEPS)
+        for step in range(NUM_STEPS):
+            for site, given in (("a", values), ("b", values), ("a", values[:, :30])):
+                alone = sample_tokens(given, 7, seed=0, rows=[4, 9], step=step, site=site)
+                assert torch.equal(together.sample(given, step, site), alone)
+
+    def test_a_skipped_step_and_padding_in_one_step_do_not_change_the_others(self) -> None:
+        values, together = torch.arange(50).reshape(1, 50, 1), TokenSampler(7, 0, [4], NUM_STEPS)
+        for step, padding in ((3, None), (1, torch.zeros(1, 50, dtype=torch.bool)), (4, None), (0, None)):
+            alone = sample_tokens(values, 7, seed=0, rows=[4], step=step, site="a")
+            assert torch.equal(together.sample(values, step, "a", padding), alone)
 
     def test_every_token_is_as_likely(self) -> None:
         """4,000 draws of 8 of 20 tokens: each token comes 1,600 times, give or take five standard deviations."""
