@@ -95,9 +95,9 @@ def test_its_line() -> None:
         ({}, None),
         ({"trains_word": True}, None),
         ({"preserved": 0.0}, None),
-        ({"subject": 0.00091}, None),
-        ({"subject": 0.00089}, "will probably not be learned: 1.5 times is less than 1.5, and no word trains"),
-        ({"subject": 0.0007}, "will probably not be learned: 1.2 times is less than 1.5, and no word trains; set word"),
+        ({"subject": 0.00121}, None),
+        ({"subject": 0.00119}, "will probably not be learned: 1.98 times is less than 2, and no word trains"),
+        ({"subject": 0.0007}, "will probably not be learned: 1.17 times is less than 2, and no word trains; set word"),
         ({"subject": 0.0007, "trains_word": True}, None),
         ({"null_dim": 16, "trains_word": True}, None),
         ({"null_dim": 15, "trains_word": True}, "15 of 96 dimensions may be too few, even with a trained word"),
@@ -116,10 +116,15 @@ def test_it_warns_where_the_evidence_does(changes: dict[str, Any], warned: str |
 @pytest.mark.parametrize(
     ("changes", "answer"),
     [
-        ({}, "the subject should be learned: on the embedded model others were at 3 times and more"),
-        ({"preserved": 0.0}, "the subject should be learned: on the embedded model others were at 3 times and more"),
-        ({"subject": 0.0012}, "the subject may be learned: on the embedded model others were at 3 times and more, and not"),
-        ({"subject": 0.0007, "trains_word": True}, "the subject should be learned: a word trains, and 16 of 96 dimensions were"),
+        (
+            {},
+            "the subject may be learned: without a trained word and at 2 times or more, 14 of 21 pairs of subject and threshold",
+        ),
+        ({"preserved": 0.0}, "the subject may be learned: without a trained word and at 2 times or more, 14 of 21"),
+        (
+            {"subject": 0.0007, "trains_word": True},
+            "the subject may be learned: with a trained word, 18 of 24 pairs of subject and",
+        ),
     ],
 )
 def test_it_answers_where_nothing_warns(changes: dict[str, Any], answer: str) -> None:
