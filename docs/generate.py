@@ -153,7 +153,7 @@ Learned means in half of the pictures. Of 24 pairs of a subject of the embedded 
 - **Without `word`**, 14 of 21 pairs were learned at a ratio of 2 and more. Below 2 was one subject, a style, and it was not
   learned; nor was it by free training without a word. Under 2 the answer is that it will probably not be.
 - **With `word`**, 18 of 24 were learned, whatever the ratio, because the word moves into the null space. It needs
-  dimensions: 16 of 96 were enough, 1 was not. Under 16 the answer is that they may be too few.
+  dimensions: 16 of 96 were enough for five of six subjects, 1 for none. Under 16 the answer is that they may be too few.
 
 So these numbers rule out and promise nothing.
 [Of seven candidates](../explanation/forgetting.md#will-it-be-learned) none had a rank correlation above 0.38.

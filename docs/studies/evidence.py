@@ -158,6 +158,8 @@ def main(
     if pack:
         wanted = {_key(*one) for one in reports(searched)}
         kept = [each for each in points if each.way == UNTOUCHED.name or _key_of(each) in wanted]
+        if lacking := len(wanted) - len({_key_of(each) for each in kept if each.way != UNTOUCHED.name}):
+            raise typer.BadParameter(f"{lacking} runs of the report are missing: start the study again")
         write(PACKED, [*searched, *kept])
         return
     done = {(each.way, each.subject, each.rate) for each in searched}
@@ -175,8 +177,9 @@ def main(
         if part is report and number == 1 and not any(point.way == UNTOUCHED.name for point in points):
             write(out / "batches" / "untouched.jsonl", untouched(models, scorer))
         for batch in batches(missing, together)[number - 1 :: count]:
-            first = batch[0][0]
-            file = out / "batches" / f"{part.__name__} {first.way.name} {first.taught.name} {first.rate:g} {first.seed}.jsonl"
+            first, steps = batch[0]
+            name = f"{part.__name__} {first.way.name} {first.taught.name} {first.rate:g} {first.seed} {steps}"
+            file = out / "batches" / f"{name}.jsonl"
             found = []
             for one in part(models, ground, batch, scorer):
                 found.append(one)

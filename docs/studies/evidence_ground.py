@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from docs.studies.cuts import PROMPTS, collect
@@ -78,11 +79,12 @@ class Ground:
 def open_ground(folder: Path) -> Ground:
     """The ground of a study, made the first time. Cost: a minute and a half on two cores then."""
     file = folder / "ground.npz"
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial.npz")
-        np.savez_compressed(partial, **_make(folder))
-        partial.rename(file)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "ground.lock"):
+        if not file.exists():
+            partial = file.with_suffix(".partial.npz")
+            np.savez_compressed(partial, **_make(folder))
+            partial.rename(file)
     with np.load(file) as found:
         arrays = dict(found)
     texts: dict[str, list[str]] = json.loads(str(arrays["texts"]))

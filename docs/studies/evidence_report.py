@@ -155,8 +155,8 @@ def guarantee(points: Sequence[Point]) -> Table:
         "constraint",
         "weights",
         "largest drift",
-        "measured / predicted",
-        "bound / predicted",
+        "measured / `drift()`",
+        "bound / `drift()`",
         "saved in float16",
         "in bfloat16",
     ]

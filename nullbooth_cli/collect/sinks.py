@@ -154,7 +154,7 @@ class MomentSink:
 
     def receive(self, site: Site, step: int, rows: Sequence[int], values: torch.Tensor) -> None:
         """Add the vectors of a timestep, without padding."""
-        fold(self._moments[site], site, values.reshape(1, -1, site.dim), step)
+        fold(self._moments[site], site, values.flatten(0, 1)[None], step)
 
     def due(self) -> bool:
         """Whether the cost of a checkpoint is a small enough share of the time since the last: what that took, or an estimate."""

@@ -31,7 +31,7 @@ class TokenSampler:
             places = self._choose(self._num_tokens, steps, site, values, padding)
         elif step not in steps:
             at_once = max(1, DRAWN_AT_ONCE // (num_prompts * num_tokens))
-            steps = range(step, min(step + at_once, self._num_steps))
+            steps = range(step, max(step + 1, min(step + at_once, self._num_steps)))
             places = self._choose(self._num_tokens, steps, site, values)
             self._chosen[site, num_tokens] = steps, places
         chosen = values.flatten(0, 1).index_select(0, places[step - steps.start])

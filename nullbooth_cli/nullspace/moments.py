@@ -39,8 +39,6 @@ class SecondMoments:
         self._upper = torch.zeros(num_steps, dim, dim, dtype=torch.float64, device=device)
         self.sum_x = torch.zeros(num_steps, dim, dtype=torch.float64, device=device)
         self.count = np.zeros(num_steps, np.int64)
-        # Views for numpy, made once: a call for small vectors costs as much as their product.
-        self._of_steps = [(u.numpy(), s.numpy()) for u, s in zip(self._upper, self.sum_x, strict=True) if u.device.type == "cpu"]
         self._dtype = getattr(torch, accumulate)
 
     @property
@@ -100,10 +98,9 @@ class SecondMoments:
         self.sum_x[steps] += vectors.sum(1, dtype=torch.float64).to(self.sum_x.device)
 
     def _multiply_by_numpy(self, vectors: torch.Tensor, step: int) -> None:
-        upper, sum_x = self._of_steps[step]
         matrix = vectors.numpy()
-        upper += matrix.T @ matrix
-        sum_x += vectors.sum(0, dtype=torch.float64).numpy()
+        self._upper.numpy()[step] += matrix.T @ matrix
+        self.sum_x.numpy()[step] += vectors.sum(0, dtype=torch.float64).numpy()
 
     def add(self, sums: Iterable[AnySums]) -> None:
         """Add the sums of other vectors, those of all timesteps."""

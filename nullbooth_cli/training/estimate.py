@@ -10,9 +10,10 @@ of the pictures. These are numbers and no promise: no number that is known befor
 - Without a trained word 14 of 21 pairs of subject and threshold were learned at a ratio of 2 and more. Below 2 was one subject, a
   style, under three thresholds: never learned, nor by free training.
 - With a trained word 18 of 24 were, and the ratio has a rank correlation of 0.2 with what was learned, because the word moves. It
-  needs dimensions: 16 of 96 were enough, 1 was not.
+  needs dimensions: 16 of 96 were enough for five of six subjects, 1 for none.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -77,11 +78,12 @@ class Estimate:
     def warning(self) -> str | None:
         """One line on what stands against learning; None if nothing is known to."""
         if not self.trains_word and (self.null_dim == 0 or (self.ratio is not None and self.ratio < SMALL_RATIO)):
-            why = f"{self.ratio:.3g} times is less than {SMALL_RATIO:g}" if self.ratio is not None else "there is no null space"
+            times = math.floor((self.ratio or 0.0) * 100) / 100  # never rounded up to the limit
+            why = f"{times:g} times is less than {SMALL_RATIO:g}" if self.ratio is not None else "there is no null space"
             return f"the subject will probably not be learned: {why}, and no word trains; set word, or loosen the threshold"
         if self.null_dim < FEW_DIMENSIONS:
             few = f"{self.null_dim} of {self.dim} dimensions may be too few, even with a trained word"
-            return f"{few}: on the embedded model 16 of 96 were enough for one subject, 1 was not; loosen the threshold"
+            return f"{few}: on the embedded model 16 of 96 were enough for five of six subjects, 1 for none; loosen the threshold"
         return None
 
     @property

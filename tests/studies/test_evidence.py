@@ -20,7 +20,7 @@ from docs.studies.evidence_overlaps import judged, mask_of, overlaps_of
 from docs.studies.evidence_runs import PACKED, Point, Searched, Setting, read, write
 from docs.studies.evidence_score import Scorer, drifts
 from docs.studies.evidence_sets import shared_sets
-from docs.studies.evidence_train import BLOCK, Run, Trained, Training, rotation
+from docs.studies.evidence_train import BLOCK, Run, Trained, Training, _AdamW, _clipped, rotation
 from docs.studies.evidence_ways import LENGTHS, Way, threshold_name
 from docs.studies.refit import fresh
 from docs.studies.refit_subjects import TAUGHT, write_pictures
@@ -213,13 +213,139 @@ def test_a_penalty_keeps_weights_near(small: World) -> None:
 
 
 def test_fisher_information_is_the_mean_square_of_single_gradients(small: World) -> None:
-    pictures = small.ground.pictures["pictures"]
-    found = fisher(small.models, pictures, samples=4, together=2)
-    again = fisher(small.models, pictures, samples=4, together=4)
-    total = sum(float(each.sum()) for each in found.values()) / sum(each.numel() for each in found.values())
-    assert total == pytest.approx(1.0, rel=1e-5)
-    assert found.keys() == again.keys() == small.models.start.keys()
-    assert all((each >= 0).all() for each in found.values())
+    models, pictures = small.models, small.ground.pictures["pictures"]
+    found = fisher(models, pictures, samples=4, together=2)
+    generator, total = torch.Generator().manual_seed(0), dict.fromkeys(models.start, 0.0)
+    for _ in range(2):
+        chosen = torch.randint(3, (2,), generator=generator)
+        noising = models.process.draw(pictures.latents[chosen], generator)
+        for i, picture in enumerate(chosen.tolist()):
+            weights = {name: each.clone()[None].requires_grad_() for name, each in models.start.items()}
+            alone = replace(noising, noise=noising.noise[i : i + 1], timesteps=noising.timesteps[i : i + 1])
+            latents, text = pictures.latents[picture][None], models.encode_plain([BESIDE[picture]])[None]
+            with models.using(weights):
+                predicted = models.predict(models.process.noised(latents, alone)[None], alone.timesteps[None], text)
+            (predicted[0] - models.process.target(latents, alone)).square().mean().backward()
+            total = {name: total[name] + each.grad[0].square() for name, each in weights.items()}
+    mean = sum(each.sum() for each in total.values()) / sum(each.numel() for each in total.values())
+    for name, each in total.items():
+        torch.testing.assert_close(found[name], each / mean, rtol=1e-3, atol=1e-4)
+
+
+def test_the_optimizer_is_that_of_torch_with_clipping_for_each_model() -> None:
+    draw, rates = torch.Generator().manual_seed(0), torch.tensor([1e-3, 1e-2, 3e-1])
+    many = {"w": torch.randn(3, 4, 5, generator=draw), "word": torch.randn(3, 5, generator=draw)}
+    ones = [{name: torch.nn.Parameter(each[i].clone()) for name, each in many.items()} for i in range(3)]
+    optimizers = [
+        torch.optim.AdamW(
+            [
+                {"params": [one["w"]], "lr": float(rate), "weight_decay": 1e-2},
+                {"params": [one["word"]], "lr": 1e-2, "weight_decay": 0.0},
+            ]
+        )
+        for one, rate in zip(ones, rates, strict=True)
+    ]
+    ours = _AdamW(many, {"w": rates, "word": torch.full((3,), 1e-2)}, plain=("word",))
+    for _ in range(100):
+        gradients = {
+            name: torch.randn(each.shape, generator=draw) * 10 ** float(torch.randn((), generator=draw))
+            for name, each in many.items()
+        }
+        ours.step(_clipped(gradients))
+        for i, (one, optimizer) in enumerate(zip(ones, optimizers, strict=True)):
+            for name, parameter in one.items():
+                parameter.grad = gradients[name][i].clone()
+            torch.nn.utils.clip_grad_norm_([*one.values()], 1.0)
+            optimizer.step()
+    for i, one in enumerate(ones):
+        for name, parameter in one.items():
+            torch.testing.assert_close(many[name][i], parameter.detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_change_is_scaled_or_solved_again_after_training(small: World) -> None:
+    ways = (Way(name="free"), Way(name="half", scale=0.5), Way(name="refitted", refit=10.0))
+    trained = _train_many(small, [Run(way=way, taught=CIRCLE, rate=1e-2, seed=0) for way in ways])
+    texts = [CIRCLE.caption(background) for background in world.BACKGROUNDS]
+    inputs = (
+        small.models.encode(small.models.tokens(texts)[None], trained.numbers[2:], trained.rows[2:])
+        .flatten(0, 2)
+        .double()
+        .numpy()
+    )
+    one, other = inputs.T @ inputs, small.ground.preserved
+    one, other = one / np.trace(one), other / np.trace(other) + 1e-7 * np.eye(96)
+    solved = one @ np.linalg.inv(one + 10.0 * other)
+    for name, start in small.models.start.items():
+        whole, half, refitted = ((each - start).double().numpy() for each in trained.weights[name])
+        np.testing.assert_allclose(half, whole / 2, atol=1e-6)
+        np.testing.assert_allclose(refitted, whole @ solved, atol=1e-4 * np.abs(whole).max())
+
+
+def test_a_soft_constraint_scales_every_direction(small: World) -> None:
+    ground = small.ground
+    found = ground.projector(Way(name="soft", cut=1e-2, soft=True)).double().numpy()
+    scaled = np.diag(ground.vectors.T @ found @ ground.vectors)
+    np.testing.assert_allclose(scaled, 1e-2 / (1e-2 + np.clip(ground.values, 0, None) / ground.values[-1]), atol=1e-5)
+
+
+def test_a_batch_of_the_report_is_its_runs_one_by_one(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = {each.name: each for each in shared_sets()}
+    few = [replace(sets[name], captions=sets[name].captions[:2]) for name in ("held-out", "guidance 7.5", "another sampler")]
+    monkeypatch.setattr(evidence, "shared_sets", lambda: few)
+    monkeypatch.setattr(evidence, "own_sets", lambda _: few[:0])
+    monkeypatch.setattr(evidence_sets, "ASKED", 2)
+    monkeypatch.setattr(evidence_sets, "OTHERS", 2)
+    batch = [
+        (Run(way=Way(name="constrained 1e-2", cut=1e-2), taught=CIRCLE, rate=1e-2, seed=0), 1),
+        (Run(way=Way(name="constrained 1e-3", cut=1e-3), taught=SQUARE, rate=3e-3, seed=1), 3),
+    ]
+    scorer = Scorer(small.models)
+    together = [*evidence.report(small.models, small.ground, batch, scorer)]
+    alone = [point for one in batch for point in evidence.report(small.models, small.ground, [one], scorer)]
+    for ours, one in zip(together, alone, strict=True):
+        assert (ours.way, ours.subject, ours.seed, ours.rate, ours.steps) == (one.way, one.subject, one.seed, one.rate, one.steps)
+        assert ours.moved == pytest.approx(one.moved, rel=0.02)
+        assert ours.outlook == pytest.approx(one.outlook, rel=0.01)
+        assert ours.drifts["predicted"] == pytest.approx(one.drifts["predicted"], rel=0.02)
+        assert len({f"{value:.2g}" for value in ours.moved.values()}) == 3
+    assert together[0].outlook["dimension"] == small.ground.null_dim(1e-2)
+
+
+def test_moved_is_the_squared_distance_over_that_of_another_seed(small: World) -> None:
+    [held_out] = [replace(each, captions=each.captions[:2]) for each in shared_sets() if each.name == "held-out"]
+    weights = {name: each[None] * 1.1 for name, each in small.models.start.items()}
+    numbers = torch.tensor([small.models.word_number("sks")])
+    trained = Trained(step=1, weights=weights, numbers=numbers, rows=small.models.table[numbers])
+    run = Run(way=Way(name="free"), taught=CIRCLE, rate=1e-3, seed=0)
+    [found] = Scorer(small.models).measure([run], trained, lambda _: [held_out], lambda _: {}, reads=False)
+    pipe = fresh()
+    before, another = (
+        score.paint(pipe, held_out.captions, steps=25, guidance=4.0, seed=seed, output_type="latent")
+        for seed in (2000, 1_002_000)
+    )
+    for name, each in weights.items():
+        pipe.unet.get_parameter(name).data.copy_(each[0])
+    now = score.paint(pipe, held_out.captions, steps=25, guidance=4.0, seed=2000, output_type="latent")
+    expected = np.square(now - before).mean() / np.square(another - before).mean()
+    assert found["moved"]["held-out"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_set_judges_every_part_that_its_caption_names() -> None:
+    sets = {each.name: each for each in shared_sets()}
+    for name in ("held-out", "few words", "a thing"):
+        asked = world.named(sets[name].captions[0])
+        right = {"shape": "star", "background": "gray", **asked}
+        assert sets[name].judge(0, world.draw(world.Drawing(right["shape"], right["colour"], right["background"])))()
+        for part, wrong in (("shape", "ring"), ("colour", "pink"), ("background", "purple")):
+            drawn = {**right, part: wrong}
+            picture = world.draw(world.Drawing(drawn["shape"], drawn["colour"], drawn["background"]))
+            assert sets[name].judge(0, picture)() == (part not in asked)
+    asked_for = evidence_sets.asked_of(CIRCLE, validates=False)["learned"]
+    assert asked_for.judge(0, CIRCLE.draw(asked_for.backgrounds[0], x=0.0, y=0.0, radius=10.0))()
+    assert not asked_for.judge(1, CIRCLE.draw(asked_for.backgrounds[0], x=0.0, y=0.0, radius=10.0))()
+    searched = evidence_sets.asked_of(CIRCLE, validates=True)["learned"]
+    assert searched.captions == asked_for.captions
+    assert not set(range(searched.seed, searched.seed + 24)) & set(range(asked_for.seed, asked_for.seed + 24))
 
 
 def test_overlaps_are_those_of_the_scorer() -> None:

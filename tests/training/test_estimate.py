@@ -97,7 +97,7 @@ def test_its_line() -> None:
         ({"preserved": 0.0}, None),
         ({"subject": 0.00121}, None),
         ({"subject": 0.00119}, "will probably not be learned: 1.98 times is less than 2, and no word trains"),
-        ({"subject": 0.0007}, "will probably not be learned: 1.17 times is less than 2, and no word trains; set word"),
+        ({"subject": 0.0007}, "will probably not be learned: 1.16 times is less than 2, and no word trains; set word"),
         ({"subject": 0.0007, "trains_word": True}, None),
         ({"null_dim": 16, "trains_word": True}, None),
         ({"null_dim": 15, "trains_word": True}, "15 of 96 dimensions may be too few, even with a trained word"),
