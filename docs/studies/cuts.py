@@ -29,6 +29,7 @@ from nullbooth_cli.store import Store
 from nullbooth_cli.toy import subject, world
 
 ROOT = Path(__file__).parents[2]
+TEXT_ALONE = {f"collect.collect_features.{name}_features": name in "kv" for name in ("q", "k", "v", "out")}  # settings
 CONFIG, PROMPTS = ROOT / "configs/nullbooth.yaml", ROOT / "dataset/prompts/toy.txt"
 
 
@@ -106,12 +107,16 @@ def cut_projectors(folder: Path, cut: Cut) -> CutProjectors:
     """Projectors of the embedded model under a cut. The moments are collected in the folder the first time."""
     preserved, of_subject = folder / "known.zarr", folder / "subject.zarr"
     with FileLock(folder / "knowledge.lock"):
-        trained, _ = world.split()
-        texts = {prompt.text for prompt in load_prompts(str(PROMPTS))}
-        others = [text for triple in trained if (text := world.caption(world.Drawing(*triple))) not in texts]
-        collect(preserved, str(PROMPTS), others)
+        collect(preserved, str(PROMPTS), other_captions())
         collect(of_subject, [subject.caption(background) for background in subject.TAUGHT_ON], None)
     return CutProjectors(Store.open(preserved), Store.open(of_subject), cut)
+
+
+def other_captions() -> list[str]:
+    """Captions that the model was trained on and that are not preserved."""
+    preserved = {prompt.text for prompt in load_prompts(str(PROMPTS))}
+    found = [world.caption(world.Drawing(*triple)) for triple in world.split()[0]]
+    return [text for text in found if text not in preserved]
 
 
 def collect(

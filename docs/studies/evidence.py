@@ -93,9 +93,8 @@ def report(models: Models, ground: Ground, batch: Sequence[Timed], scorer: Score
         places = [i for i, (_, steps) in enumerate(batch) if steps == trained.step]
         some, now = [runs[i] for i in places], trained.of(places)
         for i, (place, run, point) in enumerate(zip(places, some, _points(some, now, scorer), strict=True)):
-            constrained = run.way.cut is not None and not run.way.soft
             weights = {name: each[i] for name, each in now.weights.items()}
-            of_weights = asdict(drifts(models, ground, run, weights)) if constrained else None
+            of_weights = asdict(drifts(models, ground, run, weights)) if run.way.is_cut else None
             yield replace(point, drifts=of_weights, outlook=before[place])
 
 

@@ -7,17 +7,17 @@ import torch
 
 from docs.studies.evidence_ground import Pictures
 from docs.studies.evidence_models import Models
+from nullbooth_cli.model.denoising_loss import Noising
 
 BATCH = 8
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What a step draws for N pictures: their numbers `[N]`, noise `[N, C, h, w]` and timesteps `[N]`."""
+    """What a step draws for N pictures: their numbers `[N]`, their noise and timesteps."""
 
     chosen: torch.Tensor
-    noise: torch.Tensor
-    timesteps: torch.Tensor
+    noising: Noising
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Bank:
     encoded: torch.Tensor
 
     def __init__(self, models: Models) -> None:
-        self._models, self._scheduler = models, models.process.scheduler
+        self._models, self._process = models, models.process
         self._latents: list[torch.Tensor] = []
         self._captions: list[str] = []
         self._starts: dict[tuple[int, tuple[str, ...]], int] = {}
@@ -60,19 +60,18 @@ class Bank:
         )
 
     def draw(self, count: int, generator: torch.Generator) -> Draw:
-        """A batch of so many pictures, in the order of `dreambooth.train`."""
+        """A batch of `count` pictures, drawn in the order of `dreambooth.train`."""
         chosen = torch.randint(count, (BATCH,), generator=generator)
-        noise = torch.randn((BATCH, *self._all.shape[1:]), generator=generator)
-        return Draw(chosen, noise, torch.randint(self._scheduler.config.num_train_timesteps, (BATCH,), generator=generator))
+        return Draw(chosen, self._process.draw(self._all[:BATCH], generator))  # of pictures, only shape and device matter
 
     def drawn(self, starts: Sequence[int], draws: Sequence[Draw]) -> Drawn:
         """The batches of M models, each from the pictures at its start."""
         distinct = list({id(draw): draw for draw in draws}.values())
         which = torch.tensor([next(i for i, each in enumerate(distinct) if each is draw) for draw in draws])
         places = torch.stack([each.chosen for each in distinct])[which] + torch.tensor(starts)[:, None]
-        noise = torch.stack([each.noise for each in distinct]).to(self._all.device)[which.to(self._all.device)].flatten(0, 1)
-        timesteps = torch.stack([each.timesteps for each in distinct])[which].to(self._all.device)
-        latents, sizes = self._all[places.flatten().to(self._all.device)], timesteps.shape
-        noisy = self._scheduler.add_noise(latents, noise, timesteps.flatten())
-        target = self._scheduler.get_velocity(latents, noise, timesteps.flatten())
-        return Drawn(noisy.unflatten(0, sizes), target.unflatten(0, sizes), timesteps, places.to(self._all.device))
+        which, places = which.to(self._all.device), places.to(self._all.device)
+        noise = torch.stack([each.noising.noise for each in distinct])[which].flatten(0, 1)
+        timesteps = torch.stack([each.noising.timesteps for each in distinct])[which]
+        latents, noising = self._all[places.flatten()], Noising(noise, timesteps.flatten())
+        noisy, target = self._process.noised(latents, noising), self._process.target(latents, noising)
+        return Drawn(noisy.unflatten(0, places.shape), target.unflatten(0, places.shape), timesteps, places)

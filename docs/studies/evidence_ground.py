@@ -15,10 +15,10 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from docs.studies.cuts import PROMPTS, collect
-from docs.studies.evidence_models import GUIDANCE, STEPS, Models
+from docs.studies.cuts import PROMPTS, TEXT_ALONE, collect, other_captions
+from docs.studies.evidence_models import Models
 from docs.studies.evidence_ways import Way
-from docs.studies.refit import fresh
+from docs.studies.refit import GUIDANCE, STEPS, fresh
 from docs.studies.refit_subjects import TAUGHT, Taught, write_pictures
 from nullbooth_cli.api import OpenStore
 from nullbooth_cli.model.latents import encode_images
@@ -110,17 +110,9 @@ def _make(folder: Path) -> dict[str, Any]:
     }
 
 
-def other_captions(count: int | None = None) -> list[str]:
-    """Captions that the model was trained on and that are not preserved."""
-    preserved = {prompt.text for prompt in load_prompts(str(PROMPTS))}
-    found = [world.caption(world.Drawing(*triple)) for triple in world.split()[0]]
-    return [text for text in found if text not in preserved][:count]
-
-
 def moments(place: Path, preserved: str | Sequence[str], heldout: Sequence[str]) -> dict[str, Matrix]:
     """The moments of what k and v receive for prompts, and their decomposition, as `Ground` has them."""
-    features = {f"collect.collect_features.{name}_features": name in "kv" for name in ("q", "k", "v", "out")}
-    collect(place, preserved, heldout, features)
+    collect(place, preserved, heldout, TEXT_ALONE)
     store = OpenStore(Store.open(place))
     [site] = store.sites()
     apart = store.heldout_moment(site)

@@ -11,12 +11,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from docs.studies.refit import fresh
+from docs.studies.refit import GUIDANCE, STEPS, fresh
 from nullbooth_cli.model.denoising_loss import NoiseProcess
 from nullbooth_cli.model.projections import find_projections
 from nullbooth_cli.tensors import generators
 
-STEPS, GUIDANCE = 25, 4.0
 Weights = Mapping[str, torch.Tensor]  # by name, [M, O, D] each
 
 

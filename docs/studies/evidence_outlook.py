@@ -2,8 +2,8 @@
 
 dimension   of the null space
 share       of the energy of the subject's captions in it: norm(P K)^2 / norm(K)^2 over all their tokens
-ratio       share, over that of held-out prompts; `nullbooth train` prints it for its pictures' captions, here
-                captions on all backgrounds count
+ratio       share, over that of held-out prompts; `nullbooth train` prints it for the captions of its pictures, here it is for
+            captions on all backgrounds
 word        the share of the last token's change when the subject's word stands for another unknown one: where words can go
 gradient    norm(G P) / norm(G) of the loss's gradient at the untouched k and v, on the subject's pictures
 reach       norm(G P), not divided: how steep the loss falls within the null space
@@ -17,7 +17,6 @@ import torch
 
 from docs.studies.evidence_ground import Ground
 from docs.studies.evidence_models import Models
-from docs.studies.evidence_sets import OTHER_WORD
 from docs.studies.evidence_train import Run, Training
 from nullbooth_cli.toy import world
 
@@ -27,15 +26,14 @@ CANDIDATES = ("dimension", "share", "ratio", "word", "gradient", "reach", "room"
 
 def outlooks(models: Models, ground: Ground, training: Training, runs: Sequence[Run]) -> list[Mapping[str, float] | None]:
     """The numbers of each run that is constrained by a cut. Cost: a gradient of `BATCHES` batches for each."""
-    if all(run.way.cut is None or run.way.soft for run in runs):
+    if not any(run.way.is_cut for run in runs):
         return [None] * len(runs)
     gradients = training.gradients(BATCHES)
     squares = torch.stack([each.square().sum((1, 2)) for each in gradients.values()]).sum(0).tolist()
-    projectors = torch.stack([ground.projector(run.way) for run in runs]).to(models.device)
-    inside = torch.stack([(each @ projectors).square().sum((1, 2)) for each in gradients.values()]).sum(0).tolist()
+    inside = torch.stack([(each @ training.projectors).square().sum((1, 2)) for each in gradients.values()]).sum(0).tolist()
     found: list[Mapping[str, float] | None] = []
     for run, whole, part in zip(runs, squares, inside, strict=True):
-        of_captions = None if run.way.cut is None or run.way.soft else _of_captions(models, ground, run)
+        of_captions = _of_captions(models, ground, run) if run.way.is_cut else None
         found.append(of_captions and {**of_captions, "gradient": float(np.sqrt(part / whole)), "reach": float(np.sqrt(part))})
     return found
 
@@ -48,7 +46,7 @@ def _of_captions(models: Models, ground: Ground, run: Run) -> dict[str, float]:
         return models.encode_plain(texts).flatten(0, 1).double().cpu().numpy()
 
     rows = encoded(taught.word)
-    inside, change = rows @ projector, rows - encoded(OTHER_WORD.get(taught.word, "sks"))
+    inside, change = rows @ projector, rows - encoded(taught.other_word)
     moment = inside.T @ inside
     share = float(np.square(inside).sum() / np.square(rows).sum())
     return {

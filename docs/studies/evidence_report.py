@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # a script has only its own 
 from docs.studies import evidence_search
 from docs.studies.evidence_outlook import CANDIDATES
 from docs.studies.evidence_runs import PACKED, Point, Searched, read
-from docs.studies.evidence_ways import BY_NAME, MAIN, UNTOUCHED, WAYS, Way
+from docs.studies.evidence_ways import BY_NAME, MAIN, UNTOUCHED, WAYS, Way, short
 
 BOTH = "LoRA 4, constrained 1e-4, distilled x100"
 FIRST = (  # in the first table
@@ -50,7 +50,7 @@ def _median(values: Sequence[float]) -> float:
 def setting(searched: Sequence[Searched], way: str) -> str:
     """The setting that the search chose, as tables write it."""
     found, _, _ = evidence_search.chosen(searched, way)
-    return f"{found.rate:.0e}, {found.steps}".replace("e-0", "e-")
+    return f"{short(found.rate)}, {found.steps}"
 
 
 def of(points: Sequence[Point], way: str, subject: str | None = None) -> list[Point]:

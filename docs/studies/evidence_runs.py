@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-PACKED = Path(__file__).with_suffix("").with_name("evidence.jsonl")
+PACKED = Path(__file__).with_name("evidence.jsonl")
 DIGITS = 4
 
 
@@ -39,7 +39,7 @@ class Point:
     `moved`: squared distance of latents to the untouched model, from the same noise, over that of another seed, by set. `right`:
     the share of pictures that show all that their caption names. `learned`: the share of pictures that show the subject; `other`:
     with another unknown word in place of its own. `drifts` are `evidence_score.Drifts`, of constrained runs; `outlook` are
-    numbers that were there before training, by name.
+    numbers that were known before training, by name.
     """
 
     way: str

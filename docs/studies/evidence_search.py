@@ -3,7 +3,7 @@
 Every way is trained with one seed on two subjects, a circle and a crescent, at every rate of `RATES`, and measured at every
 number of steps of `LENGTHS`, from other noise than in the report, with other pictures of training, and on other captions beside
 those of the subject. Of the settings that learn at least `ENOUGH` in the mean over both subjects, the one that moved least is
-chosen; if there is none, the one that learned most.
+chosen; if no setting does, the one that learned most.
 """
 
 from collections.abc import Sequence

@@ -11,17 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from docs.studies.cuts import PROMPTS
-from docs.studies.evidence_ground import other_captions
-from docs.studies.evidence_models import GUIDANCE
+from docs.studies.cuts import PROMPTS, other_captions
 from docs.studies.evidence_overlaps import Judge
+from docs.studies.refit import GUIDANCE
 from docs.studies.refit_subjects import STYLED, Taught
 from nullbooth_cli.settings.prompts import load_prompts
 from nullbooth_cli.toy import score, subject, world
 
 ANOTHER_SEED = 1_000_000  # added to the seeds of noise, it gives the distance that is 1
 ASKED, OTHERS = 24, 12  # pictures of the subject; of another word
-OTHER_WORD = {"sks": "qfj"}  # that every other subject is asked for with: sks
 Picture = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -90,7 +88,6 @@ def shared_sets() -> tuple[PromptSet, ...]:
 
 def own_sets(taught: Taught) -> tuple[PromptSet, ...]:
     """Those of a subject: what shares its noun, another unknown word, and its word before things that it does not mean."""
-    word = OTHER_WORD.get(taught.word, "sks")
     things = [(colour, shape) for shape, colour, _ in _held_out(48)]
     if taught.name == "style":
         things = [(colour, shape) for shape, colour in STYLED]
@@ -102,7 +99,11 @@ def own_sets(taught: Taught) -> tuple[PromptSet, ...]:
     before = "a {} {} {} on a {} background"
     return (
         PromptSet(name="own class", captions=tuple(own), seed=4000),
-        PromptSet(name="another unknown word", captions=tuple(before.format(word, c, s, b) for s, c, b in others), seed=4100),
+        PromptSet(
+            name="another unknown word",
+            captions=tuple(before.format(taught.other_word, c, s, b) for s, c, b in others),
+            seed=4100,
+        ),
         PromptSet(
             name="word before others", captions=tuple(before.format(taught.word, c, s, b) for s, c, b in others), seed=4200
         ),
@@ -143,8 +144,7 @@ def asked_of(taught: Taught, *, validates: bool) -> Mapping[str, Asked]:
     """By the name of the score: `learned`, and in the report `other word`."""
     if validates:
         return {"learned": Asked(taught=taught, word=taught.word, count=ASKED, seed=8000)}
-    word = OTHER_WORD.get(taught.word, "sks")
     return {
         "learned": Asked(taught=taught, word=taught.word, count=ASKED, seed=5000),
-        "other word": Asked(taught=taught, word=word, count=OTHERS, seed=6000),
+        "other word": Asked(taught=taught, word=taught.other_word, count=OTHERS, seed=6000),
     }

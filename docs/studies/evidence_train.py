@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from docs.studies.evidence_bank import Bank, Draw, Drawn
@@ -19,6 +18,7 @@ from docs.studies.evidence_ways import Way
 from docs.studies.refit_subjects import Taught
 from nullbooth_cli.model.words import with_token
 from nullbooth_cli.toy import world
+from nullbooth_cli.training.dreambooth import generator_of
 from nullbooth_cli.training.refit_solution import solve
 
 WORD_RATE, DECAY, NORM, BLOCK = 1e-2, 1e-2, 1.0, 32  # defaults of a recipe; of orthogonal
@@ -57,9 +57,12 @@ class Training:
         self._models, self._ground, self._runs = models, ground, runs
         [(self._is_lora, self._orthogonal, self._has_extra)] = {run.way.parts for run in runs}
         self._numbers = torch.tensor([models.word_number(run.taught.word) for run in runs], device=models.device)
-        self._projectors = torch.stack([ground.projector(run.way) for run in runs]).to(models.device)
+        self.projectors = torch.stack([ground.projector(run.way) for run in runs]).to(models.device)
         self._constrained = self._column([run.way.cut is not None for run in runs], 3)
         self._parameters = self._started()
+        self._weight = self._column([run.way.weight for run in runs], 1)
+        self._pull, self._information = (self._column([getattr(run.way, key) for run in runs], 1) for key in ("pull", "fisher"))
+        self._distils = self._column([run.way.distilled is not None for run in runs], 5) > 0
         self._bank = Bank(models)
         self._own = [self._bank.add(self._of(run), self._of(run).captions) for run in runs]
         self._others = [self._bank.add(*self._beside(run)) for run in runs] if self._has_extra else []
@@ -111,9 +114,9 @@ class Training:
             if self._orthogonal:
                 found[name] = start @ rotation(self._parameters[name]).transpose(1, 2)
             elif self._is_lora:
-                found[name] = start + self._parameters[f"{name} B"] @ (self._parameters[f"{name} A"] @ self._projectors)
+                found[name] = start + self._parameters[f"{name} B"] @ (self._parameters[f"{name} A"] @ self.projectors)
             else:
-                found[name] = self._constrained * start + self._parameters[name] @ self._projectors
+                found[name] = self._constrained * start + self._parameters[name] @ self.projectors
         return found
 
     def gradients(self, batches: int) -> Parameters:
@@ -142,22 +145,21 @@ class Training:
 
     def _loss(self, weights: Parameters, step: int) -> torch.Tensor:
         """The loss of each model, `[M]`."""
-        models, runs = self._models, self._runs
+        models = self._models
         subject, beside = self._drawn(step)
         with models.using(weights):
             loss = self._errors(subject, self._texts_of(subject)).mean(1)
         if beside is not None:
             texts = self._bank.encoded[beside.places]
-            with torch.no_grad(), models.using(models.untrained(len(runs))):
+            with torch.no_grad(), models.using(models.untrained(len(self._runs))):
                 before = models.predict(beside.noisy, beside.timesteps, texts)
-            distils = self._column([run.way.distilled is not None for run in runs], 5) > 0
             with models.using(weights):
-                errors = self._errors(replace(beside, target=torch.where(distils, before, beside.target)), texts).mean(1)
-            loss = loss + self._column([run.way.weight for run in runs], 1) * errors
-        pull, fisher = self._column([run.way.pull for run in runs], 1), self._column([run.way.fisher for run in runs], 1)
+                errors = self._errors(replace(beside, target=torch.where(self._distils, before, beside.target)), texts).mean(1)
+            loss = loss + self._weight * errors
         for name, weight in weights.items():
             squares = (weight - models.start[name]).square()
-            loss = loss + pull * squares.flatten(1).sum(1) + fisher * (self._fisher[name] * squares).flatten(1).sum(1)
+            loss = loss + self._pull * squares.flatten(1).sum(1)
+            loss = loss + self._information * (self._fisher[name] * squares).flatten(1).sum(1)
         return loss
 
     def _drawn(self, step: int) -> tuple[Drawn, Drawn | None]:
@@ -173,8 +175,7 @@ class Training:
 
     def _draw(self, run: Run, step: int) -> tuple[Draw, Draw | None]:
         """That of the subject, and that of other pictures, if it has any."""
-        key = np.random.SeedSequence((run.seed, step, 0, 0)).generate_state(1, np.uint64)
-        generator = torch.Generator("cpu").manual_seed(int(key[0]) >> 1)
+        generator = generator_of(run.seed, step)
         own = self._bank.draw(len(self._of(run).captions), generator)
         has_others = run.way.extra not in (None, "instance")
         return own, self._bank.draw(len(self._beside(run)[1]), generator) if has_others else None

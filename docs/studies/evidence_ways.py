@@ -45,6 +45,11 @@ class Way:
     refit: float | None = None
 
     @property
+    def is_cut(self) -> bool:
+        """Whether a projector constrains it, not a soft one."""
+        return self.cut is not None and not self.soft
+
+    @property
     def parts(self) -> tuple[bool, bool, bool]:
         """What models in one batch have in common: the kind of their parameters, and whether a step has two forwards."""
         return self.rank is not None, self.orthogonal, self.extra is not None
@@ -61,9 +66,9 @@ def _ladder(values: tuple[float, ...], name: str, key: str, **settings: object) 
     return tuple(Way(name=name.format(f"{value:g}"), **{key: value, **settings}) for value in values)  # type: ignore[arg-type]
 
 
-def threshold_name(threshold: float) -> str:
-    """A threshold as names and tables write it: 1e-4."""
-    return f"{threshold:.0e}".replace("e-0", "e-")
+def short(number: float) -> str:
+    """A threshold or learning rate as names and tables write it: 1e-4."""
+    return f"{number:.0e}".replace("e-0", "e-")
 
 
 WAYS = (
@@ -90,16 +95,13 @@ WAYS = (
     *_ladder((1e-4, 1e-3, 1e-2, 1e-1), "L2 x{}", "pull"),
     *_ladder((1e-3, 1e-2, 1e-1, 1.0), "EWC x{}", "fisher"),
     # Kept by the constraint.
-    *(Way(name=f"constrained {threshold_name(at)}", cut=at) for at in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)),
-    *(Way(name=f"constrained {threshold_name(at)}, no word", cut=at, word=False) for at in (1e-5, 1e-4, 1e-3, 1e-2)),
-    *(Way(name=f"soft {threshold_name(at)}", cut=at, soft=True) for at in (1e-5, 1e-4, 1e-3)),
-    *(Way(name=f"LoRA {rank}, constrained {threshold_name(1e-4)}", rank=rank, cut=1e-4) for rank in (2, 4, 8, 16)),
-    *(Way(name=f"LoRA 8, constrained {threshold_name(at)}", rank=8, cut=at) for at in (1e-5, 1e-3)),
+    *(Way(name=f"constrained {short(at)}", cut=at) for at in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)),
+    *(Way(name=f"constrained {short(at)}, no word", cut=at, word=False) for at in (1e-5, 1e-4, 1e-3, 1e-2)),
+    *(Way(name=f"soft {short(at)}", cut=at, soft=True) for at in (1e-5, 1e-4, 1e-3)),
+    *(Way(name=f"LoRA {rank}, constrained {short(1e-4)}", rank=rank, cut=1e-4) for rank in (2, 4, 8, 16)),
+    *(Way(name=f"LoRA 8, constrained {short(at)}", rank=8, cut=at) for at in (1e-5, 1e-3)),
     # By both.
-    *(
-        Way(name=f"constrained {threshold_name(at)}, distilled x10", cut=at, distilled="own", weight=10.0)
-        for at in (1e-5, 1e-4, 1e-3)
-    ),
+    *(Way(name=f"constrained {short(at)}, distilled x10", cut=at, distilled="own", weight=10.0) for at in (1e-5, 1e-4, 1e-3)),
     Way(name="LoRA 4, constrained 1e-4, distilled x100", cut=1e-4, distilled="own", weight=100.0, rank=4),
 )
 UNTOUCHED = Way(name="untouched", weights=False, word=False)

@@ -48,7 +48,6 @@ STEPS, GUIDANCE = 25, 4.0
 TRAINED, CUT = 300, Cut("relative", 1e-4)
 NUM_DRAWN = 8  # of the captions, for sites that need pictures
 FIXED = (10.0,)
-OTHER_WORD = {"sks": "qfj"}  # that every other subject is asked for with: sks
 PICTURES, OTHERS, CAPTIONS = 24, 12, 24
 
 
@@ -102,7 +101,7 @@ class Scales:
         now = draw_latents(pipe, self.captions, 0)
         return {
             "learned": share_drawn(pipe, taught, token, PICTURES),
-            "other": share_drawn(pipe, taught, OTHER_WORD.get(taught.word, "sks"), OTHERS),
+            "other": share_drawn(pipe, taught, taught.other_word, OTHERS),
             "forgotten": float(np.square(now - self.untouched).mean()) / self.another_seed,
         }
 

@@ -34,6 +34,11 @@ class Taught:
     noun: str
     frame: int = FRAME
 
+    @property
+    def other_word(self) -> str:
+        """Another word that the model does not know."""
+        return "qfj" if self.word == "sks" else "sks"
+
     def caption(self, background: str, word: str | None = None, number: int = 0) -> str:
         """A caption with its word, or with another; a style names one of its things by `number`."""
         thing = "{1} {0}".format(*styled(number)) if self.name == "style" else self.noun

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from docs.studies.cuts import PROMPTS, collect
+from docs.studies.cuts import PROMPTS, TEXT_ALONE, collect
 from docs.studies.forgetting import draw_latents
 from docs.studies.refit import fresh
 from docs.studies.refit_subjects import IN_SEQUENCE, Taught, write_pictures
@@ -226,11 +226,10 @@ def remember(way: Way, before: Sequence[tuple[Path, Taught]]) -> None:
     pipe, _ = assembled(way, [place for place, _ in before])
     folder, taught = before[-1]
     shutil.rmtree(task_of(folder), ignore_errors=True)  # of a run that was cut off
-    features = {f"collect.collect_features.{name}_features": name in "kv" for name in ("q", "k", "v", "out")}
     with tempfile.TemporaryDirectory() as name:
         pipe.save_pretrained(name)
         captions = [taught.caption(background) for background in subject.TAUGHT_ON]
-        collect(task_of(folder), captions, None, {"model": name, **features})
+        collect(task_of(folder), captions, None, {"model": name, **TEXT_ALONE})
 
 
 @cache

@@ -106,6 +106,12 @@ def _steps(run: TrainingRun, loop: "_Loop", log: StepLog, interrupts: Interrupts
             raise KeyboardInterrupt
 
 
+def generator_of(seed: int, step: int, micro: int = 0, process: int = 0) -> torch.Generator:
+    """What a forward of a step draws with: of the step itself, so a resumed run draws as an uninterrupted one."""
+    key = np.random.SeedSequence((seed, step, micro, process)).generate_state(1, np.uint64)
+    return torch.Generator("cpu").manual_seed(int(key[0]) >> 1)
+
+
 def _all_stop(run: TrainingRun, interrupts: Interrupts) -> bool:
     """Whether any process was asked to stop; every process gets the same answer. Cost: one number is reduced."""
     if interrupts.requested:
@@ -132,9 +138,7 @@ class _Loop:
         recipe, accelerator = self.run.recipe, self.run.accelerator
         losses = []
         for micro in range(recipe.gradient_accumulation_steps):
-            # Seeded by the step itself, so a resumed run makes the same draws as an uninterrupted one.
-            key = np.random.SeedSequence((recipe.seed, number, micro, accelerator.process_index)).generate_state(1, np.uint64)
-            generator = torch.Generator("cpu").manual_seed(int(key[0]) >> 1)
+            generator = generator_of(recipe.seed, number, micro, accelerator.process_index)
             with accelerator.accumulate(self.denoiser):
                 with precision.autocast(recipe, accelerator):  # accelerate wraps the denoiser, and no teacher
                     loss = self._loss(generator)

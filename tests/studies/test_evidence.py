@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from docs.studies import evidence, evidence_report, evidence_search, evidence_sets
-from docs.studies.cuts import ROOT
+from docs.studies.cuts import ROOT, other_captions
 from docs.studies.evidence import reports, searches
-from docs.studies.evidence_ground import Ground, Pictures, fisher, moments, other_captions, pictures_of
+from docs.studies.evidence_ground import Ground, Pictures, fisher, moments, pictures_of
 from docs.studies.evidence_models import Models
 from docs.studies.evidence_overlaps import judged, mask_of, overlaps_of
 from docs.studies.evidence_runs import PACKED, Point, Searched, Setting, read, write
 from docs.studies.evidence_score import Scorer, drifts
 from docs.studies.evidence_sets import shared_sets
 from docs.studies.evidence_train import BLOCK, Run, Trained, Training, _AdamW, _clipped, rotation
-from docs.studies.evidence_ways import LENGTHS, Way, threshold_name
+from docs.studies.evidence_ways import LENGTHS, Way, short
 from docs.studies.refit import fresh
 from docs.studies.refit_subjects import TAUGHT, write_pictures
 from docs.studies.sequence_ways import StoreWithTasks
@@ -56,7 +56,7 @@ class World:
 def small(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("ground")
     models = Models("cpu")
-    found = moments(folder / "known.zarr", BESIDE[:2], other_captions(2))
+    found = moments(folder / "known.zarr", BESIDE[:2], other_captions()[:2])
     beside = Pictures(latents=torch.randn(3, 8, 8, 8, generator=torch.Generator().manual_seed(0)), captions=tuple(BESIDE))
     pictures = {f"{each.name} {seed}": pictures_of(models, each, seed) for each in (CIRCLE, SQUARE) for seed in (0, 1)}
     fisher = {name: torch.ones_like(each) for name, each in models.start.items()}
@@ -464,7 +464,7 @@ def test_the_estimate_counts_what_was_learned(packed: tuple[list[Searched], list
 
 
 def test_teach_trains_as_the_search_chose(packed: tuple[list[Searched], list[Point]]) -> None:
-    found, learned, _ = evidence_search.chosen(packed[0], f"constrained {threshold_name(THRESHOLD)}")
+    found, learned, _ = evidence_search.chosen(packed[0], f"constrained {short(THRESHOLD)}")
     assert learned >= evidence_search.ENOUGH
     assert found.steps == TOY.settings["max_train_steps"]
     assert found.rate == load_settings(Recipe, shipped("train/toy")).learning_rate
