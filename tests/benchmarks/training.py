@@ -1,11 +1,13 @@
 """A training step constrained against the same step free, in turns: full k and v, and LoRA, at the sizes of real denoisers.
 
-`--model` is sd15, sdxl or flux, from its config file; the weights and the projectors are random: neither changes the work. The
-frozen weights are in `--dtype`, what trains is float32, and the forward is in `--precision`, as accelerate runs it. `--depth`
-keeps as many transformer blocks in a row, where the whole model does not fit; `--device cpu --tiny` shows that it runs.
+`--model` is one or more of sd15, sdxl and flux, each from its config file, with pictures and text of its own size; the
+weights and the projectors are random: neither changes the work. The frozen weights are in `--dtype`, what trains is float32,
+and the forward is in `--precision`, as accelerate runs it. `--depth` keeps as many transformer blocks in a row, where the
+whole model does not fit; `--device cpu --tiny` shows that it runs.
 """
 
 import argparse
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -26,6 +28,7 @@ from tests.support.builders import ROOT
 AT_MOST = {"full": 1.25, "lora": 1.10}
 PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SIZES = {"sd15": (512, 77), "sdxl": (1024, 77), "flux": (1024, 512)}  # pixels along a side, tokens of text
 TINY_UNET = {
     "block_out_channels": (16, 32),
     "norm_num_groups": 8,
@@ -72,19 +75,15 @@ class RandomProjectors:
         return self._found
 
 
-def denoiser(arguments: argparse.Namespace) -> Any:
-    """The denoiser of a model on the device, from its config file, with small random weights."""
-    part, kind = (
-        ("transformer", diffusers.FluxTransformer2DModel)
-        if arguments.model == "flux"
-        else ("unet", diffusers.UNet2DConditionModel)
-    )
-    config: dict[str, Any] = kind.load_config(ROOT / "tests/architectures" / arguments.model, subfolder=part)
+def denoiser(arguments: argparse.Namespace, name: str) -> Any:
+    """The denoiser of a model, by its name, on the device, from its config file, with small random weights."""
+    part, kind = ("transformer", diffusers.FluxTransformer2DModel) if name == "flux" else ("unet", diffusers.UNet2DConditionModel)
+    config: dict[str, Any] = kind.load_config(ROOT / "tests/architectures" / name, subfolder=part)
     if arguments.tiny:
-        config |= TINY[arguments.model]
-    if arguments.depth and arguments.model == "flux":
+        config |= TINY[name]
+    if arguments.depth and name == "flux":
         config |= {"num_layers": arguments.depth, "num_single_layers": 2 * arguments.depth}
-    elif arguments.depth and arguments.model == "sdxl":
+    elif arguments.depth and name == "sdxl":
         config["transformer_layers_per_block"] = [
             min(layers, arguments.depth) for layers in config["transformer_layers_per_block"]
         ]
@@ -98,27 +97,28 @@ def denoiser(arguments: argparse.Namespace) -> Any:
     return made.requires_grad_(False)
 
 
-def inputs(arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
-    """A random batch, as a forward of the denoiser takes it; `size` latents along each side, `--text` tokens of text."""
-    config, batch, size = model.config, arguments.batch, arguments.size // 8
+def inputs(arguments: argparse.Namespace, name: str, model: Any) -> dict[str, Any]:
+    """A random batch, as a forward of the denoiser takes it."""
+    pixels, text = SIZES[name]
+    config, batch, size = model.config, arguments.batch, (arguments.size or pixels) // 8
     random = partial(torch.randn, device=arguments.device)
-    if arguments.model == "flux":
+    if name == "flux":
         places = torch.zeros(size * size // 4, 3, device=arguments.device)
         return {
             "hidden_states": random(batch, len(places), config.in_channels),
             "timestep": torch.rand(batch, device=arguments.device),
             "guidance": torch.full((batch,), 3.5, device=arguments.device),
-            "encoder_hidden_states": random(batch, arguments.text, config.joint_attention_dim),
+            "encoder_hidden_states": random(batch, text, config.joint_attention_dim),
             "pooled_projections": random(batch, config.pooled_projection_dim),
-            "txt_ids": torch.zeros(arguments.text, 3, device=arguments.device),
+            "txt_ids": torch.zeros(text, 3, device=arguments.device),
             "img_ids": places,
         }
     given = {
         "sample": random(batch, config.in_channels, size, size),
         "timestep": torch.randint(1000, (batch,), device=arguments.device),
-        "encoder_hidden_states": random(batch, arguments.text, config.cross_attention_dim),
+        "encoder_hidden_states": random(batch, text, config.cross_attention_dim),
     }
-    if arguments.model == "sdxl":
+    if name == "sdxl":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         given["added_cond_kwargs"] = {"text_embeds": random(batch, pooled), "time_ids": random(batch, 6)}
     return given
@@ -127,9 +127,9 @@ def inputs(arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
 class Training:
     """A denoiser in training on one random batch."""
 
-    def __init__(self, arguments: argparse.Namespace, method: str, *, constrained: bool) -> None:
+    def __init__(self, arguments: argparse.Namespace, name: str, method: str, *, constrained: bool) -> None:
         self.device, self.half = torch.device(arguments.device), PRECISIONS[arguments.precision]
-        model = denoiser(arguments)
+        model = denoiser(arguments, name)
         found = find_projections(model, ("k", "v"), "all")
         if method == "lora":
             from peft import LoraConfig
@@ -149,7 +149,7 @@ class Training:
             model.enable_gradient_checkpointing()
         self.model: nn.Module = model.train()
         self.optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-5)
-        self.batch = inputs(arguments, model)
+        self.batch = inputs(arguments, name, model)
 
     def steps(self, count: int, watch: Stopwatch) -> None:
         self._wait()
@@ -175,12 +175,11 @@ def _now(weight: str, method: str) -> str:
 def main() -> None:
     made = parser(__doc__, repeats=5)
     made.add_argument("--device", default="cuda")
-    made.add_argument("--model", choices=TINY, default="sd15")
+    made.add_argument("--model", nargs="+", choices=TINY, default=["sd15"])
     made.add_argument("--methods", nargs="+", choices=AT_MOST, default=list(AT_MOST))
     made.add_argument("--dtype", choices=DTYPES, default="float32", help="of the frozen weights")
     made.add_argument("--precision", choices=PRECISIONS, default="fp16")
-    made.add_argument("--size", type=int, default=512, help="pixels along a side")
-    made.add_argument("--text", type=int, default=77, help="tokens of text")
+    made.add_argument("--size", type=int, help="pixels along a side; by default 512 for sd15, 1024 for others")
     made.add_argument(
         "--depth",
         type=int,
@@ -196,22 +195,23 @@ def main() -> None:
     if arguments.tiny:
         arguments.steps, arguments.repeats, arguments.size = 2, 1, 64
     figures, details = [], {}
-    for method in arguments.methods:
-        free, held = (Training(arguments, method, constrained=constrained) for constrained in (False, True))
+    for name, method in itertools.product(arguments.model, arguments.methods):
+        free, held = (Training(arguments, name, method, constrained=constrained) for constrained in (False, True))
         runs: dict[str, Callable[[Stopwatch], None]] = {
-            f"{method} free": partial(free.steps, arguments.steps),
-            f"{method} constrained": partial(held.steps, arguments.steps),
+            f"{name} {method} free": partial(free.steps, arguments.steps),
+            f"{name} {method} constrained": partial(held.steps, arguments.steps),
         }
         for warm_up in runs.values():
             warm_up(Stopwatch())
         if arguments.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats()
         below, above = in_turns(runs, arguments.repeats).values()
-        figures.append(figure(f"{arguments.model}, {method}: constrained step", above, below, at_most=AT_MOST[method]))
-        details[method] = {"free_step_seconds": median_wall(below) / arguments.steps}
+        figures.append(figure(f"{name}, {method}: constrained step", above, below, at_most=AT_MOST[method]))
+        of_both = {"free_step_seconds": median_wall(below) / arguments.steps}
         if arguments.device.startswith("cuda"):
-            details[method]["peak_bytes_of_both"] = torch.cuda.max_memory_allocated()
-        del free, held, runs
+            of_both["peak_bytes_of_both"] = torch.cuda.max_memory_allocated()
+        details[f"{name}, {method}"] = of_both
+        del free, held, runs, warm_up
     show("training", figures, arguments, details=details)
 
 
