@@ -16,7 +16,7 @@ SMALLEST = (
     ("decompositions", "--small --bare 2"),
     ("factors", "--dims 40 --rank 8 --vectors 64 --whole 40"),
     ("gpu", "--device cpu --tiny --dtypes float32 --minutes 0"),
-    ("training", "--device cpu --tiny --precision no --model sd15 flux"),
+    ("training", "--device cpu --tiny --precision no --model sd15 sdxl flux"),
 )
 
 
