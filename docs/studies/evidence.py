@@ -4,8 +4,10 @@ Six subjects are taught to the embedded model in every way of `evidence_ways.py`
 the report, with three seeds. `evidence_sets.py` has the prompts, `evidence_train.py` the training of many models at once.
 `evidence_report.py` makes the tables from what is packed.
 
-A batch of runs is a file in OUT. Started again, the study runs what is missing. On one GPU it takes a quarter of an hour, on two
-CPU cores more than a day.
+A batch of runs is a file in OUT. Started again, the study runs what is missing; to run only new ways, copy evidence.jsonl into
+OUT/batches first. One GPU takes a quarter of an hour for all of it, two CPU cores more than a day. On a CPU set
+MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456: without them nearly half of the
+time goes into page faults.
 """
 
 import itertools
@@ -27,7 +29,7 @@ from docs.studies.evidence_ground import REPORTED, SEARCHED, Ground, open_ground
 from docs.studies.evidence_models import Models
 from docs.studies.evidence_outlook import outlooks
 from docs.studies.evidence_runs import PACKED, Point, Searched, read, write
-from docs.studies.evidence_score import Scorer, drifts
+from docs.studies.evidence_score import Scorer, drifts, preserved_inputs
 from docs.studies.evidence_sets import asked_of, own_sets, shared_sets, validated_sets
 from docs.studies.evidence_train import Run, Trained, Training
 from docs.studies.evidence_ways import BY_NAME, LENGTHS, MAIN, RATES, UNTOUCHED, WAYS
@@ -88,13 +90,13 @@ def report(models: Models, ground: Ground, batch: Sequence[Timed], scorer: Score
     """Run a batch of the report."""
     runs = [run for run, _ in batch]
     training = Training(models, ground, runs)
-    before = outlooks(models, ground, training, runs)
+    before, inputs = outlooks(models, ground, training, runs), preserved_inputs(models, ground)
     for trained in training.train(sorted({steps for _, steps in batch})):
         places = [i for i, (_, steps) in enumerate(batch) if steps == trained.step]
         some, now = [runs[i] for i in places], trained.of(places)
         for i, (place, run, point) in enumerate(zip(places, some, _points(some, now, scorer), strict=True)):
             weights = {name: each[i] for name, each in now.weights.items()}
-            of_weights = asdict(drifts(models, ground, run, weights)) if run.way.is_cut else None
+            of_weights = asdict(drifts(models, ground, run, weights, inputs)) if run.way.is_cut else None
             yield replace(point, drifts=of_weights, outlook=before[place])
 
 

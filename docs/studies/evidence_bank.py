@@ -43,11 +43,11 @@ class Bank:
         self._starts: dict[tuple[int, tuple[str, ...]], int] = {}
 
     def add(self, pictures: Pictures, captions: Sequence[str]) -> int:
-        """Where these pictures start."""
+        """The place of the first picture. With k times as many captions as pictures, the pictures are repeated k times."""
         key = id(pictures), tuple(captions)
         if key not in self._starts:
             self._starts[key] = len(self._captions)
-            self._latents.append(pictures.latents)
+            self._latents += [pictures.latents] * (len(captions) // len(pictures.captions))
             self._captions += captions
         return self._starts[key]
 

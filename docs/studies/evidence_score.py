@@ -115,10 +115,14 @@ def _share(job: tuple[PromptSet | Asked, Picture, list[Overlaps | bool]]) -> flo
     return float(np.mean(said))
 
 
-def drifts(models: Models, ground: Ground, run: Run, weights: Mapping[str, torch.Tensor]) -> Drifts:
-    """Of the weights `[O, D]` of one model that was constrained."""
+def preserved_inputs(models: Models, ground: Ground) -> torch.Tensor:
+    """What k and v receive for the preserved prompts and as many empty ones, `[N, D]`."""
+    return models.encode_plain([*ground.preserved_prompts, *[""] * len(ground.preserved_prompts)]).flatten(0, 1)
+
+
+def drifts(models: Models, ground: Ground, run: Run, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> Drifts:
+    """The drifts of one constrained model with these weights `[O, D]`; `inputs` are its `preserved_inputs`."""
     moment = Moment(kept=ground.preserved, mean=np.full(len(ground.preserved), np.nan), count=0)
-    inputs = models.encode_plain([*ground.preserved_prompts, *[""] * len(ground.preserved_prompts)]).flatten(0, 1)
     projector = ground.projector(run.way).double().numpy()
     leakage = float(np.sqrt(np.trace(projector @ ground.preserved) / np.trace(ground.preserved)))
     found = Drifts(measured=[], predicted=[], bound=[], float16=0.0, bfloat16=0.0)

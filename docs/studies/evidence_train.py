@@ -73,14 +73,14 @@ class Training:
         return self._ground.pictures[f"{run.taught.name} {run.seed}"]
 
     def _beside(self, run: Run) -> tuple[Pictures, Sequence[str]]:
-        """The pictures of the second forward, with their captions: `distill_captions: class` leaves the word out, `empty` all."""
+        """The pictures of the second forward and their captions; for `class or empty` those of `class`, then those of `empty`."""
         if run.way.extra != "instance":
             pictures = self._ground.pictures[str(run.way.extra)]
             return pictures, pictures.captions
         pictures, word = self._of(run), run.taught.word
-        if run.way.distilled == "empty":
-            return pictures, [""] * len(pictures.captions)
-        return pictures, [" ".join(with_token(text, word, "").split()) for text in pictures.captions]
+        wordless = [" ".join(with_token(text, word, "").split()) for text in pictures.captions]
+        empty = [""] * len(wordless)
+        return pictures, {"class": wordless, "empty": empty, "class or empty": [*wordless, *empty]}[str(run.way.distilled)]
 
     def _column(self, values: Sequence[float], dims: int) -> torch.Tensor:
         return torch.tensor(values, device=self._models.device, dtype=torch.float32).view(-1, *[1] * (dims - 1))
@@ -164,19 +164,23 @@ class Training:
 
     def _drawn(self, step: int) -> tuple[Drawn, Drawn | None]:
         """The batch of each model, as `dreambooth.train` draws it, and that beside it."""
-        made: dict[tuple[int, str | None], tuple[Draw, Draw | None]] = {}
-        for run in self._runs:
-            if (key := (run.seed, run.way.extra)) not in made:
+        made: dict[tuple[int, str | None, bool], tuple[Draw, Draw | None]] = {}
+        keys = [(run.seed, run.way.extra, run.way.has_two_captions) for run in self._runs]
+        for key, run in zip(keys, self._runs, strict=True):
+            if key not in made:
                 made[key] = self._draw(run, step)
-        draws = [made[run.seed, run.way.extra] for run in self._runs]
+        draws = [made[key] for key in keys]
         subject = self._bank.drawn(self._own, [own for own, _ in draws])
         beside = self._bank.drawn(self._others, [other or own for own, other in draws]) if self._has_extra else None
         return subject, beside
 
     def _draw(self, run: Run, step: int) -> tuple[Draw, Draw | None]:
-        """That of the subject, and that of other pictures, if it has any."""
-        generator = generator_of(run.seed, step)
-        own = self._bank.draw(len(self._of(run).captions), generator)
+        """The draw for the subject's pictures, and that for the second forward if it differs."""
+        generator, count = generator_of(run.seed, step), len(self._of(run).captions)
+        own = self._bank.draw(count, generator)
+        if run.way.has_two_captions:
+            is_empty = torch.randint(2, own.chosen.shape, generator=generator)  # in the order of `Distillation.choose`
+            return own, replace(own, chosen=own.chosen + count * is_empty)
         has_others = run.way.extra not in (None, "instance")
         return own, self._bank.draw(len(self._beside(run)[1]), generator) if has_others else None
 

@@ -20,11 +20,11 @@ class Way:
 
     What keeps the rest: `cut`: a constraint at this relative threshold, or, if `soft`, every direction scaled by t / (t + its
     eigenvalue / the largest). `prior`: pictures beside those of the subject, with their noise as target: `pictures` that the
-    model drew, or true `drawings` of the world. `distilled`: the untrained model's predictions are the target, by `weight`, on
-    `own`: pictures that it drew of the preserved prompts and of the empty one, with their captions; `class`: those of the
-    subject, with the word left out of the caption (DOP); `empty`: those, with the empty caption. `pull`: times the squared
-    change of the weights; `fisher`: the same, each weighted by its share of the diagonal Fisher information on pictures as for
-    `own` (EWC).
+    model drew, or true `drawings` of the world. `distilled`: the untrained model's predictions are the target, by `weight`,
+    on `own`: pictures that it drew of the preserved prompts and of the empty one, with their captions; `class`: those of the
+    subject, with the word left out of the caption (DOP); `empty`: those, with the empty caption; `class or empty`: those,
+    each with one of these two captions, at random in every step. `pull`: times the squared change of the weights; `fisher`:
+    the same, each weighted by its share of the diagonal Fisher information on pictures as for `own` (EWC).
 
     What is done afterwards: `scale` times the change; `refit`: solved again with this m.
     """
@@ -37,7 +37,7 @@ class Way:
     cut: float | None = None
     soft: bool = False
     prior: Literal["pictures", "drawings"] | None = None
-    distilled: Literal["own", "class", "empty"] | None = None
+    distilled: Literal["own", "class", "empty", "class or empty"] | None = None
     weight: float = 1.0
     pull: float = 0.0
     fisher: float = 0.0
@@ -53,6 +53,11 @@ class Way:
     def parts(self) -> tuple[bool, bool, bool]:
         """What models in one batch have in common: the kind of their parameters, and whether a step has two forwards."""
         return self.rank is not None, self.orthogonal, self.extra is not None
+
+    @property
+    def has_two_captions(self) -> bool:
+        """Whether the second forward takes one of two captions for each picture, at random."""
+        return self.distilled == "class or empty"
 
     @property
     def extra(self) -> str | None:
@@ -89,14 +94,15 @@ WAYS = (
     *_ladder((1.0, 10.0, 100.0), "distilled x{}", "weight", distilled="own"),
     *_ladder((1.0, 10.0, 100.0), "DOP x{}", "weight", distilled="class"),
     *_ladder((1.0, 10.0, 100.0), "empty caption x{}", "weight", distilled="empty"),
+    *_ladder((1.0, 10.0, 100.0), "DOP and empty x{}", "weight", distilled="class or empty"),
     *_ladder((1.0, 10.0, 100.0, 1000.0), "LoRA 4, distilled x{}", "weight", distilled="own", rank=4),
-    Way(name="LoRA 16, distilled x100", distilled="own", weight=100.0, rank=16),
+    *(Way(name=f"LoRA {rank}, distilled x100", distilled="own", weight=100.0, rank=rank) for rank in (2, 8, 16)),
     # Kept by a penalty.
     *_ladder((1e-4, 1e-3, 1e-2, 1e-1), "L2 x{}", "pull"),
     *_ladder((1e-3, 1e-2, 1e-1, 1.0), "EWC x{}", "fisher"),
     # Kept by the constraint.
     *(Way(name=f"constrained {short(at)}", cut=at) for at in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)),
-    *(Way(name=f"constrained {short(at)}, no word", cut=at, word=False) for at in (1e-5, 1e-4, 1e-3, 1e-2)),
+    *(Way(name=f"constrained {short(at)}, no word", cut=at, word=False) for at in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)),
     *(Way(name=f"soft {short(at)}", cut=at, soft=True) for at in (1e-5, 1e-4, 1e-3)),
     *(Way(name=f"LoRA {rank}, constrained {short(1e-4)}", rank=rank, cut=1e-4) for rank in (2, 4, 8, 16)),
     *(Way(name=f"LoRA 8, constrained {short(at)}", rank=8, cut=at) for at in (1e-5, 1e-3)),

@@ -76,7 +76,7 @@ class RandomProjectors:
 
 
 def denoiser(arguments: argparse.Namespace, name: str) -> Any:
-    """The denoiser of a model, by its name, on the device, from its config file, with small random weights."""
+    """The named model's denoiser, built on the device from its config file, with small random weights."""
     part, kind = ("transformer", diffusers.FluxTransformer2DModel) if name == "flux" else ("unet", diffusers.UNet2DConditionModel)
     config: dict[str, Any] = kind.load_config(ROOT / "tests/architectures" / name, subfolder=part)
     if arguments.tiny:
@@ -192,7 +192,7 @@ def main() -> None:
     made.add_argument("--checkpointing", action="store_true", help="with gradient checkpointing")
     made.add_argument("--tiny", action="store_true", help="a tiny model, 2 steps")
     arguments = parse(made)
-    # With it, steps of Flux with gradient checkpointing ended in an illegal memory access while they warmed up.
+    # cuDNN's attention ended Flux with gradient checkpointing in an illegal memory access during the warm-up.
     torch.backends.cuda.enable_cudnn_sdp(False)
     if arguments.tiny:
         arguments.steps, arguments.repeats, arguments.size = 2, 1, 64
@@ -209,11 +209,15 @@ def main() -> None:
             torch.cuda.reset_peak_memory_stats()
         below, above = in_turns(runs, arguments.repeats).values()
         figures.append(figure(f"{name}, {method}: constrained step", above, below, at_most=AT_MOST[method]))
-        of_both = {"pixels_and_text": list(SIZES[name]) if arguments.size is None else [arguments.size, SIZES[name][1]]}
-        of_both |= {"free_step_seconds": median_wall(below) / arguments.steps}
+        pixels, tokens = SIZES[name]
+        detail = {
+            "pixels": arguments.size or pixels,
+            "text_tokens": tokens,
+            "free_step_seconds": median_wall(below) / arguments.steps,
+        }
         if arguments.device.startswith("cuda"):
-            of_both["peak_bytes_of_both"] = torch.cuda.max_memory_allocated()
-        details[f"{name}, {method}"] = of_both
+            detail["peak_bytes_of_both"] = torch.cuda.max_memory_allocated()
+        details[f"{name}, {method}"] = detail
         del free, held, runs, warm_up
     show("training", figures, arguments, details=details)
 
