@@ -23,6 +23,7 @@ from nullbooth_cli.progress import Interrupts
 from nullbooth_cli.store import Layout, Store, create_collection
 from nullbooth_cli.store.background import Writer
 from tests.benchmarks.training import TINY as TINY_DENOISERS
+from tests.benchmarks.training import cut_depth
 from tests.support.builders import ROOT
 
 STRATEGY = "DPM++ 2M Karras"
@@ -86,7 +87,7 @@ def sdxl_pipeline(
     unet = dict(diffusers.UNet2DConditionModel.load_config(folder, subfolder="unet"))
     unet |= TINY_SDXL if tiny else {}
     if depth:
-        unet["transformer_layers_per_block"] = [min(depth, blocks) for blocks in unet["transformer_layers_per_block"]]
+        cut_depth(unet, depth)
     with torch.device(device):  # 3.4 billion values are drawn where they are used
         for part, kind in (
             ("text_encoder", transformers.CLIPTextModel),

@@ -75,6 +75,17 @@ class RandomProjectors:
         return self._found
 
 
+def sizes(arguments: argparse.Namespace, name: str) -> tuple[int, int]:
+    """Pixels along a side, and tokens of text."""
+    pixels, tokens = SIZES[name]
+    return arguments.size or pixels, tokens
+
+
+def cut_depth(unet: dict[str, Any], depth: int) -> None:
+    """Keep `depth` transformer blocks in a row at most, in the config of SDXL's U-Net."""
+    unet["transformer_layers_per_block"] = [min(blocks, depth) for blocks in unet["transformer_layers_per_block"]]
+
+
 def denoiser(arguments: argparse.Namespace, name: str) -> Any:
     """The named model's denoiser, built on the device from its config file, with small random weights."""
     part, kind = ("transformer", diffusers.FluxTransformer2DModel) if name == "flux" else ("unet", diffusers.UNet2DConditionModel)
@@ -84,9 +95,7 @@ def denoiser(arguments: argparse.Namespace, name: str) -> Any:
     if arguments.depth and name == "flux":
         config |= {"num_layers": arguments.depth, "num_single_layers": 2 * arguments.depth}
     elif arguments.depth and name == "sdxl":
-        config["transformer_layers_per_block"] = [
-            min(layers, arguments.depth) for layers in config["transformer_layers_per_block"]
-        ]
+        cut_depth(config, arguments.depth)
     torch.manual_seed(0)
     with torch.device("meta"):
         # The model's own `to` warns of parts that are to stay float32.
@@ -99,8 +108,8 @@ def denoiser(arguments: argparse.Namespace, name: str) -> Any:
 
 def inputs(arguments: argparse.Namespace, name: str, model: Any) -> dict[str, Any]:
     """A random batch, as a forward of the denoiser takes it."""
-    pixels, text = SIZES[name]
-    config, batch, size = model.config, arguments.batch, (arguments.size or pixels) // 8
+    pixels, text = sizes(arguments, name)
+    config, batch, size = model.config, arguments.batch, pixels // 8
     random = partial(torch.randn, device=arguments.device)
     if name == "flux":
         places = torch.zeros(size * size // 4, 3, device=arguments.device)
@@ -198,10 +207,10 @@ def main() -> None:
         arguments.steps, arguments.repeats, arguments.size = 2, 1, 64
     figures, details = [], {}
     for name, method in itertools.product(arguments.model, arguments.methods):
-        free, held = (Training(arguments, name, method, constrained=constrained) for constrained in (False, True))
+        free, constrained = (Training(arguments, name, method, constrained=each) for each in (False, True))
         runs: dict[str, Callable[[Stopwatch], None]] = {
             f"{name} {method} free": partial(free.steps, arguments.steps),
-            f"{name} {method} constrained": partial(held.steps, arguments.steps),
+            f"{name} {method} constrained": partial(constrained.steps, arguments.steps),
         }
         for warm_up in runs.values():
             warm_up(Stopwatch())
@@ -209,16 +218,12 @@ def main() -> None:
             torch.cuda.reset_peak_memory_stats()
         below, above = in_turns(runs, arguments.repeats).values()
         figures.append(figure(f"{name}, {method}: constrained step", above, below, at_most=AT_MOST[method]))
-        pixels, tokens = SIZES[name]
-        detail = {
-            "pixels": arguments.size or pixels,
-            "text_tokens": tokens,
-            "free_step_seconds": median_wall(below) / arguments.steps,
-        }
+        pixels, tokens = sizes(arguments, name)
+        detail = {"pixels": pixels, "text_tokens": tokens, "free_step_seconds": median_wall(below) / arguments.steps}
         if arguments.device.startswith("cuda"):
             detail["peak_bytes_of_both"] = torch.cuda.max_memory_allocated()
         details[f"{name}, {method}"] = detail
-        del free, held, runs, warm_up
+        del free, constrained, runs, warm_up
     show("training", figures, arguments, details=details)
 
 
